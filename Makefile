@@ -1,0 +1,45 @@
+# Every target does its own set-up in .venv, and is quick when run again.
+PYTHON ?= python3
+RUNTIME ?= cpu
+BIN := .venv/bin
+INSTALLED := .venv/.installed-$(RUNTIME)
+RUN := runs/quickstart
+TEACHER := whisper-base
+export WORKBENCH := $(BIN)/workbench
+
+.PHONY: quickstart demo test test-fast notebooks lint format clean
+
+quickstart: $(INSTALLED)  ## the whole chain on real speech: distil, export, verify, measure
+	$(WORKBENCH) distill recipes/quickstart.yaml output=$(RUN)
+	$(WORKBENCH) export $(RUN)/student -o $(RUN)/bundle --precision fp32,int8
+	$(WORKBENCH) measure $(RUN)/bundle --against $(TEACHER) -o $(RUN)
+
+demo: quickstart  ## the side-by-side page on http://127.0.0.1:7860
+	$(WORKBENCH) demo $(RUN)/bundle --against $(TEACHER)
+
+test: $(INSTALLED)  ## all tests, the slow ones on the real Whisper base too
+	$(BIN)/pytest -m "not gpu or gpu" --durations=10
+
+test-fast: $(INSTALLED)  ## tests on tiny random models only
+	$(BIN)/pytest
+
+notebooks: $(INSTALLED)  ## execute the notebooks
+	$(BIN)/pytest --nbmake --nbmake-timeout=600 -m "" notebooks
+
+lint: $(INSTALLED)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv runs
+
+# pip's resolver backtracks for long on ranges; the constraints leave it one choice each.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(RUNTIME),demo,notebooks,dev]"
+	touch $@

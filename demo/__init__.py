@@ -1,0 +1,1 @@
+"""The side-by-side page. Public: `demo.app.build` and `demo.app.serve`."""

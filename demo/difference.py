@@ -1,0 +1,50 @@
+"""Word-level differences between what was said and what a system wrote, as pieces to colour."""
+
+from __future__ import annotations
+
+import html
+
+from workbench.scoring import normalize
+
+COLOURS = {"substitution": "#ffd8a8", "insertion": "#b2f2bb", "deletion": "#ffc9c9"}
+
+
+def differences(reference: str, hypothesis: str, language: str = "en") -> list[tuple[str, str | None]]:
+    """Pieces of a hypothesis with the kind of error each is, None where it is right.
+
+    Words are compared under Whisper's normalizer and shown so, because that is what WER counts. A deletion shows the
+    word that is missing.
+    """
+    import jiwer
+
+    wanted, said = normalize(reference, language), normalize(hypothesis, language)
+    alignment = jiwer.process_words([wanted], [said])
+    words, heard = alignment.references[0], alignment.hypotheses[0]
+    pieces: list[tuple[str, str | None]] = []
+    for chunk in alignment.alignments[0]:
+        ours = " ".join(heard[chunk.hyp_start_idx : chunk.hyp_end_idx])
+        theirs = " ".join(words[chunk.ref_start_idx : chunk.ref_end_idx])
+        if chunk.type == "equal":
+            pieces.append((ours, None))
+        elif chunk.type == "substitute":
+            pieces.append((ours, "substitution"))
+        elif chunk.type == "insert":
+            pieces.append((ours, "insertion"))
+        else:
+            pieces.append((theirs, "deletion"))
+    return pieces
+
+
+def as_html(pieces: list[tuple[str, str | None]]) -> str:
+    """Coloured words; a deletion is struck through, and each says its kind to who hovers or listens."""
+    out = []
+    for text, kind in pieces:
+        safe = html.escape(text)
+        if kind is None:
+            out.append(safe)
+            continue
+        tag = "del" if kind == "deletion" else "mark"
+        out.append(
+            f'<{tag} class="{kind}" title="{kind}" style="background:{COLOURS[kind]};color:#1b1f24;border-radius:3px;padding:0 .2em">{safe}</{tag}>'
+        )
+    return " ".join(out)

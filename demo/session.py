@@ -1,0 +1,127 @@
+"""What the page shows, without the page: systems opened once, a clip transcribed by each, errors counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from demo.difference import as_html, differences
+from export.bundle import open_manifest
+from export.edge import AudioError, BundleError, Recognizer
+from export.measure import teacher_bundle
+from workbench.audio import LONGEST_SECONDS, SAMPLE_RATE, Wave, check_length, decode, is_silent
+from workbench.errors import UserError
+from workbench.scoring import normalize, word_errors
+
+
+@dataclass(frozen=True)
+class Result:
+    """One system's answer on one clip."""
+
+    name: str
+    text: str
+    latency_ms: float
+    stages_ms: dict[str, float]
+    speedup: float  # teacher's latency over this one's
+    coloured: str  # HTML
+    compared_with: str  # "reference", "teacher", or "" for the teacher itself without a reference
+    running_wer: float | None  # over the clips of this session whose reference is known
+
+
+@dataclass
+class Systems:
+    """The teacher and the students, each opened once. The teacher is the first."""
+
+    recognizers: dict[str, Recognizer]
+
+    @staticmethod
+    def open(bundles: Sequence[Path], teacher: str, precision: str | None, threads: int | None) -> Systems:
+        """Open bundles; raises UserError for one that is damaged or two of one name."""
+        first = teacher_bundle(teacher)
+        opened = {f"{open_manifest(first).name} (teacher, fp32)": Recognizer(first, "fp32", threads)}
+        for bundle in bundles:
+            manifest = open_manifest(bundle)
+            chosen = precision or manifest.precisions[-1]
+            name = f"{manifest.name} ({chosen})"
+            if name in opened:
+                raise UserError(f"{bundle}: a bundle named {name!r} is already shown; export it with another --name")
+            try:
+                opened[name] = Recognizer(bundle, chosen, threads)
+            except BundleError as error:
+                raise UserError(str(error)) from None
+        return Systems(opened)
+
+    @property
+    def languages(self) -> list[str]:
+        """Languages that every system knows."""
+        sets = [set(r.prompts) for r in self.recognizers.values()]
+        return sorted(set.intersection(*sets))
+
+
+@dataclass
+class Tally:
+    """Word errors of a visitor's session, of each system."""
+
+    errors: dict[str, int] = field(default_factory=dict)
+    words: int = 0
+
+
+def load_clip(path: Path) -> Wave:
+    """Decode an upload or recording; raises UserError in one line where it cannot be used."""
+    wave = decode(path, path.name, LONGEST_SECONDS)
+    check_length(wave, path.name)
+    if is_silent(wave):
+        raise UserError(f"{path.name}: is silent; check the microphone, or choose another recording")
+    return wave
+
+
+def compare(systems: Systems, wave: Wave, reference: str, language: str, tally: Tally) -> list[Result]:
+    """Transcribe a clip with each system in turn.
+
+    Args:
+        systems: teacher first.
+        wave: [samples] at 16 kHz.
+        reference: what was said, or "" where that is not known; students are then compared with the teacher.
+        language: ISO 639-1 code.
+        tally: updated with this clip's word errors where the reference is known.
+
+    Raises:
+        UserError: the wave cannot be used, or a system does not know the language.
+    """
+    results: list[Result] = []
+    transcripts = {}
+    for name, recognizer in systems.recognizers.items():
+        try:
+            transcripts[name] = recognizer.transcribe(wave, language)
+        except (AudioError, BundleError) as error:
+            raise UserError(str(error)) from None
+    teacher = next(iter(transcripts.values()))
+    wanted = normalize(reference, language)
+    if wanted:
+        tally.words += len(wanted.split())
+    for name, transcript in transcripts.items():
+        if wanted:
+            wrong = word_errors(wanted, normalize(transcript.text, language)).total
+            tally.errors[name] = tally.errors.get(name, 0) + wrong
+        standard, compared = (
+            (reference, "reference") if wanted else (teacher.text, "teacher" if transcript is not teacher else "")
+        )
+        results.append(
+            Result(
+                name=name,
+                text=transcript.text,
+                latency_ms=transcript.latency_ms,
+                stages_ms=transcript.stages_ms,
+                speedup=teacher.latency_ms / transcript.latency_ms,
+                coloured=as_html(differences(standard, transcript.text, language)) if compared else transcript.text,
+                compared_with=compared,
+                running_wer=100 * tally.errors[name] / tally.words if tally.words else None,
+            )
+        )
+    return results
+
+
+def seconds(wave: Wave) -> float:
+    """Length of a wave."""
+    return len(wave) / SAMPLE_RATE

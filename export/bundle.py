@@ -1,0 +1,225 @@
+"""Write a bundle: one folder that every runtime loads (docs/BUNDLE.md).
+
+Whole or not at all: it is made beside its place and moved there when everything in it has been checked.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.edge.bundle import FORMAT, BundleError, Manifest, read_manifest
+from export.quantize import check_precisions, graph_name
+from workbench import __version__
+from workbench.errors import UserError
+from workbench.families.whisper import TOKENS_AT_LEAST, TOKENS_PER_SECOND, WINDOW_SECONDS, Whisper
+from workbench.families.whisper_tokens import prompt_ids
+from workbench.files import atomic_folder, check_free_space, read_json, sha256, write_json
+from workbench.host import describe_host, has_int8_dot_product
+from workbench.students import parameters
+from workbench.teachers import fingerprint
+
+log = logging.getLogger("workbench")
+# What the clients read besides graphs; a checkpoint that lacks one of the optional ones exports without it.
+CHECKPOINT_FILES = (
+    "config.json", "generation_config.json", "preprocessor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+    "added_tokens.json", "special_tokens_map.json", "normalizer.json",
+)  # fmt: skip
+REQUIRED_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", "vocab.json")
+RECORDED = ("parity", "verification", "measurement")  # what is added to a manifest after the graphs
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an exported checkpoint came from."""
+
+    name: str
+    checkpoint: Path
+    length: str  # "true": reads clips at their own length; "padded": reads 30 s, as stock Whisper does
+    margin_seconds: float
+    run: dict[str, Any] | None  # recipe hash, teacher and validation scores, where a run made it
+
+
+def find_origin(checkpoint: Path, name: str = "") -> Origin:
+    """Read what a checkpoint folder says of itself; `workbench.json` marks a length-adaptive student."""
+    settings = checkpoint / "workbench.json"
+    content = read_json(settings, "a student's settings") if settings.is_file() else {}
+    run = checkpoint.parent
+    made = None
+    if (run / "scores.json").is_file() and (run / "recipe.yaml").is_file():
+        scores = read_json(run / "scores.json", "a run's scores")
+        made = {
+            "recipe_sha256": sha256(run / "recipe.yaml"),
+            "teacher": scores["teacher"],
+            "validation": scores["validation"],
+        }
+    label = name or (run.name if made else checkpoint.name)
+    return Origin(label, checkpoint, content.get("length", "padded"), float(content.get("margin_seconds", 0.0)), made)
+
+
+def export_bundle(
+    checkpoint: Path, output: Path, precisions: list[str], name: str = "", overwrite: bool = False
+) -> Path:
+    """Export a Whisper checkpoint folder as a bundle and check its tensors against torch.
+
+    Args:
+        checkpoint: a student's or any transformers Whisper folder.
+        output: the bundle's folder.
+        precisions: names of precisions, the first is the clients' default.
+        name: what the bundle is called; the run's or the checkpoint's name by default.
+        overwrite: replace a bundle of other content.
+
+    Returns:
+        The bundle's folder. One that already holds this export, undamaged, is left as it is.
+
+    Raises:
+        UserError: the checkpoint cannot be used, the disk is full, or the graphs do not say what torch says.
+    """
+    from export.model_card import write_card
+    from export.parity import check_tensors
+    from export.quantize import quantize_int8
+
+    precisions = check_precisions(precisions)
+    if missing := [f for f in REQUIRED_FILES if not (checkpoint / f).is_file()]:
+        raise UserError(f"{checkpoint}: lacks {', '.join(missing)}; expected a transformers Whisper checkpoint folder")
+    origin = find_origin(checkpoint, name)
+    source = fingerprint(checkpoint)
+    if _is_current(output, source, precisions, overwrite):
+        log.info("%s is up to date", output)
+        return output
+    family = Whisper(checkpoint)
+    model = family.load()
+    check_free_space(output.parent, parameters(model) * (4 + len(precisions)), "the bundle")
+    with atomic_folder(output) as folder:
+        graphs = folder / "onnx"
+        graphs.mkdir()
+        _write_graphs(model, graphs, precisions, quantize_int8)
+        for file in CHECKPOINT_FILES:
+            if (checkpoint / file).is_file():
+                shutil.copyfile(checkpoint / file, folder / file)
+        shutil.copytree(Path(__file__).parent / "edge", folder / "edge", ignore=shutil.ignore_patterns("__pycache__"))
+        content = _manifest(origin, family, model, precisions, source)
+        _write(folder, content)
+        log.info("checking tensors against torch")
+        content["parity"] = check_tensors(folder, model, family, precisions)
+        _write(folder, content)
+        write_card(folder, content)
+        _write(folder, content)
+    return output
+
+
+def record(bundle: Path, **found: Any) -> None:
+    """Add what was measured of a bundle to its manifest and its model card."""
+    from export.model_card import write_card
+
+    content = open_manifest(bundle).content | {k: v for k, v in found.items() if k in RECORDED}
+    write_card(bundle, content)
+    _write(bundle, content)
+
+
+def open_manifest(bundle: Path, check: bool = False) -> Manifest:
+    """Read a bundle's manifest, and with `check` compare every file with its checksum; raises UserError."""
+    try:
+        manifest = read_manifest(bundle)
+        if check:
+            manifest.check()
+    except BundleError as error:
+        raise UserError(str(error)) from None
+    return manifest
+
+
+def _is_current(output: Path, source: str, precisions: list[str], overwrite: bool) -> bool:
+    if not output.exists():
+        return False
+    try:
+        manifest = read_manifest(output)
+        same = manifest.content.get("checkpoint_sha256") == source and manifest.precisions == precisions
+        if same and manifest.content.get("workbench") == __version__:
+            manifest.check()
+            return True
+    except BundleError as error:
+        if not overwrite and any(output.iterdir()) and not (output / "bundle.json").is_file():
+            raise UserError(
+                f"{output}: exists and is no bundle ({error}); choose another -o, or add --overwrite"
+            ) from None
+        return False
+    if not overwrite:
+        raise UserError(
+            f"{output}: holds a bundle of another checkpoint or other precisions; choose another -o, or add --overwrite"
+        )
+    return False
+
+
+def _write_graphs(model: Any, folder: Path, precisions: list[str], quantize_int8: Any) -> None:
+    from export.graphs import DECODER, ENCODER, export_graphs
+
+    log.info("exporting graphs")
+    export_graphs(model, folder)
+    if "int8" in precisions:
+        for graph in (ENCODER, DECODER):
+            log.info("quantizing %s to int8", graph)
+            quantize_int8(folder / graph, folder / graph_name(graph, "int8"))
+    if "fp32" not in precisions:
+        for graph in (ENCODER, DECODER):
+            (folder / graph).unlink()
+
+
+def _manifest(origin: Origin, family: Whisper, model: Any, precisions: list[str], source: str) -> dict[str, Any]:
+    from export.graphs import DECODER, ENCODER, FRONTEND
+
+    languages = sorted(k.strip("<|>") for k in (getattr(family.generation, "lang_to_id", None) or {"<|en|>": 0}))
+    return {
+        "format": FORMAT,
+        "workbench": __version__,
+        "name": origin.name,
+        "family": family.name,
+        "licence": "that of the teacher's weights; see MODEL_CARD.md",
+        "checkpoint_sha256": source,
+        "parameters": parameters(model),
+        "length": origin.length,
+        "margin_seconds": origin.margin_seconds,
+        "window_seconds": WINDOW_SECONDS,
+        "sample_rate": 16_000,
+        "precisions": {
+            precision: {
+                "frontend": f"onnx/{FRONTEND}",
+                "encoder": f"onnx/{graph_name(ENCODER, precision)}",
+                "decoder": f"onnx/{graph_name(DECODER, precision)}",
+            }
+            for precision in precisions
+        },
+        "int8": {"reduce_range": not has_int8_dot_product()} if "int8" in precisions else None,
+        "tokens": {
+            "prompts": {language: prompt_ids(family.tokenizer, language) for language in languages},
+            "end": family.end,
+            "suppressed": family.suppressed,
+            "suppressed_first": family.suppressed_first,
+        },
+        "decoding": {
+            "tokens_at_least": TOKENS_AT_LEAST,
+            "tokens_per_second": TOKENS_PER_SECOND,
+            "most_tokens": family.most_tokens,
+        },
+        "run": origin.run,
+        "host": describe_host(),
+        "files": {},
+    }
+
+
+def _write(folder: Path, content: dict[str, Any]) -> None:
+    """Write the manifest last, with the checksum of every other file."""
+    files = sorted(
+        p for p in folder.rglob("*") if p.is_file() and p.name != "bundle.json" and "__pycache__" not in p.parts
+    )
+    content["files"] = {p.relative_to(folder).as_posix(): sha256(p) for p in files}
+    write_json(folder / "bundle.json", content)
+
+
+def size_mb(manifest: Manifest, precision: str) -> float:
+    """Megabytes (10^6 bytes) that a device needs for one precision: its three graphs and the vocabulary."""
+    paths = [manifest.graph(part, precision) for part in ("frontend", "encoder", "decoder")]
+    return sum(p.stat().st_size for p in [*paths, manifest.path("vocab.json")]) / 1e6

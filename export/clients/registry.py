@@ -1,0 +1,39 @@
+"""Find a runtime by the name of its file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+
+from export.clients.protocol import Client
+from workbench.errors import UserError, nearest
+
+NOT_CLIENTS = {"protocol", "registry", "worker"}
+
+
+def known_clients() -> list[str]:
+    """Names of the runtimes, which are the files of this folder."""
+    names = (m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return sorted(name for name in names if name not in NOT_CLIENTS and not name.startswith("_"))
+
+
+def client_module(name: str) -> ModuleType:
+    """The module of a runtime; raises UserError for an unknown name."""
+    if name not in known_clients():
+        raise UserError(f"client {name!r}{nearest(name, known_clients())}")
+    return importlib.import_module(f"export.clients.{name}")
+
+
+def available(name: str) -> str | None:
+    """None if a runtime is installed, else how to install it."""
+    module = client_module(name)
+    return None if importlib.util.find_spec(module.REQUIRES) else str(module.INSTALL)
+
+
+def open_client(name: str, bundle: Path, precision: str, threads: int | None) -> Client:
+    """Open a bundle in a runtime."""
+    client: Client = client_module(name).open_client(bundle, precision, threads)
+    return client

@@ -1,0 +1,86 @@
+"""The manifest of a bundle, read with care: every path stays inside the folder, every file matches its checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+
+
+class BundleError(Exception):
+    """A bundle that cannot be used; the message names the file and says what to do."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a client needs to know of a bundle."""
+
+    folder: Path
+    content: dict[str, Any]  # bundle.json as it stands
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return str(self.content["name"])
+
+    @property
+    def precisions(self) -> list[str]:
+        """Precisions that the bundle holds."""
+        return list(self.content["precisions"])
+
+    def token_limit(self, seconds: float) -> int:
+        """Most tokens that a transcript of a clip of this length may have."""
+        caps: dict[str, float] = self.content["decoding"]
+        return int(min(caps["tokens_at_least"] + int(caps["tokens_per_second"] * seconds), caps["most_tokens"]))
+
+    def graph(self, part: str, precision: str) -> Path:
+        """Path of a graph (`frontend`, `encoder`, `decoder`) in a precision; raises BundleError if there is none."""
+        if precision not in self.content["precisions"]:
+            raise BundleError(f"{self.folder}: no precision {precision!r}; it has {', '.join(self.precisions)}")
+        return self.path(str(self.content["precisions"][precision][part]))
+
+    def path(self, name: str) -> Path:
+        """Path of a file named in the manifest; raises BundleError if it points outside the bundle."""
+        path = (self.folder / name).resolve()
+        if Path(name).is_absolute() or not path.is_relative_to(self.folder.resolve()):
+            raise BundleError(f"{self.folder / 'bundle.json'}: {name!r} points outside the bundle")
+        return path
+
+    def check(self, names: list[str] | None = None) -> None:
+        """Compare files with their recorded SHA-256; raises BundleError at the first difference."""
+        recorded: dict[str, str] = self.content["files"]
+        for name in recorded if names is None else names:
+            path = self.path(name)
+            if not path.is_file():
+                raise BundleError(f"{path}: missing, though bundle.json lists it; copy the whole folder again")
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            if digest.hexdigest() != recorded[name]:
+                raise BundleError(
+                    f"{path}: its SHA-256 is not the one in bundle.json; the file is damaged, copy the bundle again"
+                )
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Read bundle.json; raises BundleError if it is missing, malformed or of another format version."""
+    folder = Path(folder)
+    path = folder / "bundle.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{path}: no such file; expected the folder that `workbench export` wrote") from None
+    except ValueError as error:
+        raise BundleError(f"{path}: not valid JSON ({error}); copy the bundle again") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise BundleError(f"{path}: field 'format' is {found!r}; this runtime reads format {FORMAT}")
+    for field in ("name", "family", "precisions", "tokens", "files", "length", "decoding"):
+        if field not in content:
+            raise BundleError(f"{path}: field {field!r} is missing; export the bundle again")
+    return Manifest(folder, content)

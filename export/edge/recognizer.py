@@ -1,0 +1,178 @@
+"""Transcribe waves with a bundle's graphs on onnxruntime."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from .audio import SAMPLE_RATE, AudioError, Wave
+from .bundle import BundleError, Manifest, read_manifest
+from .tokens import Detokenizer
+
+POSITION_SAMPLES = 320  # samples of one encoder position: 20 ms
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was said, and what it cost to find out."""
+
+    text: str
+    tokens: tuple[int, ...]
+    stages_ms: dict[str, float]  # features, encoder, first_token, rest, detokenize
+    finished: bool  # False when the decoder was stopped by the cap on tokens
+
+    @property
+    def latency_ms(self) -> float:
+        """All stages together."""
+        return sum(self.stages_ms.values())
+
+
+class Recognizer:
+    """A bundle opened in one precision.
+
+    Args:
+        bundle: folder that `workbench export` wrote.
+        precision: one that the bundle holds; the first by default.
+        threads: of onnxruntime; all cores by default.
+        providers: of onnxruntime, in order of preference; the CPU by default.
+        check: compare the graphs' SHA-256 with the manifest first.
+
+    Raises:
+        BundleError: the bundle is damaged, or has no such precision.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        precision: str | None = None,
+        threads: int | None = None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        check: bool = True,
+    ) -> None:
+        self.manifest: Manifest = read_manifest(bundle)
+        self.precision = precision or self.manifest.precisions[0]
+        graphs = {part: self.manifest.graph(part, self.precision) for part in ("frontend", "encoder", "decoder")}
+        if check:
+            inside = self.manifest.folder.resolve()
+            self.manifest.check([path.relative_to(inside).as_posix() for path in graphs.values()])
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        # three sessions share the cores: a pool that spins after its graph is done slows the next graph by a third
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if threads:
+            options.intra_op_num_threads = threads
+        try:
+            self.frontend, self.encoder, self.decoder = (
+                ort.InferenceSession(str(path), options, providers=list(providers)) for path in graphs.values()
+            )
+        except Exception as error:  # onnxruntime's errors have no common base
+            raise BundleError(f"{bundle}: onnxruntime {ort.__version__} cannot load it ({error})") from error
+        self.detokenize = Detokenizer(self.manifest.path("vocab.json"))
+        content = self.manifest.content
+        self.length: str = content["length"]
+        self.margin, self.window = float(content["margin_seconds"]), float(content["window_seconds"])
+        tokens = content["tokens"]
+        self.prompts: dict[str, list[int]] = tokens["prompts"]
+        self.end: int = tokens["end"]
+        self.suppressed = np.array(tokens["suppressed"], np.int64)
+        self.suppressed_first = np.array(tokens["suppressed_first"], np.int64)
+        past = [i for i in self.decoder.get_inputs() if i.name.startswith("past_key_values")]
+        self.cross = [i.name for i in past if ".encoder." in i.name]
+        self.own = [i.name for i in past if ".decoder." in i.name]
+        # the first pass takes no past, but the graph's signature asks for one
+        shape = [1, past[0].shape[1], 1, past[0].shape[3]]
+        self.nothing = {i.name: _value(np.zeros(shape, np.float32)) for i in past}
+        self.outputs = [o.name for o in self.decoder.get_outputs()]
+
+    def transcribe(self, wave: Wave, language: str = "en") -> Transcript:
+        """Transcribe one utterance, [samples] at 16 kHz, of at most 30 s.
+
+        Raises:
+            AudioError: the wave is empty, too long, or holds values that are not finite.
+            BundleError: the model does not know the language.
+        """
+        seconds = self._checked(wave)
+        prompt = self._prompt(language)
+        clock = _Clock()
+        features = self.frontend.run_with_ort_values(["input_features"], {"waves": _value(self._padded(wave)[None])})[0]
+        clock.lap("features")
+        states = self.encoder.run_with_ort_values(["last_hidden_state"], {"input_features": features})[0]
+        clock.lap("encoder")
+        ids, finished = self._greedy(states, prompt, self.manifest.token_limit(seconds), clock)
+        clock.lap("rest")
+        text = self.detokenize(ids)
+        clock.lap("detokenize")
+        return Transcript(text, tuple(ids), clock.laps, finished)
+
+    def _greedy(self, states: Any, prompt: list[int], limit: int, clock: _Clock) -> tuple[list[int], bool]:
+        """Write the likeliest token until the end or the limit."""
+        ids: list[int] = []
+        feed = {"encoder_hidden_states": states, **self.nothing, "use_cache_branch": _value(np.array([False]))}
+        tokens = prompt
+        while True:
+            feed["input_ids"] = _value(np.array([tokens], np.int64))
+            out = dict(zip(self.outputs, self.decoder.run_with_ort_values(self.outputs, feed), strict=True))
+            logits = out["logits"].numpy()[0, -1]  # [vocabulary]
+            logits[self.suppressed] = -np.inf
+            if not ids:
+                logits[self.suppressed_first] = -np.inf
+            token = int(logits.argmax())
+            if not ids:
+                clock.lap("first_token")
+            if token == self.end:
+                return ids, True
+            ids.append(token)
+            if len(ids) >= limit:
+                return ids, False
+            if len(ids) == 1:
+                # cross-attention keys and values come once; later passes return them empty
+                feed |= {name: out[name.replace("past_key_values", "present")] for name in self.cross}
+                feed["use_cache_branch"] = _value(np.array([True]))
+            feed |= {name: out[name.replace("past_key_values", "present")] for name in self.own}
+            tokens = [token]
+
+    def _checked(self, wave: Wave) -> float:
+        seconds = len(wave) / SAMPLE_RATE
+        if wave.ndim != 1 or not len(wave):
+            raise AudioError(f"the wave has shape {wave.shape}; expected [samples], at least one")
+        if seconds > self.window:
+            raise AudioError(f"the wave lasts {seconds:.1f} s; expected at most {self.window:.0f} s, split it first")
+        if not np.isfinite(wave).all():
+            raise AudioError("the wave holds values that are not finite")
+        return seconds
+
+    def _prompt(self, language: str) -> list[int]:
+        if language not in self.prompts:
+            raise BundleError(
+                f"{self.manifest.name}: does not know language {language!r}; it knows {', '.join(self.prompts)}"
+            )
+        return self.prompts[language]
+
+    def _padded(self, wave: Wave) -> Wave:
+        """The wave with the silence after it that the model was trained with: a margin, or up to the whole window."""
+        seconds = self.window if self.length == "padded" else min(len(wave) / SAMPLE_RATE + self.margin, self.window)
+        samples = -(-round(seconds * SAMPLE_RATE) // POSITION_SAMPLES) * POSITION_SAMPLES
+        return np.pad(wave, (0, samples - len(wave))).astype(np.float32)
+
+
+class _Clock:
+    """Wall-clock time of consecutive stages, in ms; a stage timed twice adds up."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self.at = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.laps[stage] = self.laps.get(stage, 0.0) + 1000 * (now - self.at)
+        self.at = now
+
+
+def _value(array: Any) -> Any:
+    return ort.OrtValue.ortvalue_from_numpy(array)

@@ -1,0 +1,177 @@
+"""Latency of several systems on the same clips, interleaved: every clip goes to each system in turn.
+
+Each system lives in a process of its own (its load time and memory are its own), waits while the others work, and gets
+the same threads. What the machine does meanwhile then hits all alike, so ratios hold where absolute times drift.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import UserError
+
+STAGES = ("decode", "features", "encoder", "first_token", "rest", "detokenize")
+
+
+@dataclass(frozen=True)
+class System:
+    """A bundle in one precision."""
+
+    name: str
+    kind: str  # teacher or student
+    bundle: Path
+    precision: str
+
+
+@dataclass
+class Timed:
+    """What a system wrote and how long it took, clip by clip."""
+
+    hypotheses: list[str] = field(default_factory=list)
+    stages_ms: list[dict[str, float]] = field(default_factory=list)
+    finished: list[bool] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    load_ms: float = 0.0
+    peak_rss_mb: float = 0.0
+
+
+def time_systems(
+    systems: Sequence[System],
+    wavs: Sequence[tuple[Path, str]],
+    threads: int,
+    warmup: int = 2,
+    repeats: int = 1,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[Timed]:
+    """Transcribe clips with every system, one system at a time, clip by clip.
+
+    Args:
+        systems: what to compare.
+        wavs: 16 kHz WAV files and their languages.
+        threads: of each system's runtime.
+        warmup: clips that each system transcribes first, untimed.
+        repeats: passes over the clips; the median of a clip's times is kept.
+        progress: called with the number of transcriptions finished since the last call.
+
+    Raises:
+        UserError: a system died or failed; the message is its own.
+    """
+    context = multiprocessing.get_context("spawn")  # a forked onnxruntime would share its parent's thread pools
+    workers = [_Worker(context, system, threads) for system in systems]
+    try:
+        found = [Timed(load_ms=worker.ready()) for worker in workers]
+        for wav, language in wavs[:warmup]:
+            for worker in workers:
+                worker.transcribe(wav, language)
+        for wav, language in wavs:
+            runs = [[worker.transcribe(wav, language) for worker in workers] for _ in range(repeats)]
+            for i, timed in enumerate(found):
+                _keep(timed, [run[i] for run in runs])
+            progress(len(systems) * repeats)
+        for timed, worker in zip(found, workers, strict=True):
+            timed.peak_rss_mb = worker.peak_rss_mb()
+    finally:
+        for worker in workers:
+            worker.stop()
+    return found
+
+
+def _keep(timed: Timed, runs: Sequence[dict[str, Any]]) -> None:
+    """Keep the run whose total time is the median; its stages then add up."""
+    chosen = sorted(runs, key=lambda run: sum(run["stages_ms"].values()))[len(runs) // 2]
+    timed.hypotheses.append(chosen["text"])
+    timed.stages_ms.append({k: round(v, 3) for k, v in chosen["stages_ms"].items()})
+    timed.finished.append(chosen["finished"])
+    timed.tokens.append(chosen["tokens"])
+
+
+class _Worker:
+    """The parent's end of a system's process."""
+
+    def __init__(self, context: Any, system: System, threads: int) -> None:
+        self.system = system
+        self.pipe, child = context.Pipe()
+        self.process = context.Process(
+            target=_serve, args=(child, str(system.bundle), system.precision, threads), daemon=True
+        )
+        self.process.start()
+        child.close()
+
+    def ready(self) -> float:
+        """Wait until the system is loaded; returns the time that took, in ms."""
+        return float(self._answer()["load_ms"])
+
+    def transcribe(self, wav: Path, language: str) -> dict[str, Any]:
+        """Transcribe one clip."""
+        self.pipe.send((str(wav), language))
+        return self._answer()
+
+    def peak_rss_mb(self) -> float:
+        """Largest resident memory so far, in MB (10^6 bytes)."""
+        self.pipe.send(None)
+        return float(self._answer()["peak_rss_mb"])
+
+    def _answer(self) -> dict[str, Any]:
+        try:
+            answer: dict[str, Any] = self.pipe.recv()
+        except EOFError:
+            self.process.join(5)
+            raise UserError(
+                f"{self.system.name}: its process ended with exit status {self.process.exitcode}, perhaps for lack of memory"
+            ) from None
+        if "error" in answer:
+            raise UserError(f"{self.system.name}: {answer['error']}")
+        return answer
+
+    def stop(self) -> None:
+        """End the process."""
+        self.pipe.close()
+        self.process.join(2)
+        if self.process.is_alive():
+            self.process.kill()
+
+
+def _serve(pipe: Connection, bundle: str, precision: str, threads: int) -> None:
+    """Load a bundle and answer requests, in a process that never imports torch."""
+    from export.edge import AudioError, BundleError, Recognizer, read_wav
+
+    try:
+        started = time.perf_counter()
+        recognizer = Recognizer(bundle, precision, threads, check=False)  # the parent has checked it
+        pipe.send({"load_ms": 1000 * (time.perf_counter() - started)})
+        while True:
+            request = pipe.recv()
+            if request is None:
+                pipe.send({"peak_rss_mb": _peak_rss_mb()})
+                continue
+            started = time.perf_counter()
+            wave = read_wav(request[0])
+            decode_ms = 1000 * (time.perf_counter() - started)
+            out = recognizer.transcribe(wave, request[1])
+            stages = {"decode": decode_ms, **{stage: out.stages_ms.get(stage, 0.0) for stage in STAGES[1:]}}
+            pipe.send({"text": out.text, "stages_ms": stages, "finished": out.finished, "tokens": len(out.tokens)})
+    except EOFError:
+        return  # the parent is done
+    except KeyboardInterrupt:
+        return  # Ctrl-C goes to the whole group; the parent says so
+    except (AudioError, BundleError) as error:
+        pipe.send({"error": str(error)})
+
+
+def _peak_rss_mb() -> float:
+    import resource
+    import sys
+
+    if sys.platform == "linux":
+        # ru_maxrss would count what the parent held when it forked; VmHWM starts anew with the program
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

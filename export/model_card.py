@@ -1,0 +1,73 @@
+"""MODEL_CARD.md of a bundle: what it is, what it scored, how to run it in each client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from workbench.files import write_text
+
+
+def write_card(folder: Path, content: dict[str, Any]) -> None:
+    """Write the card from the manifest's content."""
+    write_text(folder / "MODEL_CARD.md", "\n\n".join(_sections(content)) + "\n")
+
+
+def _sections(content: dict[str, Any]) -> list[str]:
+    run = content.get("run") or {}
+    teacher = (run.get("teacher") or {}).get("name")
+    origin = f"a student of `{teacher}`" if teacher else "an export of the checkpoint as it stands"
+    length = (
+        f"Reads a clip at its own length plus {content['margin_seconds']} s of silence (length-adaptive), up to 30 s."
+        if content["length"] == "true"
+        else "Reads every clip padded to 30 s, as stock Whisper does."
+    )
+    sections = [
+        f"# {content['name']}",
+        f"Speech recognition, Whisper family, {content['parameters'] / 1e6:.1f} M parameters; {origin}. {length}",
+        f"Exported by distill-workbench {content['workbench']}. The weights derive from the teacher's, and so does their licence: keep its notice. Checksums of every file stand in bundle.json.",
+    ]
+    if run.get("validation"):
+        sections.append(f"Validation WER after training: {run['validation']['wer']} %.")
+    if measurement := content.get("measurement"):
+        sections.append(_table("Measured", measurement))
+    if verification := content.get("verification"):
+        sections.append(_verified(verification))
+    return [*sections, _usage(list(content["precisions"]))]
+
+
+def _table(title: str, measurement: dict[str, Any]) -> str:
+    corpus = measurement["corpus"]
+    rows = "\n".join(
+        f"| {s['precision']} | {s['wer']:.2f} | {s['latency_ms']['p50']:.0f} | {s['latency_ms']['p95']:.0f} | {s['size_mb']:.0f} | {s['peak_rss_mb']:.0f} |"
+        for s in measurement["systems"]
+    )
+    host = measurement["host"]
+    return (
+        f"## {title}\n\n{corpus['name']}, {corpus['split']}: {corpus['clips']} clips. {host['cpu']}, {measurement['threads']} threads.\n\n"
+        f"| precision | WER % | p50 ms | p95 ms | MB | peak RSS MB |\n|---|---|---|---|---|---|\n{rows}"
+    )
+
+
+def _verified(verification: dict[str, Any]) -> str:
+    rows = "\n".join(
+        f"| {c['client']} {c['version']} | {c['precision']} | {'pass' if c['passed'] else 'FAIL'} | {c['tokens_equal']} | {c['wer']} | {c['wer_torch']} |"
+        for c in verification["clients"]
+    )
+    return f"## Verified in\n\n| client | precision | result | clips with equal tokens | WER % | in torch |\n|---|---|---|---|---|---|\n{rows}"
+
+
+def _usage(precisions: list[str]) -> str:
+    return f"""## Use
+
+Without torch (numpy and onnxruntime):
+
+    pip install -r edge/requirements.txt
+    python -m edge --precision {precisions[-1]} speech.wav
+
+Optimum, fp32 (for int8 copy config.json and both `_quantized` files, without that suffix, to a folder of their own):
+
+    from optimum.onnxruntime import ORTModelForSpeechSeq2Seq
+    from transformers import GenerationConfig
+    model = ORTModelForSpeechSeq2Seq.from_pretrained(
+        ".", subfolder="onnx", generation_config=GenerationConfig.from_pretrained("."))"""

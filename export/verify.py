@@ -1,0 +1,180 @@
+"""Prove a bundle in other people's runtimes: each in its own process, against torch, token by token and in WER."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from export.bundle import open_manifest, record
+from export.clients import available, known_clients
+from export.edge import read_wav
+from workbench.corpus import Utterance
+from workbench.errors import UserError
+from workbench.scoring import score
+
+log = logging.getLogger("workbench")
+LEAST_EQUAL = 0.99  # share of clips whose tokens must equal torch's, fp32
+WER_BUDGET = 0.5  # points above torch that an int8 client may score
+SECONDS_A_CLIP = 60  # before a client counts as hung
+
+
+def verify_bundle(
+    bundle: Path,
+    checkpoint: Path,
+    utterances: Sequence[Utterance],
+    corpus: str,
+    clients: Sequence[str] = (),
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Transcribe clips with every installed runtime and precision, compare with torch, record it in the manifest.
+
+    Args:
+        bundle: the bundle's folder.
+        checkpoint: the transformers checkpoint that it was exported from.
+        utterances: clips to compare on, of validation rather than test.
+        corpus: what to call them in the record.
+        clients: names of runtimes; all known ones by default.
+        threads: of each runtime.
+
+    Returns:
+        The record: for each client and precision whether it passed, its equal clips, and its WER beside torch's.
+
+    Raises:
+        UserError: a bundle that fails its checksums, or an unknown client.
+    """
+    manifest = open_manifest(bundle, check=True)
+    names = list(clients) or known_clients()
+    results, absent = [], {}
+    with tempfile.TemporaryDirectory() as temporary:
+        clips = _write_clips(utterances, Path(temporary))
+        reference = _torch_reference(checkpoint, clips, manifest.content)
+        for name in names:
+            if remedy := available(name):
+                absent[name] = remedy
+                log.info("client %s is not installed; %s", name, remedy)
+                continue
+            for precision in manifest.precisions:
+                job = {"bundle": str(bundle), "precision": precision, "threads": threads, "clips": clips}
+                found = _compare(name, job, Path(temporary), utterances, reference)
+                results.append(found)
+                log.info("%s %s: %s, %s clips equal, WER %s (torch %s) %s", name, precision, "pass" if found["passed"] else "FAIL",
+                         found["tokens_equal"], found["wer"], found["wer_torch"], found["error"] or "")  # fmt: skip
+    verification = {"corpus": corpus, "clips": len(utterances), "clients": results, "not_installed": absent}
+    record(bundle, verification=verification)
+    return verification
+
+
+def _torch_reference(
+    checkpoint: Path, clips: Sequence[dict[str, str]], content: dict[str, Any]
+) -> list[tuple[str, list[int]]]:
+    """Text and tokens that the torch model writes of each clip, alone in its batch, as the clients do it."""
+    import torch
+
+    from workbench.families.whisper import WINDOW_SECONDS, Whisper, encode, greedy
+    from workbench.families.whisper_tokens import prompt_ids
+    from workbench.teachers import fingerprint
+
+    if fingerprint(checkpoint) != content["checkpoint_sha256"]:
+        raise UserError(
+            f"{checkpoint}: is not the checkpoint that the bundle was exported from; name that one with --checkpoint"
+        )
+    family = Whisper(checkpoint)
+    model = family.load()
+    out = []
+    with torch.no_grad():
+        for clip in clips:
+            wave = read_wav(clip["wav"])  # the very samples that the clients get
+            seconds = len(wave) / 16_000
+            length = WINDOW_SECONDS if content["length"] == "padded" else seconds + content["margin_seconds"]
+            states = encode(model, family.features([wave], length))
+            prompt = [prompt_ids(family.tokenizer, clip["language"])]
+            ids = greedy(
+                model,
+                states,
+                prompt,
+                [family.token_limit(seconds)],
+                family.end,
+                family.suppressed,
+                family.suppressed_first,
+            )[0]
+            out.append((family.tokenizer.decode(ids, skip_special_tokens=True).strip(), ids))
+    return out
+
+
+def _write_clips(utterances: Sequence[Utterance], folder: Path) -> list[dict[str, str]]:
+    from workbench.audio import write_wav
+
+    clips = []
+    for i, utterance in enumerate(utterances):
+        write_wav(folder / f"{i}.wav", utterance.wave())
+        clips.append({"wav": str(folder / f"{i}.wav"), "language": utterance.language})
+    return clips
+
+
+def _compare(
+    name: str,
+    job: dict[str, Any],
+    folder: Path,
+    utterances: Sequence[Utterance],
+    reference: Sequence[tuple[str, list[int]]],
+) -> dict[str, Any]:
+    texts, language = [u.text for u in utterances], utterances[0].language
+    torch_wer = score(texts, [text for text, _ in reference], language).wer
+    found: dict[str, Any] = {"client": name, "precision": job["precision"], "version": "", "passed": False, "error": None,
+                             "tokens_equal": "0", "prefix_share": 0.0, "wer": float("nan"), "wer_torch": round(torch_wer, 3)}  # fmt: skip
+    result, error = _run(name, job, folder)
+    if result is None:
+        return {**found, "error": error, "wer": None}
+    clips = result["clips"]
+    wer = score(texts, [c["text"] for c in clips], language).wer
+    prefixes = [_prefix_share(c["tokens"], ids) for c, (_, ids) in zip(clips, reference, strict=True)]
+    equal = sum(share == 1.0 for share in prefixes)
+    enough = equal >= LEAST_EQUAL * len(clips)
+    passed = enough if job["precision"] == "fp32" else wer <= torch_wer + WER_BUDGET
+    return {
+        **found,
+        "version": result["version"],
+        "passed": passed,
+        "tokens_equal": f"{equal} of {len(clips)}",
+        "prefix_share": round(sum(prefixes) / len(prefixes), 4),
+        "wer": round(wer, 3),
+    }
+
+
+def _run(name: str, job: dict[str, Any], folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """Run a client in its own process; returns its result, or None and the last line it said."""
+    job_path, result_path = folder / "job.json", folder / "result.json"
+    job_path.write_text(json.dumps(job), encoding="utf-8")
+    result_path.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "export.clients.worker", name, str(job_path), str(result_path)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=120 + SECONDS_A_CLIP * len(job["clips"])
+        )
+    except subprocess.TimeoutExpired as error:
+        return None, f"hung for {error.timeout:.0f} s"
+    if done.returncode or not result_path.is_file():
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        return None, f"exit status {done.returncode}: {lines[-1]}"
+    result: dict[str, Any] = json.loads(result_path.read_text(encoding="utf-8"))
+    return result, ""
+
+
+def _prefix_share(ours: Sequence[int] | None, theirs: Sequence[int]) -> float:
+    """Share of the reference's tokens before the first difference; 1 only if both are equal."""
+    if ours is None:
+        return 0.0
+    if list(ours) == list(theirs):
+        return 1.0
+    same = 0
+    for a, b in zip(ours, theirs, strict=False):
+        if a != b:
+            break
+        same += 1
+    return min(same / max(len(theirs), 1), 1 - 1e-6)

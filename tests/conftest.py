@@ -1,0 +1,95 @@
+"""Tiny random models for logic; the real Whisper base, fetched once, for what users rely on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+SPECIALS = [
+    "<|endoftext|>",
+    "<|startoftranscript|>",
+    "<|en|>",
+    "<|es|>",
+    "<|translate|>",
+    "<|transcribe|>",
+    "<|notimestamps|>",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Whisper with a byte tokenizer, as a transformers checkpoint folder."""
+    import torch
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    from export.edge.tokens import byte_alphabet
+    from workbench.families.whisper_tokens import save_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-teacher"
+    folder.mkdir()
+    vocabulary = {token: i for i, token in enumerate(sorted(byte_alphabet()))}
+    tokenizer = Tokenizer(BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIALS)
+    tokenizer.save(str(folder / "source.json"))
+    end = tokenizer.token_to_id("<|endoftext|>")
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        vocab_size=256 + len(SPECIALS), d_model=32, encoder_layers=3, decoder_layers=3, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_target_positions=128,
+        pad_token_id=end, bos_token_id=end, eos_token_id=end, decoder_start_token_id=end + 1,
+        suppress_tokens=None, begin_suppress_tokens=None, init_std=0.3,
+    )  # fmt: skip
+    model = WhisperForConditionalGeneration(config).eval()
+    model.generation_config._from_model_config = False
+    model.generation_config.suppress_tokens = [3]
+    model.generation_config.begin_suppress_tokens = [end]
+    model.generation_config.is_multilingual = True
+    model.generation_config.alignment_heads = [[0, 1], [2, 0]]
+    save_tokenizer(folder / "source.json", model, folder)
+    (folder / "source.json").unlink()
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Callable[..., Path]:
+    """Factory of a manifest with a few clips of the built-in speech per split."""
+
+    def make(clips: int = 6, longest: float = 2.5) -> Path:
+        from workbench.corpus import SPLITS, open_corpus
+
+        manifest = tmp_path / "speech.jsonl"
+        rows = []
+        for split in SPLITS:
+            short = [u for u in open_corpus("prompts-en", split) if 1.0 < u.seconds < longest][:clips]
+            rows += [
+                {"id": u.id, "audio": str(u.audio), "text": u.text, "duration": u.seconds, "split": split}
+                for u in short
+            ]
+        manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return manifest
+
+    return make
+
+
+def tone(seconds: float, rate: int = 16_000, amplitude: float = 0.3) -> np.ndarray:
+    """A 440 Hz sine."""
+    return (amplitude * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)).astype(np.float32)

@@ -1,0 +1,245 @@
+"""Training on a tiny model and real speech: targets are cached, runs resume, every switch works on the CPU."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from transformers import WhisperForConditionalGeneration
+
+import workbench.train
+from workbench.corpus import open_corpus
+from workbench.errors import UserError
+from workbench.families.whisper import IGNORED, Whisper, decoder_logits, encode
+from workbench.objectives import cross_entropy
+from workbench.recipe import parse_recipe
+from workbench.targets import TargetCache, TargetSettings, compute_targets
+from workbench.train import distill
+
+DECODER = {"trainable": "decoder", "epochs": 2, "learning_rate": 1e-3, "batch_seconds": 6.0,
+           "weighting": {"name": "adakd", "k0": 2, "k1": -1}}  # fmt: skip
+ENCODER = {
+    "trainable": "encoder",
+    "epochs": 1,
+    "learning_rate": 1e-3,
+    "batch_seconds": 6.0,
+    "encoder_matching": 1.0,
+    "decoding": False,
+}
+
+
+@pytest.fixture
+def recipe(tiny_checkpoint, cache, speech, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process holds one; here many runs share a process
+
+    def make(name="run", **changes):
+        content = {
+            "output": str(tmp_path / name), "teacher": str(tiny_checkpoint), "corpus": str(speech()),
+            "student": {"decoder_layers": [0, 2]}, "targets": {"top_k": 8},
+            "stages": {"encoder": ENCODER, "decoder": DECODER}, **changes,
+        }  # fmt: skip
+        return parse_recipe(content, "test")
+
+    return make
+
+
+def weights(folder):
+    return load_file(folder / "student" / "model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_run_leaves_what_it_promises(recipe):
+    parsed = recipe()
+    student = distill(parsed)
+    run = parsed.output
+    assert WhisperForConditionalGeneration.from_pretrained(student).config.decoder_layers == 2
+    assert json.loads((student / "workbench.json").read_text())["length"] == "true"
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss", "task", "distillation", "gradient_norm", "k"} <= set(metrics[-2])
+    assert len([m for m in metrics if "validation_wer" in m]) == 2
+    rows = pq.read_table(run / "weights.parquet").to_pylist()
+    train = open_corpus(parsed.corpus, "train")
+    assert {r["id"] for r in rows} == {u.id for u in train}
+    assert len(rows) == 3 * len(train)  # an epoch of the encoder, two of the decoder
+    scores = json.loads((run / "scores.json").read_text())
+    assert scores["teacher"]["sha256"]
+    assert scores["validation"]["wer"] >= 0
+    assert not (run / "checkpoints").exists()
+
+
+def test_frozen_parts_stay_and_trained_ones_move(recipe, tiny_checkpoint):
+    encoder_only = recipe(stages={"encoder": ENCODER})
+    distill(encoder_only)
+    teacher = Whisper(tiny_checkpoint).load().state_dict()
+    found = weights(encoder_only.output)
+    assert torch.equal(found["model.decoder.embed_tokens.weight"], teacher["model.decoder.embed_tokens.weight"])
+    assert torch.equal(found["model.encoder.embed_positions.weight"], teacher["model.encoder.embed_positions.weight"])
+    assert not torch.equal(found["model.encoder.conv1.weight"], teacher["model.encoder.conv1.weight"])
+
+
+def test_encoder_matching_brings_the_student_nearer_to_its_teacher(recipe):
+    parsed = recipe(stages={"encoder": {**ENCODER, "epochs": 6}})
+    distill(parsed)
+    matching = [json.loads(line)["matching"] for line in (parsed.output / "metrics.jsonl").read_text().splitlines()]
+    assert sum(matching[-2:]) < 0.8 * sum(matching[:2])
+
+
+@pytest.mark.parametrize("kills", [[2], [3, 5], [1, 4, 6]])
+def test_a_killed_run_resumes_to_the_same_bits(recipe, monkeypatch, kills):
+    whole = recipe("whole")
+    distill(whole)
+    killed = recipe("killed", checkpoint_minutes=1e-9)  # a checkpoint after every step
+    step = workbench.train._Distillation._step
+
+    for kill in kills:
+
+        def dying(self, *args, at=kill, **kwargs):
+            step(self, *args, **kwargs)
+            if args[6].step == at:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(workbench.train._Distillation, "_step", dying)
+        with pytest.raises(KeyboardInterrupt):
+            distill(killed)
+        monkeypatch.setattr(workbench.train._Distillation, "_step", step)
+    distill(killed)
+    assert same(weights(whole.output), weights(killed.output))
+    logs = [(r.output / "metrics.jsonl").read_text() for r in (whole, killed)]
+    assert logs[0] == logs[1]
+    assert pq.read_table(whole.output / "weights.parquet").equals(pq.read_table(killed.output / "weights.parquet"))
+
+
+def test_a_finished_run_is_left_alone_and_another_recipe_is_refused(recipe):
+    parsed = recipe()
+    distill(parsed)
+    before = (parsed.output / "student" / "model.safetensors").stat().st_mtime_ns
+    distill(parsed)
+    assert (parsed.output / "student" / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"another recipe"):
+        distill(recipe(seed=2))
+    distill(recipe(seed=2), restart=True)
+    assert (parsed.output / "student" / "model.safetensors").stat().st_mtime_ns > before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_remedy(recipe):
+    stages = {"decoder": {**DECODER, "learning_rate": 1e30, "epochs": 8, "clip_norm": 1e30}}
+    with pytest.raises(UserError, match=r"lower stages.decoder.learning_rate"):
+        distill(recipe(stages=stages))
+
+
+def test_impossible_layers_are_refused_before_work_starts(recipe, cache):
+    with pytest.raises(UserError, match=r"the teacher has no layer 7"):
+        distill(recipe(student={"decoder_layers": [0, 7]}))
+    assert not (cache / "targets").exists()
+
+
+@pytest.fixture
+def targets(tiny_checkpoint, cache, speech):
+    family = Whisper(tiny_checkpoint)
+    return family, family.load(), open_corpus(str(speech(10)), "train"), TargetSettings("teacher", 8, 2.0, 0.2)
+
+
+@torch.no_grad()
+def test_targets_are_what_the_teacher_says(targets):
+    family, teacher, clips, settings = targets
+    compute_targets(teacher, family, clips, settings, batch_clips=3)
+    found = TargetCache(settings.folder()).read(settings.key(clips[1]))
+    states = encode(teacher, family.features([clips[1].wave()], 30.0))
+    tokens = family.tokens([clips[1].text], [clips[1].language])
+    logits = decoder_logits(teacher, states, tokens)
+    torch.testing.assert_close(found.top_logits, logits.topk(8).values, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found.log_normalizer, (logits / 2.0).logsumexp(-1), atol=1e-3, rtol=1e-3)
+    assert found.task_loss == pytest.approx(
+        cross_entropy(logits, tokens.labels[tokens.labels != IGNORED]).mean().item(), abs=1e-3
+    )
+    torch.testing.assert_close(found.states.float(), states[0, : len(found.states)], atol=2e-3, rtol=2e-3)
+    assert len(found.states) == -(-(len(clips[1].wave()) + 3200) // 320)
+
+
+def test_targets_resume_after_a_kill_and_are_never_made_twice(targets, monkeypatch):
+    family, teacher, clips, settings = targets
+    monkeypatch.setattr("workbench.targets.SHARD_CLIPS", 2)
+    made = []
+
+    def killed(done):
+        made.append(done)
+        if len(made) == 5:  # inside the third shard: two are whole
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compute_targets(teacher, family, clips, settings, progress=killed)
+    assert sum(settings.key(u) in TargetCache(settings.folder()) for u in clips) == 4
+    with (settings.folder() / "index-000.jsonl").open("a") as index:
+        index.write('{"key": "torn')  # as a kill inside a write leaves it
+    made.clear()
+    compute_targets(teacher, family, clips, settings, progress=made.append)
+    assert sum(made) == len(clips) - 4
+    assert all(settings.key(u) in TargetCache(settings.folder()) for u in clips)
+    assert not list(settings.folder().glob("*.part"))
+
+
+def test_other_text_teacher_or_settings_are_other_targets(targets):
+    _, _, clips, settings = targets
+    assert settings.key(clips[0]) != settings.key(replace(clips[0], text="other"))
+    assert settings.folder() != replace(settings, teacher="other").folder()
+    assert settings.folder() != replace(settings, top_k=4).folder()
+
+
+def test_a_damaged_shard_is_named_with_the_remedy(targets):
+    family, teacher, clips, settings = targets
+    compute_targets(teacher, family, clips, settings)
+    shard = next(settings.folder().glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"damaged .*delete"):
+        TargetCache(settings.folder()).read(settings.key(clips[0]))
+
+
+def test_a_full_disk_is_said_before_the_teacher_runs(targets, monkeypatch):
+    family, teacher, clips, settings = targets
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 100, 0))
+    with pytest.raises(UserError, match=r"needs about .* MB but only 0 MB are free"):
+        compute_targets(teacher, family, clips, settings)
+    assert not settings.folder().exists()
+
+
+def test_bf16_trains(recipe):
+    parsed = recipe(precision="bf16")
+    distill(parsed)
+    assert all(v.isfinite().all() for v in weights(parsed.output).values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_step_computes_the_same(recipe):
+    stages = {"decoder": {**DECODER, "epochs": 1}}
+    eager, compiled = recipe("eager", stages=stages), recipe("compiled", stages=stages, compile=True)
+    distill(eager)
+    distill(compiled)
+    logs = [[json.loads(line)["loss"] for line in (r.output / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+            for r in (eager, compiled)]  # fmt: skip
+    assert logs[0] == pytest.approx(logs[1], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_student(recipe, tmp_path):
+    parsed = recipe(checkpoint_minutes=60)
+    parsed.save(tmp_path / "recipe.yaml")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+               "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "workbench", "distill", str(tmp_path / "recipe.yaml")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert all(v.isfinite().all() for v in weights(parsed.output).values())
+    metrics = [json.loads(line) for line in (parsed.output / "metrics.jsonl").read_text().splitlines()]
+    single = recipe("single")
+    distill(single)
+    steps = [json.loads(line) for line in (single.output / "metrics.jsonl").read_text().splitlines()]
+    assert len([m for m in metrics if "loss" in m]) < len([m for m in steps if "loss" in m])

@@ -1,0 +1,210 @@
+"""The command line. What a command runs is imported inside it, so `workbench --help` loads no torch."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench import __version__
+from workbench.errors import UserError
+
+app = typer.Typer(
+    name="workbench",
+    help="Distil a speech recogniser, export it through ONNX, prove latency and WER against the teacher, show both.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Threads = Annotated[int | None, typer.Option(help="Threads of each system; all cores by default.", min=1)]
+Corpus = Annotated[str, typer.Option(help="Built-in name, manifest, folder with a manifest, or hf:ID[:CONFIG].")]
+Split = Annotated[str, typer.Option(help="train, validation or test.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"workbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[  # noqa: ARG001  its callback does the work
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show what the libraries log.")] = False,
+) -> None:
+    logging.basicConfig(format="%(message)s", level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr)
+    logging.getLogger("workbench").setLevel(logging.INFO)
+    if not verbose:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@app.command()
+def distill(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, for example stages.decoder.epochs=2")
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Drop what the run folder holds and begin anew.")] = False,
+) -> None:
+    """Train a student from a recipe, or go on where a killed run stopped."""
+    from workbench.recipe import load_recipe
+
+    parsed = load_recipe(recipe, overrides)
+    from workbench.train import distill as run
+
+    typer.echo(run(parsed, restart))
+
+
+@app.command()
+def export(
+    student: Annotated[Path, typer.Argument(help="Student or any transformers Whisper checkpoint folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.")],
+    precision: Annotated[
+        str, typer.Option(help="Comma-separated: fp32, int8. The first is the default of the clients.")
+    ] = "fp32,int8",
+    name: Annotated[str, typer.Option(help="What the bundle is called; the run's or folder's name by default.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of other content.")] = False,
+    verify: Annotated[bool, typer.Option(help="Verify it in the installed runtimes afterwards.")] = True,
+) -> None:
+    """Export a student as a bundle: ONNX graphs, tokenizer, manifest, model card, torch-free runtime."""
+    from export.bundle import export_bundle, open_manifest
+
+    precisions = [p.strip() for p in precision.split(",") if p.strip()]
+    bundle = export_bundle(student, output, precisions, name, overwrite)
+    if verify and "verification" not in open_manifest(bundle).content:
+        _verify(bundle, student, "prompts-en", "validation", None, [], None)
+    typer.echo(bundle)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint that it was exported from.")],
+    corpus: Corpus = "prompts-en",
+    split: Split = "validation",
+    clips: Annotated[int | None, typer.Option(help="At most this many clips.", min=1)] = None,
+    client: Annotated[list[str] | None, typer.Option(help="Only these runtimes.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Run a bundle in every installed runtime, each in its own process, and compare with torch."""
+    _verify(bundle, checkpoint, corpus, split, clips, client or [], threads)
+
+
+def _verify(
+    bundle: Path, checkpoint: Path, corpus: str, split: str, clips: int | None, clients: list[str], threads: int | None
+) -> None:
+    from export.verify import verify_bundle
+    from workbench.corpus import open_corpus
+
+    utterances = open_corpus(corpus, split, clips)
+    found = verify_bundle(bundle, checkpoint, utterances, f"{corpus} {split}", clients, threads)
+    failed = [f"{c['client']} {c['precision']}" for c in found["clients"] if not c["passed"]]
+    if failed:
+        raise UserError(f"{bundle}: fails in {', '.join(failed)}; bundle.json says by how much")
+
+
+@app.command()
+def measure(
+    bundles: Annotated[list[Path], typer.Argument(help="Folders of bundles; every precision of each is measured.")],
+    against: Annotated[str, typer.Option(help="The teacher: a name as for `workbench teachers`, or its bundle.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder for report.json and report.html; beside the first bundle by default."
+        ),
+    ] = None,
+    corpus: Corpus = "prompts-en",
+    split: Split = "test",
+    clips: Annotated[int | None, typer.Option(help="At most this many clips.", min=1)] = None,
+    threads: Threads = None,
+    repeats: Annotated[int, typer.Option(help="Passes over each clip, of which the median counts.", min=1)] = 1,
+    again: Annotated[bool, typer.Option("--again", help="Measure anew what report.json holds already.")] = False,
+) -> None:
+    """Measure WER, latency, memory and size of bundles against their teacher, interleaved on the same clips."""
+    from export.measure import measure as run
+    from export.report import print_table
+
+    folder = output or bundles[0].parent
+    report = run(bundles, against, folder, corpus, split, clips, threads, repeats, again)
+    print_table(report)
+    typer.echo(f"{folder / 'report.json'}\n{folder / 'report.html'}")
+
+
+@app.command()
+def demo(
+    bundles: Annotated[list[Path], typer.Argument(help="Folders of bundles, each shown in its smallest precision.")],
+    against: Annotated[str, typer.Option(help="The teacher, shown beside them.")] = "whisper-base",
+    corpus: Corpus = "prompts-en",
+    precision: Annotated[
+        str | None, typer.Option(help="Precision of the students; the last one of each bundle by default.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 7860,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    threads: Threads = None,
+) -> None:
+    """Serve the side-by-side page: teacher and students on the same clip."""
+    from demo.app import serve
+
+    serve(bundles, against, corpus, precision, host, port, threads)
+
+
+@app.command()
+def teachers() -> None:
+    """List the teachers that can be opened here, and what each costs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from workbench.teachers import list_teachers
+
+    table = Table("name", "what", "languages", "licence", "cost")
+    for row in list_teachers():
+        table.add_row(*row.values())
+    Console().print(table)
+    typer.echo("Also: any Whisper id of a model hub, a transformers folder, or a CTranslate2 (faster-whisper) folder.")
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: packages, devices, CPU flags, model sources, disk; say what to do about each problem."""
+    from workbench.doctor import examine, print_findings
+
+    findings = examine()
+    print_findings(findings)
+    if any(f.level == "error" for f in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit status 2, Ctrl-C is 130, a full disk is 2."""
+    import click
+
+    try:
+        sys.exit(typer.main.get_command(app).main(standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except UserError as error:
+        _say(str(error))
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted; nothing is lost, run the same command again to go on")
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        _say(
+            f"{error.filename or 'disk'}: {error.strerror}; free some space or choose another place, and run the same command again"
+        )
+        sys.exit(2)
+
+
+def _say(message: str) -> None:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)

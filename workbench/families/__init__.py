@@ -1,0 +1,1 @@
+"""What differs between families of recognisers, one folder file each."""

@@ -1,0 +1,183 @@
+"""Whisper, the sequence-to-sequence family, at any audio length up to its 30 s.
+
+transformers' encoder accepts exactly 3,000 frames. Here its layers run on as many frames as the clip has, with the
+first positions of the embedding (length-adaptive distillation: our interpretation, docs/decisions/0003).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workbench.audio import SAMPLE_RATE, Wave
+from workbench.errors import UserError
+from workbench.families.log_mel import SAMPLES_PER_POSITION, LogMel
+from workbench.families.whisper_tokens import label_ids, prompt_ids
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration, WhisperTokenizerFast
+
+WINDOW_SECONDS = 30.0
+TOKENS_PER_SECOND = 8.0  # nobody speaks faster; a decoder that writes more is looping
+TOKENS_AT_LEAST = 12
+PROMPT_TOKENS = 4  # <|startoftranscript|>, language, task, <|notimestamps|>
+IGNORED = -100  # label at positions without a loss, as in transformers
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Decoder inputs and labels of a batch under teacher forcing."""
+
+    inputs: Tensor  # int64 [utterances, tokens]: prompt, then the transcript
+    labels: Tensor  # int64 [utterances, tokens]: transcript, then <|endoftext|>; IGNORED elsewhere
+
+
+class Whisper:
+    """What is Whisper's own: features, tokens, encoder at true length, teacher-forced logits, greedy decoding."""
+
+    name = "whisper"
+
+    def __init__(self, folder: Path) -> None:
+        """Open the tokenizer and features of a checkpoint folder; raises UserError if it is not Whisper."""
+        from transformers import AutoConfig, GenerationConfig, WhisperTokenizerFast
+
+        try:
+            self.config = AutoConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: config.json cannot be read ({str(error).splitlines()[0]})") from None
+        if self.config.model_type != "whisper":
+            raise UserError(f"{folder}: a {self.config.model_type!r} model; expected a 'whisper' checkpoint")
+        self.folder = folder
+        self.tokenizer: WhisperTokenizerFast = WhisperTokenizerFast.from_pretrained(folder)
+        self.generation = GenerationConfig.from_pretrained(folder)
+        self.frontend = LogMel(self.config.num_mel_bins)
+        self.end: int = self.config.eos_token_id
+        self.suppressed: list[int] = list(self.generation.suppress_tokens or [])
+        self.suppressed_first: list[int] = list(self.generation.begin_suppress_tokens or [])
+
+    def load(self) -> WhisperForConditionalGeneration:
+        """Load the weights in fp32 on the CPU."""
+        from transformers import WhisperForConditionalGeneration
+
+        return WhisperForConditionalGeneration.from_pretrained(self.folder, dtype=torch.float32).eval()
+
+    def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:
+        """Pad waves with silence to `seconds` and compute log-mel features on `device`. -> [clips, mels, frames]"""
+        samples = min(round(seconds * SAMPLE_RATE), round(WINDOW_SECONDS * SAMPLE_RATE))
+        samples = -(-samples // SAMPLES_PER_POSITION) * SAMPLES_PER_POSITION  # a whole number of encoder positions
+        padded = torch.zeros(len(waves), samples)
+        for row, wave in zip(padded, waves, strict=True):
+            row[: len(wave)] = torch.from_numpy(wave[:samples])
+        with torch.no_grad():
+            features: Tensor = self.frontend.to(device)(padded.to(device, non_blocking=True))
+        return features
+
+    def tokens(self, texts: Sequence[str], languages: Sequence[str]) -> Tokens:
+        """Tokenize transcripts for teacher forcing; raises UserError for one longer than the decoder's context."""
+        inputs, labels = [], []
+        for text, language in zip(texts, languages, strict=True):
+            prompt, said = prompt_ids(self.tokenizer, language), label_ids(self.tokenizer, text)
+            if len(prompt) + len(said) > self.config.max_target_positions:
+                raise UserError(
+                    f"transcript {text[:40]!r}… has {len(said)} tokens, more than the decoder's {self.config.max_target_positions}"
+                )
+            inputs.append(torch.tensor([*prompt, *said]))
+            labels.append(torch.tensor([*[IGNORED] * (len(prompt) - 1), *said, self.end]))
+        pad = torch.nn.utils.rnn.pad_sequence
+        return Tokens(pad(inputs, True, self.end), pad(labels, True, IGNORED))
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that fit the decoder's context after the longest prompt."""
+        return int(self.config.max_target_positions) - PROMPT_TOKENS
+
+    def token_limit(self, seconds: float) -> int:
+        """Most tokens that a transcript of a clip of this length may have."""
+        return min(TOKENS_AT_LEAST + int(TOKENS_PER_SECOND * seconds), self.most_tokens)
+
+    def decode(self, model: Any, states: Tensor, seconds: Sequence[float], languages: Sequence[str]) -> list[str]:
+        """Transcribe encoder states greedily. states: [utterances, positions, width]"""
+        prompts = [prompt_ids(self.tokenizer, language) for language in languages]
+        limits = [self.token_limit(s) for s in seconds]
+        ids = greedy(model, states, prompts, limits, self.end, self.suppressed, self.suppressed_first)
+        return [str(text).strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def encode(model: Any, features: Tensor) -> Tensor:
+    """Run the encoder on any number of frames up to 3,000. [clips, mels, frames] -> [clips, frames / 2, width]"""
+    encoder = model.model.encoder
+    hidden = F.gelu(encoder.conv1(features))
+    hidden = F.gelu(encoder.conv2(hidden)).transpose(1, 2)  # [clips, positions, width]
+    hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+    for layer in encoder.layers:
+        hidden = layer(hidden, None, None)[0]
+    states: Tensor = encoder.layer_norm(hidden)
+    return states
+
+
+def decoder_logits(model: Any, states: Tensor, tokens: Tokens) -> Tensor:
+    """Teacher-forced logits at the labelled positions only, in order of utterance and position. -> [labels, vocabulary]
+
+    Gathering before the projection saves the product with the vocabulary at prompt and padding positions.
+    """
+    hidden = model.model.decoder(
+        input_ids=tokens.inputs, encoder_hidden_states=states, use_cache=False
+    ).last_hidden_state
+    logits: Tensor = model.proj_out(hidden[tokens.labels != IGNORED])
+    return logits
+
+
+@torch.no_grad()
+def greedy(
+    model: Any,
+    states: Tensor,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    end: int,
+    suppressed: Sequence[int] = (),
+    suppressed_first: Sequence[int] = (),
+) -> list[list[int]]:
+    """Decode greedily in one batch, each utterance up to its limit of tokens.
+
+    Args:
+        model: a WhisperForConditionalGeneration.
+        states: encoder states [utterances, positions, width].
+        prompts: forced first tokens, equally many for each utterance.
+        limits: most tokens to write for each utterance.
+        end: id that ends a transcript.
+        suppressed: ids never written.
+        suppressed_first: ids not written first.
+
+    Returns:
+        Token ids of each utterance, without prompt and end.
+    """
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    tokens = torch.tensor(prompts, device=states.device)
+    written: list[list[int]] = [[] for _ in prompts]
+    running = set(range(len(prompts)))
+    for step in range(max(limits)):
+        out = model.model.decoder(input_ids=tokens, encoder_hidden_states=states, past_key_values=cache, use_cache=True)
+        logits = model.proj_out(out.last_hidden_state[:, -1]).float()  # [utterances, vocabulary]
+        logits[:, list(suppressed)] = -torch.inf
+        if step == 0:
+            logits[:, list(suppressed_first)] = -torch.inf
+        tokens = logits.argmax(-1, keepdim=True)
+        for i, token in enumerate(tokens[:, 0].tolist()):
+            if i in running:
+                if token == end:
+                    running.discard(i)
+                else:
+                    written[i].append(token)
+                    if len(written[i]) >= limits[i]:
+                        running.discard(i)
+        if not running:
+            break
+    return written

@@ -1,0 +1,96 @@
+"""Whisper's tokens: the prompt that starts a transcript, labels, and a tokenizer folder that every client reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import UserError
+from workbench.files import read_json
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration, WhisperTokenizerFast
+
+
+def save_tokenizer(tokenizer_json: Path, model: WhisperForConditionalGeneration, folder: Path) -> None:
+    """Write the tokenizer and feature-extractor files of a checkpoint folder from a bare tokenizer.json.
+
+    Also completes the model's generation config with the language, task and <|notimestamps|> ids read off the tokens.
+    """
+    from transformers import WhisperFeatureExtractor, WhisperTokenizer, WhisperTokenizerFast
+
+    from workbench.scoring import spelling_table
+
+    with tempfile.TemporaryDirectory() as temporary:
+        whole = Path(temporary) / "tokenizer.json"
+        whole.write_text(
+            json.dumps(complete_merges(read_json(tokenizer_json, "a tokenizer"), str(tokenizer_json))), encoding="utf-8"
+        )
+        tokenizer = WhisperTokenizerFast(tokenizer_file=str(whole), model_max_length=1024)
+    tokenizer.save_pretrained(folder)
+    # the slow tokenizer's files (vocab.json, merges.txt), which JavaScript and numpy clients read
+    tokenizer._tokenizer.model.save(str(folder))
+    shutil.copyfile(spelling_table(), folder / "normalizer.json")
+    WhisperTokenizer.from_pretrained(folder).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(folder)
+    vocabulary = tokenizer.get_vocab()
+    generation = model.generation_config
+    generation.no_timestamps_token_id = vocabulary["<|notimestamps|>"]
+    generation.is_multilingual = "<|en|>" in vocabulary
+    if generation.is_multilingual:
+        first, last = vocabulary["<|startoftranscript|>"] + 1, vocabulary["<|translate|>"]
+        generation.lang_to_id = {token: i for token, i in vocabulary.items() if first <= i < last}
+        generation.task_to_id = {task: vocabulary[f"<|{task}|>"] for task in ("transcribe", "translate")}
+
+
+def complete_merges(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """Put back merges that a tokenizer.json has lost; the content is otherwise unchanged.
+
+    Whisper's byte-pair vocabulary numbers its tokens in the order of the merges that make them, after the 256 bytes. The
+    tokenizer.json in circulation with CTranslate2 conversions lacks the very first merge, taken for a version header
+    when it was converted; without it " the" becomes two tokens, and a student learns labels no Whisper model writes
+    (docs/decisions/0004). A lost merge of two bytes can be told from its token; a longer one cannot.
+
+    Raises:
+        UserError: more is lost than that.
+    """
+    model = content["model"]
+    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    made = {"".join(merge) for merge in merges}
+    tokens = sorted((i, token) for token, i in model["vocab"].items() if len(token) > 1 and not token.startswith("<|"))
+    for rank, (_, token) in enumerate(tokens):
+        if token not in made:
+            if len(token) != 2:
+                raise UserError(
+                    f"{where}: no merge makes the token {token!r}; the file is damaged, copy the original checkpoint's"
+                )
+            merges.insert(rank, (token[0], token[1]))
+    return {**content, "model": {**model, "merges": [list(merge) for merge in merges]}}
+
+
+def prompt_ids(tokenizer: WhisperTokenizerFast, language: str) -> list[int]:
+    """Forced first tokens: <|startoftranscript|>, for multilingual models language and task, <|notimestamps|>.
+
+    Raises:
+        UserError: the model does not know the language.
+    """
+    vocabulary = tokenizer.get_vocab()
+    names = ["<|startoftranscript|>", "<|notimestamps|>"]
+    if "<|en|>" in vocabulary:
+        if f"<|{language}|>" not in vocabulary:
+            raise UserError(
+                f"language {language!r} is not one this Whisper model knows; expected an ISO 639-1 code such as 'en'"
+            )
+        names[1:1] = [f"<|{language}|>", "<|transcribe|>"]
+    elif language != "en":
+        raise UserError(f"this Whisper model is English only; the corpus is in {language!r}")
+    return [vocabulary[name] for name in names]
+
+
+def label_ids(tokenizer: WhisperTokenizerFast, text: str) -> list[int]:
+    """Tokens of a transcript, with the space that Whisper writes before its first word, without the final <|endoftext|>."""
+    ids: list[int] = tokenizer(" " + text.strip(), add_special_tokens=False).input_ids
+    return ids

@@ -1,0 +1,124 @@
+"""Files that are either whole or absent: atomic writes, checksums, cache folders."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import UserError
+
+
+def cache_dir() -> Path:
+    """Folder for what can be computed or fetched again; `WORKBENCH_CACHE` overrides the platform's default."""
+    if configured := os.environ.get("WORKBENCH_CACHE"):
+        return Path(configured).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("distill-workbench", appauthor=False)
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file, read in 1 MiB blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_of(value: Any) -> str:
+    """Hex SHA-256 of a JSON-serialisable value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that replaces it when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder that replaces `path` when the block ends without an error.
+
+    The old folder, if any, is moved aside first and removed last, so a kill leaves the old one or the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    temporary.chmod(0o755)  # mkdtemp's 0700 would make a shared bundle unreadable to others
+    aside = temporary.with_suffix(".old")
+    try:
+        yield temporary
+        if path.exists():
+            path.replace(aside)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, indented, non-ASCII text as it stands."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file; raises UserError naming `what` and the place if it is missing or malformed."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file (expected {what})") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); expected {what}") from None
+
+
+def path_inside(folder: Path, name: str, where: str) -> Path:
+    """Join a relative name from a manifest to its folder; raises UserError if it points outside."""
+    path = (folder / name).resolve()
+    if Path(name).is_absolute() or not path.is_relative_to(folder.resolve()):
+        raise UserError(f"{where}: {name!r} points outside {folder}; expected a relative path inside it")
+    return path
+
+
+def check_hashes(folder: Path, expected: Mapping[str, str], where: str, remedy: str) -> None:
+    """Compare the files of a folder with their recorded SHA-256; raises UserError at the first difference."""
+    for name, digest in expected.items():
+        path = path_inside(folder, name, where)
+        if not path.is_file():
+            raise UserError(f"{path}: missing, though {where} lists it; {remedy}")
+        if (found := sha256(path)) != digest:
+            raise UserError(
+                f"{path}: SHA-256 is {found[:12]}…, {where} says {digest[:12]}…; the file is damaged, {remedy}"
+            )
+
+
+def check_free_space(folder: Path, needed_bytes: int, what: str) -> None:
+    """Raise UserError before work starts if `folder`'s disk cannot hold `needed_bytes` more."""
+    probe = folder
+    while not probe.exists():
+        probe = probe.parent
+    free = shutil.disk_usage(probe).free
+    if free < needed_bytes:
+        raise UserError(
+            f"{folder}: {what} needs about {needed_bytes / 1e6:,.0f} MB but only {free / 1e6:,.0f} MB are free; "
+            "free some space, or set WORKBENCH_CACHE to a larger disk"
+        )

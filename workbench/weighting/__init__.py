@@ -1,0 +1,10 @@
+"""Instance-level weighting systems: one file each, picked in a recipe by the file's name.
+
+A file defines `Settings`, a pydantic model of the options a recipe may set, and `build(settings, statistics)`, which
+returns a `Weighting`. Adding a system is adding a file; nothing else names it.
+"""
+
+from workbench.weighting.protocol import TeacherStatistics, Weighting, Weights
+from workbench.weighting.registry import build_weighting, known_weightings, parse_settings
+
+__all__ = ["TeacherStatistics", "Weighting", "Weights", "build_weighting", "known_weightings", "parse_settings"]

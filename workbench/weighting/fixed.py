@@ -1,0 +1,43 @@
+"""The same weights for every utterance, throughout: the baseline that adaptive systems are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from workbench.weighting.protocol import Stateless, TeacherStatistics, Weights, convex, full_like
+
+
+class Settings(BaseModel):
+    """Either `alpha`, for (1 - alpha) * task + alpha * distillation, or both factors by name.
+
+    Distil-Whisper's weights (arXiv 2311.00430, section 4) are `task: 1.0, distillation: 0.8`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    alpha: float = Field(0.5, ge=0, le=1)
+    task: float | None = Field(None, ge=0)
+    distillation: float | None = Field(None, ge=0)
+
+
+class Fixed(Stateless):
+    """Constant weights."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def __call__(
+        self, ids: Sequence[str], task: Tensor, distillation: Tensor, teacher: Tensor, progress: float
+    ) -> Weights:
+        """Weigh every utterance alike."""
+        chosen = self.settings
+        if chosen.task is None and chosen.distillation is None:
+            return convex(full_like(task, chosen.alpha))
+        return Weights(full_like(task, chosen.task or 0.0), full_like(task, chosen.distillation or 0.0))
+
+
+def build(settings: Settings, statistics: TeacherStatistics) -> Fixed:
+    """Build from a recipe's options."""
+    return Fixed(settings)

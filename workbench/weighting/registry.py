@@ -1,0 +1,49 @@
+"""Find a weighting system by the name of its file."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from workbench.errors import UserError, nearest
+from workbench.weighting.protocol import TeacherStatistics, Weighting
+
+NOT_SYSTEMS = {"protocol", "registry"}
+
+
+def known_weightings() -> list[str]:
+    """Names of the weighting systems, which are the files of this folder."""
+    import workbench.weighting as package
+
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in NOT_SYSTEMS)
+
+
+def _module(name: str) -> ModuleType:
+    if name not in known_weightings():
+        raise UserError(f"weighting name {name!r}{nearest(name, known_weightings())}")
+    return importlib.import_module(f"workbench.weighting.{name}")
+
+
+def parse_settings(options: dict[str, Any]) -> BaseModel:
+    """Validate `{name: ..., option: value}`; raises UserError naming the option and the nearest known one."""
+    given = dict(options)
+    settings: type[BaseModel] = _module(str(given.pop("name", "fixed"))).Settings
+    for key in given:
+        if key not in settings.model_fields:
+            raise UserError(f"weighting option {key!r}{nearest(key, settings.model_fields)}")
+    try:
+        return settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "options"
+        raise UserError(f"weighting {options.get('name')!r}: {where} is {first['input']!r}; {first['msg']}") from None
+
+
+def build_weighting(options: dict[str, Any], statistics: TeacherStatistics) -> Weighting:
+    """Build the system that a recipe names."""
+    weighting: Weighting = _module(str(options.get("name", "fixed"))).build(parse_settings(options), statistics)
+    return weighting
