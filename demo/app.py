@@ -55,10 +55,9 @@ def build(systems: Systems, examples: Sequence[Utterance]) -> Any:
             raise gr.Error(str(error), print_exception=False) from None
         return cards(results, seconds(wave)), tally
 
-    theme = gr.themes.Default(font=SYSTEM_FONT, font_mono=["ui-monospace", "monospace"])
     with gr.Blocks(title="Teacher and students side by side") as page:
         gr.Markdown("# Teacher and students side by side\nThe same clip, transcribed by each in turn on this machine.")
-        tally = gr.State(Tally)
+        tally = gr.State(Tally())
         with gr.Row():
             with gr.Column():
                 example = gr.Dropdown(
@@ -78,8 +77,15 @@ def build(systems: Systems, examples: Sequence[Utterance]) -> Any:
         button.click(
             run, [audio, reference, language, tally], [shown, tally], api_name="transcribe", concurrency_limit=1
         )
-    page.theme, page.css = theme, CSS
     return page
+
+
+def launch(page: Any, host: str, port: int, **options: Any) -> Any:
+    """Serve a page with its theme and styles, from this machine alone."""
+    import gradio as gr
+
+    theme = gr.themes.Default(font=SYSTEM_FONT, font_mono=["ui-monospace", "monospace"])
+    return page.launch(server_name=host, server_port=port, theme=theme, css=CSS, share=False, ssr_mode=False, **options)
 
 
 def cards(results: Sequence[Result], clip_seconds: float) -> str:
@@ -110,14 +116,9 @@ def serve(
     step = max(1, len(clips) // EXAMPLES)
     page = build(systems, sorted(clips[::step][:EXAMPLES], key=lambda u: u.seconds))
     try:
-        page.launch(server_name=host, server_port=port, share=False, quiet=False, **_style(page))
+        launch(page, host, port)
     except OSError as error:
         raise UserError(f"port {port} on {host} cannot be used ({error}); choose another with --port") from None
-
-
-def _style(page: Any) -> dict[str, Any]:
-    """Theme and styles, which Gradio 6 takes at launch."""
-    return {"theme": page.theme, "css": page.css}
 
 
 def _legend() -> str:

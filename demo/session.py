@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from demo.difference import as_html, differences
 from export.bundle import open_manifest
 from export.edge import AudioError, BundleError, Recognizer
@@ -50,6 +52,8 @@ class Systems:
                 opened[name] = Recognizer(bundle, chosen, threads)
             except BundleError as error:
                 raise UserError(str(error)) from None
+        for recognizer in opened.values():  # the first call of a graph is slow, and would be shown as its latency
+            recognizer.transcribe(np.zeros(SAMPLE_RATE, np.float32), next(iter(recognizer.prompts)))
         return Systems(opened)
 
     @property

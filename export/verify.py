@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from export.bundle import open_manifest, record
-from export.clients import available, known_clients
+from export.clients import available, is_exact, known_clients
 from export.edge import read_wav
 from workbench.corpus import Utterance
 from workbench.errors import UserError
 from workbench.scoring import score
 
 log = logging.getLogger("workbench")
-LEAST_EQUAL = 0.99  # share of clips whose tokens must equal torch's, fp32
-WER_BUDGET = 0.5  # points above torch that an int8 client may score
+LEAST_EQUAL = 0.99  # share of clips whose tokens must equal torch's, in fp32 where the features are the same
+WER_BUDGET = 0.5  # points above torch that any other may score
 SECONDS_A_CLIP = 60  # before a client counts as hung
 
 
@@ -126,7 +126,7 @@ def _compare(
 ) -> dict[str, Any]:
     texts, language = [u.text for u in utterances], utterances[0].language
     torch_wer = score(texts, [text for text, _ in reference], language).wer
-    found: dict[str, Any] = {"client": name, "precision": job["precision"], "version": "", "passed": False, "error": None,
+    found: dict[str, Any] = {"client": name, "precision": job["precision"], "version": "", "required": is_exact(name), "passed": False, "error": None,
                              "tokens_equal": "0", "prefix_share": 0.0, "wer": float("nan"), "wer_torch": round(torch_wer, 3)}  # fmt: skip
     result, error = _run(name, job, folder)
     if result is None:
@@ -136,7 +136,8 @@ def _compare(
     prefixes = [_prefix_share(c["tokens"], ids) for c, (_, ids) in zip(clips, reference, strict=True)]
     equal = sum(share == 1.0 for share in prefixes)
     enough = equal >= LEAST_EQUAL * len(clips)
-    passed = enough if job["precision"] == "fp32" else wer <= torch_wer + WER_BUDGET
+    exact = is_exact(name) and job["precision"] == "fp32"
+    passed = enough if exact else wer <= torch_wer + WER_BUDGET
     return {
         **found,
         "version": result["version"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +61,23 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "source.json").unlink()
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def student(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint, marked as a length-adaptive student."""
+    folder = tmp_path_factory.mktemp("run") / "student"
+    shutil.copytree(tiny_checkpoint, folder)
+    (folder / "workbench.json").write_text(json.dumps({"schema": 1, "length": "true", "margin_seconds": 0.4}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle, in fp32 and int8."""
+    from export.bundle import export_bundle
+
+    return export_bundle(student, tmp_path_factory.mktemp("bundles") / "tiny", ["fp32", "int8"], "tiny")
 
 
 @pytest.fixture

@@ -24,20 +24,6 @@ from workbench.families.whisper import Whisper, encode, greedy
 from workbench.families.whisper_tokens import prompt_ids
 
 
-@pytest.fixture(scope="module")
-def student(tiny_checkpoint, tmp_path_factory):
-    """The tiny checkpoint, marked as a length-adaptive student."""
-    folder = tmp_path_factory.mktemp("run") / "student"
-    shutil.copytree(tiny_checkpoint, folder)
-    (folder / "workbench.json").write_text(json.dumps({"schema": 1, "length": "true", "margin_seconds": 0.4}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def exported(student, tmp_path_factory):
-    return export_bundle(student, tmp_path_factory.mktemp("bundles") / "tiny", ["fp32", "int8"], "tiny")
-
-
 @pytest.fixture
 def bundle(exported, tmp_path):
     """A copy that a test may damage."""

@@ -21,6 +21,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+INTERRUPTED = 130  # 128 + SIGINT, as shells count it
+VERIFIED_CLIPS = 24  # by `export`; `verify` takes as many as it is told
 Threads = Annotated[int | None, typer.Option(help="Threads of each system; all cores by default.", min=1)]
 Corpus = Annotated[str, typer.Option(help="Built-in name, manifest, folder with a manifest, or hf:ID[:CONFIG].")]
 Split = Annotated[str, typer.Option(help="train, validation or test.")]
@@ -80,7 +82,7 @@ def export(
     precisions = [p.strip() for p in precision.split(",") if p.strip()]
     bundle = export_bundle(student, output, precisions, name, overwrite)
     if verify and "verification" not in open_manifest(bundle).content:
-        _verify(bundle, student, "prompts-en", "validation", None, [], None)
+        _verify(bundle, student, "prompts-en", "validation", VERIFIED_CLIPS, [], None)
     typer.echo(bundle)
 
 
@@ -106,8 +108,14 @@ def _verify(
 
     utterances = open_corpus(corpus, split, clips)
     found = verify_bundle(bundle, checkpoint, utterances, f"{corpus} {split}", clients, threads)
-    failed = [f"{c['client']} {c['precision']}" for c in found["clients"] if not c["passed"]]
-    if failed:
+    failing = [c for c in found["clients"] if not c["passed"]]
+    for c in failing:
+        if not c["required"]:
+            typer.echo(
+                f"note: {c['client']} {c['precision']} has WER {c['wer']} against {c['wer_torch']} at true length",
+                err=True,
+            )
+    if failed := [f"{c['client']} {c['precision']}" for c in failing if c["required"]]:
         raise UserError(f"{bundle}: fails in {', '.join(failed)}; bundle.json says by how much")
 
 
@@ -187,7 +195,10 @@ def main() -> None:
     import click
 
     try:
-        sys.exit(typer.main.get_command(app).main(standalone_mode=False) or 0)
+        status = typer.main.get_command(app).main(standalone_mode=False) or 0
+        if status == INTERRUPTED:  # typer has caught the signal itself
+            raise KeyboardInterrupt
+        sys.exit(status)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -196,7 +207,7 @@ def main() -> None:
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         _say("interrupted; nothing is lost, run the same command again to go on")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise

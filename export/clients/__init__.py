@@ -1,10 +1,10 @@
 """Runtimes that must load a bundle: one file each, found by its name.
 
-A file defines `REQUIRES`, the import that the runtime needs, `INSTALL`, how to get it, and `open_client(bundle,
-precision, threads)`, which returns a `Client`. Adding a runtime is adding a file. Each runs in a process of its own.
+A file defines `REQUIRES`, the import that the runtime needs, `INSTALL`, how to get it, `EXACT`, whether it reads the same
+features as torch, and `open_client(bundle, precision, threads)`, which returns a `Client`. Adding a runtime is adding a file. Each runs in a process of its own.
 """
 
 from export.clients.protocol import Client, Transcription
-from export.clients.registry import available, known_clients
+from export.clients.registry import available, is_exact, known_clients
 
-__all__ = ["Client", "Transcription", "available", "known_clients"]
+__all__ = ["Client", "Transcription", "available", "is_exact", "known_clients"]

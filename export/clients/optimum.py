@@ -12,6 +12,7 @@ from export.clients.protocol import Transcription
 from export.edge.bundle import Manifest, read_manifest
 from workbench.audio import SAMPLE_RATE, Wave
 
+EXACT = True  # torch reads the same features, so tokens must be equal in fp32
 REQUIRES, INSTALL = "optimum.onnxruntime", "pip install optimum optimum-onnx onnxruntime"
 
 
@@ -31,28 +32,37 @@ class OptimumClient:
         self.model: Any = _open_model(bundle, manifest, precision, options)
         self.processor: Any = WhisperProcessor.from_pretrained(bundle)
         self.manifest = manifest
-        self.true_length = manifest.content["length"] == "true"
-        self.margin = float(manifest.content["margin_seconds"])
-        self.skipped = len(next(iter(manifest.content["tokens"]["prompts"].values())))
-        self.end = manifest.content["tokens"]["end"]
         self.version = __version__
 
     def transcribe(self, wave: Wave, language: str) -> Transcription:
-        """Transcribe one utterance."""
-        seconds = len(wave) / SAMPLE_RATE
-        if self.true_length:
-            positions = -(-round((seconds + self.margin) * SAMPLE_RATE) // 320)
-            wave = np.pad(wave, (0, max(0, positions * 320 - len(wave))))
+        """Transcribe one utterance at its own length plus the margin, or at 30 s where the model asks for that."""
+        from transformers import GenerationMixin
+
+        limit = self.manifest.token_limit(len(wave) / SAMPLE_RATE)
+        if self.manifest.content["length"] == "padded":
+            return self.transcribe_at_30_s(wave, language)
+        margin = float(self.manifest.content["margin_seconds"])
+        positions = -(-round(len(wave) + margin * SAMPLE_RATE) // 320)
+        wave = np.pad(wave, (0, max(0, positions * 320 - len(wave))))
         features = self.processor(
-            wave,
-            sampling_rate=SAMPLE_RATE,
-            return_tensors="pt",
-            padding="longest" if self.true_length else "max_length",
+            wave, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding="longest"
         ).input_features
-        known = {"language": language, "task": "transcribe"} if self.model.generation_config.is_multilingual else {}
-        ids = self.model.generate(features, max_new_tokens=self.manifest.token_limit(seconds), **known)[0].tolist()
-        special = set(self.processor.tokenizer.all_special_ids)
-        tokens = tuple(i for i in ids if i not in special)
+        prompt = features.new_tensor([self.manifest.content["tokens"]["prompts"][language]]).long()
+        # Whisper's own generate pads features to 30 s whatever it is told; the one it overrides takes them as they are
+        ids = GenerationMixin.generate(self.model, features, decoder_input_ids=prompt, max_new_tokens=limit)
+        return self._transcription(ids)
+
+    def transcribe_at_30_s(self, wave: Wave, language: str) -> Transcription:
+        """Transcribe as the tutorials do: the processor pads to 30 s, then Whisper's own generate."""
+        limit = self.manifest.token_limit(len(wave) / SAMPLE_RATE)
+        features = self.processor(wave, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+        multilingual = self.model.generation_config.is_multilingual
+        known = {"language": language, "task": "transcribe"} if multilingual else {}
+        return self._transcription(self.model.generate(features, max_new_tokens=limit, **known))
+
+    def _transcription(self, ids: Any) -> Transcription:
+        end = self.manifest.content["tokens"]["end"]  # text comes before it in the vocabulary, prompt tokens after
+        tokens = tuple(i for i in ids[0].tolist() if i < end)
         return Transcription(self.processor.tokenizer.decode(tokens).strip(), tokens)
 
 

@@ -33,6 +33,11 @@ def available(name: str) -> str | None:
     return None if importlib.util.find_spec(module.REQUIRES) else str(module.INSTALL)
 
 
+def is_exact(name: str) -> bool:
+    """Whether a runtime's tokens must equal torch's in fp32."""
+    return bool(client_module(name).EXACT)
+
+
 def open_client(name: str, bundle: Path, precision: str, threads: int | None) -> Client:
     """Open a bundle in a runtime."""
     client: Client = client_module(name).open_client(bundle, precision, threads)

@@ -1,0 +1,42 @@
+"""What needs a CUDA device. The same code runs on the CPU in the other tests."""
+
+import json
+
+import pytest
+import torch
+
+from workbench.families.whisper import Whisper, encode
+from workbench.recipe import parse_recipe
+from workbench.train import distill
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@torch.no_grad()
+def test_the_encoder_on_cuda_is_the_encoder_on_the_cpu(tiny_checkpoint):
+    family = Whisper(tiny_checkpoint)
+    model, waves = family.load(), [torch.randn(16000).numpy() * 0.1]
+    expected = encode(model, family.features(waves, 1.2))
+    found = encode(model.cuda(), family.features(waves, 1.2, "cuda"))
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_run_on_cuda_finishes(tiny_checkpoint, cache, speech, tmp_path, precision, compiled):
+    stage = {
+        "trainable": "all",
+        "epochs": 1,
+        "learning_rate": 1e-3,
+        "encoder_matching": 1.0,
+        "weighting": {"name": "adakd"},
+    }
+    content = {"output": str(tmp_path / "run"), "teacher": str(tiny_checkpoint), "corpus": str(speech()),
+               "stages": {"all": stage}, "precision": precision, "compile": compiled}  # fmt: skip
+    distill(parse_recipe(content, "test"))
+    losses = [
+        json.loads(line)["loss"]
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        if '"loss"' in line
+    ]
+    assert all(0 < loss < 1e4 for loss in losses)

@@ -1,0 +1,103 @@
+"""The demo: differences as WER counts them, both systems on one clip, and the page clicked through in a browser."""
+
+import socket
+
+import numpy as np
+import pytest
+
+from demo.app import build, cards, launch
+from demo.difference import as_html, differences
+from demo.session import Systems, Tally, compare, load_clip
+from tests.browser import CHROMIUM, open_page
+from tests.conftest import tone
+from workbench.audio import write_wav
+from workbench.corpus import open_corpus
+from workbench.errors import UserError
+from workbench.scoring import word_errors
+
+
+def test_differences_are_the_edits_of_wer():
+    pieces = differences("Press the pound key, please.", "press a pound key now please")
+    assert pieces == [
+        ("press", None), ("a", "substitution"), ("pound key", None), ("now", "insertion"), ("please", None),
+    ]  # fmt: skip
+    assert differences("one two", "one") == [("1", None), ("2", "deletion")] or word_errors("1 2", "1").deletions == 1
+
+
+def test_text_from_outside_is_escaped():
+    page = as_html([("<script>", None), ("<b>", "insertion")])
+    assert "<script>" not in page
+    assert "&lt;b&gt;" in page
+
+
+@pytest.fixture
+def systems(exported):
+    return Systems.open([exported], str(exported), "int8", 2)
+
+
+def test_each_system_transcribes_and_errors_add_up(systems):
+    tally = Tally()
+    first = compare(systems, tone(1.0), "hello there", "en", tally)
+    assert [r.name for r in first] == ["tiny (teacher, fp32)", "tiny (int8)"]
+    assert first[0].speedup == 1.0
+    assert all(r.latency_ms > 0 and r.compared_with == "reference" for r in first)
+    compare(systems, tone(0.5), "you", "en", tally)
+    assert tally.words == 3
+    without = compare(systems, tone(0.5), "", "en", tally)
+    assert tally.words == 3  # a clip without a reference counts nothing
+    assert [r.compared_with for r in without] == ["", "teacher"]
+    assert "tiny (int8)" in cards(without, 0.5)
+
+
+def test_sessions_count_apart():
+    assert Tally() is not Tally()
+    assert Tally().errors == {}
+
+
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [(tone(0.05), "at least 0.1 s"), (np.zeros(16000, np.float32), "is silent"), (tone(31), "at most 30 s")],
+)
+def test_clips_that_cannot_be_used_are_named(tmp_path, samples, said):
+    write_wav(tmp_path / "clip.wav", samples)
+    with pytest.raises(UserError, match=rf"clip\.wav.*{said}"):
+        load_clip(tmp_path / "clip.wav")
+
+
+def test_two_bundles_of_one_name_are_refused(exported):
+    with pytest.raises(UserError, match="already shown"):
+        Systems.open([exported, exported], str(exported), "int8", 1)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
+@pytest.mark.slow
+def test_a_visitor_clicks_through_the_page(systems, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    page = build(systems, open_corpus("prompts-en", "test")[:4])
+    launch(page, "127.0.0.1", port, prevent_thread_lock=True, quiet=True)
+    try:
+        with open_page(f"http://127.0.0.1:{port}/") as (browser, outside):
+            browser.wait_for_selector("#transcribe")
+            browser.click("#transcribe")  # before a clip is chosen
+            browser.get_by_text("Choose an example, upload a recording or record one first.").wait_for()
+            browser.click("#example input")
+            browser.locator("[role=option]").nth(1).click()
+            browser.wait_for_function("document.querySelector('#reference textarea, #reference input').value != ''")
+            browser.click("#transcribe")
+            browser.wait_for_selector(".card", timeout=60_000)
+            texts = browser.locator(".card").all_inner_texts()
+            assert len(texts) == 2
+            assert "tiny (teacher, fp32)" in texts[0]
+            assert all(" ms" in text and "running WER" in text for text in texts)
+            write_wav(tmp_path / "mine.wav", tone(1.0))
+            browser.click("#clip [aria-label*=lear], #clip button[title*=lear]")
+            browser.set_input_files("#clip input[type=file]", str(tmp_path / "mine.wav"))
+            browser.wait_for_function("document.querySelector('#reference textarea, #reference input').value == ''")
+            browser.click("#transcribe")
+            browser.get_by_text("differences from the teacher").wait_for(timeout=60_000)
+            # Gradio's own template asks for one script that it needs only inside a frame of another site
+            assert [url for url in outside if "iframe-resizer" not in url] == []
+    finally:
+        page.close()

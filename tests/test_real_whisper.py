@@ -1,0 +1,100 @@
+"""What users rely on, with the real Whisper base: the built-in teacher, and the whole chain from the command line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from workbench.corpus import open_corpus
+from workbench.families.whisper import Whisper, encode
+from workbench.scoring import score
+from workbench.teachers import resolve_teacher
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return resolve_teacher("whisper-base")
+
+
+def test_the_tokenizer_writes_what_whisper_writes(teacher):
+    """Ids known from the published model; the copy in circulation with CTranslate2 splits " the" in two."""
+    tokenizer = Whisper(teacher).tokenizer
+    assert tokenizer(" the", add_special_tokens=False).input_ids == [264]
+    assert tokenizer(" Hello, world!", add_special_tokens=False).input_ids == [2425, 11, 1002, 0]
+    assert tokenizer.convert_tokens_to_ids(
+        ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
+    ) == [50258, 50259, 50359, 50363]
+    for text in (" the theatre that there", " Das ist größer.", " ¿Qué?", " 日本語"):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert tokenizer.decode(ids) == text
+
+
+@torch.no_grad()
+def test_the_teacher_transcribes_in_plain_transformers(teacher):
+    model = WhisperForConditionalGeneration.from_pretrained(teacher, dtype=torch.float32)
+    processor = WhisperProcessor.from_pretrained(teacher)
+    clips = [u for u in open_corpus("prompts-en", "validation") if 2 < u.seconds < 4][:4]
+    features = processor([u.wave() for u in clips], sampling_rate=16000, return_tensors="pt").input_features
+    texts = processor.batch_decode(model.generate(features, language="en", task="transcribe"), skip_special_tokens=True)
+    assert score([u.text for u in clips], texts).wer < 15
+    # ours is the same decoder: same text, clip by clip
+    family = Whisper(teacher)
+    states = encode(model, family.features([u.wave() for u in clips], 30.0))
+    ours = family.decode(model, states, [u.seconds for u in clips], ["en"] * len(clips))
+    assert [t.strip() for t in texts] == ours
+
+
+def test_the_whole_chain_from_the_command_line(tmp_path):
+    """A run too short to learn much, through every command, with the real teacher."""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    run, bundle = tmp_path / "run", tmp_path / "run" / "bundle"
+
+    def workbench(*args):
+        done = subprocess.run(
+            [sys.executable, "-m", "workbench", *map(str, args)], capture_output=True, text=True, check=False, env=env
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    short = ["limit=6", "stages.encoder.epochs=1", "stages.decoder.epochs=1", "student.decoder_layers=2"]
+    workbench("distill", "recipes/quickstart.yaml", f"output={run}", *short)
+    student = WhisperForConditionalGeneration.from_pretrained(run / "student")
+    assert student.config.decoder_layers == 2
+    workbench("export", run / "student", "-o", bundle, "--no-verify")
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    assert manifest["length"] == "true"
+    assert max(manifest["parity"]["fp32"].values()) < 2e-3
+    workbench(
+        "verify", bundle, "--checkpoint", run / "student", "--clips", 6, "--client", "edge", "--client", "optimum"
+    )
+    checked = json.loads((bundle / "bundle.json").read_text())["verification"]["clients"]
+    assert {(c["client"], c["precision"]) for c in checked if c["passed"]} >= {("edge", "fp32"), ("optimum", "fp32")}
+    shown = workbench("measure", bundle, "--against", "whisper-base", "-o", run, "--clips", 6)
+    assert "whisper-base (teacher)" in shown
+    report = json.loads((run / "report.json").read_text())
+    teacher, fp32, int8 = report["systems"]
+    assert teacher["wer"] < 20
+    assert int8["size_mb"] < 0.4 * fp32["size_mb"]
+    assert (
+        fp32["stages_ms"]["encoder"] < teacher["stages_ms"]["encoder"]
+    )  # true length against 30 s: a factor of about ten
+    copied = shutil.copytree(bundle, tmp_path / "device")
+    clip = tmp_path / "clip.wav"
+    from workbench.audio import write_wav
+
+    write_wav(clip, open_corpus("prompts-en", "test")[0].wave())
+    alone = subprocess.run(
+        [sys.executable, "-m", "edge", "--precision", "int8", str(clip)],
+        cwd=copied,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert alone.stdout.startswith(str(clip))
