@@ -196,9 +196,6 @@ def main() -> None:
 
     try:
         status = typer.main.get_command(app).main(standalone_mode=False) or 0
-        if status == INTERRUPTED:  # typer has caught the signal itself
-            raise KeyboardInterrupt
-        sys.exit(status)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -206,8 +203,7 @@ def main() -> None:
         _say(str(error))
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        _say("interrupted; nothing is lost, run the same command again to go on")
-        sys.exit(INTERRUPTED)
+        status = INTERRUPTED
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
@@ -215,6 +211,9 @@ def main() -> None:
             f"{error.filename or 'disk'}: {error.strerror}; free some space or choose another place, and run the same command again"
         )
         sys.exit(2)
+    if status == INTERRUPTED:  # typer may have caught the signal itself, and returned this
+        _say("interrupted; nothing is lost, run the same command again to go on")
+    sys.exit(status)
 
 
 def _say(message: str) -> None:
