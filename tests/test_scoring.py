@@ -10,6 +10,12 @@ def test_normalizer_is_whispers():
     assert normalize("¿Qué tal?", "es") == "qué tal"
 
 
+def test_an_ellipsis_is_no_word():
+    assert normalize("To exit the menu...") == normalize("To exit the menu.") == "to exit the menu"
+    assert normalize("... for ...") == "for"
+    assert normalize("it costs 3.25") == "it costs 3.25"
+
+
 def test_word_and_character_errors_by_hand():
     found = score(["Good day, sir", "press the pound key"], ["good sir", "press a pound key now"])
     assert (found.substitutions, found.deletions, found.insertions) == (1, 1, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+ELLIPSIS = re.compile(r"\.{2,}|…")
 LOOP_REPEATS = 4  # an n-gram said this many times in a row, and more often than in the reference, is a loop
 LOOP_WORDS = 8  # longest n-gram looked at
 
@@ -72,8 +74,11 @@ def _normalizer(language: str) -> Callable[[str], str]:
 
 
 def normalize(text: str, language: str = "en") -> str:
-    """Text under Whisper's normalizer for a language: case, punctuation, and in English spelling and numbers."""
-    return _normalizer(language)(text).strip()
+    """Text under Whisper's normalizer for a language: case, punctuation, and in English spelling and numbers.
+
+    Ellipses go first: Whisper's English normalizer leaves one period of "press..." behind, which then counts as a word.
+    """
+    return _normalizer(language)(ELLIPSIS.sub(" ", text)).strip()
 
 
 def word_errors(reference: str, hypothesis: str) -> Errors:
