@@ -16,7 +16,8 @@ from transformers import WhisperForConditionalGeneration
 import workbench.train
 from workbench.corpus import open_corpus
 from workbench.errors import UserError
-from workbench.families.whisper import IGNORED, Whisper, decoder_logits, encode
+from workbench.families.protocol import IGNORED
+from workbench.families.whisper import Whisper, decoder_logits, encode
 from workbench.objectives import cross_entropy
 from workbench.recipe import parse_recipe
 from workbench.targets import TargetCache, TargetSettings, compute_targets

@@ -6,7 +6,8 @@ from transformers import WhisperTokenizer, WhisperTokenizerFast
 
 from tests.conftest import tone
 from workbench.errors import UserError
-from workbench.families.whisper import IGNORED, Whisper, decoder_logits, encode, greedy
+from workbench.families.protocol import IGNORED
+from workbench.families.whisper import Whisper, decoder_logits, encode, greedy
 from workbench.families.whisper_tokens import complete_merges, prompt_ids
 
 

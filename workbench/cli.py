@@ -75,6 +75,7 @@ def export(
     name: Annotated[str, typer.Option(help="What the bundle is called; the run's or folder's name by default.")] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of other content.")] = False,
     verify: Annotated[bool, typer.Option(help="Verify it in the installed runtimes afterwards.")] = True,
+    corpus: Annotated[str, typer.Option(help="Clips to verify on; the run's own corpus by default.")] = "",
 ) -> None:
     """Export a student as a bundle: ONNX graphs, tokenizer, manifest, model card, torch-free runtime."""
     from export.bundle import export_bundle, open_manifest
@@ -82,8 +83,16 @@ def export(
     precisions = [p.strip() for p in precision.split(",") if p.strip()]
     bundle = export_bundle(student, output, precisions, name, overwrite)
     if verify and "verification" not in open_manifest(bundle).content:
-        _verify(bundle, student, "prompts-en", "validation", VERIFIED_CLIPS, [], None)
+        _verify(bundle, student, corpus or _corpus_of(student), "validation", VERIFIED_CLIPS, [], None)
     typer.echo(bundle)
+
+
+def _corpus_of(student: Path) -> str:
+    """Corpus of the run that made a student; the built-in one for other checkpoints."""
+    from workbench.recipe import load_recipe
+
+    recipe = student.parent / "recipe.yaml"
+    return load_recipe(recipe).corpus if recipe.is_file() else "prompts-en"
 
 
 @app.command()

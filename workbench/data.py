@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from workbench.audio import SAMPLE_RATE, Wave
 from workbench.corpus import Utterance
 from workbench.families.log_mel import positions_of
-from workbench.families.whisper import WINDOW_SECONDS, Tokens, Whisper
+from workbench.families.protocol import Family, Tokens
 from workbench.targets import ClipTargets, TargetCache, TargetSettings
 
 
@@ -76,7 +76,7 @@ class Clips(Dataset[tuple[Utterance, Wave, ClipTargets]]):
 class Collate:
     """Turn clips into a batch."""
 
-    family: Whisper
+    family: Family
 
     def __call__(self, clips: Sequence[tuple[Utterance, Wave, ClipTargets]]) -> Batch:
         """Pad and stack."""
@@ -99,7 +99,7 @@ class Collate:
         )
 
 
-def padded_seconds(batch: Batch, margin: float) -> float:
-    """Length that a batch's clips are padded to, at most Whisper's window; a whole number of encoder positions."""
+def padded_seconds(batch: Batch, margin: float, window: float) -> float:
+    """Length that a batch's clips are padded to, at most the family's window; a whole number of encoder positions."""
     positions = positions_of(round((batch.seconds + margin) * SAMPLE_RATE))
-    return min(positions * 0.02, WINDOW_SECONDS)
+    return min(positions * 0.02, window)

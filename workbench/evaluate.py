@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from workbench.corpus import Utterance
-from workbench.families.whisper import Whisper, encode
+from workbench.families import Family
 from workbench.scoring import score
 
 BATCH_CLIPS = 8
@@ -30,7 +30,7 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(model: Any, family: Whisper, utterances: Sequence[Utterance], margin: float) -> Validation:
+def validate(model: Any, family: Family, utterances: Sequence[Utterance], margin: float) -> Validation:
     """Transcribe greedily at true length plus `margin` seconds of silence, in batches of similar length."""
     model.eval()
     device = next(model.parameters()).device
@@ -40,7 +40,7 @@ def validate(model: Any, family: Whisper, utterances: Sequence[Utterance], margi
         batch = [utterances[i] for i in order[start : start + BATCH_CLIPS]]
         waves = [u.wave() for u in batch]
         seconds = [len(wave) / 16_000 for wave in waves]
-        states = encode(model, family.features(waves, max(seconds) + margin, device))
+        states = family.encode(model, family.features(waves, max(seconds) + margin, device))
         for i, text in zip(
             order[start:], family.decode(model, states, seconds, [u.language for u in batch]), strict=False
         ):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.data import Batch
-from workbench.families.whisper import IGNORED, decoder_logits, encode
+from workbench.families.protocol import IGNORED, Family
 from workbench.objectives import cross_entropy, forward_kl_top_k, per_utterance, state_mse
 from workbench.recipe import Stage
 from workbench.weighting import Weighting
@@ -19,9 +19,9 @@ from workbench.weighting import Weighting
 class Student(nn.Module):
     """The student as one module whose forward is a whole step's, which is what DDP and torch.compile wrap."""
 
-    def __init__(self, model: Any, stage: Stage) -> None:
+    def __init__(self, model: Any, family: Family, stage: Stage) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.family = model, family
         self.encoder_frozen, self.decoding = stage.trainable == "decoder", stage.decoding
         for name, parameter in model.named_parameters():
             in_encoder = name.startswith("model.encoder.")
@@ -32,8 +32,8 @@ class Student(nn.Module):
     def forward(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Encoder states [utterances, positions, width] and, if the stage decodes, logits [labels, vocabulary]."""
         with torch.set_grad_enabled(not self.encoder_frozen and torch.is_grad_enabled()):
-            states = encode(self.model, features)
-        return states, decoder_logits(self.model, states, batch.tokens) if self.decoding else None
+            states = self.family.encode(self.model, features)
+        return states, self.family.logits(self.model, states, batch.tokens) if self.decoding else None
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from workbench.errors import UserError
+from workbench.families import Family
+from workbench.files import atomic_folder, write_json
 from workbench.recipe import StudentRecipe
 
 if TYPE_CHECKING:
@@ -83,3 +87,15 @@ def _renumbered(state: dict[str, torch.Tensor], kept: dict[str, list[int]]) -> d
 def parameters(model: torch.nn.Module) -> int:
     """Number of parameters, tied ones counted once."""
     return sum(p.numel() for p in model.parameters())
+
+
+def save_student(model: Any, family: Family, folder: Path, margin: float) -> None:
+    """Write a student as a transformers checkpoint with its tokenizer; `workbench.json` says how much silence it expects."""
+    with atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        for path in family.folder.iterdir():
+            # what describes tokens and features is the teacher's; weights and configuration are the student's own
+            if path.suffix in (".json", ".txt") and not (temporary / path.name).exists() and path.name != "source.json":
+                shutil.copyfile(path, temporary / path.name)
+        settings = {"schema": 1, "length": "true", "margin_seconds": margin}
+        write_json(temporary / "workbench.json", settings)

@@ -21,7 +21,7 @@ from workbench.audio import SAMPLE_RATE
 from workbench.corpus import Utterance
 from workbench.errors import UserError
 from workbench.families.log_mel import positions_of
-from workbench.families.whisper import IGNORED, WINDOW_SECONDS, Tokens, Whisper, decoder_logits, encode
+from workbench.families.protocol import IGNORED, Family, Tokens
 from workbench.files import atomic_path, cache_dir, check_free_space, sha256_of
 from workbench.objectives import cross_entropy
 
@@ -100,7 +100,7 @@ class TargetCache:
 
 def compute_targets(
     teacher: Any,
-    family: Whisper,
+    family: Family,
     utterances: Sequence[Utterance],
     settings: TargetSettings,
     batch_clips: int = 1,
@@ -160,15 +160,15 @@ def _write_shard(folder: Path, name: str, tensors: dict[str, Tensor], entries: l
 
 @torch.no_grad()
 def _teacher_pass(
-    teacher: Any, family: Whisper, batch: Sequence[Utterance], settings: TargetSettings
+    teacher: Any, family: Family, batch: Sequence[Utterance], settings: TargetSettings
 ) -> list[ClipTargets]:
     """One forward pass at 30 s, which is what the teacher was trained on."""
     device = next(teacher.parameters()).device
     waves = [utterance.wave() for utterance in batch]
-    states = encode(teacher, family.features(waves, WINDOW_SECONDS, device))
+    states = family.encode(teacher, family.features(waves, family.window_seconds, device))
     tokens = family.tokens([u.text for u in batch], [u.language for u in batch])
     on_device = Tokens(tokens.inputs.to(device), tokens.labels.to(device))
-    logits = decoder_logits(teacher, states, on_device).float()  # [labels, vocabulary]
+    logits = family.logits(teacher, states, on_device).float()  # [labels, vocabulary]
     losses = cross_entropy(logits, on_device.labels[on_device.labels != IGNORED])
     top = logits.topk(min(settings.top_k, logits.shape[-1]), -1)
     normalizer = (logits / settings.temperature).logsumexp(-1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -21,13 +20,13 @@ from workbench.corpus.batching import padding_share, seconds_batches
 from workbench.data import Batch, Clips, Collate, padded_seconds
 from workbench.errors import UserError
 from workbench.evaluate import Validation, validate
-from workbench.families.whisper import Whisper
+from workbench.families import Family, open_family
 from workbench.files import atomic_folder, write_json
 from workbench.progress import Progress
 from workbench.recipe import Recipe, Stage, load_recipe
 from workbench.run_log import RunLog
 from workbench.step import Student, step_losses, weight_rows
-from workbench.students import build_student, parameters
+from workbench.students import build_student, parameters, save_student
 from workbench.targets import TargetCache, TargetSettings, compute_targets
 from workbench.teachers import fingerprint, resolve_teacher
 from workbench.weighting import TeacherStatistics, build_weighting
@@ -74,7 +73,7 @@ class _Distillation:
         self.main = self.accelerator.is_main_process
         with self.accelerator.main_process_first():
             source = resolve_teacher(recipe.teacher)
-        self.family = Whisper(source)
+        self.family: Family = open_family(source)
         self.teacher_hash = fingerprint(source)
         self.teacher = self.family.load()
         self.model: Any = build_student(self.teacher, recipe.student)
@@ -137,7 +136,7 @@ class _Distillation:
         recipe, accelerator = self.recipe, self.accelerator
         clips = Clips(self.train_set, TargetCache(self.settings.folder()), self.settings)
         weighting = build_weighting(stage.weighting, TeacherStatistics(clips.teacher_losses()))
-        student = Student(self.model, stage)
+        student = Student(self.model, self.family, stage)
         trained = [p for p in student.parameters() if p.requires_grad]
         optimizer: Any = torch.optim.AdamW(
             trained, lr=stage.learning_rate, weight_decay=stage.weight_decay, fused=accelerator.device.type == "cuda"
@@ -218,7 +217,9 @@ class _Distillation:
         draw = np.random.default_rng([recipe.seed, position.step, accelerator.process_index])
         margin = float(draw.uniform(recipe.margin.shortest, recipe.margin.longest))
         batch = batch.to(accelerator.device)
-        features = self.family.features(batch.waves, padded_seconds(batch, margin), accelerator.device)
+        features = self.family.features(
+            batch.waves, padded_seconds(batch, margin, self.family.window_seconds), accelerator.device
+        )
         with accelerator.autocast():
             states, logits = student(features, batch)
         losses = step_losses(
@@ -308,15 +309,3 @@ def _schedule(step: int, total: int, warmup_share: float) -> float:
     """Factor of the learning rate: linear up during warm-up, then linear down to zero."""
     warmup = max(1, round(warmup_share * total))
     return (step + 1) / warmup if step < warmup else max(0.0, (total - step) / max(1, total - warmup))
-
-
-def save_student(model: Any, family: Whisper, folder: Path, margin: float) -> None:
-    """Write a student as a transformers checkpoint with its tokenizer; `workbench.json` says how much silence it expects."""
-    with atomic_folder(folder) as temporary:
-        model.save_pretrained(temporary)
-        for path in family.folder.iterdir():
-            # what describes tokens and features is the teacher's; weights and configuration are the student's own
-            if path.suffix in (".json", ".txt") and not (temporary / path.name).exists() and path.name != "source.json":
-                shutil.copyfile(path, temporary / path.name)
-        settings = {"schema": 1, "length": "true", "margin_seconds": margin}
-        (temporary / "workbench.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")

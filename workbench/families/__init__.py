@@ -1,1 +1,22 @@
-"""What differs between families of recognisers, one folder file each."""
+"""What differs between families of recognisers, behind the protocol `Family`, one file each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from workbench.errors import UserError
+from workbench.families.protocol import Family
+from workbench.files import read_json
+
+__all__ = ["Family", "open_family"]
+
+
+def open_family(folder: Path) -> Family:
+    """Open a checkpoint folder as its family; raises UserError for one that is not supported."""
+    from workbench.families.whisper import Whisper
+
+    families = {"whisper": Whisper}
+    kind = read_json(folder / "config.json", "a checkpoint's configuration").get("model_type")
+    if kind not in families:
+        raise UserError(f"{folder}: a {kind!r} model; supported families: {', '.join(families)}")
+    return families[kind](folder)

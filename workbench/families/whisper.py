@@ -7,7 +7,6 @@ first positions of the embedding (length-adaptive distillation: our interpretati
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from workbench.audio import SAMPLE_RATE, Wave
 from workbench.errors import UserError
 from workbench.families.log_mel import SAMPLES_PER_POSITION, LogMel
+from workbench.families.protocol import IGNORED, Tokens
 from workbench.families.whisper_tokens import label_ids, prompt_ids
 
 if TYPE_CHECKING:
@@ -27,21 +27,13 @@ WINDOW_SECONDS = 30.0
 TOKENS_PER_SECOND = 8.0  # nobody speaks faster; a decoder that writes more is looping
 TOKENS_AT_LEAST = 12
 PROMPT_TOKENS = 4  # <|startoftranscript|>, language, task, <|notimestamps|>
-IGNORED = -100  # label at positions without a loss, as in transformers
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Decoder inputs and labels of a batch under teacher forcing."""
-
-    inputs: Tensor  # int64 [utterances, tokens]: prompt, then the transcript
-    labels: Tensor  # int64 [utterances, tokens]: transcript, then <|endoftext|>; IGNORED elsewhere
 
 
 class Whisper:
     """What is Whisper's own: features, tokens, encoder at true length, teacher-forced logits, greedy decoding."""
 
     name = "whisper"
+    window_seconds = WINDOW_SECONDS
 
     def __init__(self, folder: Path) -> None:
         """Open the tokenizer and features of a checkpoint folder; raises UserError if it is not Whisper."""
@@ -91,6 +83,14 @@ class Whisper:
             labels.append(torch.tensor([*[IGNORED] * (len(prompt) - 1), *said, self.end]))
         pad = torch.nn.utils.rnn.pad_sequence
         return Tokens(pad(inputs, True, self.end), pad(labels, True, IGNORED))
+
+    def encode(self, model: Any, features: Tensor) -> Tensor:
+        """Run the encoder on any number of frames up to 3,000. [clips, mels, frames] -> [clips, frames / 2, width]"""
+        return encode(model, features)
+
+    def logits(self, model: Any, states: Tensor, tokens: Tokens) -> Tensor:
+        """Teacher-forced logits at the labelled positions. -> [labels, vocabulary]"""
+        return decoder_logits(model, states, tokens)
 
     @property
     def most_tokens(self) -> int:

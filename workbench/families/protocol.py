@@ -1,0 +1,56 @@
+"""The seam between training and the families of recognisers: all that differs between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from workbench.audio import Wave
+
+IGNORED = -100  # label at positions without a loss, as in transformers
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Decoder inputs and labels of a batch under teacher forcing."""
+
+    inputs: Tensor  # int64 [utterances, tokens]: prompt, then the transcript
+    labels: Tensor  # int64 [utterances, tokens]: transcript, then the end; IGNORED elsewhere
+
+
+class Family(Protocol):
+    """A checkpoint of some family: its features and tokens, and how its models are run."""
+
+    name: str
+    folder: Path
+    config: Any  # transformers configuration
+    window_seconds: float  # length that a teacher reads every clip at
+
+    def load(self) -> Any:
+        """Load the weights in fp32 on the CPU."""
+        ...
+
+    def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:
+        """Pad waves with silence to `seconds` and compute features. -> [clips, mels, frames]"""
+        ...
+
+    def tokens(self, texts: Sequence[str], languages: Sequence[str]) -> Tokens:
+        """Tokenize transcripts for teacher forcing."""
+        ...
+
+    def encode(self, model: Any, features: Tensor) -> Tensor:
+        """Encoder states at any length. -> [clips, positions, width]"""
+        ...
+
+    def logits(self, model: Any, states: Tensor, tokens: Tokens) -> Tensor:
+        """Logits at the labelled positions, in order of utterance and position. -> [labels, vocabulary]"""
+        ...
+
+    def decode(self, model: Any, states: Tensor, seconds: Sequence[float], languages: Sequence[str]) -> list[str]:
+        """Transcribe encoder states."""
+        ...
