@@ -1,6 +1,7 @@
 """Training on a tiny model and real speech: targets are cached, runs resume, every switch works on the CPU."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -212,6 +213,15 @@ def test_a_full_disk_is_said_before_the_teacher_runs(targets, monkeypatch):
     assert not settings.folder().exists()
 
 
+def test_learning_curves_go_to_tensorboard(recipe):
+    parsed = recipe(trackers=["tensorboard"], stages={"decoder": {**DECODER, "epochs": 1}})
+    distill(parsed)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next(parsed.output.rglob("events.out.tfevents.*")).parent)).Reload()
+    assert {"loss", "k"} <= set(events.Tags()["scalars"])
+
+
 def test_bf16_trains(recipe):
     parsed = recipe(precision="bf16")
     distill(parsed)
@@ -231,14 +241,26 @@ def test_a_compiled_step_computes_the_same(recipe):
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_student(recipe, tmp_path):
+def test_two_processes_train_one_student(recipe, cache, tmp_path):
     parsed = recipe(checkpoint_minutes=60)
     parsed.save(tmp_path / "recipe.yaml")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-               "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "workbench", "distill", str(tmp_path / "recipe.yaml")]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+    # what `accelerate launch` runs on several GPUs; on the CPU it starts one process only
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--standalone",
+        "-m",
+        "workbench",
+    ]
+    command += ["distill", str(tmp_path / "recipe.yaml")]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     assert all(v.isfinite().all() for v in weights(parsed.output).values())
+    assert len(list((cache / "targets").glob("*/index-*.jsonl"))) == 2  # each rank has labelled its share
     metrics = [json.loads(line) for line in (parsed.output / "metrics.jsonl").read_text().splitlines()]
     single = recipe("single")
     distill(single)

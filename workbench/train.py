@@ -82,7 +82,9 @@ class _Distillation:
             recipe.save(self.folder / "recipe.yaml")
         self.log = RunLog(self.folder, self.main)
         if recipe.trackers:
-            self.accelerator.init_trackers("distill-workbench", config=recipe.model_dump(mode="json"))
+            # tensorboard takes flat values only
+            config = {key: str(value) for key, value in recipe.model_dump(mode="json").items()}
+            self.accelerator.init_trackers("distill-workbench", config=config)
 
     def run(self) -> Path:
         """Targets, then stages, then the student's folder."""
