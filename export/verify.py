@@ -63,7 +63,7 @@ def verify_bundle(
                 job = {"bundle": str(bundle), "precision": precision, "threads": threads, "clips": clips}
                 found = _compare(name, job, Path(temporary), utterances, reference)
                 results.append(found)
-                log.info("%s %s: %s, %s clips equal, WER %s (torch %s) %s", name, precision, "pass" if found["passed"] else "FAIL",
+                log.info("%s %s: %s, %s clips equal, WER %s (torch %s) %s", name, precision, "pass" if found["passed"] else "FAIL" if found["required"] else "over the WER budget",
                          found["tokens_equal"], found["wer"], found["wer_torch"], found["error"] or "")  # fmt: skip
     verification = {"corpus": corpus, "clips": len(utterances), "clients": results, "not_installed": absent}
     record(bundle, verification=verification)

@@ -67,7 +67,8 @@ def build_student(teacher: WhisperForConditionalGeneration, recipe: StudentRecip
         student.generation_config.alignment_heads = [
             [new[layer], head] for layer, head in heads if layer in new
         ] or None
-    return student.float()
+    # trained in this mode too: dropout would blur the teacher's targets, and its draws could not be resumed
+    return student.float().eval()
 
 
 def _renumbered(state: dict[str, torch.Tensor], kept: dict[str, list[int]]) -> dict[str, torch.Tensor]:
