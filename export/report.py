@@ -86,7 +86,7 @@ def write_html(report: dict[str, Any], path: Path) -> None:
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
 body{{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2rem auto;padding:0 1rem;color:#1b1f24}}
 table{{border-collapse:collapse;font-variant-numeric:tabular-nums}}td,th{{padding:.3rem .6rem;border-bottom:1px solid #d8dee4;text-align:right}}
-td:first-child,th:first-child{{text-align:left}}.plots{{display:grid;grid-template-columns:repeat(auto-fit,minmax(480px,1fr));gap:1rem}}
+td:first-child,th:first-child{{text-align:left}}.plots{{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:1rem}}@media(max-width:900px){{.plots{{display:block}}}}
 .scroll{{overflow-x:auto}}small{{color:#57606a}}#clips td{{text-align:left;vertical-align:top}}</style></head><body>
 <h1>Students against their teacher</h1>
 <p>{html.escape(corpus["name"])}, {corpus["split"]} split: {corpus["clips"]} clips, {corpus["seconds"]:.0f} s of speech. Every clip went to each
@@ -146,11 +146,15 @@ def _plots(report: dict[str, Any]) -> str:
         stages.add_bar(x=names, y=[s["stages_ms"][stage] for s in systems], name=stage.replace("_", " "))
     figures = (tradeoff, stages, spread)
     for figure in figures:
-        figure.update_layout(template="plotly_white", height=420, margin={"l": 60, "r": 20, "t": 50, "b": 60})
-    return "".join(
-        f"<div>{pio.to_html(f, include_plotlyjs=i == 0, full_html=False, config={'displaylogo': False})}</div>"
-        for i, f in enumerate(figures)
-    )
+        figure.update_layout(
+            template="plotly_white",
+            height=420,
+            margin={"l": 60, "r": 20, "t": 50, "b": 90},
+            legend={"orientation": "h", "y": -0.22},
+        )
+    options = {"full_html": False, "default_width": "100%", "config": {"displaylogo": False, "responsive": True}}
+    parts = [pio.to_html(f, include_plotlyjs=i == 0, **options) for i, f in enumerate(figures)]
+    return "".join(f"<div>{part}</div>" for part in parts)
 
 
 def _differing(report: dict[str, Any]) -> str:

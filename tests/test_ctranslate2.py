@@ -67,7 +67,7 @@ def binary(tensors, kind):
         if array.dtype != np.float32:
             stored[name] = (2, array.astype("<i2"))
         elif kind == INT8 and name.endswith("weight") and array.ndim == 2:
-            scale = 127 / np.abs(array).max(1)
+            scale = 127 / np.maximum(np.abs(array).max(1), 1e-9)
             stored[name] = (INT8, np.round(array * scale[:, None]).astype("i1"))
             stored[f"{name}_scale"] = (FLOAT32, scale.astype("<f4"))
         elif kind == FLOAT16:
