@@ -145,7 +145,7 @@ def test_a_folder_without_a_tokenizer_is_refused_and_nothing_is_left(folder, tmp
 def test_a_converted_teacher_whose_file_was_damaged_is_refused(folder, cache, monkeypatch):
     from workbench import teachers
 
-    monkeypatch.setitem(teachers.BUILT_IN, "tiny", teachers.BuiltIn("", 0, "", "", (), ""))
+    monkeypatch.setitem(teachers.BUILT_IN, "tiny", teachers.BuiltIn("", 0, "", "", ()))
     converted = convert(folder(), cache / "teachers" / "tiny")
     assert resolve_teacher("tiny") == converted
     weights = converted / "model.safetensors"

@@ -1,5 +1,6 @@
 """What users rely on, with the real Whisper base: the built-in teacher, and the whole chain from the command line."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -110,3 +111,17 @@ def test_the_teachers_own_export_is_right_in_every_client(teacher, tmp_path):
         if client["precision"] == "fp32":
             assert client["tokens_equal"] == "6 of 6", client
         assert client["wer_torch"] < 15
+
+
+def test_the_second_source_is_the_same_teacher(teacher, cache, monkeypatch):
+    """Should the first packages go, the second give the same weights and the same tokens."""
+    from workbench import teachers
+
+    built_in = teachers.BUILT_IN["whisper-base"]
+    monkeypatch.setitem(teachers.BUILT_IN, "whisper-base", dataclasses.replace(built_in, sources=built_in.sources[1:]))
+    other = resolve_teacher("whisper-base")
+    assert other != teacher
+    assert (other / "model.safetensors").read_bytes() == (teacher / "model.safetensors").read_bytes()
+    for text in (" the theatre that there", " Das ist größer.", " 日本語 25 %"):
+        ids = [Whisper(folder).tokenizer(text).input_ids for folder in (teacher, other)]
+        assert ids[0] == ids[1]
