@@ -15,7 +15,7 @@ from export.latency import STAGES, System, Timed, time_systems
 from workbench.audio import write_wav
 from workbench.corpus import Utterance, open_corpus
 from workbench.errors import UserError
-from workbench.files import cache_dir, read_json, sha256, sha256_of, write_json
+from workbench.files import cache_dir, read_json, sha256_of, write_json
 from workbench.host import describe_host, usable_cpus
 from workbench.progress import Progress
 from workbench.scoring import paired_difference, score
@@ -174,7 +174,7 @@ def _row(system: System, found: Timed, utterances: Sequence[Utterance]) -> dict[
         "length": manifest.content["length"],
         "parameters": manifest.content["parameters"],
         "size_mb": round(size_mb(manifest, system.precision), 1),
-        "graphs_sha256": {g: sha256(manifest.path(g)) for g in _graphs(system)},
+        "graphs_sha256": {g: manifest.content["files"][g] for g in _graphs(system)},
         **scores.as_dict(),
         "wer_raw": round(raw.wer, 3),
         "cer_raw": round(raw.cer, 3),

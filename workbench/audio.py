@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -67,6 +68,23 @@ def decode(source: Path | bytes, name: str = "", longest: float | None = None) -
     if not any(map(len, pieces)):
         raise UserError(f"{label}: decodes to no samples; the recording is empty or cut off at its header")
     return np.concatenate(pieces).astype(np.float32, copy=False)
+
+
+def probe_seconds(source: Path | bytes) -> float:
+    """Length of a recording from its header, decoding it only when the header does not say; raises UserError."""
+    import av
+
+    if source if isinstance(source, bytes) else source.stat().st_size:
+        # what cannot be opened is left to decode, which names what is wrong
+        with (
+            contextlib.suppress(av.FFmpegError),
+            av.open(
+                str(source) if isinstance(source, Path) else io.BytesIO(source), metadata_errors="ignore"
+            ) as container,
+        ):
+            if container.duration:
+                return float(container.duration / av.time_base)
+    return len(decode(source)) / SAMPLE_RATE
 
 
 def check_length(wave: Wave, name: str) -> None:

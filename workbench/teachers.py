@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +60,6 @@ BUILT_IN = {
         ),
     )
 }
-CHECKPOINT_FILES = ("config.json", "model.safetensors")
 
 
 def resolve_teacher(name: str) -> Path:
@@ -201,7 +199,7 @@ def _from_hub(name: str) -> Path:
         ) from None
 
 
-def list_teachers(folders: Sequence[Path] = ()) -> list[dict[str, str]]:
+def list_teachers() -> list[dict[str, str]]:
     """Teachers that can be opened here, and what each costs: built-in ones, converted ones, hub checkpoints on disk."""
     rows = [
         {
@@ -215,7 +213,7 @@ def list_teachers(folders: Sequence[Path] = ()) -> list[dict[str, str]]:
         }
         for name, teacher in BUILT_IN.items()
     ]
-    for folder in [*folders, *_on_disk()]:
+    for folder in _on_disk():
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file()) / 1e6
         what = f"{config.get('model_type', 'CTranslate2')}, {size:,.0f} MB"

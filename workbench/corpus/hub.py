@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+from workbench.audio import probe_seconds
 from workbench.corpus.manifests import FIELDS
 from workbench.corpus.utterance import Utterance
 from workbench.errors import UserError
@@ -44,7 +44,7 @@ def _stream(spec: str, split: str) -> Iterator[Utterance]:
         audio = _encoded(row[audio_column])
         text = str(row[text_column]).strip()
         if text:
-            yield Utterance(_row_id(row, number), audio, text, _seconds(audio), _language(row, config), split)
+            yield Utterance(_row_id(row, number), audio, text, probe_seconds(audio), _language(row, config), split)
 
 
 def _undecoded(dataset: Any, column: str) -> Any:
@@ -80,17 +80,3 @@ def _language(row: dict[str, Any], config: str) -> str:
     named = str(row.get("locale") or row.get("language") or config or "en")
     code = named.lower().replace("-", "_").split("_")[0]
     return code if len(code) == 2 else "en"
-
-
-def _seconds(audio: bytes) -> float:
-    import av
-
-    from workbench.audio import SAMPLE_RATE, decode
-
-    try:
-        with av.open(io.BytesIO(audio), metadata_errors="ignore") as container:
-            if container.duration:
-                return float(container.duration / av.time_base)
-    except av.FFmpegError:
-        return len(decode(audio)) / SAMPLE_RATE  # raises the UserError that names what is wrong
-    return len(decode(audio)) / SAMPLE_RATE

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from workbench.audio import probe_seconds
 from workbench.corpus.split import split_of
 from workbench.corpus.utterance import SPLITS, Utterance
 from workbench.errors import UserError, nearest
@@ -133,19 +134,3 @@ def _seconds(row: dict[str, Any], audio: Path, where: str) -> float:
     if not 0 < seconds < float("inf"):
         raise UserError(f"{where}: field 'duration' is {given!r}; expected seconds, a number above 0")
     return seconds
-
-
-def probe_seconds(audio: Path) -> float:
-    """Length of an audio file from its header, decoding it only when the header does not say."""
-    import av
-
-    from workbench.audio import SAMPLE_RATE, decode
-
-    if audio.stat().st_size:
-        try:
-            with av.open(str(audio), metadata_errors="ignore") as container:
-                if container.duration:
-                    return float(container.duration / av.time_base)
-        except av.FFmpegError:
-            return len(decode(audio)) / SAMPLE_RATE  # raises the UserError that names what is wrong
-    return len(decode(audio)) / SAMPLE_RATE
