@@ -11,6 +11,7 @@ from typing import Any
 
 from demo.difference import COLOURS
 from demo.session import Result, Systems, Tally, compare, load_clip, seconds
+from workbench.audio import write_wav
 from workbench.corpus import Utterance, open_corpus
 from workbench.errors import UserError
 
@@ -130,9 +131,9 @@ def _legend() -> str:
 
 
 def _as_file(utterance: Utterance) -> str:
-    """Path of a clip for the player; a streamed clip is written to a temporary file first."""
+    """Path of a clip for the player; what is not a file of its own is written to a temporary one first."""
     if isinstance(utterance.audio, Path):
         return str(utterance.audio)
-    with tempfile.NamedTemporaryFile(suffix=".audio", delete=False) as file:
-        file.write(utterance.audio)
+    with tempfile.NamedTemporaryFile(suffix=".wav", delete=False) as file:
+        write_wav(Path(file.name), utterance.wave())
     return file.name

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import tone
 from workbench.audio import write_wav
 from workbench.corpus import SPLITS, open_corpus
-from workbench.corpus.batching import padding_share, seconds_batches
+from workbench.corpus.batching import padding_share, plan_steps
 from workbench.corpus.manifests import read_manifest
 from workbench.errors import UserError
 from workbench.scoring import normalize
@@ -132,7 +132,7 @@ def test_a_dataset_without_transcripts_is_named(tmp_path):
 
 def test_batches_hold_each_clip_once_within_the_budget():
     clips = open_corpus("prompts-en", "train")
-    batches = seconds_batches(clips, 24.0, 0.2, (1, 0, 0))
+    batches = plan_steps(clips, 24.0, 0.2, (1, 0, 0))
     assert Counter(i for batch in batches for i in batch) == Counter(range(len(clips)))
     for batch in batches:
         padded = len(batch) * (max(clips[i].seconds for i in batch) + 0.2)
@@ -142,8 +142,8 @@ def test_batches_hold_each_clip_once_within_the_budget():
 
 def test_batches_depend_on_the_seed_alone():
     clips = open_corpus("prompts-en", "train")
-    assert seconds_batches(clips, 24.0, 0.2, (1, 0, 0)) == seconds_batches(clips, 24.0, 0.2, (1, 0, 0))
-    assert seconds_batches(clips, 24.0, 0.2, (1, 0, 0)) != seconds_batches(clips, 24.0, 0.2, (1, 0, 1))
+    assert plan_steps(clips, 24.0, 0.2, (1, 0, 0)) == plan_steps(clips, 24.0, 0.2, (1, 0, 0))
+    assert plan_steps(clips, 24.0, 0.2, (1, 0, 0)) != plan_steps(clips, 24.0, 0.2, (1, 0, 1))
 
 
 def test_the_path_of_a_clip_in_a_message_is_its_file():

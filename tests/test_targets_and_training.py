@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration
 
-import workbench.train
+import workbench.stage
 from workbench.corpus import open_corpus
 from workbench.errors import UserError
 from workbench.families.protocol import IGNORED
@@ -100,19 +100,19 @@ def test_a_killed_run_resumes_to_the_same_bits(recipe, monkeypatch, kills):
     whole = recipe("whole")
     distill(whole)
     killed = recipe("killed", checkpoint_minutes=1e-9)  # a checkpoint after every step
-    step = workbench.train._Distillation._step
+    step = workbench.stage.StageLoop._step
 
     for kill in kills:
 
         def dying(self, *args, at=kill, **kwargs):
             step(self, *args, **kwargs)
-            if args[6].step == at:
+            if self.position.step == at:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(workbench.train._Distillation, "_step", dying)
+        monkeypatch.setattr(workbench.stage.StageLoop, "_step", dying)
         with pytest.raises(KeyboardInterrupt):
             distill(killed)
-        monkeypatch.setattr(workbench.train._Distillation, "_step", step)
+        monkeypatch.setattr(workbench.stage.StageLoop, "_step", step)
     distill(killed)
     assert same(weights(whole.output), weights(killed.output))
     logs = [(r.output / "metrics.jsonl").read_text() for r in (whole, killed)]
@@ -153,8 +153,8 @@ def targets(tiny_checkpoint, cache, speech):
 @torch.no_grad()
 def test_targets_are_what_the_teacher_says(targets):
     family, teacher, clips, settings = targets
-    compute_targets(teacher, family, clips, settings, batch_clips=3)
-    found = TargetCache(settings.folder()).read(settings.key(clips[1]))
+    compute_targets(teacher, family, clips, TargetCache(settings), batch_clips=3)
+    found = TargetCache(settings).read(settings.key(clips[1]))
     states = encode(teacher, family.features([clips[1].wave()], 30.0))
     tokens = family.tokens([clips[1].text], [clips[1].language])
     logits = decoder_logits(teacher, states, tokens)
@@ -169,7 +169,7 @@ def test_targets_are_what_the_teacher_says(targets):
 
 def test_targets_resume_after_a_kill_and_are_never_made_twice(targets, monkeypatch):
     family, teacher, clips, settings = targets
-    monkeypatch.setattr("workbench.targets.SHARD_CLIPS", 2)
+    monkeypatch.setattr("workbench.store.SHARD_ITEMS", 2)
     made = []
 
     def killed(done):
@@ -178,14 +178,14 @@ def test_targets_resume_after_a_kill_and_are_never_made_twice(targets, monkeypat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compute_targets(teacher, family, clips, settings, progress=killed)
-    assert sum(settings.key(u) in TargetCache(settings.folder()) for u in clips) == 4
+        compute_targets(teacher, family, clips, TargetCache(settings), progress=killed)
+    assert sum(settings.key(u) in TargetCache(settings) for u in clips) == 4
     with (settings.folder() / "index-000.jsonl").open("a") as index:
         index.write('{"key": "torn')  # as a kill inside a write leaves it
     made.clear()
-    compute_targets(teacher, family, clips, settings, progress=made.append)
+    compute_targets(teacher, family, clips, TargetCache(settings), progress=made.append)
     assert sum(made) == len(clips) - 4
-    assert all(settings.key(u) in TargetCache(settings.folder()) for u in clips)
+    assert all(settings.key(u) in TargetCache(settings) for u in clips)
     assert not list(settings.folder().glob("*.part"))
 
 
@@ -198,18 +198,18 @@ def test_other_text_teacher_or_settings_are_other_targets(targets):
 
 def test_a_damaged_shard_is_named_with_the_remedy(targets):
     family, teacher, clips, settings = targets
-    compute_targets(teacher, family, clips, settings)
+    compute_targets(teacher, family, clips, TargetCache(settings))
     shard = next(settings.folder().glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(UserError, match=r"damaged .*delete"):
-        TargetCache(settings.folder()).read(settings.key(clips[0]))
+        TargetCache(settings).read(settings.key(clips[0]))
 
 
 def test_a_full_disk_is_said_before_the_teacher_runs(targets, monkeypatch):
     family, teacher, clips, settings = targets
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 100, 0))
     with pytest.raises(UserError, match=r"needs about .* MB but only 0 MB are free"):
-        compute_targets(teacher, family, clips, settings)
+        compute_targets(teacher, family, clips, TargetCache(settings))
     assert not settings.folder().exists()
 
 

@@ -87,6 +87,18 @@ def probe_seconds(source: Path | bytes) -> float:
     return len(decode(source)) / SAMPLE_RATE
 
 
+def change_speed(wave: Wave, speed: float) -> Wave:
+    """Play a wave faster or slower, pitch included, by resampling. [samples] -> [samples / speed]"""
+    import av
+
+    # speed is rounded to what two whole rates can say: 1.1 is 17,600 hz read as 16,000
+    resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
+    frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
+    frame.sample_rate = round(SAMPLE_RATE * speed)
+    pieces = [out.to_ndarray()[0] for out in [*resampler.resample(frame), *resampler.resample(None)]]
+    return np.concatenate(pieces).astype(np.float32, copy=False)
+
+
 def check_length(wave: Wave, name: str) -> None:
     """Raise UserError if a wave is too short to hold a word or too long for one 30 s window."""
     seconds = len(wave) / SAMPLE_RATE
@@ -116,3 +128,16 @@ def write_wav(path: Path, wave: Wave) -> None:
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE)
         file.writeframes(pcm.tobytes())
+
+
+def write_flac(path: Path, wave: Wave) -> None:
+    """Write 16-bit FLAC at 16 kHz."""
+    import av
+
+    pcm = (np.clip(wave, -1.0, 1.0) * 32767.0).round().astype(np.int16)
+    with av.open(str(path), "w", format="flac") as container:
+        stream = container.add_stream("flac", rate=SAMPLE_RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
+        frame.sample_rate = SAMPLE_RATE
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)

@@ -7,6 +7,7 @@ state: nothing of any random generator needs keeping.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,30 +18,48 @@ from torch import Tensor
 from workbench.errors import UserError
 from workbench.files import atomic_folder, read_json, write_json
 
+TIED = "proj_out.weight"  # Whisper's projection is its embedding
+
 
 @dataclass
 class Position:
     """How far a run has come."""
 
     stage: int = 0
-    epoch: int = 0  # of the stage
-    batch: int = 0  # of the epoch, the next one to do
+    round: int = 0  # of the stage: an epoch, or a window of a stream
+    stream_pass: int = 0  # times that the stream has ended, in this stage
+    stream_window: int = 0  # windows done of this pass
+    batch: int = 0  # step of the round, the next one to do
     stage_step: int = 0  # optimizer steps done in the stage
     step: int = 0  # optimizer steps done in the run
+    parts: int = 0  # micro-batches of a step in this stage; 0: not yet decided
     seconds: float = 0.0  # training time so far
     best: dict[str, float] | None = None  # validation scores of the best student so far
     weighting: dict[str, Any] = field(default_factory=dict)
+    teacher_losses: list[float] = field(default_factory=list)  # of a stream's first window: the weighting's statistics
 
 
-def save(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
-    """Write `folder/step-N` and remove older ones."""
+def save(
+    folder: Path,
+    position: Position,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    keep: int = 1,
+) -> None:
+    """Write `folder/step-N` and remove all but the newest `keep`.
+
+    Args:
+        folder: where the checkpoints are.
+        position: how far the run has come.
+        tensors: by name of the file: `model`, `optimizer` and perhaps `average`.
+        keep: how many to keep.
+    """
     from safetensors.torch import save_file
 
     with atomic_folder(folder / f"step-{position.step:08d}") as temporary:
-        save_file(_untied(model), temporary / "model.safetensors")
-        save_file(_flat_optimizer(optimizer), temporary / "optimizer.safetensors")
+        for name, content in tensors.items():
+            save_file(dict(content), temporary / f"{name}.safetensors")
         write_json(temporary / "position.json", asdict(position))
-    for old in sorted(folder.glob("step-*"))[:-1]:
+    for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
 
 
@@ -55,40 +74,72 @@ def read_position(checkpoint: Path) -> Position:
     return Position(**read_json(checkpoint / "position.json", "a checkpoint's position"))
 
 
-def load_model(checkpoint: Path, model: torch.nn.Module) -> None:
-    """Restore the student's weights in place; raises UserError if the checkpoint is damaged or of another student."""
+def load_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    """Read one file of a checkpoint; raises UserError if it is damaged or missing."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = checkpoint / "model.safetensors"
+    path = checkpoint / f"{name}.safetensors"
     try:
-        missing, unexpected = model.load_state_dict(load_file(path), strict=False)
-    except (SafetensorError, OSError, RuntimeError) as error:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path}: cannot be loaded ({str(error).splitlines()[0]}); delete {checkpoint} to go on without it"
         ) from None
-    if unexpected or [name for name in missing if name != "proj_out.weight"]:
-        raise UserError(f"{path}: is of another student; delete {checkpoint.parent.parent} or choose another output")
+    return tensors
 
 
-def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Restore the optimizer's moments; the parameter groups keep the settings of the recipe."""
-    from safetensors.torch import load_file
-
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in load_file(checkpoint / "optimizer.safetensors").items():
-        number, key = name.split(".", 1)
-        state.setdefault(int(number), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _untied(model: torch.nn.Module) -> dict[str, Tensor]:
-    """State dict with each shared tensor once, which safetensors asks for; Whisper ties its projection to its embedding."""
-    return {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items() if k != "proj_out.weight"}
+def load_model(checkpoint: Path, model: torch.nn.Module) -> None:
+    """Restore the student's weights in place; raises UserError if the checkpoint is damaged or of another student."""
+    other = UserError(
+        f"{checkpoint}: is of another student; delete {checkpoint.parent.parent} or choose another output"
+    )
+    try:
+        missing, unexpected = model.load_state_dict(load_tensors(checkpoint, "model"), strict=False)
+    except RuntimeError:  # shapes differ
+        raise other from None
+    if unexpected or [name for name in missing if name != TIED]:
+        raise other
 
 
-def _flat_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
+def model_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The model's state on the CPU, each shared tensor once, which safetensors asks for. All processes must call it."""
+    return {k: whole(v) for k, v in model.state_dict().items() if k != TIED}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
+    """The optimizer's moments as `parameter::moment`. All processes must call it."""
     return {
-        f"{i}.{key}": value.detach().cpu().contiguous() for i, entry in state.items() for key, value in entry.items()
+        f"{names[parameter]}::{key}": whole(value)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        for key, value in optimizer.state[parameter].items()
     }
+
+
+def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> None:
+    """Restore the optimizer's moments, sharded as its parameters are."""
+    saved = load_tensors(checkpoint, "optimizer")
+    parameters = {name: parameter for parameter, name in names.items()}
+    for full_name, value in saved.items():
+        name, key = full_name.split("::")
+        parameter = parameters[name]
+        # fused AdamW wants its step counts where the parameter is, and whole
+        optimizer.state[parameter][key] = (
+            value.to(parameter.device) if value.dim() == 0 else sharded_like(value, parameter)
+        )
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor, gathered if it is sharded, on the CPU."""
+    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered.detach().cpu().contiguous()
+
+
+def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, placed and sharded as a parameter is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(parameter, DTensor):
+        return value.to(parameter.device)
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

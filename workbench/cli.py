@@ -66,6 +66,25 @@ def distill(
 
 
 @app.command()
+def synthesize(
+    text: Annotated[Path, typer.Argument(help="UTF-8 text, one utterance a line.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Manifest to write (JSONL); recordings go beside it.")],
+    voice: Annotated[Path | None, typer.Option(help="A Piper voice, NAME.onnx; the built-in one by default.")] = None,
+    language: Annotated[str, typer.Option(help="ISO 639-1 code of the text.")] = "en",
+    speed: Annotated[
+        list[float] | None, typer.Option(help="Speeds that the lines take in turn, 1.0 by default.")
+    ] = None,
+    avoid: Annotated[
+        str | None, typer.Option(help="Corpus of whose validation and test splits no sentence may be said.")
+    ] = None,
+) -> None:
+    """Say the lines of a text with a text-to-speech engine: training speech for who has text but no audio."""
+    from workbench.synthesize import synthesize as run
+
+    typer.echo(run(text, output, voice, language, speed or [1.0], avoid))
+
+
+@app.command()
 def export(
     student: Annotated[Path, typer.Argument(help="Student or any transformers Whisper checkpoint folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.")],

@@ -1,4 +1,4 @@
-"""Clips and their targets as training batches."""
+"""Clips and their targets as micro-batches of training steps."""
 
 from __future__ import annotations
 
@@ -11,29 +11,41 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from workbench.audio import SAMPLE_RATE, Wave
+from workbench.audio import SAMPLE_RATE
+from workbench.augment import add_noise
 from workbench.corpus import Utterance
-from workbench.families.log_mel import positions_of
-from workbench.families.protocol import Family, Tokens
-from workbench.targets import ClipTargets, TargetCache, TargetSettings
+from workbench.corpus.batching import StepPlan
+from workbench.families.log_mel import SAMPLES_PER_POSITION, positions_of
+from workbench.families.protocol import IGNORED, Family, Tokens
+from workbench.recipe import Recipe
+from workbench.store import Store
+from workbench.targets import ClipTargets, TargetCache
+
+LABEL_BUCKET = 8  # labels are padded to a multiple of it, so that few shapes occur
+POSITION_BUCKET = 25  # encoder positions (0.5 s) that a compiled step's audio is padded to a multiple of
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch. Labelled positions of all utterances lie flat, in order of utterance and position."""
+    """One micro-batch. Labelled positions of all utterances lie flat, in order of utterance and position."""
 
     ids: list[str]
-    waves: list[Wave]
-    seconds: float  # of the longest clip, without margin
+    waves: Tensor  # fp32 [utterances, samples], padded; empty where `encoded` stands for them
     inputs: Tensor  # int64 [utterances, tokens]
     labels: Tensor  # int64 [utterances, tokens]
+    labelled: Tensor  # int64 [labels]: flat places of the labelled positions in [utterances * tokens]
     owner: Tensor  # int64 [labels]: utterance of each labelled position
-    states: Tensor  # fp32 [utterances, positions, width]: the teacher's, zero-padded
-    frames: Tensor  # int64 [utterances]: positions that are not padding
+    label_counts: Tensor  # int64 [utterances]
+    states: Tensor  # fp32 [utterances, positions, width]: the teacher's, zero-padded; empty where nothing matches them
+    frames: Tensor  # int64 [utterances]: positions of `states` that are not padding
+    encoded: Tensor  # fp16 [utterances, positions, width]: the student's own, from its frozen encoder; or empty
+    heard: Tensor  # bool [utterances, positions]: places of `encoded` that are not padding
     top_ids: Tensor  # int64 [labels, k]
     top_logits: Tensor  # fp32 [labels, k]
     log_normalizer: Tensor  # fp32 [labels]
     teacher_loss: Tensor  # fp32 [utterances]
+    seed: tuple[int, ...]  # of what is random in this micro-batch
+    real: bool = True  # False: stands in on a process that has no clip of this step, and counts for nothing
 
     @property
     def tokens(self) -> Tokens:
@@ -54,56 +66,103 @@ class Batch:
         return replace(self, **changed)
 
 
-class Clips(Dataset[tuple[Utterance, Wave, ClipTargets]]):
-    """Utterances with their decoded audio, kept as int16 after the first reading, and their targets."""
+class MicroBatches(Dataset[Batch]):
+    """The micro-batches of some steps that fall to this process, in order."""
 
-    def __init__(self, utterances: Sequence[Utterance], cache: TargetCache, settings: TargetSettings) -> None:
-        self.utterances, self.cache = utterances, cache
-        self.keys = [settings.key(u) for u in utterances]
-        self.decoded: dict[int, np.ndarray[tuple[int], np.dtype[np.int16]]] = {}
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        keys: Sequence[str],
+        cache: TargetCache,
+        family: Family,
+        recipe: Recipe,
+        steps: Sequence[StepPlan],
+        parts: Sequence[int],
+        of: int,
+        seed: tuple[int, ...],
+        matching: bool,
+        encoded: Store | None = None,
+    ) -> None:
+        """Bind a plan to its data.
+
+        Args:
+            utterances: the clips that the plan's indices mean.
+            keys: their keys in the cache.
+            cache: the teacher's targets.
+            family: for the tokens.
+            recipe: margins and augmentation.
+            steps: what to do.
+            parts: which micro-batches of each step this process does.
+            of: how many micro-batches a step has.
+            seed: of the epoch.
+            matching: whether the teacher's encoder states are wanted.
+            encoded: the student's states, where its encoder is frozen and has run.
+        """
+        self.utterances, self.keys, self.cache, self.family, self.recipe = utterances, keys, cache, family, recipe
+        self.work = [(step, part) for step in steps for part in parts]
+        self.of, self.seed, self.matching, self.encoded = of, seed, matching, encoded
 
     def __len__(self) -> int:
-        return len(self.utterances)
+        return len(self.work)
 
-    def __getitem__(self, i: int) -> tuple[Utterance, Wave, ClipTargets]:
-        if i not in self.decoded:
-            wave = self.utterances[i].wave()
-            self.decoded[i] = (np.clip(wave, -1, 1) * 32767).round().astype(np.int16)
-        return self.utterances[i], self.decoded[i].astype(np.float32) / np.float32(32767), self.cache.read(self.keys[i])
+    def __getitem__(self, i: int) -> Batch:
+        step, part = self.work[i]
+        clips = step.part(part, self.of)
+        margin = self.recipe.margin
+        # the step's parts share the margin: their lengths must be the same for their gradients to add up
+        silence = float(np.random.default_rng([*self.seed, step.number]).uniform(margin.shortest, margin.longest))
+        return self._collate(
+            clips or step.clips[:1], step.seconds + silence, (*self.seed, step.number, part), bool(clips)
+        )
 
-    def teacher_losses(self) -> tuple[float, ...]:
-        """The teacher's own loss on every clip."""
-        return tuple(self.cache.task_loss(key) for key in self.keys)
-
-
-@dataclass(frozen=True)
-class Collate:
-    """Turn clips into a batch."""
-
-    family: Family
-
-    def __call__(self, clips: Sequence[tuple[Utterance, Wave, ClipTargets]]) -> Batch:
-        """Pad and stack."""
-        utterances, waves, targets = zip(*clips, strict=True)
+    def _collate(self, clips: Sequence[int], seconds: float, seed: tuple[int, ...], real: bool) -> Batch:
+        utterances = [self.utterances[i] for i in clips]
+        targets = [self.cache.read(self.keys[i], self.encoded is None, self.matching) for i in clips]
         tokens = self.family.tokens([u.text for u in utterances], [u.language for u in utterances])
+        tokens = Tokens(_bucketed(tokens.inputs, self.family.config.eos_token_id), _bucketed(tokens.labels, IGNORED))
         counts = torch.tensor([len(t.log_normalizer) for t in targets])
+        states = [t.states.float() for t in targets if t.states is not None]
+        encoded, heard = self._encoded(clips)
         return Batch(
             ids=[u.id for u in utterances],
-            waves=list(waves),
-            seconds=max(len(wave) for wave in waves) / SAMPLE_RATE,
+            waves=self._waves(targets, seconds, seed) if self.encoded is None else torch.empty(0),
             inputs=tokens.inputs,
             labels=tokens.labels,
+            labelled=tokens.labelled(),
             owner=torch.repeat_interleave(torch.arange(len(utterances)), counts),
-            states=torch.nn.utils.rnn.pad_sequence([t.states.float() for t in targets], batch_first=True),
-            frames=torch.tensor([len(t.states) for t in targets]),
+            label_counts=counts,
+            states=torch.nn.utils.rnn.pad_sequence(states, batch_first=True) if states else torch.empty(0),
+            frames=torch.tensor([len(s) for s in states]),
+            encoded=encoded,
+            heard=heard,
             top_ids=torch.cat([t.top_ids for t in targets]).long(),
             top_logits=torch.cat([t.top_logits for t in targets]),
             log_normalizer=torch.cat([t.log_normalizer for t in targets]),
             teacher_loss=torch.tensor([t.task_loss for t in targets]),
+            seed=seed,
+            real=real,
         )
 
+    def _waves(self, targets: Sequence[ClipTargets], seconds: float, seed: tuple[int, ...]) -> Tensor:
+        positions = positions_of(round(seconds * SAMPLE_RATE))
+        if self.recipe.compile:
+            positions = -(-positions // POSITION_BUCKET) * POSITION_BUCKET
+        samples = min(positions * SAMPLES_PER_POSITION, round(self.family.window_seconds * SAMPLE_RATE))
+        waves = torch.zeros(len(targets), samples)
+        lengths = torch.tensor([min(len(t.wave), samples) for t in targets])
+        for row, target, length in zip(waves, targets, lengths.tolist(), strict=True):
+            row[:length] = target.wave[:length].float() / 32767
+        return add_noise(waves, lengths, self.recipe.augment, np.random.default_rng([*seed, 1]))
 
-def padded_seconds(batch: Batch, margin: float, window: float) -> float:
-    """Length that a batch's clips are padded to, at most the family's window; a whole number of encoder positions."""
-    positions = positions_of(round((batch.seconds + margin) * SAMPLE_RATE))
-    return min(positions * 0.02, window)
+    def _encoded(self, clips: Sequence[int]) -> tuple[Tensor, Tensor]:
+        if self.encoded is None:
+            return torch.empty(0), torch.empty(0)
+        states = [self.encoded.read(self.keys[i], ["states"])[0] for i in clips]
+        lengths = torch.tensor([len(s) for s in states])
+        padded = torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
+        return padded, torch.arange(padded.shape[1]) < lengths[:, None]
+
+
+def _bucketed(tokens: Tensor, filler: int) -> Tensor:
+    """Pad to a multiple of LABEL_BUCKET tokens. [utterances, tokens]"""
+    return torch.nn.functional.pad(tokens, (0, -tokens.shape[1] % LABEL_BUCKET), value=filler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -31,6 +32,34 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@functools.cache
+def _known_hashes(path: Path) -> dict[tuple[str, int, int], str]:
+    """SHA-256 of files read before, by path, size and time of change, so that a corpus is hashed once and not every run."""
+    known: dict[tuple[str, int, int], str] = {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            fields = line.split("\t")
+            if len(fields) == 4 and len(fields[0]) == 64:  # a kill may have cut the last line short
+                known[fields[3], int(fields[1]), int(fields[2])] = fields[0]
+    return known
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file, remembered for as long as its size and time of change stay."""
+    status = path.stat()
+    resolved = str(path.resolve())
+    key = (resolved, status.st_size, status.st_mtime_ns)
+    index = cache_dir() / "hashes.tsv"
+    known = _known_hashes(index)
+    if key not in known:
+        known[key] = sha256(path)
+        if "\t" not in resolved and "\n" not in resolved:
+            index.parent.mkdir(parents=True, exist_ok=True)
+            with index.open("a", encoding="utf-8") as file:
+                file.write(f"{known[key]}\t{status.st_size}\t{status.st_mtime_ns}\t{resolved}\n")
+    return known[key]
 
 
 def sha256_of(value: Any) -> str:

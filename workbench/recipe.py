@@ -24,6 +24,10 @@ class StudentRecipe(Section):
 
     encoder_layers: list[int] | int | Literal["all"] = "all"
     decoder_layers: list[int] | int | Literal["all"] = "all"
+    initial: str | None = Field(
+        None,
+        description="checkpoint folder whose encoder and decoder the layers are taken from, instead of the teacher",
+    )
 
 
 class MarginRecipe(Section):
@@ -48,16 +52,68 @@ class TargetsRecipe(Section):
     batch_clips: int = Field(2, ge=1, description="clips in one teacher forward pass")
 
 
+class AugmentRecipe(Section):
+    """More speech from what is there. The teacher hears new utterances (speeds, joined clips), but never noise or masks."""
+
+    speeds: list[float] = Field(default_factory=list, description="each clip again at these speeds, 1.1 being faster")
+    concatenate: float = Field(0.0, ge=0, le=30, description="also short clips joined up to this many seconds; 0: none")
+    noise_share: float = Field(0.0, ge=0, le=1, description="share of the clips that the student hears in noise")
+    noise_db: tuple[float, float] = Field((5.0, 30.0), description="ratio of speech to noise, from and to")
+    frequency_masks: int = Field(0, ge=0, description="SpecAugment: bands blanked in each clip")
+    frequency_width: int = Field(15, ge=1, description="mels of the widest band")
+    time_masks: int = Field(0, ge=0, description="SpecAugment: stretches blanked in each clip")
+    time_width: int = Field(40, ge=1, description="frames (10 ms) of the longest stretch")
+
+    @field_validator("speeds")
+    @classmethod
+    def _sensible(cls, speeds: list[float]) -> list[float]:
+        for speed in speeds:
+            if not 0.5 <= speed <= 2.0 or speed == 1.0:
+                raise ValueError("expected speeds from 0.5 to 2.0 other than 1.0, which is there already")
+        return speeds
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentRecipe:
+        if self.noise_db[0] > self.noise_db[1]:
+            raise ValueError(
+                f"noise_db goes from {self.noise_db[0]} to {self.noise_db[1]}; expected the lower one first"
+            )
+        return self
+
+    @property
+    def changes_hearing(self) -> bool:
+        """Whether the student hears something else in every epoch, so that nothing of it can be computed once."""
+        return bool(self.noise_share or self.frequency_masks or self.time_masks)
+
+
+class StreamRecipe(Section):
+    """Train on a corpus larger than the disk, a window of it at a time: labelled, trained on, dropped."""
+
+    window_hours: float = Field(1.0, gt=0, description="speech that a process holds at a time, and shuffles within")
+
+
 class Stage(Section):
     """One stage of training: what is trained, on which losses, for how long."""
 
     trainable: Literal["encoder", "decoder", "all"]
     epochs: int = Field(ge=1)
+    steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps; a stream needs it")
     learning_rate: float = Field(gt=0)
     warmup_share: float = Field(0.05, ge=0, le=0.5, description="share of the stage's steps with a rising rate")
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    batch_seconds: float = Field(30.0, gt=0, description="audio of one batch, padding included")
+    batch_seconds: float = Field(
+        30.0, gt=0, description="audio of one optimizer step over all processes, padding included"
+    )
+    micro_batches: int | None = Field(
+        None,
+        ge=1,
+        description="parts a step is computed in; by default as many as the processes and the memory ask for",
+    )
+    average_over: Literal["utterances", "tokens"] = Field(
+        "utterances", description="whether every utterance counts alike in a step's loss, or every token"
+    )
+    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory")
     encoder_matching: float = Field(0.0, ge=0, description="factor of the encoder-state loss")
     decoding: bool = Field(True, description="use task and distillation losses, weighted by `weighting`")
     weighting: dict[str, Any] = Field(default_factory=lambda: {"name": "fixed"}, validate_default=True)
@@ -85,17 +141,46 @@ class Recipe(Section):
     output: Path = Field(description="run folder")
     teacher: str = "whisper-base"
     corpus: str = "prompts-en"
-    limit: int | None = Field(None, ge=1, description="at most this many utterances of each split")
+    more_corpora: list[str] = Field(
+        default_factory=list, description="corpora whose training split is added; validation stays that of `corpus`"
+    )
+    limit: int | None = Field(None, ge=1, description="at most this many utterances of each split of `corpus`")
+    stream: StreamRecipe | None = None
+    augment: AugmentRecipe = AugmentRecipe()
     student: StudentRecipe = StudentRecipe()
     margin: MarginRecipe = MarginRecipe()
     targets: TargetsRecipe = TargetsRecipe()
     stages: dict[str, Stage] = Field(min_length=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="keep a moving average of the student with this decay, and let it be the result"
+    )
     seed: int = 1
     validate_every: int = Field(1, ge=1, description="epochs between validations")
     checkpoint_minutes: float = Field(3.0, gt=0)
+    keep_checkpoints: int = Field(
+        1, ge=1, description="how many of the newest checkpoints are kept, besides the best student"
+    )
+    loader_workers: int | None = Field(
+        None, ge=0, description="processes that prepare batches ahead; none on a CPU, four a GPU by default"
+    )
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _streamed(self) -> Recipe:
+        if self.stream is None:
+            return self
+        for name, stage in self.stages.items():
+            if stage.steps is None:
+                raise ValueError(
+                    f"stages.{name}.steps is missing: a stream has no length that an epoch could be told by"
+                )
+        if self.more_corpora or self.augment.speeds or self.augment.concatenate:
+            raise ValueError("a stream takes neither more_corpora nor augment.speeds nor augment.concatenate")
+        if not self.corpus.startswith("hf:"):
+            raise ValueError(f"corpus {self.corpus!r} cannot be streamed; expected hf:ID, or leave `stream` out")
+        return self
 
     def save(self, path: Path) -> None:
         """Write the resolved recipe as YAML."""
@@ -103,7 +188,7 @@ class Recipe(Section):
 
     def same_training(self, other: Recipe) -> bool:
         """Whether two recipes train the same student; where it is written and how often saved do not matter."""
-        free = {"output", "checkpoint_minutes", "trackers"}
+        free = {"output", "checkpoint_minutes", "keep_checkpoints", "loader_workers", "trackers"}
         return self.model_dump(exclude=free) == other.model_dump(exclude=free)
 
 
@@ -148,6 +233,8 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
         "student": StudentRecipe,
         "margin": MarginRecipe,
         "targets": TargetsRecipe,
+        "augment": AugmentRecipe,
+        "stream": StreamRecipe,
         "stages": Stage,
     }
     model = section.get(str(location[0]), Recipe) if len(location) > 1 else Recipe

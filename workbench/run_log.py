@@ -4,47 +4,82 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from workbench.errors import UserError
 from workbench.files import atomic_path
 
 log = logging.getLogger("workbench")
+STEPS_TOGETHER = 10  # figures are fetched from the device so many steps at a time: each fetch would make a GPU wait
 
 
 class RunLog:
-    """Append-only logs that follow the checkpoints: what is newer than the one resumed from is dropped."""
+    """Append-only logs that follow the checkpoints: what is newer than the one resumed from is dropped.
 
-    def __init__(self, folder: Path, enabled: bool = True) -> None:
-        self.folder, self.enabled = folder, enabled
+    Every process keeps the weights of its own utterances; the main one writes the metrics, which are the whole step's.
+    """
+
+    def __init__(
+        self, folder: Path, rank: int = 0, track: Callable[[dict[str, float], int], None] | None = None
+    ) -> None:
+        self.folder, self.rank, self.track = folder, rank, track
         self.metrics, self.parts = folder / "metrics.jsonl", folder / "weights"
+        self.waiting: list[tuple[int, str, dict[str, Any], list[tuple[list[str], Tensor]]]] = []
         self.rows: list[dict[str, Any]] = []
         self.latest = ""
 
-    def step(self, step: int, stage: str, scalars: dict[str, float], rows: list[dict[str, Any]]) -> None:
-        """Record a training step."""
-        self.latest = f"loss {scalars['loss']:.4f}"
-        self.rows += rows
-        self._append({"step": step, "stage": stage, **{k: float(f"{v:.6g}") for k, v in scalars.items()}})
+    def step(self, step: int, stage: str, scalars: dict[str, Any], weights: list[tuple[list[str], Tensor]]) -> None:
+        """Record a training step.
+
+        Args:
+            step: number of the step in the run.
+            stage: name of the stage.
+            scalars: numbers or scalar tensors.
+            weights: ids of the utterances of each micro-batch, and their columns WEIGHTS [columns, utterances].
+        """
+        self.waiting.append((step, stage, scalars, weights))
+        if len(self.waiting) >= STEPS_TOGETHER:
+            self.settle()
+
+    def settle(self) -> None:
+        """Fetch what is waiting; raises UserError if a loss was not finite."""
+        for step, stage, scalars, weights in self.waiting:
+            values = {key: float(value) for key, value in scalars.items()}
+            if not math.isfinite(values["loss"]):
+                self.waiting = []
+                raise UserError(
+                    f"{self.folder}: the loss is not finite at step {step}; lower stages.{stage}.learning_rate"
+                )
+            self.latest = f"loss {values['loss']:.4f}"
+            for ids, columns in weights:
+                for name, *row in zip(ids, *columns.tolist(), strict=True):
+                    self.rows.append({"stage": stage, "step": step, "id": name, **dict(zip(WEIGHTS, row, strict=True))})
+            self._append({"step": step, "stage": stage, **{k: float(f"{v:.6g}") for k, v in values.items()}})
+            if self.track:
+                self.track(values, step)
+        self.waiting = []
 
     def validation(self, step: int, stage: str, scores: dict[str, float]) -> None:
         """Record and say a validation."""
+        self.settle()
         log.info(
             "%s, step %d: validation WER %.2f %%, CER %.2f %%, loops %d",
-            stage,
-            step,
-            scores["wer"],
-            scores["cer"],
-            scores["loops"],
-        )
-        self._append({"step": step, "stage": stage, **{f"validation_{k}": v for k, v in scores.items()}})
+            stage, step, scores["wer"], scores["cer"], scores["loops"],
+        )  # fmt: skip
+        named = {f"validation_{k}": v for k, v in scores.items()}
+        self._append({"step": step, "stage": stage, **named})
+        if self.track:
+            self.track(named, step)
 
     def truncate(self, step: int) -> None:
         """Drop what was logged after a step, because those steps are done again."""
-        if not self.enabled:
-            return
-        if self.metrics.is_file():
+        if self.rank == 0 and self.metrics.is_file():
             kept = []
             for line in self.metrics.read_text(encoding="utf-8").splitlines():
                 try:
@@ -54,33 +89,39 @@ class RunLog:
                     continue  # the line that the kill cut short
             with atomic_path(self.metrics) as temporary:
                 temporary.write_text("".join(kept), encoding="utf-8")
-        for part in self.parts.glob("*.parquet"):
-            if int(part.stem) > step:
+        for part in self.parts.glob(f"*-{self.rank:03d}.parquet"):
+            if int(part.stem.split("-")[0]) > step:
                 part.unlink()
 
     def flush(self, step: int) -> None:
         """Write the weights since the last flush as the part that ends at `step`."""
-        if self.enabled and self.rows:
+        self.settle()
+        if self.rows:
             import pyarrow as pa
             import pyarrow.parquet as pq
 
-            with atomic_path(self.parts / f"{step:08d}.parquet") as temporary:
+            with atomic_path(self.parts / f"{step:08d}-{self.rank:03d}.parquet") as temporary:
                 pq.write_table(pa.Table.from_pylist(self.rows), temporary)
         self.rows = []
 
     def finish(self) -> None:
-        """Join the parts to weights.parquet."""
-        import pyarrow as pa
+        """Join the parts of all processes to weights.parquet, a part at a time."""
         import pyarrow.parquet as pq
 
         parts = sorted(self.parts.glob("*.parquet"))
-        if self.enabled and parts:
+        if parts:
             with atomic_path(self.folder / "weights.parquet") as temporary:
-                pq.write_table(pa.concat_tables([pq.read_table(part) for part in parts]), temporary)
+                schema = pq.read_schema(parts[0])
+                with pq.ParquetWriter(temporary, schema) as writer:
+                    for part in parts:
+                        writer.write_table(pq.read_table(part).cast(schema))
             shutil.rmtree(self.parts)
 
     def _append(self, row: dict[str, Any]) -> None:
-        if self.enabled:
+        if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+
+
+WEIGHTS = ("alpha", "task", "distillation", "matching", "teacher_loss")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from workbench.data import Batch
-from workbench.families.protocol import IGNORED, Family
-from workbench.objectives import cross_entropy, forward_kl_top_k, per_utterance, state_mse
+from workbench.families.protocol import Family, Tokens
+from workbench.objectives import per_utterance, state_mse
 from workbench.recipe import Stage
+from workbench.token_losses import token_losses
 from workbench.weighting import Weighting
 
 
@@ -23,29 +23,57 @@ class Student(nn.Module):
         super().__init__()
         self.model, self.family = model, family
         self.encoder_frozen, self.decoding = stage.trainable == "decoder", stage.decoding
+        self.checkpointing = stage.activation_checkpointing
         for name, parameter in model.named_parameters():
             in_encoder = name.startswith("model.encoder.")
             trained = stage.trainable == "all" or (stage.trainable == "encoder") == in_encoder
             # sinusoidal encoder positions are constants in Whisper
             parameter.requires_grad_(trained and "encoder.embed_positions" not in name)
 
-    def forward(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Encoder states [utterances, positions, width] and, if the stage decodes, logits [labels, vocabulary]."""
-        with torch.set_grad_enabled(not self.encoder_frozen and torch.is_grad_enabled()):
-            states = self.family.encode(self.model, features)
-        return states, self.family.logits(self.model, states, batch.tokens) if self.decoding else None
+    def forward(
+        self, heard: Tensor, mask: Tensor | None, inputs: Tensor, labels: Tensor, labelled: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Encoder states and, if the stage decodes, logits.
+
+        Args:
+            heard: features [utterances, mels, frames], or encoder states [utterances, positions, width] with a mask.
+            mask: which of the encoder states are there, bool [utterances, positions]; None if `heard` are features.
+            inputs: decoder inputs [utterances, tokens].
+            labels: labels [utterances, tokens].
+            labelled: flat places of the labelled positions [labels].
+
+        Returns:
+            States [utterances, positions, width] and logits [labels, vocabulary] or None.
+        """
+        if mask is not None:
+            states = heard
+        else:
+            with torch.set_grad_enabled(not self.encoder_frozen and torch.is_grad_enabled()):
+                states = self.family.encode(self.model, heard, self.checkpointing)
+        if not self.decoding:
+            return states, None
+        tokens = Tokens(inputs, labels)
+        return states, self.family.logits(self.model, states, tokens, labelled, mask, self.checkpointing)
 
 
 @dataclass(frozen=True)
 class StepLosses:
-    """What a step computed: the loss to differentiate, and values an utterance to log."""
+    """What a micro-batch computed: the loss to differentiate, and values an utterance to log."""
 
-    loss: Tensor  # scalar
+    loss: Tensor  # scalar: this micro-batch's share of the step's loss
     task: Tensor  # [utterances], detached; zeros when the stage does not decode
     distillation: Tensor  # [utterances], detached
     matching: Tensor  # [utterances], detached
     alpha: Tensor  # [utterances]: weight of distillation
     log: dict[str, float]
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """What the sums over a whole step, of all micro-batches and processes, are divided by."""
+
+    utterances: float
+    tokens: float
 
 
 def step_losses(
@@ -56,8 +84,12 @@ def step_losses(
     temperature: float,
     weighting: Weighting,
     progress: float,
+    size: StepSize,
 ) -> StepLosses:
-    """Combine the losses of a batch: mean_i [w_i l_i + v_i d_i + gamma * matching_i].
+    """This micro-batch's share of the step's loss, mean_i [w_i l_i + v_i d_i + gamma * matching_i] over all its clips.
+
+    With `average_over: tokens` the first two are averaged over tokens: an utterance counts by how many it has. Shares add
+    up to the loss of the whole step, so a step in parts has the gradient of the whole.
 
     Args:
         states: the student's encoder states [utterances, positions, width].
@@ -67,29 +99,29 @@ def step_losses(
         temperature: tau of the distillation loss.
         weighting: gives w and v from detached losses.
         progress: share of the stage's steps done, in [0, 1].
+        size: utterances and tokens of the whole step.
     """
     utterances = len(batch.ids)
     zeros = states.new_zeros(utterances, dtype=torch.float32)
     matching = state_mse(states, batch.states, batch.frames) if stage.encoder_matching else zeros
-    loss = stage.encoder_matching * matching.mean()
+    loss = stage.encoder_matching * matching.sum() / size.utterances
     task = distillation = alpha = zeros
     log: dict[str, float] = {}
     if logits is not None:
-        labels = batch.labels[batch.labels != IGNORED]
-        task = per_utterance(cross_entropy(logits, labels), batch.owner, utterances)
-        divergence = forward_kl_top_k(logits, batch.top_ids, batch.top_logits, batch.log_normalizer, temperature)
-        distillation = per_utterance(divergence, batch.owner, utterances)
+        labels = batch.labels.flatten().index_select(0, batch.labelled)
+        tokens = token_losses(logits, labels, batch.top_ids, batch.top_logits, batch.log_normalizer, temperature)
+        task, distillation = (per_utterance(values, batch.owner, utterances) for values in tokens)
         weights = weighting(batch.ids, task.detach(), distillation.detach(), batch.teacher_loss, progress)
-        loss = loss + (weights.task * task + weights.distillation * distillation).mean()
+        each = weights.task * task + weights.distillation * distillation
+        by_tokens = stage.average_over == "tokens"
+        loss = loss + ((each * batch.label_counts).sum() / size.tokens if by_tokens else each.sum() / size.utterances)
         alpha, log = weights.distillation, weights.log
+    if not batch.real:
+        loss = loss * 0.0
     return StepLosses(loss, task.detach(), distillation.detach(), matching.detach(), alpha, log)
 
 
-def weight_rows(ids: Sequence[str], losses: StepLosses, teacher: Tensor, step: int, stage: str) -> list[dict[str, Any]]:
-    """Rows of weights.parquet: what weight and losses every utterance of a step had."""
-    columns = [x.float().tolist() for x in (losses.alpha, losses.task, losses.distillation, losses.matching, teacher)]
-    names = ("alpha", "task", "distillation", "matching", "teacher_loss")
-    return [
-        {"stage": stage, "step": step, "id": name, **dict(zip(names, values, strict=True))}
-        for name, *values in zip(ids, *columns, strict=True)
-    ]
+def weight_columns(losses: StepLosses, batch: Batch) -> Tensor:
+    """What weight and losses every utterance of a micro-batch had. -> [columns of run_log.WEIGHTS, utterances]"""
+    columns = (losses.alpha, losses.task, losses.distillation, losses.matching, batch.teacher_loss)
+    return torch.stack([column.float() for column in columns])

@@ -71,6 +71,32 @@ def build_student(teacher: WhisperForConditionalGeneration, recipe: StudentRecip
     return student.float().eval()
 
 
+def load_initial(student: Any, folder: Path, recipe: StudentRecipe) -> None:
+    """Take the student's weights from another checkpoint than the teacher, for example one whose encoder is trained.
+
+    Each side is taken as it is where it has the student's number of layers; else the recipe's layers are chosen from it.
+
+    Raises:
+        UserError: the folder is no checkpoint, or its weights do not fit the student.
+    """
+    from transformers import WhisperForConditionalGeneration
+
+    if not (folder / "config.json").is_file():
+        raise UserError(f"student.initial is {folder}; expected a transformers checkpoint folder, with config.json")
+    source = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    kept = {}
+    for side, wanted in (("encoder", recipe.encoder_layers), ("decoder", recipe.decoder_layers)):
+        available = getattr(source.config, f"{side}_layers")
+        same = available == getattr(student.config, f"{side}_layers")
+        kept[side] = list(range(available)) if same else choose_layers(wanted, available, f"{side}_layers")
+    try:
+        student.load_state_dict(_renumbered(source.state_dict(), kept))
+    except RuntimeError as error:
+        raise UserError(
+            f"student.initial is {folder}; its weights do not fit ({str(error).splitlines()[1].strip()})"
+        ) from None
+
+
 def _renumbered(state: dict[str, torch.Tensor], kept: dict[str, list[int]]) -> dict[str, torch.Tensor]:
     out = {}
     for key, value in state.items():

@@ -1,42 +1,47 @@
 """The teacher's pass over the corpus, made once and kept on disk.
 
-A clip's targets are its encoder states on the frames that the student will see too, the k largest logits and the
-normalizer at each label, and the teacher's own task loss. They are keyed by teacher, audio, transcript and settings, so
-a change of any makes new ones and nothing is ever invalidated by hand. Shards are safetensors; a line of index.jsonl is
-appended after its shard is whole, so a kill loses at most the shard being filled.
+A clip's targets are the k largest logits and the normalizer at each label, the teacher's own task loss and, if a stage
+matches them, its encoder states on the frames that the student will see too. The decoded audio lies beside them, so
+that it is decoded once. Targets are keyed by teacher, audio, transcript and settings: a change of any makes new ones and
+nothing is ever invalidated by hand.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.audio import SAMPLE_RATE
+from workbench.audio import SAMPLE_RATE, Wave
 from workbench.corpus import Utterance
-from workbench.errors import UserError
 from workbench.families.log_mel import positions_of
-from workbench.families.protocol import IGNORED, Family, Tokens
-from workbench.files import atomic_path, cache_dir, check_free_space, sha256_of
+from workbench.families.protocol import IGNORED, Family
+from workbench.files import cache_dir, check_free_space, sha256_of
 from workbench.objectives import cross_entropy
+from workbench.store import Store, shards_of
 
-FORMAT = 1  # raise when the content of the shards changes
-SHARD_CLIPS = 32
+log = logging.getLogger("workbench")
+FORMAT = 2  # raise when the content of the shards changes
+TENSORS = ("wave", "top_ids", "top_logits", "log_normalizer")
 
 
 @dataclass(frozen=True)
 class ClipTargets:
-    """What the teacher says of one clip."""
+    """What the teacher says of one clip, and the clip's audio."""
 
-    states: Tensor  # fp16 [positions, width]
+    wave: Tensor  # int16 [samples]
     top_ids: Tensor  # int32 [labels, k]
     top_logits: Tensor  # fp32 [labels, k]
     log_normalizer: Tensor  # fp32 [labels]: logsumexp(logits / temperature)
+    states: Tensor | None  # fp16 [positions, width]
     task_loss: float  # mean cross-entropy of the labels under the teacher
 
 
@@ -48,6 +53,8 @@ class TargetSettings:
     top_k: int
     temperature: float
     margin: float  # seconds of silence after the clip whose states are kept
+    states: bool = True  # whether the encoder states are kept
+    precision: str = "fp32"  # that the teacher ran in
 
     def key(self, utterance: Utterance) -> str:
         """Key of a clip's targets."""
@@ -61,48 +68,42 @@ class TargetSettings:
 class TargetCache:
     """Targets on disk, read a clip at a time."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.index: dict[str, dict[str, Any]] = {}
-        self._open: dict[str, Any] = {}
-        for path in sorted(folder.glob("index-*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # the line that a kill cut short; its clips are computed again
-                if (folder / entry["shard"]).is_file():
-                    self.index[entry["key"]] = entry
+    def __init__(self, settings: TargetSettings, folder: Path | None = None) -> None:
+        self.settings = settings
+        self.store = Store(folder or settings.folder())
 
     def __contains__(self, key: str) -> bool:
-        return key in self.index
+        return key in self.store
 
     def task_loss(self, key: str) -> float:
         """The teacher's own loss on a clip."""
-        return float(self.index[key]["task_loss"])
+        return float(self.store.index[key]["task_loss"])
 
-    def read(self, key: str) -> ClipTargets:
-        """Read a clip's targets; raises UserError if its shard is damaged."""
-        from safetensors import SafetensorError, safe_open
+    def read(self, key: str, wave: bool = True, states: bool = True) -> ClipTargets:
+        """Read a clip's targets, the audio and the states only if wanted; raises UserError if its shard is damaged."""
+        states = states and self.settings.states
+        names = [*TENSORS[not wave :], *(["states"] if states else [])]
+        found = dict(zip(names, self.store.read(key, names), strict=True))
+        return ClipTargets(
+            found.get("wave", torch.empty(0, dtype=torch.int16)),
+            found["top_ids"],
+            found["top_logits"],
+            found["log_normalizer"],
+            found.get("states"),
+            self.task_loss(key),
+        )
 
-        entry = self.index[key]
-        path = self.folder / entry["shard"]
-        try:
-            if entry["shard"] not in self._open:
-                self._open[entry["shard"]] = safe_open(path, framework="pt")
-            names = ("states", "top_ids", "top_logits", "log_normalizer")
-            tensors = [self._open[entry["shard"]].get_tensor(f"{key}.{name}") for name in names]
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: damaged ({error}); delete {self.folder} and run again") from None
-        states, top_ids, top_logits, log_normalizer = tensors
-        return ClipTargets(states, top_ids, top_logits, log_normalizer, float(entry["task_loss"]))
+
+def to_pcm(wave: Wave) -> Tensor:
+    """A wave in [-1, 1] as 16-bit samples."""
+    return torch.from_numpy((np.clip(wave, -1, 1) * 32767).round().astype(np.int16))
 
 
 def compute_targets(
     teacher: Any,
     family: Family,
     utterances: Sequence[Utterance],
-    settings: TargetSettings,
+    cache: TargetCache,
     batch_clips: int = 1,
     rank: int = 0,
     ranks: int = 1,
@@ -114,8 +115,8 @@ def compute_targets(
         teacher: the model, on its device.
         family: its features and tokens.
         utterances: the training set.
-        settings: what the targets depend on.
-        batch_clips: clips in one forward pass.
+        cache: where the targets go.
+        batch_clips: clips in one forward pass, of similar length so that few labels are padding.
         rank: number of this process.
         ranks: how many processes there are.
         progress: called with the number of clips finished since the last call.
@@ -123,81 +124,84 @@ def compute_targets(
     Raises:
         UserError: the disk cannot hold the targets, or a clip cannot be used.
     """
-    folder = settings.folder()
-    cache = TargetCache(folder)
-    missing = [u for u in utterances[rank::ranks] if settings.key(u) not in cache]
+    settings, store = cache.settings, cache.store
+    ordered = sorted(utterances, key=lambda u: (u.seconds, u.id))[rank::ranks]
+    keys = [settings.key(u) for u in ordered]
+    shards = list(shards_of(keys, store))
+    missing = [ordered[i] for shard in shards for i in shard]
     if not missing:
         return
-    check_free_space(folder, estimated_bytes(missing, settings, family.config.d_model), "the teacher's targets")
-    folder.mkdir(parents=True, exist_ok=True)
-    number = len(list(folder.glob(f"shard-{rank:03d}-*.safetensors")))
-    for shard in _chunks(missing, SHARD_CLIPS):
-        tensors: dict[str, Tensor] = {}
-        entries = []
-        name = f"shard-{rank:03d}-{number:05d}.safetensors"
-        for batch in _chunks(shard, batch_clips):
-            for utterance, clip in zip(batch, _teacher_pass(teacher, family, batch, settings), strict=True):
-                key = settings.key(utterance)
-                tensors |= {
-                    f"{key}.{field}": value for field, value in clip.__dict__.items() if isinstance(value, Tensor)
-                }
-                entries.append({"key": key, "id": utterance.id, "shard": name, "task_loss": clip.task_loss})
-            progress(len(batch))
-        _write_shard(folder, name, tensors, entries, rank)
-        number += 1
+    needed = estimated_bytes(missing, settings, family.config.d_model)
+    check_free_space(store.folder, needed, "the teacher's targets")
+    device = next(teacher.parameters()).device
+    batches = [shard[i : i + batch_clips] for shard in shards for i in range(0, len(shard), batch_clips)]
+    started, done = time.perf_counter(), 0
+    items: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
+    last_of_shard = {shard[-1] for shard in shards}
+    for batch, waves in zip(batches, _decoded_ahead([[ordered[i] for i in b] for b in batches]), strict=True):
+        clips = _teacher_pass(teacher, family, [ordered[i] for i in batch], waves, settings, device)
+        for i, clip in zip(batch, clips, strict=True):
+            tensors = {name: value for name, value in clip.__dict__.items() if isinstance(value, Tensor)}
+            items.append(({"key": keys[i], "id": ordered[i].id, "task_loss": clip.task_loss}, tensors))
+        if batch[-1] in last_of_shard:
+            store.write(rank, items)
+            items = []
+        if not done and rank == 0:
+            seconds = (time.perf_counter() - started) / len(batch) * len(missing)
+            log.info("teacher's targets: %d clips a process, %.0f MB on disk, about %.1f min",
+                     len(missing), needed / 1e6, seconds / 60)  # fmt: skip
+        done += len(batch)
+        progress(len(batch))
 
 
-def _write_shard(folder: Path, name: str, tensors: dict[str, Tensor], entries: list[dict[str, Any]], rank: int) -> None:
-    from safetensors.torch import save_file
+def _decoded_ahead(batches: Sequence[Sequence[Utterance]]) -> Iterator[list[Wave]]:
+    """Waves of each batch, the next one being decoded while the teacher is busy with this one."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(_decode, batches[0])
+        for following in [*batches[1:], []]:
+            waves = coming.result()
+            coming = pool.submit(_decode, following)
+            yield waves
 
-    with atomic_path(folder / name) as temporary:
-        save_file(tensors, temporary)
-    index = folder / f"index-{rank:03d}.jsonl"
-    torn = index.is_file() and not index.read_bytes().endswith(b"\n")
-    with index.open("a", encoding="utf-8") as file:
-        file.write("\n" * torn + "".join(json.dumps(entry) + "\n" for entry in entries))
+
+def _decode(batch: Sequence[Utterance]) -> list[Wave]:
+    return [utterance.wave() for utterance in batch]
 
 
 @torch.no_grad()
 def _teacher_pass(
-    teacher: Any, family: Family, batch: Sequence[Utterance], settings: TargetSettings
+    teacher: Any,
+    family: Family,
+    batch: Sequence[Utterance],
+    waves: Sequence[Wave],
+    settings: TargetSettings,
+    device: torch.device,
 ) -> list[ClipTargets]:
     """One forward pass at 30 s, which is what the teacher was trained on."""
-    device = next(teacher.parameters()).device
-    waves = [utterance.wave() for utterance in batch]
-    states = family.encode(teacher, family.features(waves, family.window_seconds, device))
     tokens = family.tokens([u.text for u in batch], [u.language for u in batch])
-    on_device = Tokens(tokens.inputs.to(device), tokens.labels.to(device))
+    on_device = tokens.to(device)
+    states = family.encode(teacher, family.features(waves, family.window_seconds, device))
     logits = family.logits(teacher, states, on_device).float()  # [labels, vocabulary]
     losses = cross_entropy(logits, on_device.labels[on_device.labels != IGNORED])
     top = logits.topk(min(settings.top_k, logits.shape[-1]), -1)
     normalizer = (logits / settings.temperature).logsumexp(-1)
     counts = (tokens.labels != IGNORED).sum(1).tolist()
     out = []
-    flat = (top.indices, top.values, normalizer, losses)
+    flat = (top.indices.int().cpu(), top.values.cpu(), normalizer.cpu(), losses.cpu())
     pieces = zip(*(torch.split(values, counts) for values in flat), strict=True)
     for i, (ids, values, log_normalizer, loss) in enumerate(pieces):
         kept = positions_of(len(waves[i]) + round(settings.margin * SAMPLE_RATE))
-        out.append(
-            ClipTargets(
-                states[i, :kept].half().cpu().contiguous(),
-                ids.int().cpu().contiguous(),
-                values.cpu().contiguous(),
-                log_normalizer.cpu().contiguous(),
-                float(loss.mean()),
-            )
-        )
+        clip_states = states[i, :kept].half().cpu() if settings.states else None
+        out.append(ClipTargets(to_pcm(waves[i]), ids, values, log_normalizer, clip_states, float(loss.mean())))
     return out
 
 
 def estimated_bytes(utterances: Iterable[Utterance], settings: TargetSettings, width: int) -> int:
-    """Size of the targets on disk: states of each position and k logits of each token, at about 5 tokens a second."""
+    """Size on disk: 16-bit audio, k logits of each token at about 5 tokens a second, and the states if they are kept."""
     total = 0
     for utterance in utterances:
         positions = positions_of(round((utterance.seconds + settings.margin) * SAMPLE_RATE))
-        total += positions * width * 2 + int(5 * utterance.seconds + 5) * (8 * settings.top_k + 4)
+        total += round(utterance.seconds * SAMPLE_RATE) * 2
+        total += positions * width * 2 if settings.states else 0
+        total += int(5 * utterance.seconds + 5) * (8 * settings.top_k + 4)
     return total
-
-
-def _chunks(items: Sequence[Utterance], size: int) -> list[Sequence[Utterance]]:
-    return [items[i : i + size] for i in range(0, len(items), size)]

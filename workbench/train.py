@@ -1,35 +1,37 @@
-"""The distillation loop, on Accelerate: stages of epochs of steps, validated, checkpointed, resumable."""
+"""A distillation run on Accelerate: teacher's targets, stages of training, the student's folder."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 import time
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from workbench import __version__, checkpoints
 from workbench.checkpoints import Position
-from workbench.corpus import Utterance, open_corpus
-from workbench.corpus.batching import padding_share, seconds_batches
-from workbench.data import Batch, Clips, Collate, padded_seconds
+from workbench.corpus import Utterance, open_corpus, training_set
+from workbench.ema import MovingAverage
+from workbench.encoded import encode_clips
 from workbench.errors import UserError
 from workbench.evaluate import Validation, validate
 from workbench.families import Family, open_family
 from workbench.files import atomic_folder, write_json
+from workbench.memory import Peak
 from workbench.progress import Progress
 from workbench.recipe import Recipe, Stage, load_recipe
 from workbench.run_log import RunLog
-from workbench.step import Student, step_losses, weight_rows
-from workbench.students import build_student, parameters, save_student
+from workbench.stage import StageLoop
+from workbench.store import Store
+from workbench.students import build_student, load_initial, parameters, save_student
 from workbench.targets import TargetCache, TargetSettings, compute_targets
 from workbench.teachers import fingerprint, resolve_teacher
-from workbench.weighting import TeacherStatistics, build_weighting
+from workbench.windows import Window
 
 log = logging.getLogger("workbench")
 
@@ -51,10 +53,10 @@ def distill(recipe: Recipe, restart: bool = False) -> Path:
         if (run / "scores.json").is_file():
             log.info("%s is finished; add --restart to train it anew", run)
             return run / "student"
-    return _Distillation(recipe).run()
+    return Distillation(recipe).run()
 
 
-class _Distillation:
+class Distillation:
     """A run's fixed parts: teacher, corpus, student, logs."""
 
     def __init__(self, recipe: Recipe) -> None:
@@ -62,13 +64,19 @@ class _Distillation:
         from accelerate.utils import set_seed
 
         self.recipe, self.folder = recipe, recipe.output
-        self.train_set = open_corpus(recipe.corpus, "train", recipe.limit)
+        augment = recipe.augment
+        self.train_set: list[Utterance] = []
+        if recipe.stream is None:
+            self.train_set = training_set(
+                recipe.corpus, recipe.limit, recipe.more_corpora, augment.speeds, augment.concatenate, recipe.seed
+            )
         self.validation_set = open_corpus(recipe.corpus, "validation", recipe.limit)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if recipe.precision == "bf16" else "no",
             log_with=list(recipe.trackers) or None,
             project_dir=self.folder,
         )
+        _check_sharding(self.accelerator)
         set_seed(recipe.seed)
         self.main = self.accelerator.is_main_process
         with self.accelerator.main_process_first():
@@ -77,10 +85,14 @@ class _Distillation:
         self.teacher_hash = fingerprint(source)
         self.teacher = self.family.load()
         self.model: Any = build_student(self.teacher, recipe.student)
-        self.family.tokens([u.text for u in self.train_set[:1]], [u.language for u in self.train_set[:1]])
+        if recipe.student.initial is not None:
+            load_initial(self.model, Path(recipe.student.initial), recipe.student)
+        first = (self.train_set or self.validation_set)[:1]
+        self.family.tokens([u.text for u in first], [u.language for u in first])
         if self.main:
             recipe.save(self.folder / "recipe.yaml")
-        self.log = RunLog(self.folder, self.main)
+        track = (lambda values, step: self.accelerator.log(values, step=step)) if recipe.trackers else None
+        self.log = RunLog(self.folder, self.accelerator.process_index, track)
         if recipe.trackers:
             # tensorboard takes flat values only
             config = {key: str(value) for key, value in recipe.model_dump(mode="json").items()}
@@ -88,40 +100,136 @@ class _Distillation:
 
     def run(self) -> Path:
         """Targets, then stages, then the student's folder."""
+        targets = self.recipe.targets
+        matched = any(stage.encoder_matching for stage in self.recipe.stages.values())
+        margin = self.recipe.margin.shortest
         self.settings = TargetSettings(
-            self.teacher_hash, self.recipe.targets.top_k, self.recipe.targets.temperature, self.recipe.margin.shortest
+            self.teacher_hash, targets.top_k, targets.temperature, margin, matched, self.recipe.precision
         )
-        teacher_seconds = self._targets()
+        teacher_seconds = 0.0
+        if self.recipe.stream is None:
+            started = time.perf_counter()
+            self.whole = self._labelled(self.train_set, self.settings.folder(), "teacher's targets")
+            teacher_seconds = time.perf_counter() - started
+            del self.teacher  # not needed again: everything it says is on disk
         self.model.to(self.accelerator.device)
         position = self._resume()
         for number, (name, stage) in enumerate(self.recipe.stages.items()):
             if number >= position.stage:
-                self._stage(number, name, stage, position)
+                StageLoop(self, number, name, stage, position)()
+                shutil.rmtree(self.folder / "encoded", ignore_errors=True) if self.main else None
         return self._finish(position, teacher_seconds)
 
-    def _targets(self) -> float:
-        started = time.perf_counter()
+    def windows(self, name: str, stage: Stage, position: Position) -> Iterator[Window]:
+        """What each round of a stage trains on, from `position` on."""
+        if self.recipe.stream is None:
+            window = self._with_encoded(self.whole, name, stage, self.folder / "encoded")
+            while position.round < stage.epochs:
+                yield window
+            return
+        from workbench.corpus.hub import Stream
+
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        seconds = 3600 * self.recipe.stream.window_hours
+        folder = self.folder / f"stream-{rank:03d}"
+        for passed in range(position.stream_pass, stage.epochs):
+            stream = Stream(self.recipe.corpus.removeprefix("hf:"), self.recipe.seed + passed, rank, ranks, seconds)
+            utterances = iter(stream.windows(position.stream_window))
+            while self.smallest((found := next(utterances, None)) is not None):
+                assert found is not None  # noqa: S101  every process has one
+                window = self._labelled(found, folder / "targets", "window's targets", rank=0, ranks=1)
+                yield self._with_encoded(window, name, stage, folder / "encoded", rank=0, ranks=1)
+                shutil.rmtree(folder, ignore_errors=True)
+                position.stream_window += 1
+            log.info("the stream has ended once around; %d clips of it could not be used", stream.skipped)
+            position.stream_pass, position.stream_window = passed + 1, 0
+
+    def validate(self, name: str, position: Position, average: MovingAverage | None) -> None:
+        """Score the student on the validation split, and keep it if it is the best so far."""
+        with average.swapped_in() if average else nullcontext():
+            model = self._unsharded()
+            if self.main:
+                found: Validation = validate(model, self.family, self.validation_set, self.recipe.margin.inference)
+                scores = found.scores()
+                self.log.validation(position.step, name, scores)
+                best = position.best
+                if best is None or (scores["wer"], scores["cer"]) < (best["wer"], best["cer"]):
+                    position.best = {**scores, "step": position.step}
+                    save_student(model, self.family, self.folder / "best", self.recipe.margin.inference)
+        self.accelerator.wait_for_everyone()
+
+    def together(self, wish: bool) -> bool:
+        """The main process's answer, for what all must do or none."""
+        if self.accelerator.num_processes == 1:
+            return wish
+        return bool(self.summed(torch.tensor([float(wish and self.main)]))[0])
+
+    def summed(self, values: Tensor) -> Tensor:
+        """Sum over the processes."""
+        if self.accelerator.num_processes == 1:
+            return values
+        total: Tensor = self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum")
+        return total
+
+    def smallest(self, value: float) -> float:
+        """Smallest of the processes' values."""
+        if self.accelerator.num_processes == 1:
+            return value
+        mine = torch.tensor([float(value)], device=self.accelerator.device)
+        return float(self.accelerator.gather(mine).min())
+
+    def worst_of(self, peak: Peak | None) -> tuple[bool, float]:
+        """Whether any process ran out of memory, and the largest share of the free memory that one took."""
+        failed, share = (peak.failed, peak.used / max(peak.free, 1)) if peak else (False, 0.0)
+        return self.smallest(-float(failed)) < 0, -self.smallest(-share)
+
+    def _labelled(
+        self, utterances: list[Utterance], folder: Path, title: str, rank: int | None = None, ranks: int | None = None
+    ) -> Window:
+        """The utterances with the teacher's targets, those that are missing computed first."""
         accelerator = self.accelerator
-        cache = TargetCache(self.settings.folder())
-        missing = sum(self.settings.key(u) not in cache for u in self.train_set)
+        rank = accelerator.process_index if rank is None else rank
+        ranks = accelerator.num_processes if ranks is None else ranks
+        cache = TargetCache(self.settings, folder)
+        keys = [self.settings.key(u) for u in utterances]
+        missing = sum(key not in cache for key in keys)
         if missing:
             self.teacher.to(accelerator.device)
-            with Progress("teacher's targets", missing, self.main) as progress:
+            with Progress(title, missing, self.main) as progress, accelerator.autocast():
                 compute_targets(
-                    self.teacher,
-                    self.family,
-                    self.train_set,
-                    self.settings,
-                    self.recipe.targets.batch_clips,
-                    accelerator.process_index,
-                    accelerator.num_processes,
-                    lambda clips: progress.advance(clips * accelerator.num_processes),
-                )
-        else:
-            log.info("teacher's targets: all %d clips are cached in %s", len(self.train_set), self.settings.folder())
+                    self.teacher, self.family, utterances, cache, self.recipe.targets.batch_clips, rank, ranks,
+                    lambda clips: progress.advance(clips * ranks),
+                )  # fmt: skip
+        elif self.recipe.stream is None:
+            log.info("teacher's targets: all %d clips are cached in %s", len(utterances), folder)
         accelerator.wait_for_everyone()
-        del self.teacher  # not needed again: everything it says is on disk
-        return time.perf_counter() - started
+        cache.store.reload()
+        return Window(utterances, keys, cache)
+
+    def _with_encoded(
+        self, window: Window, name: str, stage: Stage, folder: Path, rank: int | None = None, ranks: int | None = None
+    ) -> Window:
+        """The window with the student's encoder states, if the stage leaves them as they are."""
+        if stage.trainable != "decoder" or stage.encoder_matching:
+            return window
+        if self.recipe.augment.changes_hearing:
+            log.info(
+                "stage %s: noise or masks change what the student hears, so its frozen encoder runs in every step", name
+            )
+            return window
+        accelerator = self.accelerator
+        rank = accelerator.process_index if rank is None else rank
+        ranks = accelerator.num_processes if ranks is None else ranks
+        store = Store(folder / name)
+        missing = sum(key not in store for key in window.keys)
+        with Progress("frozen encoder", missing, self.main) as progress, accelerator.autocast():
+            encode_clips(
+                self.model, self.family, window.utterances, window.keys, window.cache, store, self.recipe.margin,
+                self.recipe.seed, rank, ranks, lambda clips: progress.advance(clips * ranks),
+            )  # fmt: skip
+        accelerator.wait_for_everyone()
+        store.reload()
+        return Window(window.utterances, window.keys, window.cache, store)
 
     def _resume(self) -> Position:
         checkpoint = checkpoints.latest(self.folder / "checkpoints")
@@ -134,152 +242,32 @@ class _Distillation:
         log.info("resuming %s at step %d", self.folder, position.step)
         return position
 
-    def _stage(self, number: int, name: str, stage: Stage, position: Position) -> None:
-        recipe, accelerator = self.recipe, self.accelerator
-        clips = Clips(self.train_set, TargetCache(self.settings.folder()), self.settings)
-        weighting = build_weighting(stage.weighting, TeacherStatistics(clips.teacher_losses()))
-        student = Student(self.model, self.family, stage)
-        trained = [p for p in student.parameters() if p.requires_grad]
-        optimizer: Any = torch.optim.AdamW(
-            trained, lr=stage.learning_rate, weight_decay=stage.weight_decay, fused=accelerator.device.type == "cuda"
-        )
-        if position.stage_step:
-            checkpoint = checkpoints.latest(self.folder / "checkpoints")
-            assert checkpoint is not None  # noqa: S101  a position inside a stage came from one
-            checkpoints.load_optimizer(checkpoint, optimizer)
-            weighting.load_state_dict(position.weighting)
-        wrapped = torch.compile(student, dynamic=True) if recipe.compile else student
-        wrapped, optimizer = accelerator.prepare(wrapped, optimizer)
-        plans = [self._plan(number, stage, epoch) for epoch in range(stage.epochs)]
-        ranks = accelerator.num_processes
-        total = sum(len(plan) // ranks for plan in plans)
-        log.info(
-            "stage %s: %d steps on %s, %s parameters trained, padding %.0f %%",
-            name, total, accelerator.device, f"{sum(p.numel() for p in trained):,}", 100 * padding_share(self.train_set, plans[0]),
-        )  # fmt: skip
-        last_saved = time.monotonic()
-        with Progress(name, total, self.main, position.stage_step) as progress:
-            while position.epoch < stage.epochs:
-                plan = plans[position.epoch]
-                for batch in self._loader(clips, plan[position.batch * ranks :]):
-                    started = time.perf_counter()
-                    self._step(wrapped, optimizer, batch, stage, name, weighting, position, total)
-                    position.seconds += time.perf_counter() - started
-                    position.batch += 1
-                    position.weighting = weighting.state_dict()
-                    progress.advance(1, self.log.latest)
-                    # the last step of an epoch is saved below, after validation
-                    if (
-                        time.monotonic() - last_saved > 60 * recipe.checkpoint_minutes
-                        and position.batch < len(plan) // ranks
-                    ):
-                        self._save(optimizer, position)
-                        last_saved = time.monotonic()
-                position.epoch, position.batch = position.epoch + 1, 0
-                if stage.decoding and (position.epoch % recipe.validate_every == 0 or position.epoch == stage.epochs):
-                    self._validate(name, position)
-                if position.epoch < stage.epochs:
-                    self._save(optimizer, position)
-                    last_saved = time.monotonic()
-        position.stage, position.epoch, position.stage_step = number + 1, 0, 0
-        self._save(optimizer, position)
-        accelerator.free_memory()
-
-    def _plan(self, number: int, stage: Stage, epoch: int) -> list[list[int]]:
-        """This epoch's batches, as many for each rank."""
-        recipe, ranks = self.recipe, self.accelerator.num_processes
-        plan = seconds_batches(
-            self.train_set, stage.batch_seconds, recipe.margin.shortest, (recipe.seed, number, epoch)
-        )
-        plan += plan[: -len(plan) % ranks]  # a few batches twice, so that no rank waits for another
-        return plan
-
-    def _loader(self, clips: Clips, plan: list[list[int]]) -> DataLoader[Any]:
-        """This rank's share of the batches, collated and, for a GPU, pinned."""
-        accelerator = self.accelerator
-        share = plan[accelerator.process_index :: accelerator.num_processes]
-        return DataLoader(
-            clips, batch_sampler=share, collate_fn=Collate(self.family), pin_memory=accelerator.device.type == "cuda"
-        )
-
-    def _step(
-        self,
-        student: Any,
-        optimizer: Any,
-        batch: Batch,
-        stage: Stage,
-        name: str,
-        weighting: Any,
-        position: Position,
-        total: int,
-    ) -> None:
-        accelerator, recipe = self.accelerator, self.recipe
-        for group in optimizer.param_groups:
-            group["lr"] = stage.learning_rate * _schedule(position.stage_step, total, stage.warmup_share)
-        draw = np.random.default_rng([recipe.seed, position.step, accelerator.process_index])
-        margin = float(draw.uniform(recipe.margin.shortest, recipe.margin.longest))
-        batch = batch.to(accelerator.device)
-        features = self.family.features(
-            batch.waves, padded_seconds(batch, margin, self.family.window_seconds), accelerator.device
-        )
-        with accelerator.autocast():
-            states, logits = student(features, batch)
-        losses = step_losses(
-            states, logits, batch, stage, recipe.targets.temperature, weighting, position.stage_step / max(total - 1, 1)
-        )
-        if not bool(torch.isfinite(losses.loss)):
-            raise UserError(
-                f"{self.folder}: the loss is not finite at step {position.step}; lower stages.{name}.learning_rate"
-            )
-        accelerator.backward(losses.loss)
-        norm = accelerator.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], stage.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        position.stage_step += 1
-        position.step += 1
-        scalars = {
-            "loss": float(losses.loss.detach()),
-            "task": float(losses.task.mean()),
-            "distillation": float(losses.distillation.mean()),
-            "matching": float(losses.matching.mean()),
-            "gradient_norm": float(norm),
-            "learning_rate": optimizer.param_groups[0]["lr"],
-            **losses.log,
-        }
-        self.log.step(
-            position.step, name, scalars, weight_rows(batch.ids, losses, batch.teacher_loss, position.step, name)
-        )
-        if recipe.trackers:
-            accelerator.log(scalars, step=position.step)
-
-    def _validate(self, name: str, position: Position) -> None:
-        """Score the student on the validation split, and keep it if it is the best so far."""
-        if self.main:
-            found: Validation = validate(self.model, self.family, self.validation_set, self.recipe.margin.inference)
-            scores = found.scores()
-            self.log.validation(position.step, name, scores)
-            if position.best is None or (scores["wer"], scores["cer"]) < (position.best["wer"], position.best["cer"]):
-                position.best = {**scores, "step": position.step}
-                save_student(self.model, self.family, self.folder / "best", self.recipe.margin.inference)
-        self.accelerator.wait_for_everyone()
-
-    def _save(self, optimizer: Any, position: Position) -> None:
-        if self.main:
-            self.log.flush(position.step)
-            checkpoints.save(self.folder / "checkpoints", self.model, optimizer, replace(position))
-        self.accelerator.wait_for_everyone()
+    def _unsharded(self) -> Any:
+        """The student as one whole model; where it is sharded, on the main process only."""
+        if not any(hasattr(p, "full_tensor") for p in self.model.parameters()):
+            return self.model
+        state = checkpoints.model_tensors(self.model)
+        if not self.main:
+            return None
+        whole = type(self.model)(self.model.config)
+        whole.load_state_dict(state, strict=False)
+        whole.generation_config = self.model.generation_config
+        return whole.to(self.accelerator.device).eval()
 
     def _finish(self, position: Position, teacher_seconds: float) -> Path:
         student = self.folder / "student"
+        model = self._unsharded() if position.best is None else None
         if self.main:
-            if position.best is None:  # no stage decodes, so none was validated: the last student is the result
-                save_student(self.model, self.family, self.folder / "best", self.recipe.margin.inference)
+            if model is not None:  # no stage decodes, so none was validated: the last student is the result
+                save_student(model, self.family, self.folder / "best", self.recipe.margin.inference)
             with atomic_folder(student) as temporary:
                 shutil.copytree(self.folder / "best", temporary, dirs_exist_ok=True)
             self.log.finish()
             write_json(self.folder / "scores.json", self._scores(position, teacher_seconds))
             shutil.rmtree(self.folder / "best")
             shutil.rmtree(self.folder / "checkpoints")
+            for left in self.folder.glob("stream-*"):
+                shutil.rmtree(left)
         if self.recipe.trackers:
             self.accelerator.end_training()
         self.accelerator.wait_for_everyone()
@@ -288,7 +276,7 @@ class _Distillation:
     def _scores(self, position: Position, teacher_seconds: float) -> dict[str, Any]:
         from workbench.host import describe_host
 
-        train: list[Utterance] = self.train_set
+        train = self.train_set
         return {
             "schema": 1,
             "workbench": __version__,
@@ -296,18 +284,22 @@ class _Distillation:
             "student": {"parameters": parameters(self.model)},
             "corpus": {
                 "name": self.recipe.corpus,
-                "clips": len(train),
-                "seconds": round(sum(u.seconds for u in train), 1),
+                "more": self.recipe.more_corpora,
+                "clips": len(train) or None,  # a stream is not counted
+                "seconds": round(sum(u.seconds for u in train), 1) or None,
             },
             "validation": position.best,
             "seconds": {"teacher_pass": round(teacher_seconds, 1), "training": round(position.seconds, 1)},
             "steps": position.step,
+            "processes": self.accelerator.num_processes,
             "host": describe_host(),
-            "position": {k: v for k, v in asdict(position).items() if k in ("stage", "step")},
         }
 
 
-def _schedule(step: int, total: int, warmup_share: float) -> float:
-    """Factor of the learning rate: linear up during warm-up, then linear down to zero."""
-    warmup = max(1, round(warmup_share * total))
-    return (step + 1) / warmup if step < warmup else max(0.0, (total - step) / max(1, total - warmup))
+def _check_sharding(accelerator: Any) -> None:
+    """Raise UserError for a way of sharding that checkpoints cannot be written under."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.fsdp_version != 2:
+        raise UserError("FSDP version 1 is not supported; set `fsdp_version: 2` in the accelerate configuration")
+    if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
+        raise UserError("DeepSpeed is not supported; use FSDP 2, which shards the same way (docs/scale.md)")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from workbench.audio import probe_seconds
+from workbench.audio import LONGEST_SECONDS, SHORTEST_SECONDS, probe_seconds
 from workbench.corpus.manifests import FIELDS
 from workbench.corpus.utterance import Utterance
 from workbench.errors import UserError
@@ -22,10 +23,49 @@ def read_dataset(spec: str, split: str, limit: int | None = None) -> list[Uttera
     Raises:
         UserError: the dataset cannot be opened, or has no audio or no transcript column.
     """
-    return list(islice(_stream(spec, split), limit))
+    return list(islice(_utterances(*_open(spec, split), split), limit))
 
 
-def _stream(spec: str, split: str) -> Iterator[Utterance]:
+class Stream:
+    """A dataset's training split as windows of utterances, read once around, a share for each process.
+
+    The order of the dataset's files is shuffled with the seed; within a window the steps are drawn at random, so a
+    window is the shuffle buffer. Clips that cannot be used are skipped and counted.
+    """
+
+    def __init__(self, spec: str, seed: int, rank: int, ranks: int, window_seconds: float) -> None:
+        from datasets.distributed import split_dataset_by_node
+
+        self.window_seconds, self.prefix = window_seconds, f"{rank}:" if ranks > 1 else ""
+        dataset, *columns = _open(spec, "train")
+        self.audio_column, self.text_column, self.config = columns
+        # a buffer of one: only the files' order is shuffled, so the position in the stream says all
+        shuffled = dataset.shuffle(seed=seed, buffer_size=1)
+        self.dataset = split_dataset_by_node(shuffled, rank=rank, world_size=ranks) if ranks > 1 else shuffled
+        self.skipped = 0
+
+    def windows(self, first: int = 0) -> Iterator[list[Utterance]]:
+        """Windows from number `first` on, each of about `window_seconds`; ends with the stream."""
+        window: list[Utterance] = []
+        seconds, number = 0.0, 0
+        for utterance in _utterances(self.dataset, self.audio_column, self.text_column, self.config, "train"):
+            if not SHORTEST_SECONDS <= utterance.seconds <= LONGEST_SECONDS:
+                self.skipped += 1
+                continue
+            # what comes before the first window wanted is counted and dropped
+            if number >= first:
+                window.append(replace(utterance, id=self.prefix + utterance.id))
+            seconds += utterance.seconds
+            if seconds >= self.window_seconds:
+                if number >= first:
+                    yield window
+                window, seconds, number = [], 0.0, number + 1
+        if window:
+            yield window
+
+
+def _open(spec: str, split: str) -> tuple[Any, str, str, str]:
+    """The dataset, its audio column, its text column and its configuration."""
     from datasets import Audio, load_dataset
 
     name, _, config = spec.partition(":")
@@ -40,7 +80,11 @@ def _stream(spec: str, split: str) -> Iterator[Utterance]:
     if audio_column is None or text_column is None:
         missing = "audio" if audio_column is None else f"transcript (one of {', '.join(TEXT_COLUMNS)})"
         raise UserError(f"corpus hf:{spec}: has no {missing} column; its columns are {', '.join(columns)}")
-    for number, row in enumerate(_undecoded(dataset, audio_column)):
+    return _undecoded(dataset, audio_column), audio_column, text_column, config
+
+
+def _utterances(dataset: Any, audio_column: str, text_column: str, config: str, split: str) -> Iterator[Utterance]:
+    for number, row in enumerate(dataset):
         audio = _encoded(row[audio_column])
         text = str(row[text_column]).strip()
         if text:

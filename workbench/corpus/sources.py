@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from workbench.audio import LONGEST_SECONDS
 from workbench.corpus.hub import read_dataset
 from workbench.corpus.manifests import read_manifest
+from workbench.corpus.more import at_speeds, concatenated
 from workbench.corpus.utterance import SPLITS, Utterance
 from workbench.errors import UserError, nearest
 
@@ -42,3 +45,31 @@ def open_corpus(source: str, split: str, limit: int | None = None) -> list[Utter
                 "split it into utterances first"
             )
     return utterances
+
+
+def training_set(
+    source: str,
+    limit: int | None,
+    more: Sequence[str] = (),
+    speeds: Sequence[float] = (),
+    longest: float = 0.0,
+    seed: int = 0,
+) -> list[Utterance]:
+    """The utterances to train on: a corpus, more corpora, each clip at more speeds, and short clips joined.
+
+    Args:
+        source: the corpus, as for `open_corpus`.
+        limit: at most this many utterances of it.
+        more: corpora that are added whole; their ids get the corpus's name before them.
+        speeds: speeds that each utterance is added at.
+        longest: seconds up to which clips are joined to further utterances; 0 for none.
+        seed: decides which are joined.
+
+    Raises:
+        UserError: as `open_corpus`.
+    """
+    utterances = open_corpus(source, "train", limit)
+    for other in more:
+        utterances += [replace(u, id=f"{other}:{u.id}") for u in open_corpus(other, "train")]
+    out = utterances + at_speeds(utterances, speeds)
+    return out + concatenated(utterances, longest, seed) if longest else out

@@ -22,6 +22,14 @@ class Tokens:
     inputs: Tensor  # int64 [utterances, tokens]: prompt, then the transcript
     labels: Tensor  # int64 [utterances, tokens]: transcript, then the end; IGNORED elsewhere
 
+    def to(self, device: torch.device) -> Tokens:
+        """Copy to a device."""
+        return Tokens(self.inputs.to(device), self.labels.to(device))
+
+    def labelled(self) -> Tensor:
+        """Positions with a loss in the flattened batch, in order of utterance and position. -> int64 [labels]"""
+        return (self.labels != IGNORED).flatten().nonzero()[:, 0]
+
 
 class Family(Protocol):
     """A checkpoint of some family: its features and tokens, and how its models are run."""
@@ -39,15 +47,27 @@ class Family(Protocol):
         """Pad waves with silence to `seconds` and compute features. -> [clips, mels, frames]"""
         ...
 
+    def spectrum(self, padded: Tensor) -> Tensor:
+        """Features of waves padded to one length. [clips, samples] -> [clips, mels, frames]"""
+        ...
+
     def tokens(self, texts: Sequence[str], languages: Sequence[str]) -> Tokens:
         """Tokenize transcripts for teacher forcing."""
         ...
 
-    def encode(self, model: Any, features: Tensor) -> Tensor:
+    def encode(self, model: Any, features: Tensor, checkpointing: bool = False) -> Tensor:
         """Encoder states at any length. -> [clips, positions, width]"""
         ...
 
-    def logits(self, model: Any, states: Tensor, tokens: Tokens) -> Tensor:
+    def logits(
+        self,
+        model: Any,
+        states: Tensor,
+        tokens: Tokens,
+        labelled: Tensor | None = None,
+        heard: Tensor | None = None,
+        checkpointing: bool = False,
+    ) -> Tensor:
         """Logits at the labelled positions, in order of utterance and position. -> [labels, vocabulary]"""
         ...
 

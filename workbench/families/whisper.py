@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from workbench.audio import SAMPLE_RATE, Wave
 from workbench.errors import UserError
@@ -66,8 +67,13 @@ class Whisper:
         padded = torch.zeros(len(waves), samples)
         for row, wave in zip(padded, waves, strict=True):
             row[: len(wave)] = torch.from_numpy(wave[:samples])
-        with torch.no_grad():
-            features: Tensor = self.frontend.to(device)(padded.to(device, non_blocking=True))
+        return self.spectrum(padded.to(device, non_blocking=True))
+
+    @torch.no_grad()
+    def spectrum(self, padded: Tensor) -> Tensor:
+        """Log-mel features of waves padded to one length, in fp32. [clips, samples] -> [clips, mels, frames]"""
+        with torch.autocast(padded.device.type, enabled=False):  # a power spectrum does not fit into 8 bits of mantissa
+            features: Tensor = self.frontend.to(padded.device)(padded)
         return features
 
     def tokens(self, texts: Sequence[str], languages: Sequence[str]) -> Tokens:
@@ -84,13 +90,21 @@ class Whisper:
         pad = torch.nn.utils.rnn.pad_sequence
         return Tokens(pad(inputs, True, self.end), pad(labels, True, IGNORED))
 
-    def encode(self, model: Any, features: Tensor) -> Tensor:
+    def encode(self, model: Any, features: Tensor, checkpointing: bool = False) -> Tensor:
         """Run the encoder on any number of frames up to 3,000. [clips, mels, frames] -> [clips, frames / 2, width]"""
-        return encode(model, features)
+        return encode(model, features, checkpointing)
 
-    def logits(self, model: Any, states: Tensor, tokens: Tokens) -> Tensor:
+    def logits(
+        self,
+        model: Any,
+        states: Tensor,
+        tokens: Tokens,
+        labelled: Tensor | None = None,
+        heard: Tensor | None = None,
+        checkpointing: bool = False,
+    ) -> Tensor:
         """Teacher-forced logits at the labelled positions. -> [labels, vocabulary]"""
-        return decoder_logits(model, states, tokens)
+        return decoder_logits(model, states, tokens, labelled, heard, checkpointing)
 
     @property
     def most_tokens(self) -> int:
@@ -109,28 +123,60 @@ class Whisper:
         return [str(text).strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
-def encode(model: Any, features: Tensor) -> Tensor:
-    """Run the encoder on any number of frames up to 3,000. [clips, mels, frames] -> [clips, frames / 2, width]"""
+def encode(model: Any, features: Tensor, checkpointing: bool = False) -> Tensor:
+    """Run the encoder on any number of frames up to 3,000. [clips, mels, frames] -> [clips, frames / 2, width]
+
+    With `checkpointing`, a layer's activations are computed again in the backward pass instead of kept.
+    """
     encoder = model.model.encoder
     hidden = F.gelu(encoder.conv1(features))
     hidden = F.gelu(encoder.conv2(hidden)).transpose(1, 2)  # [clips, positions, width]
     hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
     for layer in encoder.layers:
-        hidden = layer(hidden, None, None)[0]
+        hidden = _run(layer, checkpointing, hidden, None, None)
     states: Tensor = encoder.layer_norm(hidden)
     return states
 
 
-def decoder_logits(model: Any, states: Tensor, tokens: Tokens) -> Tensor:
-    """Teacher-forced logits at the labelled positions only, in order of utterance and position. -> [labels, vocabulary]
+def decoder_logits(
+    model: Any,
+    states: Tensor,
+    tokens: Tokens,
+    labelled: Tensor | None = None,
+    heard: Tensor | None = None,
+    checkpointing: bool = False,
+) -> Tensor:
+    """Teacher-forced logits at the labelled positions only, in order of utterance and position.
 
     Gathering before the projection saves the product with the vocabulary at prompt and padding positions.
+
+    Args:
+        model: a WhisperForConditionalGeneration.
+        states: encoder states [utterances, positions, width].
+        tokens: inputs and labels [utterances, tokens].
+        labelled: flat indices of the labelled positions [labels], if they are known already.
+        heard: which states are there to be attended to, bool [utterances, positions]; all by default.
+        checkpointing: compute a layer's activations again in the backward pass instead of keeping them.
+
+    Returns:
+        Logits [labels, vocabulary].
     """
-    hidden = model.model.decoder(
-        input_ids=tokens.inputs, encoder_hidden_states=states, use_cache=False
-    ).last_hidden_state
-    logits: Tensor = model.proj_out(hidden[tokens.labels != IGNORED])
+    decoder = model.model.decoder
+    hidden = decoder.embed_tokens(tokens.inputs) + decoder.embed_positions.weight[: tokens.inputs.shape[1]]
+    mask = None if heard is None else heard[:, None, None, :].expand(-1, 1, tokens.inputs.shape[1], -1)
+    for layer in decoder.layers:  # without a mask of its own, self-attention is causal
+        hidden = _run(layer, checkpointing, hidden, None, states, mask)
+    hidden = decoder.layer_norm(hidden).flatten(0, 1)  # [utterances * tokens, width]
+    logits: Tensor = model.proj_out(hidden.index_select(0, tokens.labelled() if labelled is None else labelled))
     return logits
+
+
+def _run(layer: Any, checkpointing: bool, *inputs: Any) -> Tensor:
+    if checkpointing and torch.is_grad_enabled():
+        out: Tensor = checkpoint(lambda *given: layer(*given)[0], *inputs, use_reentrant=False)
+    else:
+        out = layer(*inputs)[0]
+    return out
 
 
 @torch.no_grad()

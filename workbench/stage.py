@@ -1,0 +1,299 @@
+"""One stage of training: rounds of steps, each step in as many micro-batches as processes and memory ask for."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from workbench import checkpoints
+from workbench.augment import mask_spectrum
+from workbench.checkpoints import Position
+from workbench.corpus.batching import StepPlan, padding_share, plan_steps
+from workbench.data import Batch, MicroBatches
+from workbench.ema import MovingAverage
+from workbench.errors import UserError
+from workbench.memory import Peak, peak_of
+from workbench.progress import Progress
+from workbench.recipe import Stage
+from workbench.step import StepLosses, StepSize, Student, step_losses, weight_columns
+from workbench.weighting import TeacherStatistics, build_weighting
+from workbench.windows import Window
+
+if TYPE_CHECKING:
+    from workbench.train import Distillation
+
+log = logging.getLogger("workbench")
+MEMORY_SHARE = 0.85  # of the free memory that the worst step may take
+MOST_PARTS = 64
+
+
+class StageLoop:
+    """A stage's optimizer, weighting and wrapped student, and the loop over them."""
+
+    def __init__(self, run: Distillation, number: int, name: str, stage: Stage, position: Position) -> None:
+        self.run, self.number, self.name, self.stage, self.position = run, number, name, stage, position
+        recipe, accelerator = run.recipe, run.accelerator
+        self.rank, self.ranks = accelerator.process_index, accelerator.num_processes
+        student = Student(run.model, run.family, stage)
+        self.trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+        self.average = MovingAverage(run.model, recipe.ema) if recipe.ema else None
+        wrapped: Any = torch.compile(student, dynamic=True) if recipe.compile else student
+        optimizer: Any = torch.optim.AdamW(
+            [p for p in student.parameters() if p.requires_grad],
+            lr=stage.learning_rate,
+            weight_decay=stage.weight_decay,
+            fused=True,
+        )
+        self.student, self.optimizer = accelerator.prepare(wrapped, optimizer)
+        self.inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        self.names = {p: n for n, p in run.model.named_parameters() if p.requires_grad}
+        if position.stage_step:
+            checkpoint = checkpoints.latest(run.folder / "checkpoints")
+            assert checkpoint is not None  # noqa: S101  a position inside a stage came from one
+            checkpoints.load_optimizer(checkpoint, self.inner, self.names)
+            if self.average:
+                self.average.load_state_dict(checkpoints.load_tensors(checkpoint, "average"))
+
+    def __call__(self) -> None:
+        """Train to the stage's end."""
+        position, stage = self.position, self.stage
+        last_saved = time.monotonic()
+        progress: Progress | None = None
+        weighting: Any = None
+        for window in self.run.windows(self.name, stage, position):
+            if weighting is None:
+                weighting = build_weighting(stage.weighting, TeacherStatistics(self._statistics(window)))
+                weighting.load_state_dict(position.weighting) if position.stage_step else None
+            plan, of, parts = self._plan(window)
+            total = self._total(window, plan)
+            if progress is None:
+                progress = Progress(self.name, total, self.run.main, position.stage_step).__enter__()
+                log.info(
+                    "stage %s: %d steps in %d micro-batch(es) on %s, %s parameters trained, padding %.0f %%",
+                    self.name, total, of, self.run.accelerator.device, f"{self.trained:,}",
+                    100 * padding_share(window.utterances, plan),
+                )  # fmt: skip
+            for micro_batches in self._steps(window, plan[position.batch :], parts, of):
+                started = time.perf_counter()
+                self._step(micro_batches, weighting, total)
+                position.seconds += time.perf_counter() - started
+                position.batch += 1
+                position.weighting = weighting.state_dict()
+                progress.advance(1, self.run.log.latest)
+                if self._enough():
+                    break
+                # the last step of a round is saved below, after validation
+                due = self.run.together(time.monotonic() - last_saved > 60 * self.run.recipe.checkpoint_minutes)
+                if due and position.batch < len(plan):
+                    self._save()
+                    last_saved = time.monotonic()
+            position.round, position.batch = position.round + 1, 0
+            done = self._enough() or (self.run.recipe.stream is None and position.round == stage.epochs)
+            if stage.decoding and (position.round % self.run.recipe.validate_every == 0 or done):
+                self.run.validate(self.name, position, self.average)
+            if done:
+                break
+            self._save()
+            last_saved = time.monotonic()
+        if progress is None:
+            raise UserError(f"corpus {self.run.recipe.corpus!r}: its stream holds no clip that could be used")
+        progress.__exit__(None, None, None)
+        if self.average and not stage.decoding:
+            self.average.fill()  # not validated, so nothing else takes the average over
+        position.stage, position.stage_step, position.parts = self.number + 1, 0, 0
+        position.round = position.stream_pass = position.stream_window = 0
+        position.teacher_losses = []
+        self._save()
+        self.run.accelerator.free_memory()
+
+    def _statistics(self, window: Window) -> tuple[float, ...]:
+        """The teacher's losses that a weighting takes its threshold from: of the corpus, or of a stream's first window."""
+        if self.run.recipe.stream is None:
+            return window.teacher_losses()
+        if not self.position.teacher_losses:
+            self.position.teacher_losses = list(window.teacher_losses())
+        return tuple(self.position.teacher_losses)
+
+    def _total(self, window: Window, plan: Sequence[StepPlan]) -> int:
+        """Steps of the whole stage."""
+        stage = self.stage
+        if self.run.recipe.stream is not None:
+            assert stage.steps is not None  # noqa: S101  checked with the recipe
+            return stage.steps
+        if not hasattr(self, "planned"):
+            lengths = [
+                len(plan) if e == self.position.round else len(self._one_plan(window, e)) for e in range(stage.epochs)
+            ]
+            self.planned = sum(lengths)
+        return min(self.planned, stage.steps or self.planned)
+
+    def _enough(self) -> bool:
+        return self.stage.steps is not None and self.position.stage_step >= self.stage.steps
+
+    def _one_plan(self, window: Window, round_number: int) -> list[StepPlan]:
+        recipe = self.run.recipe
+        # in a stream every process has clips of its own, and a share of the step
+        share = 1 if recipe.stream is None else self.ranks
+        seed = (recipe.seed, self.number, round_number, *([self.rank] if share > 1 else []))
+        return plan_steps(window.utterances, self.stage.batch_seconds / share, recipe.margin.shortest, seed)
+
+    def _plan(self, window: Window) -> tuple[list[StepPlan], int, range]:
+        """This round's steps, in how many micro-batches each is computed, and which of them are this process's."""
+        plan = self._one_plan(window, self.position.round)
+        streaming = self.run.recipe.stream is not None
+        if streaming and self.ranks > 1:
+            plan = plan[: int(self.run.smallest(len(plan)))]  # processes step together
+        least = 1 if streaming else self.ranks
+        if not self.position.parts:
+            if self.stage.micro_batches is not None:
+                self.position.parts = -(-self.stage.micro_batches // least) * least
+            else:
+                self.position.parts = self._size_to_memory(window, plan, least)
+        of = -(-self.position.parts // least) * least  # resumed on another number of processes
+        return plan, of, range(of) if streaming else range(self.rank, of, self.ranks)
+
+    def _steps(self, window: Window, plan: Sequence[StepPlan], parts: range, of: int) -> Iterator[list[Batch]]:
+        """Micro-batches of each step, collated ahead by workers and, for a GPU, pinned."""
+        recipe, device = self.run.recipe, self.run.accelerator.device
+        on_gpu = device.type == "cuda"
+        workers = recipe.loader_workers if recipe.loader_workers is not None else 4 * on_gpu
+        data = MicroBatches(
+            window.utterances, window.keys, window.cache, self.run.family, recipe, plan, parts, of,
+            (recipe.seed, self.number, self.position.round), bool(self.stage.encoder_matching), window.encoded,
+        )  # fmt: skip
+        loader: Any = DataLoader(
+            data, batch_size=None, num_workers=workers, pin_memory=on_gpu, prefetch_factor=4 if workers else None
+        )
+        together: list[Batch] = []
+        for batch in loader:
+            together.append(batch)
+            if len(together) == len(parts):
+                yield together
+                together = []
+
+    def _step(self, micro_batches: list[Batch], weighting: Any, total: int) -> None:
+        """One optimizer step."""
+        accelerator, stage, position = self.run.accelerator, self.stage, self.position
+        for group in self.inner.param_groups:
+            group["lr"] = stage.learning_rate * schedule(position.stage_step, total, stage.warmup_share)
+        size = self._size(micro_batches)
+        progress = min(1.0, position.stage_step / max(total - 1, 1))
+        rows, sums, last = [], torch.zeros(4, device=accelerator.device), {}
+        for i, cpu_batch in enumerate(micro_batches):
+            batch = cpu_batch.to(accelerator.device)
+            if i < len(micro_batches) - 1:
+                with accelerator.no_sync(self.student):
+                    losses = self._forward_backward(batch, weighting, progress, size)
+            else:
+                losses = self._forward_backward(batch, weighting, progress, size)
+            if batch.real:
+                rows.append((batch.ids, weight_columns(losses, batch)))
+                parts = (losses.task.sum(), losses.distillation.sum(), losses.matching.sum())
+                sums += torch.stack([losses.loss.detach(), *(part / size.utterances for part in parts)])
+                last = losses.log
+        parameters = [p for group in self.inner.param_groups for p in group["params"]]
+        norm = accelerator.clip_grad_norm_(parameters, stage.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(position.stage_step)
+        position.stage_step += 1
+        position.step += 1
+        loss, task, distillation, matching = self.run.summed(sums)
+        scalars = {"loss": loss, "task": task, "distillation": distillation, "matching": matching,
+                   "gradient_norm": checkpoints.whole(norm) if hasattr(norm, "full_tensor") else norm,
+                   "learning_rate": self.inner.param_groups[0]["lr"], **last}  # fmt: skip
+        self.run.log.step(position.step, self.name, scalars, rows)
+
+    def _size(self, micro_batches: Sequence[Batch]) -> StepSize:
+        """Utterances and tokens of the whole step, over all processes."""
+        real = [batch for batch in micro_batches if batch.real]
+        counts = [sum(len(b.ids) for b in real), sum(int(b.label_counts.sum()) for b in real)]
+        utterances, tokens = self.run.summed(torch.tensor(counts, dtype=torch.float32)).tolist()
+        return StepSize(utterances, tokens)
+
+    def _forward_backward(self, batch: Batch, weighting: Any, progress: float, size: StepSize) -> StepLosses:
+        """Forward the student, compare with the teacher's targets, weigh, backward."""
+        accelerator, recipe = self.run.accelerator, self.run.recipe
+        if batch.encoded.numel():
+            heard, mask = batch.encoded.float(), batch.heard
+        else:
+            features = self.run.family.spectrum(batch.waves)
+            heard, mask = mask_spectrum(features, recipe.augment, np.random.default_rng([*batch.seed, 2])), None
+        with accelerator.autocast():
+            states, logits = self.student(heard, mask, batch.inputs, batch.labels, batch.labelled)
+        losses = step_losses(states, logits, batch, self.stage, recipe.targets.temperature, weighting, progress, size)
+        # DistributedDataParallel averages over the processes what is to be added up
+        accelerator.backward(losses.loss * self.ranks)
+        return losses
+
+    def _size_to_memory(self, window: Window, plan: Sequence[StepPlan], least: int) -> int:
+        """Try the worst step and return in how many micro-batches it fits the memory.
+
+        On a GPU the step itself is tried, and halved until it fits. In a process of the system, which would be killed,
+        a quarter is tried and the whole is reckoned from it.
+        """
+        worst = max(plan, key=lambda s: (len(s.clips) * (s.seconds + self.run.recipe.margin.longest), s.number))
+        on_gpu = self.run.accelerator.device.type == "cuda"
+        parts = least if on_gpu else least * min(4, max(1, len(worst.clips) // least))
+        while True:
+            peak = self._try(window, worst, parts)
+            failed, share = self.run.worst_of(peak)
+            if on_gpu and (failed or share > MEMORY_SHARE):
+                if parts >= MOST_PARTS * least or len(worst.clips) <= parts:
+                    raise UserError(
+                        f"stages.{self.name}: one clip of {worst.seconds:.1f} s does not fit the memory; "
+                        "set activation_checkpointing: true, precision: bf16, or take a smaller student"
+                    )
+                parts *= 2
+                continue
+            break
+        if not on_gpu:
+            tried, parts = parts, least
+            while share * tried / parts > MEMORY_SHARE and parts < tried:
+                parts *= 2
+        used, free = (peak.used / 1e9, peak.free / 1e9) if peak else (0.0, 0.0)
+        log.info(
+            "stage %s: the worst step, %d clips of %.1f s, in %d micro-batch(es); %.2f GB of %.1f GB free for a %s of it",
+            self.name, len(worst.clips), worst.seconds, parts, used, free, "part" if not on_gpu else "micro-batch",
+        )  # fmt: skip
+        return parts
+
+    def _try(self, window: Window, worst: StepPlan, parts: int) -> Peak | None:
+        """Forward and backward of one micro-batch of the worst step, and its memory; leaves no trace."""
+        batch = next(self._steps(window, [worst], range(self.rank % parts, self.rank % parts + 1), parts))[0]
+        weighting = build_weighting(self.stage.weighting, TeacherStatistics(self._statistics(window)))
+        size = StepSize(float(len(batch.ids)), float(batch.label_counts.sum()))
+
+        def work() -> None:
+            self._forward_backward(batch.to(self.run.accelerator.device), weighting, 0.0, size)
+
+        try:
+            return peak_of(work, self.run.accelerator.device)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _save(self) -> None:
+        run = self.run
+        run.log.flush(self.position.step)
+        tensors = {
+            "model": checkpoints.model_tensors(run.model),
+            "optimizer": checkpoints.optimizer_tensors(self.inner, self.names),
+        }
+        if self.average:
+            tensors["average"] = {k: checkpoints.whole(v) for k, v in self.average.state_dict().items()}
+        if run.main:
+            checkpoints.save(run.folder / "checkpoints", self.position, tensors, run.recipe.keep_checkpoints)
+        run.accelerator.wait_for_everyone()
+
+
+def schedule(step: int, total: int, warmup_share: float) -> float:
+    """Factor of the learning rate: linear up during warm-up, then linear down to zero."""
+    warmup = max(1, round(warmup_share * total))
+    return (step + 1) / warmup if step < warmup else max(0.0, (total - step) / max(1, total - warmup))

