@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from workbench import __version__, checkpoints
+from workbench.allocator import keep_freed_memory
 from workbench.checkpoints import Position
 from workbench.corpus import Utterance, open_corpus, training_set
 from workbench.ema import MovingAverage
@@ -77,6 +78,8 @@ class Distillation:
             project_dir=self.folder,
         )
         _check_sharding(self.accelerator)
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         set_seed(recipe.seed)
         self.main = self.accelerator.is_main_process
         with self.accelerator.main_process_first():

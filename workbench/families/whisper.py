@@ -19,6 +19,7 @@ from workbench.audio import SAMPLE_RATE, Wave
 from workbench.errors import UserError
 from workbench.families.log_mel import SAMPLES_PER_POSITION, LogMel
 from workbench.families.protocol import IGNORED, Tokens
+from workbench.families.tied import TiedMatrix
 from workbench.families.whisper_tokens import label_ids, prompt_ids
 
 if TYPE_CHECKING:
@@ -162,12 +163,18 @@ def decoder_logits(
         Logits [labels, vocabulary].
     """
     decoder = model.model.decoder
-    hidden = decoder.embed_tokens(tokens.inputs) + decoder.embed_positions.weight[: tokens.inputs.shape[1]]
+    weight = decoder.embed_tokens.weight
+    # torch.compile does not see through the hand-over between the two
+    tied = weight is model.proj_out.weight and weight.requires_grad and not torch.compiler.is_compiling()
+    matrix = TiedMatrix(weight, decoder.embed_tokens.padding_idx) if tied else None
+    hidden = matrix.embed(tokens.inputs) if matrix else decoder.embed_tokens(tokens.inputs)
+    hidden = hidden + decoder.embed_positions.weight[: tokens.inputs.shape[1]]
     mask = None if heard is None else heard[:, None, None, :].expand(-1, 1, tokens.inputs.shape[1], -1)
     for layer in decoder.layers:  # without a mask of its own, self-attention is causal
         hidden = _run(layer, checkpointing, hidden, None, states, mask)
     hidden = decoder.layer_norm(hidden).flatten(0, 1)  # [utterances * tokens, width]
-    logits: Tensor = model.proj_out(hidden.index_select(0, tokens.labelled() if labelled is None else labelled))
+    chosen = hidden.index_select(0, tokens.labelled() if labelled is None else labelled)
+    logits: Tensor = matrix.project(chosen) if matrix else model.proj_out(chosen)
     return logits
 
 

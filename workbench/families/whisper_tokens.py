@@ -77,17 +77,17 @@ def prompt_ids(tokenizer: WhisperTokenizerFast, language: str) -> list[int]:
     Raises:
         UserError: the model does not know the language.
     """
-    vocabulary = tokenizer.get_vocab()
+    token_id = tokenizer.backend_tokenizer.token_to_id  # get_vocab() would build a dictionary of 51,865 each time
     names = ["<|startoftranscript|>", "<|notimestamps|>"]
-    if "<|en|>" in vocabulary:
-        if f"<|{language}|>" not in vocabulary:
+    if token_id("<|en|>") is not None:
+        if token_id(f"<|{language}|>") is None:
             raise UserError(
                 f"language {language!r} is not one this Whisper model knows; expected an ISO 639-1 code such as 'en'"
             )
         names[1:1] = [f"<|{language}|>", "<|transcribe|>"]
     elif language != "en":
         raise UserError(f"this Whisper model is English only; the corpus is in {language!r}")
-    return [vocabulary[name] for name in names]
+    return [token_id(name) for name in names]
 
 
 def label_ids(tokenizer: WhisperTokenizerFast, text: str) -> list[int]:
