@@ -25,8 +25,7 @@ class StudentRecipe(Section):
     encoder_layers: list[int] | int | Literal["all"] = "all"
     decoder_layers: list[int] | int | Literal["all"] = "all"
     initial: str | None = Field(
-        None,
-        description="checkpoint folder whose encoder and decoder the layers are taken from, instead of the teacher",
+        None, description="checkpoint that the layers are taken from instead of the teacher; named as a teacher is"
     )
 
 
@@ -112,6 +111,9 @@ class Stage(Section):
     )
     average_over: Literal["utterances", "tokens"] = Field(
         "utterances", description="whether every utterance counts alike in a step's loss, or every token"
+    )
+    encode_once: bool = Field(
+        True, description="run a frozen encoder once over the corpus and keep its states on disk (50 x width x 2 B/s)"
     )
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory")
     encoder_matching: float = Field(0.0, ge=0, description="factor of the encoder-state loss")

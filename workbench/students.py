@@ -45,7 +45,7 @@ def choose_layers(wanted: Sequence[int] | int | str, available: int, field: str)
 
 
 def build_student(teacher: WhisperForConditionalGeneration, recipe: StudentRecipe) -> WhisperForConditionalGeneration:
-    """Copy the teacher with fewer layers into a valid transformers model, weights included.
+    """Copy a model, the teacher or another checkpoint, with fewer layers into a valid transformers model, weights included.
 
     Alignment heads that pointed at layers of the teacher are renumbered, and dropped where their layer is gone.
     """
@@ -71,30 +71,29 @@ def build_student(teacher: WhisperForConditionalGeneration, recipe: StudentRecip
     return student.float().eval()
 
 
-def load_initial(student: Any, folder: Path, recipe: StudentRecipe) -> None:
-    """Take the student's weights from another checkpoint than the teacher, for example one whose encoder is trained.
+def check_pair(student: Any, teacher: Any, matched: Sequence[str]) -> None:
+    """Raise UserError if a student cannot learn from a teacher: other tokens, other features, or states of other width.
 
-    Each side is taken as it is where it has the student's number of layers; else the recipe's layers are chosen from it.
-
-    Raises:
-        UserError: the folder is no checkpoint, or its weights do not fit the student.
+    Args:
+        student: configuration of the student.
+        teacher: configuration of the teacher.
+        matched: names of the stages that match encoder states.
     """
-    from transformers import WhisperForConditionalGeneration
-
-    if not (folder / "config.json").is_file():
-        raise UserError(f"student.initial is {folder}; expected a transformers checkpoint folder, with config.json")
-    source = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    kept = {}
-    for side, wanted in (("encoder", recipe.encoder_layers), ("decoder", recipe.decoder_layers)):
-        available = getattr(source.config, f"{side}_layers")
-        same = available == getattr(student.config, f"{side}_layers")
-        kept[side] = list(range(available)) if same else choose_layers(wanted, available, f"{side}_layers")
-    try:
-        student.load_state_dict(_renumbered(source.state_dict(), kept))
-    except RuntimeError as error:
+    if student.vocab_size != teacher.vocab_size:
         raise UserError(
-            f"student.initial is {folder}; its weights do not fit ({str(error).splitlines()[1].strip()})"
-        ) from None
+            f"student vocabulary {student.vocab_size:,}, teacher {teacher.vocab_size:,}: they use different tokenizers; "
+            "label the corpus with the teacher (`workbench label`) and train the student on its text"
+        )
+    if student.num_mel_bins != teacher.num_mel_bins:
+        raise UserError(
+            f"student hears {student.num_mel_bins} mel bins, teacher {teacher.num_mel_bins}; "
+            "label the corpus with the teacher (`workbench label`) and train the student on its text"
+        )
+    if matched and student.d_model != teacher.d_model:
+        raise UserError(
+            f"stages.{matched[0]}.encoder_matching: student width {student.d_model}, teacher {teacher.d_model}; "
+            "set it to 0, or build the student from the teacher's layers"
+        )
 
 
 def _renumbered(state: dict[str, torch.Tensor], kept: dict[str, list[int]]) -> dict[str, torch.Tensor]:

@@ -29,7 +29,7 @@ from workbench.recipe import Recipe, Stage, load_recipe
 from workbench.run_log import RunLog
 from workbench.stage import StageLoop
 from workbench.store import Store
-from workbench.students import build_student, load_initial, parameters, save_student
+from workbench.students import build_student, check_pair, parameters, save_student
 from workbench.targets import TargetCache, TargetSettings, compute_targets
 from workbench.teachers import fingerprint, resolve_teacher
 from workbench.windows import Window
@@ -87,9 +87,11 @@ class Distillation:
         self.family: Family = open_family(source)
         self.teacher_hash = fingerprint(source)
         self.teacher = self.family.load()
-        self.model: Any = build_student(self.teacher, recipe.student)
-        if recipe.student.initial is not None:
-            load_initial(self.model, Path(recipe.student.initial), recipe.student)
+        initial = recipe.student.initial
+        origin = self.teacher if initial is None else open_family(resolve_teacher(initial)).load()
+        self.model: Any = build_student(origin, recipe.student)
+        matched = [name for name, stage in recipe.stages.items() if stage.encoder_matching]
+        check_pair(self.model.config, self.teacher.config, matched)
         first = (self.train_set or self.validation_set)[:1]
         self.family.tokens([u.text for u in first], [u.language for u in first])
         if self.main:
@@ -213,7 +215,7 @@ class Distillation:
         self, window: Window, name: str, stage: Stage, folder: Path, rank: int | None = None, ranks: int | None = None
     ) -> Window:
         """The window with the student's encoder states, if the stage leaves them as they are."""
-        if stage.trainable != "decoder" or stage.encoder_matching:
+        if stage.trainable != "decoder" or stage.encoder_matching or not stage.encode_once:
             return window
         if self.recipe.augment.changes_hearing:
             log.info(

@@ -38,11 +38,11 @@ def find_manifest(path: Path) -> Path:
     return path
 
 
-def read_manifest(path: Path) -> list[Utterance]:
+def read_manifest(path: Path, transcribed: bool = True) -> list[Utterance]:
     """Read a manifest (fields `audio,text[,duration,language,split,id]`) into utterances.
 
     Audio paths are relative to the manifest. Where no split is given, the transcript decides it (split.py). Lines that
-    NeMo wrote (`audio_filepath`) are read likewise.
+    NeMo wrote (`audio_filepath`) are read likewise. With `transcribed` false a line needs no text, and none decides a split.
 
     Raises:
         UserError: naming file, line, field and value for the first line that cannot be used.
@@ -55,15 +55,15 @@ def read_manifest(path: Path) -> list[Utterance]:
     for number, row in _rows(manifest):
         where = f"{manifest}:{number}"
         audio = _audio_path(manifest, _field(row, "audio", where), where)
-        text = _field(row, "text", where).strip()
-        if not text:
+        text = (_field(row, "text", where) if transcribed else str(_optional(row, "text") or "")).strip()
+        if not text and transcribed:
             raise UserError(f"{where}: field 'text' is empty; expected the transcript, or drop the line")
         name = str(row.get("id") or row.get("utterance_id") or _relative(audio, manifest.parent))
         if name in seen:
             raise UserError(f"{where}: id {name!r} already stands on line {seen[name]}; ids must be unique")
         seen[name] = number
         language = str(_optional(row, "language") or "en").lower().replace("_", "-").split("-")[0]
-        split = str(_optional(row, "split") or "") or split_of(normalize(text, language))
+        split = str(_optional(row, "split") or "") or (split_of(normalize(text, language)) if text else "train")
         if split not in SPLITS:
             raise UserError(f"{where}: field 'split' is {split!r}{nearest(split, SPLITS)}")
         utterances.append(Utterance(name, audio, text, _seconds(row, audio, where), language, split))

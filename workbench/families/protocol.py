@@ -31,6 +31,14 @@ class Tokens:
         return (self.labels != IGNORED).flatten().nonzero()[:, 0]
 
 
+@dataclass(frozen=True)
+class Transcript:
+    """What a model wrote, and how sure it was."""
+
+    text: str
+    log_probability: float  # mean over the tokens written, the end included
+
+
 class Family(Protocol):
     """A checkpoint of some family: its features and tokens, and how its models are run."""
 
@@ -73,4 +81,14 @@ class Family(Protocol):
 
     def decode(self, model: Any, states: Tensor, seconds: Sequence[float], languages: Sequence[str]) -> list[str]:
         """Transcribe encoder states."""
+        ...
+
+    def transcribe(
+        self, model: Any, states: Tensor, seconds: Sequence[float], languages: Sequence[str], beams: int = 1
+    ) -> list[Transcript]:
+        """Transcribe encoder states, greedily or with a beam."""
+        ...
+
+    def languages(self, model: Any, states: Tensor) -> list[tuple[str, float]]:
+        """Likeliest language of each clip and its probability."""
         ...

@@ -7,6 +7,7 @@ first positions of the embedding (length-adaptive distillation: our interpretati
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from workbench.audio import SAMPLE_RATE, Wave
 from workbench.errors import UserError
 from workbench.families.log_mel import SAMPLES_PER_POSITION, LogMel
-from workbench.families.protocol import IGNORED, Tokens
+from workbench.families.protocol import IGNORED, Tokens, Transcript
 from workbench.families.tied import TiedMatrix
 from workbench.families.whisper_tokens import label_ids, prompt_ids
 
@@ -118,10 +119,31 @@ class Whisper:
 
     def decode(self, model: Any, states: Tensor, seconds: Sequence[float], languages: Sequence[str]) -> list[str]:
         """Transcribe encoder states greedily. states: [utterances, positions, width]"""
+        return [found.text for found in self.transcribe(model, states, seconds, languages)]
+
+    def transcribe(
+        self, model: Any, states: Tensor, seconds: Sequence[float], languages: Sequence[str], beams: int = 1
+    ) -> list[Transcript]:
+        """Transcribe encoder states greedily or with a beam. states: [utterances, positions, width]"""
         prompts = [prompt_ids(self.tokenizer, language) for language in languages]
         limits = [self.token_limit(s) for s in seconds]
-        ids = greedy(model, states, prompts, limits, self.end, self.suppressed, self.suppressed_first)
-        return [str(text).strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        decode = greedy_scored if beams == 1 else partial(beam_scored, beams=beams)
+        scored = decode(model, states, prompts, limits, self.end, self.suppressed, self.suppressed_first)
+        texts = self.tokenizer.batch_decode([ids for ids, _ in scored], skip_special_tokens=True)
+        return [Transcript(str(text).strip(), score) for text, (_, score) in zip(texts, scored, strict=True)]
+
+    @torch.no_grad()
+    def languages(self, model: Any, states: Tensor) -> list[tuple[str, float]]:
+        """Likeliest language of each clip and its probability, from the first token that Whisper writes."""
+        known = getattr(self.generation, "lang_to_id", None)
+        if not known:
+            return [("en", 1.0)] * len(states)
+        start = torch.full((len(states), 1), self.config.decoder_start_token_id, device=states.device)
+        hidden = model.model.decoder(input_ids=start, encoder_hidden_states=states, use_cache=False).last_hidden_state
+        logits = model.proj_out(hidden[:, 0]).float()[:, list(known.values())]  # [clips, languages]
+        best = logits.softmax(-1).max(-1)
+        codes = [str(token).strip("<|>") for token in known]
+        return [(codes[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
 def encode(model: Any, features: Tensor, checkpointing: bool = False) -> Tensor:
@@ -186,7 +208,6 @@ def _run(layer: Any, checkpointing: bool, *inputs: Any) -> Tensor:
     return out
 
 
-@torch.no_grad()
 def greedy(
     model: Any,
     states: Tensor,
@@ -196,6 +217,20 @@ def greedy(
     suppressed: Sequence[int] = (),
     suppressed_first: Sequence[int] = (),
 ) -> list[list[int]]:
+    """Decode greedily; token ids of each utterance. The arguments are those of `greedy_scored`."""
+    return [ids for ids, _ in greedy_scored(model, states, prompts, limits, end, suppressed, suppressed_first)]
+
+
+@torch.no_grad()
+def greedy_scored(
+    model: Any,
+    states: Tensor,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    end: int,
+    suppressed: Sequence[int] = (),
+    suppressed_first: Sequence[int] = (),
+) -> list[tuple[list[int], float]]:
     """Decode greedily in one batch, each utterance up to its limit of tokens.
 
     Args:
@@ -208,7 +243,7 @@ def greedy(
         suppressed_first: ids not written first.
 
     Returns:
-        Token ids of each utterance, without prompt and end.
+        Token ids of each utterance, without prompt and end, and the mean log-probability of what was written.
     """
     from transformers import DynamicCache, EncoderDecoderCache
 
@@ -216,15 +251,20 @@ def greedy(
     tokens = torch.tensor(prompts, device=states.device)
     written: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))
+    totals, counts = [0.0] * len(prompts), [0] * len(prompts)
     for step in range(max(limits)):
         out = model.model.decoder(input_ids=tokens, encoder_hidden_states=states, past_key_values=cache, use_cache=True)
         logits = model.proj_out(out.last_hidden_state[:, -1]).float()  # [utterances, vocabulary]
         logits[:, list(suppressed)] = -torch.inf
         if step == 0:
             logits[:, list(suppressed_first)] = -torch.inf
-        tokens = logits.argmax(-1, keepdim=True)
+        best = logits.max(-1, keepdim=True)
+        tokens = best.indices
+        log_probabilities = (best.values[:, 0] - logits.logsumexp(-1)).tolist()
         for i, token in enumerate(tokens[:, 0].tolist()):
             if i in running:
+                totals[i] += log_probabilities[i]
+                counts[i] += 1
                 if token == end:
                     running.discard(i)
                 else:
@@ -233,4 +273,47 @@ def greedy(
                         running.discard(i)
         if not running:
             break
-    return written
+    return [(ids, total / max(count, 1)) for ids, total, count in zip(written, totals, counts, strict=True)]
+
+
+@torch.no_grad()
+def beam_scored(
+    model: Any,
+    states: Tensor,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    end: int,
+    suppressed: Sequence[int] = (),
+    suppressed_first: Sequence[int] = (),
+    beams: int = 5,
+) -> list[tuple[list[int], float]]:
+    """Decode with transformers' beam search; arguments and result as `greedy_scored`, with the number of beams."""
+    from transformers import GenerationConfig, GenerationMixin
+    from transformers.modeling_outputs import BaseModelOutput
+
+    prompt = torch.tensor(prompts, device=states.device)
+    settings = GenerationConfig(
+        num_beams=beams,
+        max_new_tokens=max(limits),
+        eos_token_id=end,
+        pad_token_id=end,
+        decoder_start_token_id=int(prompt[0, 0]),
+        suppress_tokens=list(suppressed) or None,
+        begin_suppress_tokens=list(suppressed_first) or None,
+        return_dict_in_generate=True,
+        output_scores=True,
+        length_penalty=1.0,
+    )
+    # Whisper's own generate() slices 30 s windows and rewrites prompts; here states and prompts are there already
+    found = GenerationMixin.generate(
+        model,
+        generation_config=settings,
+        encoder_outputs=BaseModelOutput(last_hidden_state=states),
+        decoder_input_ids=prompt,
+    )
+    out = []
+    for row, score, limit in zip(found.sequences.tolist(), found.sequences_scores.tolist(), limits, strict=True):
+        ids = row[prompt.shape[1] :]
+        ids = ids[: ids.index(end)] if end in ids else ids
+        out.append((ids[:limit], score))
+    return out

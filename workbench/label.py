@@ -1,0 +1,193 @@
+"""Pseudo-labels: a teacher transcribes audio that has no text, or whose text is not trusted.
+
+Every batch is appended to a journal beside the manifest, so a killed run goes on; manifest and rejection report are
+written at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.audio import Wave, probe_seconds
+from workbench.corpus.manifests import MANIFEST_NAMES, read_manifest
+from workbench.corpus.utterance import Utterance
+from workbench.errors import UserError
+from workbench.families import Family, open_family
+from workbench.files import sha256_of, write_text
+from workbench.filters import Label, Limits, reasons
+from workbench.progress import Progress
+from workbench.teachers import fingerprint, resolve_teacher
+
+log = logging.getLogger("workbench")
+AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".webm", ".aac", ".g722", ".wma", ".aiff", ".mkv"}
+UNUSABLE = "unusable audio"
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """What a label depends on besides the clip."""
+
+    teacher: str = "whisper-base"
+    language: str | None = "en"  # None: the teacher tells each clip's language
+    beams: int = 1
+    batch_clips: int = 4
+    precision: str = "fp32"
+
+
+def label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits, split: str | None = None) -> Path:
+    """Transcribe the clips of a folder or manifest, filter the labels, and write a manifest that can be trained on.
+
+    Args:
+        source: a folder of audio files, or a manifest with or without text; a text is taken as reference for the WER.
+        manifest: JSONL to write; `NAME.rejected.jsonl` beside it says what was left out and why.
+        settings: teacher and decoding.
+        limits: filters.
+        split: split that every line gets; by default the one it has, and for bare audio what its label decides.
+
+    Raises:
+        UserError: no audio there, or no label is fit.
+    """
+    from accelerate import PartialState
+
+    state = PartialState()
+    clips = audio_clips(source)
+    folder = resolve_teacher(settings.teacher)
+    family = open_family(folder)
+    # decoding decides the labels, filters do not: other limits need no new labels
+    key = sha256_of([fingerprint(folder), settings.language, settings.beams, settings.precision])
+    journal = manifest.with_name(f".{manifest.name}.{state.process_index:03d}.journal")
+    done = dict(_read_journals(manifest, key))
+    mine = [clip for clip in clips[state.process_index :: state.num_processes] if _clip_key(clip) not in done]
+    if mine:
+        model = family.load().to(state.device)
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        with Progress("labels", len(clips), state.is_main_process, len(done)) as progress:
+            for labelled in _labels(model, family, mine, settings, state.device):
+                with journal.open("a", encoding="utf-8") as file:
+                    for clip, found in labelled:
+                        entry = {"key": key, "clip": _clip_key(clip), **found}
+                        file.write("\n" + json.dumps(entry, ensure_ascii=False))
+                progress.advance(len(labelled) * state.num_processes)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        _write(clips, dict(_read_journals(manifest, key)), source, manifest, limits, split)
+        for path in manifest.parent.glob(f".{manifest.name}.*.journal"):
+            path.unlink()
+    state.wait_for_everyone()
+    return manifest
+
+
+def audio_clips(source: Path) -> list[Utterance]:
+    """Clips of a manifest or of a folder's audio files, with their text where they have one, by rising length."""
+    if source.is_dir() and not any((source / name).is_file() for name in MANIFEST_NAMES):
+        paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in AUDIO and p.is_file())
+        if not paths:
+            raise UserError(f"{source}: holds neither a manifest nor audio files ({', '.join(sorted(AUDIO))})")
+        clips = [Utterance(p.relative_to(source).as_posix(), p, "", _probed(p), split="") for p in paths]
+    else:
+        clips = read_manifest(source, transcribed=False)
+    return sorted(clips, key=lambda clip: (clip.seconds, clip.id))
+
+
+def _probed(path: Path) -> float:
+    """Length, or 0 for a file that cannot be read; it is rejected with the reason when it is decoded."""
+    try:
+        return probe_seconds(path)
+    except UserError:
+        return 0.0
+
+
+def _clip_key(clip: Utterance) -> str:
+    return f"{clip.id}:{clip.audio_sha256()[:32]}"
+
+
+def _read_journals(manifest: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in sorted(manifest.parent.glob(f".{manifest.name}.*.journal")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # empty, or cut short by a kill
+            if entry["key"] == key:
+                yield entry["clip"], entry
+
+
+@torch.no_grad()
+def _labels(
+    model: Any, family: Family, clips: Sequence[Utterance], settings: LabelSettings, device: torch.device
+) -> Iterator[list[tuple[Utterance, dict[str, Any]]]]:
+    """Labels of each batch, clips that cannot be used with the reason."""
+    for start in range(0, len(clips), settings.batch_clips):
+        out: list[tuple[Utterance, dict[str, Any]]] = []
+        usable: list[tuple[Utterance, Wave]] = []
+        for clip in clips[start : start + settings.batch_clips]:
+            try:
+                usable.append((clip, clip.wave()))  # decoding stops at 30 s with an error
+            except UserError as error:
+                out.append((clip, {"error": str(error)}))
+        if usable:
+            waves = [wave for _, wave in usable]
+            seconds = [len(wave) / 16_000 for wave in waves]
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                states = family.encode(model, family.features(waves, family.window_seconds, device))
+                told = family.languages(model, states) if settings.language is None else None
+                languages = [settings.language or "en"] * len(waves) if told is None else [code for code, _ in told]
+                found = family.transcribe(model, states, seconds, languages, settings.beams)
+            for i, (clip, _) in enumerate(usable):
+                out.append((clip, {"text": found[i].text, "confidence": found[i].log_probability,
+                                   "seconds": seconds[i], "language": languages[i],
+                                   "language_probability": told[i][1] if told else None}))  # fmt: skip
+        yield out
+
+
+def _write(
+    clips: Iterable[Utterance],
+    found: dict[str, dict[str, Any]],
+    source: Path,
+    manifest: Path,
+    limits: Limits,
+    split: str | None,
+) -> None:
+    kept, rejected = [], []
+    counts: Counter[str] = Counter()
+    seconds = 0.0
+    for clip in clips:
+        entry = found[_clip_key(clip)]
+        assert isinstance(clip.audio, Path)  # noqa: S101  labels are made of files
+        row: dict[str, Any] = {"id": clip.id, "audio": str(clip.audio.resolve())}
+        if "error" in entry:
+            why = [UNUSABLE]
+            row |= {"reasons": why, "error": entry["error"]}
+        else:
+            made = Label(entry["text"], entry["seconds"], entry["language"], entry["confidence"],
+                         entry["language_probability"], clip.text)  # fmt: skip
+            why = reasons(made, limits)
+            row |= {"text": made.text, "duration": round(made.seconds, 3), "language": made.language}
+            row |= {"split": chosen} if (chosen := split or clip.split) else {}
+            row |= {"reference": clip.text} if clip.text else {}
+            row |= {k: v for k, v in made.figures().items() if v is not None}
+            row |= {"reasons": why} if why else {}
+        if why:
+            rejected.append(row)
+            counts.update(why)
+        else:
+            kept.append(row)
+            seconds += row["duration"]
+    report = manifest.with_name(f"{manifest.stem}.rejected.jsonl")
+    write_text(report, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rejected))
+    why_text = ", ".join(f"{name} {count}" for name, count in counts.most_common()) or "none"
+    log.info("%d labels kept, %.2f hours; %d rejected (%s); see %s", len(kept), seconds / 3600,
+             len(rejected), why_text, report)  # fmt: skip
+    if not kept:
+        raise UserError(
+            f"{source}: no label is fit ({why_text}); see {report}, and loosen the limits if they are wrong"
+        )
+    write_text(manifest, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))

@@ -1,0 +1,322 @@
+"""What a recipe will cost on an accelerator, found on torch's meta device: shapes without data, so any machine can do it.
+
+Operations are counted while teacher and student run on meta tensors, and what autograd keeps for the backward pass is
+added up as it is saved. What no count can tell, the share of a device's peak that is reached, is an option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.devices import open_device
+from workbench.errors import UserError
+from workbench.families.protocol import IGNORED, Tokens
+from workbench.families.whisper import WINDOW_SECONDS, decoder_logits, encode
+from workbench.recipe import Recipe, Stage, StudentRecipe
+from workbench.step import Student
+from workbench.students import build_student, check_pair, parameters
+from workbench.targets import TargetSettings, estimated_bytes
+from workbench.teachers import resolve_teacher
+from workbench.token_losses import token_losses
+
+# Whisper's published sizes, for planning where no hub is reachable: width, encoder layers, decoder layers, heads.
+SIZES = {
+    "tiny": (384, 4, 4, 6),
+    "base": (512, 6, 6, 8),
+    "small": (768, 12, 12, 12),
+    "medium": (1024, 24, 24, 16),
+    "large-v3": (1280, 32, 32, 20),
+    "large-v3-turbo": (1280, 32, 4, 20),
+}
+TOKENS_A_SECOND = 3.5  # of English speech, a little above what audiobooks have
+AUTOCAST_OVERHEAD = 1.3  # norms, softmax and residuals stay fp32 under bf16 autocast: our estimate
+USABLE_MEMORY = 0.9  # the rest is the allocator's, the driver's and the kernels' workspace
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Cost of one stage."""
+
+    name: str
+    trained_parameters: int
+    tflop_a_clip: float  # forward and backward
+    fixed_gb: float  # weights, gradients, optimizer
+    activation_gb_a_clip: float
+    largest_batch_clips: int  # on one device, in one micro-batch
+    largest_batch_seconds: float
+    micro_batches: int  # of the recipe's step on so many devices
+    hours: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cost of a recipe."""
+
+    device: str
+    devices: int
+    precision: str
+    corpus_hours: float
+    clip_seconds: float
+    efficiency: float
+    teacher_parameters: int
+    student_parameters: int
+    teacher_tflop_a_clip: float
+    teacher_hours: float
+    targets_gb: float
+    stages: list[StagePlan]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for a file."""
+        return asdict(self)
+
+
+def plan(
+    recipe: Recipe, device: str, devices: int, corpus_hours: float, clip_seconds: float, efficiency: float
+) -> Plan:
+    """Reckon a recipe's cost.
+
+    Args:
+        recipe: what to run.
+        device: name in `devices.DEVICES`.
+        devices: how many.
+        corpus_hours: hours of training speech.
+        clip_seconds: length of its clips.
+        efficiency: share of the device's peak that is reached.
+
+    Raises:
+        UserError: an unknown device or model, or a student that does not fit its teacher.
+    """
+    hardware = open_device(device)
+    flops = hardware.tflops[recipe.precision] * 1e12 * efficiency * devices
+    teacher = meta_model(recipe.teacher)
+    initial = recipe.student.initial
+    student = meta_student(teacher if initial is None else meta_model(initial), recipe.student)
+    check_pair(student.config, teacher.config, [n for n, s in recipe.stages.items() if s.encoder_matching])
+    clips = corpus_hours * 3600 / clip_seconds
+    teacher_flop = _teacher_flop(teacher, clip_seconds)
+    states = any(s.encoder_matching for s in recipe.stages.values())
+    settings = TargetSettings("", recipe.targets.top_k, recipe.targets.temperature, recipe.margin.shortest, states)
+    from workbench.corpus import Utterance
+
+    a_clip = estimated_bytes([Utterance("", b"", "", clip_seconds)], settings, teacher.config.d_model)
+    stages = [
+        _stage_plan(
+            name, stage, student, recipe, clips, clip_seconds, hardware.memory_gb, devices, flops, parameters(teacher)
+        )
+        for name, stage in recipe.stages.items()
+    ]
+    return Plan(
+        device, devices, recipe.precision, corpus_hours, clip_seconds, efficiency, parameters(teacher),
+        parameters(student), teacher_flop / 1e12, clips * teacher_flop / flops / 3600, clips * a_clip / 1e9, stages,
+    )  # fmt: skip
+
+
+def meta_model(name: str) -> Any:
+    """A Whisper model without weights, from a checkpoint here or from the published sizes.
+
+    Raises:
+        UserError: neither a checkpoint here nor a published size.
+    """
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    size = name.removeprefix("openai/").removeprefix("whisper-").removesuffix(".en")
+    if Path(name).expanduser().is_dir() or size not in SIZES:
+        config: Any = WhisperConfig.from_pretrained(resolve_teacher(name))
+    else:
+        width, encoder, decoder, heads = SIZES[size]
+        large = size.startswith("large-v3")
+        config = WhisperConfig(
+            d_model=width, encoder_layers=encoder, decoder_layers=decoder, encoder_attention_heads=heads,
+            decoder_attention_heads=heads, encoder_ffn_dim=4 * width, decoder_ffn_dim=4 * width,
+            num_mel_bins=128 if large else 80, vocab_size=51866 if large else 51865,
+        )  # fmt: skip
+    with torch.device("meta"):
+        return WhisperForConditionalGeneration(config).eval()
+
+
+def meta_student(source: Any, recipe: StudentRecipe) -> Any:
+    """The student's shapes."""
+    with torch.device("meta"):
+        return build_student(source, recipe)
+
+
+def _stage_plan(
+    name: str, stage: Stage, model: Any, recipe: Recipe, clips: float, clip_seconds: float, memory_gb: float,
+    devices: int, flops: float, teacher_parameters: int,
+) -> StagePlan:  # fmt: skip
+    shapes: Any = SimpleNamespace(encode=encode, logits=decoder_logits)  # what a step needs of the family
+    student = Student(model, shapes, stage)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # weights in fp32, for each trained one a gradient and AdamW's two moments; under autocast a bf16 copy of the weights
+    copies = parameters(model) + (teacher_parameters if recipe.stream else 0)  # a stream's teacher stays there
+    fixed = 4 * copies + 12 * trained + (2 * copies if recipe.precision == "bf16" else 0)
+    seconds = min(clip_seconds + recipe.margin.longest, WINDOW_SECONDS)
+    one, flop = _step_cost(student, stage, recipe, seconds, 1)
+    two, _ = _step_cost(student, stage, recipe, seconds, 2)
+    a_clip = max(two - one, 1)
+    room = USABLE_MEMORY * memory_gb * 1e9 - fixed
+    largest = max(0, int(room // a_clip))
+    step_clips = max(1, round(stage.batch_seconds / seconds))
+    per_device = -(-step_clips // devices)
+    parts = devices * -(-per_device // largest) if largest else 0
+    trained_clips = clips * stage.epochs if stage.steps is None else stage.steps * step_clips
+    return StagePlan(
+        name, trained, flop / 1e12, fixed / 1e9, a_clip / 1e9, largest, largest * seconds, parts,
+        trained_clips * flop / flops / 3600,
+    )  # fmt: skip
+
+
+class _Attention(torch.autograd.Function):
+    """Attention as a fused kernel costs it: the scores are not kept but computed again in the backward pass.
+
+    On the meta device torch takes the plain form, which keeps them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = query @ key.transpose(-1, -2) @ value
+        ctx.save_for_backward(query, key, value, out, query[..., 0].float())  # the last stands for the row sums
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, _, _ = ctx.saved_tensors
+        scores = query @ key.transpose(-1, -2)
+        of_scores = gradient @ value.transpose(-1, -2)
+        return of_scores @ key, of_scores.transpose(-1, -2) @ query, scores.transpose(-1, -2) @ gradient
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    def attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
+        out: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
+        return out
+
+    functional, original = torch.nn.functional, torch.nn.functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = original
+
+
+def _step_cost(student: Student, stage: Stage, recipe: Recipe, seconds: float, clips: int) -> tuple[int, int]:
+    """Bytes kept for the backward pass, and operations of forward and backward, of so many clips."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = student.model.config
+    tokens = max(1, round(TOKENS_A_SECOND * seconds))
+    frozen = student.encoder_frozen and stage.encode_once and not stage.encoder_matching
+    frozen = frozen and not recipe.augment.changes_hearing  # as in train.Distillation._with_encoded
+    with torch.device("meta"):
+        inputs = torch.zeros(clips, tokens + 4, dtype=torch.int64)
+        labelled = torch.zeros(clips * tokens, dtype=torch.int64)
+        positions = round(seconds * 50)
+        mask = torch.ones(clips, positions, dtype=torch.bool) if frozen else None
+        heard = torch.zeros(
+            (clips, positions, config.d_model) if frozen else (clips, config.num_mel_bins, 2 * positions)
+        )
+        top = torch.zeros(len(labelled), recipe.targets.top_k)
+    counter = FlopCounterMode(display=False)
+    with _fused_attention(), counter, _saved_bytes(student.model) as saved:
+        states, logits = student(heard, mask, inputs, inputs, labelled)
+        loss = stage.encoder_matching * states.square().mean()
+        if logits is not None:
+            task, divergence = token_losses(logits, labelled, top.long(), top, top[:, 0], recipe.targets.temperature)
+            loss = loss + task.sum() + divergence.sum()
+        loss.backward()
+    student.zero_grad(set_to_none=True)
+    vocabulary = 0 if logits is None else logits.numel() * 4  # the logits' gradient, alive while the rest still is
+    total = saved[0] + vocabulary
+    if recipe.precision == "bf16":
+        total = round(total / 2 * AUTOCAST_OVERHEAD)
+    return total, counter.get_total_flops()
+
+
+@contextmanager
+def _saved_bytes(model: torch.nn.Module) -> Iterator[list[int]]:
+    """Bytes that autograd saves inside, each storage once, the parameters left out."""
+    known = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: list[Tensor] = []  # alive, so that no storage's number is given again
+    total = [0]
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            known.add(storage._cdata)
+            kept.append(tensor)
+            total[0] += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield total
+
+
+@torch.no_grad()
+def _teacher_flop(teacher: Any, clip_seconds: float) -> int:
+    """Operations of the teacher's pass over one clip, at 30 s."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tokens = max(1, round(TOKENS_A_SECOND * clip_seconds))
+    with torch.device("meta"):
+        features = torch.zeros(1, teacher.config.num_mel_bins, round(WINDOW_SECONDS * 100))
+        inputs = torch.zeros(1, tokens + 4, dtype=torch.int64)
+        labels = torch.full((1, tokens + 4), IGNORED)
+        labelled = torch.zeros(tokens, dtype=torch.int64)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        decoder_logits(teacher, encode(teacher, features), Tokens(inputs, labels), labelled)
+    return int(counter.get_total_flops())
+
+
+def corpus_size(recipe: Recipe) -> tuple[float, float]:
+    """Hours of the training set and mean seconds of its clips, where it can be opened without a network.
+
+    Raises:
+        UserError: it is a stream, or cannot be opened here.
+    """
+    from workbench.corpus import training_set
+
+    if recipe.stream is not None or recipe.corpus.startswith("hf:"):
+        raise UserError(f"corpus {recipe.corpus!r}: its size is not known here; give --hours and --clip-seconds")
+    augment = recipe.augment
+    clips = training_set(
+        recipe.corpus, recipe.limit, recipe.more_corpora, augment.speeds, augment.concatenate, recipe.seed
+    )
+    seconds = sum(u.seconds for u in clips)
+    return seconds / 3600, seconds / len(clips)
+
+
+def print_plan(found: Plan) -> None:
+    """Print a plan as tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=max(Console().width, 130))
+    console.print(
+        f"{found.devices} x {found.device}, {found.precision}, {found.corpus_hours:,.1f} h of speech in clips of "
+        f"{found.clip_seconds:.1f} s; {100 * found.efficiency:.0f} % of the peak assumed. Reckoned, not run."
+    )
+    console.print(
+        f"teacher {found.teacher_parameters / 1e6:,.0f} M parameters, {found.teacher_tflop_a_clip:.3f} TFLOP a clip, its "
+        f"pass {found.teacher_hours:,.2f} h; targets {found.targets_gb:,.1f} GB; student "
+        f"{found.student_parameters / 1e6:,.0f} M parameters"
+    )
+    table = Table(
+        "stage", "trained", "TFLOP a clip", "fixed GB", "GB a clip", "largest batch", "micro-batches", "hours"
+    )
+    for s in found.stages:
+        table.add_row(
+            s.name, f"{s.trained_parameters / 1e6:,.0f} M", f"{s.tflop_a_clip:.3f}", f"{s.fixed_gb:.1f}",
+            f"{s.activation_gb_a_clip:.3f}", f"{s.largest_batch_clips:,} clips = {s.largest_batch_seconds:,.0f} s",
+            str(s.micro_batches) if s.micro_batches else "does not fit", f"{s.hours:,.2f}",
+        )  # fmt: skip
+    console.print(table)
