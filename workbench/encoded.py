@@ -17,7 +17,7 @@ from workbench.recipe import MarginRecipe
 from workbench.store import Store, shards_of
 from workbench.targets import TargetCache
 
-BATCH_CLIPS = 4
+BUCKET = 5  # encoder positions (0.1 s) that lengths are rounded up to, so that clips share one
 
 
 @torch.no_grad()
@@ -58,20 +58,22 @@ def encode_clips(
     shards = list(shards_of(mine, store))
     width = family.config.d_model
     needed = sum(utterances[order[j]].seconds + margin.longest for shard in shards for j in shard) * 50 * width * 2
+    longest = positions_of(round(family.window_seconds * SAMPLE_RATE))
     if shards:
         check_free_space(store.folder, int(needed), "the frozen encoder's states")
     for shard in shards:
+        waves = {mine[j]: (cache.read(mine[j], states=False).wave.float() / 32767).numpy() for j in shard}
+        # A state depends on all the silence its clip was read with, so only clips of one length are read together: the
+        # result is then the same for any number of processes.
+        groups: dict[int, list[str]] = {}
+        for key, wave in waves.items():
+            positions = positions_of(len(wave) + round(_silence(key, margin, seed) * SAMPLE_RATE))
+            groups.setdefault(min(-(-positions // BUCKET) * BUCKET, longest), []).append(key)
         items = []
-        for start in range(0, len(shard), BATCH_CLIPS):
-            batch = [mine[j] for j in shard[start : start + BATCH_CLIPS]]
-            waves = [(cache.read(key, states=False).wave.float() / 32767).numpy() for key in batch]
-            kept = [
-                positions_of(len(w) + round(_silence(key, margin, seed) * SAMPLE_RATE))
-                for w, key in zip(waves, batch, strict=True)
-            ]
-            kept = [min(k, positions_of(round(family.window_seconds * SAMPLE_RATE))) for k in kept]
-            states = family.encode(model, family.features(waves, max(kept) * 0.02, device))
-            items += [({"key": key}, {"states": s[:k].half()}) for key, s, k in zip(batch, states, kept, strict=True)]
+        for positions, group in sorted(groups.items()):
+            features = family.features([waves[key] for key in group], positions * 0.02, device)
+            states = family.encode(model, features)
+            items += [({"key": key}, {"states": s.half()}) for key, s in zip(group, states, strict=True)]
         store.write(rank, items)
         progress(len(shard))
 

@@ -201,7 +201,7 @@ def _fused_attention() -> Iterator[None]:
         return out
 
     functional, original = torch.nn.functional, torch.nn.functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = attention
+    functional.scaled_dot_product_attention = attention  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -1,0 +1,144 @@
+"""What the benchmarks share: a sample of the built-in speech, a small random teacher, and the JSON they write."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def arguments(doc: str | None, **extra: tuple[Any, str]) -> argparse.Namespace:
+    """`--json FILE` and a benchmark's own options, given as name=(default, help)."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, help="where to write figures, host and raw runs")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    for name, (default, text) in extra.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{text} ({default})")
+    return parser.parse_args()
+
+
+def finish(path: Path | None, figures: dict[str, float], runs: list[dict[str, Any]]) -> None:
+    """Print the figures and write the file."""
+    from workbench.files import write_json
+    from workbench.host import describe_host
+
+    for name, value in figures.items():
+        print(f"{name}: {value:.4g}")
+    if path is not None:
+        command = " ".join(["python", *(str(Path(a).name) if a.startswith("/") else a for a in sys.argv)])
+        write_json(path, {"figures": figures, "host": describe_host(), "command": command, "runs": runs})
+
+
+def median(runs: list[dict[str, Any]], key: str, **wanted: Any) -> float:
+    """Median of a field over the runs with these values."""
+    return statistics.median(r[key] for r in runs if all(r.get(k) == v for k, v in wanted.items()))
+
+
+def sample(clips: int, seed: int = 1) -> list[Any]:
+    """Utterances drawn at random from the built-in training split."""
+    from workbench.corpus import open_corpus
+
+    found = open_corpus("prompts-en", "train")
+    chosen = sorted(np.random.default_rng(seed).permutation(len(found))[:clips].tolist())
+    return [found[i] for i in chosen]
+
+
+def write_manifest(folder: Path, clips: list[Any], validation: int = 4) -> Path:
+    """A manifest of these training clips and a few for validation."""
+    from workbench.corpus import open_corpus
+
+    rows = [(u, "train") for u in clips] + [
+        (u, "validation") for u in open_corpus("prompts-en", "validation", validation)
+    ]
+    path = folder / "manifest.jsonl"
+    path.write_text("".join(
+        json.dumps({"id": u.id, "audio": str(u.audio), "text": u.text, "duration": u.seconds, "split": split}) + "\n"
+        for u, split in rows
+    ))  # fmt: skip
+    return path
+
+
+def small_teacher(folder: Path, width: int = 128) -> Path:
+    """A random Whisper of a few layers with the built-in teacher's tokenizer: engine work without a model's weight."""
+    import torch
+    from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
+
+    from workbench.teachers import resolve_teacher
+
+    torch.manual_seed(0)
+    source = resolve_teacher("whisper-base")
+    base = WhisperConfig.from_pretrained(source).to_dict()
+    sizes = {"d_model": width, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+             "decoder_attention_heads": 4, "encoder_ffn_dim": 4 * width, "decoder_ffn_dim": 4 * width}  # fmt: skip
+    model = WhisperForConditionalGeneration(WhisperConfig.from_dict({**base, **sizes}))
+    model.generation_config = GenerationConfig.from_pretrained(source)
+    model.save_pretrained(folder)
+    for path in source.iterdir():
+        if path.suffix in (".json", ".txt") and not (folder / path.name).exists() and path.name != "source.json":
+            shutil.copyfile(path, folder / path.name)
+    return folder
+
+
+def workbench(cache: Path, *args: str, **environment: str) -> list[str]:
+    """Command that runs the workbench of this checkout; the environment is changed to use `cache`."""
+    os.environ.update({"WORKBENCH_CACHE": str(cache), "PYTHONPATH": str(ROOT), **environment})
+    return [sys.executable, "-m", "workbench", *args]
+
+
+class Worker:
+    """This script again in a process of its own, told what to do line by line."""
+
+    def __init__(self, script: str, name: str, **options: Any) -> None:
+        flags = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"}
+        self.process = subprocess.Popen(
+            [sys.executable, script, "--worker", name, *flags],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+        self.ready = self._read()
+
+    def ask(self, **what: Any) -> dict[str, Any]:
+        """Send a request and wait for the answer."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(what) + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        """End it."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                found: dict[str, Any] = json.loads(line)
+                return found
+        raise SystemExit(f"a worker of {sys.argv[0]} ended early")
+
+
+def serve(answer: Any, ready: dict[str, Any]) -> None:
+    """A worker's side: say what is ready, then answer requests until the input ends."""
+    print(json.dumps(ready), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer(**json.loads(line))), flush=True)
+
+
+def timed(work: Any) -> float:
+    """Seconds that a call takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started

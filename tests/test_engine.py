@@ -1,0 +1,287 @@
+"""The step's arithmetic: parts add up to the whole, own gradients are autograd's, a frozen encoder runs once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+import workbench.stage
+from tests.test_targets_and_training import DECODER, ENCODER, recipe, same, weights
+from workbench.checkpoints import Position
+from workbench.corpus import open_corpus
+from workbench.corpus.batching import plan_steps
+from workbench.errors import UserError
+from workbench.families.tied import TiedMatrix
+from workbench.families.whisper import Whisper, decoder_logits, encode
+from workbench.memory import Peak
+from workbench.objectives import cross_entropy, forward_kl_top_k
+from workbench.token_losses import token_losses
+from workbench.train import Distillation, distill
+
+__all__ = ["recipe"]  # a fixture
+ALL = {**DECODER, "trainable": "all", "encoder_matching": 1.0, "epochs": 1}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("rows", [1, 33, 70])
+def test_the_gradient_of_the_token_losses_is_autograds(temperature, rows):
+    generator = torch.Generator().manual_seed(rows)
+    logits = torch.randn(rows, 50, generator=generator, requires_grad=True)
+    teacher = 3 * torch.randn(rows, 50, generator=generator)
+    labels = torch.randint(0, 50, (rows,), generator=generator)
+    top = teacher.topk(5, -1)
+    given = (top.indices, top.values, (teacher / temperature).logsumexp(-1), temperature)
+    factors = torch.rand(2, rows, generator=generator)
+    found = token_losses(logits, labels, *given)
+    expected = cross_entropy(logits, labels), forward_kl_top_k(logits, *given)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    gradients = [
+        torch.autograd.grad((factors[0] * task + factors[1] * divergence).sum(), logits)[0]
+        for task, divergence in (found, expected)
+    ]
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+
+
+def test_the_tied_matrix_has_the_gradient_of_both_its_uses():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(20, 6, generator=generator, requires_grad=True)
+    ids = torch.tensor([[1, 2, 2, 7], [3, 7, 1, 7]])
+    factors = torch.randn(8, 20, generator=generator)
+
+    def loss(embed, project):
+        return (project(torch.tanh(embed(ids)).flatten(0, 1)) * factors).sum()
+
+    matrix = TiedMatrix(weight, padding_id=7)
+    ours = torch.autograd.grad(loss(matrix.embed, matrix.project), weight)[0]
+    plain = loss(
+        lambda i: torch.nn.functional.embedding(i, weight, padding_idx=7),
+        lambda h: torch.nn.functional.linear(h, weight),
+    )
+    torch.testing.assert_close(ours, torch.autograd.grad(plain, weight)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_own_decoder_pass_is_transformers(tiny_checkpoint):
+    family = Whisper(tiny_checkpoint)
+    model = family.load()
+    clips = open_corpus("prompts-en", "test", 3)
+    states = encode(model, family.features([u.wave() for u in clips], 30.0)).detach()
+    tokens = family.tokens([u.text for u in clips], ["en"] * 3)
+    hidden = model.model.decoder(tokens.inputs, encoder_hidden_states=states, use_cache=False).last_hidden_state
+    expected = model.proj_out(hidden.flatten(0, 1)[tokens.labelled()])
+    torch.testing.assert_close(decoder_logits(model, states, tokens), expected, atol=1e-5, rtol=1e-4)
+    padded = torch.nn.functional.pad(states, (0, 0, 0, 9), value=5.0)
+    heard = torch.ones(3, 1509, dtype=torch.bool)
+    heard[:, 1500:] = False
+    masked = decoder_logits(model, padded, tokens, heard=heard)
+    torch.testing.assert_close(masked, expected, atol=1e-4, rtol=1e-3)
+
+
+def gradients_of_a_step(parsed, monkeypatch):
+    """Gradients before clipping and the logged scalars of a run's first step."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    caught = {}
+    clip = "accelerate.Accelerator.clip_grad_norm_"
+
+    def catch(self, parameters, *_):
+        caught["gradients"] = [p.grad.clone() for p in parameters]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clip, catch)
+    with pytest.raises(KeyboardInterrupt):
+        distill(parsed)
+    return caught["gradients"]
+
+
+@pytest.mark.parametrize("average_over", ["utterances", "tokens"])
+@pytest.mark.parametrize("stage", [ALL, DECODER])
+def test_a_step_in_parts_has_the_gradient_of_the_whole(recipe, monkeypatch, stage, average_over):
+    stage = {**stage, "batch_seconds": 12.0, "average_over": average_over}
+    found = [
+        gradients_of_a_step(recipe(f"parts-{n}", stages={"s": {**stage, "micro_batches": n}}), monkeypatch)
+        for n in (1, 3)
+    ]
+    largest = max(float(g.abs().max()) for g in found[0])
+    assert largest > 1e-4
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(whole, parts, atol=1e-5 * largest, rtol=1e-3)
+
+
+def test_checkpointed_activations_change_nothing(recipe, monkeypatch):
+    stage = {**ALL, "micro_batches": 1}
+    found = [
+        gradients_of_a_step(recipe(f"c-{on}", stages={"s": {**stage, "activation_checkpointing": on}}), monkeypatch)
+        for on in (False, True)
+    ]
+    for kept, recomputed in zip(*found, strict=True):
+        torch.testing.assert_close(kept, recomputed, atol=1e-6, rtol=1e-4)
+
+
+def test_a_frozen_encoder_runs_once_a_clip(recipe, monkeypatch):
+    calls = []
+    features = Whisper.features
+
+    def counted(self, waves, *args):
+        calls.append(len(waves))
+        return features(self, waves, *args)
+
+    monkeypatch.setattr(Whisper, "features", counted)
+    parsed = recipe(stages={"decoder": {**DECODER, "epochs": 3}}, validate_every=3)
+    distill(parsed)
+    train, validation = (len(open_corpus(parsed.corpus, split)) for split in ("train", "validation"))
+    assert sum(calls) == 2 * train + validation  # by the teacher, by the student, and once validated
+    assert not (parsed.output / "encoded").exists()
+
+
+def test_noise_makes_the_frozen_encoder_run_in_every_step_and_says_so(recipe, caplog):
+    caplog.set_level("INFO", logger="workbench")
+    distill(recipe(stages={"decoder": {**DECODER, "epochs": 1}}, augment={"noise_share": 1.0}))
+    assert "frozen encoder runs in every step" in caplog.text
+
+
+def test_a_run_with_a_moving_average_resumes_to_the_same_bits(recipe, monkeypatch):
+    whole = recipe("whole", ema=0.9)
+    distill(whole)
+    killed = recipe("killed", ema=0.9, checkpoint_minutes=1e-9, keep_checkpoints=2)
+    step = workbench.stage.StageLoop._step
+
+    def dying(self, *args):
+        step(self, *args)
+        if self.position.step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(workbench.stage.StageLoop, "_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        distill(killed)
+    assert len(list((killed.output / "checkpoints").glob("step-*"))) == 2
+    monkeypatch.setattr(workbench.stage.StageLoop, "_step", step)
+    distill(killed)
+    assert same(weights(whole.output), weights(killed.output))
+    plain = recipe("plain")
+    distill(plain)
+    assert not same(weights(whole.output), weights(plain.output))
+
+
+def test_a_step_is_cut_until_it_fits_the_memory(recipe, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="workbench")
+    monkeypatch.setattr(workbench.stage, "peak_of", lambda work, _: (work(), Peak(60, 100))[1])
+    parsed = recipe(stages={"decoder": {**DECODER, "epochs": 1, "batch_seconds": 12.0}})
+    distill(parsed)
+    assert "in 4 micro-batch(es)" in caplog.text  # a quarter took 60 of 100, so a half would not fit
+    monkeypatch.setattr(workbench.stage, "peak_of", lambda work, _: (work(), Peak(1, 100))[1])
+    distill(recipe("fits", stages={"decoder": {**DECODER, "epochs": 1, "batch_seconds": 12.0}}))
+    assert "in 1 micro-batch(es)" in caplog.text
+
+
+def test_a_stage_stops_after_its_steps(recipe):
+    parsed = recipe(stages={"decoder": {**DECODER, "epochs": 50, "steps": 5}})
+    distill(parsed)
+    assert json.loads((parsed.output / "scores.json").read_text())["steps"] == 5
+
+
+def test_a_student_of_another_checkpoint_learns_too(recipe, tmp_path):
+    first = recipe("first", stages={"encoder": {**ENCODER, "epochs": 1}})
+    student = distill(first)
+    second = recipe("second", stages={"decoder": DECODER}, student={"initial": str(student)})
+    distill(second)
+    kept = weights(second.output)
+    assert torch.equal(kept["model.encoder.conv1.weight"], weights(first.output)["model.encoder.conv1.weight"])
+
+
+def test_a_student_that_cannot_learn_from_the_teacher_is_refused(recipe, tiny_checkpoint, tmp_path):
+    from transformers import WhisperForConditionalGeneration
+
+    other = WhisperForConditionalGeneration.from_pretrained(tiny_checkpoint)
+    other.resize_token_embeddings(other.config.vocab_size + 8)
+    other.save_pretrained(tmp_path / "other")
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "special_tokens_map.json"):
+        if (tiny_checkpoint / name).is_file():
+            (tmp_path / "other" / name).write_bytes((tiny_checkpoint / name).read_bytes())
+    with pytest.raises(UserError, match=r"student vocabulary .* they use different tokenizers"):
+        distill(recipe(student={"initial": str(tmp_path / "other")}))
+
+
+def test_parts_of_a_step_share_its_clips_between_them():
+    clips = open_corpus("prompts-en", "train")
+    for step in plan_steps(clips, 24.0, 0.2, (1, 0)):
+        parts = [step.part(n, 4) for n in range(4)]
+        assert sorted(i for part in parts for i in part) == sorted(step.clips)
+        assert step.seconds == max(clips[i].seconds for i in step.clips)
+
+
+def launch(parsed, tmp_path, *, processes, **environment):
+    """Run a recipe in so many gloo processes, as `accelerate launch` runs it on several GPUs."""
+    path = tmp_path / "launched.yaml"
+    parsed.save(path)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone",
+               "-m", "workbench", "distill", str(path)]  # fmt: skip
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def losses(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "WhisperEncoderLayer,WhisperDecoderLayer",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", [{}, FSDP], ids=["DDP", "FSDP"])
+def test_two_processes_have_the_loss_curve_of_one(recipe, cache, tmp_path, environment):
+    stages = {"encoder": {**ENCODER, "micro_batches": 2}, "decoder": {**DECODER, "micro_batches": 2}}
+    two = recipe("two", stages=stages)
+    launch(two, tmp_path, processes=2, **environment)
+    assert len(list((cache / "targets").glob("*/index-*.jsonl"))) == 2  # each has labelled its share
+    one = recipe("one", stages=stages)
+    distill(one)
+    assert len(losses(two.output)) > 5
+    assert losses(two.output) == pytest.approx(losses(one.output), rel=2e-3)
+    found, expected = weights(two.output), weights(one.output)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=2e-3, rtol=2e-2)
+
+
+def test_checkpoints_keep_the_position(tmp_path):
+    from workbench import checkpoints
+
+    position = Position(stage=1, round=2, stream_window=3, step=7, parts=4, teacher_losses=[0.5])
+    checkpoints.save(tmp_path, position, {"model": {"w": torch.ones(2)}})
+    latest = checkpoints.latest(tmp_path)
+    assert checkpoints.read_position(latest) == position
+    assert load_file(latest / "model.safetensors")["w"].tolist() == [1, 1]
+    (latest / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        checkpoints.load_tensors(latest, "model")
+
+
+def test_nothing_of_a_run_is_left_in_the_folder_but_what_is_promised(recipe):
+    parsed = recipe()
+    distill(parsed)
+    assert {p.name for p in Path(parsed.output).iterdir()} == {
+        "recipe.yaml", "metrics.jsonl", "weights.parquet", "scores.json", "student",
+    }  # fmt: skip
+
+
+def test_the_distillation_refuses_what_it_cannot_shard(recipe, monkeypatch):
+    from types import SimpleNamespace
+
+    from workbench.train import _check_sharding
+
+    with pytest.raises(UserError, match="fsdp_version: 2"):
+        _check_sharding(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=1))))
+    assert Distillation is not None
