@@ -94,6 +94,7 @@ class StageLoop:
                     self._save()
                     last_saved = time.monotonic()
             position.round, position.batch = position.round + 1, 0
+            position.stream_window += 1  # of no meaning without a stream
             done = self._enough() or (self.run.recipe.stream is None and position.round == stage.epochs)
             if stage.decoding and (position.round % self.run.recipe.validate_every == 0 or done):
                 self.run.validate(self.name, position, self.average)

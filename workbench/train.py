@@ -145,7 +145,6 @@ class Distillation:
                 window = self._labelled(found, folder / "targets", "window's targets", rank=0, ranks=1)
                 yield self._with_encoded(window, name, stage, folder / "encoded", rank=0, ranks=1)
                 shutil.rmtree(folder, ignore_errors=True)
-                position.stream_window += 1
             log.info("the stream has ended once around; %d clips of it could not be used", stream.skipped)
             position.stream_pass, position.stream_window = passed + 1, 0
 

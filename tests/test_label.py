@@ -1,0 +1,151 @@
+"""Pseudo-labels: filters, the rejection report, and a killed run that labels nothing twice."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import workbench.label
+from tests.conftest import tone
+from workbench.audio import write_wav
+from workbench.corpus import open_corpus
+from workbench.errors import UserError
+from workbench.files import sha256
+from workbench.filters import Label, Limits, reasons
+from workbench.label import LabelSettings, label
+
+LOOSE = Limits(None, None, None, None, None, None)
+
+
+def made(text="please enter your password", seconds=2.0, confidence=-0.1, **changes):
+    return Label(text, seconds, "en", confidence, **changes)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (made(), []),
+        (made("..."), ["empty"]),
+        (made("one two " * 12, 6.0), ["repetition", "compression"]),
+        (made(confidence=-1.4), ["confidence"]),
+        (made("no", 9.0), ["slow"]),
+        (made("the quick brown fox jumps over the lazy dog", 0.8), ["fast"]),
+        (made(language_probability=0.3), ["language"]),
+        (made(reference="please enter your name"), ["wer"]),
+        (made(reference="Please, enter your password."), []),  # punctuation and case are no errors
+    ],
+)
+def test_a_filter_names_what_is_wrong(found, expected):
+    assert reasons(found, Limits()) == expected
+
+
+def test_filters_can_be_switched_off():
+    assert reasons(made("no", 9.0, -5.0, language_probability=0.0, reference="yes"), LOOSE) == []
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    folder = tmp_path / "recordings" / "deeper"
+    folder.mkdir(parents=True)
+    for u in [u for u in open_corpus("prompts-en", "test") if u.seconds < 2][:7]:
+        (folder / u.audio.name).write_bytes(u.audio.read_bytes())
+    (folder / "broken.wav").write_bytes(b"no audio")
+    write_wav(folder / "long.wav", tone(31.0))
+    return tmp_path / "recordings"
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def settings(tiny_checkpoint, no_loops):
+    return LabelSettings(str(tiny_checkpoint), "en", 1, 2)
+
+
+@pytest.fixture
+def no_loops(monkeypatch):
+    """A random model's transcripts loop; here they count as labels."""
+    monkeypatch.setattr("workbench.filters.is_loop", lambda *_: False)
+    monkeypatch.setattr("workbench.filters.normalize", lambda text, _: text or "x")
+
+
+def test_a_folder_of_recordings_becomes_a_manifest_and_a_report(recordings, settings, tmp_path, cache):
+    manifest = label(recordings, tmp_path / "out" / "labels.jsonl", settings, LOOSE)
+    kept, rejected = rows(manifest), rows(manifest.with_name("labels.rejected.jsonl"))
+    assert len(kept) == 7
+    assert {r["id"]: r["reasons"] for r in rejected} == {
+        "deeper/broken.wav": ["unusable audio"], "deeper/long.wav": ["unusable audio"],
+    }  # fmt: skip
+    assert "30 s" in next(r["error"] for r in rejected if "long" in r["id"])
+    assert {"text", "confidence", "duration", "language", "rate", "compression"} <= set(kept[0])
+    assert not list(manifest.parent.glob(".*"))
+
+
+def test_a_killed_labelling_goes_on_and_ends_the_same(recordings, settings, tmp_path, cache, monkeypatch):
+    whole = label(recordings, tmp_path / "whole.jsonl", settings, LOOSE)
+    labelled = []
+    work = workbench.label._labels
+
+    def dying(*args):
+        for batch in work(*args):
+            labelled.extend(clip.id for clip, _ in batch)
+            yield batch
+            if len(labelled) in (4, 5, 6):
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(workbench.label, "_labels", dying)
+    with pytest.raises(KeyboardInterrupt):
+        label(recordings, tmp_path / "killed.jsonl", settings, LOOSE)
+    with next(tmp_path.glob(".killed.jsonl.*.journal")).open("a") as file:
+        file.write('\n{"key": "torn')
+    monkeypatch.setattr(workbench.label, "_labels", work)
+    done = len(labelled)
+    killed = label(recordings, tmp_path / "killed.jsonl", settings, LOOSE)
+    assert done >= 4
+    assert killed.read_bytes() == whole.read_bytes()
+
+
+def test_other_limits_change_what_is_kept(recordings, settings, tmp_path, cache):
+    with pytest.raises(UserError, match=r"no label is fit \(fast 7, unusable audio 2\)"):
+        label(recordings, tmp_path / "labels.jsonl", settings, Limits(None, None, None, None, 1e-3, None))
+    assert not (tmp_path / "labels.jsonl").exists()
+    assert len(rows(tmp_path / "labels.rejected.jsonl")) == 9
+
+
+def test_a_manifest_s_text_is_the_reference_and_its_split_stays(speech, settings, tmp_path, cache):
+    manifest = label(speech(2), tmp_path / "labels.jsonl", settings, LOOSE)
+    kept = rows(manifest)
+    assert {r["split"] for r in kept} == {"train", "validation", "test"}
+    assert all(r["reference"] and "wer" in r for r in kept)
+
+
+def test_a_folder_without_audio_is_refused(tmp_path, settings, cache):
+    with pytest.raises(UserError, match="neither a manifest nor audio files"):
+        label(tmp_path, tmp_path / "x.jsonl", settings, LOOSE)
+
+
+def test_wrong_options_are_one_line(tmp_path, cache):
+    from workbench.cli import app
+
+    result = CliRunner().invoke(app, ["label", str(tmp_path), "-o", str(tmp_path / "x.jsonl"), "--precision", "fp61"])
+    assert isinstance(result.exception, UserError)
+    assert "fp61" in str(result.exception)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beams", [1, 3])
+def test_whisper_base_labels_real_speech(tmp_path, beams):
+    folder = tmp_path / "speech"
+    folder.mkdir()
+    clips = [u for u in open_corpus("prompts-en", "validation") if 2 < u.seconds < 6][:4]
+    for u in clips:
+        (folder / u.audio.name).write_bytes(u.audio.read_bytes())
+    write_wav(folder / "tone.wav", tone(3.0))
+    manifest = label(folder, tmp_path / "labels.jsonl", LabelSettings(language=None, beams=beams), Limits())
+    kept = {r["id"]: r for r in rows(manifest)}
+    right = [u for u in clips if u.audio.name in kept
+             and not reasons(made(kept[u.audio.name]["text"], u.seconds, reference=u.text), Limits(max_wer=25.0))]  # fmt: skip
+    assert len(right) >= 3
+    assert {r["language"] for r in kept.values()} == {"en"}
+    assert sha256(manifest)

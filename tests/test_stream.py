@@ -1,0 +1,104 @@
+"""Training on a stream: windows of it are labelled, trained on and dropped, and a killed run goes on in its window."""
+
+import json
+from itertools import chain
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Audio, Features, Value
+
+import workbench.stage
+from tests.test_targets_and_training import DECODER, ENCODER, recipe, same, weights
+from workbench.corpus import open_corpus
+from workbench.corpus.hub import Stream
+from workbench.errors import UserError
+from workbench.train import distill
+
+__all__ = ["recipe"]  # a fixture
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """A local dataset of short clips in two Parquet files, as a hub would stream it."""
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    schema = Features({"id": Value("string"), "audio": Audio(), "text": Value("string")}).arrow_schema
+    for split, count in (("train", 24), ("validation", 3)):
+        clips = [u for u in open_corpus("prompts-en", split) if u.seconds < 2][:count]
+        for part in range(2):
+            chosen = clips[part::2]
+            columns = {"id": [u.id for u in chosen], "text": [u.text for u in chosen],
+                       "audio": [{"bytes": u.audio.read_bytes(), "path": None} for u in chosen]}  # fmt: skip
+            pq.write_table(pa.table(columns, schema=schema), folder / f"{split}-0000{part}-of-00002.parquet")
+    return folder
+
+
+def ids(windows):
+    return [[u.id for u in window] for window in windows]
+
+
+def joined(lists):
+    return list(chain.from_iterable(lists))
+
+
+def test_windows_hold_the_stream_once_and_can_be_entered_anywhere(dataset):
+    def windows(first=0, seed=1, rank=0, ranks=1):
+        return ids(Stream(str(dataset), seed, rank, ranks, 8.0).windows(first))
+
+    whole = windows()
+    assert len(whole) > 2
+    assert len(joined(whole)) == 24
+    assert len(set(joined(whole))) == 24
+    assert windows(first=2) == whole[2:]
+    assert windows(seed=2) != whole or windows(seed=3) != whole  # the files' order is the seed's
+    shares = [joined(windows(rank=r, ranks=2)) for r in range(2)]
+    assert sorted(i.split(":", 1)[1] for i in joined(shares)) == sorted(joined(whole))
+
+
+def streamed(recipe, dataset, name, **changes):
+    stages = {"encoder": {**ENCODER, "steps": 4}, "decoder": {**DECODER, "steps": 6}}
+    return recipe(name, corpus=f"hf:{dataset}", stream={"window_hours": 8 / 3600}, stages=stages, **changes)
+
+
+def test_a_stream_is_trained_on_a_window_at_a_time(recipe, dataset, cache):
+    parsed = streamed(recipe, dataset, "run")
+    distill(parsed)
+    rows = [json.loads(line) for line in (parsed.output / "metrics.jsonl").read_text().splitlines()]
+    assert [r["stage"] for r in rows if "loss" in r] == ["encoder"] * 4 + ["decoder"] * 6
+    assert len([r for r in rows if "validation_wer" in r]) >= 2  # after each window
+    assert not (cache / "targets").exists()  # nothing of a stream stays
+    assert not list(parsed.output.glob("stream-*"))
+
+
+@pytest.mark.parametrize("kill", [2, 5, 8])
+def test_a_killed_stream_resumes_to_the_same_bits(recipe, dataset, monkeypatch, kill):
+    whole = streamed(recipe, dataset, "whole")
+    distill(whole)
+    killed = streamed(recipe, dataset, "killed", checkpoint_minutes=1e-9)
+    step = workbench.stage.StageLoop._step
+
+    def dying(self, *args):
+        step(self, *args)
+        if self.position.step == kill:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(workbench.stage.StageLoop, "_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        distill(killed)
+    monkeypatch.setattr(workbench.stage.StageLoop, "_step", step)
+    distill(killed)
+    assert same(weights(whole.output), weights(killed.output))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": {"s": DECODER}}, r"stages.s.steps is missing"),
+        ({"corpus": "prompts-en", "stages": {"s": {**DECODER, "steps": 1}}}, r"cannot be streamed; expected hf:ID"),
+        ({"stages": {"s": {**DECODER, "steps": 1}}, "augment": {"speeds": [1.1]}}, r"a stream takes neither"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_said_with_the_recipe(recipe, changes, message):
+    with pytest.raises(UserError, match=message):
+        recipe(stream={"window_hours": 1}, **{"corpus": "hf:x", **changes})
