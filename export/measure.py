@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from export.bundle import export_bundle, open_manifest, record, size_mb
+from export.curves import read_curves
 from export.latency import STAGES, System, Timed, time_systems
 from workbench.audio import write_wav
 from workbench.corpus import Utterance, open_corpus
@@ -74,6 +75,8 @@ def measure(
             return dict(known)
     timed = _run(systems, utterances, threads, repeats)
     report = _report(systems, timed, utterances, corpus, split, threads, repeats, key)
+    curves = {open_manifest(bundle).name: read_curves(bundle) for bundle in bundles}
+    report["training"] = {name: found for name, found in curves.items() if found}
     write_json(report_path, report)
     write_html(report, output / "report.html")
     for bundle in bundles:

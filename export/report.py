@@ -6,6 +6,7 @@ import html
 from pathlib import Path
 from typing import Any
 
+from export import curves
 from export.latency import STAGES
 from workbench.files import write_text
 from workbench.scoring import normalize
@@ -144,7 +145,7 @@ def _plots(report: dict[str, Any]) -> str:
         )
     for stage in STAGES:
         stages.add_bar(x=names, y=[s["stages_ms"][stage] for s in systems], name=stage.replace("_", " "))
-    figures = (tradeoff, stages, spread)
+    figures = (tradeoff, stages, spread, *curves.figures(report.get("training", {})))
     for figure in figures:
         figure.update_layout(
             template="plotly_white",

@@ -224,7 +224,16 @@ def test_a_system_that_fails_says_why(exported, tmp_path):
 
 def test_a_measurement_holds_the_promised_fields(bundle, exported, speech, tmp_path, cache):
     manifest = str(speech(3))
+    # the run that the student comes from: 700 steps, more than the report has points
+    rows = [{"step": i + 1, "stage": "encoder" if i < 200 else "decoder", "loss": 2.0 - i / 700} for i in range(700)]
+    rows.append({"step": 700, "stage": "decoder", "validation_wer": 7.5, "validation_cer": 2.5})
+    (bundle.parent / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = measure([bundle], str(exported), tmp_path / "out", manifest, "test", threads=1)
+    (training,) = report["training"].values()
+    assert training["validation"] == [{"step": 700, "wer": 7.5, "cer": 2.5}]
+    assert training["steps"][-1] == 700
+    assert training["loss"][0] == pytest.approx(2.0 - 1 / 700, abs=1e-3)
+    assert training["stage"].index("decoder") == training["steps"].index(200) + 1
     written = json.loads((tmp_path / "out" / "report.json").read_text())
     assert written == report
     assert set(report) >= {"schema", "host", "corpus", "systems", "clips"}
@@ -241,6 +250,7 @@ def test_a_measurement_holds_the_promised_fields(bundle, exported, speech, tmp_p
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Plotly.newPlot" in page
     assert "<script src=" not in page  # self-contained
+    assert "Training of" in page
     assert open_manifest(bundle, check=True).content["measurement"]["systems"][0]["wer"] == report["systems"][1]["wer"]
     again = measure([bundle], str(exported), tmp_path / "out", manifest, "test", threads=1)
     assert again["clips"] == report["clips"]  # not measured anew
