@@ -2,12 +2,15 @@
 PYTHON ?= python3
 RUNTIME ?= cpu
 BIN := .venv/bin
+comma := ,
+# the speech engine brings the CPU runtime, which must not stand beside the GPU's
+SPEECH := $(if $(filter cpu,$(RUNTIME)),speech$(comma),)
 INSTALLED := .venv/.installed-$(RUNTIME)
 RUN := runs/quickstart
 TEACHER := whisper-base
 export WORKBENCH := $(BIN)/workbench
 
-.PHONY: quickstart demo test test-fast notebooks lint format clean
+.PHONY: quickstart demo test test-fast notebooks lint format bench clean
 
 quickstart: $(INSTALLED)  ## the whole chain on real speech: distil, export, verify, measure
 	$(WORKBENCH) distill recipes/quickstart.yaml output=$(RUN)
@@ -31,6 +34,10 @@ lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: $(INSTALLED)  ## the engine's benchmarks, an hour on an idle machine; results in runs/bench
+	for name in distill_throughput teacher_pass scaling kills top_k_error; do \
+	  $(BIN)/python benchmarks/$$name.py --json runs/bench/$$name.json || exit 1; done
+
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -41,5 +48,5 @@ clean:
 # pip's resolver backtracks for long on ranges; the constraints leave it one choice each.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(RUNTIME),demo,notebooks,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(RUNTIME),$(SPEECH)demo,notebooks,dev]"
 	touch $@

@@ -83,6 +83,23 @@ def test_the_own_decoder_pass_is_transformers(tiny_checkpoint):
     torch.testing.assert_close(masked, expected, atol=1e-4, rtol=1e-3)
 
 
+def test_clips_without_their_padding_are_read_as_behind_a_mask(tiny_checkpoint, monkeypatch):
+    family = Whisper(tiny_checkpoint)
+    model = family.load()
+    clips = [u.wave() for u in open_corpus("prompts-en", "test", 3)]
+    features = family.features(clips, 6.0)
+    heard = torch.arange(300)[None] < torch.tensor([[300], [120], [41]])
+    packed = encode(model, features, heard)
+    loss = (packed * heard[..., None]).square().sum()
+    gradient = torch.autograd.grad(loss, model.model.encoder.layers[0].fc1.weight)[0]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # takes the form for GPUs
+    masked = encode(model, features, heard)
+    torch.testing.assert_close(packed[heard], masked[heard], atol=1e-5, rtol=1e-4)
+    other = torch.autograd.grad((masked * heard[..., None]).square().sum(), model.model.encoder.layers[0].fc1.weight)
+    torch.testing.assert_close(gradient, other[0], atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(encode(model, features)[2, :41], packed[2, :41], atol=1e-3)  # padding does matter
+
+
 def gradients_of_a_step(parsed, monkeypatch):
     """Gradients before clipping and the logged scalars of a run's first step."""
     AcceleratorState._reset_state(reset_partial_state=True)

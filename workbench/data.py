@@ -15,6 +15,7 @@ from workbench.audio import SAMPLE_RATE
 from workbench.augment import add_noise
 from workbench.corpus import Utterance
 from workbench.corpus.batching import StepPlan
+from workbench.encoded import silence_after
 from workbench.families.log_mel import SAMPLES_PER_POSITION, positions_of
 from workbench.families.protocol import IGNORED, Family, Tokens
 from workbench.recipe import Recipe
@@ -39,7 +40,7 @@ class Batch:
     states: Tensor  # fp32 [utterances, positions, width]: the teacher's, zero-padded; empty where nothing matches them
     frames: Tensor  # int64 [utterances]: positions of `states` that are not padding
     encoded: Tensor  # fp16 [utterances, positions, width]: the student's own, from its frozen encoder; or empty
-    heard: Tensor  # bool [utterances, positions]: places of `encoded` that are not padding
+    heard: Tensor  # bool [utterances, positions]: encoder positions that a clip has, with its silence
     top_ids: Tensor  # int64 [labels, k]
     top_logits: Tensor  # fp32 [labels, k]
     log_normalizer: Tensor  # fp32 [labels]
@@ -108,24 +109,25 @@ class MicroBatches(Dataset[Batch]):
     def __getitem__(self, i: int) -> Batch:
         step, part = self.work[i]
         clips = step.part(part, self.of)
-        margin = self.recipe.margin
-        # the step's parts share the margin: their lengths must be the same for their gradients to add up
-        silence = float(np.random.default_rng([*self.seed, step.number]).uniform(margin.shortest, margin.longest))
-        return self._collate(
-            clips or step.clips[:1], step.seconds + silence, (*self.seed, step.number, part), bool(clips)
-        )
+        return self._collate(clips or step.clips[:1], (*self.seed, step.number, part), bool(clips))
 
-    def _collate(self, clips: Sequence[int], seconds: float, seed: tuple[int, ...], real: bool) -> Batch:
+    def _collate(self, clips: Sequence[int], seed: tuple[int, ...], real: bool) -> Batch:
         utterances = [self.utterances[i] for i in clips]
         targets = [self.cache.read(self.keys[i], self.encoded is None, self.matching) for i in clips]
         tokens = self.family.tokens([u.text for u in utterances], [u.language for u in utterances])
         tokens = Tokens(_bucketed(tokens.inputs, self.family.config.eos_token_id), _bucketed(tokens.labels, IGNORED))
         counts = torch.tensor([len(t.log_normalizer) for t in targets])
         states = [t.states.float() for t in targets if t.states is not None]
-        encoded, heard = self._encoded(clips)
+        waves, encoded = torch.empty(0), torch.empty(0)
+        if self.encoded is None:
+            waves, lengths = self._waves(clips, targets, seed)
+        else:
+            found = [self.encoded.read(self.keys[i], ["states"])[0] for i in clips]
+            encoded, lengths = torch.nn.utils.rnn.pad_sequence(found, batch_first=True), [len(s) for s in found]
+        heard = torch.arange(self._padded(max(lengths)))[None] < torch.tensor(lengths)[:, None]
         return Batch(
             ids=[u.id for u in utterances],
-            waves=self._waves(targets, seconds, seed) if self.encoded is None else torch.empty(0),
+            waves=waves,
             inputs=tokens.inputs,
             labels=tokens.labels,
             labelled=tokens.labelled(),
@@ -143,24 +145,28 @@ class MicroBatches(Dataset[Batch]):
             real=real,
         )
 
-    def _waves(self, targets: Sequence[ClipTargets], seconds: float, seed: tuple[int, ...]) -> Tensor:
-        positions = positions_of(round(seconds * SAMPLE_RATE))
-        if self.recipe.compile:
-            positions = -(-positions // POSITION_BUCKET) * POSITION_BUCKET
-        samples = min(positions * SAMPLES_PER_POSITION, round(self.family.window_seconds * SAMPLE_RATE))
+    def _waves(
+        self, clips: Sequence[int], targets: Sequence[ClipTargets], seed: tuple[int, ...]
+    ) -> tuple[Tensor, list[int]]:
+        """Padded waves [utterances, samples], and the encoder positions that each clip has with its silence."""
+        window = positions_of(round(self.family.window_seconds * SAMPLE_RATE))
+        positions = []
+        for i, target in zip(clips, targets, strict=True):
+            silence = round(SAMPLE_RATE * silence_after(self.keys[i], self.recipe.margin, self.seed))
+            positions.append(min(positions_of(len(target.wave) + silence), window))
+        samples = min(self._padded(max(positions)), window) * SAMPLES_PER_POSITION
         waves = torch.zeros(len(targets), samples)
         lengths = torch.tensor([min(len(t.wave), samples) for t in targets])
         for row, target, length in zip(waves, targets, lengths.tolist(), strict=True):
             row[:length] = target.wave[:length].float() / 32767
-        return add_noise(waves, lengths, self.recipe.augment, np.random.default_rng([*seed, 1]))
+        noisy = add_noise(waves, lengths, self.recipe.augment, np.random.default_rng([*seed, 1]))
+        return noisy, positions
 
-    def _encoded(self, clips: Sequence[int]) -> tuple[Tensor, Tensor]:
-        if self.encoded is None:
-            return torch.empty(0), torch.empty(0)
-        states = [self.encoded.read(self.keys[i], ["states"])[0] for i in clips]
-        lengths = torch.tensor([len(s) for s in states])
-        padded = torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
-        return padded, torch.arange(padded.shape[1]) < lengths[:, None]
+    def _padded(self, positions: int) -> int:
+        """Positions that a micro-batch is padded to: few different ones for a compiled step."""
+        if self.recipe.compile and self.encoded is None:
+            return min(-(-positions // POSITION_BUCKET) * POSITION_BUCKET, 1500)
+        return positions
 
 
 def _bucketed(tokens: Tensor, filler: int) -> Tensor:

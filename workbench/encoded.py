@@ -67,7 +67,7 @@ def encode_clips(
         # result is then the same for any number of processes.
         groups: dict[int, list[str]] = {}
         for key, wave in waves.items():
-            positions = positions_of(len(wave) + round(_silence(key, margin, seed) * SAMPLE_RATE))
+            positions = positions_of(len(wave) + round(silence_after(key, margin, [seed]) * SAMPLE_RATE))
             groups.setdefault(min(-(-positions // BUCKET) * BUCKET, longest), []).append(key)
         items = []
         for positions, group in sorted(groups.items()):
@@ -78,5 +78,6 @@ def encode_clips(
         progress(len(shard))
 
 
-def _silence(key: str, margin: MarginRecipe, seed: int) -> float:
-    return float(np.random.default_rng([seed, int(key[:12], 16)]).uniform(margin.shortest, margin.longest))
+def silence_after(key: str, margin: MarginRecipe, seed: Sequence[int]) -> float:
+    """Seconds of silence that a clip is read with, drawn from its key and the seed alone."""
+    return float(np.random.default_rng([*seed, int(key[:12], 16)]).uniform(margin.shortest, margin.longest))

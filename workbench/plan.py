@@ -220,14 +220,14 @@ def _step_cost(student: Student, stage: Stage, recipe: Recipe, seconds: float, c
         inputs = torch.zeros(clips, tokens + 4, dtype=torch.int64)
         labelled = torch.zeros(clips * tokens, dtype=torch.int64)
         positions = round(seconds * 50)
-        mask = torch.ones(clips, positions, dtype=torch.bool) if frozen else None
-        heard = torch.zeros(
+        heard = torch.ones(clips, positions, dtype=torch.bool)
+        audio = torch.zeros(
             (clips, positions, config.d_model) if frozen else (clips, config.num_mel_bins, 2 * positions)
         )
         top = torch.zeros(len(labelled), recipe.targets.top_k)
     counter = FlopCounterMode(display=False)
     with _fused_attention(), counter, _saved_bytes(student.model) as saved:
-        states, logits = student(heard, mask, inputs, inputs, labelled)
+        states, logits = student(audio, heard, inputs, inputs, labelled, frozen)
         loss = stage.encoder_matching * states.square().mean()
         if logits is not None:
             task, divergence = token_losses(logits, labelled, top.long(), top, top[:, 0], recipe.targets.temperature)

@@ -222,13 +222,14 @@ class StageLoop:
     def _forward_backward(self, batch: Batch, weighting: Any, progress: float, size: StepSize) -> StepLosses:
         """Forward the student, compare with the teacher's targets, weigh, backward."""
         accelerator, recipe = self.run.accelerator, self.run.recipe
-        if batch.encoded.numel():
-            heard, mask = batch.encoded.float(), batch.heard
+        encoded = bool(batch.encoded.numel())
+        if encoded:
+            audio = batch.encoded.float()
         else:
             features = self.run.family.spectrum(batch.waves)
-            heard, mask = mask_spectrum(features, recipe.augment, np.random.default_rng([*batch.seed, 2])), None
+            audio = mask_spectrum(features, recipe.augment, np.random.default_rng([*batch.seed, 2]))
         with accelerator.autocast():
-            states, logits = self.student(heard, mask, batch.inputs, batch.labels, batch.labelled)
+            states, logits = self.student(audio, batch.heard, batch.inputs, batch.labels, batch.labelled, encoded)
         losses = step_losses(states, logits, batch, self.stage, recipe.targets.temperature, weighting, progress, size)
         # DistributedDataParallel averages over the processes what is to be added up
         accelerator.backward(losses.loss * self.ranks)

@@ -31,29 +31,30 @@ class Student(nn.Module):
             parameter.requires_grad_(trained and "encoder.embed_positions" not in name)
 
     def forward(
-        self, heard: Tensor, mask: Tensor | None, inputs: Tensor, labels: Tensor, labelled: Tensor
+        self, audio: Tensor, heard: Tensor, inputs: Tensor, labels: Tensor, labelled: Tensor, encoded: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Encoder states and, if the stage decodes, logits.
 
         Args:
-            heard: features [utterances, mels, frames], or encoder states [utterances, positions, width] with a mask.
-            mask: which of the encoder states are there, bool [utterances, positions]; None if `heard` are features.
+            audio: features [utterances, mels, frames], or encoder states [utterances, positions, width].
+            heard: which positions an utterance has, bool [utterances, positions].
             inputs: decoder inputs [utterances, tokens].
             labels: labels [utterances, tokens].
             labelled: flat places of the labelled positions [labels].
+            encoded: whether `audio` are encoder states.
 
         Returns:
             States [utterances, positions, width] and logits [labels, vocabulary] or None.
         """
-        if mask is not None:
-            states = heard
+        if encoded:
+            states = audio
         else:
             with torch.set_grad_enabled(not self.encoder_frozen and torch.is_grad_enabled()):
-                states = self.family.encode(self.model, heard, self.checkpointing)
+                states = self.family.encode(self.model, audio, heard, self.checkpointing)
         if not self.decoding:
             return states, None
         tokens = Tokens(inputs, labels)
-        return states, self.family.logits(self.model, states, tokens, labelled, mask, self.checkpointing)
+        return states, self.family.logits(self.model, states, tokens, labelled, heard, self.checkpointing)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from workbench.corpus.utterance import Utterance
 
-BUCKET_STEPS = 8  # clips are sorted by length within a shuffled stretch of about this many steps
+BUCKET_STEPS = 16  # clips are sorted by length within a shuffled stretch of about this many steps
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class StepPlan:
 
     number: int  # of the epoch
     clips: tuple[int, ...]  # indices, by rising length
-    seconds: float  # of the longest clip: every part is padded to it, so that parts add up to the whole
+    seconds: float  # of the longest clip
 
     def part(self, number: int, parts: int) -> tuple[int, ...]:
         """Clips of one of so many micro-batches; each has short and long ones. May be empty."""

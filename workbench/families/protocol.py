@@ -63,8 +63,8 @@ class Family(Protocol):
         """Tokenize transcripts for teacher forcing."""
         ...
 
-    def encode(self, model: Any, features: Tensor, checkpointing: bool = False) -> Tensor:
-        """Encoder states at any length. -> [clips, positions, width]"""
+    def encode(self, model: Any, features: Tensor, heard: Tensor | None = None, checkpointing: bool = False) -> Tensor:
+        """Encoder states at any length, of the positions that are `heard`. -> [clips, positions, width]"""
         ...
 
     def logits(

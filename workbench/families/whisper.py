@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from workbench.audio import SAMPLE_RATE, Wave
 from workbench.errors import UserError
 from workbench.families.log_mel import SAMPLES_PER_POSITION, LogMel
+from workbench.families.packed import run_layer, run_packed
 from workbench.families.protocol import IGNORED, Tokens, Transcript
 from workbench.families.tied import TiedMatrix
 from workbench.families.whisper_tokens import label_ids, prompt_ids
@@ -92,9 +92,9 @@ class Whisper:
         pad = torch.nn.utils.rnn.pad_sequence
         return Tokens(pad(inputs, True, self.end), pad(labels, True, IGNORED))
 
-    def encode(self, model: Any, features: Tensor, checkpointing: bool = False) -> Tensor:
+    def encode(self, model: Any, features: Tensor, heard: Tensor | None = None, checkpointing: bool = False) -> Tensor:
         """Run the encoder on any number of frames up to 3,000. [clips, mels, frames] -> [clips, frames / 2, width]"""
-        return encode(model, features, checkpointing)
+        return encode(model, features, heard, checkpointing)
 
     def logits(
         self,
@@ -146,17 +146,27 @@ class Whisper:
         return [(codes[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
-def encode(model: Any, features: Tensor, checkpointing: bool = False) -> Tensor:
-    """Run the encoder on any number of frames up to 3,000. [clips, mels, frames] -> [clips, frames / 2, width]
+def encode(model: Any, features: Tensor, heard: Tensor | None = None, checkpointing: bool = False) -> Tensor:
+    """Run the encoder on any number of frames up to 3,000.
 
-    With `checkpointing`, a layer's activations are computed again in the backward pass instead of kept.
+    Args:
+        model: a WhisperForConditionalGeneration.
+        features: [clips, mels, frames].
+        heard: which positions a clip has, bool [clips, frames / 2]; the others are padding, and no clip attends to them.
+        checkpointing: compute a layer's activations again in the backward pass instead of keeping them.
+
+    Returns:
+        States [clips, frames / 2, width], of no meaning at padding.
     """
     encoder = model.model.encoder
     hidden = F.gelu(encoder.conv1(features))
     hidden = F.gelu(encoder.conv2(hidden)).transpose(1, 2)  # [clips, positions, width]
     hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+    if heard is not None and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+        return encoder.layer_norm(run_packed(encoder.layers, hidden, heard, checkpointing))  # type: ignore[no-any-return]
+    mask = None if heard is None else heard[:, None, None, :].expand(-1, 1, hidden.shape[1], -1)
     for layer in encoder.layers:
-        hidden = _run(layer, checkpointing, hidden, None, None)
+        hidden = run_layer(lambda layer, *given: layer(*given)[0], checkpointing, layer, hidden, mask, None)
     states: Tensor = encoder.layer_norm(hidden)
     return states
 
@@ -193,19 +203,11 @@ def decoder_logits(
     hidden = hidden + decoder.embed_positions.weight[: tokens.inputs.shape[1]]
     mask = None if heard is None else heard[:, None, None, :].expand(-1, 1, tokens.inputs.shape[1], -1)
     for layer in decoder.layers:  # without a mask of its own, self-attention is causal
-        hidden = _run(layer, checkpointing, hidden, None, states, mask)
+        hidden = run_layer(lambda layer, *given: layer(*given)[0], checkpointing, layer, hidden, None, states, mask)
     hidden = decoder.layer_norm(hidden).flatten(0, 1)  # [utterances * tokens, width]
     chosen = hidden.index_select(0, tokens.labelled() if labelled is None else labelled)
     logits: Tensor = matrix.project(chosen) if matrix else model.proj_out(chosen)
     return logits
-
-
-def _run(layer: Any, checkpointing: bool, *inputs: Any) -> Tensor:
-    if checkpointing and torch.is_grad_enabled():
-        out: Tensor = checkpoint(lambda *given: layer(*given)[0], *inputs, use_reentrant=False)
-    else:
-        out = layer(*inputs)[0]
-    return out
 
 
 def greedy(
