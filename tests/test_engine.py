@@ -196,6 +196,13 @@ def test_a_step_is_cut_until_it_fits_the_memory(recipe, monkeypatch, caplog):
     assert "in 1 micro-batch(es)" in caplog.text
 
 
+def test_batches_prepared_by_workers_are_the_same(recipe):
+    plain, ahead = recipe("plain"), recipe("ahead", loader_workers=2)
+    distill(plain)
+    distill(ahead)
+    assert same(weights(plain.output), weights(ahead.output))
+
+
 def test_a_stage_stops_after_its_steps(recipe):
     parsed = recipe(stages={"decoder": {**DECODER, "epochs": 50, "steps": 5}})
     distill(parsed)

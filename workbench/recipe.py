@@ -227,6 +227,8 @@ def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
         if first["type"] == "missing":
             raise UserError(f"{where}: key {field!r} is missing") from None
         message = first["msg"].removeprefix("Value error, ")
+        if isinstance(first["input"], dict):  # a rule about several keys, which its message names
+            raise UserError(f"{where}: {field + ': ' if field else ''}{message}") from None
         raise UserError(f"{where}: {field} is {first['input']!r}; {message[0].lower()}{message[1:]}") from None
 
 

@@ -41,6 +41,10 @@ class Store:
                 if entry["key"] not in self.index and (self.folder / entry["shard"]).is_file():
                     self.index[entry["key"]] = entry
 
+    def __getstate__(self) -> dict[str, Any]:
+        """State for a loader's worker process: files are opened anew there."""
+        return {**self.__dict__, "_open": OrderedDict()}
+
     def __contains__(self, key: str) -> bool:
         return key in self.index
 

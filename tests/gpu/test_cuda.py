@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from workbench.families.whisper import Whisper, encode
+from workbench.memory import peak_of
 from workbench.recipe import parse_recipe
 from workbench.train import distill
 
@@ -19,6 +20,28 @@ def test_the_encoder_on_cuda_is_the_encoder_on_the_cpu(tiny_checkpoint):
     expected = encode(model, family.features(waves, 1.2))
     found = encode(model.cuda(), family.features(waves, 1.2, "cuda"))
     torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_padding_behind_a_mask_on_cuda_is_padding_left_out_on_the_cpu(tiny_checkpoint):
+    family = Whisper(tiny_checkpoint)
+    model = family.load()
+    features = family.features([torch.randn(48_000).numpy() * 0.1] * 2, 3.0)
+    heard = torch.arange(150)[None] < torch.tensor([[150], [40]])
+    expected = encode(model, features, heard)
+    found = encode(model.cuda(), features.cuda(), heard.cuda()).cpu()
+    torch.testing.assert_close(found[heard], expected[heard], atol=1e-3, rtol=1e-3)
+
+
+def test_work_that_does_not_fit_is_told_from_work_that_does():
+    device = torch.device("cuda")
+    fits = peak_of(lambda: torch.empty(1 << 26, device=device), device)
+    assert fits is not None
+    assert not fits.failed
+    assert fits.used >= 1 << 28  # fp32
+    too_much = peak_of(lambda: torch.empty(1 << 44, device=device), device)
+    assert too_much is not None
+    assert too_much.failed
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
