@@ -48,7 +48,7 @@ def main() -> None:
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        clips = sample(48)
+        clips = sample(32)
         manifest = write_manifest(folder, clips)
         runs += labelling(folder, manifest, args.labelling, draw)
         runs += training(folder, manifest, small_teacher(folder / "teacher"), args.training, draw)

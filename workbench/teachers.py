@@ -16,7 +16,16 @@ from pathlib import Path
 
 from workbench.ctranslate2 import is_ctranslate2, load_whisper
 from workbench.errors import UserError, nearest
-from workbench.files import atomic_folder, cache_dir, check_hashes, read_json, sha256, sha256_of, write_json
+from workbench.files import (
+    atomic_folder,
+    cache_dir,
+    check_hashes,
+    file_sha256,
+    read_json,
+    sha256,
+    sha256_of,
+    write_json,
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ def fingerprint(folder: Path) -> str:
     names = [
         p.name for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", ".json") and p.name != "source.json"
     ]
-    return sha256_of({name: sha256(folder / name) for name in names})
+    return sha256_of({name: file_sha256(folder / name) for name in names})
 
 
 def _converted_root() -> Path:
