@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import workbench.stage
-from tests.test_targets_and_training import DECODER, ENCODER, recipe, same, weights
+from tests.test_targets_and_training import DECODER, ENCODER, killed_at, recipe, same, weights
 from workbench.checkpoints import Position
 from workbench.corpus import open_corpus
 from workbench.corpus.batching import plan_steps
@@ -166,18 +166,9 @@ def test_a_run_with_a_moving_average_resumes_to_the_same_bits(recipe, monkeypatc
     whole = recipe("whole", ema=0.9)
     distill(whole)
     killed = recipe("killed", ema=0.9, checkpoint_minutes=1e-9, keep_checkpoints=2)
-    step = workbench.stage.StageLoop._step
-
-    def dying(self, *args):
-        step(self, *args)
-        if self.position.step == 4:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(workbench.stage.StageLoop, "_step", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at(monkeypatch, 4):
         distill(killed)
     assert len(list((killed.output / "checkpoints").glob("step-*"))) == 2
-    monkeypatch.setattr(workbench.stage.StageLoop, "_step", step)
     distill(killed)
     assert same(weights(whole.output), weights(killed.output))
     plain = recipe("plain")

@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Audio, Features, Value
 
-import workbench.stage
-from tests.test_targets_and_training import DECODER, ENCODER, recipe, same, weights
+from tests.test_targets_and_training import DECODER, ENCODER, killed_at, recipe, same, weights
 from workbench.corpus import open_corpus
 from workbench.corpus.hub import Stream
 from workbench.errors import UserError
@@ -76,17 +75,8 @@ def test_a_killed_stream_resumes_to_the_same_bits(recipe, dataset, monkeypatch, 
     whole = streamed(recipe, dataset, "whole")
     distill(whole)
     killed = streamed(recipe, dataset, "killed", checkpoint_minutes=1e-9)
-    step = workbench.stage.StageLoop._step
-
-    def dying(self, *args):
-        step(self, *args)
-        if self.position.step == kill:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(workbench.stage.StageLoop, "_step", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at(monkeypatch, kill):
         distill(killed)
-    monkeypatch.setattr(workbench.stage.StageLoop, "_step", step)
     distill(killed)
     assert same(weights(whole.output), weights(killed.output))
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -59,6 +60,22 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@contextmanager
+def killed_at(monkeypatch, number):
+    """A run inside ends after this step, before anything more is written."""
+    step = workbench.stage.StageLoop._step
+
+    def dying(self, *args):
+        step(self, *args)
+        if self.position.step == number:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(workbench.stage.StageLoop, "_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        yield
+    monkeypatch.setattr(workbench.stage.StageLoop, "_step", step)
+
+
 def test_a_run_leaves_what_it_promises(recipe):
     parsed = recipe()
     student = distill(parsed)
@@ -100,19 +117,9 @@ def test_a_killed_run_resumes_to_the_same_bits(recipe, monkeypatch, kills):
     whole = recipe("whole")
     distill(whole)
     killed = recipe("killed", checkpoint_minutes=1e-9)  # a checkpoint after every step
-    step = workbench.stage.StageLoop._step
-
     for kill in kills:
-
-        def dying(self, *args, at=kill, **kwargs):
-            step(self, *args, **kwargs)
-            if self.position.step == at:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(workbench.stage.StageLoop, "_step", dying)
-        with pytest.raises(KeyboardInterrupt):
+        with killed_at(monkeypatch, kill):
             distill(killed)
-        monkeypatch.setattr(workbench.stage.StageLoop, "_step", step)
     distill(killed)
     assert same(weights(whole.output), weights(killed.output))
     logs = [(r.output / "metrics.jsonl").read_text() for r in (whole, killed)]
