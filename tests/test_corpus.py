@@ -132,12 +132,12 @@ def test_a_dataset_without_transcripts_is_named(tmp_path):
 
 def test_batches_hold_each_clip_once_within_the_budget():
     clips = open_corpus("prompts-en", "train")
-    batches = plan_steps(clips, 24.0, 0.2, (1, 0, 0))
-    assert Counter(i for batch in batches for i in batch) == Counter(range(len(clips)))
-    for batch in batches:
-        padded = len(batch) * (max(clips[i].seconds for i in batch) + 0.2)
-        assert padded <= 24.0 or len(batch) == 1
-    assert padding_share(clips, batches) < 0.15
+    steps = plan_steps(clips, 24.0, 0.2, (1, 0, 0))
+    assert Counter(i for step in steps for i in step.clips) == Counter(range(len(clips)))
+    for step in steps:
+        assert step.seconds == max(clips[i].seconds for i in step.clips)
+        assert len(step.clips) * (step.seconds + 0.2) <= 24.0 or len(step.clips) == 1
+    assert padding_share(clips, steps) < 0.15
 
 
 def test_batches_depend_on_the_seed_alone():

@@ -252,31 +252,3 @@ def test_a_compiled_step_computes_the_same(recipe, tmp_path):
     logs = [[json.loads(line)["loss"] for line in (r.output / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
             for r in (eager, compiled)]  # fmt: skip
     assert logs[0] == pytest.approx(logs[1], rel=1e-3)
-
-
-@pytest.mark.slow
-def test_two_processes_train_one_student(recipe, cache, tmp_path):
-    parsed = recipe(checkpoint_minutes=60)
-    parsed.save(tmp_path / "recipe.yaml")
-    # what `accelerate launch` runs on several GPUs; on the CPU it starts one process only
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--standalone",
-        "-m",
-        "workbench",
-    ]
-    command += ["distill", str(tmp_path / "recipe.yaml")]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=env)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert all(v.isfinite().all() for v in weights(parsed.output).values())
-    assert len(list((cache / "targets").glob("*/index-*.jsonl"))) == 2  # each rank has labelled its share
-    metrics = [json.loads(line) for line in (parsed.output / "metrics.jsonl").read_text().splitlines()]
-    single = recipe("single")
-    distill(single)
-    steps = [json.loads(line) for line in (single.output / "metrics.jsonl").read_text().splitlines()]
-    assert len([m for m in metrics if "loss" in m]) < len([m for m in steps if "loss" in m])
