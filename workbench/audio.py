@@ -110,7 +110,7 @@ def check_length(wave: Wave, name: str) -> None:
 
 def _too_long(name: str, seconds: float, longest: float, at_least: bool = False) -> UserError:
     lasts = f"{'more than ' * at_least}{seconds:,.1f} s"
-    return UserError(f"{name}: lasts {lasts}, expected at most {longest:.0f} s; split it into utterances first")
+    return UserError(f"{name}: lasts {lasts}, expected at most {longest:.0f} s; `workbench label` cuts long recordings")
 
 
 def is_silent(wave: Wave) -> bool:

@@ -34,6 +34,7 @@ class Position:
     step: int = 0  # optimizer steps done in the run
     parts: int = 0  # micro-batches of a step in this stage; 0: not yet decided
     seconds: float = 0.0  # training time so far
+    teacher_seconds: float = 0.0  # the teacher's, on the windows of a stream
     best: dict[str, float] | None = None  # validation scores of the best student so far
     weighting: dict[str, Any] = field(default_factory=dict)
     teacher_losses: list[float] = field(default_factory=list)  # of a stream's first window: the weighting's statistics

@@ -104,6 +104,9 @@ def label(
     batch: Annotated[int, typer.Option(help="Clips in one forward pass.", min=1)] = 4,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     split: Annotated[str | None, typer.Option(help="Split that every line gets; by default its own.")] = None,
+    longest: Annotated[
+        float, typer.Option(help="Seconds of an utterance cut out of a longer recording.", min=1, max=30)
+    ] = 28.0,
     max_wer: Annotated[float, typer.Option(help="Percent, against a reference where there is one.")] = 10.0,
     max_compression: Annotated[float, typer.Option(help="Text bytes over zlib bytes; loops compress well.")] = 2.4,
     min_confidence: Annotated[float, typer.Option(help="Mean log-probability a token.")] = -1.0,
@@ -123,7 +126,7 @@ def label(
     if split is not None and split not in SPLITS:
         raise UserError(f"--split {split!r}{nearest(split, SPLITS)}")
     limits = Limits(max_wer, max_compression, min_confidence, min_rate, max_rate, min_language)
-    settings = LabelSettings(teacher, None if language == "auto" else language, beams, batch, precision)
+    settings = LabelSettings(teacher, None if language == "auto" else language, beams, batch, precision, longest)
     typer.echo(run(source, output, settings, limits, split))
 
 
@@ -139,11 +142,14 @@ def synthesize(
     avoid: Annotated[
         str | None, typer.Option(help="Corpus of whose validation and test splits no sentence may be said.")
     ] = None,
+    join: Annotated[
+        float, typer.Option(help="Join lines to recordings of up to so many seconds: a cheaper teacher's pass.")
+    ] = 0.0,
 ) -> None:
     """Say the lines of a text with a text-to-speech engine: training speech for who has text but no audio."""
     from workbench.synthesize import synthesize as run
 
-    typer.echo(run(text, output, voice, language, speed or [1.0], avoid))
+    typer.echo(run(text, output, voice, language, speed or [1.0], avoid, join))
 
 
 @app.command()

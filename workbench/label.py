@@ -1,7 +1,7 @@
 """Pseudo-labels: a teacher transcribes audio that has no text, or whose text is not trusted.
 
-Every batch is appended to a journal beside the manifest, so a killed run goes on; manifest and rejection report are
-written at the end.
+Recordings longer than the teacher's window are cut into utterances first (segment.py). Every batch is appended to a
+journal beside the manifest, so a killed run goes on; manifest and rejection report are written at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from workbench.audio import Wave, probe_seconds
+from workbench.audio import LONGEST_SECONDS, SAMPLE_RATE, Wave, probe_seconds
 from workbench.corpus.manifests import MANIFEST_NAMES, read_manifest
 from workbench.corpus.utterance import Utterance
 from workbench.errors import UserError
@@ -24,6 +24,7 @@ from workbench.families import Family, open_family
 from workbench.files import sha256_of, write_text
 from workbench.filters import Label, Limits, reasons
 from workbench.progress import Progress
+from workbench.segment import SpeechFinder, check_disk, cut, utterances_of
 from workbench.teachers import fingerprint, resolve_teacher
 
 log = logging.getLogger("workbench")
@@ -40,6 +41,7 @@ class LabelSettings:
     beams: int = 1
     batch_clips: int = 4
     precision: str = "fp32"
+    longest: float = 28.0  # seconds of an utterance that is cut out of a longer recording
 
 
 def label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits, split: str | None = None) -> Path:
@@ -47,7 +49,8 @@ def label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits,
 
     Args:
         source: a folder of audio files, or a manifest with or without text; a text is taken as reference for the WER.
-        manifest: JSONL to write; `NAME.rejected.jsonl` beside it says what was left out and why.
+        manifest: JSONL to write; `NAME.rejected.jsonl` beside it says what was left out and why. Utterances that are cut
+            out of recordings of more than 30 s go to the folder `NAME.audio`.
         settings: teacher and decoding.
         limits: filters.
         split: split that every line gets; by default the one it has, and for bare audio what its label decides.
@@ -58,13 +61,13 @@ def label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits,
     from accelerate import PartialState
 
     state = PartialState()
-    clips = audio_clips(source)
+    clips, unfit = _cut_long(audio_clips(source), manifest, settings.longest, state)
     folder = resolve_teacher(settings.teacher)
     family = open_family(folder)
     # decoding decides the labels, filters do not: other limits need no new labels
     key = sha256_of([fingerprint(folder), settings.language, settings.beams, settings.precision])
     journal = manifest.with_name(f".{manifest.name}.{state.process_index:03d}.journal")
-    done = dict(_read_journals(manifest, key))
+    done = unfit | dict(_read_journals(manifest, key))
     mine = [clip for clip in clips[state.process_index :: state.num_processes] if _clip_key(clip) not in done]
     if mine:
         model = family.load().to(state.device)
@@ -78,7 +81,7 @@ def label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits,
                 progress.advance(len(labelled) * state.num_processes)
     state.wait_for_everyone()
     if state.is_main_process:
-        _write(clips, dict(_read_journals(manifest, key)), source, manifest, limits, split)
+        _write(clips, unfit | dict(_read_journals(manifest, key)), source, manifest, limits, split)
         for path in manifest.parent.glob(f".{manifest.name}.*.journal"):
             path.unlink()
     state.wait_for_everyone()
@@ -95,6 +98,36 @@ def audio_clips(source: Path) -> list[Utterance]:
     else:
         clips = read_manifest(source, transcribed=False)
     return sorted(clips, key=lambda clip: (clip.seconds, clip.id))
+
+
+def _cut_long(
+    clips: list[Utterance], manifest: Path, longest: float, state: Any
+) -> tuple[list[Utterance], dict[str, dict[str, Any]]]:
+    """The clips with utterances in the place of long recordings, and what is wrong with those that have none, by key."""
+    recordings = [clip for clip in clips if clip.seconds > LONGEST_SECONDS]
+    if not recordings:
+        return clips, {}
+    folder = manifest.with_name(f"{manifest.stem}.audio")
+    check_disk(recordings, folder)
+    finder = SpeechFinder()
+    with Progress("utterances of long recordings", len(recordings), state.is_main_process) as progress:
+        for recording in recordings[state.process_index :: state.num_processes]:
+            cut(recording, folder, longest, finder)
+            progress.advance(state.num_processes)
+    state.wait_for_everyone()
+    found: list[Utterance] = []
+    unfit: dict[str, tuple[Utterance, dict[str, Any]]] = {}
+    for recording in recordings:
+        try:
+            found += utterances_of(recording, folder, longest)
+        except UserError as error:
+            unfit[_clip_key(recording)] = (recording, {"error": str(error)})
+    log.info("%d recordings of more than %.0f s were cut into %d utterances in %s%s", len(recordings), LONGEST_SECONDS,
+             len(found), folder,
+             "; their texts cannot serve as references" if any(r.text for r in recordings) else "")  # fmt: skip
+    short = [clip for clip in clips if clip.seconds <= LONGEST_SECONDS]
+    out = sorted([*short, *found, *(r for r, _ in unfit.values())], key=lambda clip: (clip.seconds, clip.id))
+    return out, {key: why for key, (_, why) in unfit.items()}
 
 
 def _probed(path: Path) -> float:
@@ -135,7 +168,7 @@ def _labels(
                 out.append((clip, {"error": str(error)}))
         if usable:
             waves = [wave for _, wave in usable]
-            seconds = [len(wave) / 16_000 for wave in waves]
+            seconds = [len(wave) / SAMPLE_RATE for wave in waves]
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
                 states = family.encode(model, family.features(waves, family.window_seconds, device))
                 told = family.languages(model, states) if settings.language is None else None

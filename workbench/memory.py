@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from workbench.allocator import release_freed_memory
+
 
 @dataclass(frozen=True)
 class Peak:
@@ -34,6 +36,7 @@ def peak_of(work: Callable[[], None], device: torch.device) -> Peak | None:
         return Peak(torch.cuda.max_memory_allocated(device) - before, free)
     import psutil
 
+    release_freed_memory()  # or the work would be done in pages that count already
     free = psutil.virtual_memory().available
     resident = resident_bytes()
     if resident is None or not reset_peak_resident():

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from workbench import checkpoints
+from workbench.allocator import release_freed_memory
 from workbench.augment import mask_spectrum
 from workbench.checkpoints import Position
 from workbench.corpus.batching import StepPlan, padding_share, plan_steps
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("workbench")
 MEMORY_SHARE = 0.85  # of the free memory that the worst step may take
 MOST_PARTS = 64
+STEPS_BETWEEN_RELEASES = 100  # on a CPU, of memory that was freed
 
 
 class StageLoop:
@@ -93,6 +95,7 @@ class StageLoop:
                 if due and position.batch < len(plan):
                     self._save()
                     last_saved = time.monotonic()
+            self._release()
             position.round, position.batch = position.round + 1, 0
             position.stream_window += 1  # of no meaning without a stream
             done = self._enough() or (self.run.recipe.stream is None and position.round == stage.epochs)
@@ -206,11 +209,17 @@ class StageLoop:
             self.average.update(position.stage_step)
         position.stage_step += 1
         position.step += 1
+        if position.stage_step % STEPS_BETWEEN_RELEASES == 0:
+            self._release()
         loss, task, distillation, matching = self.run.summed(sums)
         scalars = {"loss": loss, "task": task, "distillation": distillation, "matching": matching,
                    "gradient_norm": checkpoints.whole(norm) if hasattr(norm, "full_tensor") else norm,
                    "learning_rate": self.inner.param_groups[0]["lr"], **last}  # fmt: skip
         self.run.log.step(position.step, self.name, scalars, rows)
+
+    def _release(self) -> None:
+        if self.run.accelerator.device.type == "cpu":
+            release_freed_memory()
 
     def _size(self, micro_batches: Sequence[Batch]) -> StepSize:
         """Utterances and tokens of the whole step, over all processes."""

@@ -18,7 +18,7 @@ from workbench.errors import UserError
 from workbench.files import atomic_path
 
 SHARD_ITEMS = 32
-OPEN_SHARDS = 16  # each holds a mapping of its file; more would let the resident memory grow with the corpus
+OPEN_SHARDS = 4  # pages read of an open shard count as this process's memory; opening one again takes a millisecond
 
 
 class Store:

@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.audio import SAMPLE_RATE, check_length, decode, write_flac
-from workbench.corpus import open_corpus
+from workbench.audio import LONGEST_SECONDS, SAMPLE_RATE, check_length, decode, write_flac
+from workbench.corpus import Utterance, open_corpus
+from workbench.corpus.more import neighbours
+from workbench.corpus.utterance import joined
 from workbench.errors import UserError
 from workbench.files import atomic_path, check_free_space, sha256, sha256_of, write_text
 from workbench.progress import Progress
@@ -52,6 +54,7 @@ def synthesize(
     language: str = "en",
     speeds: Sequence[float] = (1.0,),
     avoid: str | None = None,
+    join: float = 0.0,
 ) -> Path:
     """Say every line of a text file, and write a manifest of the recordings, all in the split `train`.
 
@@ -62,6 +65,8 @@ def synthesize(
         language: ISO 639-1 code of the text, for the manifest.
         speeds: lines take these in turn, 1.1 being a tenth faster than the voice's own.
         avoid: corpus of whose validation and test splits no sentence may be said.
+        join: lines said one after another make one recording of up to so many seconds; 0 for a recording a line. The
+            teacher hears 30 s whatever a recording's length, so its pass over longer ones costs less.
 
     Raises:
         UserError: no engine or voice here, an unusable text file, or no line that could be said.
@@ -71,6 +76,8 @@ def synthesize(
         raise UserError(f"{voice}: no such Piper voice; expected NAME.onnx and NAME.onnx.json side by side")
     if bad := [s for s in speeds if not 0.5 <= s <= 2.0]:
         raise UserError(f"speed {bad[0]}: expected 0.5 to 2.0, 1.0 being the voice's own")
+    if not 0 <= join <= LONGEST_SECONDS:
+        raise UserError(f"join {join:g}: expected at most {LONGEST_SECONDS:.0f} s, the teacher's window, or 0")
     voice_hash = sha256(voice)
     lines, rejected = _read(text, language, speeds, _held_out(avoid))
     folder = manifest.parent / f"{manifest.stem}.audio"
@@ -90,14 +97,20 @@ def synthesize(
     said = [line for line in lines if line.number not in refused]
     if not said:
         raise UserError(f"{text}: no line could be said ({rejected[0][1]})")
-    rows, seconds = [], 0.0
+    clips = []
     for line in said:
         path = folder / line.file_name(voice_hash, language)
-        duration = len(decode(path)) / SAMPLE_RATE
-        seconds += duration
-        row = {"id": f"{manifest.stem}-{line.number:06d}", "audio": f"{folder.name}/{path.name}", "text": line.text,
-               "duration": round(duration, 3), "language": language, "split": "train", "speed": line.speed,
-               "voice": voice.stem}  # fmt: skip
+        seconds = len(decode(path)) / SAMPLE_RATE
+        # `speed` of an utterance would have it played faster once more
+        clips.append(Utterance(f"{manifest.stem}-{line.number:06d}", path, line.text, seconds, language))
+    speed_of = {clip.id: line.speed for clip, line in zip(clips, said, strict=True)}
+    rows = []
+    for group in neighbours(clips, join) if join else [[clip] for clip in clips]:
+        whole = group[0] if len(group) == 1 else joined(group)
+        path = _joined_file(group, whole, folder)
+        row = {"id": group[0].id, "audio": f"{folder.name}/{path.name}", "text": whole.text,
+               "duration": round(whole.seconds, 3), "language": language, "split": "train", "voice": voice.stem,
+               "speeds": [speed_of[clip.id] for clip in group]}  # fmt: skip
         rows.append(json.dumps(row, ensure_ascii=False) + "\n")
     write_text(manifest, "".join(rows))
     report = manifest.with_name(f"{manifest.stem}.rejected.jsonl")
@@ -105,8 +118,21 @@ def synthesize(
         json.dumps({"line": line.number, "text": line.text, "reason": reason}, ensure_ascii=False) + "\n"
         for line, reason in sorted(rejected, key=lambda item: item[0].number)
     ))  # fmt: skip
-    log.info("%d lines said, %.2f hours; %d rejected (%s)", len(said), seconds / 3600, len(rejected), report)
+    log.info("%d lines said, %.2f hours in %d recordings; %d rejected (%s)", len(said),
+             sum(clip.seconds for clip in clips) / 3600, len(rows), len(rejected), report)  # fmt: skip
     return manifest
+
+
+def _joined_file(group: Sequence[Utterance], whole: Utterance, folder: Path) -> Path:
+    """The recording of lines said one after another, written unless it lies there."""
+    paths = [clip.audio for clip in group if isinstance(clip.audio, Path)]
+    if len(paths) == 1:
+        return paths[0]
+    path = folder / f"{sha256_of([p.name for p in paths])[:20]}.flac"
+    if not path.is_file():
+        with atomic_path(path) as temporary:
+            write_flac(temporary, whole.wave())
+    return path
 
 
 def _engine() -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from workbench import __version__, checkpoints
-from workbench.allocator import keep_freed_memory
+from workbench.allocator import bound_kernel_cache, keep_freed_memory
 from workbench.checkpoints import Position
 from workbench.corpus import Utterance, open_corpus, training_set
 from workbench.ema import MovingAverage
@@ -79,6 +79,7 @@ class Distillation:
         )
         _check_sharding(self.accelerator)
         if self.accelerator.device.type == "cpu":
+            bound_kernel_cache()
             keep_freed_memory()
         set_seed(recipe.seed)
         self.main = self.accelerator.is_main_process
@@ -111,12 +112,11 @@ class Distillation:
         self.settings = TargetSettings(
             self.teacher_hash, targets.top_k, targets.temperature, margin, matched, self.recipe.precision
         )
-        teacher_seconds = 0.0
+        started = time.perf_counter()
         if self.recipe.stream is None:
-            started = time.perf_counter()
             self.whole = self._labelled(self.train_set, self.settings.folder(), "teacher's targets")
-            teacher_seconds = time.perf_counter() - started
             del self.teacher  # not needed again: everything it says is on disk
+        teacher_seconds = time.perf_counter() - started
         self.model.to(self.accelerator.device)
         position = self._resume()
         for number, (name, stage) in enumerate(self.recipe.stages.items()):
@@ -128,7 +128,9 @@ class Distillation:
     def windows(self, name: str, stage: Stage, position: Position) -> Iterator[Window]:
         """What each round of a stage trains on, from `position` on."""
         if self.recipe.stream is None:
+            started = time.perf_counter()
             window = self._with_encoded(self.whole, name, stage, self.folder / "encoded")
+            position.seconds += time.perf_counter() - started
             while position.round < stage.epochs:
                 yield window
             return
@@ -142,8 +144,13 @@ class Distillation:
             utterances = iter(stream.windows(position.stream_window))
             while self.smallest((found := next(utterances, None)) is not None):
                 assert found is not None  # noqa: S101  every process has one
+                started = time.perf_counter()
                 window = self._labelled(found, folder / "targets", "window's targets", rank=0, ranks=1)
-                yield self._with_encoded(window, name, stage, folder / "encoded", rank=0, ranks=1)
+                labelled = time.perf_counter()
+                window = self._with_encoded(window, name, stage, folder / "encoded", rank=0, ranks=1)
+                position.teacher_seconds += labelled - started
+                position.seconds += time.perf_counter() - labelled
+                yield window
                 shutil.rmtree(folder, ignore_errors=True)
             log.info("the stream has ended once around; %d clips of it could not be used", stream.skipped)
             position.stream_pass, position.stream_window = passed + 1, 0
@@ -293,7 +300,10 @@ class Distillation:
                 "seconds": round(sum(u.seconds for u in train), 1) or None,
             },
             "validation": position.best,
-            "seconds": {"teacher_pass": round(teacher_seconds, 1), "training": round(position.seconds, 1)},
+            "seconds": {
+                "teacher_pass": round(teacher_seconds + position.teacher_seconds, 1),
+                "training": round(position.seconds, 1),
+            },
             "steps": position.step,
             "processes": self.accelerator.num_processes,
             "host": describe_host(),

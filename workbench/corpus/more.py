@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,17 +33,20 @@ def concatenated(utterances: Sequence[Utterance], longest: float, seed: int) -> 
     order = np.random.default_rng([seed, len(utterances)]).permutation(len(utterances))
     out: list[Utterance] = []
     for language in sorted({u.language for u in utterances}):
-        group: list[Utterance] = []
-        seconds = 0.0
-        for i in order:
-            clip = utterances[i]
-            if clip.language != language:
-                continue
-            if group and seconds + GAP_SECONDS + clip.seconds > longest:
-                out += [joined(group)] if len(group) > 1 else []
-                group, seconds = [], 0.0
-            seconds += clip.seconds + (GAP_SECONDS if group else 0.0)
-            group.append(clip)
-        if len(group) > 1:
-            out.append(joined(group))
+        clips = [utterances[i] for i in order if utterances[i].language == language]
+        out += [joined(group) for group in neighbours(clips, longest) if len(group) > 1]
     return out
+
+
+def neighbours(utterances: Iterable[Utterance], longest: float) -> Iterator[list[Utterance]]:
+    """The utterances in order, as many together as last at most `longest` seconds once they are joined."""
+    group: list[Utterance] = []
+    seconds = 0.0
+    for utterance in utterances:
+        if group and seconds + GAP_SECONDS + utterance.seconds > longest:
+            yield group
+            group, seconds = [], 0.0
+        seconds += utterance.seconds + (GAP_SECONDS if group else 0.0)
+        group.append(utterance)
+    if group:
+        yield group

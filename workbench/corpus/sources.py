@@ -42,7 +42,7 @@ def open_corpus(source: str, split: str, limit: int | None = None) -> list[Utter
         if utterance.seconds > LONGEST_SECONDS:
             raise UserError(
                 f"{utterance.name}: lasts {utterance.seconds:,.1f} s, expected at most {LONGEST_SECONDS:.0f} s; "
-                "split it into utterances first"
+                "`workbench label` cuts long recordings into utterances"
             )
     return utterances
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from workbench.audio import SAMPLE_RATE, Wave
 from workbench.errors import UserError
+from workbench.families.convolution import convolve
 from workbench.families.log_mel import SAMPLES_PER_POSITION, LogMel
 from workbench.families.packed import run_layer, run_packed
 from workbench.families.protocol import IGNORED, Tokens, Transcript
@@ -159,8 +160,8 @@ def encode(model: Any, features: Tensor, heard: Tensor | None = None, checkpoint
         States [clips, frames / 2, width], of no meaning at padding.
     """
     encoder = model.model.encoder
-    hidden = F.gelu(encoder.conv1(features))
-    hidden = F.gelu(encoder.conv2(hidden)).transpose(1, 2)  # [clips, positions, width]
+    hidden = F.gelu(convolve(encoder.conv1, features))
+    hidden = F.gelu(convolve(encoder.conv2, hidden)).transpose(1, 2)  # [clips, positions, width]
     hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
     if heard is not None and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
         return encoder.layer_norm(run_packed(encoder.layers, hidden, heard, checkpointing))  # type: ignore[no-any-return]
