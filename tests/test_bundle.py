@@ -15,13 +15,14 @@ from export.edge.audio import resample
 from export.edge.tokens import Detokenizer
 from export.latency import System, time_systems
 from export.measure import measure
-from export.verify import verify_bundle
+from export.verify import verify_bundle, within_budget
 from tests.conftest import tone
 from workbench.audio import decode, write_wav
 from workbench.corpus import open_corpus
 from workbench.errors import UserError
 from workbench.families.whisper import Whisper, encode, greedy
 from workbench.families.whisper_tokens import prompt_ids
+from workbench.scoring import score
 
 
 @pytest.fixture
@@ -283,3 +284,12 @@ def test_verification_wants_the_right_checkpoint_and_a_known_client(bundle, stud
         verify_bundle(bundle, other, clips, "x", ["edge"])
     with pytest.raises(UserError, match="did you mean 'optimum'"):
         verify_bundle(bundle, student, clips, "x", ["optimun"])
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong", "passes"), [(50, 2, True), (50, 3, False), (1000, 5, True), (1000, 6, False)]
+)
+def test_few_clips_allow_two_words_and_many_half_a_point(words, wrong, passes):
+    reference = " ".join("word" + "".join("abcdefghij"[int(digit)] for digit in str(i)) for i in range(words))
+    said = reference.replace("word", "other", wrong)
+    assert within_budget(score([reference], [said]), score([reference], [reference])) is passes

@@ -203,6 +203,20 @@ def test_other_text_teacher_or_settings_are_other_targets(targets):
     assert settings.folder() != replace(settings, top_k=4).folder()
 
 
+def test_targets_with_states_serve_a_run_that_wants_none(targets, monkeypatch):
+    family, teacher, clips, settings = targets
+    compute_targets(teacher, family, clips, TargetCache(settings))
+    plain = TargetCache(replace(settings, states=False))
+    monkeypatch.setattr(family, "logits", None)  # nothing is computed again
+    compute_targets(teacher, family, clips, plain)
+    key = settings.key(clips[0])
+    found, expected = plain.read(key), TargetCache(settings).read(key)
+    assert found.states is None
+    assert torch.equal(found.top_logits, expected.top_logits)
+    assert found.task_loss == expected.task_loss
+    assert not plain.store.folder.exists()
+
+
 def test_a_damaged_shard_is_named_with_the_remedy(targets):
     family, teacher, clips, settings = targets
     compute_targets(teacher, family, clips, TargetCache(settings))
@@ -227,6 +241,17 @@ def test_learning_curves_go_to_tensorboard(recipe):
 
     events = EventAccumulator(str(next(parsed.output.rglob("events.out.tfevents.*")).parent)).Reload()
     assert {"loss", "k"} <= set(events.Tags()["scalars"])
+
+
+def test_a_tracker_that_is_not_installed_is_named(recipe, monkeypatch):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name))
+    parsed = recipe(trackers=["wandb"])
+    with pytest.raises(UserError, match=r"'wandb', which is not installed; pip install wandb"):
+        distill(parsed)
+    assert not parsed.output.exists()
 
 
 def test_bf16_trains(recipe):

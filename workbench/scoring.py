@@ -47,6 +47,11 @@ class Score:
     loops: int
     words: int
 
+    @property
+    def errors(self) -> int:
+        """Word errors."""
+        return self.substitutions + self.deletions + self.insertions
+
     def as_dict(self) -> dict[str, Any]:
         """Fields as JSON, rates rounded to 3 decimals."""
         rounded = {"wer": round(self.wer, 3), "wer_ci": [round(x, 3) for x in self.wer_ci], "cer": round(self.cer, 3)}

@@ -10,7 +10,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -19,6 +19,12 @@ from workbench.files import atomic_path
 
 SHARD_ITEMS = 32
 OPEN_SHARDS = 4  # pages read of an open shard count as this process's memory; opening one again takes a millisecond
+
+
+class Keys(Protocol):
+    """What knows which items are there already."""
+
+    def __contains__(self, key: str, /) -> bool: ...
 
 
 class Store:
@@ -88,7 +94,7 @@ class Store:
         return max(taken, default=-1) + 1
 
 
-def shards_of(keys: Sequence[str], present: Store) -> Iterator[list[int]]:
+def shards_of(keys: Sequence[str], present: Keys) -> Iterator[list[int]]:
     """Numbers of the items to compute for each shard.
 
     Shards are cut from the whole list, not from what is missing, so that a killed run computes the same batches again

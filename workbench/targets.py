@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,24 +66,32 @@ class TargetSettings:
 
 
 class TargetCache:
-    """Targets on disk, read a clip at a time."""
+    """Targets on disk, read a clip at a time.
+
+    Where the states are not wanted, those of a run that did want them serve as well.
+    """
 
     def __init__(self, settings: TargetSettings, folder: Path | None = None) -> None:
         self.settings = settings
         self.store = Store(folder or settings.folder())
+        richer = replace(settings, states=True)
+        self.richer = None if folder or settings.states else Store(richer.folder())
 
     def __contains__(self, key: str) -> bool:
-        return key in self.store
+        return key in self.store or (self.richer is not None and key in self.richer)
 
     def task_loss(self, key: str) -> float:
         """The teacher's own loss on a clip."""
-        return float(self.store.index[key]["task_loss"])
+        return float(self._store_of(key).index[key]["task_loss"])
+
+    def _store_of(self, key: str) -> Store:
+        return self.richer if self.richer is not None and key not in self.store else self.store
 
     def read(self, key: str, wave: bool = True, states: bool = True) -> ClipTargets:
         """Read a clip's targets, the audio and the states only if wanted; raises UserError if its shard is damaged."""
         states = states and self.settings.states
         names = [*TENSORS[not wave :], *(["states"] if states else [])]
-        found = dict(zip(names, self.store.read(key, names), strict=True))
+        found = dict(zip(names, self._store_of(key).read(key, names), strict=True))
         return ClipTargets(
             found.get("wave", torch.empty(0, dtype=torch.int16)),
             found["top_ids"],
@@ -127,7 +135,7 @@ def compute_targets(
     settings, store = cache.settings, cache.store
     ordered = sorted(utterances, key=lambda u: (u.seconds, u.id))[rank::ranks]
     keys = [settings.key(u) for u in ordered]
-    shards = list(shards_of(keys, store))
+    shards = list(shards_of(keys, cache))
     missing = [ordered[i] for shard in shards for i in shard]
     if not missing:
         return

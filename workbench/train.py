@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import shutil
 import time
@@ -65,6 +66,7 @@ class Distillation:
         from accelerate.utils import set_seed
 
         self.recipe, self.folder = recipe, recipe.output
+        _check_trackers(recipe)
         augment = recipe.augment
         self.train_set: list[Utterance] = []
         if recipe.stream is None:
@@ -114,7 +116,7 @@ class Distillation:
         )
         started = time.perf_counter()
         if self.recipe.stream is None:
-            self.whole = self._labelled(self.train_set, self.settings.folder(), "teacher's targets")
+            self.whole = self._labelled(self.train_set, None, "teacher's targets")
             del self.teacher  # not needed again: everything it says is on disk
         teacher_seconds = time.perf_counter() - started
         self.model.to(self.accelerator.device)
@@ -195,9 +197,17 @@ class Distillation:
         return self.smallest(-float(failed)) < 0, -self.smallest(-share)
 
     def _labelled(
-        self, utterances: list[Utterance], folder: Path, title: str, rank: int | None = None, ranks: int | None = None
+        self,
+        utterances: list[Utterance],
+        folder: Path | None,
+        title: str,
+        rank: int | None = None,
+        ranks: int | None = None,
     ) -> Window:
-        """The utterances with the teacher's targets, those that are missing computed first."""
+        """The utterances with the teacher's targets, those that are missing computed first.
+
+        They are kept in `folder`, or else where every run finds them.
+        """
         accelerator = self.accelerator
         rank = accelerator.process_index if rank is None else rank
         ranks = accelerator.num_processes if ranks is None else ranks
@@ -212,7 +222,7 @@ class Distillation:
                     lambda clips: progress.advance(clips * ranks),
                 )  # fmt: skip
         elif self.recipe.stream is None:
-            log.info("teacher's targets: all %d clips are cached in %s", len(utterances), folder)
+            log.info("teacher's targets: all %d clips are cached in %s", len(utterances), cache.store.folder)
         accelerator.wait_for_everyone()
         cache.store.reload()
         return Window(utterances, keys, cache)
@@ -308,6 +318,13 @@ class Distillation:
             "processes": self.accelerator.num_processes,
             "host": describe_host(),
         }
+
+
+def _check_trackers(recipe: Recipe) -> None:
+    """Raise UserError for a tracker that is not installed: Accelerate would go on without it, and say nothing."""
+    for name in recipe.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"trackers names {name!r}, which is not installed; pip install {name}, or leave it out")
 
 
 def _check_sharding(accelerator: Any) -> None:
