@@ -33,7 +33,7 @@ def main() -> None:
         __doc__,
         student=("runs/quickstart/student", "whose encoder is kept, and two of its decoder layers"),
         folder=("runs/speech", "where everything goes"),
-        hours=("0,0.5,1,2,4", "synthetic speech of the arms"),
+        hours=("0.5,1,2,4", "synthetic speech of the arms, besides the one without"),
         languages=("", "manifests of other languages, one more arm"),
         steps=(900, "optimizer steps of an arm"),
         seed=(1, "of the arms"),
@@ -41,11 +41,9 @@ def main() -> None:
     folder = Path(args.folder)
     folder.mkdir(parents=True, exist_ok=True)
     hours = sorted(float(h) for h in args.hours.split(","))
-    arms: dict[str, dict[str, Any]] = {}
+    arms: dict[str, dict[str, Any]] = {"0h": {}, "joined": {"augment": {"concatenate": JOIN_SECONDS}}}
     for wanted in hours:
-        more = [str(speech(folder, wanted, max(hours)))] if wanted else []
-        arms[f"{wanted:g}h"] = {"more_corpora": more}
-    arms["joined"] = {"augment": {"concatenate": JOIN_SECONDS}}
+        arms[f"{wanted:g}h"] = {"more_corpora": [str(speech(folder, wanted, max(hours)))]}
     if args.languages:
         arms["languages"] = {"more_corpora": args.languages.split(",")}
     runs: list[dict[str, Any]] = []
