@@ -53,7 +53,7 @@ def main() -> None:
         runs += labelling(folder, manifest, args.labelling, draw)
         runs += training(folder, manifest, small_teacher(folder / "teacher"), args.training, draw)
     figures = {
-        "kills": float(sum("killed_after" in r for r in runs)),
+        "kills": float(hits(runs)),
         "lost": float(sum(r.get("lost", 0) for r in runs)),
         "identical": float(all(r["identical"] for r in runs if "identical" in r)),
     }
@@ -71,22 +71,21 @@ def labelling(folder: Path, manifest: Path, kills: int, draw: random.Random) -> 
     whole = time.perf_counter() - started
     runs: list[dict[str, Any]] = []
     before: set[str] = set()
-    for number in range(kills):
+    while hits(runs) < kills:
         after = killed(command("killed.jsonl"), draw.uniform(0.1, 0.9) * whole)
         journal = [json.loads(line)["clip"] for path in folder.glob(".killed.jsonl.*.journal")
                    for line in path.read_text().splitlines() if line.endswith("}")]  # fmt: skip
         result = folder / "killed.jsonl"
-        finished = result.is_file()
-        lost = 0 if finished else len(journal) - len(set(journal)) + len(before - set(journal))
-        before = set(journal)
-        runs.append({"what": "labelling", "kill": number, "killed_after": after, "finished": finished,
-                     "labels": len(before), "lost": lost})  # fmt: skip
-        print(runs[-1], flush=True)
-        if finished:  # begin again, so that every kill hits something
-            runs.append(
-                {"what": "labelling", "identical": result.read_bytes() == (folder / "whole.jsonl").read_bytes()}
-            )
+        if result.is_file():  # it ended first, or all but: begin again, so that every kill hits something
+            same = result.read_bytes() == (folder / "whole.jsonl").read_bytes()
+            runs.append({"what": "labelling", "identical": same, **({"killed_after": after} if after else {})})
             result.unlink()
+            before = set()
+        else:
+            lost = len(journal) - len(set(journal)) + len(before - set(journal))
+            before = set(journal)
+            runs.append({"what": "labelling", "killed_after": after, "labels": len(before), "lost": lost})
+        print(runs[-1], flush=True)
     subprocess.run(command("killed.jsonl"), check=True, capture_output=True)
     same = (folder / "whole.jsonl").read_bytes() == (folder / "killed.jsonl").read_bytes()
     return [*runs, {"what": "labelling", "identical": same, "seconds_whole": whole}]
@@ -109,24 +108,24 @@ def training(folder: Path, manifest: Path, teacher: Path, kills: int, draw: rand
     whole = time.perf_counter() - started
     runs: list[dict[str, Any]] = []
     labelled = step = 0
-    for number in range(kills):
+    while hits(runs) < kills:
         after = killed(command("killed"), draw.uniform(0.35, 0.95) * whole)
         now = sum(
             len(p.read_text().splitlines()) for p in (folder / "cache-killed" / "targets").glob("*/index-*.jsonl")
         )
         steps = [int(p.name.split("-")[1]) for p in (folder / "killed" / "checkpoints").glob("step-*")]
-        finished = (folder / "killed" / "scores.json").is_file()
-        reached = 10**9 if finished else max(steps, default=0)
-        lost = max(0, labelled - now) + max(0, step - reached)
-        labelled, step = now, reached
-        runs.append({"what": "caching and training", "kill": number, "killed_after": after, "targets": now,
-                     "checkpoint": None if finished else reached, "lost": lost})  # fmt: skip
-        print(runs[-1], flush=True)
-        if finished:  # begin again, so that every kill hits something
-            runs.append(compared(folder))
+        if (folder / "killed" / "scores.json").is_file():  # it ended first, or all but
+            runs.append({**compared(folder), **({"killed_after": after} if after else {})})
             for left in (folder / "killed", folder / "cache-killed"):
                 shutil.rmtree(left)
             labelled = step = 0
+        else:
+            reached = max(steps, default=0)
+            lost = max(0, labelled - now) + max(0, step - reached)
+            labelled, step = now, reached
+            runs.append({"what": "caching and training", "killed_after": after, "targets": now,
+                         "checkpoint": reached, "lost": lost})  # fmt: skip
+        print(runs[-1], flush=True)
     subprocess.run(command("killed"), check=True, capture_output=True)
     return [*runs, {**compared(folder), "seconds_whole": whole}]
 
@@ -143,8 +142,13 @@ def compared(folder: Path) -> dict[str, Any]:
     return {"what": "caching and training", "identical": all(same.values()), "same": same}
 
 
-def killed(command: list[str], seconds: float) -> float:
-    """Start a command and kill it after so many seconds, unless it has ended."""
+def hits(runs: list[dict[str, Any]]) -> int:
+    """Runs that were killed before they ended."""
+    return sum("killed_after" in run for run in runs)
+
+
+def killed(command: list[str], seconds: float) -> float | None:
+    """Start a command and kill it after so many seconds; returns them, or None if it had ended by then."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         _, errors = process.communicate(timeout=seconds)
@@ -154,7 +158,7 @@ def killed(command: list[str], seconds: float) -> float:
         return seconds
     if process.returncode:
         raise SystemExit(errors[-2000:])
-    return seconds
+    return None
 
 
 if __name__ == "__main__":
