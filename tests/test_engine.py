@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,8 +22,9 @@ from workbench.families.tied import TiedMatrix
 from workbench.families.whisper import Whisper, decoder_logits, encode
 from workbench.memory import Peak
 from workbench.objectives import cross_entropy, forward_kl_top_k
+from workbench.preflight import check_sharding
 from workbench.token_losses import token_losses
-from workbench.train import Distillation, distill
+from workbench.train import distill
 
 __all__ = ["recipe"]  # a fixture
 ALL = {**DECODER, "trainable": "all", "encoder_matching": 1.0, "epochs": 1}
@@ -292,11 +294,13 @@ def test_nothing_of_a_run_is_left_in_the_folder_but_what_is_promised(recipe):
     }  # fmt: skip
 
 
-def test_the_distillation_refuses_what_it_cannot_shard(recipe, monkeypatch):
-    from types import SimpleNamespace
-
-    from workbench.train import _check_sharding
-
-    with pytest.raises(UserError, match="fsdp_version: 2"):
-        _check_sharding(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=1))))
-    assert Distillation is not None
+@pytest.mark.parametrize(
+    ("plugins", "message"),
+    [
+        ({"fsdp_plugin": SimpleNamespace(fsdp_version=1)}, "fsdp_version: 2"),
+        ({"deepspeed_plugin": SimpleNamespace()}, "DeepSpeed is not supported; use FSDP 2"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(plugins, message):
+    with pytest.raises(UserError, match=message):
+        check_sharding(SimpleNamespace(state=SimpleNamespace(**plugins)))

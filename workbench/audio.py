@@ -53,12 +53,12 @@ def decode(source: Path | bytes, name: str = "", longest: float | None = None) -
                 raise UserError(f"{label}: holds no audio stream; expected a speech recording")
             for frame in container.decode(audio=0):
                 frame.pts = None  # broken time stamps must not make the resampler drop or insert samples
-                new = [out.to_ndarray().mean(0) for out in resampler.resample(frame)]
+                new = [_mono(out.to_ndarray()) for out in resampler.resample(frame)]
                 pieces += new
                 samples += sum(map(len, new))
                 if longest is not None and samples > longest * SAMPLE_RATE:
                     raise _too_long(label, longest, longest, at_least=True)
-            pieces += [out.to_ndarray().mean(0) for out in resampler.resample(None)]
+            pieces += [_mono(out.to_ndarray()) for out in resampler.resample(None)]
     except av.FFmpegError as error:
         # PyAV's message repeats the path; its first words say what is wrong.
         reason = str(error.strerror or error)
@@ -68,6 +68,12 @@ def decode(source: Path | bytes, name: str = "", longest: float | None = None) -
     if not any(map(len, pieces)):
         raise UserError(f"{label}: decodes to no samples; the recording is empty or cut off at its header")
     return np.concatenate(pieces).astype(np.float32, copy=False)
+
+
+def _mono(channels: Wave) -> Wave:
+    """Average of the channels; a frame is 20 ms, so one channel is taken as it is. [channels, samples] -> [samples]"""
+    mono: Wave = channels[0] if len(channels) == 1 else channels.mean(0)
+    return mono
 
 
 def probe_seconds(source: Path | bytes) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import shutil
 import time
@@ -25,6 +24,7 @@ from workbench.evaluate import Validation, validate
 from workbench.families import Family, open_family
 from workbench.files import atomic_folder, write_json
 from workbench.memory import Peak
+from workbench.preflight import check_sharding, check_trackers
 from workbench.progress import Progress
 from workbench.recipe import Recipe, Stage, load_recipe
 from workbench.run_log import RunLog
@@ -66,7 +66,7 @@ class Distillation:
         from accelerate.utils import set_seed
 
         self.recipe, self.folder = recipe, recipe.output
-        _check_trackers(recipe)
+        check_trackers(recipe)
         augment = recipe.augment
         self.train_set: list[Utterance] = []
         if recipe.stream is None:
@@ -79,7 +79,7 @@ class Distillation:
             log_with=list(recipe.trackers) or None,
             project_dir=self.folder,
         )
-        _check_sharding(self.accelerator)
+        check_sharding(self.accelerator)
         if self.accelerator.device.type == "cpu":
             bound_kernel_cache()
             keep_freed_memory()
@@ -318,19 +318,3 @@ class Distillation:
             "processes": self.accelerator.num_processes,
             "host": describe_host(),
         }
-
-
-def _check_trackers(recipe: Recipe) -> None:
-    """Raise UserError for a tracker that is not installed: Accelerate would go on without it, and say nothing."""
-    for name in recipe.trackers:
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f"trackers names {name!r}, which is not installed; pip install {name}, or leave it out")
-
-
-def _check_sharding(accelerator: Any) -> None:
-    """Raise UserError for a way of sharding that checkpoints cannot be written under."""
-    plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    if plugin is not None and plugin.fsdp_version != 2:
-        raise UserError("FSDP version 1 is not supported; set `fsdp_version: 2` in the accelerate configuration")
-    if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
-        raise UserError("DeepSpeed is not supported; use FSDP 2, which shards the same way (docs/scale.md)")
