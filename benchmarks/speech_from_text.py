@@ -61,7 +61,11 @@ def main() -> None:
                          "hours_trained": scores["corpus"]["seconds"] / 3600, "seconds": scores["seconds"],
                          **transcribed(output / "student", split, first)})  # fmt: skip
             print({k: v for k, v in runs[-1].items() if k not in ("ids", "hypotheses")}, flush=True)
-        figures = {f"wer_{r['split']}_{r['arm']}": r["wer"] for r in runs}
+        figures = {
+            f"{what}_{r['split']}_{r['arm']}": r[key]
+            for what, key in (("wer", "wer"), ("right", "right_percent"))
+            for r in runs
+        }
         finish(args.json, figures, runs)  # after every arm: each takes minutes
 
 
@@ -101,14 +105,16 @@ def transcribed(student: Path, split: str, baseline: list[str] | None) -> dict[s
     from workbench.evaluate import validate
     from workbench.families import open_family
     from workbench.recipe import MarginRecipe
-    from workbench.scoring import paired_difference, score
+    from workbench.scoring import normalize, paired_difference, score
 
     family = open_family(student)
     utterances = open_corpus("prompts-en", split)
     found = validate(family.load(), family, utterances, MarginRecipe().inference)
     scored = score(found.references, found.hypotheses)
     against = paired_difference(found.references, found.hypotheses, baseline) if baseline else None
-    return {"wer": scored.wer, "wer_95": scored.wer_ci, "cer": scored.cer, "loops": scored.loops, "against_first": against,
+    # a transcript that loops can have more errors than ten others together, so the share of faultless ones stands beside it
+    right = sum(normalize(r) == normalize(h) for r, h in zip(found.references, found.hypotheses, strict=True))
+    return {"right_percent": 100 * right / len(utterances), "wer": scored.wer, "wer_95": scored.wer_ci, "cer": scored.cer, "loops": scored.loops, "against_first": against,
             "clips": len(utterances), "ids": [u.id for u in utterances], "hypotheses": found.hypotheses}  # fmt: skip
 
 
