@@ -58,12 +58,11 @@ def write_manifest(folder: Path, clips: list[Any], validation: int = 4) -> Path:
     """A manifest of these training clips and a few for validation."""
     from workbench.corpus import open_corpus
 
-    rows = [(u, "train") for u in clips] + [
-        (u, "validation") for u in open_corpus("prompts-en", "validation", validation)
-    ]
+    held = open_corpus("prompts-en", "validation", validation) if validation else []
+    rows = [(u, "train") for u in clips] + [(u, "validation") for u in held]
     path = folder / "manifest.jsonl"
     path.write_text("".join(
-        json.dumps({"id": u.id, "audio": str(u.audio), "text": u.text, "duration": u.seconds, "split": split}) + "\n"
+        json.dumps({"id": u.id, "audio": str(Path(u.audio).resolve()), "text": u.text, "duration": u.seconds, "split": split}) + "\n"
         for u, split in rows
     ))  # fmt: skip
     return path

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import arguments, finish
+from common import arguments, finish, write_manifest
 
 CLIPS = 22
 NOISE = 2e-3
@@ -46,19 +46,8 @@ def measured(language: str, corpus: str) -> dict[str, Any]:
         folder = Path(name)
         (folder / "recordings").mkdir()
         write_wav(folder / "recordings" / "long.wav", wave + noise.normal(0, NOISE, len(wave)).astype(np.float32))
-        lines = [
-            {
-                "id": u.id,
-                "audio": str(Path(str(u.audio)).resolve()),
-                "text": u.text,
-                "duration": u.seconds,
-                "split": "train",
-            }
-            for u in clips
-        ]
-        (folder / "clips.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         cut = labels(label(folder / "recordings", folder / "cut.jsonl", settings, keep_all))
-        apart = labels(label(folder / "clips.jsonl", folder / "apart.jsonl", settings, keep_all))
+        apart = labels(label(write_manifest(folder, clips, validation=0), folder / "apart.jsonl", settings, keep_all))
     said = " ".join(row["text"] for row in sorted(cut, key=lambda row: float(row["id"].split("@")[1])))
     by_id = {row["id"]: row["text"] for row in apart}
     references = [u.text for u in clips]

@@ -24,7 +24,7 @@ from workbench.families import Family, open_family
 from workbench.files import sha256_of, write_text
 from workbench.filters import Label, Limits, reasons
 from workbench.progress import Progress
-from workbench.segment import SpeechFinder, check_disk, cut, utterances_of
+from workbench.segment import SpeechFinder, check_disk, cut, is_cut, utterances_of
 from workbench.teachers import fingerprint, resolve_teacher
 
 log = logging.getLogger("workbench")
@@ -108,12 +108,15 @@ def _cut_long(
     if not recordings:
         return clips, {}
     folder = manifest.with_name(f"{manifest.stem}.audio")
-    check_disk(recordings, folder)
-    finder = SpeechFinder()
-    with Progress("utterances of long recordings", len(recordings), state.is_main_process) as progress:
-        for recording in recordings[state.process_index :: state.num_processes]:
-            cut(recording, folder, longest, finder)
-            progress.advance(state.num_processes)
+    share = recordings[state.process_index :: state.num_processes]
+    mine = [recording for recording in share if not is_cut(recording, folder, longest)]
+    if mine:
+        check_disk(mine, folder)
+        finder = SpeechFinder()
+        with Progress("utterances of long recordings", len(mine), state.is_main_process) as progress:
+            for recording in mine:
+                cut(recording, folder, longest, finder)
+                progress.advance()
     state.wait_for_everyone()
     found: list[Utterance] = []
     unfit: dict[str, tuple[Utterance, dict[str, Any]]] = {}

@@ -72,7 +72,7 @@ def joined_pieces(pieces: Sequence[Piece], longest: float) -> list[Piece]:
 
 
 def cut(recording: Utterance, folder: Path, longest: float, finder: SpeechFinder) -> None:
-    """Write the utterances of one recording to `folder` as FLAC, and an index of them, unless they lie there already.
+    """Write the utterances of one recording to `folder` as FLAC, and an index of them.
 
     Args:
         recording: its audio is a file of any length; about 0.5 GB of memory an hour are needed.
@@ -80,9 +80,7 @@ def cut(recording: Utterance, folder: Path, longest: float, finder: SpeechFinder
         longest: seconds of the longest piece.
         finder: the voice activity detector.
     """
-    index = _index(recording, folder, longest)  # written last: where it is, every piece is
-    if index.is_file():
-        return
+    index = _index(recording, folder, longest)
     assert isinstance(recording.audio, Path)  # noqa: S101  only files are labelled
     pieces: list[Piece] = []
     problem = None
@@ -97,7 +95,12 @@ def cut(recording: Utterance, folder: Path, longest: float, finder: SpeechFinder
         with atomic_path(_piece_path(index, number)) as path:
             write_flac(path, np.ascontiguousarray(samples))
     content = {"recording": recording.name, "pieces": [[p.start, p.end] for p in pieces], "problem": problem}
-    write_json(index, content)
+    write_json(index, content)  # last: where it is, every piece is
+
+
+def is_cut(recording: Utterance, folder: Path, longest: float) -> bool:
+    """Whether `cut` has been here."""
+    return _index(recording, folder, longest).is_file()
 
 
 def utterances_of(recording: Utterance, folder: Path, longest: float) -> list[Utterance]:

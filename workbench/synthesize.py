@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.audio import LONGEST_SECONDS, SAMPLE_RATE, check_length, decode, write_flac
+from workbench.audio import LONGEST_SECONDS, check_length, decode, probe_seconds, write_flac
 from workbench.corpus import Utterance, open_corpus
 from workbench.corpus.more import neighbours
 from workbench.corpus.utterance import joined
@@ -81,28 +81,50 @@ def synthesize(
     voice_hash = sha256(voice)
     lines, rejected = _read(text, language, speeds, _held_out(avoid))
     folder = manifest.parent / f"{manifest.stem}.audio"
-    todo = [line for line in lines if not (folder / line.file_name(voice_hash, language)).is_file()]
-    if todo:
-        check_free_space(folder, BYTES_A_LINE * len(todo), "the speech")
-    folder.mkdir(parents=True, exist_ok=True)
-    with Progress("speech", len(lines), done=len(lines) - len(todo)) as progress:
-        for speed in dict.fromkeys(speeds):
-            same = [line for line in todo if line.speed == speed]
-            for start in range(0, len(same), LINES_A_CALL):
-                chunk = same[start : start + LINES_A_CALL]
-                for line, reason in _say([*engine, "--model", str(voice)], chunk, folder, voice_hash, language).items():
-                    rejected.append((line, reason))
-                progress.advance(len(chunk))
+    rejected += _say_missing([*engine, "--model", str(voice)], lines, folder, voice_hash, language)
     refused = {line.number for line, _ in rejected}
     said = [line for line in lines if line.number not in refused]
     if not said:
         raise UserError(f"{text}: no line could be said ({rejected[0][1]})")
+    seconds, recordings = _write(said, manifest, folder, voice, voice_hash, language, join)
+    report = manifest.with_name(f"{manifest.stem}.rejected.jsonl")
+    write_text(report, "".join(
+        json.dumps({"line": line.number, "text": line.text, "reason": reason}, ensure_ascii=False) + "\n"
+        for line, reason in sorted(rejected, key=lambda item: item[0].number)
+    ))  # fmt: skip
+    log.info("%d lines said, %.2f hours in %d recordings; %d rejected (%s)",
+             len(said), seconds / 3600, recordings, len(rejected), report)  # fmt: skip
+    return manifest
+
+
+def _say_missing(
+    command: list[str], lines: Sequence[Line], folder: Path, voice: str, language: str
+) -> list[tuple[Line, str]]:
+    """Say the lines that have no recording yet; returns those that could not be said, with the reason."""
+    todo = [line for line in lines if not (folder / line.file_name(voice, language)).is_file()]
+    if todo:
+        check_free_space(folder, BYTES_A_LINE * len(todo), "the speech")
+    folder.mkdir(parents=True, exist_ok=True)
+    rejected: list[tuple[Line, str]] = []
+    with Progress("speech", len(lines), done=len(lines) - len(todo)) as progress:
+        for speed in dict.fromkeys(line.speed for line in todo):
+            same = [line for line in todo if line.speed == speed]
+            for start in range(0, len(same), LINES_A_CALL):
+                chunk = same[start : start + LINES_A_CALL]
+                rejected += _say(command, chunk, folder, voice, language).items()
+                progress.advance(len(chunk))
+    return rejected
+
+
+def _write(
+    said: Sequence[Line], manifest: Path, folder: Path, voice: Path, voice_hash: str, language: str, join: float
+) -> tuple[float, int]:
+    """Write the manifest, lines joined if asked for; returns seconds of speech and number of recordings."""
     clips = []
     for line in said:
         path = folder / line.file_name(voice_hash, language)
-        seconds = len(decode(path)) / SAMPLE_RATE
         # `speed` of an utterance would have it played faster once more
-        clips.append(Utterance(f"{manifest.stem}-{line.number:06d}", path, line.text, seconds, language))
+        clips.append(Utterance(f"{manifest.stem}-{line.number:06d}", path, line.text, probe_seconds(path), language))
     speed_of = {clip.id: line.speed for clip, line in zip(clips, said, strict=True)}
     rows = []
     for group in neighbours(clips, join) if join else [[clip] for clip in clips]:
@@ -113,14 +135,7 @@ def synthesize(
                "speeds": [speed_of[clip.id] for clip in group]}  # fmt: skip
         rows.append(json.dumps(row, ensure_ascii=False) + "\n")
     write_text(manifest, "".join(rows))
-    report = manifest.with_name(f"{manifest.stem}.rejected.jsonl")
-    write_text(report, "".join(
-        json.dumps({"line": line.number, "text": line.text, "reason": reason}, ensure_ascii=False) + "\n"
-        for line, reason in sorted(rejected, key=lambda item: item[0].number)
-    ))  # fmt: skip
-    log.info("%d lines said, %.2f hours in %d recordings; %d rejected (%s)", len(said),
-             sum(clip.seconds for clip in clips) / 3600, len(rows), len(rejected), report)  # fmt: skip
-    return manifest
+    return sum(clip.seconds for clip in clips), len(rows)
 
 
 def _joined_file(group: Sequence[Utterance], whole: Utterance, folder: Path) -> Path:
