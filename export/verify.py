@@ -77,7 +77,8 @@ def _torch_reference(
     """Text and tokens that the torch model writes of each clip, alone in its batch, as the clients do it."""
     import torch
 
-    from workbench.families.whisper import WINDOW_SECONDS, Whisper, encode, greedy
+    from workbench.families.decoding import greedy
+    from workbench.families.whisper import WINDOW_SECONDS, Whisper, encode
     from workbench.families.whisper_tokens import prompt_ids
     from workbench.teachers import fingerprint
 

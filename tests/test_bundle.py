@@ -20,7 +20,8 @@ from tests.conftest import tone
 from workbench.audio import decode, write_wav
 from workbench.corpus import open_corpus
 from workbench.errors import UserError
-from workbench.families.whisper import Whisper, encode, greedy
+from workbench.families.decoding import greedy
+from workbench.families.whisper import Whisper, encode
 from workbench.families.whisper_tokens import prompt_ids
 from workbench.scoring import score
 

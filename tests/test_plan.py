@@ -8,7 +8,8 @@ import torch
 
 from workbench.devices import DEVICES
 from workbench.errors import UserError
-from workbench.plan import _saved_bytes, meta_model, meta_student, plan
+from workbench.meta_cost import saved_bytes
+from workbench.plan import meta_model, meta_student, plan
 from workbench.recipe import StudentRecipe, load_recipe, parse_recipe
 from workbench.students import parameters
 
@@ -58,7 +59,7 @@ def test_more_devices_cost_less_time_and_smaller_ones_hold_less():
 def test_what_is_kept_for_the_backward_pass_is_counted_once():
     linear = torch.nn.Linear(8, 8, device="meta")
     x = torch.zeros(4, 8, device="meta", requires_grad=True)
-    with _saved_bytes(linear) as saved:
+    with saved_bytes(linear) as saved:
         hidden = linear(x)
         (hidden * hidden).sum()
     assert saved[0] == 2 * 4 * 8 * 4  # x and the hidden layer; not the weight, and not the hidden layer twice

@@ -7,8 +7,9 @@ from transformers import WhisperTokenizer, WhisperTokenizerFast
 from tests.conftest import tone
 from workbench.errors import UserError
 from workbench.families.convolution import convolve
+from workbench.families.decoding import greedy
 from workbench.families.protocol import IGNORED
-from workbench.families.whisper import Whisper, decoder_logits, encode, greedy
+from workbench.families.whisper import Whisper, decoder_logits, encode
 from workbench.families.whisper_tokens import complete_merges, prompt_ids
 
 
