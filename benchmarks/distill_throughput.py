@@ -143,9 +143,7 @@ def ours(frozen: bool, clips: int, folder: Path) -> None:
     from workbench.memory import peak_resident_bytes
     from workbench.recipe import parse_recipe
     from workbench.stage import StageLoop
-    from workbench.targets import TargetSettings
     from workbench.train import Distillation
-    from workbench.weighting import TeacherStatistics, build_weighting
 
     work = folder / ("frozen" if frozen else "trained")
     work.mkdir()
@@ -160,16 +158,15 @@ def ours(frozen: bool, clips: int, folder: Path) -> None:
         "benchmark",
     )  # fmt: skip
     run = Distillation(recipe)
-    run.settings = TargetSettings(run.teacher_hash, 32, 2.0, recipe.margin.shortest, states=False)
     passed: dict[str, float] = {}
 
-    def label(where: Path) -> None:
-        run.whole = run._labelled(run.train_set, where, "teacher's targets")
+    def label(where: Path | None) -> None:
+        run.whole = run.teachers.labelled(run.train_set, where, "teacher's targets")
 
     # each case measures a teacher's pass of its own; the first one's targets also serve the reference
-    where = run.settings.folder()
-    passed["teacher_pass"] = timed(lambda: label(where if not where.exists() else work / "targets"))
-    del run.teacher
+    first = not run.teachers.settings(0).folder().exists()
+    passed["teacher_pass"] = timed(lambda: label(None if first else work / "targets"))
+    run.teachers.dismiss()
     position = Position(parts=1)
     settings = recipe.stages["stage"]
     loop = StageLoop(run, 0, "stage", settings, position)
@@ -177,13 +174,13 @@ def ours(frozen: bool, clips: int, folder: Path) -> None:
     started = time.perf_counter()
     window = next(windows)
     passed["encoder_pass"] = time.perf_counter() - started
-    weighting = build_weighting(settings.weighting, TeacherStatistics(window.teacher_losses()))
+    objective = loop._begin(window)
     audio = sum(u.seconds for u in run.train_set)
 
     def epoch() -> int:
         plan, of, parts = loop._plan(window)
         for batches in loop._steps(window, plan, parts, of):
-            loop._step(batches, weighting, 100_000)
+            loop._step(batches, objective, 100_000)
         position.round += 1
         run.log.settle()
         return len(plan)

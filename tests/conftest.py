@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,18 @@ SPECIALS = [
     "<|transcribe|>",
     "<|notimestamps|>",
 ]
+
+
+DECODER = {"trainable": "decoder", "epochs": 2, "learning_rate": 1e-3, "batch_seconds": 6.0,
+           "weighting": {"name": "adakd", "k0": 2, "k1": -1}}  # fmt: skip
+ENCODER = {
+    "trainable": "encoder",
+    "epochs": 1,
+    "learning_rate": 1e-3,
+    "batch_seconds": 6.0,
+    "encoder_matching": 1.0,
+    "decoding": False,
+}
 
 
 @pytest.fixture(scope="session")
@@ -104,6 +117,26 @@ def speech(tmp_path: Path) -> Callable[..., Path]:
             ]
         manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return manifest
+
+    return make
+
+
+@pytest.fixture
+def recipe(tiny_checkpoint: Path, cache: Path, speech: Callable[..., Path], tmp_path: Path) -> Callable[..., Any]:
+    """Factory of recipes for the tiny checkpoint."""
+    from accelerate.state import AcceleratorState
+
+    from workbench.recipe import parse_recipe
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process holds one; here many runs share a process
+
+    def make(name="run", **changes):
+        content = {
+            "output": str(tmp_path / name), "teacher": str(tiny_checkpoint), "corpus": str(speech()),
+            "student": {"decoder_layers": [0, 2]}, "targets": {"top_k": 8},
+            "stages": {"encoder": ENCODER, "decoder": DECODER}, **changes,
+        }  # fmt: skip
+        return parse_recipe(content, "test")
 
     return make
 

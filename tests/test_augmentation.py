@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_targets_and_training import DECODER, recipe
+from tests.conftest import DECODER
 from workbench.audio import SAMPLE_RATE, change_speed
 from workbench.augment import add_noise, mask_spectrum
 from workbench.corpus import open_corpus, training_set
 from workbench.corpus.more import at_speeds, concatenated
 from workbench.recipe import AugmentRecipe
 from workbench.train import distill
-
-__all__ = ["recipe"]  # a fixture
 
 
 def tone(seconds, hz=440.0):

@@ -13,7 +13,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import workbench.stage
-from tests.test_targets_and_training import DECODER, ENCODER, killed_at, recipe, same, weights
+from tests.conftest import DECODER, ENCODER
+from tests.test_targets_and_training import killed_at, same, weights
 from workbench.checkpoints import Position
 from workbench.corpus import open_corpus
 from workbench.corpus.batching import plan_steps
@@ -26,7 +27,6 @@ from workbench.preflight import check_sharding
 from workbench.token_losses import token_losses
 from workbench.train import distill
 
-__all__ = ["recipe"]  # a fixture
 ALL = {**DECODER, "trainable": "all", "encoder_matching": 1.0, "epochs": 1}
 
 

@@ -8,7 +8,8 @@ import yaml
 from workbench.errors import UserError
 from workbench.recipe import load_recipe, parse_recipe
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
+RECIPES = [path for path in SHIPPED if "\narms:" not in path.read_text()]  # studies: test_study.py
 STAGE = {"trainable": "decoder", "epochs": 1, "learning_rate": 1e-4}
 
 

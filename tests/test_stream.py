@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Audio, Features, Value
 
-from tests.test_targets_and_training import DECODER, ENCODER, killed_at, recipe, same, weights
+import workbench.targets
+from tests.conftest import DECODER, ENCODER
+from tests.test_targets_and_training import killed_at, same, weights
 from workbench.corpus import open_corpus
 from workbench.corpus.hub import Stream
 from workbench.errors import UserError
 from workbench.train import distill
-
-__all__ = ["recipe"]  # a fixture
 
 
 @pytest.fixture
@@ -68,6 +68,27 @@ def test_a_stream_is_trained_on_a_window_at_a_time(recipe, dataset, cache):
     assert len([r for r in rows if "validation_wer" in r]) >= 2  # after each window
     assert not (cache / "targets").exists()  # nothing of a stream stays
     assert not list(parsed.output.glob("stream-*"))
+
+
+def test_the_teacher_does_not_run_for_a_student_that_teaches_itself(recipe, dataset, monkeypatch):
+    asked = []
+    passing = workbench.targets._teacher_pass
+    monkeypatch.setattr(workbench.targets, "_teacher_pass", lambda *a: asked.append(len(a[2])) or passing(*a))
+    askd = {"name": "askd", "phase1": 0.4}
+    stages = {"decoder": {**DECODER, "steps": 12, "weighting": askd}}
+    parsed = recipe("askd", corpus=f"hf:{dataset}", stream={"window_hours": 8 / 3600}, stages=stages)
+    distill(parsed)
+    rows = [json.loads(line) for line in (parsed.output / "metrics.jsonl").read_text().splitlines()]
+    steps = [r for r in rows if "loss" in r]
+    assert len(steps) == 12
+    with_teacher = sum(asked)
+    assert "disagreement" in steps[0]
+    assert "disagreement" not in steps[-1]
+    always = recipe("fixed", corpus=f"hf:{dataset}", stream={"window_hours": 8 / 3600},
+                    stages={"decoder": {**DECODER, "steps": 12}})  # fmt: skip
+    asked.clear()
+    distill(always)
+    assert 0 < with_teacher < sum(asked)
 
 
 @pytest.mark.parametrize("kill", [2, 5, 8])

@@ -11,45 +11,18 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration
 
 import workbench.stage
+from tests.conftest import DECODER, ENCODER
 from workbench.corpus import open_corpus
 from workbench.errors import UserError
 from workbench.families.protocol import IGNORED
 from workbench.families.whisper import Whisper, decoder_logits, encode
 from workbench.objectives import cross_entropy
-from workbench.recipe import parse_recipe
 from workbench.targets import TargetCache, TargetSettings, compute_targets
 from workbench.train import distill
-
-DECODER = {"trainable": "decoder", "epochs": 2, "learning_rate": 1e-3, "batch_seconds": 6.0,
-           "weighting": {"name": "adakd", "k0": 2, "k1": -1}}  # fmt: skip
-ENCODER = {
-    "trainable": "encoder",
-    "epochs": 1,
-    "learning_rate": 1e-3,
-    "batch_seconds": 6.0,
-    "encoder_matching": 1.0,
-    "decoding": False,
-}
-
-
-@pytest.fixture
-def recipe(tiny_checkpoint, cache, speech, tmp_path):
-    AcceleratorState._reset_state(reset_partial_state=True)  # one process holds one; here many runs share a process
-
-    def make(name="run", **changes):
-        content = {
-            "output": str(tmp_path / name), "teacher": str(tiny_checkpoint), "corpus": str(speech()),
-            "student": {"decoder_layers": [0, 2]}, "targets": {"top_k": 8},
-            "stages": {"encoder": ENCODER, "decoder": DECODER}, **changes,
-        }  # fmt: skip
-        return parse_recipe(content, "test")
-
-    return make
 
 
 def weights(folder):

@@ -36,7 +36,10 @@ class Position:
     seconds: float = 0.0  # training time so far
     teacher_seconds: float = 0.0  # the teacher's, on the windows of a stream
     best: dict[str, float] | None = None  # validation scores of the best student so far
+    look_ahead_seconds: float = 0.0  # of it, spent by a weighting on looking ahead
+    sampling_seconds: float = 0.0  # of it, spent on the student's own transcripts and the teacher's word on them
     weighting: dict[str, Any] = field(default_factory=dict)
+    itself: bool = False  # whether the student has begun to teach itself
     teacher_losses: list[float] = field(default_factory=list)  # of a stream's first window: the weighting's statistics
 
 

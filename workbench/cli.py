@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from workbench import __version__
+from workbench.cli_research import add_commands as _add_research_commands
 from workbench.errors import UserError
 
 app = typer.Typer(
@@ -284,6 +285,9 @@ def doctor() -> None:
     print_findings(findings)
     if any(f.level == "error" for f in findings):
         raise typer.Exit(1)
+
+
+_add_research_commands(app)
 
 
 def main() -> None:

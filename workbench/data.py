@@ -15,6 +15,7 @@ from workbench.audio import SAMPLE_RATE
 from workbench.augment import add_noise
 from workbench.corpus import Utterance
 from workbench.corpus.batching import StepPlan
+from workbench.divergences import SoftTargets
 from workbench.encoded import silence_after
 from workbench.families.log_mel import SAMPLES_PER_POSITION, positions_of
 from workbench.families.protocol import IGNORED, Family, Tokens
@@ -41,10 +42,10 @@ class Batch:
     frames: Tensor  # int64 [utterances]: positions of `states` that are not padding
     encoded: Tensor  # fp16 [utterances, positions, width]: the student's own, from its frozen encoder; or empty
     heard: Tensor  # bool [utterances, positions]: encoder positions that a clip has, with its silence
-    top_ids: Tensor  # int64 [labels, k]
-    top_logits: Tensor  # fp32 [labels, k]
-    log_normalizer: Tensor  # fp32 [labels]
-    teacher_loss: Tensor  # fp32 [utterances]
+    top_ids: Tensor  # int64 [teachers, labels, k]
+    top_logits: Tensor  # fp32 [teachers, labels, k]
+    log_normalizer: Tensor  # fp32 [teachers, labels]
+    teacher_loss: Tensor  # fp32 [teachers, utterances]
     seed: tuple[int, ...]  # of what is random in this micro-batch
     real: bool = True  # False: stands in on a process that has no clip of this step, and counts for nothing
 
@@ -52,6 +53,14 @@ class Batch:
     def tokens(self) -> Tokens:
         """Decoder inputs and labels."""
         return Tokens(self.inputs, self.labels)
+
+    def targets(self, teacher: int) -> SoftTargets:
+        """What one of the teachers says at each label."""
+        return SoftTargets(self.top_ids[teacher], self.top_logits[teacher], self.log_normalizer[teacher])
+
+    def flat_labels(self) -> Tensor:
+        """The labels of all utterances in order. -> int64 [labels]"""
+        return self.labels.flatten().index_select(0, self.labelled)
 
     def to(self, device: torch.device) -> Batch:
         """Copy the tensors to a device; from pinned memory the copies do not block."""
@@ -74,7 +83,7 @@ class MicroBatches(Dataset[Batch]):
         self,
         utterances: Sequence[Utterance],
         keys: Sequence[str],
-        cache: TargetCache,
+        caches: Sequence[TargetCache],
         family: Family,
         recipe: Recipe,
         steps: Sequence[StepPlan],
@@ -89,7 +98,7 @@ class MicroBatches(Dataset[Batch]):
         Args:
             utterances: the clips that the plan's indices mean.
             keys: their keys in the cache.
-            cache: the teacher's targets.
+            caches: each teacher's targets.
             family: for the tokens.
             recipe: margins and augmentation.
             steps: what to do.
@@ -99,7 +108,7 @@ class MicroBatches(Dataset[Batch]):
             matching: whether the teacher's encoder states are wanted.
             encoded: the student's states, where its encoder is frozen and has run.
         """
-        self.utterances, self.keys, self.cache, self.family, self.recipe = utterances, keys, cache, family, recipe
+        self.utterances, self.keys, self.caches, self.family, self.recipe = utterances, keys, caches, family, recipe
         self.work = [(step, part) for step in steps for part in parts]
         self.of, self.seed, self.matching, self.encoded = of, seed, matching, encoded
 
@@ -113,9 +122,10 @@ class MicroBatches(Dataset[Batch]):
 
     def _collate(self, clips: Sequence[int], seed: tuple[int, ...], real: bool) -> Batch:
         utterances = [self.utterances[i] for i in clips]
-        targets = [self.cache.read(self.keys[i], self.encoded is None, self.matching) for i in clips]
+        targets = [self.caches[0].read(self.keys[i], self.encoded is None, self.matching) for i in clips]
+        everyone = [targets, *([c.read(self.keys[i], False, False) for i in clips] for c in self.caches[1:])]
         tokens = self.family.tokens([u.text for u in utterances], [u.language for u in utterances])
-        tokens = Tokens(_bucketed(tokens.inputs, self.family.config.eos_token_id), _bucketed(tokens.labels, IGNORED))
+        tokens = Tokens(_bucketed(tokens.inputs, self.family.end), _bucketed(tokens.labels, IGNORED))
         counts = torch.tensor([len(t.log_normalizer) for t in targets])
         states = [t.states.float() for t in targets if t.states is not None]
         waves, encoded = torch.empty(0), torch.empty(0)
@@ -137,13 +147,16 @@ class MicroBatches(Dataset[Batch]):
             frames=torch.tensor([len(s) for s in states]),
             encoded=encoded,
             heard=heard,
-            top_ids=torch.cat([t.top_ids for t in targets]).long(),
-            top_logits=torch.cat([t.top_logits for t in targets]),
-            log_normalizer=torch.cat([t.log_normalizer for t in targets]),
-            teacher_loss=torch.tensor([t.task_loss for t in targets]),
+            top_ids=self._narrow(torch.stack([torch.cat([t.top_ids for t in said]) for said in everyone]).long()),
+            top_logits=torch.stack([torch.cat([t.top_logits for t in said]) for said in everyone]),
+            log_normalizer=torch.stack([torch.cat([t.log_normalizer for t in said]) for said in everyone]),
+            teacher_loss=torch.tensor([[t.task_loss for t in said] for said in everyone]),
             seed=seed,
             real=real,
         )
+
+    def _narrow(self, ids: Tensor) -> Tensor:
+        return ids if self.family.vocabulary is None else self.family.vocabulary.narrow(ids)
 
     def _waves(
         self, clips: Sequence[int], targets: Sequence[ClipTargets], seed: tuple[int, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ from workbench.audio import SAMPLE_RATE
 from workbench.corpus import Utterance
 from workbench.families.log_mel import positions_of
 from workbench.families.protocol import Family
-from workbench.files import check_free_space
-from workbench.recipe import MarginRecipe
+from workbench.files import cache_dir, check_free_space, sha256_of
+from workbench.recipe import MarginRecipe, Recipe
 from workbench.store import Store, shards_of
 from workbench.targets import TargetCache
+from workbench.teachers import fingerprint, resolve_teacher
 
+ENCODED_FORMAT = 1  # raise when what the store holds changes
 BUCKET = 5  # encoder positions (0.1 s) that lengths are rounded up to, so that clips share one
 
 
@@ -76,6 +79,41 @@ def encode_clips(
             items += [({"key": key}, {"states": s.half()}) for key, s in zip(group, states, strict=True)]
         store.write(rank, items)
         progress(len(shard))
+
+
+@torch.no_grad()
+def encode_whole(
+    model: Any,
+    family: Family,
+    utterances: Sequence[Utterance],
+    keys: Sequence[str],
+    store: Store,
+    rank: int = 0,
+    ranks: int = 1,
+    progress: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Write a teacher's encoder states at its whole window (fp16 [1500, width]) of this rank's clips that the store lacks."""
+    device = next(model.parameters()).device
+    order = sorted(range(len(utterances)), key=lambda i: keys[i])[rank::ranks]
+    mine = [keys[i] for i in order]
+    shards = list(shards_of(mine, store))
+    window = positions_of(round(family.window_seconds * SAMPLE_RATE))
+    check_free_space(store.folder, sum(map(len, shards)) * window * family.config.d_model * 2, "the teacher's states")
+    for shard in shards:
+        items = []
+        for j in shard:
+            features = family.features([utterances[order[j]].wave()], family.window_seconds, device)
+            items.append(({"key": mine[j]}, {"states": family.encode(model, features)[0].half()}))
+        store.write(rank, items)
+        progress(len(shard))
+
+
+def encoded_folder(recipe: Recipe, what: str) -> Path:
+    """Where every run with the same initial encoder keeps its states: of training (random silence) or of evaluation."""
+    source = resolve_teacher(recipe.student.initial or recipe.teacher)
+    margin, layers = recipe.margin, recipe.student.encoder_layers
+    key = [ENCODED_FORMAT, what, fingerprint(source), str(layers), margin.shortest, margin.longest, recipe.precision]
+    return cache_dir() / "encoded" / sha256_of([*key, recipe.seed if what == "trained" else None])[:16]
 
 
 def silence_after(key: str, margin: MarginRecipe, seed: Sequence[int]) -> float:

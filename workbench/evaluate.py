@@ -1,4 +1,4 @@
-"""Transcribe a split with a torch model and score it: what validation during training does."""
+"""Score a student in training on a validation split, with its own decoding loop in torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from workbench.audio import SAMPLE_RATE
 from workbench.corpus import Utterance
 from workbench.families import Family
+from workbench.files import sha256_of
 from workbench.scoring import score
+from workbench.store import Store
 
 BATCH_CLIPS = 8
+MOST_KEPT_BYTES = 1 << 30  # of encoder states in memory; beyond it they are computed anew each time
 
 
 @dataclass(frozen=True)
@@ -29,21 +34,87 @@ class Validation:
         return {"wer": round(found.wer, 3), "cer": round(found.cer, 3), "loops": float(found.loops)}
 
 
+class EncodedClips:
+    """Clips as a model's encoder hears them at true length plus a margin, in batches of similar length.
+
+    With a frozen encoder they are computed once and kept.
+    """
+
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        family: Family,
+        margin: float,
+        frozen: bool = False,
+        store: Store | None = None,
+    ) -> None:
+        """Bind clips to their encoder.
+
+        Args:
+            utterances: the clips.
+            family: the encoder's features.
+            margin: seconds of silence after each.
+            frozen: whether the encoder stays as it is.
+            store: where its states are kept beyond this process.
+        """
+        self.store = store
+        self.utterances, self.family, self.margin = utterances, family, margin
+        seconds = sum(u.seconds + margin for u in utterances)
+        self.keeps = frozen and seconds * 50 * family.config.d_model * 4 < MOST_KEPT_BYTES
+        self._kept: dict[tuple[int, ...], tuple[Tensor, list[float]]] = {}
+        order = sorted(range(len(utterances)), key=lambda i: utterances[i].seconds)
+        self.batches = [order[start : start + BATCH_CLIPS] for start in range(0, len(order), BATCH_CLIPS)]
+
+    @torch.no_grad()
+    def states(self, model: Any, batch: Sequence[int]) -> tuple[Tensor, list[float]]:
+        """Encoder states of a batch [clips, positions, width], and the clips' seconds."""
+        key = tuple(batch)
+        if key in self._kept:
+            return self._kept[key]
+        name = sha256_of([self.margin, *(self.utterances[i].audio_sha256() for i in batch)])[:32]
+        if self.store is not None and name in self.store:
+            device = next(model.parameters()).device
+            return self.store.read(name, ["states"])[0].to(device), self.store.index[name]["seconds"]
+        waves = [self.utterances[i].wave() for i in batch]
+        seconds = [len(wave) / SAMPLE_RATE for wave in waves]
+        device = next(model.parameters()).device
+        states = self.family.encode(model, self.family.features(waves, max(seconds) + self.margin, device))
+        if self.store is not None:
+            self.store.write(0, [({"key": name, "seconds": seconds}, {"states": states})])
+        if self.keeps:
+            self._kept[key] = states, seconds
+        return states, seconds
+
+    def fill(self, model: Any) -> None:
+        """Compute what the store lacks."""
+        for batch in self.batches:
+            self.states(model, batch)
+
+    def padded(self, model: Any, group: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Encoder states of some clips, each at its own length, and which positions each has.
+
+        -> [clips, positions, width], bool [clips, positions]
+        """
+        each = [self.states(model, [i])[0][0] for i in group]
+        lengths = torch.tensor([len(states) for states in each])
+        heard = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+        return torch.nn.utils.rnn.pad_sequence(each, batch_first=True), heard.to(each[0].device)
+
+
 @torch.no_grad()
 def validate(model: Any, family: Family, utterances: Sequence[Utterance], margin: float) -> Validation:
-    """Transcribe greedily at true length plus `margin` seconds of silence, in batches of similar length."""
+    """Transcribe greedily at true length plus `margin` seconds of silence."""
+    return validate_encoded(model, EncodedClips(utterances, family, margin))
+
+
+@torch.no_grad()
+def validate_encoded(model: Any, clips: EncodedClips) -> Validation:
+    """Transcribe clips greedily."""
     model.eval()
-    device = next(model.parameters()).device
-    order = sorted(range(len(utterances)), key=lambda i: utterances[i].seconds)
-    hypotheses = [""] * len(utterances)
-    for start in range(0, len(order), BATCH_CLIPS):
-        batch = [utterances[i] for i in order[start : start + BATCH_CLIPS]]
-        waves = [u.wave() for u in batch]
-        seconds = [len(wave) / 16_000 for wave in waves]
-        states = family.encode(model, family.features(waves, max(seconds) + margin, device))
-        for i, text in zip(
-            order[start:], family.decode(model, states, seconds, [u.language for u in batch]), strict=False
-        ):
+    hypotheses = [""] * len(clips.utterances)
+    for batch in clips.batches:
+        states, seconds = clips.states(model, batch)
+        found = clips.family.decode(model, states, seconds, [clips.utterances[i].language for i in batch])
+        for i, text in zip(batch, found, strict=True):
             hypotheses[i] = text
-    language = utterances[0].language
-    return Validation([u.text for u in utterances], hypotheses, language)
+    return Validation([u.text for u in clips.utterances], hypotheses, clips.utterances[0].language)

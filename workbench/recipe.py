@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,11 @@ class StudentRecipe(Section):
 
     encoder_layers: list[int] | int | Literal["all"] = "all"
     decoder_layers: list[int] | int | Literal["all"] = "all"
+    vocabulary: Literal["all", "corpus"] = Field(
+        "all",
+        description="corpus: learn and write only tokens that its texts or the teacher's likeliest tokens there hold; "
+        "a quarter of the work of a thin decoder's step",
+    )
     initial: str | None = Field(
         None, description="checkpoint that the layers are taken from instead of the teacher; named as a teacher is"
     )
@@ -49,6 +55,17 @@ class TargetsRecipe(Section):
     top_k: int = Field(32, ge=1, description="logits kept a token; the rest is one bucket")
     temperature: float = Field(1.0, gt=0, description="tau of the distillation loss")
     batch_clips: int = Field(2, ge=1, description="clips in one teacher forward pass")
+
+
+class DivergenceRecipe(Section):
+    """Distillation loss of a label; see workbench/divergences.py."""
+
+    name: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "logit_mse"] = "forward_kl"
+    beta: float = Field(0.5, gt=0, lt=1, description="of jsd: the teacher's share of the mixture")
+    alpha: float = Field(
+        0.1, ge=0, lt=1, description="of the skew divergences: share of the first distribution mixed in"
+    )
+    teacher_scale: float = Field(1.0, gt=0, description="of logit_mse: factor of the teacher's logits")
 
 
 class AugmentRecipe(Section):
@@ -91,6 +108,15 @@ class StreamRecipe(Section):
     window_hours: float = Field(1.0, gt=0, description="speech that a process holds at a time, and shuffles within")
 
 
+class OnPolicyRecipe(Section):
+    """Micro-batches whose transcripts are the student's own; see workbench/on_policy.py."""
+
+    method: Literal["gkd", "speculative"] = "gkd"
+    share: float = Field(0.5, gt=0, le=1, description="of the micro-batches (GKD's lambda)")
+    temperature: float = Field(1.0, ge=0, description="of the student's sampling; 0 is greedy")
+    top_k: int = Field(25, ge=1, description="of speculative: proposals outside the teacher's k likeliest are replaced")
+
+
 class Stage(Section):
     """One stage of training: what is trained, on which losses, for how long."""
 
@@ -119,6 +145,8 @@ class Stage(Section):
     encoder_matching: float = Field(0.0, ge=0, description="factor of the encoder-state loss")
     decoding: bool = Field(True, description="use task and distillation losses, weighted by `weighting`")
     weighting: dict[str, Any] = Field(default_factory=lambda: {"name": "fixed"}, validate_default=True)
+    divergence: DivergenceRecipe = DivergenceRecipe()
+    on_policy: OnPolicyRecipe | None = None
 
     @field_validator("weighting")
     @classmethod
@@ -132,6 +160,8 @@ class Stage(Section):
     def _some_loss(self) -> Stage:
         if not self.decoding and not self.encoder_matching:
             raise ValueError("has no loss: set encoder_matching above 0 or decoding to true")
+        if self.on_policy is not None and (not self.decoding or self.average_over == "tokens"):
+            raise ValueError("on_policy needs decoding: true and average_over: utterances")
         if self.trainable == "decoder" and not self.decoding:
             raise ValueError("trains the decoder, but decoding is false, so nothing would change")
         return self
@@ -142,6 +172,12 @@ class Recipe(Section):
 
     output: Path = Field(description="run folder")
     teacher: str = "whisper-base"
+    more_teachers: list[str] = Field(default_factory=list, description="further teachers with the same tokenizer")
+    teacher_shares: Literal["mean", "best", "softmax"] | list[float] = Field(
+        "mean",
+        description="of the teachers in the distillation loss: all alike, the one with the lowest validation WER alone, "
+        "softmax of -WER in points, or given",
+    )
     corpus: str = "prompts-en"
     more_corpora: list[str] = Field(
         default_factory=list, description="corpora whose training split is added; validation stays that of `corpus`"
@@ -170,6 +206,14 @@ class Recipe(Section):
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
 
     @model_validator(mode="after")
+    def _shared_out(self) -> Recipe:
+        if isinstance(self.teacher_shares, list) and len(self.teacher_shares) != 1 + len(self.more_teachers):
+            raise ValueError(
+                f"teacher_shares has {len(self.teacher_shares)} numbers for {1 + len(self.more_teachers)} teachers"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _streamed(self) -> Recipe:
         if self.stream is None:
             return self
@@ -178,6 +222,10 @@ class Recipe(Section):
                 raise ValueError(
                     f"stages.{name}.steps is missing: a stream has no length that an epoch could be told by"
                 )
+        if any(stage.on_policy for stage in self.stages.values()):
+            raise ValueError("stages: on_policy keeps the teacher's states of the whole corpus, which a stream has not")
+        if self.student.vocabulary != "all":
+            raise ValueError("student.vocabulary: a stream is not known as a whole, so its tokens are not; use all")
         if self.more_corpora or self.augment.speeds or self.augment.concatenate:
             raise ValueError("a stream takes neither more_corpora nor augment.speeds nor augment.concatenate")
         if not self.corpus.startswith("hf:"):
@@ -208,8 +256,8 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
-    for override in overrides or []:
-        _override(content, override)
+    for given in overrides or []:
+        _parsed_override(content, given)
     return parse_recipe(content, str(path))
 
 
@@ -241,34 +289,41 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
         "stream": StreamRecipe,
         "stages": Stage,
     }
+    for name, inner in (("divergence", DivergenceRecipe), ("on_policy", OnPolicyRecipe)):
+        if location[-2:-1] == (name,):
+            return list(inner.model_fields)
     model = section.get(str(location[0]), Recipe) if len(location) > 1 else Recipe
     return list(model.model_fields)
 
 
-def _override(content: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
+def _parsed_override(content: dict[str, Any], given: str) -> None:
+    key, equals, value = given.partition("=")
     if not equals or not key:
-        raise UserError(f"override {override!r}: expected key=value, for example stages.decoder.epochs=2")
+        raise UserError(f"override {given!r}: expected key=value, for example stages.decoder.epochs=2")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"override {given!r}: {value!r} is not a YAML value") from None
+    if isinstance(parsed, str):
+        # YAML 1.1 reads 5e-5 as text; whoever types a number means one
+        with contextlib.suppress(ValueError):
+            parsed = float(parsed)
+    override(content, key, parsed, f"override {given!r}")
+
+
+def override(content: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set a dotted key of a recipe's content; raises UserError if a section on the way does not exist."""
     *parents, last = key.split(".")
     section = content
     for i, parent in enumerate(parents):
-        if parent == "stages" or i == 0 or parent == "weighting":
+        if parent == "stages" or i == 0 or parent in ("weighting", "divergence", "on_policy"):
             section = section.setdefault(parent, {})
         elif parent in section:
             section = section[parent]
         else:
             close = difflib.get_close_matches(parent, [str(k) for k in section], n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise UserError(f"override {override!r}: no section {'.'.join(parents[: i + 1])!r}{hint}")
+            raise UserError(f"{where}: no section {'.'.join(parents[: i + 1])!r}{hint}")
         if not isinstance(section, dict):
-            raise UserError(f"override {override!r}: {'.'.join(parents[: i + 1])!r} is not a section")
-    try:
-        section[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"override {override!r}: {value!r} is not a YAML value") from None
-    if isinstance(section[last], str):
-        # YAML 1.1 reads 5e-5 as text; whoever types a number means one
-        try:
-            section[last] = float(section[last])
-        except ValueError:
-            return
+            raise UserError(f"{where}: {'.'.join(parents[: i + 1])!r} is not a section")
+    section[last] = value

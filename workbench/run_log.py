@@ -56,6 +56,8 @@ class RunLog:
                 raise UserError(
                     f"{self.folder}: the loss is not finite at step {step}; lower stages.{stage}.learning_rate"
                 )
+            # what was not to be known, such as the disagreement with a teacher that was not asked, is left out
+            values = {key: value for key, value in values.items() if math.isfinite(value)}
             self.latest = f"loss {values['loss']:.4f}"
             for ids, columns in weights:
                 for name, *row in zip(ids, *columns.tolist(), strict=True):
@@ -124,4 +126,4 @@ class RunLog:
                 file.write(json.dumps(row) + "\n")
 
 
-WEIGHTS = ("alpha", "task", "distillation", "matching", "teacher_loss")
+WEIGHTS = ("alpha", "task_weight", "task", "distillation", "matching", "teacher_loss")

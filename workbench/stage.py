@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from workbench import checkpoints
@@ -17,13 +19,18 @@ from workbench.augment import mask_spectrum
 from workbench.checkpoints import Position
 from workbench.corpus.batching import StepPlan, padding_share, plan_steps
 from workbench.data import Batch, MicroBatches
+from workbench.divergences import SoftTargets
 from workbench.ema import MovingAverage
 from workbench.errors import UserError
+from workbench.evaluate import EncodedClips
 from workbench.memory import Peak, peak_of
+from workbench.on_policy import OnPolicy, own_losses
+from workbench.probe import StudentProbe
 from workbench.progress import Progress
 from workbench.recipe import Stage
-from workbench.step import StepLosses, StepSize, Student, step_losses, weight_columns
-from workbench.weighting import TeacherStatistics, build_weighting
+from workbench.self_teacher import SelfTeacher
+from workbench.step import Moment, Objective, StepLosses, StepSize, Student, step_losses, weight_columns
+from workbench.weighting import TeacherStatistics, Weighting, build_weighting
 from workbench.windows import Window
 
 if TYPE_CHECKING:
@@ -42,8 +49,14 @@ class StageLoop:
         self.run, self.number, self.name, self.stage, self.position = run, number, name, stage, position
         recipe, accelerator = run.recipe, run.accelerator
         self.rank, self.ranks = accelerator.process_index, accelerator.num_processes
-        student = Student(run.model, run.family, stage)
+        self.module = student = Student(run.model, run.family, stage)
         self.trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+        self.validation = EncodedClips(
+            run.validation_set, run.family, recipe.margin.inference, frozen=student.encoder_frozen
+        )
+        self.objective: Objective | None = None
+        self.itself: SelfTeacher | None = None
+        self.on_policy = run.on_policy.with_settings(stage.on_policy) if run.on_policy and stage.on_policy else None
         self.average = MovingAverage(run.model, recipe.ema) if recipe.ema else None
         wrapped: Any = torch.compile(student, dynamic=True) if recipe.compile else student
         optimizer: Any = torch.optim.AdamW(
@@ -67,11 +80,8 @@ class StageLoop:
         position, stage = self.position, self.stage
         last_saved = time.monotonic()
         progress: Progress | None = None
-        weighting: Any = None
-        for window in self.run.windows(self.name, stage, position):
-            if weighting is None:
-                weighting = build_weighting(stage.weighting, TeacherStatistics(self._statistics(window)))
-                weighting.load_state_dict(position.weighting) if position.stage_step else None
+        for window in self.run.windows(self.name, stage, position, self._asks_teacher):
+            objective = self.objective or self._begin(window)
             plan, of, parts = self._plan(window)
             total = self._total(window, plan)
             if progress is None:
@@ -81,12 +91,14 @@ class StageLoop:
                     self.name, total, of, self.run.accelerator.device, f"{self.trained:,}",
                     100 * padding_share(window.utterances, plan),
                 )  # fmt: skip
+            if position.batch == 0:
+                self._begin_round(objective, window, plan, parts, of, total)
             for micro_batches in self._steps(window, plan[position.batch :], parts, of):
                 started = time.perf_counter()
-                self._step(micro_batches, weighting, total)
+                self._step(micro_batches, objective, total)
                 position.seconds += time.perf_counter() - started
                 position.batch += 1
-                position.weighting = weighting.state_dict()
+                position.weighting = objective.weighting.state_dict()
                 progress.advance(1, self.run.log.latest)
                 if self._enough():
                     break
@@ -100,7 +112,8 @@ class StageLoop:
             position.stream_window += 1  # of no meaning without a stream
             done = self._enough() or (self.run.recipe.stream is None and position.round == stage.epochs)
             if stage.decoding and (position.round % self.run.recipe.validate_every == 0 or done):
-                self.run.validate(self.name, position, self.average)
+                teaching = self.itself if position.itself else None
+                self.run.validate(self.name, position, self.average, self.validation, teaching)
             if done:
                 break
             self._save()
@@ -112,9 +125,62 @@ class StageLoop:
             self.average.fill()  # not validated, so nothing else takes the average over
         position.stage, position.stage_step, position.parts = self.number + 1, 0, 0
         position.round = position.stream_pass = position.stream_window = 0
+        position.itself = False
         position.teacher_losses = []
         self._save()
         self.run.accelerator.free_memory()
+
+    def _begin(self, window: Window) -> Objective:
+        """The stage's losses and weighting, as they were when it was interrupted."""
+        position, run = self.position, self.run
+        weighting = self._weighting(window)
+        if position.stage_step:
+            weighting.load_state_dict(position.weighting)
+        if weighting.self_teacher is not None:
+            self.itself = SelfTeacher(run.model, run.family, weighting.self_teacher)
+            if position.stage_step:
+                checkpoint = checkpoints.latest(run.folder / "checkpoints")
+                assert checkpoint is not None  # noqa: S101  a position inside a stage came from one
+                self.itself.load_state_dict(checkpoints.load_tensors(checkpoint, "itself"))
+        self.objective = Objective(self.stage, run.recipe.targets.temperature, weighting, run.shares)
+        return self.objective
+
+    def _weighting(self, window: Window) -> Weighting:
+        statistics = TeacherStatistics(self._statistics(window), self.run.uncertainty)
+        return build_weighting(self.stage.weighting, statistics)
+
+    def _asks_teacher(self) -> bool:
+        """Whether the next window of a stream needs the teacher's word."""
+        if self.objective is None or self.stage.steps is None:
+            return True
+        return not self.objective.weighting.teaches_itself(self._progress(self.stage.steps))
+
+    def _progress(self, total: int) -> float:
+        return min(1.0, self.position.stage_step / max(total - 1, 1))
+
+    def _moment(self, total: int) -> Moment:
+        position = self.position
+        epoch = position.round if self.run.recipe.stream is None else position.stream_pass
+        return Moment(self._progress(total), epoch, self.stage.epochs)
+
+    def _begin_round(
+        self, objective: Objective, window: Window, plan: list[StepPlan], parts: range, of: int, total: int
+    ) -> None:
+        """What happens between epochs: the self of the last one is kept, a weighting looks ahead."""
+        if self.itself is not None and self.itself.plan.kind == "previous_epoch":
+            self.itself.take()
+        moment = self._moment(total)
+        if not objective.weighting.looks_ahead(moment.epoch):
+            return
+        started = time.perf_counter()
+        batches = (batch for step in self._steps(window, plan, parts, of) for batch in step)
+        probe = StudentProbe(
+            self.run.model, self.run.family, batches, self._audio, self.validation, objective, moment, self.run.gathered
+        )
+        objective.weighting.look_ahead(probe)
+        spent = time.perf_counter() - started
+        self.position.seconds += spent
+        self.position.look_ahead_seconds += spent
 
     def _statistics(self, window: Window) -> tuple[float, ...]:
         """The teacher's losses that a weighting takes its threshold from: of the corpus, or of a stream's first window."""
@@ -168,7 +234,7 @@ class StageLoop:
         on_gpu = device.type == "cuda"
         workers = recipe.loader_workers if recipe.loader_workers is not None else 4 * on_gpu
         data = MicroBatches(
-            window.utterances, window.keys, window.cache, self.run.family, recipe, plan, parts, of,
+            window.utterances, window.keys, window.caches, self.run.family, recipe, plan, parts, of,
             (recipe.seed, self.number, self.position.round), bool(self.stage.encoder_matching), window.encoded,
         )  # fmt: skip
         loader: Any = DataLoader(
@@ -181,25 +247,31 @@ class StageLoop:
                 yield together
                 together = []
 
-    def _step(self, micro_batches: list[Batch], weighting: Any, total: int) -> None:
+    def _step(self, micro_batches: list[Batch], objective: Objective, total: int) -> None:
         """One optimizer step."""
         accelerator, stage, position = self.run.accelerator, self.stage, self.position
         for group in self.inner.param_groups:
             group["lr"] = stage.learning_rate * schedule(position.stage_step, total, stage.warmup_share)
         size = self._size(micro_batches)
-        progress = min(1.0, position.stage_step / max(total - 1, 1))
-        rows, sums, last = [], torch.zeros(4, device=accelerator.device), {}
+        moment = self._moment(total)
+        teaching = self.itself is not None and objective.weighting.teaches_itself(moment.progress)
+        if teaching and not position.itself:
+            position.itself = True
+            if self.itself is not None and self.itself.plan.kind == "snapshot":
+                self.itself.take()
+        rows, sums, last = [], torch.zeros(5, device=accelerator.device), {}
         for i, cpu_batch in enumerate(micro_batches):
             batch = cpu_batch.to(accelerator.device)
             if i < len(micro_batches) - 1:
                 with accelerator.no_sync(self.student):
-                    losses = self._forward_backward(batch, weighting, progress, size)
+                    losses = self._forward_backward(batch, objective, moment, size, teaching)
             else:
-                losses = self._forward_backward(batch, weighting, progress, size)
+                losses = self._forward_backward(batch, objective, moment, size, teaching)
             if batch.real:
                 rows.append((batch.ids, weight_columns(losses, batch)))
                 parts = (losses.task.sum(), losses.distillation.sum(), losses.matching.sum())
-                sums += torch.stack([losses.loss.detach(), *(part / size.utterances for part in parts)])
+                parts_of_all = [*(part / size.utterances for part in parts), losses.disagreeing / size.tokens]
+                sums += torch.stack([losses.loss.detach(), *parts_of_all])
                 last = losses.log
         parameters = [p for group in self.inner.param_groups for p in group["params"]]
         norm = accelerator.clip_grad_norm_(parameters, stage.clip_norm)
@@ -207,12 +279,16 @@ class StageLoop:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(position.stage_step)
+        if self.itself:
+            self.itself.stepped(position.stage_step)
+        objective.weighting.stepped(self.run.summed)
         position.stage_step += 1
         position.step += 1
         if position.stage_step % STEPS_BETWEEN_RELEASES == 0:
             self._release()
-        loss, task, distillation, matching = self.run.summed(sums)
+        loss, task, distillation, matching, disagreement = self.run.summed(sums)
         scalars = {"loss": loss, "task": task, "distillation": distillation, "matching": matching,
+                   "disagreement": disagreement,
                    "gradient_norm": checkpoints.whole(norm) if hasattr(norm, "full_tensor") else norm,
                    "learning_rate": self.inner.param_groups[0]["lr"], **last}  # fmt: skip
         self.run.log.step(position.step, self.name, scalars, rows)
@@ -228,21 +304,44 @@ class StageLoop:
         utterances, tokens = self.run.summed(torch.tensor(counts, dtype=torch.float32)).tolist()
         return StepSize(utterances, tokens)
 
-    def _forward_backward(self, batch: Batch, weighting: Any, progress: float, size: StepSize) -> StepLosses:
-        """Forward the student, compare with the teacher's targets, weigh, backward."""
-        accelerator, recipe = self.run.accelerator, self.run.recipe
-        encoded = bool(batch.encoded.numel())
-        if encoded:
-            audio = batch.encoded.float()
-        else:
-            features = self.run.family.spectrum(batch.waves)
-            audio = mask_spectrum(features, recipe.augment, np.random.default_rng([*batch.seed, 2]))
+    def _audio(self, batch: Batch) -> tuple[Tensor, bool]:
+        """What the student is given of a batch, and whether it is states of a frozen encoder."""
+        if batch.encoded.numel():
+            return batch.encoded.float(), True
+        features = self.run.family.spectrum(batch.waves)
+        return mask_spectrum(features, self.run.recipe.augment, np.random.default_rng([*batch.seed, 2])), False
+
+    def _forward_backward(
+        self, batch: Batch, objective: Objective, moment: Moment, size: StepSize, teaching: bool = False
+    ) -> StepLosses:
+        """Forward the student, compare with the targets of the teachers or of itself, weigh, backward."""
+        accelerator = self.run.accelerator
+        audio, encoded = self._audio(batch)
+        intermediate = self.itself is not None and self.itself.plan.kind == "intermediate"
+        self.module.early = self.itself.plan.layer if self.itself and teaching and intermediate else None
+        itself = own = None
         with accelerator.autocast():
+            if self.on_policy is not None and self.on_policy.wanted(batch):
+                batch, own = self._proposed(self.on_policy, batch, audio, encoded)
             states, logits = self.student(audio, batch.heard, batch.inputs, batch.labels, batch.labelled, encoded)
-        losses = step_losses(states, logits, batch, self.stage, recipe.targets.temperature, weighting, progress, size)
+            if teaching and self.itself is not None and logits is not None and own is None:
+                itself = self.itself.says(batch, audio, states, logits, encoded)
+        if own is not None and logits is not None:
+            losses = own_losses(states, logits, batch, own, objective, moment, size)
+        else:
+            losses = step_losses(states, logits, batch, objective, moment, size, itself)
         # DistributedDataParallel averages over the processes what is to be added up
         accelerator.backward(losses.loss * self.ranks)
         return losses
+
+    def _proposed(self, on_policy: OnPolicy, batch: Batch, audio: Tensor, encoded: bool) -> tuple[Batch, SoftTargets]:
+        """The micro-batch with the student's own transcripts; what that costs is counted."""
+        started = time.perf_counter()
+        with torch.no_grad():
+            states = audio if encoded else self.run.family.encode(self.run.model, audio, batch.heard)
+            found = on_policy.propose(self.run.model, batch, states)
+        self.position.sampling_seconds += time.perf_counter() - started
+        return found
 
     def _size_to_memory(self, window: Window, plan: Sequence[StepPlan], least: int) -> int:
         """Try the worst step and return in how many micro-batches it fits the memory.
@@ -279,11 +378,11 @@ class StageLoop:
     def _try(self, window: Window, worst: StepPlan, parts: int) -> Peak | None:
         """Forward and backward of one micro-batch of the worst step, and its memory; leaves no trace."""
         batch = next(self._steps(window, [worst], range(self.rank % parts, self.rank % parts + 1), parts))[0]
-        weighting = build_weighting(self.stage.weighting, TeacherStatistics(self._statistics(window)))
+        objective = replace(self.objective or self._begin(window), weighting=self._weighting(window))
         size = StepSize(float(len(batch.ids)), float(batch.label_counts.sum()))
 
         def work() -> None:
-            self._forward_backward(batch.to(self.run.accelerator.device), weighting, 0.0, size)
+            self._forward_backward(batch.to(self.run.accelerator.device), objective, Moment(0.0), size)
 
         try:
             return peak_of(work, self.run.accelerator.device)
@@ -299,6 +398,8 @@ class StageLoop:
         }
         if self.average:
             tensors["average"] = {k: checkpoints.whole(v) for k, v in self.average.state_dict().items()}
+        if self.itself:
+            tensors["itself"] = {k: checkpoints.whole(v) for k, v in self.itself.state_dict().items()}
         if run.main:
             checkpoints.save(run.folder / "checkpoints", self.position, tensors, run.recipe.keep_checkpoints)
         run.accelerator.wait_for_everyone()

@@ -1,7 +1,8 @@
-"""One training step: forward the student, compare with the teacher's targets, weigh, sum."""
+"""One training step: forward the student, compare with the teachers' targets, weigh, sum."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,19 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from workbench.data import Batch
+from workbench.divergences import SoftTargets, distillation, losses
 from workbench.families.protocol import Family, Tokens
-from workbench.objectives import per_utterance, state_mse
+from workbench.objectives import cross_entropy, per_utterance, state_mse
 from workbench.recipe import Stage
-from workbench.token_losses import token_losses
-from workbench.weighting import Weighting
+from workbench.weighting import Evidence, Weighting, Weights
 
 
 class Student(nn.Module):
     """The student as one module whose forward is a whole step's, which is what DDP and torch.compile wrap."""
 
-    def __init__(self, model: Any, family: Family, stage: Stage) -> None:
+    def __init__(self, model: Any, family: Family, stage: Stage, early: int | None = None) -> None:
         super().__init__()
-        self.model, self.family = model, family
+        self.model, self.family, self.early = model, family, early
         self.encoder_frozen, self.decoding = stage.trainable == "decoder", stage.decoding
         self.checkpointing = stage.activation_checkpointing
         for name, parameter in model.named_parameters():
@@ -44,7 +45,8 @@ class Student(nn.Module):
             encoded: whether `audio` are encoder states.
 
         Returns:
-            States [utterances, positions, width] and logits [labels, vocabulary] or None.
+            States [utterances, positions, width] and logits [labels, vocabulary] or None; where an early layer is taught,
+            its logits come after the others, [2 * labels, vocabulary].
         """
         if encoded:
             states = audio
@@ -54,7 +56,26 @@ class Student(nn.Module):
         if not self.decoding:
             return states, None
         tokens = Tokens(inputs, labels)
-        return states, self.family.logits(self.model, states, tokens, labelled, heard, self.checkpointing)
+        return states, self.family.logits(self.model, states, tokens, labelled, heard, self.checkpointing, self.early)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When in a stage a step is."""
+
+    progress: float  # share of the steps done, in [0, 1]
+    epoch: int = 0
+    epochs: int = 1
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a stage's losses are made of."""
+
+    stage: Stage
+    temperature: float  # tau of the distillation loss
+    weighting: Weighting
+    shares: tuple[float, ...] = (1.0,)  # of each teacher in the distillation loss, adding up to 1
 
 
 @dataclass(frozen=True)
@@ -65,7 +86,9 @@ class StepLosses:
     task: Tensor  # [utterances], detached; zeros when the stage does not decode
     distillation: Tensor  # [utterances], detached
     matching: Tensor  # [utterances], detached
-    alpha: Tensor  # [utterances]: weight of distillation
+    task_weight: Tensor  # [utterances]
+    alpha: Tensor  # [utterances]: weight of distillation, of all teachers together
+    disagreeing: Tensor  # scalar: labels whose likeliest token is another for the student than for the first teacher
     log: dict[str, float]
 
 
@@ -81,11 +104,10 @@ def step_losses(
     states: Tensor,
     logits: Tensor | None,
     batch: Batch,
-    stage: Stage,
-    temperature: float,
-    weighting: Weighting,
-    progress: float,
+    objective: Objective,
+    moment: Moment,
     size: StepSize,
+    itself: SoftTargets | None = None,
 ) -> StepLosses:
     """This micro-batch's share of the step's loss, mean_i [w_i l_i + v_i d_i + gamma * matching_i] over all its clips.
 
@@ -95,34 +117,103 @@ def step_losses(
     Args:
         states: the student's encoder states [utterances, positions, width].
         logits: the student's logits [labels, vocabulary], or None.
-        batch: labels and the teacher's targets, on the same device.
-        stage: factors.
-        temperature: tau of the distillation loss.
-        weighting: gives w and v from detached losses.
-        progress: share of the stage's steps done, in [0, 1].
+        batch: labels and the teachers' targets, on the same device.
+        objective: factors and the weighting, which gives w and v from detached losses.
+        moment: when in the stage.
         size: utterances and tokens of the whole step.
+        itself: what the self-teacher says, where it stands in the teachers' place.
     """
+    stage, weighting = objective.stage, objective.weighting
     utterances = len(batch.ids)
     zeros = states.new_zeros(utterances, dtype=torch.float32)
     matching = state_mse(states, batch.states, batch.frames) if stage.encoder_matching else zeros
     loss = stage.encoder_matching * matching.sum() / size.utterances
-    task = distillation = alpha = zeros
-    log: dict[str, float] = {}
-    if logits is not None:
-        labels = batch.labels.flatten().index_select(0, batch.labelled)
-        tokens = token_losses(logits, labels, batch.top_ids, batch.top_logits, batch.log_normalizer, temperature)
-        task, distillation = (per_utterance(values, batch.owner, utterances) for values in tokens)
-        weights = weighting(batch.ids, task.detach(), distillation.detach(), batch.teacher_loss, progress)
-        each = weights.task * task + weights.distillation * distillation
-        by_tokens = stage.average_over == "tokens"
-        loss = loss + ((each * batch.label_counts).sum() / size.tokens if by_tokens else each.sum() / size.utterances)
-        alpha, log = weights.distillation, weights.log
+    if logits is None:
+        loss = loss if batch.real else loss * 0.0
+        return StepLosses(loss, zeros, zeros, matching.detach(), zeros, zeros, zeros.sum(), {})
+    task_tokens, by_teacher = token_losses_of(logits, batch, objective, moment, itself)
+    task = per_utterance(task_tokens, batch.owner, utterances)
+    each_teacher = torch.stack([per_utterance(row, batch.owner, utterances) for row in by_teacher])
+    shares = each_teacher.new_tensor(objective.shares if itself is None else (1.0,))
+    evidence = Evidence(
+        batch.ids,
+        task.detach(),
+        (shares @ each_teacher).detach(),
+        batch.teacher_loss[0],
+        moment.progress,
+        moment.epoch,
+        moment.epochs,
+        each_teacher.detach(),
+        batch.owner,
+        _likeliest(batch) == batch.flat_labels(),
+    )
+    weights = weighting(evidence)
+    each, task_weight, alpha = _weighed(weights, task_tokens, by_teacher, task, each_teacher, shares, batch)
+    by_tokens = stage.average_over == "tokens"
+    loss = loss + ((each * batch.label_counts).sum() / size.tokens if by_tokens else each.sum() / size.utterances)
     if not batch.real:
         loss = loss * 0.0
-    return StepLosses(loss, task.detach(), distillation.detach(), matching.detach(), alpha, log)
+    theirs = _likeliest(batch)
+    differing = logits.detach()[: len(theirs)].argmax(-1) != theirs
+    asked = batch.top_ids.shape[-1] > 0
+    disagreeing = differing.sum() if asked else torch.tensor(math.nan, device=theirs.device)
+    return StepLosses(
+        loss, task.detach(), evidence.distillation, matching.detach(), task_weight, alpha, disagreeing, weights.log
+    )
+
+
+def token_losses_of(
+    logits: Tensor, batch: Batch, objective: Objective, moment: Moment, itself: SoftTargets | None = None
+) -> tuple[Tensor, Tensor]:
+    """Task loss of each label [labels], and distillation loss from each teacher [teachers, labels]."""
+    labels, temperature = batch.flat_labels(), objective.temperature
+    divergence = objective.weighting.divergence(objective.stage.divergence, moment.progress)
+    plan = objective.weighting.self_teacher
+    last, early = logits[: len(labels)], logits[len(labels) :]
+    if itself is not None and plan is not None:
+        pupil = early if len(early) else last
+        return cross_entropy(last, labels), distillation(pupil, itself, divergence, plan.temperature)[None]
+    task, first = losses(last, labels, batch.targets(0), divergence, temperature)
+    more = [distillation(last, batch.targets(m), divergence, temperature) for m in range(1, len(batch.top_ids))]
+    return task, torch.stack([first, *more])
+
+
+def _weighed(
+    weights: Weights,
+    task_tokens: Tensor,
+    by_teacher: Tensor,
+    task: Tensor,
+    each_teacher: Tensor,
+    shares: Tensor,
+    batch: Batch,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighed loss of each utterance, and what its weights were. -> three times [utterances]"""
+    if weights.by_token:
+        tokens = weights.task * task_tokens + weights.distillation * (shares @ by_teacher)
+        columns = (tokens, weights.task, weights.distillation)
+        each, task_weight, alpha = (per_utterance(c, batch.owner, len(batch.ids)) for c in columns)
+        return each, task_weight.detach(), alpha.detach()
+    if weights.distillation.dim() == 2:  # a weight for each teacher
+        mixed, alpha = (weights.distillation * each_teacher).sum(0), weights.distillation.sum(0)
+    else:
+        mixed, alpha = weights.distillation * (shares @ each_teacher), weights.distillation
+    return weights.task * task + mixed, weights.task, alpha
+
+
+def _likeliest(batch: Batch) -> Tensor:
+    """The first teacher's likeliest token at each label; where it was not asked, no token. -> int64 [labels]"""
+    first = batch.top_ids[0]
+    return first[:, 0] if first.shape[1] else torch.full_like(batch.owner, -1)
 
 
 def weight_columns(losses: StepLosses, batch: Batch) -> Tensor:
     """What weight and losses every utterance of a micro-batch had. -> [columns of run_log.WEIGHTS, utterances]"""
-    columns = (losses.alpha, losses.task, losses.distillation, losses.matching, batch.teacher_loss)
+    columns = (
+        losses.alpha,
+        losses.task_weight,
+        losses.task,
+        losses.distillation,
+        losses.matching,
+        batch.teacher_loss[0],
+    )
     return torch.stack([column.float() for column in columns])

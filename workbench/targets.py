@@ -9,6 +9,7 @@ nothing is ever invalidated by hand.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -120,7 +121,7 @@ def compute_targets(
     """Compute what the cache lacks of the utterances that fall to this rank; each rank writes its own shards.
 
     Args:
-        teacher: the model, on its device.
+        teacher: the model, on its device; None to keep the audio alone, for a student that teaches itself.
         family: its features and tokens.
         utterances: the training set.
         cache: where the targets go.
@@ -141,13 +142,17 @@ def compute_targets(
         return
     needed = estimated_bytes(missing, settings, family.config.d_model)
     check_free_space(store.folder, needed, "the teacher's targets")
-    device = next(teacher.parameters()).device
+    device = torch.device("cpu") if teacher is None else next(teacher.parameters()).device
     batches = [shard[i : i + batch_clips] for shard in shards for i in range(0, len(shard), batch_clips)]
     started, done = time.perf_counter(), 0
     items: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
     last_of_shard = {shard[-1] for shard in shards}
     for batch, waves in zip(batches, _decoded_ahead([[ordered[i] for i in b] for b in batches]), strict=True):
-        clips = _teacher_pass(teacher, family, [ordered[i] for i in batch], waves, settings, device)
+        asked = [ordered[i] for i in batch]
+        if teacher is None:
+            clips = _unasked(family, asked, waves)
+        else:
+            clips = _teacher_pass(teacher, family, asked, waves, settings, device)
         for i, clip in zip(batch, clips, strict=True):
             tensors = {name: value for name, value in clip.__dict__.items() if isinstance(value, Tensor)}
             items.append(({"key": keys[i], "id": ordered[i].id, "task_loss": clip.task_loss}, tensors))
@@ -174,6 +179,23 @@ def _decoded_ahead(batches: Sequence[Sequence[Utterance]]) -> Iterator[list[Wave
 
 def _decode(batch: Sequence[Utterance]) -> list[Wave]:
     return [utterance.wave() for utterance in batch]
+
+
+def _unasked(family: Family, batch: Sequence[Utterance], waves: Sequence[Wave]) -> list[ClipTargets]:
+    """Targets that say nothing, of the right number of labels."""
+    tokens = family.tokens([u.text for u in batch], [u.language for u in batch])
+    counts = (tokens.labels != IGNORED).sum(1).tolist()
+    return [
+        ClipTargets(
+            to_pcm(wave),
+            torch.empty(count, 0, dtype=torch.int32),
+            torch.empty(count, 0),
+            torch.zeros(count),
+            None,
+            math.nan,
+        )
+        for wave, count in zip(waves, counts, strict=True)
+    ]
 
 
 @torch.no_grad()

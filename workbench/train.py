@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,25 @@ from workbench.allocator import bound_kernel_cache, keep_freed_memory
 from workbench.checkpoints import Position
 from workbench.corpus import Utterance, open_corpus, training_set
 from workbench.ema import MovingAverage
-from workbench.encoded import encode_clips
+from workbench.encoded import encode_clips, encoded_folder
 from workbench.errors import UserError
-from workbench.evaluate import Validation, validate
+from workbench.evaluate import EncodedClips, validate_encoded
 from workbench.families import Family, open_family
-from workbench.files import atomic_folder, write_json
+from workbench.files import alone, atomic_folder, write_json
 from workbench.memory import Peak
+from workbench.on_policy import OnPolicy
 from workbench.preflight import check_sharding, check_trackers
 from workbench.progress import Progress
 from workbench.recipe import Recipe, Stage, load_recipe
 from workbench.run_log import RunLog
+from workbench.self_teacher import SelfTeacher
 from workbench.stage import StageLoop
 from workbench.store import Store
 from workbench.students import build_student, check_pair, parameters, save_student
-from workbench.targets import TargetCache, TargetSettings, compute_targets
-from workbench.teachers import fingerprint, resolve_teacher
+from workbench.teachers import resolve_teacher
+from workbench.teaching import Teachers
+from workbench.vocabulary import Vocabulary, narrow_model, widened
+from workbench.weighting import needs_uncertainty
 from workbench.windows import Window
 
 log = logging.getLogger("workbench")
@@ -85,16 +90,18 @@ class Distillation:
             keep_freed_memory()
         set_seed(recipe.seed)
         self.main = self.accelerator.is_main_process
-        with self.accelerator.main_process_first():
-            source = resolve_teacher(recipe.teacher)
-        self.family: Family = open_family(source)
-        self.teacher_hash = fingerprint(source)
-        self.teacher = self.family.load()
+        self.teachers = Teachers(recipe, self.accelerator)
+        self.family: Family = self.teachers.families[0]
         initial = recipe.student.initial
-        origin = self.teacher if initial is None else open_family(resolve_teacher(initial)).load()
+        source = self.family.folder if initial is None else resolve_teacher(initial)
+        origin = self.teachers.models[0] if initial is None else open_family(source).load()
         self.model: Any = build_student(origin, recipe.student)
+        self.whole_matrix = torch.empty(0)  # of a student that knows only some tokens: the matrix of all
+        self.shares: tuple[float, ...] = (1.0,)
+        self.uncertainty: dict[str, float] | None = None
+        self.on_policy: OnPolicy | None = None
         matched = [name for name, stage in recipe.stages.items() if stage.encoder_matching]
-        check_pair(self.model.config, self.teacher.config, matched)
+        check_pair(self.model.config, self.teachers.models[0].config, matched)
         first = (self.train_set or self.validation_set)[:1]
         self.family.tokens([u.text for u in first], [u.language for u in first])
         if self.main:
@@ -108,16 +115,18 @@ class Distillation:
 
     def run(self) -> Path:
         """Targets, then stages, then the student's folder."""
-        targets = self.recipe.targets
-        matched = any(stage.encoder_matching for stage in self.recipe.stages.values())
-        margin = self.recipe.margin.shortest
-        self.settings = TargetSettings(
-            self.teacher_hash, targets.top_k, targets.temperature, margin, matched, self.recipe.precision
-        )
         started = time.perf_counter()
+        self.shares = self.teachers.shares(self.validation_set)
         if self.recipe.stream is None:
-            self.whole = self._labelled(self.train_set, None, "teacher's targets")
-            del self.teacher  # not needed again: everything it says is on disk
+            self.whole = self.teachers.labelled(self.train_set, None, "teacher's targets")
+            if any(needs_uncertainty(stage.weighting) for stage in self.recipe.stages.values()):
+                self.uncertainty = self.gathered(self.teachers.uncertainty(self.whole))
+            if self.recipe.student.vocabulary == "corpus":
+                self._narrow()
+            chosen = [stage.on_policy for stage in self.recipe.stages.values() if stage.on_policy]
+            if chosen:
+                self.on_policy = self.teachers.on_policy(chosen[0], self.whole, self.family)
+            self.teachers.dismiss()  # not needed again: everything they say is on disk
         teacher_seconds = time.perf_counter() - started
         self.model.to(self.accelerator.device)
         position = self._resume()
@@ -127,11 +136,28 @@ class Distillation:
                 shutil.rmtree(self.folder / "encoded", ignore_errors=True) if self.main else None
         return self._finish(position, teacher_seconds)
 
-    def windows(self, name: str, stage: Stage, position: Position) -> Iterator[Window]:
-        """What each round of a stage trains on, from `position` on."""
+    def _narrow(self) -> None:
+        """Let the student know only the tokens of the corpus's texts and the teachers' likeliest there."""
+        tokens = set(self.family.special_tokens())
+        known = {(u.text, u.language) for u in [*self.train_set, *self.validation_set]}
+        for text, language in known:
+            labels = self.family.tokens([text], [language]).labels
+            tokens.update(labels[labels >= 0].tolist())
+        for cache in self.whole.caches:
+            for key in self.whole.keys:
+                tokens.update(cache.read(key, False, False).top_ids.flatten().tolist())
+        vocabulary = Vocabulary(sorted(tokens), self.model.config.vocab_size)
+        log.info("vocabulary: %s of %s tokens", f"{len(vocabulary):,}", f"{self.model.config.vocab_size:,}")
+        self.family = self.family.narrowed(vocabulary)
+        self.whole_matrix = narrow_model(self.model, vocabulary)
+
+    def windows(
+        self, name: str, stage: Stage, position: Position, asks_teacher: Callable[[], bool] = lambda: True
+    ) -> Iterator[Window]:
+        """What each round of a stage trains on, from `position` on; a stream's teacher runs while it is asked."""
         if self.recipe.stream is None:
             started = time.perf_counter()
-            window = self._with_encoded(self.whole, name, stage, self.folder / "encoded")
+            window = self._with_encoded(self.whole, name, stage, self._encoded_folder(name))
             position.seconds += time.perf_counter() - started
             while position.round < stage.epochs:
                 yield window
@@ -147,9 +173,11 @@ class Distillation:
             while self.smallest((found := next(utterances, None)) is not None):
                 assert found is not None  # noqa: S101  every process has one
                 started = time.perf_counter()
-                window = self._labelled(found, folder / "targets", "window's targets", rank=0, ranks=1)
+                window = self.teachers.labelled(
+                    found, folder / "targets", "window's targets", rank=0, ranks=1, ask=asks_teacher()
+                )
                 labelled = time.perf_counter()
-                window = self._with_encoded(window, name, stage, folder / "encoded", rank=0, ranks=1)
+                window = self._with_encoded(window, name, stage, folder / "encoded" / name, rank=0, ranks=1)
                 position.teacher_seconds += labelled - started
                 position.seconds += time.perf_counter() - labelled
                 yield window
@@ -157,19 +185,43 @@ class Distillation:
             log.info("the stream has ended once around; %d clips of it could not be used", stream.skipped)
             position.stream_pass, position.stream_window = passed + 1, 0
 
-    def validate(self, name: str, position: Position, average: MovingAverage | None) -> None:
-        """Score the student on the validation split, and keep it if it is the best so far."""
+    def validate(
+        self,
+        name: str,
+        position: Position,
+        average: MovingAverage | None,
+        clips: EncodedClips,
+        itself: SelfTeacher | None = None,
+    ) -> None:
+        """Score the student on the validation split, and keep it if it is the best so far.
+
+        A self-teacher is scored beside it: self-teaching can collapse, and that is where it would show first.
+        """
         with average.swapped_in() if average else nullcontext():
             model = self._unsharded()
             if self.main:
-                found: Validation = validate(model, self.family, self.validation_set, self.recipe.margin.inference)
-                scores = found.scores()
+                scores = validate_encoded(model, clips).scores()
+                if itself is not None and itself.plan.kind != "intermediate":
+                    scores["self_teacher_wer"] = validate_encoded(itself.model, clips).scores()["wer"]
                 self.log.validation(position.step, name, scores)
                 best = position.best
                 if best is None or (scores["wer"], scores["cer"]) < (best["wer"], best["cer"]):
                     position.best = {**scores, "step": position.step}
-                    save_student(model, self.family, self.folder / "best", self.recipe.margin.inference)
+                    self._save_student(model)
         self.accelerator.wait_for_everyone()
+
+    def _save_student(self, model: Any) -> None:
+        known = self.family.vocabulary
+        with widened(model, known, self.whole_matrix) if known is not None else nullcontext():
+            save_student(model, self.family, self.folder / "best", self.recipe.margin.inference)
+
+    def gathered(self, found: dict[str, Any]) -> dict[str, Any]:
+        """The entries of all processes' dictionaries."""
+        if self.accelerator.num_processes == 1:
+            return found
+        from accelerate.utils import gather_object
+
+        return {key: value for part in gather_object([found]) for key, value in part.items()}
 
     def together(self, wish: bool) -> bool:
         """The main process's answer, for what all must do or none."""
@@ -196,36 +248,12 @@ class Distillation:
         failed, share = (peak.failed, peak.used / max(peak.free, 1)) if peak else (False, 0.0)
         return self.smallest(-float(failed)) < 0, -self.smallest(-share)
 
-    def _labelled(
-        self,
-        utterances: list[Utterance],
-        folder: Path | None,
-        title: str,
-        rank: int | None = None,
-        ranks: int | None = None,
-    ) -> Window:
-        """The utterances with the teacher's targets, those that are missing computed first.
-
-        They are kept in `folder`, or else where every run finds them.
-        """
-        accelerator = self.accelerator
-        rank = accelerator.process_index if rank is None else rank
-        ranks = accelerator.num_processes if ranks is None else ranks
-        cache = TargetCache(self.settings, folder)
-        keys = [self.settings.key(u) for u in utterances]
-        missing = sum(key not in cache for key in keys)
-        if missing:
-            self.teacher.to(accelerator.device)
-            with Progress(title, missing, self.main) as progress, accelerator.autocast():
-                compute_targets(
-                    self.teacher, self.family, utterances, cache, self.recipe.targets.batch_clips, rank, ranks,
-                    lambda clips: progress.advance(clips * ranks),
-                )  # fmt: skip
-        elif self.recipe.stream is None:
-            log.info("teacher's targets: all %d clips are cached in %s", len(utterances), cache.store.folder)
-        accelerator.wait_for_everyone()
-        cache.store.reload()
-        return Window(utterances, keys, cache)
+    def _encoded_folder(self, name: str) -> Path:
+        """Where a frozen encoder's states are kept: if no stage has trained it, where every run finds them."""
+        earlier = list(self.recipe.stages)[: list(self.recipe.stages).index(name)]
+        if any(self.recipe.stages[stage].trainable != "decoder" for stage in earlier):
+            return self.folder / "encoded" / name
+        return encoded_folder(self.recipe, "trained")
 
     def _with_encoded(
         self, window: Window, name: str, stage: Stage, folder: Path, rank: int | None = None, ranks: int | None = None
@@ -241,16 +269,19 @@ class Distillation:
         accelerator = self.accelerator
         rank = accelerator.process_index if rank is None else rank
         ranks = accelerator.num_processes if ranks is None else ranks
-        store = Store(folder / name)
-        missing = sum(key not in store for key in window.keys)
-        with Progress("frozen encoder", missing, self.main) as progress, accelerator.autocast():
-            encode_clips(
-                self.model, self.family, window.utterances, window.keys, window.cache, store, self.recipe.margin,
-                self.recipe.seed, rank, ranks, lambda clips: progress.advance(clips * ranks),
-            )  # fmt: skip
-        accelerator.wait_for_everyone()
-        store.reload()
-        return Window(window.utterances, window.keys, window.cache, store)
+        # several runs with the same frozen encoder may be under way; in a run of its own folder there is no other
+        with alone(folder) if self.main else nullcontext():
+            accelerator.wait_for_everyone()
+            store = Store(folder)
+            missing = sum(key not in store for key in window.keys)
+            with Progress("frozen encoder", missing, self.main) as progress, accelerator.autocast():
+                encode_clips(
+                    self.model, self.family, window.utterances, window.keys, window.caches[0], store, self.recipe.margin,
+                    self.recipe.seed, rank, ranks, lambda clips: progress.advance(clips * ranks),
+                )  # fmt: skip
+            accelerator.wait_for_everyone()
+            store.reload()
+        return replace(window, encoded=store)
 
     def _resume(self) -> Position:
         checkpoint = checkpoints.latest(self.folder / "checkpoints")
@@ -280,7 +311,7 @@ class Distillation:
         model = self._unsharded() if position.best is None else None
         if self.main:
             if model is not None:  # no stage decodes, so none was validated: the last student is the result
-                save_student(model, self.family, self.folder / "best", self.recipe.margin.inference)
+                self._save_student(model)
             with atomic_folder(student) as temporary:
                 shutil.copytree(self.folder / "best", temporary, dirs_exist_ok=True)
             self.log.finish()
@@ -301,8 +332,9 @@ class Distillation:
         return {
             "schema": 1,
             "workbench": __version__,
-            "teacher": {"name": self.recipe.teacher, "sha256": self.teacher_hash},
-            "student": {"parameters": parameters(self.model)},
+            "teacher": {"name": self.recipe.teacher, "sha256": self.teachers.hashes[0]},
+            "teachers": dict(zip(self.teachers.names, self.shares, strict=True)),
+            "student": {"parameters": parameters(self.model), "vocabulary": self.model.config.vocab_size},
             "corpus": {
                 "name": self.recipe.corpus,
                 "more": self.recipe.more_corpora,
@@ -313,6 +345,8 @@ class Distillation:
             "seconds": {
                 "teacher_pass": round(teacher_seconds + position.teacher_seconds, 1),
                 "training": round(position.seconds, 1),
+                "look_ahead": round(position.look_ahead_seconds, 1),
+                "sampling": round(position.sampling_seconds, 1),
             },
             "steps": position.step,
             "processes": self.accelerator.num_processes,

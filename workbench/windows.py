@@ -11,13 +11,13 @@ from workbench.targets import TargetCache
 
 @dataclass(frozen=True)
 class Window:
-    """Clips with the teacher's targets of each."""
+    """Clips with the teachers' targets of each."""
 
     utterances: list[Utterance]
     keys: list[str]  # of each clip in the cache
-    cache: TargetCache
+    caches: list[TargetCache]  # of each teacher; the first one's loss is what weightings go by
     encoded: Store | None = None  # the student's encoder states, where they are computed once
 
     def teacher_losses(self) -> tuple[float, ...]:
         """The teacher's own loss on every clip."""
-        return tuple(self.cache.task_loss(key) for key in self.keys)
+        return tuple(self.caches[0].task_loss(key) for key in self.keys)

@@ -12,8 +12,35 @@ from workbench.corpus.manifests import read_manifest
 from workbench.corpus.more import at_speeds, concatenated
 from workbench.corpus.utterance import SPLITS, Utterance
 from workbench.errors import UserError, nearest
+from workbench.files import cache_dir
 
 BUILT_IN = {"prompts-en": Path(__file__).parent / "prompts-en"}
+BUILDABLE = tuple(f"prompts-{language}" for language in ("es", "fr", "it", "ru"))
+
+
+def corpora_dir() -> Path:
+    """Where `workbench corpus` puts what it builds; a corpus there is known by its folder's name."""
+    return cache_dir() / "corpora"
+
+
+def find_corpus(source: str) -> Path:
+    """Manifest or folder of a corpus that is no dataset of the hub; raises UserError if there is none."""
+    if source in BUILT_IN:
+        return BUILT_IN[source]
+    built = corpora_dir() / source
+    if "/" not in source and (built / "manifest.jsonl").is_file():
+        return built
+    path = Path(source).expanduser()
+    if not path.exists():
+        if source.split("-corrupt")[0] in ("prompts-en", *BUILDABLE):
+            language, _, percent = source.removeprefix("prompts-").partition("-corrupt")
+            more = f" --corrupt {int(percent) / 100:g}" if percent.isdigit() else ""
+            raise UserError(
+                f"corpus {source!r} is not built yet; run: workbench corpus prompts --language {language}{more}"
+            )
+        known = [*BUILT_IN, *BUILDABLE]
+        raise UserError(f"corpus {source!r}: neither a path nor a built-in corpus{nearest(source, known)}")
+    return path
 
 
 def open_corpus(source: str, split: str, limit: int | None = None) -> list[Utterance]:
@@ -32,10 +59,7 @@ def open_corpus(source: str, split: str, limit: int | None = None) -> list[Utter
     if source.startswith("hf:"):
         utterances = read_dataset(source.removeprefix("hf:"), split, limit)
     else:
-        path = BUILT_IN.get(source, Path(source).expanduser())
-        if source not in BUILT_IN and not path.exists():
-            raise UserError(f"corpus {source!r}: neither a path nor a built-in corpus{nearest(source, BUILT_IN)}")
-        utterances = [u for u in read_manifest(path) if u.split == split][:limit]
+        utterances = [u for u in read_manifest(find_corpus(source)) if u.split == split][:limit]
     if not utterances:
         raise UserError(f"corpus {source!r}: its split {split!r} is empty")
     for utterance in utterances:

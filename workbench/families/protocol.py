@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from workbench.audio import Wave
+from workbench.vocabulary import Vocabulary
 
 IGNORED = -100  # label at positions without a loss, as in transformers
 
@@ -45,6 +46,10 @@ class Family(Protocol):
     name: str
     folder: Path
     config: Any  # transformers configuration
+    end: int  # id that ends a transcript
+    suppressed: list[int]  # ids never written
+    suppressed_first: list[int]  # ids not written first
+    vocabulary: Vocabulary | None  # which tokens the models know, if not all
     window_seconds: float  # length that a teacher reads every clip at
 
     def load(self) -> Any:
@@ -75,8 +80,30 @@ class Family(Protocol):
         labelled: Tensor | None = None,
         heard: Tensor | None = None,
         checkpointing: bool = False,
+        early: int | None = None,
     ) -> Tensor:
-        """Logits at the labelled positions, in order of utterance and position. -> [labels, vocabulary]"""
+        """Logits at the labelled positions, in order of utterance and position. -> [labels, vocabulary]
+
+        With `early` [2 * labels, vocabulary]: those after that decoder layer come last.
+        """
+        ...
+
+    def hidden(
+        self, model: Any, states: Tensor, tokens: Tokens, labelled: Tensor | None = None, heard: Tensor | None = None
+    ) -> Tensor:
+        """What the output projection is given at the labelled positions. -> [labels, width]"""
+        ...
+
+    def narrowed(self, vocabulary: Vocabulary) -> Family:
+        """The same family for models that know only some of the tokens, by numbers of their own."""
+        ...
+
+    def special_tokens(self) -> list[int]:
+        """Ids that every transcript may need."""
+        ...
+
+    def token_limit(self, seconds: float) -> int:
+        """Most tokens that a transcript of a clip of this length may have."""
         ...
 
     def decode(self, model: Any, states: Tensor, seconds: Sequence[float], languages: Sequence[str]) -> list[str]:

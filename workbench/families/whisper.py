@@ -6,6 +6,7 @@ first positions of the embedding (length-adaptive distillation: our interpretati
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from workbench.families.packed import run_layer, run_packed
 from workbench.families.protocol import IGNORED, Tokens, Transcript
 from workbench.families.tied import TiedMatrix
 from workbench.families.whisper_tokens import label_ids, prompt_ids
+from workbench.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperTokenizerFast
@@ -57,6 +59,25 @@ class Whisper:
         self.end: int = self.config.eos_token_id
         self.suppressed: list[int] = list(self.generation.suppress_tokens or [])
         self.suppressed_first: list[int] = list(self.generation.begin_suppress_tokens or [])
+        self.vocabulary: Vocabulary | None = None
+
+    def narrowed(self, vocabulary: Vocabulary) -> Whisper:
+        """The same family for models that know only some of the tokens, by numbers of their own."""
+        other = copy.copy(self)
+        other.vocabulary = vocabulary
+        other.end = vocabulary.place(self.end)
+        other.suppressed = vocabulary.places(self.suppressed)
+        other.suppressed_first = vocabulary.places(self.suppressed_first)
+        return other
+
+    def special_tokens(self) -> list[int]:
+        """Ids that every transcript may need: the specials before the timestamps, and the 256 bytes."""
+        from tokenizers.pre_tokenizers import ByteLevel
+
+        specials = self.tokenizer.get_added_vocab()
+        no_times = specials.get("<|notimestamps|>", self.config.vocab_size)
+        bytes_ = self.tokenizer.convert_tokens_to_ids(sorted(ByteLevel.alphabet()))
+        return sorted({i for i in [*specials.values(), *bytes_] if i is not None and i <= no_times})
 
     def load(self) -> WhisperForConditionalGeneration:
         """Load the weights in fp32 on the CPU."""
@@ -90,8 +111,11 @@ class Whisper:
                     f"transcript {text[:40]!r}… has {len(said)} tokens, more than the decoder's {self.config.max_target_positions}"
                 )
             inputs.append(torch.tensor([*prompt, *said]))
-            labels.append(torch.tensor([*[IGNORED] * (len(prompt) - 1), *said, self.end]))
+            end: int = self.config.eos_token_id
+            labels.append(torch.tensor([*[IGNORED] * (len(prompt) - 1), *said, end]))
         pad = torch.nn.utils.rnn.pad_sequence
+        if self.vocabulary is not None:
+            inputs, labels = ([self.vocabulary.narrow(row) for row in rows] for rows in (inputs, labels))
         return Tokens(pad(inputs, True, self.end), pad(labels, True, IGNORED))
 
     def encode(self, model: Any, features: Tensor, heard: Tensor | None = None, checkpointing: bool = False) -> Tensor:
@@ -106,9 +130,16 @@ class Whisper:
         labelled: Tensor | None = None,
         heard: Tensor | None = None,
         checkpointing: bool = False,
+        early: int | None = None,
     ) -> Tensor:
         """Teacher-forced logits at the labelled positions. -> [labels, vocabulary]"""
-        return decoder_logits(model, states, tokens, labelled, heard, checkpointing)
+        return decoder_logits(model, states, tokens, labelled, heard, checkpointing, early)
+
+    def hidden(
+        self, model: Any, states: Tensor, tokens: Tokens, labelled: Tensor | None = None, heard: Tensor | None = None
+    ) -> Tensor:
+        """What the output projection is given at the labelled positions. -> [labels, width]"""
+        return decoder_hidden(model, states, tokens, labelled, heard)[0]
 
     @property
     def most_tokens(self) -> int:
@@ -128,10 +159,13 @@ class Whisper:
     ) -> list[Transcript]:
         """Transcribe encoder states greedily or with a beam. states: [utterances, positions, width]"""
         prompts = [prompt_ids(self.tokenizer, language) for language in languages]
+        if self.vocabulary is not None:
+            prompts = [self.vocabulary.places(prompt) for prompt in prompts]
         limits = [self.token_limit(s) for s in seconds]
         decode = greedy_scored if beams == 1 else partial(beam_scored, beams=beams)
         scored = decode(model, states, prompts, limits, self.end, self.suppressed, self.suppressed_first)
-        texts = self.tokenizer.batch_decode([ids for ids, _ in scored], skip_special_tokens=True)
+        written = [ids if self.vocabulary is None else self.vocabulary.widened(ids) for ids, _ in scored]
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [Transcript(str(text).strip(), score) for text, (_, score) in zip(texts, scored, strict=True)]
 
     @torch.no_grad()
@@ -180,6 +214,7 @@ def decoder_logits(
     labelled: Tensor | None = None,
     heard: Tensor | None = None,
     checkpointing: bool = False,
+    early: int | None = None,
 ) -> Tensor:
     """Teacher-forced logits at the labelled positions only, in order of utterance and position.
 
@@ -192,21 +227,42 @@ def decoder_logits(
         labelled: flat indices of the labelled positions [labels], if they are known already.
         heard: which states are there to be attended to, bool [utterances, positions]; all by default.
         checkpointing: compute a layer's activations again in the backward pass instead of keeping them.
+        early: also the logits after this decoder layer, under the same norm and projection.
 
     Returns:
-        Logits [labels, vocabulary].
+        Logits [labels, vocabulary]; with `early` [2 * labels, vocabulary], the early ones last.
     """
-    decoder = model.model.decoder
-    weight = decoder.embed_tokens.weight
+    weight = model.model.decoder.embed_tokens.weight
     # torch.compile does not see through the hand-over between the two
     tied = weight is model.proj_out.weight and weight.requires_grad and not torch.compiler.is_compiling()
-    matrix = TiedMatrix(weight, decoder.embed_tokens.padding_idx) if tied else None
+    matrix = TiedMatrix(weight, model.model.decoder.embed_tokens.padding_idx) if tied else None
+    chosen, early_chosen = decoder_hidden(model, states, tokens, labelled, heard, checkpointing, matrix, early)
+    if early_chosen is not None:
+        chosen = torch.cat([chosen, early_chosen])
+    logits: Tensor = matrix.project(chosen) if matrix else model.proj_out(chosen)
+    return logits
+
+
+def decoder_hidden(
+    model: Any,
+    states: Tensor,
+    tokens: Tokens,
+    labelled: Tensor | None = None,
+    heard: Tensor | None = None,
+    checkpointing: bool = False,
+    matrix: TiedMatrix | None = None,
+    early: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """What the output projection is given at the labelled positions, and after an early layer; see `decoder_logits`."""
+    decoder = model.model.decoder
     hidden = matrix.embed(tokens.inputs) if matrix else decoder.embed_tokens(tokens.inputs)
     hidden = hidden + decoder.embed_positions.weight[: tokens.inputs.shape[1]]
     mask = None if heard is None else heard[:, None, None, :].expand(-1, 1, tokens.inputs.shape[1], -1)
-    for layer in decoder.layers:  # without a mask of its own, self-attention is causal
+    places = tokens.labelled() if labelled is None else labelled
+    early_hidden = None
+    for number, layer in enumerate(decoder.layers):  # without a mask of its own, self-attention is causal
         hidden = run_layer(lambda layer, *given: layer(*given)[0], checkpointing, layer, hidden, None, states, mask)
+        if number == early:
+            early_hidden = decoder.layer_norm(hidden).flatten(0, 1).index_select(0, places)
     hidden = decoder.layer_norm(hidden).flatten(0, 1)  # [utterances * tokens, width]
-    chosen = hidden.index_select(0, tokens.labelled() if labelled is None else labelled)
-    logits: Tensor = matrix.project(chosen) if matrix else model.proj_out(chosen)
-    return logits
+    return hidden.index_select(0, places), early_hidden

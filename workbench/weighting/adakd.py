@@ -8,14 +8,12 @@ training. At the start (k large) easy utterances lean on the teacher; once k is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
-from workbench.weighting.protocol import Stateless, TeacherStatistics, Weights, convex
+from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, Weights, convex
 
 LARGEST_EXPONENT = 10.0  # exp(-exp(10)) is already 0 in fp32; beyond it exp overflows for nothing
 
@@ -31,9 +29,10 @@ class Settings(BaseModel):
         "std",
         description="[our interpretation] std divides x - t by the losses' deviation, so one k fits every model family",
     )
+    k_by: Literal["step", "epoch"] = Field("step", description="whether k falls with every step or with every epoch")
 
 
-class AdaKD(Stateless):
+class AdaKD(Weighting):
     """Weights from the teacher's difficulty and the training progress."""
 
     def __init__(self, settings: Settings, statistics: TeacherStatistics) -> None:
@@ -49,12 +48,10 @@ class AdaKD(Stateless):
         """Slope at a progress in [0, 1]: linear from k0 to k1."""
         return self.settings.k0 + (self.settings.k1 - self.settings.k0) * progress
 
-    def __call__(
-        self, ids: Sequence[str], task: Tensor, distillation: Tensor, teacher: Tensor, progress: float
-    ) -> Weights:
+    def __call__(self, evidence: Evidence) -> Weights:
         """Weigh each utterance by its own difficulty (eq. for alpha in the paper; not a batch mean)."""
-        k = self.k(progress)
-        exponent = k * (teacher.float() - self.threshold) / self.scale / 2
+        k = self.k(evidence.progress if self.settings.k_by == "step" else evidence.epoch_progress)
+        exponent = k * (evidence.teacher_loss.float() - self.threshold) / self.scale / 2
         alpha = torch.exp(-torch.exp(exponent.clamp(max=LARGEST_EXPONENT)))  # [utterances]
         return convex(alpha, k=k)
 

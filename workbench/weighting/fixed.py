@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
-from workbench.weighting.protocol import Stateless, TeacherStatistics, Weights, convex, full_like
+from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, Weights, convex, full_like
 
 
 class Settings(BaseModel):
     """Either `alpha`, for (1 - alpha) * task + alpha * distillation, or both factors by name.
 
-    Distil-Whisper's weights (arXiv 2311.00430, section 4) are `task: 1.0, distillation: 0.8`.
+    alpha 0 is plain fine-tuning, 1 is distillation alone. Distil-Whisper's weights (arXiv 2311.00430, section 4) are `task: 1.0, distillation: 0.8`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -22,17 +19,15 @@ class Settings(BaseModel):
     distillation: float | None = Field(None, ge=0)
 
 
-class Fixed(Stateless):
+class Fixed(Weighting):
     """Constant weights."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
-    def __call__(
-        self, ids: Sequence[str], task: Tensor, distillation: Tensor, teacher: Tensor, progress: float
-    ) -> Weights:
+    def __call__(self, evidence: Evidence) -> Weights:
         """Weigh every utterance alike."""
-        chosen = self.settings
+        chosen, task = self.settings, evidence.task
         if chosen.task is None and chosen.distillation is None:
             return convex(full_like(task, chosen.alpha))
         return Weights(full_like(task, chosen.task or 0.0), full_like(task, chosen.distillation or 0.0))

@@ -2,29 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from workbench.look_ahead import Probe
+    from workbench.recipe import DivergenceRecipe
+
+
+def _nothing() -> Tensor:
+    return torch.empty(0)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a weighting sees of a micro-batch. All tensors are detached; labels lie flat, in order of utterance."""
+
+    ids: Sequence[str]  # of the utterances, the key of any state
+    task: Tensor  # task losses l_i [utterances]
+    distillation: Tensor  # distillation losses d_i [utterances]; of several teachers, their shares' mean
+    teacher_loss: Tensor  # the first teacher's own task losses x_i [utterances]
+    progress: float  # share of the stage's steps done, in [0, 1]
+    epoch: int = 0
+    epochs: int = 1
+    by_teacher: Tensor = field(default_factory=_nothing)  # distillation losses [teachers, utterances]
+    owner: Tensor = field(default_factory=_nothing)  # int64 [labels]: utterance of each label
+    teacher_right: Tensor = field(default_factory=_nothing)  # bool [labels]: its likeliest token is the label
+
+    @property
+    def epoch_progress(self) -> float:
+        """Share of the epochs done, 0 in the first and 1 in the last."""
+        return self.epoch / max(self.epochs - 1, 1)
+
 
 @dataclass(frozen=True)
 class Weights:
-    """Factors of both losses of each utterance; the batch loss is mean(task * l + distillation * d)."""
+    """Factors of both losses; the batch loss is mean_i(task_i * l_i + distillation_i * d_i).
 
-    task: Tensor  # [utterances]
-    distillation: Tensor  # [utterances]
+    Shapes are [utterances]; `distillation` may be [teachers, utterances]; with `by_token` both are [labels] and weigh the
+    losses of single tokens before these are averaged within their utterance.
+    """
+
+    task: Tensor
+    distillation: Tensor
     log: dict[str, float] = field(default_factory=dict)  # scalars for metrics.jsonl
+    by_token: bool = False
 
 
 @dataclass(frozen=True)
 class TeacherStatistics:
-    """The teacher's own task losses over the training set: what a weighting's threshold is taken from."""
+    """What the teacher says of the training set as a whole."""
 
-    losses: tuple[float, ...]
+    losses: tuple[float, ...]  # its own task losses: what a weighting's threshold is taken from
+    uncertainty: Mapping[str, float] | None = None  # by utterance id, where the weighting needs it
 
     @property
     def mean(self) -> float:
@@ -41,41 +76,55 @@ class TeacherStatistics:
         return float(np.percentile(self.losses, q))
 
 
-class Weighting(Protocol):
-    """Weighs each utterance's task loss against its distillation loss."""
+@dataclass(frozen=True)
+class SelfTeacherPlan:
+    """Which earlier or smoother self of the student it learns from, and how."""
 
-    def __call__(
-        self, ids: Sequence[str], task: Tensor, distillation: Tensor, teacher: Tensor, progress: float
-    ) -> Weights:
-        """Weigh a batch.
+    kind: Literal["ema", "snapshot", "previous_epoch", "intermediate"]
+    decay: float = 0.999  # of ema
+    layer: int = 0  # of intermediate: number of the decoder layer that the last one teaches
+    temperature: float = 1.0
 
-        Args:
-            ids: utterance ids, the key of any state.
-            task: detached task losses l_i [utterances].
-            distillation: detached distillation losses d_i [utterances].
-            teacher: the teacher's own task losses x_i [utterances].
-            progress: share of the training steps done, in [0, 1].
-        """
-        ...
+
+class Weighting:
+    """Weighs each utterance's task loss against its distillation loss.
+
+    A system implements `__call__` and whichever of the hooks it needs; the others do nothing.
+    """
+
+    def __call__(self, evidence: Evidence) -> Weights:
+        """Weigh a micro-batch."""
+        raise NotImplementedError
+
+    def stepped(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Called after each optimizer step; `total` sums a tensor over the processes, which all must call alike."""
+
+    def divergence(self, chosen: DivergenceRecipe, progress: float) -> DivergenceRecipe:
+        """Distillation loss at a progress: the recipe's, unless the system is defined with one of its own."""
+        return chosen
+
+    @property
+    def self_teacher(self) -> SelfTeacherPlan | None:
+        """The self that the student will learn from at some time, or None."""
+        return None
+
+    def teaches_itself(self, progress: float) -> bool:
+        """Whether the self-teacher stands in the teacher's place at a progress."""
+        return False
+
+    def looks_ahead(self, epoch: int) -> bool:
+        """Whether `look_ahead` is wanted before an epoch."""
+        return False
+
+    def look_ahead(self, probe: Probe) -> None:
+        """Learn from the gradients of training and validation utterances; see `look_ahead.Probe`."""
 
     def state_dict(self) -> dict[str, Any]:
         """State to checkpoint, as JSON."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        ...
-
-
-class Stateless:
-    """Base of weightings that keep nothing between batches."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing to keep."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        """Restore what `state_dict` returned."""
 
 
 def convex(alpha: Tensor, **log: float) -> Weights:

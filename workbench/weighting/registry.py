@@ -43,6 +43,11 @@ def parse_settings(options: dict[str, Any]) -> BaseModel:
         raise UserError(f"weighting {options.get('name')!r}: {where} is {first['input']!r}; {first['msg']}") from None
 
 
+def needs_uncertainty(options: dict[str, Any]) -> bool:
+    """Whether the teacher's uncertainty must be measured for a system: its file says NEEDS_UNCERTAINTY = True."""
+    return bool(getattr(_module(str(options.get("name", "fixed"))), "NEEDS_UNCERTAINTY", False))
+
+
 def build_weighting(options: dict[str, Any], statistics: TeacherStatistics) -> Weighting:
     """Build the system that a recipe names."""
     weighting: Weighting = _module(str(options.get("name", "fixed"))).build(parse_settings(options), statistics)

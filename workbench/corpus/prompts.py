@@ -1,18 +1,17 @@
-"""Build the built-in corpus of telephone prompts from Debian's packages.
+"""The built-in corpora of telephone prompts, built from Debian's packages.
 
-    python scripts/build_prompts.py --language en --output workbench/corpus/prompts-en
-
-Downloads asterisk-core-sounds-LANG-g722 (audio) and asterisk-core-sounds-LANG (transcripts) with `apt-get download`,
-unpacks them without root, encodes each prompt as 16 kHz mono Opus, and writes the manifest with its fixed split.
-Needs a Debian or Ubuntu machine; the result ships in the package, so users never run this.
+asterisk-core-sounds-LANG-g722 (audio) and asterisk-core-sounds-LANG (transcripts) are downloaded with `apt-get download`,
+which checks their signatures, unpacked without root, encoded as 16 kHz mono Opus, and given the manifest with its fixed
+split. Needs a Debian or Ubuntu machine. English ships in the package, and was built by this.
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
+import logging
 import re
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -21,33 +20,46 @@ import av
 
 from workbench.audio import SAMPLE_RATE, decode
 from workbench.corpus.split import split_of
-from workbench.errors import UserError
+from workbench.errors import UserError, nearest
 from workbench.files import atomic_folder
 from workbench.scoring import normalize
 
+log = logging.getLogger("workbench")
+LANGUAGES = ("en", "es", "fr", "it", "ru")
 BIT_RATE = 40_000
 SHORTEST, LONGEST = 0.3, 30.0  # seconds
 
 
-def main() -> None:
-    """Parse arguments and build one language."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--language", default="en")
-    parser.add_argument("--output", type=Path, default=Path("workbench/corpus/prompts-en"))
-    args = parser.parse_args()
+def build_prompts(language: str, output: Path) -> Path:
+    """Build one language's corpus in `output`; a folder that is there already is left alone.
+
+    Raises:
+        UserError: another language, no apt-get or dpkg-deb here, or the packages cannot be downloaded.
+    """
+    if language not in LANGUAGES:
+        raise UserError(f"--language {language!r}{nearest(language, LANGUAGES)}")
+    if (output / "manifest.jsonl").is_file():
+        log.info("%s is there already", output)
+        return output
+    for tool in ("apt-get", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            raise UserError(f"{tool} is not here; build the corpus on Debian or Ubuntu and copy the folder")
     with tempfile.TemporaryDirectory() as temporary:
-        unpacked = unpack(args.language, Path(temporary))
-        with atomic_folder(args.output) as folder:
-            build(unpacked, args.language, folder)
-    print(f"wrote {args.output}")
+        unpacked = unpack(language, Path(temporary))
+        with atomic_folder(output) as folder:
+            build(unpacked, language, folder)
+    return output
 
 
 def unpack(language: str, folder: Path) -> Path:
     """Fetch and unpack both packages; returns the folder they were unpacked to."""
     packages = [f"asterisk-core-sounds-{language}-g722", f"asterisk-core-sounds-{language}"]
-    subprocess.run(["apt-get", "download", *packages], cwd=folder, check=True)
+    done = subprocess.run(["apt-get", "download", *packages], cwd=folder, capture_output=True, text=True, check=False)  # noqa: S607
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"apt-get download {' '.join(packages)}: {said}; run `apt-get update`, or check the network")
     for deb in folder.glob("*.deb"):
-        subprocess.run(["dpkg-deb", "-x", deb.name, "unpacked"], cwd=folder, check=True)
+        subprocess.run(["dpkg-deb", "-x", deb.name, "unpacked"], cwd=folder, check=True)  # noqa: S607
     return folder / "unpacked"
 
 
@@ -92,12 +104,12 @@ def build(unpacked: Path, language: str, folder: Path) -> None:
     (folder / "LICENSE").write_bytes(copyright_file.read_bytes())
     for split in ("train", "validation", "test"):
         part = [row for row in manifest if row["split"] == split]
-        print(f"{split}: {len(part)} clips, {sum(float(str(row['duration'])) for row in part):.0f} s")
+        log.info("%s: %d clips, %.0f s", split, len(part), sum(float(str(row["duration"])) for row in part))
 
 
 def transcripts(content: bytes) -> list[tuple[str, str]]:
     """Pairs of prompt name and transcript from Asterisk's `name: text` list; `;` starts a comment."""
-    lines = [line for line in content.decode("utf-8").splitlines() if line.strip() and not line.startswith(";")]
+    lines = [line for line in content.decode("utf-8-sig").splitlines() if line.strip() and not line.startswith(";")]
     pairs = [line.split(":", 1) for line in lines]
     if bad := [pair for pair in pairs if len(pair) != 2]:
         raise UserError(f"transcript list: {bad[0]!r} is not 'name: text'")
@@ -114,7 +126,3 @@ def encode(source: Path, target: Path) -> None:
             for piece in resampler.resample(frame):
                 out.mux(stream.encode(piece))
         out.mux(stream.encode(None))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,95 @@
+"""A corpus with wrong transcripts on purpose, to see what a method makes of noisy labels.
+
+Only the training split is touched. Which utterances were corrupted is recorded beside the manifest, in corrupted.jsonl, with
+both texts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from workbench.corpus.utterance import Utterance
+from workbench.errors import UserError
+from workbench.files import atomic_folder
+
+RECORD = "corrupted.jsonl"
+WORDS_REPLACED = 0.5  # of an utterance, at least one
+
+
+def corrupt(utterances: Sequence[Utterance], share: float, how: str, seed: int) -> list[Utterance]:
+    """Give a share of the training utterances another transcript.
+
+    Args:
+        utterances: of all splits; those of the others come back as they are.
+        share: of the training utterances, in (0, 1).
+        how: `exchange` deals their transcripts out among themselves so that none keeps its own text; `words` replaces half
+            the words of each by words of the training texts.
+        seed: decides which and how.
+
+    Raises:
+        UserError: the share is out of range, or the texts cannot be exchanged because nearly all are alike.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"--corrupt {share:g}: expected a share between 0 and 1, such as 0.4")
+    generator = np.random.default_rng(seed)
+    training = [i for i, u in enumerate(utterances) if u.split == "train"]
+    chosen = sorted(generator.choice(training, round(share * len(training)), replace=False).tolist())
+    texts = [utterances[i].text for i in chosen]
+    if how == "exchange":
+        new = _exchanged(texts, generator)
+    else:
+        words = [word for i in training for word in utterances[i].text.split()]
+        new = [_replaced(text, words, generator) for text in texts]
+    out = list(utterances)
+    for i, text in zip(chosen, new, strict=True):
+        out[i] = replace(out[i], text=text)
+    return out
+
+
+def write_corrupted(utterances: Sequence[Utterance], share: float, how: str, seed: int, output: Path) -> Path:
+    """Write the corrupted corpus as a folder with manifest.jsonl and corrupted.jsonl; the audio stays where it is."""
+    wrong = corrupt(utterances, share, how, seed)
+    if any(not isinstance(u.audio, Path) for u in utterances):
+        raise UserError("--corrupt: the corpus holds no audio files of its own; write it as a manifest first")
+    rows = [
+        {"id": u.id, "audio": str(Path(str(u.audio)).resolve()), "text": u.text, "duration": u.seconds, "language": u.language,
+         "split": u.split} for u in wrong
+    ]  # fmt: skip
+    record = [
+        {"id": new.id, "text": new.text, "was": old.text}
+        for old, new in zip(utterances, wrong, strict=True)
+        if old.text != new.text
+    ]
+    with atomic_folder(output) as folder:
+        for name, lines in (("manifest.jsonl", rows), (RECORD, record)):
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            (folder / name).write_text(text, encoding="utf-8")
+    return output
+
+
+def _exchanged(texts: list[str], generator: np.random.Generator) -> list[str]:
+    for _ in range(1000):
+        order = generator.permutation(len(texts))
+        same = [i for i in range(len(texts)) if texts[order[i]] == texts[i]]
+        for i in same:  # swap what stayed with any that makes both differ
+            for j in generator.permutation(len(texts)).tolist():
+                if texts[order[j]] != texts[i] and texts[order[i]] != texts[j]:
+                    order[i], order[j] = order[j], order[i]
+                    break
+        if all(texts[order[i]] != texts[i] for i in range(len(texts))):
+            return [texts[i] for i in order]
+    raise UserError("--corrupt: the transcripts are too much alike to be exchanged; use --how words")
+
+
+def _replaced(text: str, words: Sequence[str], generator: np.random.Generator) -> str:
+    said = text.split()
+    for i in generator.choice(len(said), max(1, round(WORDS_REPLACED * len(said))), replace=False).tolist():
+        others = [word for word in words if word.lower() != said[i].lower()]
+        if others:
+            said[i] = others[int(generator.integers(len(others)))]
+    return " ".join(said)

@@ -1,0 +1,105 @@
+"""Distillation losses between a student and what a teacher says, of each label; pure functions of tensors.
+
+A teacher's word is either its full logits or its k largest with all other tokens as one bucket. Every divergence here but
+`logit_mse` is an f-divergence, which merging tokens into a bucket can only lower: with a bucket each is a lower bound of the
+one over the full vocabulary (our interpretation: the sources keep full logits).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workbench.objectives import cross_entropy
+from workbench.recipe import DivergenceRecipe
+from workbench.token_losses import token_losses
+
+SMALLEST = torch.finfo(torch.float32).eps  # of a bucket's probability, before its logarithm
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """What a teacher says at each label."""
+
+    ids: Tensor | None  # int64 [labels, k]: its likeliest tokens; None: `logits` are of the whole vocabulary
+    logits: Tensor  # [labels, k] or [labels, vocabulary], before the temperature
+    log_normalizer: Tensor  # [labels]: logsumexp of its full logits / temperature
+
+    @classmethod
+    def full(cls, logits: Tensor, temperature: float) -> SoftTargets:
+        """From logits of the whole vocabulary [labels, vocabulary]."""
+        detached = logits.detach().float()
+        return cls(None, detached, (detached / temperature).logsumexp(-1))
+
+
+def losses(
+    logits: Tensor, labels: Tensor, targets: SoftTargets, divergence: DivergenceRecipe, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Task and distillation loss of each label, in fp32, differentiable in the student's logits.
+
+    Args:
+        logits: the student's [labels, vocabulary].
+        labels: int64 [labels].
+        targets: what the teacher says there.
+        divergence: which distillation loss.
+        temperature: tau.
+
+    Returns:
+        Cross-entropy [labels] and tau^2 * divergence [labels].
+    """
+    if divergence.name == "forward_kl" and targets.ids is not None:
+        return token_losses(logits, labels, targets.ids, targets.logits, targets.log_normalizer, temperature)
+    return cross_entropy(logits, labels), distillation(logits, targets, divergence, temperature)
+
+
+def distillation(logits: Tensor, targets: SoftTargets, divergence: DivergenceRecipe, temperature: float) -> Tensor:
+    """tau^2 * divergence of each label; of `logit_mse` the squared error itself. logits: [labels, vocabulary] -> [labels]"""
+    if divergence.name == "logit_mse":
+        return logit_mse(logits, targets, divergence.teacher_scale)
+    log_p, log_q = log_buckets(logits, targets, temperature)
+    return temperature**2 * between(log_p, log_q, divergence)
+
+
+def between(log_p: Tensor, log_q: Tensor, divergence: DivergenceRecipe) -> Tensor:
+    """Divergence of the student's q from the teacher's p. log_p, log_q: [labels, buckets] -> [labels]
+
+    forward_kl: KL(p || q). reverse_kl: KL(q || p) (MiniLLM, arXiv 2306.08543).
+    jsd: beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q (GKD, arXiv 2306.13649).
+    skew_kl: KL(p || alpha p + (1 - alpha) q). skew_reverse_kl: KL(q || alpha q + (1 - alpha) p) (DistiLLM, arXiv 2402.03898).
+    """
+    p, q = log_p.exp(), log_q.exp()
+    if divergence.name == "forward_kl":
+        return _kl(p, log_p, log_q)
+    if divergence.name == "reverse_kl":
+        return _kl(q, log_q, log_p)
+    if divergence.name == "skew_kl":
+        return _kl(p, log_p, (divergence.alpha * p + (1 - divergence.alpha) * q).log())
+    if divergence.name == "skew_reverse_kl":
+        return _kl(q, log_q, (divergence.alpha * q + (1 - divergence.alpha) * p).log())
+    log_m = (divergence.beta * p + (1 - divergence.beta) * q).log()
+    return divergence.beta * _kl(p, log_p, log_m) + (1 - divergence.beta) * _kl(q, log_q, log_m)
+
+
+def log_buckets(logits: Tensor, targets: SoftTargets, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of teacher and student over the same buckets. -> twice [labels, k + 1] or [labels, vocabulary]"""
+    log_q = F.log_softmax(logits.float() / temperature, -1)
+    log_p = targets.logits.float() / temperature - targets.log_normalizer[:, None]
+    if targets.ids is not None:
+        log_q = log_q.gather(-1, targets.ids)
+        log_p, log_q = (
+            torch.cat([x, (1 - x.exp().sum(-1, keepdim=True)).clamp(min=SMALLEST).log()], -1) for x in (log_p, log_q)
+        )
+    return log_p.clamp(min=-80), log_q.clamp(min=-80)  # exp of less is 0 in fp32, and 0 * inf is no number
+
+
+def logit_mse(logits: Tensor, targets: SoftTargets, teacher_scale: float = 1.0) -> Tensor:
+    """Mean squared error of the raw logits the teacher gave, its own times `teacher_scale`. [labels, vocabulary] -> [labels]"""
+    ours = logits.float() if targets.ids is None else logits.float().gather(-1, targets.ids)
+    return (ours - teacher_scale * targets.logits.float()).square().mean(-1)
+
+
+def _kl(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+    return (p * (log_p - log_q)).sum(-1)

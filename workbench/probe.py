@@ -1,0 +1,109 @@
+"""The student's hidden states and residuals on training and validation utterances, for a weighting that looks ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from workbench.corpus import Utterance
+from workbench.data import Batch
+from workbench.evaluate import EncodedClips
+from workbench.families.protocol import Family
+from workbench.look_ahead import Held, Probed
+from workbench.step import Moment, Objective, token_losses_of
+
+VALIDATION_LABELS = 128  # of one look-ahead; its cost is in proportion to them
+
+
+class StudentProbe:
+    """Implements `look_ahead.Probe` for a Whisper whose last layer is its tied projection."""
+
+    def __init__(
+        self,
+        model: Any,
+        family: Family,
+        batches: Iterable[Batch],
+        audio: Any,
+        validation: EncodedClips,
+        objective: Objective,
+        moment: Moment,
+        gather: Any,
+    ) -> None:
+        """Bind what is needed.
+
+        Args:
+            model: the student.
+            family: runs it.
+            batches: this process's training micro-batches, on any device.
+            audio: gives what the student hears of a batch, features or frozen states, and whether they are states.
+            validation: the validation utterances as the student's encoder hears them.
+            objective: the stage's losses.
+            moment: when in the stage.
+            gather: joins the processes' dictionaries.
+        """
+        self.model, self.family, self.batches, self.audio = model, family, batches, audio
+        self.validation, self.objective, self.moment, self.gather = validation, objective, moment, gather
+        self.device = next(model.parameters()).device
+
+    def pairs(self) -> Iterator[tuple[Probed, Held]]:
+        """Training micro-batches, the validation utterances going round."""
+        turns = self._held_in_turn()
+        for batch in self.batches:
+            if batch.real:
+                yield self._probed(batch.to(self.device)), next(turns)
+
+    def gathered(self, found: dict[str, Any]) -> dict[str, Any]:
+        """The entries of all processes."""
+        joined: dict[str, Any] = self.gather(found)
+        return joined
+
+    def _probed(self, batch: Batch) -> Probed:
+        with torch.no_grad():
+            audio, encoded = self.audio(batch)
+            states = audio if encoded else self.family.encode(self.model, audio, batch.heard)
+            hidden = self.family.hidden(self.model, states, batch.tokens, batch.labelled, batch.heard)
+            logits = self.model.proj_out(hidden).float()
+        logits.requires_grad_()
+        # a label's loss depends on its own logits alone, so one backward pass gives every label's residual
+        task, by_teacher = token_losses_of(logits, batch, self.objective, self.moment)
+        residuals = [torch.autograd.grad(row.sum(), logits, retain_graph=True)[0] for row in (task, *by_teacher)]
+        return Probed(batch.ids, hidden, torch.stack(residuals), batch.owner)
+
+    def _held_in_turn(self) -> Iterator[Held]:
+        made: list[Held] = []
+        for group in _groups(self.validation, self.family):
+            held = self._held(group)
+            made.append(held)
+            yield held
+        while True:
+            yield from made
+
+    @torch.no_grad()
+    def _held(self, group: Sequence[int]) -> Held:
+        utterances: list[Utterance] = [self.validation.utterances[i] for i in group]
+        tokens = self.family.tokens([u.text for u in utterances], [u.language for u in utterances]).to(self.device)
+        states, heard = self.validation.padded(self.model, group)
+        hidden = self.family.hidden(self.model, states, tokens, None, heard)
+        counts = (tokens.labels >= 0).sum(1)
+        weight = (1.0 / (counts * len(group))).repeat_interleave(counts)
+        labels = tokens.labels[tokens.labels >= 0]
+        return Held(hidden, self.model.proj_out(hidden), labels, weight)
+
+
+def _groups(validation: EncodedClips, family: Family) -> Iterator[list[int]]:
+    """Validation utterances, so many together as have at most VALIDATION_LABELS labels."""
+    group: list[int] = []
+    labels = 0
+    # in the order of their ids, which mixes lengths and speakers
+    for i in sorted(range(len(validation.utterances)), key=lambda i: validation.utterances[i].id):
+        utterance = validation.utterances[i]
+        count = int((family.tokens([utterance.text], [utterance.language]).labels >= 0).sum())
+        if group and labels + count > VALIDATION_LABELS:
+            yield group
+            group, labels = [], 0
+        group.append(i)
+        labels += count
+    if group:
+        yield group

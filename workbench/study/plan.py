@@ -1,0 +1,117 @@
+"""What a study consists of, read from its YAML file."""
+
+from __future__ import annotations
+
+import copy
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from workbench.errors import UserError, nearest
+from workbench.recipe import Recipe, Section, load_recipe, override, parse_recipe
+
+
+class Study(Section):
+    """A study's file. Arms and students are overrides of the recipe, written as on the command line of `distill`."""
+
+    output: Path = Field(description="folder of the study")
+    prepare: Path | None = Field(
+        None,
+        description="recipe, beside the study's file, whose student is every arm's initial one; studies may share it",
+    )
+    recipe: dict[str, Any] = Field(description="what all arms share; output, corpus and seed are the study's")
+    corpora: list[str] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+    students: dict[str, dict[str, Any]] = Field(default={"student": {}}, min_length=1)
+    arms: dict[str, dict[str, Any]] = Field(min_length=1)
+    baseline: str = "fixed_kd"
+    split: Literal["validation", "test"] = "test"
+    keep_students: bool = Field(False, description="keep every arm's student, about 200 MB each for Whisper base")
+
+    @model_validator(mode="after")
+    def _has_baseline(self) -> Study:
+        if self.baseline not in self.arms:
+            raise ValueError(f"baseline {self.baseline!r} is no arm{nearest(self.baseline, self.arms)}")
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study."""
+
+    student: str
+    corpus: str
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder inside the study's."""
+        return f"{self.student}/{Path(self.corpus).name or self.corpus}/{self.arm}/seed-{self.seed}"
+
+    def command(self, file: Path) -> str:
+        """The command that runs it alone, on any machine that sees the study's folder."""
+        options = ["--student", self.student, "--corpus", self.corpus, "--arm", self.arm, "--seed", str(self.seed)]
+        return shlex.join(["workbench", "study", str(file), *options])
+
+
+def load_study(path: Path) -> Study:
+    """Read a study; raises UserError in one line for whatever cannot be carried out, every arm's recipe included."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such study; the shipped ones are in recipes/studies/") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
+    try:
+        study = Study.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{path}: unknown key {field!r}{nearest(field, Study.model_fields)}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{path}: {field + ': ' if field else ''}{message[0].lower()}{message[1:]}") from None
+    if study.prepare is not None:
+        prepare = path.parent / study.prepare
+        load_recipe(prepare)
+        study = study.model_copy(update={"prepare": prepare})
+    for cell in cells(study):
+        arm_recipe(study, cell, str(path))
+    return study
+
+
+def cells(study: Study) -> list[Cell]:
+    """All runs, the baseline first and whole corpora after each other, so that an early table compares something."""
+    arms = sorted(study.arms, key=lambda name: name != study.baseline)
+    return [
+        Cell(student, corpus, arm, seed)
+        for student in study.students
+        for seed in study.seeds
+        for corpus in study.corpora
+        for arm in arms
+    ]
+
+
+def arm_recipe(study: Study, cell: Cell, where: str = "study") -> Recipe:
+    """The recipe of one run."""
+    content = copy.deepcopy(study.recipe)
+    content |= {"output": str(study.output / cell.name), "corpus": cell.corpus, "seed": cell.seed}
+    if study.prepare is not None:
+        content.setdefault("student", {})["initial"] = str(initial_student(study))
+    for overrides in (study.students[cell.student], study.arms[cell.arm]):
+        for key, value in overrides.items():
+            override(content, key, copy.deepcopy(value), f"{where}: arm {cell.arm!r}")
+    return parse_recipe(content, f"{where}: arm {cell.arm!r}")
+
+
+def initial_student(study: Study) -> Path:
+    """Where the prepared student is."""
+    assert study.prepare is not None  # noqa: S101  asked for only where it is
+    return load_recipe(study.prepare).output / "student"

@@ -1,0 +1,240 @@
+"""What a study came to: one table, JSON with the raw transcripts beside it, and a plot."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.errors import UserError
+from workbench.files import atomic_path, read_json, write_json, write_text
+from workbench.host import describe_host
+from workbench.scoring import Compared, bootstrap_over_seeds
+from workbench.study.arm import teacher_file
+from workbench.study.plan import Cell, Study
+from workbench.study.runner import result_file
+
+POOLED = "mean of the corpora"
+
+
+def collect(study: Study, chosen: list[Cell], command: str) -> dict[str, Any]:
+    """Compare every arm with the baseline on the same clips and seeds, as far as their runs are done.
+
+    The interval is a paired bootstrap over clips and seeds: both are drawn anew in each resample, the same ones for both arms.
+
+    Raises:
+        UserError: no run is done yet.
+    """
+    found = {
+        cell: read_json(result_file(study, cell), "a result") for cell in chosen if result_file(study, cell).is_file()
+    }
+    if not found:
+        raise UserError(f"{study.output}: no run of the study is done yet")
+    arms = []
+    for student, corpus in dict.fromkeys((c.student, c.corpus) for c in found):
+        base = _of(found, student, corpus, study.baseline)
+        for arm in study.arms:
+            own = _of(found, student, corpus, arm)
+            if own:
+                arms.append(_summary(study, arm, student, corpus, own, base))
+    teachers = [read_json(teacher_file(study, c), "the teacher's transcripts") for c in study.corpora
+                if teacher_file(study, c).is_file()]  # fmt: skip
+    for student in dict.fromkeys(c.student for c in found):
+        for arm in study.arms:
+            arms += _pooled(study, arm, student, found)
+    hosts = {json.dumps(result["host"], sort_keys=True) for result in found.values()}
+    return {
+        "schema": 1,
+        "split": study.split,
+        "baseline": study.baseline,
+        "teacher": [{key: t[key] for key in ("name", "corpus", "wer", "cer", "loops")} for t in teachers],
+        "arms": arms,
+        "runs": f"{len(found)} of {len(chosen)}",
+        "command": command,
+        "host": json.loads(sorted(hosts)[0]) if len(hosts) == 1 else [json.loads(h) for h in sorted(hosts)],
+        "collected_on": describe_host(),
+    }
+
+
+def _of(found: dict[Cell, Any], student: str, corpus: str, arm: str) -> dict[int, Any]:
+    return {c.seed: r for c, r in found.items() if (c.student, c.corpus, c.arm) == (student, corpus, arm)}
+
+
+def _summary(
+    study: Study, arm: str, student: str, corpus: str, own: dict[int, Any], base: dict[int, Any]
+) -> dict[str, Any]:
+    split = study.split
+    seeds = sorted(own)
+    row: dict[str, Any] = {
+        "name": arm,
+        "student": student,
+        "corpus": corpus,
+        "seeds": seeds,
+        "wer": [own[s][split]["wer"] for s in seeds],
+        "cer": [own[s][split]["cer"] for s in seeds],
+        "loops": [own[s][split]["loops"] for s in seeds],
+        "validation_wer": [own[s]["validation"]["wer"] for s in seeds],
+        "validation_cer": [own[s]["validation"]["cer"] for s in seeds],
+        "seconds": round(float(np.mean([own[s]["seconds"]["training"] for s in seeds])), 1),
+        "look_ahead_seconds": round(float(np.mean([own[s]["seconds"]["look_ahead"] for s in seeds])), 1),
+        "peak_mb": round(float(np.max([own[s]["peak_mb"] for s in seeds])), 1),
+    }
+    common = [s for s in seeds if s in base]
+    if teacher_file(study, corpus).is_file():
+        row["vs_teacher"] = _versus([_against_teacher(study, corpus, own)])
+    if arm != study.baseline and common:
+        row[f"vs_{study.baseline}"] = {**_versus([_compared(own, base, common, split)]), "seeds": common}
+    return row
+
+
+def _pooled(study: Study, arm: str, student: str, found: dict[Cell, Any]) -> list[dict[str, Any]]:
+    """An arm over all corpora whose every seed is done, for it and for the baseline; none if that is fewer than two."""
+    sides = []
+    for corpus in study.corpora:
+        own, base = (_of(found, student, corpus, name) for name in (arm, study.baseline))
+        if set(own) == set(base) == set(study.seeds):
+            sides.append((corpus, own, base))
+    if len(sides) < 2:
+        return []
+    split, seeds = study.split, sorted(study.seeds)
+
+    def mean(key: str) -> list[float]:
+        return [round(float(np.mean([own[s][split][key] for _, own, _ in sides])), 3) for s in seeds]
+
+    row = {
+        "name": arm,
+        "student": student,
+        "corpus": POOLED,
+        "corpora": [corpus for corpus, _, _ in sides],
+        "seeds": seeds,
+        "wer": mean("wer"),
+        "cer": mean("cer"),
+        "loops": mean("loops"),
+        "seconds": round(float(np.mean([own[s]["seconds"]["training"] for _, own, _ in sides for s in seeds])), 1),
+        "peak_mb": round(float(np.max([own[s]["peak_mb"] for _, own, _ in sides for s in seeds])), 1),
+    }
+    if all(teacher_file(study, corpus).is_file() for corpus, _, _ in sides):
+        row["vs_teacher"] = _versus([_against_teacher(study, corpus, own) for corpus, own, _ in sides])
+    if arm != study.baseline:
+        row[f"vs_{study.baseline}"] = _versus([_compared(own, base, seeds, split) for _, own, base in sides])
+    return [row]
+
+
+def _compared(own: dict[int, Any], base: dict[int, Any], seeds: list[int], split: str) -> Compared:
+    first = base[seeds[0]][split]
+    ours, theirs = ([side[s][split]["hypotheses"] for s in seeds] for side in (own, base))
+    return Compared(first["references"], ours, theirs, first["language"])
+
+
+def _against_teacher(study: Study, corpus: str, own: dict[int, Any]) -> Compared:
+    teacher = read_json(teacher_file(study, corpus), "the teacher's transcripts")
+    ours = [own[s][study.split]["hypotheses"] for s in sorted(own)]
+    return Compared(teacher["references"], ours, [teacher["hypotheses"]] * len(ours), teacher["language"])
+
+
+def _versus(corpora: list[Compared]) -> dict[str, Any]:
+    cer, wer = (bootstrap_over_seeds(corpora, unit) for unit in ("cer", "wer"))
+    return {
+        "delta_cer": cer["points"],
+        "interval": cer["ci"],
+        "relative_cer": round(100 * cer["relative"], 2),
+        "delta_wer": wer["points"],
+        "interval_wer": wer["ci"],
+    }
+
+
+def write(study: Study, chosen: list[Cell], results: dict[str, Any]) -> list[Path]:
+    """Write study.json, hypotheses.jsonl.gz and study.html into the study's folder; returns their paths."""
+    paths = [study.output / name for name in ("study.json", "hypotheses.jsonl.gz", "study.html")]
+    write_json(paths[0], results)
+    with atomic_path(paths[1]) as temporary, gzip.GzipFile(temporary, "wb", mtime=0) as file:
+        for cell in chosen:
+            path = result_file(study, cell)
+            if path.is_file():
+                split = read_json(path, "a result")[study.split]
+                row = {**cell.__dict__, **{key: split[key] for key in ("ids", "references", "hypotheses")}}
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+    write_text(paths[2], page(study, results))
+    return paths
+
+
+def print_table(study: Study, results: dict[str, Any]) -> None:
+    """The table in the terminal, lowest mean CER first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = ("arm", "WER %", "CER %", f"CER vs {study.baseline}", "95 % interval", "loops", "train s", "peak MB")
+    for teacher in results["teacher"]:
+        Console().print(
+            f"teacher {teacher['name']} on {teacher['corpus']}: WER {teacher['wer']:.2f} %, CER {teacher['cer']:.2f} %"
+        )
+    for student, corpus in dict.fromkeys((row["student"], row["corpus"]) for row in results["arms"]):
+        rows = [row for row in results["arms"] if (row["student"], row["corpus"]) == (student, corpus)]
+        table = Table(*columns, title=f"{corpus}, {student}: {results['split']}, mean of the seeds (lowest to highest)")
+        for row in sorted(rows, key=lambda row: float(np.mean(row["cer"]))):
+            table.add_row(*cells_of(study, row))
+        Console().print(table)
+
+
+def cells_of(study: Study, row: dict[str, Any]) -> list[str]:
+    """A row of the table as text."""
+    versus = row.get(f"vs_{study.baseline}")
+    return [
+        row["name"],
+        _spread(row["wer"]),
+        _spread(row["cer"]),
+        f"{versus['delta_cer']:+.2f}" if versus else "",
+        f"{versus['interval'][0]:+.2f} to {versus['interval'][1]:+.2f}" if versus else "",
+        f"{np.mean(row['loops']):.1f}",
+        f"{row['seconds']:.0f}",
+        f"{row['peak_mb']:.0f}",
+    ]
+
+
+def _spread(values: list[float]) -> str:
+    return f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def page(study: Study, results: dict[str, Any]) -> str:
+    """A self-contained page: CER of every arm and its difference from the baseline, with intervals."""
+    from plotly import graph_objects as go
+    from plotly.subplots import make_subplots
+
+    groups = list(dict.fromkeys((row["student"], row["corpus"]) for row in results["arms"]))
+    titles = [
+        f"{corpus}, {student}{what}" for student, corpus in groups for what in ("", f": CER minus {study.baseline}'s")
+    ]
+    figure = make_subplots(len(groups), 2, subplot_titles=titles, vertical_spacing=0.25 / max(len(groups), 1))
+    for number, group in enumerate(groups, 1):
+        rows = [row for row in results["arms"] if (row["student"], row["corpus"]) == group]
+        rows.sort(key=lambda row: -float(np.mean(row["cer"])))
+        names = [row["name"] for row in rows]
+        means = [float(np.mean(row["cer"])) for row in rows]
+        figure.add_trace(
+            go.Bar(x=means, y=names, orientation="h", marker_color="#7a9cc6", name="mean CER %"), number, 1
+        )
+        seeds = [(value, row["name"]) for row in rows for value in row["cer"]]
+        points = {"mode": "markers", "marker": {"color": "#333", "size": 5}, "name": "each seed"}
+        figure.add_trace(go.Scatter(x=[x for x, _ in seeds], y=[y for _, y in seeds], **points), number, 1)
+        compared = [row for row in rows if f"vs_{study.baseline}" in row]
+        versus = [row[f"vs_{study.baseline}"] for row in compared]
+        bars = {
+            "type": "data",
+            "symmetric": False,
+            "array": [v["interval"][1] - v["delta_cer"] for v in versus],
+            "arrayminus": [v["delta_cer"] - v["interval"][0] for v in versus],
+        }
+        marks = go.Scatter(
+            x=[v["delta_cer"] for v in versus], y=[row["name"] for row in compared], error_x=bars, mode="markers",
+            marker={"color": "#b5523b", "size": 8}, name="difference, 95 %",
+        )  # fmt: skip
+        figure.add_trace(marks, number, 2)
+        figure.add_vline(x=0, line_dash="dot", row=number, col=2)
+    height = 90 + sum(60 + 26 * len(study.arms) for _ in groups)
+    title = f"{study.output.name}: {results['split']} split, {results['runs']} runs"
+    figure.update_layout(height=height, showlegend=False, template="plotly_white", title=title)
+    html: str = figure.to_html(include_plotlyjs=True, full_html=True)
+    return html

@@ -1,0 +1,46 @@
+"""Annealing-KD (Jafari et al., EACL 2021, arXiv 2104.07163): first the teacher's logits, louder and louder; then the labels.
+
+Phase 1 is MSE(z_s, z_t * T / T_max) with T rising from 1 to T_max in equal parts of the phase, phase 2 cross-entropy.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from workbench.recipe import DivergenceRecipe
+from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, Weights, full_like
+
+
+class Settings(BaseModel):
+    """Options of Annealing-KD."""
+
+    model_config = ConfigDict(extra="forbid")
+    phase1: float = Field(0.7, ge=0, le=1, description="[our interpretation] share of the stage spent in phase 1")
+    levels: int = Field(7, ge=1, description="T_max: steps in which the teacher's logits rise to their full size")
+
+
+class AnnealingKD(Weighting):
+    """Distillation alone, then the labels alone."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def scale(self, progress: float) -> float:
+        """Factor of the teacher's logits, T / T_max."""
+        share = progress / self.settings.phase1 if self.settings.phase1 else 1.0
+        return min(int(share * self.settings.levels) + 1, self.settings.levels) / self.settings.levels
+
+    def divergence(self, chosen: DivergenceRecipe, progress: float) -> DivergenceRecipe:
+        """Mean squared error of the logits, which is part of the method."""
+        return DivergenceRecipe(name="logit_mse", teacher_scale=self.scale(progress))
+
+    def __call__(self, evidence: Evidence) -> Weights:
+        """Weigh by phase alone."""
+        alpha = float(evidence.progress < self.settings.phase1)
+        log = {"alpha_mean": alpha, "teacher_scale": self.scale(evidence.progress)}
+        return Weights(full_like(evidence.task, 1 - alpha), full_like(evidence.task, alpha), log)
+
+
+def build(settings: Settings, statistics: TeacherStatistics) -> AnnealingKD:
+    """Build from a recipe's options."""
+    return AnnealingKD(settings)

@@ -1,0 +1,100 @@
+"""ASKD, adaptive self-knowledge distillation (ASKD-Whisper, arXiv 2601.19919).
+
+Published is the idea: the dependence on the teacher falls during training, then the student teaches itself, which acts as a
+regulariser. Schedule, self-teacher and losses were not found; all of them here are our interpretation, and options.
+
+Phase 1, a share of the stage: (1 - a) * task + a * distillation with a falling from w0 to w1. Phase 2: the teacher is out,
+and distillation is from the student itself with the weight `self_weight`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from workbench.weighting.protocol import (
+    Evidence,
+    SelfTeacherPlan,
+    TeacherStatistics,
+    Weighting,
+    Weights,
+    convex,
+    full_like,
+)
+
+
+class Settings(BaseModel):
+    """Options of ASKD, all our interpretation."""
+
+    model_config = ConfigDict(extra="forbid")
+    phase1: float = Field(0.7, ge=0, le=1, description="share of the stage with the teacher")
+    w0: float = Field(0.9, ge=0, le=1, description="weight of the teacher at the start")
+    w1: float = Field(0.1, ge=0, le=1, description="weight of the teacher at the end of phase 1")
+    decay: Literal["linear", "cosine", "exponential"] = "cosine"
+    self_teacher: Literal["ema", "snapshot", "previous_epoch", "intermediate"] = "ema"
+    self_weight: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="weight of the self-teacher in phase 2; 0.3 by default, and for `intermediate` a ramp from 0.3 to 0.7",
+    )
+    ema_decay: float = Field(0.99, gt=0, lt=1)
+    layer: int = Field(0, ge=0, description="of `intermediate`: number of the decoder layer that the last one teaches")
+    temperature: float = Field(1.0, gt=0, description="of the self-teacher")
+
+
+class ASKD(Weighting):
+    """A weight that falls with time, then the student's own word."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @property
+    def self_teacher(self) -> SelfTeacherPlan | None:
+        """The self of phase 2, if there is a phase 2."""
+        chosen = self.settings
+        if chosen.phase1 >= 1:
+            return None
+        return SelfTeacherPlan(chosen.self_teacher, chosen.ema_decay, chosen.layer, chosen.temperature)
+
+    def teaches_itself(self, progress: float) -> bool:
+        """Phase 2 has begun."""
+        return progress >= self.settings.phase1 and self.settings.phase1 < 1
+
+    def teacher_weight(self, progress: float) -> float:
+        """Weight a in phase 1: w0 at its start, w1 at its end."""
+        w0, w1 = self.settings.w0, self.settings.w1
+        share = min(progress / self.settings.phase1, 1.0) if self.settings.phase1 else 1.0
+        if self.settings.decay == "linear":
+            return w0 + (w1 - w0) * share
+        if self.settings.decay == "cosine":
+            return w1 + (w0 - w1) * (1 + math.cos(math.pi * share)) / 2
+        # exponential towards zero has no way of ending at it
+        floor = 1e-3
+        return float(max(w0, floor) * (max(w1, floor) / max(w0, floor)) ** share)
+
+    def self_weight(self, progress: float) -> float:
+        """Weight of the self-teacher in phase 2.
+
+        For `intermediate` it rises with phase 2 as min(max((e - 1) / (E - 1), 0.3), 0.7), the schedule of a third party's
+        CTC self-distillation.
+        """
+        if self.settings.self_weight is not None:
+            return self.settings.self_weight
+        if self.settings.self_teacher != "intermediate":
+            return 0.3
+        share = (progress - self.settings.phase1) / max(1 - self.settings.phase1, 1e-9)
+        return min(max(share, 0.3), 0.7)
+
+    def __call__(self, evidence: Evidence) -> Weights:
+        """Weigh every utterance alike, by the time."""
+        itself = self.teaches_itself(evidence.progress)
+        alpha = self.self_weight(evidence.progress) if itself else self.teacher_weight(evidence.progress)
+        return convex(full_like(evidence.task, alpha), self_teaching=float(itself))
+
+
+def build(settings: Settings, statistics: TeacherStatistics) -> ASKD:
+    """Build from a recipe's options."""
+    return ASKD(settings)

@@ -1,0 +1,30 @@
+"""Conditional teacher-student learning (Meng et al., ICASSP 2019, arXiv 1904.12399): the teacher only where it is right.
+
+At each label the student learns from the teacher if the teacher's likeliest token is the label, from the label otherwise.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, Weights
+
+
+class Settings(BaseModel):
+    """Conditional teacher-student learning has no options."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Conditional(Weighting):
+    """Token by token, one of the two losses."""
+
+    def __call__(self, evidence: Evidence) -> Weights:
+        """Choose a loss for each label."""
+        right = evidence.teacher_right.float()  # [labels]
+        return Weights(1 - right, right, {"alpha_mean": float(right.mean())}, by_token=True)
+
+
+def build(settings: Settings, statistics: TeacherStatistics) -> Conditional:
+    """Build from a recipe's options."""
+    return Conditional()

@@ -1,0 +1,63 @@
+"""Homoscedastic uncertainty weighting (Kendall et al., CVPR 2018, arXiv 1705.07115): both losses' noise is learnt.
+
+    L = exp(-s) * l + s / 2 + exp(-v) * d + v / 2,   s and v learnt by gradient descent beside the student
+
+(for classification likelihoods; s and v are log-variances). Not instance-level: all utterances of a step share s and v.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, Weights, full_like
+
+
+class Settings(BaseModel):
+    """Options of homoscedastic weighting."""
+
+    model_config = ConfigDict(extra="forbid")
+    learning_rate: float = Field(0.02, gt=0, description="[our interpretation] of both log-variances, plain SGD")
+
+
+class Homoscedastic(Weighting):
+    """One factor a loss, learnt."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.log_variances = [0.0, 0.0]  # of task and distillation
+        self._seen: list[Tensor] = []
+
+    def __call__(self, evidence: Evidence) -> Weights:
+        """Weigh every utterance alike, by the learnt precisions."""
+        losses = torch.stack([evidence.task.float(), evidence.distillation.float(), torch.ones_like(evidence.task)])
+        self._seen.append(losses.sum(1))
+        task, distillation = (math.exp(-s) for s in self.log_variances)
+        log = {"task_weight": task, "distillation_weight": distillation}
+        return Weights(full_like(evidence.task, task), full_like(evidence.task, distillation), log)
+
+    def stepped(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Descend: dL/ds = 1/2 - exp(-s) * mean loss of the whole step."""
+        *sums, count = total(torch.stack(self._seen).sum(0)).tolist()
+        self._seen = []
+        for i, loss in enumerate(sums):
+            slope = 0.5 - math.exp(-self.log_variances[i]) * loss / max(count, 1.0)
+            self.log_variances[i] -= self.settings.learning_rate * slope
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both log-variances."""
+        return {"log_variances": self.log_variances}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        self.log_variances = list(state["log_variances"])
+
+
+def build(settings: Settings, statistics: TeacherStatistics) -> Homoscedastic:
+    """Build from a recipe's options."""
+    return Homoscedastic(settings)

@@ -1,0 +1,44 @@
+"""Fixed-weight distillation that leans less on the teacher where the teacher is unsure of itself.
+
+The teacher's decoder runs several times with dropout (Gal and Ghahramani 2016, arXiv 1506.02142); an utterance's uncertainty
+u_i is the mean, over its labels, of the mutual information between prediction and dropout mask (workbench/uncertainty.py).
+
+    a_i = alpha * exp(-u_i / mean(u))        [our interpretation: the sources weigh by uncertainty in many ways]
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, Weights, convex
+
+NEEDS_UNCERTAINTY = True  # read by the registry: the teacher's is measured before training
+
+
+class Settings(BaseModel):
+    """Options of uncertainty weighting."""
+
+    model_config = ConfigDict(extra="forbid")
+    alpha: float = Field(1.0, ge=0, le=1, description="weight of distillation where the teacher is certain")
+
+
+class MCDropout(Weighting):
+    """Weights from the teacher's uncertainty, fixed over training."""
+
+    def __init__(self, settings: Settings, statistics: TeacherStatistics) -> None:
+        self.settings, self.uncertainty = settings, statistics.uncertainty or {}
+        self.mean = float(np.mean(list(self.uncertainty.values()) or [0.0])) or 1.0
+
+    def __call__(self, evidence: Evidence) -> Weights:
+        """Weigh each utterance by how sure the teacher is of it."""
+        alpha = [self.settings.alpha * math.exp(-self.uncertainty[name] / self.mean) for name in evidence.ids]
+        return convex(torch.tensor(alpha, device=evidence.task.device))
+
+
+def build(settings: Settings, statistics: TeacherStatistics) -> MCDropout:
+    """Build from a recipe's options."""
+    return MCDropout(settings, statistics)

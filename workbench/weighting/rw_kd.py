@@ -1,0 +1,47 @@
+"""RW-KD: sample-wise re-weighting of both losses by meta-learning (Lu et al., EMNLP Findings 2021).
+
+Our interpretation follows learning to re-weight (Ren et al. 2018, arXiv 1803.09050): from weights of zero, one step of the
+weights against d CE_validation / dw, clipped at zero, and normalised so that a micro-batch's weights have the mean 1 over
+its utterances. The gradients are those of the output projection alone, and weights are learnt before an epoch, not in every
+step (workbench/look_ahead.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from workbench.look_ahead import Held, LearntWeights, Probed, weight_gradients
+from workbench.weighting.protocol import TeacherStatistics
+
+
+class Settings(BaseModel):
+    """Options of RW-KD."""
+
+    model_config = ConfigDict(extra="forbid")
+    first: int = Field(0, ge=0, description="epoch (from 0) before which weights are learnt first")
+    every: int = Field(1, ge=1, description="epochs between updates")
+
+
+class RWKD(LearntWeights):
+    """Weights that last until they are learnt anew, and owe nothing to their past."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings.first, settings.every)
+
+    def initial(self, name: str, losses: int) -> list[float]:
+        """Half the task loss, half the teachers'."""
+        return [0.5, *[0.5 / (losses - 1)] * (losses - 1)]
+
+    def improved(self, batch: Probed, held: Held, weights: Tensor) -> Tensor:
+        """What helps the validation utterances counts, in proportion; if nothing does, weights stay as they are."""
+        # at weights of zero the look-ahead does not move, so its size is a mere factor that normalising takes out
+        helpful = (-weight_gradients(batch, held, torch.zeros_like(weights), 1.0)).clamp(min=0)
+        total = helpful.sum()
+        return weights if total == 0 else helpful * (weights.shape[1] / total)
+
+
+def build(settings: Settings, statistics: TeacherStatistics) -> RWKD:
+    """Build from a recipe's options."""
+    return RWKD(settings)
