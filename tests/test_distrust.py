@@ -54,7 +54,7 @@ def test_the_command_shows_a_run_and_how_right_it_is(recipe, speech, tmp_path):
     distill(run)
     found = CliRunner().invoke(app, ["weights", str(run.output), "--worst", "3"], catch_exceptions=False)
     assert found.exit_code == 0
-    assert "3 corrupted labels" in found.output
+    assert "3 corrupted labels" in " ".join(found.output.split())
     page = (run.output / "weights.html").read_text()
     wrong = {json.loads(line)["id"] for line in (noisy / "corrupted.jsonl").read_text().splitlines()}
     assert page.count("<audio") == 3
