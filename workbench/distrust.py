@@ -22,7 +22,7 @@ from workbench.files import write_text
 from workbench.recipe import Recipe, load_recipe
 
 log = logging.getLogger("workbench")
-LAST_SHARE = 1 / 3  # of the steps, over which weights and losses are averaged for a ranking
+LAST_SHARE = 1 / 3  # of an utterance's visits, over which weights and losses are averaged for a ranking
 BINS = 5  # of difficulty
 EVEN = 1e-6  # weights that differ by less say nothing
 
@@ -45,14 +45,11 @@ class RunWeights:
         return str(self.recipe.stages[self.stage].weighting["name"])
 
     def late(self, column: str) -> dict[str, float]:
-        """Mean of a column over the last third of the steps, by utterance."""
-        step = self.columns["step"]
-        chosen = step >= step.max() - LAST_SHARE * (step.max() - step.min())
-        sums: dict[str, list[float]] = {}
-        for name, value, counts in zip(self.ids, self.columns[column], chosen, strict=True):
-            if counts:
-                sums.setdefault(name, []).append(value)
-        return {name: float(np.mean(values)) for name, values in sums.items()}
+        """Mean of a column over the last third of the times that an utterance was trained on, at least one."""
+        visits: dict[str, list[float]] = {}
+        for i in np.argsort(self.columns["step"], kind="stable"):
+            visits.setdefault(self.ids[i], []).append(float(self.columns[column][i]))
+        return {name: float(np.mean(v[-max(1, round(LAST_SHARE * len(v))) :])) for name, v in visits.items()}
 
     def distrust(self) -> tuple[dict[str, float], str]:
         """How little a label is trusted, by utterance, and what that was taken from.
