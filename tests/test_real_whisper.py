@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from workbench.scoring import score
 from workbench.teachers import resolve_teacher
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +127,23 @@ def test_the_second_source_is_the_same_teacher(teacher, cache, monkeypatch):
     for text in (" the theatre that there", " Das ist größer.", " 日本語 25 %"):
         ids = [Whisper(folder).tokenizer(text).input_ids for folder in (teacher, other)]
         assert ids[0] == ids[1]
+
+
+def test_a_narrow_student_with_learnt_weights_writes_the_same_in_every_client(tmp_path):
+    """Trained on the tokens its corpus needs, by look-ahead; saved, it is a Whisper like any other."""
+    from export.bundle import export_bundle
+    from export.verify import verify_bundle
+    from workbench.recipe import load_recipe
+    from workbench.train import distill
+
+    almkd = "stages.decoder.weighting={name: almkd, first: 0, every: 1, repeats: 2}"
+    short = ["limit=8", "stages.encoder.epochs=1", "stages.decoder.epochs=2", almkd]
+    more = ["student.decoder_layers=[0,5]", "student.vocabulary=corpus", f"output={tmp_path / 'run'}"]
+    student = distill(load_recipe(ROOT / "recipes" / "quickstart.yaml", [*short, *more]))
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert 1_000 < scores["student"]["vocabulary"] < 6_000
+    bundle = export_bundle(student, tmp_path / "bundle", ["fp32"])
+    clips = open_corpus("prompts-en", "validation", 4)
+    for client in verify_bundle(bundle, student, clips, "prompts-en validation")["clients"]:
+        if client["required"]:
+            assert client["tokens_equal"] == "4 of 4", client
