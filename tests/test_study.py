@@ -79,6 +79,7 @@ def test_a_study_runs_resumes_and_makes_its_table(study, tmp_path):
     assert len(transcripts[0]["hypotheses"]) == len(transcripts[0]["references"]) == 6
     page = (tmp_path / "study" / "study.html").read_text()
     assert "adakd" in page
+    assert (tmp_path / "study" / "study.md").read_text().count("\n|adakd|") == 1
     assert "https://cdn" not in page.split("plotly")[0]
     again = workbench(path, "--table")
     assert again.returncode == 0

@@ -8,28 +8,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from workbench import checkpoints
 from workbench.allocator import release_freed_memory
-from workbench.augment import mask_spectrum
 from workbench.checkpoints import Position
 from workbench.corpus.batching import StepPlan, padding_share, plan_steps
 from workbench.data import Batch, MicroBatches
-from workbench.divergences import SoftTargets
 from workbench.ema import MovingAverage
 from workbench.errors import UserError
 from workbench.evaluate import EncodedClips
 from workbench.memory import Peak, peak_of
-from workbench.on_policy import OnPolicy, own_losses
+from workbench.passes import Passes
 from workbench.probe import StudentProbe
 from workbench.progress import Progress
 from workbench.recipe import Stage
 from workbench.self_teacher import SelfTeacher
-from workbench.step import Moment, Objective, StepLosses, StepSize, Student, step_losses, weight_columns
+from workbench.sizing import parts_that_fit
+from workbench.step import Moment, Objective, StepSize, Student, weight_columns
 from workbench.weighting import TeacherStatistics, Weighting, build_weighting
 from workbench.windows import Window
 
@@ -37,8 +34,6 @@ if TYPE_CHECKING:
     from workbench.train import Distillation
 
 log = logging.getLogger("workbench")
-MEMORY_SHARE = 0.85  # of the free memory that the worst step may take
-MOST_PARTS = 64
 STEPS_BETWEEN_RELEASES = 100  # on a CPU, of memory that was freed
 
 
@@ -49,14 +44,13 @@ class StageLoop:
         self.run, self.number, self.name, self.stage, self.position = run, number, name, stage, position
         recipe, accelerator = run.recipe, run.accelerator
         self.rank, self.ranks = accelerator.process_index, accelerator.num_processes
-        self.module = student = Student(run.model, run.family, stage)
+        student = Student(run.model, run.family, stage)
         self.trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
         self.validation = EncodedClips(
             run.validation_set, run.family, recipe.margin.inference, frozen=student.encoder_frozen
         )
         self.objective: Objective | None = None
         self.itself: SelfTeacher | None = None
-        self.on_policy = run.on_policy.with_settings(stage.on_policy) if run.on_policy and stage.on_policy else None
         self.average = MovingAverage(run.model, recipe.ema) if recipe.ema else None
         wrapped: Any = torch.compile(student, dynamic=True) if recipe.compile else student
         optimizer: Any = torch.optim.AdamW(
@@ -66,6 +60,8 @@ class StageLoop:
             fused=True,
         )
         self.student, self.optimizer = accelerator.prepare(wrapped, optimizer)
+        on_policy = run.on_policy.with_settings(stage.on_policy) if run.on_policy and stage.on_policy else None
+        self.passes = Passes(accelerator, run.family, student, self.student, recipe.augment, position, on_policy)
         self.inner = getattr(self.optimizer, "optimizer", self.optimizer)
         self.names = {p: n for n, p in run.model.named_parameters() if p.requires_grad}
         if position.stage_step:
@@ -137,7 +133,7 @@ class StageLoop:
         if position.stage_step:
             weighting.load_state_dict(position.weighting)
         if weighting.self_teacher is not None:
-            self.itself = SelfTeacher(run.model, run.family, weighting.self_teacher)
+            self.itself = self.passes.itself = SelfTeacher(run.model, run.family, weighting.self_teacher)
             if position.stage_step:
                 checkpoint = checkpoints.latest(run.folder / "checkpoints")
                 assert checkpoint is not None  # noqa: S101  a position inside a stage came from one
@@ -175,7 +171,14 @@ class StageLoop:
         started = time.perf_counter()
         batches = (batch for step in self._steps(window, plan, parts, of) for batch in step)
         probe = StudentProbe(
-            self.run.model, self.run.family, batches, self._audio, self.validation, objective, moment, self.run.gathered
+            self.run.model,
+            self.run.family,
+            batches,
+            self.passes.audio,
+            self.validation,
+            objective,
+            moment,
+            self.run.gathered,
         )
         objective.weighting.look_ahead(probe)
         spent = time.perf_counter() - started
@@ -224,7 +227,10 @@ class StageLoop:
             if self.stage.micro_batches is not None:
                 self.position.parts = -(-self.stage.micro_batches // least) * least
             else:
-                self.position.parts = self._size_to_memory(window, plan, least)
+                self.position.parts = parts_that_fit(
+                    plan, self.run.recipe.margin.longest, least, self.run.accelerator.device,
+                    lambda worst, parts: self._try(window, worst, parts), self.run.worst_of, self.name,
+                )  # fmt: skip
         of = -(-self.position.parts // least) * least  # resumed on another number of processes
         return plan, of, range(of) if streaming else range(self.rank, of, self.ranks)
 
@@ -264,9 +270,9 @@ class StageLoop:
             batch = cpu_batch.to(accelerator.device)
             if i < len(micro_batches) - 1:
                 with accelerator.no_sync(self.student):
-                    losses = self._forward_backward(batch, objective, moment, size, teaching)
+                    losses = self.passes(batch, objective, moment, size, teaching)
             else:
-                losses = self._forward_backward(batch, objective, moment, size, teaching)
+                losses = self.passes(batch, objective, moment, size, teaching)
             if batch.real:
                 rows.append((batch.ids, weight_columns(losses, batch)))
                 parts = (losses.task.sum(), losses.distillation.sum(), losses.matching.sum())
@@ -304,77 +310,6 @@ class StageLoop:
         utterances, tokens = self.run.summed(torch.tensor(counts, dtype=torch.float32)).tolist()
         return StepSize(utterances, tokens)
 
-    def _audio(self, batch: Batch) -> tuple[Tensor, bool]:
-        """What the student is given of a batch, and whether it is states of a frozen encoder."""
-        if batch.encoded.numel():
-            return batch.encoded.float(), True
-        features = self.run.family.spectrum(batch.waves)
-        return mask_spectrum(features, self.run.recipe.augment, np.random.default_rng([*batch.seed, 2])), False
-
-    def _forward_backward(
-        self, batch: Batch, objective: Objective, moment: Moment, size: StepSize, teaching: bool = False
-    ) -> StepLosses:
-        """Forward the student, compare with the targets of the teachers or of itself, weigh, backward."""
-        accelerator = self.run.accelerator
-        audio, encoded = self._audio(batch)
-        intermediate = self.itself is not None and self.itself.plan.kind == "intermediate"
-        self.module.early = self.itself.plan.layer if self.itself and teaching and intermediate else None
-        itself = own = None
-        with accelerator.autocast():
-            if self.on_policy is not None and self.on_policy.wanted(batch):
-                batch, own = self._proposed(self.on_policy, batch, audio, encoded)
-            states, logits = self.student(audio, batch.heard, batch.inputs, batch.labels, batch.labelled, encoded)
-            if teaching and self.itself is not None and logits is not None and own is None:
-                itself = self.itself.says(batch, audio, states, logits, encoded)
-        if own is not None and logits is not None:
-            losses = own_losses(states, logits, batch, own, objective, moment, size)
-        else:
-            losses = step_losses(states, logits, batch, objective, moment, size, itself)
-        # DistributedDataParallel averages over the processes what is to be added up
-        accelerator.backward(losses.loss * self.ranks)
-        return losses
-
-    def _proposed(self, on_policy: OnPolicy, batch: Batch, audio: Tensor, encoded: bool) -> tuple[Batch, SoftTargets]:
-        """The micro-batch with the student's own transcripts; what that costs is counted."""
-        started = time.perf_counter()
-        with torch.no_grad():
-            states = audio if encoded else self.run.family.encode(self.run.model, audio, batch.heard)
-            found = on_policy.propose(self.run.model, batch, states)
-        self.position.sampling_seconds += time.perf_counter() - started
-        return found
-
-    def _size_to_memory(self, window: Window, plan: Sequence[StepPlan], least: int) -> int:
-        """Try the worst step and return in how many micro-batches it fits the memory.
-
-        On a GPU the step itself is tried, and halved until it fits. In a process of the system, which would be killed,
-        a quarter is tried and the whole is reckoned from it.
-        """
-        worst = max(plan, key=lambda s: (len(s.clips) * (s.seconds + self.run.recipe.margin.longest), s.number))
-        on_gpu = self.run.accelerator.device.type == "cuda"
-        parts = least if on_gpu else least * min(4, max(1, len(worst.clips) // least))
-        while True:
-            peak = self._try(window, worst, parts)
-            failed, share = self.run.worst_of(peak)
-            if on_gpu and (failed or share > MEMORY_SHARE):
-                if parts >= MOST_PARTS * least or len(worst.clips) <= parts:
-                    raise UserError(
-                        f"stages.{self.name}: one clip of {worst.seconds:.1f} s does not fit the memory; "
-                        "set activation_checkpointing: true, precision: bf16, or take a smaller student"
-                    )
-                parts *= 2
-                continue
-            break
-        if not on_gpu:
-            tried, parts = parts, least
-            while share * tried / parts > MEMORY_SHARE and parts < tried:
-                parts *= 2
-        used, free = (peak.used / 1e9, peak.free / 1e9) if peak else (0.0, 0.0)
-        log.info(
-            "stage %s: the worst step, %d clips of %.1f s, in %d micro-batch(es); %.2f GB of %.1f GB free for a %s of it",
-            self.name, len(worst.clips), worst.seconds, parts, used, free, "part" if not on_gpu else "micro-batch",
-        )  # fmt: skip
-        return parts
-
     def _try(self, window: Window, worst: StepPlan, parts: int) -> Peak | None:
         """Forward and backward of one micro-batch of the worst step, and its memory; leaves no trace."""
         batch = next(self._steps(window, [worst], range(self.rank % parts, self.rank % parts + 1), parts))[0]
@@ -382,7 +317,7 @@ class StageLoop:
         size = StepSize(float(len(batch.ids)), float(batch.label_counts.sum()))
 
         def work() -> None:
-            self._forward_backward(batch.to(self.run.accelerator.device), objective, Moment(0.0), size)
+            self.passes(batch.to(self.run.accelerator.device), objective, Moment(0.0), size)
 
         try:
             return peak_of(work, self.run.accelerator.device)

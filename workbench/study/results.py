@@ -147,8 +147,8 @@ def _versus(corpora: list[Compared]) -> dict[str, Any]:
 
 
 def write(study: Study, chosen: list[Cell], results: dict[str, Any]) -> list[Path]:
-    """Write study.json, hypotheses.jsonl.gz and study.html into the study's folder; returns their paths."""
-    paths = [study.output / name for name in ("study.json", "hypotheses.jsonl.gz", "study.html")]
+    """Write study.json, hypotheses.jsonl.gz, study.md and study.html into the study's folder; returns their paths."""
+    paths = [study.output / name for name in ("study.json", "hypotheses.jsonl.gz", "study.html", "study.md")]
     write_json(paths[0], results)
     with atomic_path(paths[1]) as temporary, gzip.GzipFile(temporary, "wb", mtime=0) as file:
         for cell in chosen:
@@ -158,6 +158,7 @@ def write(study: Study, chosen: list[Cell], results: dict[str, Any]) -> list[Pat
                 row = {**cell.__dict__, **{key: split[key] for key in ("ids", "references", "hypotheses")}}
                 file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
     write_text(paths[2], page(study, results))
+    write_text(paths[3], markdown(study, results))
     return paths
 
 
@@ -166,17 +167,41 @@ def print_table(study: Study, results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = ("arm", "WER %", "CER %", f"CER vs {study.baseline}", "95 % interval", "loops", "train s", "peak MB")
     for teacher in results["teacher"]:
         Console().print(
             f"teacher {teacher['name']} on {teacher['corpus']}: WER {teacher['wer']:.2f} %, CER {teacher['cer']:.2f} %"
         )
     for student, corpus in dict.fromkeys((row["student"], row["corpus"]) for row in results["arms"]):
-        rows = [row for row in results["arms"] if (row["student"], row["corpus"]) == (student, corpus)]
-        table = Table(*columns, title=f"{corpus}, {student}: {results['split']}, mean of the seeds (lowest to highest)")
-        for row in sorted(rows, key=lambda row: float(np.mean(row["cer"]))):
+        rows = rows_of(results, student, corpus)
+        table = Table(
+            *columns_of(study), title=f"{corpus}, {student}: {results['split']}, mean of the seeds (lowest to highest)"
+        )
+        for row in rows:
             table.add_row(*cells_of(study, row))
         Console().print(table)
+
+
+def markdown(study: Study, results: dict[str, Any]) -> str:
+    """The same as Markdown, a table a corpus."""
+    out = [f"Split: {results['split']}. Runs: {results['runs']}. Command: `{results['command']}`.\n"]
+    teachers = {teacher["corpus"]: teacher for teacher in results["teacher"]}
+    for student, corpus in dict.fromkeys((row["student"], row["corpus"]) for row in results["arms"]):
+        said = teachers.get(corpus)
+        note = f"; teacher: WER {said['wer']:.2f} %, CER {said['cer']:.2f} %" if said else ""
+        out += [f"\n**{corpus}, {student}**{note}\n", "|".join(["", *columns_of(study), ""]), "|---" * 8 + "|"]
+        out += ["|".join(["", *cells_of(study, row), ""]) for row in rows_of(results, student, corpus)]
+    return "\n".join(out) + "\n"
+
+
+def columns_of(study: Study) -> tuple[str, ...]:
+    """Heads of the table."""
+    return ("arm", "WER %", "CER %", f"CER vs {study.baseline}", "95 % interval", "loops", "train s", "peak MB")
+
+
+def rows_of(results: dict[str, Any], student: str, corpus: str) -> list[dict[str, Any]]:
+    """Arms of one corpus, lowest mean CER first."""
+    rows = [row for row in results["arms"] if (row["student"], row["corpus"]) == (student, corpus)]
+    return sorted(rows, key=lambda row: float(np.mean(row["cer"])))
 
 
 def cells_of(study: Study, row: dict[str, Any]) -> list[str]:
