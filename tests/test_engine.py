@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -271,6 +272,28 @@ def test_two_processes_have_the_loss_curve_of_one(recipe, cache, tmp_path, envir
     found, expected = weights(two.output), weights(one.output)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=2e-3, rtol=2e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["superloss", "homoscedastic"])
+def test_the_state_of_a_weighting_is_of_the_whole_step_in_two_processes(recipe, tmp_path, name):
+    stages = {"decoder": {**DECODER, "micro_batches": 2, "weighting": {"name": name}}}
+    two, one = recipe("two", stages=stages), recipe("one", stages=stages)
+    launch(two, tmp_path, processes=2)
+    distill(one)
+    # SuperLoss's very first threshold is the micro-batch's own in both
+    assert losses(two.output) == pytest.approx(losses(one.output), rel=5e-3)
+
+
+@pytest.mark.slow
+def test_learnt_weights_of_two_processes_are_joined(recipe, tmp_path):
+    almkd = {"name": "almkd", "first": 1, "every": 1, "repeats": 1, "step": 0.05}
+    run = recipe("two", stages={"decoder": {**DECODER, "epochs": 3, "weighting": almkd}})
+    launch(run, tmp_path, processes=2)
+    rows = pq.read_table(run.output / "weights.parquet").to_pylist()
+    last = max(row["step"] for row in rows) - 1
+    before = {row["id"]: row["alpha"] for row in rows if row["step"] <= 2}
+    assert any(row["alpha"] != before.get(row["id"]) for row in rows if row["step"] >= last)
 
 
 def test_checkpoints_keep_the_position(tmp_path):

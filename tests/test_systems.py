@@ -219,6 +219,21 @@ def test_the_teachers_uncertainty_is_measured_once(recipe, cache):
     assert all(value >= 0 for _, value in map(json.loads, lines.splitlines()))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weighting": {"name": "askd", "phase1": 0.4}},
+        {"weighting": {"name": "amal", "first": 0, "every": 1}},
+        {"on_policy": {"method": "speculative"}, "divergence": {"name": "jsd"}},
+    ],
+    ids=["askd", "amal", "speculative"],
+)
+def test_systems_train_in_bf16_with_the_encoder(recipe, changes):
+    run = recipe(precision="bf16", stages=stage(trainable="all", encoder_matching=1.0, **changes))
+    distill(run)
+    assert all(value.isfinite().all() for value in weights(run.output).values())
+
+
 def test_conditional_weighs_token_by_token(recipe):
     run = recipe(stages=stage(epochs=1, weighting={"name": "conditional"}))
     distill(run)

@@ -19,6 +19,7 @@ from workbench.data import Batch, MicroBatches
 from workbench.ema import MovingAverage
 from workbench.errors import UserError
 from workbench.evaluate import EncodedClips
+from workbench.look_ahead import LearntWeights
 from workbench.memory import Peak, peak_of
 from workbench.passes import Passes
 from workbench.probe import StudentProbe
@@ -130,6 +131,11 @@ class StageLoop:
         """The stage's losses and weighting, as they were when it was interrupted."""
         position, run = self.position, self.run
         weighting = self._weighting(window)
+        sharded = any(hasattr(p, "full_tensor") for p in run.model.parameters())
+        if sharded and (isinstance(weighting, LearntWeights) or self.passes.on_policy):
+            raise UserError(
+                f"stages.{self.name}: a sharded student cannot be looked ahead with, nor sampled from; use DDP instead of FSDP"
+            )
         if position.stage_step:
             weighting.load_state_dict(position.weighting)
         if weighting.self_teacher is not None:

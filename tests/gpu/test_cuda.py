@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 
+from tests.conftest import DECODER
 from workbench.families.whisper import Whisper, encode
 from workbench.memory import peak_of
 from workbench.recipe import parse_recipe
 from workbench.train import distill
+from workbench.weighting import known_weightings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -42,6 +44,22 @@ def test_work_that_does_not_fit_is_told_from_work_that_does():
     too_much = peak_of(lambda: torch.empty(1 << 44, device=device), device)
     assert too_much is not None
     assert too_much.failed
+
+
+@pytest.mark.parametrize("name", known_weightings())
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_weighting_trains_on_cuda(recipe, name, precision):
+    options = {"almkd": {"first": 0, "every": 1}, "amal": {"first": 0, "every": 1}, "askd": {"phase1": 0.4}}.get(
+        name, {}
+    )
+    stage = {**DECODER, "trainable": "all", "weighting": {"name": name, **options}}
+    distill(recipe(stages={"all": stage}, precision=precision))
+
+
+@pytest.mark.parametrize("method", ["gkd", "speculative"])
+def test_on_policy_targets_on_cuda(recipe, method):
+    student = {"decoder_layers": [0, 2], "vocabulary": "corpus"}
+    distill(recipe(student=student, stages={"decoder": {**DECODER, "on_policy": {"method": method}}}))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
