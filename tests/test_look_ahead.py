@@ -100,6 +100,20 @@ def test_almkd_with_one_teacher_descends_along_a(scene):
     torch.testing.assert_close(system.improved(batch, held, start), torch.stack([1 - expected, expected]))
 
 
+def test_rw_kd_is_the_clipped_and_normalised_descent_from_zero(scene):
+    weight, hidden, owner, labels, teachers, held_hidden, held_owner, held_labels = scene
+    weights = torch.zeros(3, 3, requires_grad=True)
+    theta = weight.clone().requires_grad_()
+    each = torch.stack([per_utterance(row, owner, 3) for row in token_losses(hidden @ theta.t(), labels, teachers)])
+    (step,) = torch.autograd.grad((weights * each).sum(0).mean(), theta, create_graph=True)
+    ahead = F.cross_entropy(held_hidden @ (theta - step).t(), held_labels, reduction="none")
+    (slope,) = torch.autograd.grad(per_utterance(ahead, held_owner, 2).mean(), weights)
+    helpful = (-slope).clamp(min=0)
+    system = build_weighting({"name": "rw_kd"}, TeacherStatistics((1.0,)))
+    start = torch.tensor([system.initial(i, 3) for i in "abc"]).t()
+    torch.testing.assert_close(system.improved(*probed(scene), start), helpful * 3 / helpful.sum())
+
+
 def test_weights_belong_to_utterances_and_survive_a_checkpoint(scene):
     pair = probed(scene)
 

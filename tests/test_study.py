@@ -11,7 +11,7 @@ import yaml
 
 from workbench.errors import UserError
 from workbench.scoring import Compared, bootstrap_over_seeds
-from workbench.study.plan import Cell, arm_recipe, cells, load_study
+from workbench.study.plan import Cell, arm_recipe, cells, folder_of, load_study
 
 
 @pytest.fixture
@@ -111,6 +111,13 @@ def test_arms_share_everything_but_their_overrides(study):
     assert cells(parsed)[0].arm == "fixed_kd"
 
 
+def test_corpora_with_one_file_name_have_folders_of_their_own():
+    assert folder_of("prompts-es") == "prompts-es"
+    names = {folder_of(corpus) for corpus in ("a/manifest.jsonl", "b/manifest.jsonl", "hf:org/name", "..")}
+    assert len(names) == 4
+    assert all("/" not in name and name != ".." for name in names)
+
+
 def test_every_run_is_one_command(study):
     path = study()
     found = workbench(path, "--commands")
@@ -127,6 +134,7 @@ def test_every_run_is_one_command(study):
         ({"arms": {"fixed_kd": {"stages.decoder.learning_rat": 1}}}, "did you mean 'learning_rate'"),
         ({"seed": [1]}, "did you mean 'seeds'"),
         ({"corpora": []}, "corpora"),
+        ({"arms": {"fixed_kd": {}, "../elsewhere": {}}}, "becomes a folder"),
     ],
 )
 def test_wrong_studies_are_said_before_anything_runs(study, changes, said):

@@ -130,6 +130,21 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(f"{path}: not valid JSON ({error}); expected {what}") from None
 
 
+def read_yaml(path: Path, what: str, shipped: str) -> dict[str, Any]:
+    """Read a YAML file of keys and values; raises UserError naming `what` and where the `shipped` ones are."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such {what}; the shipped ones are in {shipped}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
+    return content
+
+
 def path_inside(folder: Path, name: str, where: str) -> Path:
     """Join a relative name from a manifest to its folder; raises UserError if it points outside."""
     path = (folder / name).resolve()

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from workbench.objectives import per_utterance
@@ -78,6 +79,21 @@ def weight_gradients(batch: Probed, held: Held, weights: Tensor, rate: float) ->
     mixed = kernel.t() @ pull  # [labels, vocabulary]: the validation gradient as each training label meets it
     inner = (mixed * batch.residuals).sum(-1)  # [losses, labels]
     return torch.stack([-rate * per_utterance(row, batch.owner, utterances) / utterances for row in inner])
+
+
+class LookAheadSettings(BaseModel):
+    """Options that weightings with memory share; how often and how long is their own."""
+
+    model_config = ConfigDict(extra="forbid")
+    first: int = Field(ge=0, description="epoch (from 0) before which weights are learnt first")
+    every: int = Field(10, ge=1, description="epochs between updates")
+    repeats: int = Field(ge=1, description="steps of the weights in one update")
+    rate: float = Field(1e-3, gt=0, description="[our interpretation] of the look-ahead step of the projection")
+    step: float = Field(0.1, gt=0, description="of the weights")
+    gradient_scale: Literal["raw", "rms"] = Field(
+        "rms",
+        description="[our interpretation] rms divides by the batch's root mean square, so one step fits every model",
+    )
 
 
 class LearntWeights(Weighting):

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from workbench.errors import UserError, nearest
-from workbench.files import write_text
+from workbench.files import read_yaml, write_text
 
 
 class Section(BaseModel):
@@ -248,14 +248,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         UserError: no such file, not YAML, an unknown key (the nearest known one is named), or a value out of range.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe; the shipped ones are in recipes/") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
+    content = read_yaml(path, "recipe", "recipes/")
     for given in overrides or []:
         _parsed_override(content, given)
     return parse_recipe(content, str(path))

@@ -18,7 +18,7 @@ from workbench.files import alone, read_json, write_json
 from workbench.host import peak_memory_mb
 from workbench.recipe import Recipe, parse_recipe
 from workbench.store import Store
-from workbench.study.plan import Cell, Study, arm_recipe
+from workbench.study.plan import Cell, Study, arm_recipe, folder_of
 from workbench.teachers import resolve_teacher
 from workbench.train import distill
 
@@ -70,7 +70,7 @@ def run_arm(study: Study, cell: Cell) -> dict[str, Any]:
 
 def teacher_file(study: Study, corpus: str) -> Path:
     """Where the teacher's own transcripts of a corpus are."""
-    return study.output / "teacher" / f"{Path(corpus).name}.json"
+    return study.output / "teacher" / f"{folder_of(corpus)}.json"
 
 
 def score_teacher(study: Study, corpus: str) -> None:

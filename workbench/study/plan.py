@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from workbench.errors import UserError, nearest
+from workbench.files import read_yaml, sha256_of
 from workbench.recipe import Recipe, Section, load_recipe, override, parse_recipe
+
+PLAIN = re.compile(r"[\w+-][\w.+-]*")  # what may be a folder's name; not "..", nor a path
 
 
 class Study(Section):
@@ -31,6 +34,14 @@ class Study(Section):
     baseline: str = "fixed_kd"
     split: Literal["validation", "test"] = "test"
     keep_students: bool = Field(False, description="keep every arm's student, about 200 MB each for Whisper base")
+
+    @field_validator("arms", "students")
+    @classmethod
+    def _plain_names(cls, named: dict[str, Any]) -> dict[str, Any]:
+        for name in named:
+            if not PLAIN.fullmatch(name):
+                raise ValueError(f"name {name!r} becomes a folder; expected letters, digits and any of . _ + -")
+        return named
 
     @model_validator(mode="after")
     def _has_baseline(self) -> Study:
@@ -51,7 +62,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Its folder inside the study's."""
-        return f"{self.student}/{Path(self.corpus).name or self.corpus}/{self.arm}/seed-{self.seed}"
+        return f"{self.student}/{folder_of(self.corpus)}/{self.arm}/seed-{self.seed}"
 
     def command(self, file: Path) -> str:
         """The command that runs it alone, on any machine that sees the study's folder."""
@@ -59,16 +70,16 @@ class Cell:
         return shlex.join(["workbench", "study", str(file), *options])
 
 
+def folder_of(corpus: str) -> str:
+    """Name of a corpus's folder: its own if it has one, or the last part of its path and a hash of the whole."""
+    if PLAIN.fullmatch(corpus):
+        return corpus
+    return f"{Path(corpus.removeprefix('hf:')).stem}-{sha256_of(corpus)[:8]}"
+
+
 def load_study(path: Path) -> Study:
     """Read a study; raises UserError in one line for whatever cannot be carried out, every arm's recipe included."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such study; the shipped ones are in recipes/studies/") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
+    content = read_yaml(path, "study", "recipes/studies/")
     try:
         study = Study.model_validate(content)
     except ValidationError as error:

@@ -9,29 +9,20 @@ Of several teachers each has its own share of a_i, equal at first (our interpret
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from workbench.look_ahead import Held, LearntWeights, Probed, normalized, weight_gradients
+from workbench.look_ahead import Held, LearntWeights, LookAheadSettings, Probed, normalized, weight_gradients
 from workbench.weighting.protocol import TeacherStatistics
 
 
-class Settings(BaseModel):
+class Settings(LookAheadSettings):
     """Options of ALM-KD. Published: every 10 of 200 epochs, 10 repeats, steps of 1000 times the rate on raw gradients."""
 
-    model_config = ConfigDict(extra="forbid")
-    first: int = Field(1, ge=0, description="epoch (from 0) before which weights are learnt first")
-    every: int = Field(10, ge=1, description="epochs between updates")
-    repeats: int = Field(10, ge=1, description="steps of the weights in one update")
-    rate: float = Field(1e-3, gt=0, description="[our interpretation] of the look-ahead step of the projection")
-    step: float = Field(0.1, gt=0, description="of the weights")
-    gradient_scale: Literal["raw", "rms"] = Field(
-        "rms",
-        description="[our interpretation] rms divides by the batch's root mean square, so one step fits every model",
-    )
+    first: int = Field(1, ge=0)
+    repeats: int = Field(10, ge=1)
     initial: float | None = Field(
         None, ge=0, le=1, description="first a_i; drawn from U(0, 1) by default, as published"
     )

@@ -7,30 +7,20 @@ for the task loss and for each teacher's distillation loss of every utterance (w
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from workbench.look_ahead import Held, LearntWeights, Probed, normalized, weight_gradients
+from workbench.look_ahead import Held, LearntWeights, LookAheadSettings, Probed, normalized, weight_gradients
 from workbench.weighting.protocol import TeacherStatistics
 
 LEAST, MOST = 1e-7, 2 - 1e-7
 
 
-class Settings(BaseModel):
+class Settings(LookAheadSettings):
     """Options of AMAL. Published: every 10 of 200 epochs from epoch 10 on, 5 repeats, steps of 1500 on raw gradients."""
 
-    model_config = ConfigDict(extra="forbid")
-    first: int = Field(10, ge=0, description="epoch (from 0) before which weights are learnt first")
-    every: int = Field(10, ge=1, description="epochs between updates")
-    repeats: int = Field(5, ge=1, description="steps of the weights in one update")
-    rate: float = Field(1e-3, gt=0, description="[our interpretation] of the look-ahead step of the projection")
-    step: float = Field(0.1, gt=0, description="of the weights")
-    gradient_scale: Literal["raw", "rms"] = Field(
-        "rms",
-        description="[our interpretation] rms divides by the batch's root mean square, so one step fits every model",
-    )
+    first: int = Field(10, ge=0)
+    repeats: int = Field(5, ge=1)
     task: float = Field(0.1, ge=0, le=2, description="first weight of the task loss")
     distillation: float = Field(0.9, ge=0, le=2, description="first weight of all teachers together")
 
