@@ -95,7 +95,10 @@ def study(
         for name in dict.fromkeys(cell.corpus for cell in chosen):
             score_teacher(parsed, name)
     everything = cells(parsed)
-    results = collect(parsed, everything, f"workbench study {file}")
+    shown = (
+        Path(*file.parts[-3:]) if file.is_absolute() else file
+    )  # results are kept, a machine's folders are not theirs
+    results = collect(parsed, everything, f"workbench study {shown}")
     print_table(parsed, results)
     for path in write(parsed, everything, results):
         typer.echo(os.fspath(path))

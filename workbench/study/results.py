@@ -220,6 +220,8 @@ def cells_of(study: Study, row: dict[str, Any]) -> list[str]:
 
 
 def _spread(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
     return f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
@@ -230,9 +232,16 @@ def page(study: Study, results: dict[str, Any]) -> str:
 
     groups = list(dict.fromkeys((row["student"], row["corpus"]) for row in results["arms"]))
     titles = [
-        f"{corpus}, {student}{what}" for student, corpus in groups for what in ("", f": CER minus {study.baseline}'s")
+        f"{corpus}, {student}: {what}"
+        for student, corpus in groups
+        for what in ("CER %, dots are seeds", f"CER minus {study.baseline}'s, points, 95 % interval")
     ]
-    figure = make_subplots(len(groups), 2, subplot_titles=titles, vertical_spacing=0.25 / max(len(groups), 1))
+    gap = 80  # pixels between two rows of plots, for ticks and titles
+    height = 140 + sum(gap + 28 * len(study.arms) for _ in groups)
+    figure = make_subplots(
+        len(groups), 2, subplot_titles=titles, vertical_spacing=gap / (height - 140), horizontal_spacing=0.16
+    )
+    teachers = {teacher["corpus"]: teacher["cer"] for teacher in results["teacher"]}
     for number, group in enumerate(groups, 1):
         rows = [row for row in results["arms"] if (row["student"], row["corpus"]) == group]
         rows.sort(key=lambda row: -float(np.mean(row["cer"])))
@@ -258,7 +267,8 @@ def page(study: Study, results: dict[str, Any]) -> str:
         )  # fmt: skip
         figure.add_trace(marks, number, 2)
         figure.add_vline(x=0, line_dash="dot", row=number, col=2)
-    height = 90 + sum(60 + 26 * len(study.arms) for _ in groups)
+        if group[1] in teachers:
+            figure.add_vline(x=teachers[group[1]], line_dash="dash", annotation_text="teacher", row=number, col=1)
     title = f"{study.output.name}: {results['split']} split, {results['runs']} runs"
     figure.update_layout(height=height, showlegend=False, template="plotly_white", title=title)
     html: str = figure.to_html(include_plotlyjs=True, full_html=True)
