@@ -36,6 +36,7 @@ class Position:
     seconds: float = 0.0  # training time so far
     teacher_seconds: float = 0.0  # the teacher's, on the windows of a stream
     best: dict[str, float] | None = None  # validation scores of the best student so far
+    encoder_seconds: float = 0.0  # a frozen encoder's pass, where its states were not there yet
     look_ahead_seconds: float = 0.0  # of it, spent by a weighting on looking ahead
     sampling_seconds: float = 0.0  # of it, spent on the student's own transcripts and the teacher's word on them
     weighting: dict[str, Any] = field(default_factory=dict)

@@ -158,7 +158,7 @@ class Distillation:
         if self.recipe.stream is None:
             started = time.perf_counter()
             window = self._with_encoded(self.whole, name, stage, self._encoded_folder(name))
-            position.seconds += time.perf_counter() - started
+            position.encoder_seconds += time.perf_counter() - started
             while position.round < stage.epochs:
                 yield window
             return
@@ -179,7 +179,7 @@ class Distillation:
                 labelled = time.perf_counter()
                 window = self._with_encoded(window, name, stage, folder / "encoded" / name, rank=0, ranks=1)
                 position.teacher_seconds += labelled - started
-                position.seconds += time.perf_counter() - labelled
+                position.encoder_seconds += time.perf_counter() - labelled
                 yield window
                 shutil.rmtree(folder, ignore_errors=True)
             log.info("the stream has ended once around; %d clips of it could not be used", stream.skipped)
@@ -344,6 +344,7 @@ class Distillation:
             "validation": position.best,
             "seconds": {
                 "teacher_pass": round(teacher_seconds + position.teacher_seconds, 1),
+                "frozen_encoder": round(position.encoder_seconds, 1),
                 "training": round(position.seconds, 1),
                 "look_ahead": round(position.look_ahead_seconds, 1),
                 "sampling": round(position.sampling_seconds, 1),
