@@ -247,6 +247,11 @@ def test_wrong_options_are_said_before_anything_runs(recipe):
         ({"stages": stage(divergence={"name": "forward_kl", "betta": 1})}, "did you mean 'beta'"),
         ({"stages": stage(on_policy={"methd": "gkd"})}, "did you mean 'method'"),
         ({"student": {"vocabulary": "some"}}, "vocabulary"),
+        (
+            {"corpus": "hf:x", "stream": {}, "stages": stage(steps=3, weighting={"name": "mc_dropout"})},
+            "mc_dropout asks the teacher",
+        ),
+        ({"corpus": "hf:x", "stream": {}, "stages": stage(steps=3, on_policy={})}, "on_policy"),
     ):
         with pytest.raises(UserError, match=said):
             recipe("bad", **changes)

@@ -217,7 +217,14 @@ class Recipe(Section):
     def _streamed(self) -> Recipe:
         if self.stream is None:
             return self
+        from workbench.weighting import needs_uncertainty
+
         for name, stage in self.stages.items():
+            if needs_uncertainty(stage.weighting):
+                raise ValueError(
+                    f"stages.{name}.weighting: {stage.weighting['name']} asks the teacher about the whole corpus first, "
+                    "which a stream has not"
+                )
             if stage.steps is None:
                 raise ValueError(
                     f"stages.{name}.steps is missing: a stream has no length that an epoch could be told by"
