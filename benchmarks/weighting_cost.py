@@ -1,18 +1,18 @@
-"""What learning weights by look-ahead costs over fixed-weight distillation, at the published update interval.
+"""What learning weights by look-ahead, and learning from the student's own words, cost over fixed-weight distillation.
 
-    python benchmarks/look_ahead.py --json FILE
+    python benchmarks/weighting_cost.py --json FILE
 
-Epochs of fixed KD and updates of ALM-KD (10 repeats) and AMAL (5) take turns on the same student and clips. Published:
-updates before epochs 10, 20, ..., 190 of 200, which are 19 updates for 200 epochs of training. Two students of two decoder
-layers: the encoder frozen and its states cached, which is the cheapest step and so the worst case; and encoder and decoder
-both trained.
+Epochs of fixed KD, updates of ALM-KD (10 repeats) and AMAL (5), and epochs whose every micro-batch is on-policy take turns on
+the same student and clips. Published for ALM-KD and AMAL: updates before epochs 10, 20, ..., 190 of 200, which are 19 updates
+for 200 epochs of training. Two decoder layers; the encoder frozen and its states cached, which is the cheapest step and so
+the worst case; or encoder and decoder both trained.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median as middle
 from typing import Any
@@ -21,6 +21,7 @@ from common import Worker, arguments, finish, sample, serve, timed, write_manife
 
 PUBLISHED_SHARE = 19 / 200  # updates an epoch
 CASES = {"frozen": ("decoder", "all"), "frozen, narrowed vocabulary": ("decoder", "corpus"), "trained": ("all", "all")}
+LOOKING, SAMPLING = ("almkd", "amal"), ("gkd", "speculative")
 
 
 def main() -> None:
@@ -34,17 +35,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
             worker = Worker(__file__, case, clips=args.clips, folder=folder)
+            turns = [system for other in (*LOOKING, *SAMPLING) for system in ("epoch", other)]
             runs += [
                 {"case": case, "turn": turn, "system": system, **worker.ask(what=system)}
                 for turn in range(args.repeats)
-                for system in ("epoch", "almkd", "epoch", "amal")
+                for system in turns
             ]
             worker.close()
-            epoch = middle(r["seconds"] for r in runs if (r["case"], r["system"]) == (case, "epoch"))
-            for system in ("almkd", "amal"):
-                look = middle(r["seconds"] for r in runs if (r["case"], r["system"]) == (case, system))
-                figures[f"overhead_percent {system}, {case}"] = 100 * PUBLISHED_SHARE * look / epoch
-                figures[f"update_in_epochs {system}, {case}"] = look / epoch
+
+            def ratio(system: str, case: str = case) -> float:
+                seconds = {
+                    name: middle(r["seconds"] for r in runs if (r["case"], r["system"]) == (case, name))
+                    for name in ("epoch", system)
+                }
+                return seconds[system] / seconds["epoch"]
+
+            for system in LOOKING:
+                figures[f"overhead_percent {system}, {case}"] = 100 * PUBLISHED_SHARE * ratio(system)
+                figures[f"update_in_epochs {system}, {case}"] = ratio(system)
+            for system in SAMPLING:
+                figures[f"epoch_in_epochs {system}, {case}"] = ratio(system)
     finish(args.json, figures, runs)
 
 
@@ -52,7 +62,7 @@ def work(case: str, clips: int, folder: Path) -> None:
     """Answers for one case."""
     os.environ.setdefault("WORKBENCH_CACHE", str(folder / "cache"))
     from workbench.checkpoints import Position
-    from workbench.recipe import parse_recipe
+    from workbench.recipe import OnPolicyRecipe, parse_recipe
     from workbench.stage import StageLoop
     from workbench.train import Distillation
     from workbench.weighting import TeacherStatistics, build_weighting
@@ -67,23 +77,23 @@ def work(case: str, clips: int, folder: Path) -> None:
     )  # fmt: skip
     run = Distillation(recipe)
     run.whole = run.teachers.labelled(run.train_set, None, "teacher's targets")
-    run.teachers.dismiss()
     if vocabulary == "corpus":
         run._narrow()
+    on_policy = run.teachers.on_policy(OnPolicyRecipe(), run.whole, run.family)
     position = Position(parts=1)
     loop = StageLoop(run, 0, "stage", recipe.stages["stage"], position)
     window = next(run.windows("stage", recipe.stages["stage"], position))
     fixed = loop._begin(window)
     plan, of, parts = loop._plan(window)
 
-    def epoch() -> None:
+    def epoch(method: str | None = None) -> None:
+        settings = OnPolicyRecipe(method=method, share=1.0) if method else None  # type: ignore[arg-type]
+        loop.passes.on_policy = on_policy.with_settings(settings) if settings else None
         for batches in loop._steps(window, plan, parts, of):
             loop._step(batches, fixed, 100_000)
         run.log.settle()
 
     def update(name: str) -> None:
-        from dataclasses import replace
-
         weighting = build_weighting({"name": name, "first": 0, "every": 1}, TeacherStatistics((1.0,)))
         loop._begin_round(replace(fixed, weighting=weighting), window, plan, parts, of, 100_000)
 
@@ -91,9 +101,9 @@ def work(case: str, clips: int, folder: Path) -> None:
     epoch()
 
     def answer(what: str) -> dict[str, Any]:
-        started = time.perf_counter()
-        seconds = timed(epoch if what == "epoch" else lambda: update(what))
-        return {"seconds": seconds, "at": started}
+        if what in LOOKING:
+            return {"seconds": timed(lambda: update(what))}
+        return {"seconds": timed(lambda: epoch(what if what in SAMPLING else None))}
 
     serve(answer, {"clips": clips})
 
