@@ -42,20 +42,21 @@ def main() -> None:
                 for system in turns
             ]
             worker.close()
-
-            def ratio(system: str, case: str = case) -> float:
-                seconds = {
-                    name: middle(r["seconds"] for r in runs if (r["case"], r["system"]) == (case, name))
-                    for name in ("epoch", system)
-                }
-                return seconds[system] / seconds["epoch"]
-
             for system in LOOKING:
-                figures[f"overhead_percent {system}, {case}"] = 100 * PUBLISHED_SHARE * ratio(system)
-                figures[f"update_in_epochs {system}, {case}"] = ratio(system)
+                figures[f"overhead_percent {system}, {case}"] = 100 * PUBLISHED_SHARE * ratio(runs, case, system)
+                figures[f"update_in_epochs {system}, {case}"] = ratio(runs, case, system)
             for system in SAMPLING:
-                figures[f"epoch_in_epochs {system}, {case}"] = ratio(system)
+                figures[f"epoch_in_epochs {system}, {case}"] = ratio(runs, case, system)
     finish(args.json, figures, runs)
+
+
+def ratio(runs: list[dict[str, Any]], case: str, system: str) -> float:
+    """Median time of a system over that of an epoch of fixed KD."""
+    of = {
+        name: middle(r["seconds"] for r in runs if (r["case"], r["system"]) == (case, name))
+        for name in ("epoch", system)
+    }
+    return of[system] / of["epoch"]
 
 
 def work(case: str, clips: int, folder: Path) -> None:
