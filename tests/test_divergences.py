@@ -76,12 +76,20 @@ def test_the_skew_divergences_tend_to_the_plain_ones_and_jsd_at_a_half_is_symmet
     torch.testing.assert_close(distillation(student, targets, jsd, 1.0), swapped)
 
 
-def test_logit_mse_scales_the_teachers_logits(logits):
+def test_logit_mse_scales_the_teachers_logits_and_bounds_the_rest(logits):
     student, teacher = logits
     targets = top_k(teacher, 3)
-    found = distillation(student, targets, DivergenceRecipe(name="logit_mse", teacher_scale=0.5), 1.0)
-    expected = (student.gather(1, targets.ids) - 0.5 * targets.logits).square().mean(1)
-    torch.testing.assert_close(found, expected)
+    divergence = DivergenceRecipe(name="logit_mse", teacher_scale=0.5)
+    whole = (student - 0.5 * teacher).square()
+    torch.testing.assert_close(distillation(student, SoftTargets.full(teacher, 1.0), divergence, 1.0), whole.mean(1))
+    found = distillation(student, targets, divergence, 1.0)
+    inside = (student.gather(1, targets.ids) - 0.5 * targets.logits).square().sum(1)
+    others = student.scatter(1, targets.ids, -torch.inf)
+    over = (others - 0.5 * targets.logits[:, -1:]).clamp(min=0).square().sum(1)
+    torch.testing.assert_close(found, (inside + over) / 3)
+    assert (3 * found <= whole.sum(1) + 1e-4).all()
+    everything = distillation(student, top_k(teacher, 50), divergence, 1.0)
+    torch.testing.assert_close(everything, whole.mean(1), rtol=1e-4, atol=1e-4)
 
 
 def test_the_fast_path_is_the_general_one(logits):

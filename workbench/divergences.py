@@ -96,9 +96,20 @@ def log_buckets(logits: Tensor, targets: SoftTargets, temperature: float) -> tup
 
 
 def logit_mse(logits: Tensor, targets: SoftTargets, teacher_scale: float = 1.0) -> Tensor:
-    """Mean squared error of the raw logits the teacher gave, its own times `teacher_scale`. [labels, vocabulary] -> [labels]"""
-    ours = logits.float() if targets.ids is None else logits.float().gather(-1, targets.ids)
-    return (ours - teacher_scale * targets.logits.float()).square().mean(-1)
+    """Squared error of the raw logits against the teacher's times `teacher_scale`. [labels, vocabulary] -> [labels]
+
+    The mean over the vocabulary; of the k largest logits, their sum over k. Of the other tokens it is known that the teacher's
+    logits are at most its k-th, so what the student's exceed that by is an error too: left free, they outgrow logits that are
+    scaled down, and the student writes nothing any more. The sum is a lower bound of the one over the vocabulary (our
+    interpretation: the source has all logits).
+    """
+    ours, theirs = logits.float(), teacher_scale * targets.logits.float()
+    if targets.ids is None:
+        return (ours - theirs).square().mean(-1)
+    inside = (ours.gather(-1, targets.ids) - theirs).square().sum(-1)
+    excess = (ours - theirs.min(-1, keepdim=True).values).clamp(min=0).square()
+    outside = excess.sum(-1) - excess.gather(-1, targets.ids).sum(-1)
+    return (inside + outside) / targets.ids.shape[-1]
 
 
 def _kl(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
