@@ -16,13 +16,13 @@ from workbench.train import distill
 
 
 def test_retrieval_by_hand():
-    scores = {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.1}
+    scores = {"a": (0.9, 0.0), "b": (0.8, 0.0), "c": (0.7, 0.0), "d": (0.1, 0.0)}
     found = retrieval(scores, {"a", "c"})
     assert found["precision"] == found["recall"] == 0.5  # of the first two, one
     assert found["average_precision"] == pytest.approx((1 / 1 + 2 / 3) / 2)
     assert found["chance"] == 0.5
     assert retrieval(scores, {"a", "b"})["average_precision"] == 1.0
-    assert ranked({"x": 1.0, "b": 2.0, "a": 1.0}) == ["b", "a", "x"]
+    assert ranked({"x": (1.0, 0.0), "b": (2.0, 0.0), "a": (1.0, 0.0), "w": (1.0, 3.0)}) == ["b", "w", "a", "x"]
 
 
 def run_of(recipe, task_weight, task):
@@ -39,6 +39,7 @@ def test_the_ranking_is_by_the_late_weight_or_else_by_the_loss(recipe):
     scores, basis = weighed.distrust()
     assert ranked(scores) == ["b", "c", "a"]
     assert "weight" in basis
+    assert ranked(weighed.distrust("teacher_loss")[0]) == ["b", "c", "a"]
     even = run_of(parsed, [0.5] * 9, [9, 9, 9, 9, 9, 9, 1, 2, 3])
     scores, basis = even.distrust()
     assert ranked(scores) == ["c", "b", "a"]

@@ -107,13 +107,18 @@ def study(
 def weights(
     run: Annotated[Path, typer.Argument(help="Run folder, which holds weights.parquet.")],
     worst: Annotated[int, typer.Option(help="How many of the most distrusted utterances to list.", min=0)] = 20,
+    by: Annotated[
+        str, typer.Option(help="system: the weights it gave; student_loss; teacher_loss, which needs no training.")
+    ] = "system",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Page to write; weights.html in the run's folder by default.")
     ] = None,
 ) -> None:
     """Show how a run weighed its utterances, and rank those it learnt to distrust, with audio and both texts."""
-    from workbench.distrust import read_run, write_page
+    from workbench.distrust import RANKINGS, read_run, write_page
 
+    if by not in RANKINGS:
+        raise UserError(f"--by {by!r}{nearest(by, RANKINGS)}")
     found = read_run(run)
-    found.print(worst)
-    typer.echo(write_page(found, output or run / "weights.html", worst))
+    found.print(worst, by)
+    typer.echo(write_page(found, output or run / "weights.html", worst, by))

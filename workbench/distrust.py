@@ -6,7 +6,7 @@ import base64
 import html
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from workbench.recipe import Recipe, load_recipe
 log = logging.getLogger("workbench")
 LAST_SHARE = 1 / 3  # of an utterance's visits, over which weights and losses are averaged for a ranking
 BINS = 5  # of difficulty
+RANKINGS = ("system", "student_loss", "teacher_loss")
 EVEN = 1e-6  # weights that differ by less say nothing
 
 
@@ -51,16 +52,26 @@ class RunWeights:
             visits.setdefault(self.ids[i], []).append(float(self.columns[column][i]))
         return {name: float(np.mean(v[-max(1, round(LAST_SHARE * len(v))) :])) for name, v in visits.items()}
 
-    def distrust(self) -> tuple[dict[str, float], str]:
+    def distrust(self, by: str = "system") -> tuple[dict[str, tuple[float, float]], str]:
         """How little a label is trusted, by utterance, and what that was taken from.
 
-        A system that weighs task losses differently has said which labels it trusts: the less weight, the less trust. One
-        that does not is ranked by the student's own loss on the label, which is what is left when training is done.
+        A system that weighs task losses differently has said which labels it trusts: the less weight, the less trust; of
+        equal weights the student's loss decides. One that does not is ranked by the student's own loss on the label, which is
+        what is left when training is done.
+
+        Args:
+            by: `system`, or the rankings that it is compared with: `student_loss`, `teacher_loss`.
         """
+        loss = self.late("task")
+        if by == "teacher_loss":
+            return {name: (x, 0.0) for name, x in self.late("teacher_loss").items()}, "the teacher's loss"
         weights = self.late("task_weight")
-        if np.ptp(list(weights.values())) > EVEN:
-            return {name: -weight for name, weight in weights.items()}, "weight of the task loss"
-        return self.late("task"), "the student's loss, because this system weighs all labels alike"
+        if by == "student_loss":
+            return {name: (x, 0.0) for name, x in loss.items()}, "the student's loss"
+        if np.ptp(list(weights.values())) <= EVEN:
+            said = "the student's loss, because this system weighs all labels alike"
+            return {name: (x, 0.0) for name, x in loss.items()}, said
+        return {name: (-weight, loss[name]) for name, weight in weights.items()}, "weight of the task loss"
 
     def over_time(self, column: str) -> tuple[list[float], list[list[float]]]:
         """Mean of a column for fifths of the utterances by difficulty (the teacher's loss), easiest first, over time.
@@ -98,19 +109,14 @@ class RunWeights:
         wrong = self.corrupted()
         if wrong is None:
             return None
-        rankings = {
-            "system": self.distrust()[0],
-            "student_loss": self.late("task"),
-            "teacher_loss": self.late("teacher_loss"),
-        }
-        return {name: retrieval(scores, wrong) for name, scores in rankings.items()}
+        return {by: retrieval(self.distrust(by)[0], wrong) for by in RANKINGS}
 
-    def print(self, worst: int) -> None:
+    def print(self, worst: int, by: str = "system") -> None:
         """The ranking, and how right it is where that is known, in the terminal."""
         from rich.console import Console
         from rich.table import Table
 
-        scores, basis = self.distrust()
+        scores, basis = self.distrust(by)
         console, texts = Console(), self.utterances()
         table = Table("rank", "utterance", "transcript", "alpha", "task weight", "student's loss", "teacher's loss",
                       title=f"{self.system}: least trusted labels, by {basis}")  # fmt: skip
@@ -152,12 +158,12 @@ def read_run(folder: Path) -> RunWeights:
     return RunWeights(folder, recipe, stage[-1], table["id"].to_pylist(), columns)
 
 
-def ranked(scores: dict[str, float]) -> list[str]:
-    """Ids by falling score, ties by id."""
-    return sorted(scores, key=lambda name: (-scores[name], name))
+def ranked(scores: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Ids by falling score, then by the second one, then by id."""
+    return sorted(scores, key=lambda name: (-scores[name][0], -scores[name][1], name))
 
 
-def retrieval(scores: dict[str, float], wrong: Collection[str]) -> dict[str, float]:
+def retrieval(scores: Mapping[str, tuple[float, float]], wrong: Collection[str]) -> dict[str, float]:
     """How well a ranking finds wrong labels.
 
     Returns:
@@ -200,9 +206,9 @@ def plot(run: RunWeights) -> Any:
     return figure
 
 
-def write_page(run: RunWeights, path: Path, worst: int) -> Path:
+def write_page(run: RunWeights, path: Path, worst: int, by: str = "system") -> Path:
     """A self-contained page: the plot, and the least trusted labels with their audio and what the teacher hears."""
-    scores, basis = run.distrust()
+    scores, basis = run.distrust(by)
     utterances = run.utterances()
     chosen = [utterances[name] for name in ranked(scores)[:worst] if name in utterances]
     heard = _heard(run.recipe, chosen)
