@@ -88,7 +88,7 @@ class LookAheadSettings(BaseModel):
     first: int = Field(ge=0, description="epoch (from 0) before which weights are learnt first")
     every: int = Field(10, ge=1, description="epochs between updates")
     repeats: int = Field(ge=1, description="steps of the weights in one update")
-    rate: float = Field(1e-3, gt=0, description="[our interpretation] of the look-ahead step of the projection")
+    rate: float = Field(0.1, gt=0, description="[our interpretation] of the look-ahead step of the projection")
     step: float = Field(0.1, gt=0, description="of the weights")
     gradient_scale: Literal["raw", "rms"] = Field(
         "rms",
