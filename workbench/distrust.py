@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import json
 import logging
@@ -97,7 +98,7 @@ class RunWeights:
         try:
             place = find_corpus(self.recipe.corpus)
         except UserError as error:
-            log.info("which labels were corrupted is not known here: %s", error)
+            _say_once(f"which labels were corrupted is not known here: {error}")
             return None
         record = (place if place.is_dir() else place.parent) / RECORD
         if not record.is_file():
@@ -135,8 +136,13 @@ class RunWeights:
         try:
             return {u.id: u for u in open_corpus(self.recipe.corpus, "train", self.recipe.limit)}
         except UserError as error:
-            log.info("transcripts and audio are left out: %s", error)
+            _say_once(f"transcripts and audio are left out: {error}")
             return {}
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.info(message)  # the table, the page and the figures each ask
 
 
 def read_run(folder: Path) -> RunWeights:
