@@ -60,7 +60,7 @@ def test_the_command_shows_a_run_and_how_right_it_is(recipe, speech, tmp_path):
     page = (run.output / "weights.html").read_text()
     assert page.count("<audio") == 3
     assert page.count("corrupted on purpose") == len(wrong & set(ranked(read_run(run.output).distrust()[0])[:3]))
-    assert set(read_run(run.output).found()) == {"system", "student_loss", "teacher_loss"}
+    assert set(read_run(run.output).found) == {"system", "student_loss", "teacher_loss"}
 
 
 def test_a_folder_without_weights_is_one_line(tmp_path):

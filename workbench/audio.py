@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -124,12 +125,12 @@ def is_silent(wave: Wave) -> bool:
     return len(wave) == 0 or float(np.abs(wave).max()) < 1e-3
 
 
-def write_wav(path: Path, wave: Wave) -> None:
-    """Write 16-bit PCM WAV at 16 kHz."""
+def write_wav(target: Path | BinaryIO, wave: Wave) -> None:
+    """Write 16-bit PCM WAV at 16 kHz to a path or an open file."""
     import wave as wav
 
     pcm = (np.clip(wave, -1.0, 1.0) * 32767.0).round().astype("<i2")
-    with wav.open(str(path), "wb") as file:
+    with wav.open(str(target) if isinstance(target, Path) else target, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE)

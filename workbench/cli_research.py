@@ -40,11 +40,9 @@ def prompts(
     """Build a language's telephone prompts from Debian's packages, with the split rule of prompts-en."""
     from workbench.corpus.corrupt import write_corrupted
     from workbench.corpus.manifests import read_manifest
-    from workbench.corpus.prompts import LANGUAGES, build_prompts
+    from workbench.corpus.prompts import build_prompts
     from workbench.corpus.sources import BUILT_IN, corpora_dir
 
-    if language not in LANGUAGES:
-        raise UserError(f"--language {language!r}{nearest(language, LANGUAGES)}")
     if how not in ("exchange", "words"):
         raise UserError(f"--how {how!r}{nearest(how, ('exchange', 'words'))}")
     if corrupt is None:
@@ -71,10 +69,10 @@ def study(
 
     parsed = load_study(file)
     wanted = {"arm": arm, "corpus": corpus, "seed": seed, "student": student}
-    chosen = cells(parsed)
+    everything = chosen = cells(parsed)
     for field, values in wanted.items():
         for value in values or []:
-            known = {str(getattr(c, field)) for c in cells(parsed)}
+            known = {str(getattr(c, field)) for c in everything}
             if str(value) not in known:
                 raise UserError(f"--{field} {value}{nearest(str(value), known)}")
         chosen = [c for c in chosen if not values or getattr(c, field) in values]
@@ -94,10 +92,8 @@ def study(
         run_study(parsed, file, parallel, chosen)
         for name in dict.fromkeys(cell.corpus for cell in chosen):
             score_teacher(parsed, name)
-    everything = cells(parsed)
-    shown = (
-        Path(*file.parts[-3:]) if file.is_absolute() else file
-    )  # results are kept, a machine's folders are not theirs
+    # results are kept, and a machine's folders are not part of them
+    shown = Path(*file.parts[-3:]) if file.is_absolute() else file
     results = collect(parsed, everything, f"workbench study {shown}")
     print_table(parsed, results)
     for path in write(parsed, everything, results):

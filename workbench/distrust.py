@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import html
+import io
 import json
 import logging
 from collections.abc import Collection, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from workbench.audio import write_wav
 from workbench.corpus import Utterance, open_corpus
 from workbench.corpus.corrupt import RECORD
 from workbench.corpus.sources import find_corpus
@@ -91,6 +93,7 @@ class RunWeights:
             lines.append([float(m.mean()) if len(m) else float("nan") for m in means])
         return [float(t) for t in (times[:-1] + times[1:]) / 2], lines
 
+    @functools.cached_property
     def corrupted(self) -> set[str] | None:
         """Ids whose transcripts were corrupted on purpose, if the corpus records them."""
         if self.recipe.corpus.startswith("hf:"):
@@ -98,16 +101,17 @@ class RunWeights:
         try:
             place = find_corpus(self.recipe.corpus)
         except UserError as error:
-            _say_once(f"which labels were corrupted is not known here: {error}")
+            log.info("which labels were corrupted is not known here: %s", error)
             return None
         record = (place if place.is_dir() else place.parent) / RECORD
         if not record.is_file():
             return None
         return {json.loads(line)["id"] for line in record.read_text(encoding="utf-8").splitlines()}
 
+    @functools.cached_property
     def found(self) -> dict[str, dict[str, float]] | None:
         """How well rankings find the corrupted labels: the system's, and for comparison those by loss alone."""
-        wrong = self.corrupted()
+        wrong = self.corrupted
         if wrong is None:
             return None
         return {by: retrieval(self.distrust(by)[0], wrong) for by in RANKINGS}
@@ -118,7 +122,7 @@ class RunWeights:
         from rich.table import Table
 
         scores, basis = self.distrust(by)
-        console, texts = Console(), self.utterances()
+        console, texts = Console(), self.utterances
         table = Table("rank", "utterance", "transcript", "alpha", "task weight", "student's loss", "teacher's loss",
                       title=f"{self.system}: least trusted labels, by {basis}")  # fmt: skip
         columns = [self.late(name) for name in ("alpha", "task_weight", "task", "teacher_loss")]
@@ -126,23 +130,19 @@ class RunWeights:
             text = texts[name].text if name in texts else ""
             table.add_row(str(rank), name, text, *(f"{column[name]:.3f}" for column in columns))
         console.print(table)
-        for name, figures in (self.found() or {}).items():
+        for name, figures in (self.found or {}).items():
             console.print(
                 f"{name}: of {figures['corrupted']:.0f} corrupted labels the first {figures['corrupted']:.0f} hold "
                 f"{100 * figures['precision']:.1f} % (precision = recall); average precision {figures['average_precision']:.3f}"
             )
 
+    @functools.cached_property
     def utterances(self) -> dict[str, Utterance]:
         try:
             return {u.id: u for u in open_corpus(self.recipe.corpus, "train", self.recipe.limit)}
         except UserError as error:
-            _say_once(f"transcripts and audio are left out: {error}")
+            log.info("transcripts and audio are left out: %s", error)
             return {}
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    log.info(message)  # the table, the page and the figures each ask
 
 
 def read_run(folder: Path) -> RunWeights:
@@ -215,11 +215,11 @@ def plot(run: RunWeights) -> Any:
 def write_page(run: RunWeights, path: Path, worst: int, by: str = "system") -> Path:
     """A self-contained page: the plot, and the least trusted labels with their audio and what the teacher hears."""
     scores, basis = run.distrust(by)
-    utterances = run.utterances()
+    utterances = run.utterances
     chosen = [utterances[name] for name in ranked(scores)[:worst] if name in utterances]
     heard = _heard(run.recipe, chosen)
     late = {name: run.late(name) for name in ("alpha", "task_weight", "task", "teacher_loss")}
-    wrong = run.corrupted() or set()
+    wrong = run.corrupted or set()
     rows = []
     for rank, (utterance, said) in enumerate(zip(chosen, heard, strict=True), 1):
         figures = "".join(f"<td>{late[name][utterance.id]:.3f}</td>" for name in late)
@@ -231,7 +231,7 @@ def write_page(run: RunWeights, path: Path, worst: int, by: str = "system") -> P
     found = "".join(
         f"<p>Ranking by {name.replace('_', ' ')}: the first {f['corrupted']:.0f} hold {100 * f['precision']:.1f} % of the "
         f"corrupted labels (chance {100 * f['chance']:.1f} %), average precision {f['average_precision']:.3f}.</p>"
-        for name, f in (run.found() or {}).items()
+        for name, f in (run.found or {}).items()
     )
     head = ("rank", "utterance", "audio", "transcript", "what the teacher hears", "alpha", "task weight",
             "student's loss", "teacher's loss")  # fmt: skip
@@ -261,14 +261,6 @@ def _heard(recipe: Recipe, utterances: list[Utterance]) -> list[str]:
 
 def _player(utterance: Utterance) -> str:
     """The clip as 16-bit WAV inside the page."""
-    import io
-    import wave
-
-    samples = (np.clip(utterance.wave(), -1, 1) * 32767).astype("<i2")
     buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16_000)
-        file.writeframes(samples.tobytes())
+    write_wav(buffer, utterance.wave())
     return f'<audio controls preload=none src="data:audio/wav;base64,{base64.b64encode(buffer.getvalue()).decode()}"></audio>'

@@ -1,4 +1,4 @@
-"""Score a student in training on a validation split, with its own decoding loop in torch."""
+"""Transcribe a split with a torch model and score it: what validation during training does, and a study's arms."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ class EncodedClips:
         key = tuple(batch)
         if key in self._kept:
             return self._kept[key]
-        name = sha256_of([self.margin, *(self.utterances[i].audio_sha256() for i in batch)])[:32]
+        # audio is hashed for a store alone
+        name = "" if self.store is None else self._name(batch)
         if self.store is not None and name in self.store:
             device = next(model.parameters()).device
             return self.store.read(name, ["states"])[0].to(device), self.store.index[name]["seconds"]
@@ -84,6 +85,9 @@ class EncodedClips:
         if self.keeps:
             self._kept[key] = states, seconds
         return states, seconds
+
+    def _name(self, batch: Sequence[int]) -> str:
+        return sha256_of([self.margin, *(self.utterances[i].audio_sha256() for i in batch)])[:32]
 
     def fill(self, model: Any) -> None:
         """Compute what the store lacks."""

@@ -135,6 +135,7 @@ def step_losses(
     task = per_utterance(task_tokens, batch.owner, utterances)
     each_teacher = torch.stack([per_utterance(row, batch.owner, utterances) for row in by_teacher])
     shares = each_teacher.new_tensor(objective.shares if itself is None else (1.0,))
+    theirs = _likeliest(batch)
     evidence = Evidence(
         batch.ids,
         task.detach(),
@@ -145,7 +146,7 @@ def step_losses(
         moment.epochs,
         each_teacher.detach(),
         batch.owner,
-        _likeliest(batch) == batch.flat_labels(),
+        theirs == batch.flat_labels(),
     )
     weights = weighting(evidence)
     each, task_weight, alpha = _weighed(weights, task_tokens, by_teacher, task, each_teacher, shares, batch)
@@ -153,7 +154,6 @@ def step_losses(
     loss = loss + ((each * batch.label_counts).sum() / size.tokens if by_tokens else each.sum() / size.utterances)
     if not batch.real:
         loss = loss * 0.0
-    theirs = _likeliest(batch)
     differing = logits.detach()[: len(theirs)].argmax(-1) != theirs
     asked = batch.top_ids.shape[-1] > 0
     disagreeing = differing.sum() if asked else torch.tensor(math.nan, device=theirs.device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from workbench.encoded import encode_whole
 from workbench.errors import UserError
 from workbench.evaluate import EncodedClips, validate_encoded
 from workbench.families import Family, open_family
-from workbench.files import alone, cache_dir, sha256_of
+from workbench.files import cache_dir, filling, sha256_of
 from workbench.on_policy import OnPolicy
 from workbench.progress import Progress
 from workbench.recipe import OnPolicyRecipe, Recipe
@@ -84,15 +83,13 @@ class Teachers:
             settings = self.settings(number)
             place = settings.folder() if folder is None else folder / str(number)
             # several runs may want the same targets; the second one finds them done
-            with alone(place) if self.main else nullcontext():
-                accelerator.wait_for_everyone()
+            with filling(place, accelerator):
                 cache = TargetCache(settings, None if folder is None else place)
                 missing = sum(key not in cache for key in keys)
                 if not missing and self.recipe.stream is None:
                     log.info("teacher's targets: all %d clips are cached in %s", len(utterances), cache.store.folder)
                 elif missing:
                     self._ask(number, utterances, cache, title, missing, rank, ranks, ask)
-                accelerator.wait_for_everyone()
             cache.store.reload()
             caches.append(cache)
         return Window(utterances, keys, caches)
@@ -158,15 +155,13 @@ class Teachers:
         own, model = self.families[0], self.models[0].to(self.accelerator.device)
         place = cache_dir() / "encoded" / sha256_of(["teacher", self.hashes[0], self.recipe.precision])[:16]
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        with alone(place) if self.main else nullcontext():
-            self.accelerator.wait_for_everyone()
+        with filling(place, self.accelerator):
             store = Store(place)
             missing = sum(key not in store for key in window.keys)
             with Progress("teacher's encoder", missing, self.main) as progress, self.accelerator.autocast():
                 encode_whole(
                     model, own, window.utterances, window.keys, store, rank, ranks, partial(_advance, progress, ranks)
                 )
-            self.accelerator.wait_for_everyone()
         store.reload()
         keys = {u.id: key for u, key in zip(window.utterances, window.keys, strict=True)}
         return OnPolicy(settings, family, model, own, store, keys)

@@ -23,7 +23,7 @@ from workbench.encoded import encode_clips, encoded_folder
 from workbench.errors import UserError
 from workbench.evaluate import EncodedClips, validate_encoded
 from workbench.families import Family, open_family
-from workbench.files import alone, atomic_folder, write_json
+from workbench.files import atomic_folder, filling, write_json
 from workbench.memory import Peak
 from workbench.on_policy import OnPolicy
 from workbench.preflight import check_sharding, check_trackers
@@ -270,8 +270,7 @@ class Distillation:
         rank = accelerator.process_index if rank is None else rank
         ranks = accelerator.num_processes if ranks is None else ranks
         # several runs with the same frozen encoder may be under way; in a run of its own folder there is no other
-        with alone(folder) if self.main else nullcontext():
-            accelerator.wait_for_everyone()
+        with filling(folder, accelerator):
             store = Store(folder)
             missing = sum(key not in store for key in window.keys)
             with Progress("frozen encoder", missing, self.main) as progress, accelerator.autocast():
@@ -279,8 +278,7 @@ class Distillation:
                     self.model, self.family, window.utterances, window.keys, window.caches[0], store, self.recipe.margin,
                     self.recipe.seed, rank, ranks, lambda clips: progress.advance(clips * ranks),
                 )  # fmt: skip
-            accelerator.wait_for_everyone()
-            store.reload()
+        store.reload()
         return replace(window, encoded=store)
 
     def _resume(self) -> Position:
