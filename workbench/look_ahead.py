@@ -71,13 +71,15 @@ def weight_gradients(batch: Probed, held: Held, weights: Tensor, rate: float) ->
     counts = torch.bincount(batch.owner, minlength=utterances).clamp(min=1)
     share = 1.0 / (counts[batch.owner] * utterances)  # [labels]: of a label in the batch's loss
     kernel = held.hidden.float() @ batch.hidden.float().t()  # [validation labels, labels]: h_v . h_t
-    step = (weights[:, batch.owner, None] * share[:, None] * batch.residuals).sum(0)  # [labels, vocabulary]
-    ahead = held.logits.float() - rate * (kernel @ step)  # [validation labels, vocabulary]
-    pull = ahead.softmax(-1)
+    shares = weights[:, batch.owner] * share  # [losses, labels]
+    # the vocabulary is the long axis: the losses are summed by the product, not before it
+    mixture = (kernel[:, None] * shares).flatten(1)  # [validation labels, losses * labels]
+    ahead = torch.addmm(held.logits.float(), mixture, batch.residuals.flatten(0, 1), alpha=-rate)
+    pull = ahead.softmax(-1)  # [validation labels, vocabulary]
     pull[torch.arange(len(pull), device=pull.device), held.labels] -= 1
-    pull *= held.weight[:, None]
-    mixed = kernel.t() @ pull  # [labels, vocabulary]: the validation gradient as each training label meets it
-    inner = (mixed * batch.residuals).sum(-1)  # [losses, labels]
+    # [labels, vocabulary]: the validation gradient as each training label meets it
+    mixed = (kernel * held.weight[:, None]).t() @ pull
+    inner = torch.einsum("tv,ltv->lt", mixed, batch.residuals)  # [losses, labels]
     return torch.stack([-rate * per_utterance(row, batch.owner, utterances) / utterances for row in inner])
 
 

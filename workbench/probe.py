@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from workbench.corpus import Utterance
 from workbench.data import Batch
@@ -67,8 +68,9 @@ class StudentProbe:
             logits = self.model.proj_out(hidden).float()
         logits.requires_grad_()
         # a label's loss depends on its own logits alone, so one backward pass gives every label's residual
-        task, by_teacher = token_losses_of(logits, batch, self.objective, self.moment)
-        residuals = [torch.autograd.grad(row.sum(), logits, retain_graph=True)[0] for row in (task, *by_teacher)]
+        _, by_teacher = token_losses_of(logits, batch, self.objective, self.moment)
+        residuals = [torch.autograd.grad(row.sum(), logits, retain_graph=True)[0] for row in by_teacher]
+        return Probed(batch.ids, hidden, torch.stack([_task_residual(logits, batch.flat_labels()), *residuals]), batch.owner)
         return Probed(batch.ids, hidden, torch.stack(residuals), batch.owner)
 
     def _held_in_turn(self) -> Iterator[Held]:
@@ -90,6 +92,14 @@ class StudentProbe:
         weight = (1.0 / (counts * len(group))).repeat_interleave(counts)
         labels = tokens.labels[tokens.labels >= 0]
         return Held(hidden, self.model.proj_out(hidden), labels, weight)
+
+
+@torch.no_grad()
+def _task_residual(logits: Tensor, labels: Tensor) -> Tensor:
+    """Derivative of cross-entropy by the logits. [labels, vocabulary] -> [labels, vocabulary]"""
+    residual = logits.softmax(-1)
+    residual[torch.arange(len(labels), device=labels.device), labels] -= 1
+    return residual
 
 
 def _groups(validation: EncodedClips, family: Family) -> Iterator[list[int]]:
