@@ -29,7 +29,9 @@ STEPS = 6  # an on-policy step is so slow that an epoch of them would take the a
 
 def main() -> None:
     """Every case in a process of its own."""
-    args = arguments(__doc__, clips=(160, "clips of the training set"), repeats=(3, "turns"), folder=("", "for workers"))
+    args = arguments(
+        __doc__, clips=(160, "clips of the training set"), repeats=(3, "turns"), folder=("", "for workers")
+    )
     if args.worker:
         work(args.worker, args.clips, Path(args.folder))
         return
@@ -56,7 +58,8 @@ def main() -> None:
 def ratio(runs: list[dict[str, Any]], case: str, system: str) -> float:
     """Median time of a system over that of what it is compared with."""
     whole, own = (
-        middle(r["seconds"] for r in runs if (r["case"], r["system"]) == (case, name)) for name in (OVER[system], system)
+        middle(r["seconds"] for r in runs if (r["case"], r["system"]) == (case, name))
+        for name in (OVER[system], system)
     )
     return own / whole
 

@@ -6,6 +6,7 @@ added up as it is saved. What no count can tell, the share of a device's peak th
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from workbench.students import build_student, check_pair, parameters
 from workbench.targets import TargetSettings, estimated_bytes
 from workbench.teachers import resolve_teacher
 
+log = logging.getLogger("workbench")
 # Whisper's published sizes, for planning where no hub is reachable: width, encoder layers, decoder layers, heads.
 SIZES = {
     "tiny": (384, 4, 4, 6),
@@ -94,6 +96,8 @@ def plan(
     initial = recipe.student.initial
     student = meta_student(teacher if initial is None else meta_model(initial), recipe.student)
     check_pair(student.config, teacher.config, [n for n, s in recipe.stages.items() if s.encoder_matching])
+    if recipe.student.vocabulary == "corpus":
+        log.info("student.vocabulary: reckoned whole; which tokens stay is known after the teacher's pass alone")
     clips = corpus_hours * 3600 / clip_seconds
     teacher_flop = teacher_pass_flop(teacher, clip_seconds)
     states = any(s.encoder_matching for s in recipe.stages.values())

@@ -70,7 +70,9 @@ class StudentProbe:
         # a label's loss depends on its own logits alone, so one backward pass gives every label's residual
         _, by_teacher = token_losses_of(logits, batch, self.objective, self.moment)
         residuals = [torch.autograd.grad(row.sum(), logits, retain_graph=True)[0] for row in by_teacher]
-        return Probed(batch.ids, hidden, torch.stack([_task_residual(logits, batch.flat_labels()), *residuals]), batch.owner)
+        return Probed(
+            batch.ids, hidden, torch.stack([_task_residual(logits, batch.flat_labels()), *residuals]), batch.owner
+        )
         return Probed(batch.ids, hidden, torch.stack(residuals), batch.owner)
 
     def _held_in_turn(self) -> Iterator[Held]:

@@ -100,7 +100,9 @@ class StageLoop:
                 if self._enough():
                     break
                 # the last step of a round is saved below, after validation
-                due = self.run.together(time.monotonic() - last_saved > 60 * self.run.recipe.checkpoint_minutes)
+                due = self.run.processes.together(
+                    time.monotonic() - last_saved > 60 * self.run.recipe.checkpoint_minutes
+                )
                 if due and position.batch < len(plan):
                     self._save()
                     last_saved = time.monotonic()
@@ -184,7 +186,7 @@ class StageLoop:
             self.validation,
             objective,
             moment,
-            self.run.gathered,
+            self.run.processes.gathered,
         )
         objective.weighting.look_ahead(probe)
         spent = time.perf_counter() - started
@@ -227,7 +229,7 @@ class StageLoop:
         plan = self._one_plan(window, self.position.round)
         streaming = self.run.recipe.stream is not None
         if streaming and self.ranks > 1:
-            plan = plan[: int(self.run.smallest(len(plan)))]  # processes step together
+            plan = plan[: int(self.run.processes.smallest(len(plan)))]  # processes step together
         least = 1 if streaming else self.ranks
         if not self.position.parts:
             if self.stage.micro_batches is not None:
@@ -235,7 +237,7 @@ class StageLoop:
             else:
                 self.position.parts = parts_that_fit(
                     plan, self.run.recipe.margin.longest, least, self.run.accelerator.device,
-                    lambda worst, parts: self._try(window, worst, parts), self.run.worst_of, self.name,
+                    lambda worst, parts: self._try(window, worst, parts), self.run.processes.worst_of, self.name,
                 )  # fmt: skip
         of = -(-self.position.parts // least) * least  # resumed on another number of processes
         return plan, of, range(of) if streaming else range(self.rank, of, self.ranks)
@@ -293,12 +295,12 @@ class StageLoop:
             self.average.update(position.stage_step)
         if self.itself:
             self.itself.stepped(position.stage_step)
-        objective.weighting.stepped(self.run.summed)
+        objective.weighting.stepped(self.run.processes.summed)
         position.stage_step += 1
         position.step += 1
         if position.stage_step % STEPS_BETWEEN_RELEASES == 0:
             self._release()
-        loss, task, distillation, matching, disagreement = self.run.summed(sums)
+        loss, task, distillation, matching, disagreement = self.run.processes.summed(sums)
         scalars = {"loss": loss, "task": task, "distillation": distillation, "matching": matching,
                    "disagreement": disagreement,
                    "gradient_norm": checkpoints.whole(norm) if hasattr(norm, "full_tensor") else norm,
@@ -313,7 +315,7 @@ class StageLoop:
         """Utterances and tokens of the whole step, over all processes."""
         real = [batch for batch in micro_batches if batch.real]
         counts = [sum(len(b.ids) for b in real), sum(int(b.label_counts.sum()) for b in real)]
-        utterances, tokens = self.run.summed(torch.tensor(counts, dtype=torch.float32)).tolist()
+        utterances, tokens = self.run.processes.summed(torch.tensor(counts, dtype=torch.float32)).tolist()
         return StepSize(utterances, tokens)
 
     def _try(self, window: Window, worst: StepPlan, parts: int) -> Peak | None:

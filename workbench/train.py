@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from workbench import __version__, checkpoints
 from workbench.allocator import bound_kernel_cache, keep_freed_memory
@@ -24,9 +23,9 @@ from workbench.errors import UserError
 from workbench.evaluate import EncodedClips, validate_encoded
 from workbench.families import Family, open_family
 from workbench.files import atomic_folder, filling, write_json
-from workbench.memory import Peak
 from workbench.on_policy import OnPolicy
 from workbench.preflight import check_sharding, check_trackers
+from workbench.processes import Processes
 from workbench.progress import Progress
 from workbench.recipe import Recipe, Stage, load_recipe
 from workbench.run_log import RunLog
@@ -89,7 +88,8 @@ class Distillation:
             bound_kernel_cache()
             keep_freed_memory()
         set_seed(recipe.seed)
-        self.main = self.accelerator.is_main_process
+        self.processes = Processes(self.accelerator)
+        self.main = self.processes.main
         self.teachers = Teachers(recipe, self.accelerator)
         self.family: Family = self.teachers.families[0]
         initial = recipe.student.initial
@@ -120,7 +120,7 @@ class Distillation:
         if self.recipe.stream is None:
             self.whole = self.teachers.labelled(self.train_set, None, "teacher's targets")
             if any(needs_uncertainty(stage.weighting) for stage in self.recipe.stages.values()):
-                self.uncertainty = self.gathered(self.teachers.uncertainty(self.whole))
+                self.uncertainty = self.processes.gathered(self.teachers.uncertainty(self.whole))
             if self.recipe.student.vocabulary == "corpus":
                 self._narrow()
             chosen = [stage.on_policy for stage in self.recipe.stages.values() if stage.on_policy]
@@ -170,7 +170,7 @@ class Distillation:
         for passed in range(position.stream_pass, stage.epochs):
             stream = Stream(self.recipe.corpus.removeprefix("hf:"), self.recipe.seed + passed, rank, ranks, seconds)
             utterances = iter(stream.windows(position.stream_window))
-            while self.smallest((found := next(utterances, None)) is not None):
+            while self.processes.smallest((found := next(utterances, None)) is not None):
                 assert found is not None  # noqa: S101  every process has one
                 started = time.perf_counter()
                 window = self.teachers.labelled(
@@ -214,39 +214,6 @@ class Distillation:
         known = self.family.vocabulary
         with widened(model, known, self.whole_matrix) if known is not None else nullcontext():
             save_student(model, self.family, self.folder / "best", self.recipe.margin.inference)
-
-    def gathered(self, found: dict[str, Any]) -> dict[str, Any]:
-        """The entries of all processes' dictionaries."""
-        if self.accelerator.num_processes == 1:
-            return found
-        from accelerate.utils import gather_object
-
-        return {key: value for part in gather_object([found]) for key, value in part.items()}
-
-    def together(self, wish: bool) -> bool:
-        """The main process's answer, for what all must do or none."""
-        if self.accelerator.num_processes == 1:
-            return wish
-        return bool(self.summed(torch.tensor([float(wish and self.main)]))[0])
-
-    def summed(self, values: Tensor) -> Tensor:
-        """Sum over the processes."""
-        if self.accelerator.num_processes == 1:
-            return values
-        total: Tensor = self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum")
-        return total
-
-    def smallest(self, value: float) -> float:
-        """Smallest of the processes' values."""
-        if self.accelerator.num_processes == 1:
-            return value
-        mine = torch.tensor([float(value)], device=self.accelerator.device)
-        return float(self.accelerator.gather(mine).min())
-
-    def worst_of(self, peak: Peak | None) -> tuple[bool, float]:
-        """Whether any process ran out of memory, and the largest share of the free memory that one took."""
-        failed, share = (peak.failed, peak.used / max(peak.free, 1)) if peak else (False, 0.0)
-        return self.smallest(-float(failed)) < 0, -self.smallest(-share)
 
     def _encoded_folder(self, name: str) -> Path:
         """Where a frozen encoder's states are kept: if no stage has trained it, where every run finds them."""
