@@ -7,7 +7,7 @@ first positions of the embedding (length-adaptive distillation: our interpretati
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from workbench.errors import UserError
 from workbench.families.convolution import convolve
 from workbench.families.decoding import beam_scored, greedy_scored
 from workbench.families.log_mel import SAMPLES_PER_POSITION, LogMel
-from workbench.families.packed import run_layer, run_packed
+from workbench.families.packed import PackedTokens, drops, packed_decoder_layer, run_layer, run_packed
 from workbench.families.protocol import IGNORED, Tokens, Transcript
 from workbench.families.tied import TiedMatrix
 from workbench.families.whisper_tokens import label_ids, prompt_ids
@@ -257,12 +257,25 @@ def decoder_hidden(
     decoder = model.model.decoder
     hidden = matrix.embed(tokens.inputs) if matrix else decoder.embed_tokens(tokens.inputs)
     hidden = hidden + decoder.embed_positions.weight[: tokens.inputs.shape[1]]
-    mask = None if heard is None else heard[:, None, None, :].expand(-1, 1, tokens.inputs.shape[1], -1)
     places = tokens.labelled() if labelled is None else labelled
-    early_hidden = None
-    for number, layer in enumerate(decoder.layers):  # without a mask of its own, self-attention is causal
-        hidden = run_layer(lambda layer, *given: layer(*given)[0], checkpointing, layer, hidden, None, states, mask)
+    given: tuple[Any, ...]
+    call: Callable[..., Tensor]
+    if hidden.device.type == "cpu" and not torch.compiler.is_compiling() and not drops(decoder.layers):
+        packed = PackedTokens.of(tokens.labels, states, heard)
+        rows, places, given, call = packed.rows(hidden), packed.places(places), (packed,), packed_decoder_layer
+    else:
+        mask = None if heard is None else heard[:, None, None, :].expand(-1, 1, tokens.inputs.shape[1], -1)
+        # without a mask of its own, self-attention is causal
+        rows, given, call = hidden, (None, states, mask), lambda layer, *given: layer(*given)[0]
+    early_rows = None
+    for number, layer in enumerate(decoder.layers):
+        rows = run_layer(call, checkpointing, layer, rows, *given)
         if number == early:
-            early_hidden = decoder.layer_norm(hidden).flatten(0, 1).index_select(0, places)
-    hidden = decoder.layer_norm(hidden).flatten(0, 1)  # [utterances * tokens, width]
-    return hidden.index_select(0, places), early_hidden
+            early_rows = _norm_at(decoder, rows, places)
+    return _norm_at(decoder, rows, places), early_rows
+
+
+def _norm_at(decoder: Any, rows: Tensor, places: Tensor) -> Tensor:
+    """The decoder's last norm, at some positions. [..., width] -> [places, width]"""
+    chosen: Tensor = decoder.layer_norm(rows.flatten(0, -2).index_select(0, places))
+    return chosen

@@ -23,7 +23,6 @@ from workbench.teachers import resolve_teacher
 from workbench.train import distill
 
 log = logging.getLogger("workbench")
-SCORED = ("validation", "test")
 
 
 def prepare(study: Study) -> None:
@@ -38,8 +37,8 @@ def run_arm(study: Study, cell: Cell) -> dict[str, Any]:
     """Run a cell to its end, or read what it came to; a killed one goes on.
 
     Returns:
-        The content of result.json: `validation` and, unless the study is one that chooses on validation, `test`, each with
-        WER and CER in percent, loops, references and hypotheses; seconds; peak memory.
+        The content of result.json: the study's split with WER and CER in percent, loops, references and hypotheses;
+        `validation` at the run's best step; seconds; peak memory.
     """
     recipe = arm_recipe(study, cell)
     done = recipe.output / "result.json"
@@ -47,7 +46,6 @@ def run_arm(study: Study, cell: Cell) -> dict[str, Any]:
         found: dict[str, Any] = read_json(done, "an arm's result")
         return found
     student = distill(recipe)
-    splits = SCORED if study.split == "test" else ("validation",)
     scores = read_json(recipe.output / "scores.json", "a run's scores")
     # torch's own peak on a GPU, the process's on a CPU
     peak = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else peak_memory_mb()
@@ -59,7 +57,8 @@ def run_arm(study: Study, cell: Cell) -> dict[str, Any]:
         "steps": scores["steps"],
         "peak_mb": round(peak, 1),
         "parameters": scores["student"]["parameters"],
-        **{split: _scored(recipe, student, split) for split in splits},
+        "validation": scores["validation"],
+        study.split: _scored(recipe, student, study.split),
         "host": scores["host"],
     }
     write_json(done, result)
