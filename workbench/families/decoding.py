@@ -51,7 +51,8 @@ def greedy_scored(
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     tokens = torch.tensor(prompts, device=states.device)
     written: list[list[int]] = [[] for _ in prompts]
-    running = set(range(len(prompts)))
+    rows = list(range(len(prompts)))  # utterances that are in the batch still
+    running = set(rows)
     totals, counts = [0.0] * len(prompts), [0] * len(prompts)
     for step in range(max(limits)):
         out = model.model.decoder(input_ids=tokens, encoder_hidden_states=states, past_key_values=cache, use_cache=True)
@@ -62,9 +63,9 @@ def greedy_scored(
         best = logits.max(-1, keepdim=True)
         tokens = best.indices
         log_probabilities = (best.values[:, 0] - logits.logsumexp(-1)).tolist()
-        for i, token in enumerate(tokens[:, 0].tolist()):
+        for i, token, said in zip(rows, tokens[:, 0].tolist(), log_probabilities, strict=True):
             if i in running:
-                totals[i] += log_probabilities[i]
+                totals[i] += said
                 counts[i] += 1
                 if token == end:
                     running.discard(i)
@@ -74,6 +75,11 @@ def greedy_scored(
                         running.discard(i)
         if not running:
             break
+        if 2 * len(running) <= len(rows):  # a few long ones, or one that loops: the others are not carried along
+            kept = torch.tensor([row for row, i in enumerate(rows) if i in running], device=states.device)
+            rows = [i for i in rows if i in running]
+            tokens, states = tokens[kept], states[kept]
+            cache.batch_select_indices(kept)
     return [(ids, total / max(count, 1)) for ids, total, count in zip(written, totals, counts, strict=True)]
 
 
