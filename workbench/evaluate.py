@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from workbench.audio import SAMPLE_RATE
 from workbench.corpus import Utterance
 from workbench.families import Family
-from workbench.files import sha256_of
+from workbench.files import alone, sha256_of
 from workbench.scoring import score
 from workbench.store import Store
 
@@ -37,7 +38,7 @@ class Validation:
 class EncodedClips:
     """Clips as a model's encoder hears them at true length plus a margin, in batches of similar length.
 
-    With a frozen encoder they are computed once and kept.
+    With a frozen encoder they are computed once and kept; with a folder too, for every run that begins with this encoder.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class EncodedClips:
         family: Family,
         margin: float,
         frozen: bool = False,
-        store: Store | None = None,
+        folder: Path | None = None,
     ) -> None:
         """Bind clips to their encoder.
 
@@ -55,12 +56,12 @@ class EncodedClips:
             family: the encoder's features.
             margin: seconds of silence after each.
             frozen: whether the encoder stays as it is.
-            store: where its states are kept beyond this process.
+            folder: where a frozen encoder's states are kept beyond this process.
         """
-        self.store = store
         self.utterances, self.family, self.margin = utterances, family, margin
         seconds = sum(u.seconds + margin for u in utterances)
         self.keeps = frozen and seconds * 50 * family.config.d_model * 4 < MOST_KEPT_BYTES
+        self.store = Store(folder) if self.keeps and folder is not None else None
         self._kept: dict[tuple[int, ...], tuple[Tensor, list[float]]] = {}
         order = sorted(range(len(utterances)), key=lambda i: utterances[i].seconds)
         self.batches = [order[start : start + BATCH_CLIPS] for start in range(0, len(order), BATCH_CLIPS)]
@@ -71,28 +72,34 @@ class EncodedClips:
         key = tuple(batch)
         if key in self._kept:
             return self._kept[key]
-        # audio is hashed for a store alone
-        name = "" if self.store is None else self._name(batch)
-        if self.store is not None and name in self.store:
-            device = next(model.parameters()).device
-            return self.store.read(name, ["states"])[0].to(device), self.store.index[name]["seconds"]
-        waves = [self.utterances[i].wave() for i in batch]
-        seconds = [len(wave) / SAMPLE_RATE for wave in waves]
         device = next(model.parameters()).device
-        states = self.family.encode(model, self.family.features(waves, max(seconds) + self.margin, device))
-        if self.store is not None:
-            self.store.write(0, [({"key": name, "seconds": seconds}, {"states": states})])
+        name = self._name(batch)
+        if self.store is not None and name in self.store:
+            states, seconds = self.store.read(name, ["states"])[0].to(device), self.store.index[name]["seconds"]
+        else:
+            waves = [self.utterances[i].wave() for i in batch]
+            seconds = [len(wave) / SAMPLE_RATE for wave in waves]
+            states = self.family.encode(model, self.family.features(waves, max(seconds) + self.margin, device))
         if self.keeps:
             self._kept[key] = states, seconds
         return states, seconds
 
     def _name(self, batch: Sequence[int]) -> str:
+        """Key of a batch in the store; without one audio need not be hashed."""
+        if self.store is None:
+            return ""
         return sha256_of([self.margin, *(self.utterances[i].audio_sha256() for i in batch)])[:32]
 
-    def fill(self, model: Any) -> None:
-        """Compute what the store lacks."""
-        for batch in self.batches:
-            self.states(model, batch)
+    def fill(self, model: Any, singly: bool = False) -> None:
+        """Write to the folder, if there is one, what it lacks of the batches, or of each clip by itself."""
+        if self.store is None:
+            return
+        with alone(self.store.folder):
+            self.store.reload()
+            for batch in [[i] for group in self.batches for i in group] if singly else self.batches:
+                if (name := self._name(batch)) not in self.store:
+                    states, seconds = self.states(model, batch)
+                    self.store.write(0, [({"key": name, "seconds": seconds}, {"states": states})])
 
     def padded(self, model: Any, group: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Encoder states of some clips, each at its own length, and which positions each has.

@@ -17,6 +17,7 @@ from workbench.checkpoints import Position
 from workbench.corpus.batching import StepPlan, padding_share, plan_steps
 from workbench.data import Batch, MicroBatches
 from workbench.ema import MovingAverage
+from workbench.encoded import encoded_folder
 from workbench.errors import UserError
 from workbench.evaluate import EncodedClips
 from workbench.look_ahead import LearntWeights
@@ -47,9 +48,11 @@ class StageLoop:
         self.rank, self.ranks = accelerator.process_index, accelerator.num_processes
         student = Student(run.model, run.family, stage)
         self.trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+        folder = encoded_folder(recipe, "evaluated") if run.untrained(name) else None
         self.validation = EncodedClips(
-            run.validation_set, run.family, recipe.margin.inference, frozen=student.encoder_frozen
+            run.validation_set, run.family, recipe.margin.inference, student.encoder_frozen, folder
         )
+        self._fill_validation()
         self.objective: Objective | None = None
         self.itself: SelfTeacher | None = None
         self.average = MovingAverage(run.model, recipe.ema) if recipe.ema else None
@@ -146,8 +149,18 @@ class StageLoop:
                 checkpoint = checkpoints.latest(run.folder / "checkpoints")
                 assert checkpoint is not None  # noqa: S101  a position inside a stage came from one
                 self.itself.load_state_dict(checkpoints.load_tensors(checkpoint, "itself"))
+        if isinstance(weighting, LearntWeights):
+            self._fill_validation(singly=True)
         self.objective = Objective(self.stage, run.recipe.targets.temperature, weighting, run.shares)
         return self.objective
+
+    def _fill_validation(self, singly: bool = False) -> None:
+        """Have the frozen encoder's states of the validation clips on disk before any process asks for them."""
+        if (store := self.validation.store) is not None:
+            if self.run.main:
+                self.validation.fill(self.run.model, singly)
+            self.run.accelerator.wait_for_everyone()
+            store.reload()
 
     def _weighting(self, window: Window) -> Weighting:
         statistics = TeacherStatistics(self._statistics(window), self.run.uncertainty)

@@ -217,10 +217,12 @@ class Distillation:
 
     def _encoded_folder(self, name: str) -> Path:
         """Where a frozen encoder's states are kept: if no stage has trained it, where every run finds them."""
-        earlier = list(self.recipe.stages)[: list(self.recipe.stages).index(name)]
-        if any(self.recipe.stages[stage].trainable != "decoder" for stage in earlier):
-            return self.folder / "encoded" / name
-        return encoded_folder(self.recipe, "trained")
+        return encoded_folder(self.recipe, "trained") if self.untrained(name) else self.folder / "encoded" / name
+
+    def untrained(self, name: str) -> bool:
+        """Whether the student's encoder is as it was at the beginning, all through a stage."""
+        until = list(self.recipe.stages).index(name) + 1
+        return all(stage.trainable == "decoder" for stage in list(self.recipe.stages.values())[:until])
 
     def _with_encoded(
         self, window: Window, name: str, stage: Stage, folder: Path, rank: int | None = None, ranks: int | None = None

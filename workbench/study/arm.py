@@ -14,10 +14,9 @@ from workbench.corpus import Utterance, open_corpus
 from workbench.encoded import encoded_folder
 from workbench.evaluate import EncodedClips, Validation, validate, validate_encoded
 from workbench.families import open_family
-from workbench.files import alone, read_json, write_json
+from workbench.files import read_json, write_json
 from workbench.host import peak_memory_mb
 from workbench.recipe import Recipe, parse_recipe
-from workbench.store import Store
 from workbench.study.plan import Cell, Study, arm_recipe, folder_of
 from workbench.teachers import resolve_teacher
 from workbench.train import distill
@@ -97,13 +96,7 @@ def _scored(recipe: Recipe, student: Any, split: str) -> dict[str, Any]:
     model = family.load().to("cuda" if torch.cuda.is_available() else "cpu")
     utterances = open_corpus(recipe.corpus, split, recipe.limit)
     frozen = all(stage.trainable == "decoder" for stage in recipe.stages.values())
-    store = Store(encoded_folder(recipe, "evaluated")) if frozen else None
-    clips = EncodedClips(utterances, family, recipe.margin.inference, frozen, store)
-    if store is None:
-        found: Validation = validate_encoded(model, clips)
-    else:
-        with alone(store.folder):
-            store.reload()
-            clips.fill(model)
-        found = validate_encoded(model, clips)
-    return _as_json(found, utterances)
+    folder = encoded_folder(recipe, "evaluated") if frozen else None
+    clips = EncodedClips(utterances, family, recipe.margin.inference, frozen, folder)
+    clips.fill(model)
+    return _as_json(validate_encoded(model, clips), utterances)
