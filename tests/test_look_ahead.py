@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from workbench.look_ahead import Held, Probed, normalized, weight_gradients
+from workbench.look_ahead import Held, Probed, concentrated, normalized, weight_gradients
 from workbench.objectives import per_utterance
 from workbench.weighting import Evidence, TeacherStatistics, build_weighting
 
@@ -52,6 +52,34 @@ def test_gradients_are_autograds_through_the_look_ahead(scene, rate):
     (expected,) = torch.autograd.grad(validation, weights)
     found = weight_gradients(*probed(scene), weights.detach(), rate)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_tokens_that_the_step_does_not_move_go_together():
+    torch.manual_seed(1)
+    weight = torch.cat([torch.randn(9, WIDTH) * 2, torch.randn(300, WIDTH) * 0.1])
+    bias = torch.cat([torch.zeros(9), torch.full((300,), -14.0)])  # hardly ever likely
+    hidden, owner = torch.randn(6, WIDTH), torch.tensor([0, 0, 1, 2, 2, 2])
+    p = (hidden @ weight.t() + bias).softmax(-1)
+    residuals = torch.stack([p - F.one_hot(torch.randint(9, (6,)), 309), p - p.roll(1, 0)])
+    held_hidden = torch.randn(3, WIDTH)
+    labels = torch.tensor([1, 4, 200])  # one of them is among the unlikely
+    held = Held(held_hidden, held_hidden @ weight.t() + bias, labels, torch.full((3,), 1 / 3))
+    whole, weights = Probed(["a", "b", "c"], hidden, residuals, owner), torch.rand(2, 3)
+    fewer, held_fewer = concentrated(whole, held)
+    assert fewer.residuals.shape[-1] < 15
+    torch.testing.assert_close(held_fewer.logits.logsumexp(-1), held.logits.logsumexp(-1))
+    torch.testing.assert_close(
+        weight_gradients(fewer, held_fewer, weights, 0.1), weight_gradients(whole, held, weights, 0.1), rtol=1e-3, atol=1e-6
+    )  # fmt: skip
+
+
+def test_where_every_token_moves_nothing_changes(scene):
+    weights = torch.rand(3, 3)
+    batch, held = concentrated(*probed(scene))
+    assert batch.residuals.shape[-1] == VOCABULARY + 1
+    torch.testing.assert_close(
+        weight_gradients(batch, held, weights, 0.1), weight_gradients(*probed(scene), weights, 0.1)
+    )
 
 
 def validation_loss(scene, weights, rate):
