@@ -48,5 +48,5 @@ clean:
 # pip's resolver backtracks for long on ranges; the constraints leave it one choice each.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(RUNTIME),$(SPEECH)demo,notebooks,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(RUNTIME),$(SPEECH)demo,notebooks,vocabulary,dev]"
 	touch $@

@@ -24,6 +24,7 @@ PUBLISHED_SHARE = 19 / 200  # updates an epoch
 CASES = {"frozen": ("decoder", "all"), "frozen, narrowed vocabulary": ("decoder", "corpus"), "trained": ("all", "all")}
 LOOKING, SAMPLING = ("almkd", "amal"), ("gkd", "speculative")
 OVER = {**dict.fromkeys(LOOKING, "epoch"), **dict.fromkeys(SAMPLING, "steps")}  # what of fixed KD each is compared with
+EPOCHS_BEFORE = 2  # no published update is of an untrained student, to whom every token is likely
 STEPS = 6  # an on-policy step is so slow that an epoch of them would take the afternoon
 
 
@@ -64,31 +65,41 @@ def ratio(runs: list[dict[str, Any]], case: str, system: str) -> float:
     return own / whole
 
 
-def work(case: str, clips: int, folder: Path) -> None:
-    """Answers for one case."""
-    os.environ.setdefault("WORKBENCH_CACHE", str(folder / "cache"))
+def begin(place: Path, clips: int, trainable: str, vocabulary: str, **stage: Any) -> tuple[Any, Any]:
+    """A run on clips of the built-in corpus, an eighth as many for validation, and its one stage, about to step."""
     from workbench.checkpoints import Position
-    from workbench.recipe import OnPolicyRecipe, parse_recipe
+    from workbench.recipe import parse_recipe
     from workbench.stage import StageLoop
     from workbench.train import Distillation
-    from workbench.weighting import TeacherStatistics, build_weighting
 
-    trainable, vocabulary = CASES[case]
-    place = folder / case.replace(", ", "-").replace(" ", "-")
     place.mkdir()
-    stage = {"trainable": trainable, "epochs": 1000, "learning_rate": 1e-5, "batch_seconds": 28.0, "micro_batches": 1}
+    settings = {
+        "trainable": trainable,
+        "epochs": 1000,
+        "learning_rate": 1e-5,
+        "batch_seconds": 28.0,
+        "micro_batches": 1,
+    }
     recipe = parse_recipe(
         {"output": str(place / "run"), "corpus": str(write_manifest(place, sample(clips), clips // 8)),
-         "student": {"decoder_layers": 2, "vocabulary": vocabulary}, "stages": {"stage": stage}}, "benchmark",
+         "student": {"decoder_layers": 2, "vocabulary": vocabulary}, "stages": {"stage": {**settings, **stage}}}, "benchmark",
     )  # fmt: skip
     run = Distillation(recipe)
     run.whole = run.teachers.labelled(run.train_set, None, "teacher's targets")
     if vocabulary == "corpus":
         run._narrow()
+    return run, StageLoop(run, 0, "stage", recipe.stages["stage"], Position(parts=1))
+
+
+def work(case: str, clips: int, folder: Path) -> None:
+    """Answers for one case."""
+    os.environ.setdefault("WORKBENCH_CACHE", str(folder / "cache"))
+    from workbench.recipe import OnPolicyRecipe
+    from workbench.weighting import TeacherStatistics, build_weighting
+
+    run, loop = begin(folder / case.replace(", ", "-").replace(" ", "-"), clips, *CASES[case], learning_rate=1e-4)
     on_policy = run.teachers.on_policy(OnPolicyRecipe(), run.whole, run.family)
-    position = Position(parts=1)
-    loop = StageLoop(run, 0, "stage", recipe.stages["stage"], position)
-    window = next(run.windows("stage", recipe.stages["stage"], position))
+    window = next(run.windows("stage", loop.stage, loop.position))
     fixed = loop._begin(window)
     plan, of, parts = loop._plan(window)
 
@@ -104,7 +115,8 @@ def work(case: str, clips: int, folder: Path) -> None:
         loop._begin_round(replace(fixed, weighting=weighting), window, plan, parts, of, 100_000)
 
     update("almkd")  # the validation set's encoder states are computed once
-    epoch()
+    for _ in range(EPOCHS_BEFORE):
+        epoch()
 
     def answer(what: str) -> dict[str, Any]:
         if what in LOOKING:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import logging
 import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +65,13 @@ def find_origin(checkpoint: Path, name: str = "") -> Origin:
 
 
 def export_bundle(
-    checkpoint: Path, output: Path, precisions: list[str], name: str = "", overwrite: bool = False
+    checkpoint: Path,
+    output: Path,
+    precisions: list[str],
+    name: str = "",
+    overwrite: bool = False,
+    vocabulary: str = "",
+    texts: Sequence[str] = (),
 ) -> Path:
     """Export a Whisper checkpoint folder as a bundle and check its tensors against torch.
 
@@ -72,6 +81,8 @@ def export_bundle(
         precisions: names of precisions, the first is the clients' default.
         name: what the bundle is called; the run's or the checkpoint's name by default.
         overwrite: replace a bundle of other content.
+        vocabulary: which tokens to keep, as for `vocabulary.choose`; all by default.
+        texts: what the loss of tokens is told on.
 
     Returns:
         The bundle's folder. One that already holds this export, undamaged, is left as it is.
@@ -88,21 +99,21 @@ def export_bundle(
         raise UserError(f"{checkpoint}: lacks {', '.join(missing)}; expected a transformers Whisper checkpoint folder")
     origin = find_origin(checkpoint, name)
     source = fingerprint(checkpoint)
-    if _is_current(output, source, precisions, overwrite):
+    if _is_current(output, source, precisions, vocabulary, overwrite):
         log.info("%s is up to date", output)
         return output
-    family = Whisper(checkpoint)
-    model = family.load()
-    check_free_space(output.parent, parameters(model) * (4 + len(precisions)), "the bundle")
-    with atomic_folder(output) as folder:
+    with _pruned(checkpoint, vocabulary, texts) as (read, lost), atomic_folder(output) as folder:
+        family = Whisper(read)
+        model = family.load()
+        check_free_space(output.parent, parameters(model) * (4 + len(precisions)), "the bundle")
         graphs = folder / "onnx"
         graphs.mkdir()
         _write_graphs(model, graphs, precisions, quantize_int8)
         for file in CHECKPOINT_FILES:
-            if (checkpoint / file).is_file():
-                shutil.copyfile(checkpoint / file, folder / file)
+            if (read / file).is_file():
+                shutil.copyfile(read / file, folder / file)
         shutil.copytree(Path(__file__).parent / "edge", folder / "edge", ignore=shutil.ignore_patterns("__pycache__"))
-        content = _manifest(origin, family, model, precisions, source)
+        content = _manifest(origin, family, model, precisions, source) | {"vocabulary": lost}
         _write(folder, content)
         log.info("checking tensors against torch")
         content["parity"] = check_tensors(folder, model, family, precisions)
@@ -132,12 +143,34 @@ def open_manifest(bundle: Path, check: bool = False) -> Manifest:
     return manifest
 
 
-def _is_current(output: Path, source: str, precisions: list[str], overwrite: bool) -> bool:
+@contextmanager
+def _pruned(checkpoint: Path, choice: str, texts: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+    """The checkpoint to export, and what is said of its vocabulary if tokens leave it."""
+    from export.vocabulary import choose, loss_of, prune
+
+    if not choice:
+        yield checkpoint, None
+        return
+    family = Whisper(checkpoint)
+    kept = choose(choice, family)
+    lost = {"choice": choice, "size": len(kept), "of": family.config.vocab_size, "lost": loss_of(kept, family, texts)}
+    log.info("vocabulary: %s of %s tokens", f"{len(kept):,}", f"{lost['of']:,}")
+    if texts:
+        log.info(
+            "of %d texts %d need other tokens now; %s %% of their tokens stay",
+            len(texts), lost["lost"]["texts_changed"], lost["lost"]["tokens_kept_percent"],
+        )  # fmt: skip
+    with tempfile.TemporaryDirectory() as temporary:
+        yield prune(checkpoint, kept, Path(temporary)), lost
+
+
+def _is_current(output: Path, source: str, precisions: list[str], vocabulary: str, overwrite: bool) -> bool:
     if not output.exists():
         return False
     try:
         manifest = read_manifest(output)
         same = manifest.content.get("checkpoint_sha256") == source and manifest.precisions == precisions
+        same = same and ((manifest.content.get("vocabulary") or {}).get("choice") or "") == vocabulary
         if same and manifest.content.get("workbench") == __version__:
             manifest.check()
             return True
@@ -149,7 +182,7 @@ def _is_current(output: Path, source: str, precisions: list[str], overwrite: boo
         return False
     if not overwrite:
         raise UserError(
-            f"{output}: holds a bundle of another checkpoint or other precisions; choose another -o, or add --overwrite"
+            f"{output}: holds a bundle of another checkpoint, other precisions or another vocabulary; choose another -o, or add --overwrite"
         )
     return False
 

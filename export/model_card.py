@@ -27,6 +27,11 @@ def _sections(content: dict[str, Any]) -> list[str]:
         f"Speech recognition, Whisper family, {content['parameters'] / 1e6:.1f} M parameters; {origin}. {length}",
         f"Exported by distill-workbench {content['workbench']}. The weights derive from the teacher's, and so does their licence: keep its notice. Checksums of every file stand in bundle.json.",
     ]
+    if vocabulary := content.get("vocabulary"):
+        sections.append(
+            f"Knows {vocabulary['size']:,} of its tokenizer's {vocabulary['of']:,} tokens (`--vocabulary {vocabulary['choice']}`), "
+            "numbered anew; any text can still be written."
+        )
     if run.get("validation"):
         sections.append(f"Validation WER after training: {run['validation']['wer']} %.")
     if measurement := content.get("measurement"):

@@ -54,7 +54,7 @@ def verify_bundle(
     results, absent = [], {}
     with tempfile.TemporaryDirectory() as temporary:
         clips = _write_clips(utterances, Path(temporary))
-        reference = _torch_reference(checkpoint, clips, manifest.content)
+        reference = _torch_reference(checkpoint, bundle, clips, manifest.content, Path(temporary))
         for name in names:
             if remedy := available(name):
                 absent[name] = remedy
@@ -72,7 +72,7 @@ def verify_bundle(
 
 
 def _torch_reference(
-    checkpoint: Path, clips: Sequence[dict[str, str]], content: dict[str, Any]
+    checkpoint: Path, bundle: Path, clips: Sequence[dict[str, str]], content: dict[str, Any], folder: Path
 ) -> list[tuple[str, list[int]]]:
     """Text and tokens that the torch model writes of each clip, alone in its batch, as the clients do it."""
     import torch
@@ -86,6 +86,11 @@ def _torch_reference(
         raise UserError(
             f"{checkpoint}: is not the checkpoint that the bundle was exported from; name that one with --checkpoint"
         )
+    if content.get("vocabulary"):
+        from export.vocabulary import prune_like
+
+        (folder / "pruned").mkdir()
+        checkpoint = prune_like(checkpoint, bundle, folder / "pruned")
     family = Whisper(checkpoint)
     model = family.load()
     out = []

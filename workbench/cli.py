@@ -161,6 +161,10 @@ def export(
         str, typer.Option(help="Comma-separated: fp32, int8. The first is the default of the clients.")
     ] = "fp32,int8",
     name: Annotated[str, typer.Option(help="What the bundle is called; the run's or folder's name by default.")] = "",
+    vocabulary: Annotated[
+        str,
+        typer.Option(help="Tokens to keep: trained, a language (en, or en:16000 at most), corpus:FILE, or a number."),
+    ] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of other content.")] = False,
     verify: Annotated[bool, typer.Option(help="Verify it in the installed runtimes afterwards.")] = True,
     corpus: Annotated[str, typer.Option(help="Clips to verify on; the run's own corpus by default.")] = "",
@@ -169,9 +173,15 @@ def export(
     from export.bundle import export_bundle, open_manifest
 
     precisions = [p.strip() for p in precision.split(",") if p.strip()]
-    bundle = export_bundle(student, output, precisions, name, overwrite)
+    corpus = corpus or _corpus_of(student)
+    texts: list[str] = []
+    if vocabulary:
+        from workbench.corpus import open_corpus
+
+        texts = [u.text for u in open_corpus(corpus, "validation")]
+    bundle = export_bundle(student, output, precisions, name, overwrite, vocabulary, texts)
     if verify and "verification" not in open_manifest(bundle).content:
-        _verify(bundle, student, corpus or _corpus_of(student), "validation", VERIFIED_CLIPS, [], None)
+        _verify(bundle, student, corpus, "validation", VERIFIED_CLIPS, [], None)
     typer.echo(bundle)
 
 

@@ -1,0 +1,99 @@
+"""What it costs a look-ahead's gradients that tokens which the step does not move go together, and what it saves.
+
+    python benchmarks/look_ahead_error.py --json FILE
+
+On micro-batches of a student of two decoder layers after some steps of fixed KD: the gradients of all weights over the
+whole vocabulary and over what `look_ahead.concentrated` leaves of it, in turns.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import arguments, finish, timed
+from weighting_cost import begin
+
+STEPS, BATCHES, TIMES = (0, 50, 150, 300), 3, 5
+
+
+def main() -> None:
+    """With a narrowed vocabulary and the whole one."""
+    args = arguments(__doc__, clips=(160, "clips of the training set"))
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.setdefault("WORKBENCH_CACHE", str(Path(folder) / "cache"))
+        for vocabulary in ("corpus", "all"):
+            runs += work(Path(folder) / vocabulary, args.clips, vocabulary)
+    figures = {}
+    for vocabulary, name in (("corpus", "narrowed"), ("all", "whole")):
+        for steps in STEPS:
+            own = [r for r in runs if (r["vocabulary"], r["steps"]) == (vocabulary, steps)]
+            figures[f"kept_percent {name}, {steps} steps"] = sum(r["kept_percent"] for r in own) / len(own)
+            figures[f"repeat_ratio {name}, {steps} steps"] = sum(r["whole_ms"] for r in own) / sum(
+                r["kept_ms"] for r in own
+            )
+        figures[f"largest_error {name}"] = max(r["error"] for r in runs if r["vocabulary"] == vocabulary)
+    finish(args.json, figures, runs)
+
+
+def work(place: Path, clips: int, vocabulary: str) -> list[dict[str, Any]]:
+    """Steps of fixed KD with looks ahead between them."""
+    run, loop = begin(place, clips, "decoder", vocabulary, learning_rate=1e-4)
+    window = next(run.windows("stage", loop.stage, loop.position))
+    objective = loop._begin(window)
+    plan, of, parts = loop._plan(window)
+    found = []
+    for steps in range(STEPS[-1] + 1):
+        if steps in STEPS:
+            found += [{"vocabulary": vocabulary, "steps": steps, **row} for row in compare(loop, objective, window)]
+            batches = loop._steps(window, plan, parts, of)
+        if (batch := next(batches, None)) is None:
+            batches = loop._steps(window, plan, parts, of)
+            batch = next(batches)
+        loop._step(batch, objective, STEPS[-1])
+    return found
+
+
+def compare(loop: Any, objective: Any, window: Any) -> list[dict[str, Any]]:
+    """Both gradients of some micro-batches."""
+    from workbench.probe import StudentProbe
+    from workbench.step import Moment
+
+    plan, of, parts = loop._plan(window)
+    batches = (batch for step in loop._steps(window, plan[:BATCHES], parts, of) for batch in step)
+    moment = Moment(0.5, 0, 1)
+    probe = StudentProbe(
+        loop.run.model, loop.run.family, batches, loop.passes.audio, loop.validation, objective, moment, dict
+    )
+    return [both(batch, held) for batch, held in probe.pairs()]
+
+
+def both(batch: Any, held: Any) -> dict[str, Any]:
+    """Difference and median times of the two, in turns."""
+    from workbench.look_ahead import concentrated, weight_gradients
+
+    weights = torch.full((2, len(batch.ids)), 0.5)
+    fewer = concentrated(batch, held)
+    whole = weight_gradients(batch, held, weights, 0.1)
+    error = (weight_gradients(*fewer, weights, 0.1) - whole).norm() / whole.norm()
+    work = {
+        "prepare_ms": lambda: concentrated(batch, held),
+        "whole_ms": lambda: weight_gradients(batch, held, weights, 0.1),
+        "kept_ms": lambda: weight_gradients(*fewer, weights, 0.1),
+    }
+    times = [{name: 1000 * timed(call) for name, call in work.items()} for _ in range(TIMES)]
+    return {
+        "labels": batch.residuals.shape[1],
+        "vocabulary_size": batch.residuals.shape[2],
+        "kept_percent": 100 * (fewer[0].residuals.shape[2] - 1) / batch.residuals.shape[2],
+        "error": float(error),
+        **{name: sorted(turn[name] for turn in times)[TIMES // 2] for name in work},
+    }
+
+
+if __name__ == "__main__":
+    main()
