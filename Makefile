@@ -45,8 +45,10 @@ format: $(INSTALLED)
 clean:
 	rm -rf .venv runs
 
+# transformers.js is verified where Node is installed.
 # pip's resolver backtracks for long on ranges; the constraints leave it one choice each.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt export/clients/node/package-lock.json
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(RUNTIME),$(SPEECH)demo,notebooks,vocabulary,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(RUNTIME),$(SPEECH)demo,notebooks,vocabulary,clients,dev]"
+	! command -v npm >/dev/null || npm ci --ignore-scripts --no-audit --no-fund --prefix export/clients/node
 	touch $@

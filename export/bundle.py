@@ -20,7 +20,7 @@ from workbench import __version__
 from workbench.errors import UserError
 from workbench.families.whisper import TOKENS_AT_LEAST, TOKENS_PER_SECOND, WINDOW_SECONDS, Whisper
 from workbench.families.whisper_tokens import prompt_ids
-from workbench.files import atomic_folder, check_free_space, read_json, sha256, write_json
+from workbench.files import atomic_folder, check_free_space, read_json, sha256, write_json, write_text
 from workbench.host import describe_host, has_int8_dot_product
 from workbench.students import parameters
 from workbench.teachers import fingerprint
@@ -92,7 +92,7 @@ def export_bundle(
     """
     from export.model_card import write_card
     from export.parity import check_tensors
-    from export.quantize import quantize_int8
+    from export.sherpa_graph import sherpa_tokens
 
     precisions = check_precisions(precisions)
     if missing := [f for f in REQUIRED_FILES if not (checkpoint / f).is_file()]:
@@ -105,10 +105,11 @@ def export_bundle(
     with _pruned(checkpoint, vocabulary, texts) as (read, lost), atomic_folder(output) as folder:
         family = Whisper(read)
         model = family.load()
-        check_free_space(output.parent, parameters(model) * (4 + len(precisions)), "the bundle")
+        check_free_space(output.parent, parameters(model) * 3 * (4 + len(precisions)), "the bundle")
         graphs = folder / "onnx"
         graphs.mkdir()
-        _write_graphs(model, graphs, precisions, quantize_int8)
+        _write_graphs(model, family, origin, graphs, precisions)
+        write_text(folder / "tokens.txt", sherpa_tokens(family))
         for file in CHECKPOINT_FILES:
             if (read / file).is_file():
                 shutil.copyfile(read / file, folder / file)
@@ -187,22 +188,23 @@ def _is_current(output: Path, source: str, precisions: list[str], vocabulary: st
     return False
 
 
-def _write_graphs(model: Any, folder: Path, precisions: list[str], quantize_int8: Any) -> None:
-    from export.graphs import DECODER, ENCODER, export_graphs
+def _write_graphs(model: Any, family: Whisper, origin: Origin, folder: Path, precisions: list[str]) -> None:
+    from export.graphs import QUANTIZED, export_graphs
+    from export.quantize import quantize_int8
 
     log.info("exporting graphs")
-    export_graphs(model, folder)
+    export_graphs(model, family, folder, origin.margin_seconds if origin.length == "true" else None)
     if "int8" in precisions:
-        for graph in (ENCODER, DECODER):
+        for graph in QUANTIZED:
             log.info("quantizing %s to int8", graph)
             quantize_int8(folder / graph, folder / graph_name(graph, "int8"))
     if "fp32" not in precisions:
-        for graph in (ENCODER, DECODER):
+        for graph in QUANTIZED:
             (folder / graph).unlink()
 
 
 def _manifest(origin: Origin, family: Whisper, model: Any, precisions: list[str], source: str) -> dict[str, Any]:
-    from export.graphs import DECODER, ENCODER, FRONTEND
+    from export.graphs import DECODER, ENCODER, FRONTEND, SHERPA, STEP
 
     languages = sorted(k.strip("<|>") for k in (getattr(family.generation, "lang_to_id", None) or {"<|en|>": 0}))
     return {
@@ -221,7 +223,9 @@ def _manifest(origin: Origin, family: Whisper, model: Any, precisions: list[str]
             precision: {
                 "frontend": f"onnx/{FRONTEND}",
                 "encoder": f"onnx/{graph_name(ENCODER, precision)}",
+                "step": f"onnx/{graph_name(STEP, precision)}",
                 "decoder": f"onnx/{graph_name(DECODER, precision)}",
+                "sherpa": f"onnx/{graph_name(SHERPA, precision)}",
             }
             for precision in precisions
         },
@@ -253,6 +257,6 @@ def _write(folder: Path, content: dict[str, Any]) -> None:
 
 
 def size_mb(manifest: Manifest, precision: str) -> float:
-    """Megabytes (10^6 bytes) that a device needs for one precision: its three graphs and the vocabulary."""
-    paths = [manifest.graph(part, precision) for part in ("frontend", "encoder", "decoder")]
+    """Megabytes (10^6 bytes) that a device needs for one precision with our own runtime: three graphs and the vocabulary."""
+    paths = [manifest.graph(part, precision) for part in ("frontend", "encoder", "step")]
     return sum(p.stat().st_size for p in [*paths, manifest.path("vocab.json")]) / 1e6

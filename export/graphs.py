@@ -1,13 +1,13 @@
-"""A checkpoint's ONNX graphs, through Optimum's exporter with dynamic batch and time.
+"""A checkpoint's ONNX graphs: features, encoder and one decoder for each way of calling it.
 
-Optimum's stock Whisper export fixes the encoder at 3,000 frames. `TrueLengthWhisperOnnxConfig` frees that axis, and the
-encoder is traced with its positions sliced, as the student was trained (workbench/families/whisper.py).
+The encoder takes any number of frames and gives the states and, computed once, every decoder layer's keys and values of them.
+Optimum's exporter writes the decoder that Hugging Face's clients call, with its two branches; step_graph.py and sherpa_graph.py
+write the other two.
 """
 
 from __future__ import annotations
 
 import contextlib
-import types
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,65 +15,137 @@ from typing import Any
 
 import onnx
 import torch
+from onnx import helper, numpy_helper
 from optimum.exporters.onnx import export_models
-from optimum.exporters.onnx.config import ConfigBehavior
 from optimum.exporters.onnx.model_configs import WhisperOnnxConfig
 from optimum.exporters.utils import get_encoder_decoder_models_for_export
-from transformers.modeling_outputs import BaseModelOutput
+from torch import Tensor, nn
 
 from export.quantize import hoist_transposes
+from export.sherpa_graph import sherpa_graph, sherpa_metadata
+from export.silence import as_trained
+from export.step_graph import UNSAID, step_graph
 from workbench.families.log_mel import LogMel
-from workbench.families.whisper import encode
+from workbench.families.whisper import Whisper, encode
 
 OPSET = 18
-ENCODER, DECODER, FRONTEND = "encoder_model.onnx", "decoder_model_merged.onnx", "frontend.onnx"
+FRONTEND, ENCODER, DECODER = "frontend.onnx", "encoder_model.onnx", "decoder_model_merged.onnx"
+STEP, SHERPA = "step_decoder.onnx", "sherpa_decoder.onnx"
+QUANTIZED = (ENCODER, DECODER, STEP, SHERPA)
 TRACED_FRAMES = 480  # any even number will do; the axis is dynamic
 
 
-class TrueLengthWhisperOnnxConfig(WhisperOnnxConfig):  # type: ignore[misc]  # optimum has no type information
-    """Whisper with a dynamic time axis on the encoder."""
+class Encoder(nn.Module):
+    """The encoder, and the decoder's keys and values of its states; sherpa-onnx takes the first two outputs, others the third."""
 
-    @property
-    def inputs(self) -> dict[str, dict[int, str]]:
-        """Axes of the inputs by name."""
-        axes: dict[str, dict[int, str]] = super().inputs
-        if self._behavior is ConfigBehavior.ENCODER:
-            axes["input_features"] = {0: "batch_size", 2: "frames"}
-        return axes
+    def __init__(self, model: Any, margin_frames: int | None) -> None:
+        super().__init__()
+        self.model, self.margin_frames = model, margin_frames
 
-    @property
-    def outputs(self) -> dict[str, dict[int, str]]:
-        """Axes of the outputs by name."""
-        axes: dict[str, dict[int, str]] = super().outputs
-        if self._behavior is ConfigBehavior.ENCODER:
-            axes["last_hidden_state"] = {0: "batch_size", 1: "encoder_sequence_length"}
-        return axes
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[clips, mels, frames] -> twice [layers, clips, positions, width], [clips, positions, width]"""
+        states = encode(self.model, as_trained(features, self.margin_frames))
+        attentions = [layer.encoder_attn for layer in self.model.model.decoder.layers]
+        keys, values = (
+            torch.stack([p(states) for p in each])
+            for each in zip(*((a.k_proj, a.v_proj) for a in attentions), strict=True)
+        )
+        return keys, values, states
 
 
-def export_graphs(model: Any, folder: Path) -> None:
-    """Write encoder_model.onnx, decoder_model_merged.onnx and frontend.onnx (waves to log-mel) of a Whisper model.
+def export_graphs(model: Any, family: Whisper, folder: Path, margin_seconds: float | None) -> None:
+    """Write all graphs of a Whisper model in fp32.
 
     Args:
         model: a WhisperForConditionalGeneration in fp32 on the CPU.
-        folder: an existing folder for the three files.
+        family: its configuration and tokens.
+        folder: an existing folder for the files.
+        margin_seconds: silence after a clip that the model hears, where it reads clips at true length; None if at 30 s.
     """
-    config = TrueLengthWhisperOnnxConfig(model.config, task="automatic-speech-recognition", use_past=True)
     model.config._attn_implementation = "eager"  # traced SDPA adds a guard against masked-out rows to every layer
-    with _quiet(), _encoder_at_true_length(model):
+    suppressed, first = family.suppressed, family.suppressed_first
+    _export_frontend(model.config.num_mel_bins, folder / FRONTEND)
+    _export_encoder(model, folder / ENCODER, margin_frames(margin_seconds))
+    _export_merged(model, folder)
+    _rewrite(folder / DECODER, lambda graph: suppress(graph, suppressed, first))
+    _rewrite(folder / ENCODER, lambda graph: helper.set_model_props(graph, sherpa_metadata(family)))
+    onnx.save(step_graph(model, suppressed, first), folder / STEP)
+    onnx.save(sherpa_graph(model, suppressed, first), folder / SHERPA)
+    for name in (FRONTEND, *QUANTIZED):
+        onnx.checker.check_model(str(folder / name))
+
+
+def margin_frames(margin_seconds: float | None) -> int | None:
+    """Frames of silence after a clip, of 10 ms."""
+    return None if margin_seconds is None else round(100 * margin_seconds)
+
+
+def suppress(model: onnx.ModelProto, always: list[int], first: list[int]) -> None:
+    """Lower the logits of tokens that must not be written, in both branches of a merged decoder: not every runtime does.
+
+    Args:
+        model: the merged decoder.
+        always: ids never written.
+        first: ids not written first, which is what the branch without a past writes.
+    """
+    import numpy as np
+
+    size = next(d for d in reversed(model.graph.output[0].type.tensor_type.shape.dim) if d.dim_value).dim_value
+    branching = next(node for node in model.graph.node if node.op_type == "If")
+    for attribute in branching.attribute:
+        begins = attribute.name == "else_branch"
+        lowered = np.zeros(size, np.float32)
+        lowered[always + (first if begins else [])] = UNSAID
+        name = "suppressed_first" if begins else "suppressed"
+        model.graph.initializer.append(numpy_helper.from_array(lowered, name))
+        branch = attribute.g
+        out = branch.output[0].name
+        for node in branch.node:
+            for i, output in enumerate(node.output):
+                if output == out:
+                    node.output[i] = f"{out}_as_computed"
+        branch.node.append(helper.make_node("Add", [f"{out}_as_computed", name], [out], name=f"{name}_add"))
+
+
+def _export_merged(model: Any, folder: Path) -> None:
+    config = WhisperOnnxConfig(model.config, task="automatic-speech-recognition", use_past=True)
+    with _quiet():
         parts = get_encoder_decoder_models_for_export(model, config)
+        parts = {name: part for name, part in parts.items() if "encoder_model" not in name}
         names = [f"{name}.onnx" for name in parts]
         export_models(parts, folder, opset=OPSET, output_names=names, input_shapes={"nb_max_frames": TRACED_FRAMES})
         # ties the projection to the embedding, then merges both decoders into one file
         config.post_process_exported_models(folder, parts, names)
     for name in names:
-        if name not in (ENCODER, DECODER):
+        if name != DECODER:
             (folder / name).unlink(missing_ok=True)
-    decoder = onnx.load(folder / DECODER)
-    hoist_transposes(decoder)
-    onnx.save(decoder, folder / DECODER)
-    _export_frontend(model.config.num_mel_bins, folder / FRONTEND)
-    for name in (ENCODER, DECODER, FRONTEND):
-        onnx.checker.check_model(str(folder / name))
+    _rewrite(folder / DECODER, hoist_transposes)
+
+
+def _rewrite(path: Path, change: Any) -> None:
+    model = onnx.load(path)
+    change(model)
+    onnx.save(model, path)
+
+
+def _export_encoder(model: Any, path: Path, margin_frames: int | None) -> None:
+    layers = {0: "layers", 1: "batch_size", 2: "encoder_sequence_length"}
+    with _quiet():
+        torch.onnx.export(
+            Encoder(model, margin_frames).eval(),
+            (torch.randn(2, model.config.num_mel_bins, TRACED_FRAMES),),
+            str(path),
+            input_names=["input_features"],
+            output_names=["n_layer_cross_k", "n_layer_cross_v", "last_hidden_state"],
+            dynamic_axes={
+                "input_features": {0: "batch_size", 2: "frames"},
+                "n_layer_cross_k": layers,
+                "n_layer_cross_v": layers,
+                "last_hidden_state": {0: "batch_size", 1: "encoder_sequence_length"},
+            },
+            opset_version=OPSET,
+            dynamo=False,  # Optimum's exporter traces too; one way for all graphs
+        )
 
 
 def _export_frontend(mels: int, path: Path) -> None:
@@ -87,23 +159,8 @@ def _export_frontend(mels: int, path: Path) -> None:
             output_names=["input_features"],
             dynamic_axes=axes,
             opset_version=OPSET,
-            dynamo=False,  # Optimum's exporter traces too; one way for all graphs
+            dynamo=False,
         )
-
-
-@contextlib.contextmanager
-def _encoder_at_true_length(model: Any) -> Iterator[None]:
-    """Replace the encoder's forward, which insists on 3,000 frames, by ours while graphs are traced."""
-    encoder = model.get_encoder()
-
-    def forward(_encoder: Any, input_features: torch.Tensor, **_: Any) -> BaseModelOutput:
-        return BaseModelOutput(last_hidden_state=encode(model, input_features))
-
-    encoder.forward = types.MethodType(forward, encoder)
-    try:
-        yield
-    finally:
-        del encoder.forward
 
 
 @contextlib.contextmanager

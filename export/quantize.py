@@ -125,7 +125,7 @@ def quantize_tied_embedding(model: onnx.ModelProto, levels: int = 127) -> bool:
     transpose.input[0] = f"{name}_int8"
     for stale in [v for v in graph.value_info if v.name == transpose.output[0]]:
         graph.value_info.remove(stale)  # shape inference had recorded it as float
-    for branch in _branches(model):
+    for branch in _branches(model) or [graph]:
         for node in list(branch.node):
             if node.op_type == "Gather" and node.input[0] == name:
                 _replace(branch, node, _lookup(name, node))

@@ -9,7 +9,7 @@ from pathlib import Path
 from export.clients.protocol import Transcription
 from workbench.audio import Wave
 
-EXACT = True  # reads the very features that torch reads
+EXACT = True
 REQUIRES, INSTALL = "onnxruntime", "pip install onnxruntime"
 
 

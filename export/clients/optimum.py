@@ -12,7 +12,7 @@ from export.clients.protocol import Transcription
 from export.edge.bundle import Manifest, read_manifest
 from workbench.audio import SAMPLE_RATE, Wave
 
-EXACT = True  # torch reads the same features, so tokens must be equal in fp32
+EXACT = True
 REQUIRES, INSTALL = "optimum.onnxruntime", "pip install optimum optimum-onnx onnxruntime"
 
 

@@ -30,7 +30,8 @@ def client_module(name: str) -> ModuleType:
 def available(name: str) -> str | None:
     """None if a runtime is installed, else how to install it."""
     module = client_module(name)
-    return None if importlib.util.find_spec(module.REQUIRES) else str(module.INSTALL)
+    there = module.installed() if hasattr(module, "installed") else importlib.util.find_spec(module.REQUIRES)
+    return None if there else str(module.INSTALL)
 
 
 def is_exact(name: str) -> bool:

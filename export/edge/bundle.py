@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 
 
 class BundleError(Exception):
@@ -38,7 +38,7 @@ class Manifest:
         return int(min(caps["tokens_at_least"] + int(caps["tokens_per_second"] * seconds), caps["most_tokens"]))
 
     def graph(self, part: str, precision: str) -> Path:
-        """Path of a graph (`frontend`, `encoder`, `decoder`) in a precision; raises BundleError if there is none."""
+        """Path of a graph (`frontend`, `encoder`, `step`, ...) in a precision; raises BundleError if there is none."""
         if precision not in self.content["precisions"]:
             raise BundleError(f"{self.folder}: no precision {precision!r}; it has {', '.join(self.precisions)}")
         return self.path(str(self.content["precisions"][precision][part]))

@@ -57,7 +57,7 @@ class Recognizer:
     ) -> None:
         self.manifest: Manifest = read_manifest(bundle)
         self.precision = precision or self.manifest.precisions[0]
-        graphs = {part: self.manifest.graph(part, self.precision) for part in ("frontend", "encoder", "decoder")}
+        graphs = {part: self.manifest.graph(part, self.precision) for part in ("frontend", "encoder", "step")}
         if check:
             inside = self.manifest.folder.resolve()
             self.manifest.check([path.relative_to(inside).as_posix() for path in graphs.values()])
@@ -68,7 +68,7 @@ class Recognizer:
         if threads:
             options.intra_op_num_threads = threads
         try:
-            self.frontend, self.encoder, self.decoder = (
+            self.frontend, self.encoder, self.step = (
                 ort.InferenceSession(str(path), options, providers=list(providers)) for path in graphs.values()
             )
         except Exception as error:  # onnxruntime's errors have no common base
@@ -80,15 +80,8 @@ class Recognizer:
         tokens = content["tokens"]
         self.prompts: dict[str, list[int]] = tokens["prompts"]
         self.end: int = tokens["end"]
-        self.suppressed = np.array(tokens["suppressed"], np.int64)
-        self.suppressed_first = np.array(tokens["suppressed_first"], np.int64)
-        past = [i for i in self.decoder.get_inputs() if i.name.startswith("past_key_values")]
-        self.cross = [i.name for i in past if ".encoder." in i.name]
-        self.own = [i.name for i in past if ".decoder." in i.name]
-        # the first pass takes no past, but the graph's signature asks for one
-        shape = [1, past[0].shape[1], 1, past[0].shape[3]]
-        self.nothing = {i.name: _value(np.zeros(shape, np.float32)) for i in past}
-        self.outputs = [o.name for o in self.decoder.get_outputs()]
+        caches = [i for i in self.step.get_inputs() if i.name.startswith("cache_")]
+        self.layers, self.width = len(caches) // 2, int(caches[0].shape[2])
 
     def transcribe(self, wave: Wave, language: str = "en") -> Transcript:
         """Transcribe one utterance, [samples] at 16 kHz, of at most 30 s.
@@ -102,27 +95,21 @@ class Recognizer:
         clock = _Clock()
         features = self.frontend.run_with_ort_values(["input_features"], {"waves": _value(self._padded(wave)[None])})[0]
         clock.lap("features")
-        states = self.encoder.run_with_ort_values(["last_hidden_state"], {"input_features": features})[0]
+        crossed = self.encoder.run_with_ort_values(["n_layer_cross_k", "n_layer_cross_v"], {"input_features": features})
         clock.lap("encoder")
-        ids, finished = self._greedy(states, prompt, self.manifest.token_limit(seconds), clock)
+        ids, finished = self._greedy(crossed, prompt, self.manifest.token_limit(seconds), clock)
         clock.lap("rest")
         text = self.detokenize(ids)
         clock.lap("detokenize")
         return Transcript(text, tuple(ids), clock.laps, finished)
 
-    def _greedy(self, states: Any, prompt: list[int], limit: int, clock: _Clock) -> tuple[list[int], bool]:
+    def _greedy(self, crossed: Sequence[Any], prompt: list[int], limit: int, clock: _Clock) -> tuple[list[int], bool]:
         """Write the likeliest token until the end or the limit."""
+        stepping = _Stepping(self.step, crossed, self.layers, self.width, len(prompt) + limit)
         ids: list[int] = []
-        feed = {"encoder_hidden_states": states, **self.nothing, "use_cache_branch": _value(np.array([False]))}
         tokens = prompt
         while True:
-            feed["input_ids"] = _value(np.array([tokens], np.int64))
-            out = dict(zip(self.outputs, self.decoder.run_with_ort_values(self.outputs, feed), strict=True))
-            logits = out["logits"].numpy()[0, -1]  # [vocabulary]
-            logits[self.suppressed] = -np.inf
-            if not ids:
-                logits[self.suppressed_first] = -np.inf
-            token = int(logits.argmax())
+            token = int(stepping(tokens)[0].argmax())
             if not ids:
                 clock.lap("first_token")
             if token == self.end:
@@ -130,11 +117,6 @@ class Recognizer:
             ids.append(token)
             if len(ids) >= limit:
                 return ids, False
-            if len(ids) == 1:
-                # cross-attention keys and values come once; later passes return them empty
-                feed |= {name: out[name.replace("past_key_values", "present")] for name in self.cross}
-                feed["use_cache_branch"] = _value(np.array([True]))
-            feed |= {name: out[name.replace("past_key_values", "present")] for name in self.own}
             tokens = [token]
 
     def _checked(self, wave: Wave) -> float:
@@ -159,6 +141,33 @@ class Recognizer:
         seconds = self.window if self.length == "padded" else min(len(wave) / SAMPLE_RATE + self.margin, self.window)
         samples = -(-round(seconds * SAMPLE_RATE) // POSITION_SAMPLES) * POSITION_SAMPLES
         return np.pad(wave, (0, samples - len(wave))).astype(np.float32)
+
+
+class _Stepping:
+    """The decoder on one clip: caches that are written in place, keys and values of the states that are bound once."""
+
+    def __init__(self, session: Any, crossed: Sequence[Any], layers: int, width: int, room: int) -> None:
+        self.session, self.binding, self.done = session, session.io_binding(), 0
+        self.held: list[Any] = []  # a binding does not keep what it was given alive
+        for kind, value in zip("kv", crossed, strict=True):
+            of_layers = value.numpy()  # [layers, 1, positions, width]
+            for i in range(layers):
+                cross, cache = _value(of_layers[i]), _value(np.zeros((1, room, width), np.float32))
+                self.binding.bind_ortvalue_input(f"cross_{kind}.{i}", cross)
+                self.binding.bind_ortvalue_input(f"cache_{kind}.{i}", cache)
+                self.binding.bind_ortvalue_output(f"next_{kind}.{i}", cache)
+                self.held += [cross, cache]
+        self.binding.bind_output("logits")
+        self.place = 2 * layers  # of the logits among the outputs, which come in the order of binding
+
+    def __call__(self, tokens: Sequence[int]) -> Any:
+        """Logits after some more tokens. -> [1, vocabulary]"""
+        given = np.array([tokens], np.int64), np.array([self.done], np.int64)
+        self.binding.bind_cpu_input("input_ids", given[0])
+        self.binding.bind_cpu_input("offset", given[1])
+        self.session.run_with_iobinding(self.binding)
+        self.done += len(tokens)
+        return self.binding.get_outputs()[self.place].numpy()
 
 
 class _Clock:

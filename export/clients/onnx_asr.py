@@ -1,0 +1,54 @@
+"""onnx-asr: `load_model("whisper", FOLDER)`, which pads to 30 s, suppresses nothing and caps nothing but the context."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.clients.protocol import Transcription
+from export.edge.bundle import read_manifest
+from export.quantize import SUFFIXES
+from workbench.audio import SAMPLE_RATE, Wave
+
+EXACT = True
+REQUIRES, INSTALL = "onnx_asr", "pip install onnx-asr"
+
+
+class OnnxAsrClient:
+    """A bundle in onnx-asr."""
+
+    def __init__(self, bundle: Path, precision: str, threads: int | None) -> None:
+        import onnxruntime
+
+        package = importlib.import_module("onnx_asr")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = threads
+        suffix = SUFFIXES[precision].removeprefix("_") or None
+        self.end = int(read_manifest(bundle).content["tokens"]["end"])
+        self.model: Any = package.load_model("whisper", bundle, quantization=suffix, sess_options=options)
+        self.version = version("onnx-asr")
+        self.written: Any = None
+        decoding = self.model.asr._decoding  # it hands out text alone; what was decoded is noted on the way
+
+        def noting(*given: Any, **named: Any) -> Any:
+            self.written = decoding(*given, **named)
+            return self.written
+
+        self.model.asr._decoding = noting
+
+    def transcribe(self, wave: Wave, language: str) -> Transcription:
+        """Transcribe one utterance."""
+        text = self.model.recognize(np.asarray(wave, np.float32), sample_rate=SAMPLE_RATE, language=language)
+        tokens = tuple(i for i in self.written[0].tolist() if i < self.end)
+        return Transcription(str(text).strip(), tokens)
+
+
+def open_client(bundle: Path, precision: str, threads: int | None) -> OnnxAsrClient:
+    """Open a bundle."""
+    return OnnxAsrClient(bundle, precision, threads)

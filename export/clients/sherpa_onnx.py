@@ -1,0 +1,52 @@
+"""sherpa-onnx: `OfflineRecognizer.from_whisper`, the same in Python as in C++, Android, iOS or WebAssembly.
+
+It computes features of its own, pads them with zeros, and writes at most six tokens for a second of what it pads to.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from export.clients.protocol import Transcription
+from export.edge.bundle import read_manifest
+from workbench.audio import SAMPLE_RATE, Wave
+
+EXACT = True
+REQUIRES, INSTALL = "sherpa_onnx", "pip install sherpa-onnx"
+
+
+class SherpaClient:
+    """A bundle in sherpa-onnx; the language is chosen when it is opened."""
+
+    def __init__(self, bundle: Path, precision: str, threads: int | None) -> None:
+        self.manifest, self.precision, self.threads = read_manifest(bundle), precision, threads
+        self.version = version("sherpa-onnx")
+        self.recognizers: dict[str, Any] = {}
+
+    def transcribe(self, wave: Wave, language: str) -> Transcription:
+        """Transcribe one utterance."""
+        if language not in self.recognizers:
+            self.recognizers[language] = self._open(language)
+        recognizer = self.recognizers[language]
+        stream = recognizer.create_stream()
+        stream.accept_waveform(SAMPLE_RATE, wave)
+        recognizer.decode_stream(stream)
+        return Transcription(str(stream.result.text).strip(), None)
+
+    def _open(self, language: str) -> Any:
+        package = importlib.import_module("sherpa_onnx")
+        return package.OfflineRecognizer.from_whisper(
+            encoder=str(self.manifest.graph("encoder", self.precision)),
+            decoder=str(self.manifest.graph("sherpa", self.precision)),
+            tokens=str(self.manifest.path("tokens.txt")),
+            language=language,
+            num_threads=self.threads or 1,
+        )
+
+
+def open_client(bundle: Path, precision: str, threads: int | None) -> SherpaClient:
+    """Open a bundle."""
+    return SherpaClient(bundle, precision, threads)

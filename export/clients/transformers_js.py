@@ -1,0 +1,59 @@
+"""transformers.js in Node, which is what runs in browsers, too: Whisper's `generate` with the bundle's own processor, padded to 30 s."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.clients.protocol import Transcription
+from export.edge.bundle import read_manifest
+from workbench.audio import SAMPLE_RATE, Wave
+
+EXACT = True
+FOLDER = Path(__file__).parent / "node"
+INSTALL = f"install Node 18 or later, then: npm ci --ignore-scripts --prefix {FOLDER}"
+DTYPES = {"fp32": "fp32", "int8": "q8"}  # its names of precisions, by which it finds files
+
+
+def installed() -> bool:
+    """Whether Node and the package are there."""
+    return shutil.which("node") is not None and (FOLDER / "node_modules" / "@huggingface" / "transformers").is_dir()
+
+
+class TransformersJsClient:
+    """A bundle in a Node process of its own, asked a clip at a time."""
+
+    def __init__(self, bundle: Path, precision: str, threads: int | None) -> None:
+        self.manifest = read_manifest(bundle)
+        command = ["node", str(FOLDER / "transcribe.mjs"), str(bundle.resolve()), DTYPES[precision], str(threads or 1)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.version = str(self._answer()["version"])
+
+    def transcribe(self, wave: Wave, language: str) -> Transcription:
+        """Transcribe one utterance."""
+        samples = base64.b64encode(np.asarray(wave, "<f4").tobytes()).decode()
+        limit = self.manifest.token_limit(len(wave) / SAMPLE_RATE)
+        assert self.process.stdin is not None  # noqa: S101  it is a pipe
+        self.process.stdin.write(json.dumps({"samples": samples, "language": language, "most": limit}) + "\n")
+        self.process.stdin.flush()
+        answer = self._answer()
+        end = int(self.manifest.content["tokens"]["end"])
+        return Transcription(str(answer["text"]).strip(), tuple(i for i in answer["tokens"] if i < end))
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None  # noqa: S101  it is a pipe
+        if not (line := self.process.stdout.readline()):
+            raise RuntimeError(f"node ended with exit status {self.process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def open_client(bundle: Path, precision: str, threads: int | None) -> TransformersJsClient:
+    """Open a bundle."""
+    return TransformersJsClient(bundle, precision, threads)

@@ -1,0 +1,119 @@
+"""The graphs of a bundle: padding that is cut off, tokens that are not written, what each runtime asks for."""
+
+import base64
+import shutil
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+
+from export.clients import available, known_clients
+from export.graphs import DECODER, ENCODER, SHERPA, STEP
+from export.silence import as_trained
+from export.step_graph import UNSAID
+from export.verify import verify_bundle
+from tests.conftest import tone
+from workbench.corpus import open_corpus
+from workbench.families.log_mel import LogMel
+from workbench.families.whisper import Whisper
+
+
+def features(*seconds, length):
+    """Log-mel features of tones of some seconds, with digital silence up to a length."""
+    waves = torch.zeros(len(seconds), round(length * 16000))
+    for row, s in zip(waves, seconds, strict=True):
+        row[: round(s * 16000)] = torch.from_numpy(tone(s))
+    return LogMel(80)(waves)
+
+
+@pytest.mark.parametrize("length", [2.4, 5.0, 30.0])
+def test_silence_after_a_clip_is_cut_down_to_a_margin(length):
+    heard = as_trained(features(2.0, length=length), 40)
+    assert 240 <= heard.shape[2] <= 244
+    torch.testing.assert_close(heard[:, :, :238], features(2.0, length=2.4)[:, :, :238])
+
+
+def test_zeros_that_a_runtime_pads_with_are_silence():
+    clip = features(2.0, length=2.4)
+    padded = torch.nn.functional.pad(clip, (0, 1000))
+    heard, whole = as_trained(padded, 40), as_trained(features(2.0, length=12.4), 40)
+    torch.testing.assert_close(heard[:, :, :240], whole[:, :, :240])
+    filled = as_trained(padded, None)
+    assert filled.shape[2] == 3000
+    assert filled[0, :, 500:].unique().tolist() == [clip.amin().item()]
+
+
+def test_of_several_clips_the_longest_decides_and_silence_keeps_the_margin():
+    assert as_trained(features(1.0, 3.0, length=10), 40).shape[2] == pytest.approx(340, abs=4)
+    assert as_trained(features(1.0, length=2.0) * 0 - 1.5, 40).shape == (1, 80, 40)
+    assert as_trained(torch.zeros(1, 80, 500), 40).unique().tolist() == [-1.5]
+
+
+def test_a_clip_without_silence_at_its_end_stays_as_it_is():
+    noise = torch.randn(1, 80, 300)
+    torch.testing.assert_close(as_trained(noise, 40), noise)
+
+
+def test_the_encoders_graph_cuts_padding_off(exported):
+    session = ort.InferenceSession(exported / "onnx" / ENCODER)
+    short, long = (session.run(None, {"input_features": features(2.0, length=s).numpy()}) for s in (2.4, 30.0))
+    assert [o.name for o in session.get_outputs()] == ["n_layer_cross_k", "n_layer_cross_v", "last_hidden_state"]
+    for a, b in zip(short, long, strict=True):
+        assert abs(a.shape[-2] - b.shape[-2]) <= 2
+
+
+def test_tokens_that_must_not_be_written_are_lowered_in_the_merged_decoder(exported, student):
+    family = Whisper(student)
+    session = ort.InferenceSession(exported / "onnx" / DECODER)
+    feed = {"input_ids": np.array([[family.config.decoder_start_token_id]]), "use_cache_branch": np.array([False]),
+            "encoder_hidden_states": np.random.default_rng(0).normal(size=(1, 9, 32)).astype(np.float32)}  # fmt: skip
+    for past in session.get_inputs():
+        if past.name.startswith("past_key_values"):
+            feed[past.name] = np.zeros((1, past.shape[1], 1, past.shape[3]), np.float32)
+    out = dict(zip([o.name for o in session.get_outputs()], session.run(None, feed), strict=True))
+    lowered = np.flatnonzero(out["logits"][0, -1] < UNSAID / 2).tolist()
+    assert lowered == sorted([*family.suppressed, *family.suppressed_first])
+    feed["use_cache_branch"] = np.array([True])
+    for past in session.get_inputs():
+        if past.name.startswith("past_key_values"):
+            feed[past.name] = out[past.name.replace("past_key_values", "present")]
+    later = session.run(["logits"], feed)[0]
+    assert np.flatnonzero(later[0, -1] < UNSAID / 2).tolist() == family.suppressed
+
+
+def test_sherpa_finds_what_it_asks_for(exported, student):
+    family = Whisper(student)
+    said = {p.key: p.value for p in onnx.load(exported / "onnx" / ENCODER).metadata_props}
+    assert {"n_mels", "n_text_layer", "n_text_ctx", "n_text_state", "n_vocab", "sot", "eot", "blank_id", "translate", "transcribe",
+            "is_multilingual", "no_timestamps", "no_speech", "sot_sequence", "all_language_tokens", "all_language_codes"} <= set(said)  # fmt: skip
+    assert said["all_language_codes"] == "en,es"
+    assert int(said["n_vocab"]) == family.config.vocab_size
+    rows = (exported / "tokens.txt").read_text().splitlines()
+    assert len(rows) == family.end
+    for row in rows[::40]:
+        text, number = row.split(" ")
+        assert (
+            base64.b64decode(text).decode("latin1") == family.tokenizer.decode([int(number)])
+            or ord(base64.b64decode(text)) > 127
+        )
+
+
+def test_the_tied_matrix_is_stored_once_in_every_decoder(exported):
+    for name in (STEP, SHERPA):
+        for file in (name, name.replace(".onnx", "_quantized.onnx")):
+            weights = onnx.load(exported / "onnx" / file).graph.initializer
+            assert len([i for i in weights if list(i.dims) in ([263, 32], [32, 263])]) == 1, file
+
+
+@pytest.mark.parametrize("name", known_clients())
+def test_every_runtime_loads_the_bundle_and_transcribes(exported, student, tmp_path, name):
+    if remedy := available(name):
+        pytest.skip(f"{name} is not installed; {remedy}")
+    if name == "onnx_asr":
+        pytest.skip("it writes up to 448 tokens, more than the tiny model's context holds; a slow test has it")
+    bundle = shutil.copytree(exported, tmp_path / "bundle")
+    clips = [u for u in open_corpus("prompts-en", "validation") if u.seconds < 3][:2]
+    found = verify_bundle(bundle, student, clips, "prompts-en", [name], 1)
+    assert [(c["precision"], c["error"]) for c in found["clients"]] == [("fp32", None), ("int8", None)]
