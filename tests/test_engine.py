@@ -20,6 +20,7 @@ from workbench.checkpoints import Position
 from workbench.corpus import open_corpus
 from workbench.corpus.batching import plan_steps
 from workbench.errors import UserError
+from workbench.families.packed import drops
 from workbench.families.tied import TiedMatrix
 from workbench.families.whisper import Whisper, decoder_logits, encode
 from workbench.memory import Peak
@@ -84,6 +85,36 @@ def test_the_own_decoder_pass_is_transformers(tiny_checkpoint):
     heard[:, 1500:] = False
     masked = decoder_logits(model, padded, tokens, heard=heard)
     torch.testing.assert_close(masked, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("words", [2, 30])  # fewer tokens than a head is wide, and more: attention goes two ways
+def test_the_decoder_without_padding_is_transformers_and_so_are_its_gradients(tiny_checkpoint, monkeypatch, words):
+    family = Whisper(tiny_checkpoint)
+    torch.manual_seed(0)
+    states, heard = torch.randn(3, 12, 32), torch.arange(12)[None] < torch.tensor([12, 7, 1])[:, None]
+    tokens = family.tokens(["ab " * words, "a", "ab"], ["en", "es", "en"])
+
+    def found():
+        model = family.load().train()
+        given = states.clone().requires_grad_()
+        logits = decoder_logits(model, given, tokens, heard=heard, early=1)
+        logits.square().mean().backward()
+        return logits, given.grad, {name: p.grad for name, p in model.model.decoder.named_parameters()}
+
+    ours = found()
+    monkeypatch.setattr("workbench.families.whisper.drops", lambda _: True)
+    theirs = found()
+    torch.testing.assert_close(ours[:2], theirs[:2], atol=1e-5, rtol=1e-4)
+    for name, gradient in ours[2].items():
+        torch.testing.assert_close(gradient, theirs[2][name], atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_layers_with_dropout_are_transformers_own(tiny_checkpoint):
+    layers = Whisper(tiny_checkpoint).load().model.decoder.layers
+    assert not drops(layers.train())
+    layers[1].dropout = 0.1
+    assert drops(layers)
+    assert not drops(layers.eval())
 
 
 def test_clips_without_their_padding_are_read_as_behind_a_mask(tiny_checkpoint, monkeypatch):
