@@ -50,5 +50,6 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt export/clients/node/package-lock.json
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(RUNTIME),$(SPEECH)demo,notebooks,vocabulary,clients,dev]"
-	! command -v npm >/dev/null || npm ci --ignore-scripts --no-audit --no-fund --prefix export/clients/node
+	! command -v npm >/dev/null || npm ci --ignore-scripts --no-audit --no-fund --prefix export/clients/node \
+	  || echo 'npm could not install transformers.js: bundles are not verified in it'
 	touch $@

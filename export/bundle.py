@@ -233,8 +233,6 @@ def _manifest(origin: Origin, family: Whisper, model: Any, precisions: list[str]
         "tokens": {
             "prompts": {language: prompt_ids(family.tokenizer, language) for language in languages},
             "end": family.end,
-            "suppressed": family.suppressed,
-            "suppressed_first": family.suppressed_first,
         },
         "decoding": {
             "tokens_at_least": TOKENS_AT_LEAST,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ LEAST_EQUAL = 0.99  # share of clips whose tokens must equal torch's in fp32
 WER_BUDGET = 0.5  # points above torch that any other may score,
 WORDS_ALLOWED = 2  # or so many words more where the clips are too few to tell: of 24 clips one word is 0.6 points
 SECONDS_A_CLIP = 60  # before a client counts as hung
+
+
+@dataclass(frozen=True)
+class Written:
+    """A transcript by torch."""
+
+    text: str
+    tokens: list[int]
+    capped: bool  # whether it was stopped by the cap on tokens
 
 
 def verify_bundle(
@@ -74,8 +84,8 @@ def verify_bundle(
 
 def _torch_reference(
     checkpoint: Path, bundle: Path, clips: Sequence[dict[str, str]], content: dict[str, Any], folder: Path
-) -> list[tuple[str, list[int]]]:
-    """Text and tokens that the torch model writes of each clip, alone in its batch, as the clients do it."""
+) -> list[Written]:
+    """What the torch model writes of each clip, alone in its batch, as the clients do it."""
     import torch
 
     from export.graphs import margin_frames
@@ -104,16 +114,10 @@ def _torch_reference(
             features = family.features([wave], WINDOW_SECONDS if margin is None else seconds + margin)
             states = encode(model, as_trained(features, margin_frames(margin)))
             prompt = [prompt_ids(family.tokenizer, clip["language"])]
-            ids = greedy(
-                model,
-                states,
-                prompt,
-                [family.token_limit(seconds)],
-                family.end,
-                family.suppressed,
-                family.suppressed_first,
-            )[0]
-            out.append((family.tokenizer.decode(ids, skip_special_tokens=True).strip(), ids))
+            limit = family.token_limit(seconds)
+            ids = greedy(model, states, prompt, [limit], family.end, family.suppressed, family.suppressed_first)[0]
+            text = family.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            out.append(Written(text, ids, len(ids) >= limit))
     return out
 
 
@@ -132,10 +136,10 @@ def _compare(
     job: dict[str, Any],
     folder: Path,
     utterances: Sequence[Utterance],
-    reference: Sequence[tuple[str, list[int]]],
+    reference: Sequence[Written],
 ) -> dict[str, Any]:
     texts, language = [u.text for u in utterances], utterances[0].language
-    torchs = score(texts, [text for text, _ in reference], language)
+    torchs = score(texts, [written.text for written in reference], language)
     found: dict[str, Any] = {"client": name, "precision": job["precision"], "version": "", "required": is_exact(name), "passed": False, "error": None,
                              "tokens_equal": "0", "prefix_share": 0.0, "wer": float("nan"), "wer_torch": round(torchs.wer, 3)}  # fmt: skip
     result, error = _run(name, job, folder)
@@ -143,11 +147,7 @@ def _compare(
         return {**found, "error": error, "wer": None}
     clips = result["clips"]
     scored = score(texts, [c["text"] for c in clips], language)
-    # a runtime that hands out no tokens is held to the text, character by character
-    prefixes = [
-        _prefix_share(list(c["text"]), list(text)) if c["tokens"] is None else _prefix_share(c["tokens"], ids)
-        for c, (text, ids) in zip(clips, reference, strict=True)
-    ]
+    prefixes = [_prefix_share(c, written) for c, written in zip(clips, reference, strict=True)]
     equal = sum(share == 1.0 for share in prefixes)
     enough = equal >= LEAST_EQUAL * len(clips)
     exact = is_exact(name) and job["precision"] == "fp32"
@@ -186,13 +186,12 @@ def _run(name: str, job: dict[str, Any], folder: Path) -> tuple[dict[str, Any] |
     return result, ""
 
 
-def _prefix_share(ours: Sequence[Any], theirs: Sequence[Any]) -> float:
-    """Share of the reference before the first difference; 1 only if both are equal."""
-    if list(ours) == list(theirs):
+def _prefix_share(clip: dict[str, Any], written: Written) -> float:
+    """Share of torch's tokens before the first difference, 1 only if all are equal; of its text, where a runtime gives no tokens."""
+    ours: Sequence[Any] = clip["text"] if clip["tokens"] is None else clip["tokens"]
+    theirs: Sequence[Any] = written.text if clip["tokens"] is None else written.tokens
+    same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    # a decoder that loops stops at a cap, and runtimes have their own
+    if same == len(ours) == len(theirs) or (written.capped and same == min(len(ours), len(theirs)) > 0):
         return 1.0
-    same = 0
-    for a, b in zip(ours, theirs, strict=False):
-        if a != b:
-            break
-        same += 1
     return min(same / max(len(theirs), 1), 1 - 1e-6)
