@@ -83,6 +83,17 @@ def test_the_runtime_writes_torchs_tokens_at_every_length(exported, student, sec
     assert set(found.stages_ms) == {"features", "encoder", "first_token", "rest", "detokenize"}
 
 
+def test_the_language_can_be_found(exported, student):
+    family = Whisper(student)
+    wave = tone(1.0)
+    states = encode(family.load(), family.features([wave], 1.4)).detach()
+    recognizer = Recognizer(exported)
+    found = recognizer.transcribe(wave, "auto")
+    assert found.language == family.languages(family.load(), states)[0][0]
+    assert found.tokens == recognizer.transcribe(wave, found.language).tokens
+    assert "language" in found.stages_ms
+
+
 def test_every_precision_transcribes(exported):
     assert Recognizer(exported, "int8").transcribe(tone(1.0)).tokens
 

@@ -19,7 +19,7 @@ def main() -> int:
         "--bundle", type=Path, default=Path(__file__).resolve().parent.parent, help="folder with bundle.json"
     )
     parser.add_argument("--precision", help="for example int8; the bundle's first by default")
-    parser.add_argument("--language", default="en", help="ISO 639-1 code")
+    parser.add_argument("--language", default="en", help="ISO 639-1 code, or auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--timings", action="store_true", help="also print the time of each stage in ms")
     args = parser.parse_args()

@@ -15,6 +15,7 @@ from .audio import SAMPLE_RATE, AudioError, Wave
 from .bundle import BundleError, Manifest, read_manifest
 from .tokens import Detokenizer
 
+AUTO = "auto"  # for a language
 POSITION_SAMPLES = 320  # samples of one encoder position: 20 ms
 
 
@@ -23,8 +24,9 @@ class Transcript:
     """What was said, and what it cost to find out."""
 
     text: str
+    language: str  # as it was given, or found
     tokens: tuple[int, ...]
-    stages_ms: dict[str, float]  # features, encoder, first_token, rest, detokenize
+    stages_ms: dict[str, float]  # features, encoder, language where it was to be found, first_token, rest, detokenize
     finished: bool  # False when the decoder was stopped by the cap on tokens
 
     @property
@@ -86,22 +88,29 @@ class Recognizer:
     def transcribe(self, wave: Wave, language: str = "en") -> Transcript:
         """Transcribe one utterance, [samples] at 16 kHz, of at most 30 s.
 
+        Args:
+            wave: the utterance.
+            language: ISO 639-1 code, or `auto` to have it found.
+
         Raises:
             AudioError: the wave is empty, too long, or holds values that are not finite.
             BundleError: the model does not know the language.
         """
         seconds = self._checked(wave)
-        prompt = self._prompt(language)
+        self._known(language)
         clock = _Clock()
         features = self.frontend.run_with_ort_values(["input_features"], {"waves": _value(self._padded(wave)[None])})[0]
         clock.lap("features")
         crossed = self.encoder.run_with_ort_values(["n_layer_cross_k", "n_layer_cross_v"], {"input_features": features})
         clock.lap("encoder")
-        ids, finished = self._greedy(crossed, prompt, self.manifest.token_limit(seconds), clock)
+        if language == AUTO:
+            language = self._detected(crossed)
+            clock.lap("language")
+        ids, finished = self._greedy(crossed, self.prompts[language], self.manifest.token_limit(seconds), clock)
         clock.lap("rest")
         text = self.detokenize(ids)
         clock.lap("detokenize")
-        return Transcript(text, tuple(ids), clock.laps, finished)
+        return Transcript(text, language, tuple(ids), clock.laps, finished)
 
     def _greedy(self, crossed: Sequence[Any], prompt: list[int], limit: int, clock: _Clock) -> tuple[list[int], bool]:
         """Write the likeliest token until the end or the limit."""
@@ -129,12 +138,19 @@ class Recognizer:
             raise AudioError("the wave holds values that are not finite")
         return seconds
 
-    def _prompt(self, language: str) -> list[int]:
-        if language not in self.prompts:
+    def _known(self, language: str) -> None:
+        if language not in (AUTO, *self.prompts):
             raise BundleError(
-                f"{self.manifest.name}: does not know language {language!r}; it knows {', '.join(self.prompts)}"
+                f"{self.manifest.name}: does not know language {language!r}; it knows {', '.join(self.prompts)}, or {AUTO}"
             )
-        return self.prompts[language]
+
+    def _detected(self, crossed: Sequence[Any]) -> str:
+        """The language whose token is likeliest after the first of the prompt; of a model for one language, that."""
+        if len(self.prompts) == 1:
+            return next(iter(self.prompts))
+        first = next(iter(self.prompts.values()))[0]
+        logits = _Stepping(self.step, crossed, self.layers, self.width, 1)([first])[0]
+        return max(self.prompts, key=lambda code: float(logits[self.prompts[code][1]]))
 
     def _padded(self, wave: Wave) -> Wave:
         """The wave with the silence after it that the model was trained with: a margin, or up to the whole window."""
