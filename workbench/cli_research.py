@@ -94,9 +94,10 @@ def study(
             score_teacher(parsed, name)
     # results are kept, and a machine's folders are not part of them
     shown = Path(*file.parts[-3:]) if file.is_absolute() else file
-    results = collect(parsed, everything, f"workbench study {shown}")
+    options = [f"--{field} {value}" for field, values in wanted.items() for value in values or []]
+    results = collect(parsed, chosen, " ".join(["workbench study", str(shown), *options]))
     print_table(parsed, results)
-    for path in write(parsed, everything, results):
+    for path in write(parsed, chosen, results):
         typer.echo(os.fspath(path))
 
 

@@ -44,7 +44,7 @@ def collect(study: Study, chosen: list[Cell], command: str) -> dict[str, Any]:
                 if teacher_file(study, c).is_file()]  # fmt: skip
     for student in dict.fromkeys(c.student for c in found):
         for arm in study.arms:
-            arms += _pooled(study, arm, student, found)
+            arms += _pooled(study, arm, student, found, sorted({c.seed for c in chosen}))
     hosts = {json.dumps(result["host"], sort_keys=True) for result in found.values()}
     return {
         "schema": 1,
@@ -90,16 +90,16 @@ def _summary(
     return row
 
 
-def _pooled(study: Study, arm: str, student: str, found: dict[Cell, Any]) -> list[dict[str, Any]]:
-    """An arm over all corpora whose every seed is done, for it and for the baseline; none if that is fewer than two."""
+def _pooled(study: Study, arm: str, student: str, found: dict[Cell, Any], seeds: list[int]) -> list[dict[str, Any]]:
+    """An arm over all corpora of which these seeds are done, for it and for the baseline; none if that is fewer than two."""
     sides = []
     for corpus in study.corpora:
         own, base = (_of(found, student, corpus, name) for name in (arm, study.baseline))
-        if set(own) == set(base) == set(study.seeds):
+        if set(own) == set(base) == set(seeds):
             sides.append((corpus, own, base))
     if len(sides) < 2:
         return []
-    split, seeds = study.split, sorted(study.seeds)
+    split = study.split
 
     def mean(key: str) -> list[float]:
         return [round(float(np.mean([own[s][split][key] for _, own, _ in sides])), 3) for s in seeds]
