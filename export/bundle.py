@@ -189,11 +189,11 @@ def _is_current(output: Path, source: str, precisions: list[str], vocabulary: st
 
 
 def _write_graphs(model: Any, family: Whisper, origin: Origin, folder: Path, precisions: list[str]) -> None:
-    from export.graphs import QUANTIZED, export_graphs
+    from export.graphs import QUANTIZED, export_graphs, margin_frames
     from export.quantize import quantize_int8
 
     log.info("exporting graphs")
-    export_graphs(model, family, folder, origin.margin_seconds if origin.length == "true" else None)
+    export_graphs(model, family, folder, margin_frames(origin.length, origin.margin_seconds))
     if "int8" in precisions:
         for graph in QUANTIZED:
             log.info("quantizing %s to int8", graph)

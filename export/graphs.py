@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from export.quantize import hoist_transposes
 from export.sherpa_graph import sherpa_graph, sherpa_metadata
 from export.silence import as_trained
-from export.step_graph import UNSAID, step_graph
+from export.step_graph import lowered, step_graph
 from workbench.families.log_mel import LogMel
 from workbench.families.whisper import Whisper, encode
 
@@ -38,13 +38,13 @@ TRACED_FRAMES = 480  # any even number will do; the axis is dynamic
 class Encoder(nn.Module):
     """The encoder, and the decoder's keys and values of its states; sherpa-onnx takes the first two outputs, others the third."""
 
-    def __init__(self, model: Any, margin_frames: int | None) -> None:
+    def __init__(self, model: Any, margin: int | None) -> None:
         super().__init__()
-        self.model, self.margin_frames = model, margin_frames
+        self.model, self.margin = model, margin
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[clips, mels, frames] -> twice [layers, clips, positions, width], [clips, positions, width]"""
-        states = encode(self.model, as_trained(features, self.margin_frames))
+        states = encode(self.model, as_trained(features, self.margin))
         attentions = [layer.encoder_attn for layer in self.model.model.decoder.layers]
         keys, values = (
             torch.stack([p(states) for p in each])
@@ -53,19 +53,19 @@ class Encoder(nn.Module):
         return keys, values, states
 
 
-def export_graphs(model: Any, family: Whisper, folder: Path, margin_seconds: float | None) -> None:
+def export_graphs(model: Any, family: Whisper, folder: Path, margin: int | None) -> None:
     """Write all graphs of a Whisper model in fp32.
 
     Args:
         model: a WhisperForConditionalGeneration in fp32 on the CPU.
         family: its configuration and tokens.
         folder: an existing folder for the files.
-        margin_seconds: silence after a clip that the model hears, where it reads clips at true length; None if at 30 s.
+        margin: as `margin_frames` gives it.
     """
     model.config._attn_implementation = "eager"  # traced SDPA adds a guard against masked-out rows to every layer
     suppressed, first = family.suppressed, family.suppressed_first
     _export_frontend(model.config.num_mel_bins, folder / FRONTEND)
-    _export_encoder(model, folder / ENCODER, margin_frames(margin_seconds))
+    _export_encoder(model, folder / ENCODER, margin)
     _export_merged(model, folder)
     _rewrite(folder / DECODER, lambda graph: suppress(graph, suppressed, first))
     _rewrite(folder / ENCODER, lambda graph: helper.set_model_props(graph, sherpa_metadata(family)))
@@ -75,9 +75,9 @@ def export_graphs(model: Any, family: Whisper, folder: Path, margin_seconds: flo
         onnx.checker.check_model(str(folder / name))
 
 
-def margin_frames(margin_seconds: float | None) -> int | None:
-    """Frames of silence after a clip, of 10 ms."""
-    return None if margin_seconds is None else round(100 * margin_seconds)
+def margin_frames(length: str, margin_seconds: float) -> int | None:
+    """Frames of silence, of 10 ms, that a model hears after a clip; None for one that reads 30 s (see `bundle.Origin`)."""
+    return round(100 * margin_seconds) if length == "true" else None
 
 
 def suppress(model: onnx.ModelProto, always: list[int], first: list[int]) -> None:
@@ -88,16 +88,13 @@ def suppress(model: onnx.ModelProto, always: list[int], first: list[int]) -> Non
         always: ids never written.
         first: ids not written first, which is what the branch without a past writes.
     """
-    import numpy as np
-
     size = next(d for d in reversed(model.graph.output[0].type.tensor_type.shape.dim) if d.dim_value).dim_value
     branching = next(node for node in model.graph.node if node.op_type == "If")
     for attribute in branching.attribute:
         begins = attribute.name == "else_branch"
-        lowered = np.zeros(size, np.float32)
-        lowered[always + (first if begins else [])] = UNSAID
+        row = lowered(size, [*always, *first] if begins else always)
         name = "suppressed_first" if begins else "suppressed"
-        model.graph.initializer.append(numpy_helper.from_array(lowered, name))
+        model.graph.initializer.append(numpy_helper.from_array(row, name))
         branch = attribute.g
         out = branch.output[0].name
         for node in branch.node:
@@ -128,11 +125,11 @@ def _rewrite(path: Path, change: Any) -> None:
     onnx.save(model, path)
 
 
-def _export_encoder(model: Any, path: Path, margin_frames: int | None) -> None:
+def _export_encoder(model: Any, path: Path, margin: int | None) -> None:
     layers = {0: "layers", 1: "batch_size", 2: "encoder_sequence_length"}
     with _quiet():
         torch.onnx.export(
-            Encoder(model, margin_frames).eval(),
+            Encoder(model, margin).eval(),
             (torch.randn(2, model.config.num_mel_bins, TRACED_FRAMES),),
             str(path),
             input_names=["input_features"],

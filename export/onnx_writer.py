@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 Axes = Sequence[int | str]
 
 
@@ -48,24 +48,20 @@ class Writer:
 
     def split(self, op: str, *inputs: str, to: Sequence[str], **attributes: Any) -> list[str]:
         """A node of several outputs."""
-        self.nodes.append(
-            helper.make_node(op, list(inputs), list(to), name=f"{to[0]}_{op}" if to[0] else op, **attributes)
-        )
+        self.nodes.append(helper.make_node(op, list(inputs), list(to), name=f"{to[0]}_{op}", **attributes))
         return list(to)
 
-    def linear(self, name: str, layer: Any, x: str, to: str = "") -> str:
+    def linear(self, name: str, layer: Any, x: str) -> str:
         """Product with a torch Linear's weight, and its bias."""
-        return self.affine(name, layer.weight, layer.bias, x, to)
+        return self.affine(name, layer.weight, layer.bias, x)
 
-    def affine(self, name: str, weight: Any, bias: Any, x: str, to: str = "") -> str:
+    def affine(self, name: str, weight: Any, bias: Any, x: str) -> str:
         """X W' + b of torch tensors. weight: [out, in]"""
         matrix = self.constant(f"{name}.weight", weight.detach().numpy().T)
-        product = self.add("MatMul", x, matrix, to=to if bias is None else "")
-        return (
-            product
-            if bias is None
-            else self.add("Add", product, self.constant(f"{name}.bias", bias.detach().numpy()), to=to)
-        )
+        product = self.add("MatMul", x, matrix)
+        if bias is None:
+            return product
+        return self.add("Add", product, self.constant(f"{name}.bias", bias.detach().numpy()))
 
     def norm(self, name: str, layer: Any, x: str) -> str:
         """A torch LayerNorm over the last axis."""
@@ -73,12 +69,11 @@ class Writer:
         bias = self.constant(f"{name}.shift", layer.bias.detach().numpy())
         return self.add("LayerNormalization", x, scale, bias, axis=-1, epsilon=float(layer.eps))
 
-    def model(self, name: str, opset: int, metadata: dict[str, str] | None = None) -> Any:
+    def model(self, name: str, opset: int) -> Any:
         """The finished model, checked."""
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, list(self.weights.values()))
         made = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10, producer_name="distill-workbench"
         )
-        helper.set_model_props(made, metadata or {})
         onnx.checker.check_model(made)
         return made

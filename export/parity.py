@@ -53,7 +53,7 @@ def _compare(folder: Path, model: Any, family: Whisper, precision: str) -> dict[
         part: ort.InferenceSession(str(manifest.graph(part, precision)), options, providers=["CPUExecutionProvider"])
         for part in PARTS
     }
-    margin = margin_frames(manifest.content["margin_seconds"] if manifest.content["length"] == "true" else None)
+    margin = margin_frames(manifest.content["length"], manifest.content["margin_seconds"])
     worst: dict[str, float] = {}
     for clips, seconds in SHAPES:
         scene = _Scene(model, family, clips, seconds, margin)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from export.onnx_writer import FLOAT, INT64, Writer
 
@@ -112,11 +113,15 @@ def _attention(w: Writer, attention: Any, query: str, kept: list[str], mask: str
 
 def suppression(w: Writer, offset: str, size: int, always: list[int], first: list[int]) -> str:
     """What is added to the logits: more where nothing has been written yet. offset: [rows] -> [rows, vocabulary]"""
-    later = np.zeros(size, np.float32)
-    later[always] = UNSAID
-    begin = later.copy()
-    begin[first] = UNSAID
+    begin, later = lowered(size, [*always, *first]), lowered(size, always)
     starts = w.add("Equal", offset, w.constant("zero", np.array(0)))
     return w.add(
         "Where", w.add("Unsqueeze", starts, w.integers(1)), w.constant("begin", begin), w.constant("later", later)
     )
+
+
+def lowered(size: int, tokens: list[int]) -> npt.NDArray[np.float32]:
+    """What is added to the logits of a vocabulary so that some tokens are not written."""
+    row = np.zeros(size, np.float32)
+    row[tokens] = UNSAID
+    return row

@@ -105,14 +105,16 @@ def _torch_reference(
         checkpoint = prune_like(checkpoint, bundle, folder / "pruned")
     family = Whisper(checkpoint)
     model = family.load()
-    margin = content["margin_seconds"] if content["length"] == "true" else None
+    margin = margin_frames(content["length"], content["margin_seconds"])
     out = []
     with torch.no_grad():
         for clip in clips:
             wave = read_wav(clip["wav"])  # the very samples that the clients get
             seconds = len(wave) / 16_000
-            features = family.features([wave], WINDOW_SECONDS if margin is None else seconds + margin)
-            states = encode(model, as_trained(features, margin_frames(margin)))
+            features = family.features(
+                [wave], WINDOW_SECONDS if margin is None else seconds + content["margin_seconds"]
+            )
+            states = encode(model, as_trained(features, margin))
             prompt = [prompt_ids(family.tokenizer, clip["language"])]
             limit = family.token_limit(seconds)
             ids = greedy(model, states, prompt, [limit], family.end, family.suppressed, family.suppressed_first)[0]

@@ -167,10 +167,7 @@ def _renumber(settings: Any, vocabulary: Vocabulary) -> None:
 
 def _always(family: Whisper) -> list[int]:
     """Bytes, and everything from <|endoftext|> on."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    bytes_ = family.tokenizer.convert_tokens_to_ids(sorted(ByteLevel.alphabet()))
-    return [*bytes_, *range(int(family.config.eos_token_id), int(family.config.vocab_size))]
+    return [*family.special_tokens(), *range(int(family.config.eos_token_id), int(family.config.vocab_size))]
 
 
 def _trained(family: Whisper) -> list[int]:
