@@ -28,8 +28,8 @@ def arguments(doc: str | None, **extra: tuple[Any, str]) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def finish(path: Path | None, figures: dict[str, float], runs: list[dict[str, Any]]) -> None:
-    """Print the figures and write the file."""
+def finish(path: Path | None, figures: dict[str, float], runs: list[dict[str, Any]], **more: Any) -> None:
+    """Print the figures and write the file, with `more` fields if there are any."""
     from workbench.files import write_json
     from workbench.host import describe_host
 
@@ -37,7 +37,7 @@ def finish(path: Path | None, figures: dict[str, float], runs: list[dict[str, An
         print(f"{name}: {value:.4g}")
     if path is not None:
         command = " ".join(["python", *(str(Path(a).name) if a.startswith("/") else a for a in sys.argv)])
-        write_json(path, {"figures": figures, "host": describe_host(), "command": command, "runs": runs})
+        write_json(path, {"figures": figures, "host": describe_host(), "command": command, **more, "runs": runs})
 
 
 def median(runs: list[dict[str, Any]], key: str, **wanted: Any) -> float:

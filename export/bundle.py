@@ -19,7 +19,6 @@ from export.quantize import check_precisions, graph_name
 from workbench import __version__
 from workbench.errors import UserError
 from workbench.families.whisper import TOKENS_AT_LEAST, TOKENS_PER_SECOND, WINDOW_SECONDS, Whisper
-from workbench.families.whisper_tokens import prompt_ids
 from workbench.files import atomic_folder, check_free_space, read_json, sha256, write_json, write_text
 from workbench.host import describe_host, has_int8_dot_product
 from workbench.students import parameters
@@ -231,7 +230,7 @@ def _manifest(origin: Origin, family: Whisper, model: Any, precisions: list[str]
         },
         "int8": {"reduce_range": not has_int8_dot_product()} if "int8" in precisions else None,
         "tokens": {
-            "prompts": {language: prompt_ids(family.tokenizer, language) for language in languages},
+            "prompts": {language: family.prompt(language) for language in languages},
             "end": family.end,
         },
         "decoding": {

@@ -148,7 +148,7 @@ def _serve(pipe: Connection, bundle: str, precision: str, threads: int) -> None:
         while True:
             request = pipe.recv()
             if request is None:
-                pipe.send({"peak_rss_mb": _peak_rss_mb()})
+                pipe.send({"peak_rss_mb": peak_rss_mb()})
                 continue
             started = time.perf_counter()
             wave = read_wav(request[0])
@@ -164,7 +164,7 @@ def _serve(pipe: Connection, bundle: str, precision: str, threads: int) -> None:
         pipe.send({"error": str(error)})
 
 
-def _peak_rss_mb() -> float:
+def peak_rss_mb() -> float:
     import resource
     import sys
 

@@ -16,7 +16,6 @@ from export.silence import WINDOW_FRAMES, as_trained
 from workbench.audio import SAMPLE_RATE
 from workbench.errors import UserError
 from workbench.families.whisper import Whisper, encode
-from workbench.families.whisper_tokens import prompt_ids
 
 # (clips, seconds): exports that work at one length only are the most common defect of all
 SHAPES = ((1, 0.3), (16, 3.0), (1, 7.0), (3, 9.5), (1, 29.0))
@@ -77,7 +76,7 @@ class _Scene:
         self.waves *= np.abs(np.sin(np.arange(self.waves.shape[1]) / 4000.0)).astype(np.float32)
         features = family.features(list(self.waves), seconds)
         states = encode(model, as_trained(features, margin))
-        prompt = prompt_ids(family.tokenizer, "en")
+        prompt = family.prompt("en")
         written = generator.integers(0, family.end, (clips, STEPS))
         self.prompt, self.margin = len(prompt), margin
         self.ids = np.concatenate([np.tile(prompt, (clips, 1)), written], 1)

@@ -91,7 +91,6 @@ def _torch_reference(
     from export.graphs import margin_frames
     from workbench.families.decoding import greedy
     from workbench.families.whisper import WINDOW_SECONDS, Whisper, encode
-    from workbench.families.whisper_tokens import prompt_ids
     from workbench.teachers import fingerprint
 
     if fingerprint(checkpoint) != content["checkpoint_sha256"]:
@@ -115,7 +114,7 @@ def _torch_reference(
                 [wave], WINDOW_SECONDS if margin is None else seconds + content["margin_seconds"]
             )
             states = encode(model, as_trained(features, margin))
-            prompt = [prompt_ids(family.tokenizer, clip["language"])]
+            prompt = [family.prompt(clip["language"])]
             limit = family.token_limit(seconds)
             ids = greedy(model, states, prompt, [limit], family.end, family.suppressed, family.suppressed_first)[0]
             text = family.tokenizer.decode(ids, skip_special_tokens=True).strip()

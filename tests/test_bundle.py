@@ -22,7 +22,6 @@ from workbench.corpus import open_corpus
 from workbench.errors import UserError
 from workbench.families.decoding import greedy
 from workbench.families.whisper import Whisper, encode
-from workbench.families.whisper_tokens import prompt_ids
 from workbench.scoring import score
 
 
@@ -74,7 +73,7 @@ def test_the_runtime_writes_torchs_tokens_at_every_length(exported, student, sec
     wave = np.resize(open_corpus("prompts-en", "validation")[0].wave(), round(seconds * 16000))
     found = Recognizer(exported, "fp32", 2).transcribe(wave, "es")
     states = encode(model, family.features([wave], seconds + 0.4)).detach()
-    prompt = [prompt_ids(family.tokenizer, "es")]
+    prompt = [family.prompt("es")]
     expected = greedy(
         model, states, prompt, [family.token_limit(seconds)], family.end, family.suppressed, family.suppressed_first
     )[0]

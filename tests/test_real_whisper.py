@@ -54,6 +54,16 @@ def test_the_teacher_transcribes_in_plain_transformers(teacher):
     assert [t.strip() for t in texts] == ours
 
 
+@torch.no_grad()
+def test_the_english_only_teacher_transcribes():
+    family = Whisper(resolve_teacher("whisper-tiny.en"))
+    clips = [u for u in open_corpus("prompts-en", "validation") if 2 < u.seconds < 4][:8]
+    states = encode(family.load(), family.features([u.wave() for u in clips], 30.0))
+    texts = family.decode(family.load(), states, [u.seconds for u in clips], ["en"] * len(clips))
+    assert score([u.text for u in clips], texts).wer < 15
+    assert family.prompt("en") == [50257, 50362]  # without a language, which its tokenizer could spell
+
+
 def test_the_whole_chain_from_the_command_line(tmp_path):
     """A run too short to learn much, through every command, with the real teacher."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}

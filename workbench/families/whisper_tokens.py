@@ -14,6 +14,8 @@ from workbench.files import read_json
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperTokenizerFast
 
+ENGLISH_ONLY_TOKENS = 51_864  # one fewer than a multilingual model's
+
 
 def save_tokenizer(tokenizer_json: Path, model: WhisperForConditionalGeneration, folder: Path) -> None:
     """Write the tokenizer and feature-extractor files of a checkpoint folder from a bare tokenizer.json.
@@ -39,7 +41,8 @@ def save_tokenizer(tokenizer_json: Path, model: WhisperForConditionalGeneration,
     vocabulary = tokenizer.get_vocab()
     generation = model.generation_config
     generation.no_timestamps_token_id = vocabulary["<|notimestamps|>"]
-    generation.is_multilingual = "<|en|>" in vocabulary
+    # OpenAI's own rule: the English tokenizer carries the language tokens, too, but its model never saw them
+    generation.is_multilingual = "<|en|>" in vocabulary and model.config.vocab_size != ENGLISH_ONLY_TOKENS
     if generation.is_multilingual:
         first, last = vocabulary["<|startoftranscript|>"] + 1, vocabulary["<|translate|>"]
         generation.lang_to_id = {token: i for token, i in vocabulary.items() if first <= i < last}
@@ -71,15 +74,17 @@ def complete_merges(content: dict[str, Any], where: str) -> dict[str, Any]:
     return {**content, "model": {**model, "merges": [list(merge) for merge in merges]}}
 
 
-def prompt_ids(tokenizer: WhisperTokenizerFast, language: str) -> list[int]:
+def prompt_ids(tokenizer: WhisperTokenizerFast, language: str, multilingual: bool) -> list[int]:
     """Forced first tokens: <|startoftranscript|>, for multilingual models language and task, <|notimestamps|>.
+
+    The tokenizer alone does not tell: OpenAI's English-only models have the tokens of all languages.
 
     Raises:
         UserError: the model does not know the language.
     """
     token_id = tokenizer.backend_tokenizer.token_to_id  # get_vocab() would build a dictionary of 51,865 each time
     names = ["<|startoftranscript|>", "<|notimestamps|>"]
-    if token_id("<|en|>") is not None:
+    if multilingual:
         if token_id(f"<|{language}|>") is None:
             raise UserError(
                 f"language {language!r} is not one this Whisper model knows; expected an ISO 639-1 code such as 'en'"
