@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from export.edge.bundle import FORMAT, BundleError, Manifest, read_manifest
-from export.quantize import check_precisions, graph_name
+from export.int8 import DEFAULTS, Int8Options
+from export.precisions import Precision, Scheme, parse_precisions
 from workbench import __version__
+from workbench.audio import SAMPLE_RATE, Wave
 from workbench.errors import UserError
 from workbench.families.whisper import TOKENS_AT_LEAST, TOKENS_PER_SECOND, WINDOW_SECONDS, Whisper
 from workbench.files import atomic_folder, check_free_space, read_json, sha256, write_json, write_text
-from workbench.host import describe_host, has_int8_dot_product
+from workbench.host import describe_host
 from workbench.students import parameters
 from workbench.teachers import fingerprint
 
@@ -71,17 +73,21 @@ def export_bundle(
     overwrite: bool = False,
     vocabulary: str = "",
     texts: Sequence[str] = (),
+    options: Int8Options = DEFAULTS,
+    calibration: Sequence[Wave] = (),
 ) -> Path:
     """Export a Whisper checkpoint folder as a bundle and check its tensors against torch.
 
     Args:
         checkpoint: a student's or any transformers Whisper folder.
         output: the bundle's folder.
-        precisions: names of precisions, the first is the clients' default.
+        precisions: names of precisions (export/precisions.py), the first is the clients' default.
         name: what the bundle is called; the run's or the checkpoint's name by default.
         overwrite: replace a bundle of other content.
         vocabulary: which tokens to keep, as for `vocabulary.choose`; all by default.
         texts: what the loss of tokens is told on.
+        options: of the quantizers.
+        calibration: clips [samples] on which static int8 measures its inputs' ranges.
 
     Returns:
         The bundle's folder. One that already holds this export, undamaged, is left as it is.
@@ -93,27 +99,29 @@ def export_bundle(
     from export.parity import check_tensors
     from export.sherpa_graph import sherpa_tokens
 
-    precisions = check_precisions(precisions)
+    parsed = parse_precisions(precisions)
+    precisions = [p.name for p in parsed]
     if missing := [f for f in REQUIRED_FILES if not (checkpoint / f).is_file()]:
         raise UserError(f"{checkpoint}: lacks {', '.join(missing)}; expected a transformers Whisper checkpoint folder")
     origin = find_origin(checkpoint, name)
     source = fingerprint(checkpoint)
-    if _is_current(output, source, precisions, vocabulary, overwrite):
+    wanted = {"precisions": precisions, "vocabulary": vocabulary, "int8": _described(options)}
+    if _is_current(output, source, wanted, overwrite):
         log.info("%s is up to date", output)
         return output
     with _pruned(checkpoint, vocabulary, texts) as (read, lost), atomic_folder(output) as folder:
         family = Whisper(read)
         model = family.load()
-        check_free_space(output.parent, parameters(model) * 3 * (4 + len(precisions)), "the bundle")
+        check_free_space(output.parent, parameters(model) * 3 * (4 + len(parsed)), "the bundle")
         graphs = folder / "onnx"
         graphs.mkdir()
-        _write_graphs(model, family, origin, graphs, precisions)
+        _write_graphs(model, family, origin, graphs, parsed, options, calibration)
         write_text(folder / "tokens.txt", sherpa_tokens(family))
         for file in CHECKPOINT_FILES:
             if (read / file).is_file():
                 shutil.copyfile(read / file, folder / file)
         shutil.copytree(Path(__file__).parent / "edge", folder / "edge", ignore=shutil.ignore_patterns("__pycache__"))
-        content = _manifest(origin, family, model, precisions, source) | {"vocabulary": lost}
+        content = _manifest(origin, family, model, parsed, source) | {"vocabulary": lost, "int8": wanted["int8"]}
         _write(folder, content)
         log.info("checking tensors against torch")
         content["parity"] = check_tensors(folder, model, family, precisions)
@@ -164,14 +172,18 @@ def _pruned(checkpoint: Path, choice: str, texts: Sequence[str]) -> Iterator[tup
         yield prune(checkpoint, kept, Path(temporary)), lost
 
 
-def _is_current(output: Path, source: str, precisions: list[str], vocabulary: str, overwrite: bool) -> bool:
+def _described(options: Int8Options) -> dict[str, Any]:
+    return {"per_channel": options.per_channel, "reduce_range": options.reduced, "symmetric": options.symmetric}
+
+
+def _is_current(output: Path, source: str, wanted: dict[str, Any], overwrite: bool) -> bool:
     if not output.exists():
         return False
     try:
         manifest = read_manifest(output)
-        same = manifest.content.get("checkpoint_sha256") == source and manifest.precisions == precisions
-        same = same and ((manifest.content.get("vocabulary") or {}).get("choice") or "") == vocabulary
-        if same and manifest.content.get("workbench") == __version__:
+        same = manifest.content.get("checkpoint_sha256") == source and manifest.precisions == wanted["precisions"]
+        same = same and ((manifest.content.get("vocabulary") or {}).get("choice") or "") == wanted["vocabulary"]
+        if same and manifest.content.get("int8") == wanted["int8"] and manifest.content.get("workbench") == __version__:
             manifest.check()
             return True
     except BundleError as error:
@@ -182,27 +194,40 @@ def _is_current(output: Path, source: str, precisions: list[str], vocabulary: st
         return False
     if not overwrite:
         raise UserError(
-            f"{output}: holds a bundle of another checkpoint, other precisions or another vocabulary; choose another -o, or add --overwrite"
+            f"{output}: holds a bundle of another checkpoint, another vocabulary, other precisions or other options; choose another -o, or add --overwrite"
         )
     return False
 
 
-def _write_graphs(model: Any, family: Whisper, origin: Origin, folder: Path, precisions: list[str]) -> None:
-    from export.graphs import QUANTIZED, export_graphs, margin_frames
-    from export.quantize import quantize_int8
+def _write_graphs(
+    model: Any, family: Whisper, origin: Origin, folder: Path, precisions: Sequence[Precision],
+    options: Int8Options, calibration: Sequence[Wave],
+) -> None:  # fmt: skip
+    from export.graphs import DECODER, ENCODER, SHERPA, STEP, export_graphs, margin_frames
+    from export.quantize import CALIBRATION_CLIPS, quantize
 
     log.info("exporting graphs")
     export_graphs(model, family, folder, margin_frames(origin.length, origin.margin_seconds))
-    if "int8" in precisions:
-        for graph in QUANTIZED:
-            log.info("quantizing %s to int8", graph)
-            quantize_int8(folder / graph, folder / graph_name(graph, "int8"))
-    if "fp32" not in precisions:
-        for graph in QUANTIZED:
+    used = {(ENCODER, p.encoder) for p in precisions}
+    used |= {(graph, p.decoder) for p in precisions for graph in (DECODER, STEP, SHERPA)}
+    features = []
+    if any(scheme.name == "int8_static" for _, scheme in used):
+        for wave in calibration[:CALIBRATION_CLIPS]:
+            seconds = WINDOW_SECONDS if origin.length == "padded" else len(wave) / SAMPLE_RATE + origin.margin_seconds
+            features.append(family.features([wave], seconds).numpy())
+    fp32 = Scheme("fp32")
+    for graph, scheme in sorted(used, key=str):
+        if scheme != fp32:
+            log.info("%s in %s", graph, scheme.label)
+            quantize(folder / graph, scheme, options, features)
+    for graph in (ENCODER, DECODER, STEP, SHERPA):
+        if (graph, fp32) not in used:
             (folder / graph).unlink()
 
 
-def _manifest(origin: Origin, family: Whisper, model: Any, precisions: list[str], source: str) -> dict[str, Any]:
+def _manifest(
+    origin: Origin, family: Whisper, model: Any, precisions: Sequence[Precision], source: str
+) -> dict[str, Any]:
     from export.graphs import DECODER, ENCODER, FRONTEND, SHERPA, STEP
 
     languages = sorted(k.strip("<|>") for k in (getattr(family.generation, "lang_to_id", None) or {"<|en|>": 0}))
@@ -219,16 +244,15 @@ def _manifest(origin: Origin, family: Whisper, model: Any, precisions: list[str]
         "window_seconds": WINDOW_SECONDS,
         "sample_rate": 16_000,
         "precisions": {
-            precision: {
+            precision.name: {
                 "frontend": f"onnx/{FRONTEND}",
-                "encoder": f"onnx/{graph_name(ENCODER, precision)}",
-                "step": f"onnx/{graph_name(STEP, precision)}",
-                "decoder": f"onnx/{graph_name(DECODER, precision)}",
-                "sherpa": f"onnx/{graph_name(SHERPA, precision)}",
+                "encoder": f"onnx/{precision.encoder.file(ENCODER)}",
+                "step": f"onnx/{precision.decoder.file(STEP)}",
+                "decoder": f"onnx/{precision.decoder.file(DECODER)}",
+                "sherpa": f"onnx/{precision.decoder.file(SHERPA)}",
             }
             for precision in precisions
         },
-        "int8": {"reduce_range": not has_int8_dot_product()} if "int8" in precisions else None,
         "tokens": {
             "prompts": {language: family.prompt(language) for language in languages},
             "end": family.end,

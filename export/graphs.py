@@ -21,7 +21,7 @@ from optimum.exporters.onnx.model_configs import WhisperOnnxConfig
 from optimum.exporters.utils import get_encoder_decoder_models_for_export
 from torch import Tensor, nn
 
-from export.quantize import hoist_transposes
+from export.onnx_edit import hoist_transposes
 from export.sherpa_graph import sherpa_graph, sherpa_metadata
 from export.silence import as_trained
 from export.step_graph import lowered, step_graph

@@ -158,7 +158,10 @@ def export(
     student: Annotated[Path, typer.Argument(help="Student or any transformers Whisper checkpoint folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.")],
     precision: Annotated[
-        str, typer.Option(help="Comma-separated: fp32, int8. The first is the default of the clients.")
+        str,
+        typer.Option(
+            help="Comma-separated: fp32, fp16, int8, w8, q4, or encoder/decoder; the first is the clients' default."
+        ),
     ] = "fp32,int8",
     name: Annotated[str, typer.Option(help="What the bundle is called; the run's or folder's name by default.")] = "",
     vocabulary: Annotated[
@@ -167,10 +170,18 @@ def export(
     ] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of other content.")] = False,
     verify: Annotated[bool, typer.Option(help="Verify it in the installed runtimes afterwards.")] = True,
-    corpus: Annotated[str, typer.Option(help="Clips to verify on; the run's own corpus by default.")] = "",
+    corpus: Annotated[
+        str, typer.Option(help="Clips to calibrate, search and verify on; the run's own corpus by default.")
+    ] = "",
+    per_channel: Annotated[bool, typer.Option(help="int8: a scale for each output channel.")] = True,
+    reduce_range: Annotated[
+        bool | None, typer.Option(help="int8: 7 bits; by default where this CPU lacks an int8 dot product.")
+    ] = None,
+    symmetric: Annotated[bool, typer.Option(help="No zero points: static int8's inputs, weights in blocks.")] = False,
 ) -> None:
     """Export a student as a bundle: ONNX graphs, tokenizer, manifest, model card, torch-free runtime."""
     from export.bundle import export_bundle, open_manifest
+    from export.int8 import Int8Options
 
     precisions = [p.strip() for p in precision.split(",") if p.strip()]
     corpus = corpus or _corpus_of(student)
@@ -179,7 +190,14 @@ def export(
         from workbench.corpus import open_corpus
 
         texts = [u.text for u in open_corpus(corpus, "validation")]
-    bundle = export_bundle(student, output, precisions, name, overwrite, vocabulary, texts)
+    calibration = []
+    if "int8_static" in precision:
+        from export.quantize import CALIBRATION_CLIPS
+        from workbench.corpus import open_corpus
+
+        calibration = [u.wave() for u in open_corpus(corpus, "train", CALIBRATION_CLIPS)]
+    options = Int8Options(per_channel, reduce_range, symmetric)
+    bundle = export_bundle(student, output, precisions, name, overwrite, vocabulary, texts, options, calibration)
     if verify and "verification" not in open_manifest(bundle).content:
         _verify(bundle, student, corpus, "validation", VERIFIED_CLIPS, [], None)
     typer.echo(bundle)

@@ -11,7 +11,8 @@ import numpy as np
 
 from export.clients.protocol import Transcription
 from export.edge.bundle import read_manifest
-from export.quantize import SUFFIXES
+from export.linked import Linked
+from export.precisions import SUFFIXES
 from workbench.audio import SAMPLE_RATE, Wave
 
 EXACT = True
@@ -29,9 +30,14 @@ class OnnxAsrClient:
         options.log_severity_level = 3
         if threads:
             options.intra_op_num_threads = threads
-        suffix = SUFFIXES[precision].removeprefix("_") or None
-        self.end = int(read_manifest(bundle).content["tokens"]["end"])
-        self.model: Any = package.load_model("whisper", bundle, quantization=suffix, sess_options=options)
+        manifest = read_manifest(bundle)
+        self.end = int(manifest.content["tokens"]["end"])
+        plain = SUFFIXES.get(precision)
+        self.linked = Linked(manifest, precision) if plain is None else None  # it takes one suffix for both graphs
+        folder, suffix = (
+            (self.linked.folder, None) if self.linked else (bundle, (plain or "").removeprefix("_") or None)
+        )
+        self.model: Any = package.load_model("whisper", folder, quantization=suffix, sess_options=options)
         self.version = version("onnx-asr")
         self.written: Any = None
         decoding = self.model.asr._decoding  # it hands out text alone; what was decoded is noted on the way

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from export.clients.protocol import Transcription
 from export.edge.bundle import Manifest, read_manifest
+from export.linked import Linked
 from workbench.audio import SAMPLE_RATE, Wave
 
 EXACT = True
@@ -75,14 +75,12 @@ def _open_model(bundle: Path, manifest: Manifest, precision: str, options: Any) 
     from optimum.onnxruntime import ORTModelForSpeechSeq2Seq
     from transformers import GenerationConfig
 
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        (folder / "config.json").symlink_to((bundle / "config.json").resolve())
-        for part, name in (("encoder", "encoder_model.onnx"), ("decoder", "decoder_model_merged.onnx")):
-            (folder / name).symlink_to(manifest.graph(part, precision))
-        return ORTModelForSpeechSeq2Seq.from_pretrained(
-            folder, generation_config=GenerationConfig.from_pretrained(bundle), session_options=options
-        )
+    linked = Linked(manifest, precision, graphs=".")
+    return ORTModelForSpeechSeq2Seq.from_pretrained(
+        linked.folder,
+        generation_config=GenerationConfig.from_pretrained(bundle),
+        session_options=options,
+    )
 
 
 def open_client(bundle: Path, precision: str, threads: int | None) -> OptimumClient:

@@ -13,12 +13,13 @@ import numpy as np
 
 from export.clients.protocol import Transcription
 from export.edge.bundle import read_manifest
+from export.linked import Linked
 from workbench.audio import SAMPLE_RATE, Wave
 
 EXACT = True
 FOLDER = Path(__file__).parent / "node"
 INSTALL = f"install Node 18 or later, then: npm ci --ignore-scripts --prefix {FOLDER}"
-DTYPES = {"fp32": "fp32", "int8": "q8"}  # its names of precisions, by which it finds files
+DTYPES = {"fp32": "fp32", "fp16": "fp16", "int8": "q8", "q4": "q4"}  # its names of precisions, by which it finds files
 
 
 def installed() -> bool:
@@ -31,7 +32,15 @@ class TransformersJsClient:
 
     def __init__(self, bundle: Path, precision: str, threads: int | None) -> None:
         self.manifest = read_manifest(bundle)
-        command = ["node", str(FOLDER / "transcribe.mjs"), str(bundle.resolve()), DTYPES[precision], str(threads or 1)]
+        self.linked = None if precision in DTYPES else Linked(self.manifest, precision)
+        folder = self.linked.folder if self.linked else bundle.resolve()
+        command = [
+            "node",
+            str(FOLDER / "transcribe.mjs"),
+            str(folder),
+            DTYPES.get(precision, "fp32"),
+            str(threads or 1),
+        ]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.version = str(self._answer()["version"])
 

@@ -84,6 +84,7 @@ class Recognizer:
         self.end: int = tokens["end"]
         caches = [i for i in self.step.get_inputs() if i.name.startswith("cache_")]
         self.layers, self.width = len(caches) // 2, int(caches[0].shape[2])
+        self.half = "float16" in caches[0].type
 
     def transcribe(self, wave: Wave, language: str = "en") -> Transcript:
         """Transcribe one utterance, [samples] at 16 kHz, of at most 30 s.
@@ -114,7 +115,7 @@ class Recognizer:
 
     def _greedy(self, crossed: Sequence[Any], prompt: list[int], limit: int, clock: _Clock) -> tuple[list[int], bool]:
         """Write the likeliest token until the end or the limit."""
-        stepping = _Stepping(self.step, crossed, self.layers, self.width, len(prompt) + limit)
+        stepping = self._stepping(crossed, len(prompt) + limit)
         ids: list[int] = []
         tokens = prompt
         while True:
@@ -127,6 +128,9 @@ class Recognizer:
             if len(ids) >= limit:
                 return ids, False
             tokens = [token]
+
+    def _stepping(self, crossed: Sequence[Any], room: int) -> _Stepping:
+        return _Stepping(self.step, crossed, self.layers, self.width, room, np.float16 if self.half else np.float32)
 
     def _checked(self, wave: Wave) -> float:
         seconds = len(wave) / SAMPLE_RATE
@@ -149,7 +153,7 @@ class Recognizer:
         if len(self.prompts) == 1:
             return next(iter(self.prompts))
         first = next(iter(self.prompts.values()))[0]
-        logits = _Stepping(self.step, crossed, self.layers, self.width, 1)([first])[0]
+        logits = self._stepping(crossed, 1)([first])[0]
         return max(self.prompts, key=lambda code: float(logits[self.prompts[code][1]]))
 
     def _padded(self, wave: Wave) -> Wave:
@@ -162,13 +166,13 @@ class Recognizer:
 class _Stepping:
     """The decoder on one clip: caches that are written in place, keys and values of the states that are bound once."""
 
-    def __init__(self, session: Any, crossed: Sequence[Any], layers: int, width: int, room: int) -> None:
+    def __init__(self, session: Any, crossed: Sequence[Any], layers: int, width: int, room: int, kind_of: Any) -> None:
         self.session, self.binding, self.done = session, session.io_binding(), 0
         self.held: list[Any] = []  # a binding does not keep what it was given alive
         for kind, value in zip("kv", crossed, strict=True):
-            of_layers = value.numpy()  # [layers, 1, positions, width]
+            of_layers = value.numpy().astype(kind_of, copy=False)  # [layers, 1, positions, width]
             for i in range(layers):
-                cross, cache = _value(of_layers[i]), _value(np.zeros((1, room, width), np.float32))
+                cross, cache = _value(of_layers[i]), _value(np.zeros((1, room, width), kind_of))
                 self.binding.bind_ortvalue_input(f"cross_{kind}.{i}", cross)
                 self.binding.bind_ortvalue_input(f"cache_{kind}.{i}", cache)
                 self.binding.bind_ortvalue_output(f"next_{kind}.{i}", cache)

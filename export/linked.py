@@ -1,0 +1,25 @@
+"""One precision of a bundle under the standard names, for runtimes that find graphs by name or cannot mix precisions."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from export.edge.bundle import Manifest
+
+NAMES = {"encoder": "encoder_model.onnx", "decoder": "decoder_model_merged.onnx"}
+
+
+class Linked:
+    """A temporary folder of links to a bundle's files; it lasts as long as this object."""
+
+    def __init__(self, manifest: Manifest, precision: str, graphs: str = "onnx") -> None:
+        """Link everything; `graphs` is the subfolder for the encoder and the merged decoder."""
+        self._temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.folder = Path(self._temporary.name) / "bundle"
+        (self.folder / graphs).mkdir(parents=True)
+        for path in manifest.folder.resolve().iterdir():
+            if path.is_file():
+                (self.folder / path.name).symlink_to(path)
+        for part, name in NAMES.items():
+            (self.folder / graphs / name).symlink_to(manifest.graph(part, precision))

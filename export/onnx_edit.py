@@ -1,0 +1,88 @@
+"""Small changes to ONNX graphs that several modules make: find the branches of a merged decoder, its tied matrix, replace a node."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+from onnx import helper
+
+LAYER = re.compile(r"\blayers\.(\d+)\b")
+
+
+def branches(model: onnx.ModelProto) -> list[Any]:
+    """The two branches of a merged decoder; none for other graphs."""
+    return [
+        a.g for n in model.graph.node if n.op_type == "If" for a in n.attribute if a.type == onnx.AttributeProto.GRAPH
+    ]
+
+
+def replace(graph: Any, node: Any, by: list[Any]) -> None:
+    """Put other nodes in the place of one."""
+    at = list(graph.node).index(node)
+    graph.node.remove(node)
+    for i, new in enumerate(by):
+        new.name = f"{node.name}_{i}"
+        graph.node.insert(at + i, new)
+
+
+def hoist_transposes(model: onnx.ModelProto) -> int:
+    """Move transposes of weights out of the branches of a merged decoder to its main graph; returns how many moved.
+
+    onnxruntime folds a transposed weight once at load in the main graph. Inside a branch it transposes the whole
+    embedding again at every token.
+    """
+    weights = {i.name for i in model.graph.initializer}
+    hoisted: dict[str, str] = {}  # weight -> its transpose in the main graph
+    nodes = []
+    for branch in branches(model):
+        for node in [n for n in branch.node if n.op_type == "Transpose" and n.input[0] in weights]:
+            weight = node.input[0]
+            if weight not in hoisted:
+                hoisted[weight] = f"{weight}_transposed_once"
+                nodes.append(helper.make_node("Transpose", [weight], [hoisted[weight]], perm=[1, 0]))
+            for other in branch.node:
+                for i, name in enumerate(other.input):
+                    if name == node.output[0]:
+                        other.input[i] = hoisted[weight]
+            branch.node.remove(node)
+    for node in nodes:
+        model.graph.node.insert(0, node)
+    return len(nodes)
+
+
+def tied_transpose(model: onnx.ModelProto) -> Any:
+    """The node that transposes an embedding for the projection; None where the two are not one matrix."""
+    return next(
+        (n for n in model.graph.node if n.op_type == "Transpose" and n.output[0].endswith("_transposed_once")), None
+    )
+
+
+def nodes_of_layers(model: onnx.ModelProto, layers: Sequence[int]) -> list[str]:
+    """Names of the matrix products in some layers, of every branch."""
+    found = []
+    for graph in (model.graph, *branches(model)):
+        for node in graph.node:
+            if node.op_type != "MatMul":
+                continue
+            # traced nodes are called after their module, those of onnx_writer.py after their weight
+            layer = LAYER.search(node.name) or LAYER.search(node.input[1])
+            if layer and int(layer[1]) in layers:
+                found.append(node.name)
+    return found
+
+
+def rename_in_branches(model: onnx.ModelProto) -> None:
+    """Give everything that branches compute a name of its own: onnxruntime's converter to fp16 takes equal names for one tensor."""
+    for number, branch in enumerate(branches(model)):
+        new = {name: f"{name}_of_branch_{number}" for node in branch.node for name in node.output}
+        del branch.value_info[:]
+        for output in branch.output:
+            output.name = new.get(output.name, output.name)
+        for node in branch.node:
+            node.name = f"{node.name}_of_branch_{number}"
+            for names in (node.input, node.output):
+                for i, name in enumerate(names):
+                    names[i] = new.get(name, name)

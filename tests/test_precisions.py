@@ -1,0 +1,129 @@
+"""Precisions: their names, what they do to weights, and a bundle in each of them."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from export.blockwise import BLOCK, pack
+from export.bundle import export_bundle, open_manifest, size_mb
+from export.edge import Recognizer
+from export.int8 import Int8Options
+from export.precisions import Precision, Scheme, parse_precision, parse_precisions
+from export.verify import verify_bundle
+from tests.conftest import tone
+from workbench.corpus import open_corpus
+from workbench.errors import UserError
+
+INT8, FP32 = Scheme("int8"), Scheme("fp32")
+ALL = ["fp32", "fp16", "w8", "q4", "fp32/int8", "int8_static/int8", "int8-1/w8"]
+
+
+def test_a_precision_is_a_scheme_or_two():
+    assert parse_precision("int8") == Precision(INT8, INT8)
+    assert parse_precision("fp32/int8") == Precision(FP32, INT8)
+    assert parse_precision("int8-5-0-5/q4").encoder == Scheme("int8", (0, 5))
+    assert [parse_precision(name).name for name in ("int8/int8", "int8-5-0/q4")] == ["int8", "int8-0-5/q4"]
+    assert Scheme("int8", (0, 5)).file("encoder_model.onnx") == "encoder_model_quantized_but_0_5.onnx"
+    assert [p.name for p in parse_precisions(["fp32", "int8", "fp32/fp32"])] == ["fp32", "int8"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("int9", "did you mean 'int8'"), ("int8_static", "try int8_static/int8"), ("a/b/c", "expected one scheme"),
+     ("fp32-3", "numbers of layers"), ("int8-x", "numbers of layers"), ("fp32/nit8", "'nit8'")],
+)  # fmt: skip
+def test_what_is_no_precision_is_told(name, said):
+    with pytest.raises(UserError, match=said):
+        parse_precision(name)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_packed_rows_multiply_as_onnxruntime_reads_them(bits, tmp_path):
+    import onnxruntime as ort
+
+    generator = np.random.default_rng(0)
+    rows, x = (generator.normal(0, 1, shape).astype(np.float32) for shape in ((7, 2 * BLOCK), (3, 2 * BLOCK)))
+    packed, scales = pack(rows, bits)
+    values = packed if bits == 8 else np.stack([packed & 15, packed >> 4], -1).reshape(7, 2, BLOCK)
+    unpacked = ((values.astype(np.float32) - 2 ** (bits - 1)) * scales[..., None]).reshape(rows.shape)
+    assert np.abs(unpacked - rows).max() <= scales.max() / 2 + 1e-6  # half a step
+    node = helper.make_node(
+        "MatMulNBits", ["x", "b", "s"], ["y"], domain="com.microsoft", K=2 * BLOCK, N=7, bits=bits, block_size=BLOCK
+    )
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_tensor_value_info("x", 1, [3, 2 * BLOCK])],
+        [helper.make_tensor_value_info("y", 1, [3, 7])],
+        [numpy_helper.from_array(packed, "b"), numpy_helper.from_array(scales, "s")],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    session = ort.InferenceSession(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ unpacked.T, rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def bundle(student, tmp_path_factory):
+    clips = [u.wave() for u in open_corpus("prompts-en", "train", 4)]
+    folder = tmp_path_factory.mktemp("precisions") / "tiny"
+    return export_bundle(student, folder, ALL, "tiny", options=Int8Options(symmetric=True), calibration=clips)
+
+
+def test_every_precision_is_exported_compared_and_transcribes(bundle):
+    manifest = open_manifest(bundle, check=True)
+    assert manifest.precisions == ALL
+    worst = {
+        name: max(v for k, v in found.items() if k != "padding") for name, found in manifest.content["parity"].items()
+    }
+    assert worst["fp32"] < 2e-3
+    assert worst["fp16"] < 0.02
+    assert worst["w8"] < 0.1
+    assert all(np.isfinite(value) for value in worst.values())
+    for name in ALL:
+        assert Recognizer(bundle, name, 1).transcribe(tone(1.0)).tokens
+    sizes = {name: size_mb(manifest, name) for name in ALL}
+    assert sizes["q4"] < sizes["w8"] < sizes["fp32"]
+    assert max(sizes["fp16"], sizes["fp32/int8"]) < sizes["fp32"]
+
+
+def test_an_embedding_is_stored_once_in_blocks(bundle):
+    for name in ("decoder_model_merged", "step_decoder", "sherpa_decoder"):
+        for suffix in ("w8", "q4"):
+            weights = onnx.load(bundle / "onnx" / f"{name}_{suffix}.onnx").graph.initializer
+            assert sum(263 in w.dims and len(w.dims) > 2 for w in weights) == 1
+            assert not any(list(w.dims) in ([263, 32], [32, 263]) for w in weights)
+
+
+def test_layers_can_stay_in_fp32(bundle):
+    def products(name):
+        return [n.op_type for n in onnx.load(bundle / "onnx" / name).graph.node].count("MatMul")
+
+    # of three layers with six weights each one stays, and so do the products of queries with keys and with values
+    left = products("encoder_model.onnx") - products("encoder_model_quantized_but_1.onnx")
+    assert left == 2 * 6 + 3 * 2  # the other layers', and the decoder's keys and values
+
+
+def test_a_layer_that_is_not_there_is_told(student, tmp_path):
+    with pytest.raises(UserError, match="has no layer 9"):
+        export_bundle(student, tmp_path / "b", ["int8-9/int8"])
+    assert not (tmp_path / "b").exists()
+
+
+def test_static_int8_wants_clips(student, tmp_path):
+    with pytest.raises(UserError, match="name some with --corpus"):
+        export_bundle(student, tmp_path / "b", ["int8_static/int8"])
+
+
+def test_other_options_are_another_bundle(student, bundle):
+    with pytest.raises(UserError, match="options"):
+        export_bundle(student, bundle, ALL, "tiny")
+
+
+@pytest.mark.slow
+def test_every_runtime_loads_every_precision(bundle, student):
+    # onnx-asr writes up to 448 tokens, more than the tiny model's context holds; the real Whisper base has it
+    clients = ("optimum", "sherpa_onnx", "transformers_js")
+    found = verify_bundle(bundle, student, open_corpus("prompts-en", "validation", 1), "one clip", clients)
+    errors = {(c["client"], c["precision"]): c["error"] for c in found["clients"] if c["error"]}
+    assert not errors
