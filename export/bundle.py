@@ -34,7 +34,7 @@ CHECKPOINT_FILES = (
     "added_tokens.json", "special_tokens_map.json", "normalizer.json",
 )  # fmt: skip
 REQUIRED_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", "vocab.json")
-RECORDED = ("parity", "verification", "measurement")  # what is added to a manifest after the graphs
+RECORDED = ("parity", "verification", "measurement", "search")  # what is added to a manifest after the graphs
 
 
 @dataclass(frozen=True)
@@ -204,17 +204,14 @@ def _write_graphs(
     options: Int8Options, calibration: Sequence[Wave],
 ) -> None:  # fmt: skip
     from export.graphs import DECODER, ENCODER, SHERPA, STEP, export_graphs, margin_frames
-    from export.quantize import CALIBRATION_CLIPS, quantize
+    from export.quantize import quantize
 
     log.info("exporting graphs")
     export_graphs(model, family, folder, margin_frames(origin.length, origin.margin_seconds))
     used = {(ENCODER, p.encoder) for p in precisions}
     used |= {(graph, p.decoder) for p in precisions for graph in (DECODER, STEP, SHERPA)}
-    features = []
-    if any(scheme.name == "int8_static" for _, scheme in used):
-        for wave in calibration[:CALIBRATION_CLIPS]:
-            seconds = WINDOW_SECONDS if origin.length == "padded" else len(wave) / SAMPLE_RATE + origin.margin_seconds
-            features.append(family.features([wave], seconds).numpy())
+    static = any(scheme.name == "int8_static" for _, scheme in used)
+    features = calibration_features(origin.checkpoint, calibration) if static else []
     fp32 = Scheme("fp32")
     for graph, scheme in sorted(used, key=str):
         if scheme != fp32:
@@ -223,6 +220,15 @@ def _write_graphs(
     for graph in (ENCODER, DECODER, STEP, SHERPA):
         if (graph, fp32) not in used:
             (folder / graph).unlink()
+
+
+def calibration_features(checkpoint: Path, waves: Sequence[Wave]) -> list[Any]:
+    """What an encoder is given of some clips [samples], at the length it reads. -> each [1, mels, frames]"""
+    family, origin = Whisper(checkpoint), find_origin(checkpoint)
+    seconds = [
+        WINDOW_SECONDS if origin.length == "padded" else len(w) / SAMPLE_RATE + origin.margin_seconds for w in waves
+    ]
+    return [family.features([wave], length).numpy() for wave, length in zip(waves, seconds, strict=True)]
 
 
 def _manifest(

@@ -73,7 +73,7 @@ def measure(
         if known.get("key") == key:
             log.info("%s holds this measurement; add --again to repeat it", report_path)
             return dict(known)
-    timed = _run(systems, utterances, threads, repeats)
+    timed = time_on(systems, utterances, threads, repeats)
     report = _report(systems, timed, utterances, corpus, split, threads, repeats, key)
     curves = {open_manifest(bundle).name: read_curves(bundle) for bundle in bundles}
     report["training"] = {name: found for name, found in curves.items() if found}
@@ -115,7 +115,8 @@ def _graphs(system: System) -> list[str]:
     return list(open_manifest(system.bundle).content["precisions"][system.precision].values())
 
 
-def _run(systems: Sequence[System], utterances: Sequence[Utterance], threads: int, repeats: int) -> list[Timed]:
+def time_on(systems: Sequence[System], utterances: Sequence[Utterance], threads: int, repeats: int = 1) -> list[Timed]:
+    """Time systems on a corpus's clips, in turns (see `time_systems`)."""
     with tempfile.TemporaryDirectory() as temporary:
         wavs = []
         for i, utterance in enumerate(utterances):

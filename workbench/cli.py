@@ -177,6 +177,14 @@ def export(
     reduce_range: Annotated[
         bool | None, typer.Option(help="int8: 7 bits; by default where this CPU lacks an int8 dot product.")
     ] = None,
+    budget: Annotated[
+        str,
+        typer.Option(help="Find the fastest precision on this machine within it: wer<=+0.5,size<=60,rss<=250,p50<=80."),
+    ] = "",
+    device_profile: Annotated[
+        Path | None, typer.Option(help="JSON that describes another device, with --budget.")
+    ] = None,
+    threads: Threads = None,
     symmetric: Annotated[bool, typer.Option(help="No zero points: static int8's inputs, weights in blocks.")] = False,
 ) -> None:
     """Export a student as a bundle: ONNX graphs, tokenizer, manifest, model card, torch-free runtime."""
@@ -190,14 +198,20 @@ def export(
         from workbench.corpus import open_corpus
 
         texts = [u.text for u in open_corpus(corpus, "validation")]
-    calibration = []
-    if "int8_static" in precision:
-        from export.quantize import CALIBRATION_CLIPS
-        from workbench.corpus import open_corpus
-
-        calibration = [u.wave() for u in open_corpus(corpus, "train", CALIBRATION_CLIPS)]
     options = Int8Options(per_channel, reduce_range, symmetric)
-    bundle = export_bundle(student, output, precisions, name, overwrite, vocabulary, texts, options, calibration)
+    if budget or device_profile:
+        from export.search import export_for
+
+        how = {"name": name, "overwrite": overwrite, "vocabulary": vocabulary, "texts": texts}
+        bundle, _ = export_for(student, output, budget, device_profile, corpus, options, threads, **how)
+    else:
+        calibration = []
+        if "int8_static" in precision:
+            from export.quantize import CALIBRATION_CLIPS
+            from workbench.corpus import open_corpus
+
+            calibration = [u.wave() for u in open_corpus(corpus, "train", CALIBRATION_CLIPS)]
+        bundle = export_bundle(student, output, precisions, name, overwrite, vocabulary, texts, options, calibration)
     if verify and "verification" not in open_manifest(bundle).content:
         _verify(bundle, student, corpus, "validation", VERIFIED_CLIPS, [], None)
     typer.echo(bundle)

@@ -100,10 +100,7 @@ class Recognizer:
         seconds = self._checked(wave)
         self._known(language)
         clock = _Clock()
-        features = self.frontend.run_with_ort_values(["input_features"], {"waves": _value(self._padded(wave)[None])})[0]
-        clock.lap("features")
-        crossed = self.encoder.run_with_ort_values(["n_layer_cross_k", "n_layer_cross_v"], {"input_features": features})
-        clock.lap("encoder")
+        crossed = self.states(wave, clock)
         if language == AUTO:
             language = self._detected(crossed)
             clock.lap("language")
@@ -112,6 +109,19 @@ class Recognizer:
         text = self.detokenize(ids)
         clock.lap("detokenize")
         return Transcript(text, language, tuple(ids), clock.laps, finished)
+
+    def states(self, wave: Wave, clock: _Clock | None = None) -> list[Any]:
+        """Keys and values of the encoder's states for every decoder layer, as onnxruntime's values [layers, 1, positions, width]."""
+        clock = clock or _Clock()
+        features = self.frontend.run_with_ort_values(["input_features"], {"waves": _value(self._padded(wave)[None])})[0]
+        clock.lap("features")
+        crossed = self.encoder.run_with_ort_values(["n_layer_cross_k", "n_layer_cross_v"], {"input_features": features})
+        clock.lap("encoder")
+        return list(crossed)
+
+    def first_logits(self, crossed: Sequence[Any], language: str) -> Any:
+        """Logits after the prompt, those of suppressed tokens lowered. -> [1, vocabulary]"""
+        return self._stepping(crossed, len(self.prompts[language]))(self.prompts[language])
 
     def _greedy(self, crossed: Sequence[Any], prompt: list[int], limit: int, clock: _Clock) -> tuple[list[int], bool]:
         """Write the likeliest token until the end or the limit."""
