@@ -40,7 +40,7 @@ class Budget:
         """By what part of each broken limit a measured system is over it, added up."""
         values = {**row, "wer_above": row["wer"] - fp32_wer}
         limits = {k: v for k, v in self.__dict__.items() if v is not None}
-        return sum(max(0.0, (values[k] - limit) / max(limit, 1e-6)) for k, limit in limits.items())
+        return float(sum(max(0.0, (values[k] - limit) / max(limit, 1e-6)) for k, limit in limits.items()))
 
 
 def parse_budget(text: str) -> Budget:

@@ -330,5 +330,5 @@ def export_for(
         raise found.nothing_fits()
     precisions = list(dict.fromkeys((found.name, "fp32")))
     bundle = export_bundle(checkpoint, output, precisions, options=options, calibration=waves, **how)
-    record(bundle, search={**found.as_json(), "budget": budget, "device": profile.name, "corpus": corpus, "threads": threads, "host": describe_host()})  # fmt: skip
+    record(bundle, search={**found.as_json(), "budget": budget, "wer_above": limits.wer_above, "device": profile.name, "corpus": corpus, "threads": threads, "host": describe_host()})  # fmt: skip
     return bundle, found
