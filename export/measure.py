@@ -12,6 +12,8 @@ import numpy as np
 
 from export.bundle import export_bundle, open_manifest, record, size_mb
 from export.curves import read_curves
+from export.edge.bundle import Manifest
+from export.flops import encoder_flops, token_flops
 from export.latency import STAGES, System, Timed, time_systems
 from workbench.audio import write_wav
 from workbench.corpus import Utterance, open_corpus
@@ -170,6 +172,7 @@ def _row(system: System, found: Timed, utterances: Sequence[Utterance]) -> dict[
     raw = score(texts, found.hypotheses, language, normalized=False)
     totals = _totals(found)
     unfinished = sum(not done for done in found.finished)
+    config = read_json(system.bundle / "config.json", "a bundle's configuration")
     return {
         "name": system.name,
         "kind": system.kind,
@@ -187,10 +190,26 @@ def _row(system: System, found: Timed, utterances: Sequence[Utterance]) -> dict[
         "latency_ms": {f"p{q}": round(float(np.percentile(totals, q)), 1) for q in (50, 95)},
         "stages_ms": {stage: round(float(np.median([s[stage] for s in found.stages_ms])), 2) for stage in STAGES},
         "tokens": sum(found.tokens),
+        "gflop": round(
+            float(
+                np.mean([_flops(config, manifest, u.seconds, n) for u, n in zip(utterances, found.tokens, strict=True)])
+            )
+            / 1e9,
+            3,
+        ),
         "rtfx": round(1000 * sum(u.seconds for u in utterances) / sum(totals), 2),
         "load_ms": round(found.load_ms, 1),
         "peak_rss_mb": round(found.peak_rss_mb, 1),
     }
+
+
+def _flops(config: dict[str, Any], manifest: Manifest, seconds: float, tokens: int) -> float:
+    """Operations for a clip: its encoder, the prompt and every token."""
+    content = manifest.content
+    heard = seconds + content["margin_seconds"] if content["length"] == "true" else content["window_seconds"]
+    positions = min(int(50 * heard + 0.5), int(config["max_source_positions"]))
+    steps = tokens + len(next(iter(content["tokens"]["prompts"].values())))
+    return encoder_flops(config, positions) + sum(token_flops(config, positions, i) for i in range(steps))
 
 
 def _totals(found: Timed) -> list[float]:

@@ -113,19 +113,29 @@ class Recognizer:
     def states(self, wave: Wave, clock: _Clock | None = None) -> list[Any]:
         """Keys and values of the encoder's states for every decoder layer, as onnxruntime's values [layers, 1, positions, width]."""
         clock = clock or _Clock()
-        features = self.frontend.run_with_ort_values(["input_features"], {"waves": _value(self._padded(wave)[None])})[0]
+        features = self.features(wave)
         clock.lap("features")
-        crossed = self.encoder.run_with_ort_values(["n_layer_cross_k", "n_layer_cross_v"], {"input_features": features})
+        crossed = self.encode(features)
         clock.lap("encoder")
-        return list(crossed)
+        return crossed
+
+    def features(self, wave: Wave) -> Any:
+        """Log-mel features of a wave [samples] with the silence that the model hears after it, as onnxruntime's value."""
+        return self.frontend.run_with_ort_values(["input_features"], {"waves": _value(self._padded(wave)[None])})[0]
+
+    def encode(self, features: Any) -> list[Any]:
+        """Keys and values of the states of some features."""
+        return list(
+            self.encoder.run_with_ort_values(["n_layer_cross_k", "n_layer_cross_v"], {"input_features": features})
+        )
 
     def first_logits(self, crossed: Sequence[Any], language: str) -> Any:
         """Logits after the prompt, those of suppressed tokens lowered. -> [1, vocabulary]"""
-        return self._stepping(crossed, len(self.prompts[language]))(self.prompts[language])
+        return self.stepping(crossed, len(self.prompts[language]))(self.prompts[language])
 
     def _greedy(self, crossed: Sequence[Any], prompt: list[int], limit: int, clock: _Clock) -> tuple[list[int], bool]:
         """Write the likeliest token until the end or the limit."""
-        stepping = self._stepping(crossed, len(prompt) + limit)
+        stepping = self.stepping(crossed, len(prompt) + limit)
         ids: list[int] = []
         tokens = prompt
         while True:
@@ -139,8 +149,9 @@ class Recognizer:
                 return ids, False
             tokens = [token]
 
-    def _stepping(self, crossed: Sequence[Any], room: int) -> _Stepping:
-        return _Stepping(self.step, crossed, self.layers, self.width, room, np.float16 if self.half else np.float32)
+    def stepping(self, crossed: Sequence[Any], room: int) -> Stepping:
+        """The decoder before its first token on one clip's states, with room for so many tokens."""
+        return Stepping(self.step, crossed, self.layers, self.width, room, np.float16 if self.half else np.float32)
 
     def _checked(self, wave: Wave) -> float:
         seconds = len(wave) / SAMPLE_RATE
@@ -163,7 +174,7 @@ class Recognizer:
         if len(self.prompts) == 1:
             return next(iter(self.prompts))
         first = next(iter(self.prompts.values()))[0]
-        logits = self._stepping(crossed, 1)([first])[0]
+        logits = self.stepping(crossed, 1)([first])[0]
         return max(self.prompts, key=lambda code: float(logits[self.prompts[code][1]]))
 
     def _padded(self, wave: Wave) -> Wave:
@@ -173,7 +184,7 @@ class Recognizer:
         return np.pad(wave, (0, samples - len(wave))).astype(np.float32)
 
 
-class _Stepping:
+class Stepping:
     """The decoder on one clip: caches that are written in place, keys and values of the states that are bound once."""
 
     def __init__(self, session: Any, crossed: Sequence[Any], layers: int, width: int, room: int, kind_of: Any) -> None:
