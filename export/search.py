@@ -93,7 +93,8 @@ class Workshop:
 
 
 def search(
-    workshop: Workshop, budget: Budget, profile: Profile, validation: Sequence[Utterance], test: Sequence[Utterance], threads: int
+    workshop: Workshop, budget: Budget, profile: Profile, validation: Sequence[Utterance], test: Sequence[Utterance], threads: int,
+    whole: Path | None = None,
 ) -> Search:  # fmt: skip
     """Measure, choose, confirm.
 
@@ -104,6 +105,7 @@ def search(
         validation: clips to choose on.
         test: clips to confirm on; none are looked at before the choice is made.
         threads: of the runtime.
+        whole: the bundle in fp32 with all tokens, where the workshop's lacks some: what leaving them out costs counts, too.
 
     Returns:
         What was measured; its choice is None where nothing keeps within the budget.
@@ -113,12 +115,17 @@ def search(
     decoders = [parse_precision(f"fp32/{name}").decoder for name in profile.decoder]
     alone = [Precision(s, FP32) for s in encoders] + [Precision(FP32, s) for s in decoders]
     rows = _measured(workshop, alone, validation, threads)
-    fp32 = rows["fp32"]
+    before = System("fp32, all tokens", "student", whole, "fp32") if whole else None
+    own = (
+        _row(before.name, time_on([before], validation, threads)[0], validation)["wer"]
+        if before
+        else rows["fp32"]["wer"]
+    )
     layers: dict[str, list[float]] = {}
     wer = Budget(wer_above=budget.wer_above, wer=budget.wer)
     tried = {"encoder": encoders, "decoder": decoders}
     for part, schemes in tried.items():
-        good = [rows[_alone(part, s).name] for s in schemes if not wer.broken(rows[_alone(part, s).name], fp32["wer"])]
+        good = [rows[_alone(part, s).name] for s in schemes if not wer.broken(rows[_alone(part, s).name], own)]
         for scheme in list(schemes):
             row = rows[_alone(part, scheme).name]
             if row in good or scheme.name not in WITH_LAYERS or scheme.kept or any(_beats(g, row, part) for g in good):
@@ -138,31 +145,37 @@ def search(
     ]
     if new:
         rows |= _measured(workshop, new, validation, threads)
-    whole = [
+    products = [
         Precision(e, d)
-        for e in _worth(rows, tried["encoder"], "encoder", wer)
-        for d in _worth(rows, tried["decoder"], "decoder", wer)
+        for e in _worth(rows, tried["encoder"], "encoder", wer, own)
+        for d in _worth(rows, tried["decoder"], "decoder", wer, own)
     ]
     # what everybody knows is measured, too, within the WER or not
     plain = [Precision(s, s) for s in encoders if s in decoders]
-    whole = list(dict.fromkeys([FP32_BOTH, *plain, *whole]))
-    log.info("measuring %d precisions on %d clips", len(whole), len(validation))
-    final = _measured(workshop, whole, validation, threads)
+    products = list(dict.fromkeys([FP32_BOTH, *plain, *products]))
+    log.info("measuring %d precisions on %d clips", len(products), len(validation))
+    final = _measured(workshop, products, validation, threads)
     rows |= final  # those that took turns with each other count
     for row in rows.values():
-        row["over"] = round(budget.excess(row, rows["fp32"]["wer"]), 4)
-        row["breaks"] = budget.broken(row, rows["fp32"]["wer"])
+        row["over"] = round(budget.excess(row, own), 4)
+        row["breaks"] = budget.broken(row, own)
         row["pareto"] = row["name"] in final and not any(_better(other, row) for other in final.values())
     found = Search(_choose(list(final.values())), list(rows.values()), layers, _notes(rows))
+    if before:
+        found.notes.append(
+            f"leaving out tokens costs {rows['fp32']['wer'] - own:+.2f} points of WER by itself ({own:.2f} with all of them)"
+        )
     if test and found.chosen:
-        found.test = _confirmed(workshop, found.chosen, test, threads)
+        found.test = _confirmed(workshop, found.chosen, test, threads, before)
     return found
 
 
-def _worth(rows: dict[str, dict[str, Any]], schemes: Sequence[Scheme], part: str, wer: Budget) -> list[Scheme]:
+def _worth(
+    rows: dict[str, dict[str, Any]], schemes: Sequence[Scheme], part: str, wer: Budget, own: float
+) -> list[Scheme]:
     """Schemes of a part that keep the WER and that no other such scheme beats in time and size."""
     alone = {s: rows[_alone(part, s).name] for s in schemes}
-    good = {s: row for s, row in alone.items() if s == FP32 or not wer.broken(row, rows["fp32"]["wer"])}
+    good = {s: row for s, row in alone.items() if s == FP32 or not wer.broken(row, own)}
     return [s for s, row in good.items() if not any(_beats(other, row, part) for other in good.values())]
 
 
@@ -249,10 +262,13 @@ def _notes(rows: dict[str, dict[str, Any]]) -> list[str]:
     return notes
 
 
-def _confirmed(workshop: Workshop, chosen: Precision, test: Sequence[Utterance], threads: int) -> dict[str, Any]:
-    """The choice against fp32 on clips that had no say in it."""
+def _confirmed(
+    workshop: Workshop, chosen: Precision, test: Sequence[Utterance], threads: int, before: System | None
+) -> dict[str, Any]:
+    """The choice against fp32, with all its tokens, on clips that had no say in it."""
     log.info("confirming %s on %d test clips", chosen.name, len(test))
-    systems = [workshop.add(p) for p in dict.fromkeys((FP32_BOTH, chosen))]
+    fp32 = before or workshop.add(FP32_BOTH)
+    systems = [fp32] if chosen == FP32_BOTH and not before else [fp32, workshop.add(chosen)]
     timed = time_on(systems, test, threads)
     rows = [_row(s.name, t, test) for s, t in zip(systems, timed, strict=True)]
     texts, language = [u.text for u in test], test[0].language
@@ -324,7 +340,13 @@ def export_for(
     with tempfile.TemporaryDirectory() as temporary:
         first = export_bundle(checkpoint, Path(temporary) / "fp32", ["fp32"], **{**how, "overwrite": False})
         workshop = Workshop(first, options, calibration_features(checkpoint, waves))
-        found = search(workshop, limits, profile, validation, test, threads)
+        # a vocabulary's loss is part of what the budget is for
+        whole = (
+            export_bundle(checkpoint, Path(temporary) / "whole", ["fp32"], how.get("name", ""))
+            if how.get("vocabulary")
+            else None
+        )
+        found = search(workshop, limits, profile, validation, test, threads, whole)
     print_search(found)
     if not found.chosen:
         raise found.nothing_fits()

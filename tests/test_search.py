@@ -94,6 +94,13 @@ def test_the_search_measures_chooses_and_confirms(workshop):
     json.dumps(found.as_json())
 
 
+def test_what_a_smaller_vocabulary_loses_counts(workshop, exported):
+    clips, profile = open_corpus("prompts-en", "validation", 2), Profile(encoder=["fp32"], decoder=["fp32"])
+    found = search(workshop, parse_budget("wer<=+1000"), profile, clips, clips[:1], 1, whole=exported)
+    assert any("leaving out tokens costs" in note for note in found.notes)
+    assert [row["name"] for row in found.test["systems"]] == ["fp32, all tokens", "fp32"]
+
+
 def test_layers_that_suffer_most_stay_in_fp32(workshop):
     clips, profile = open_corpus("prompts-en", "validation", 2), Profile(encoder=["fp32", "q4"], decoder=["fp32"])
     found = search(workshop, Budget(wer=0.0), profile, clips, [], 1)
