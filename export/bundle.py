@@ -105,7 +105,7 @@ def export_bundle(
         raise UserError(f"{checkpoint}: lacks {', '.join(missing)}; expected a transformers Whisper checkpoint folder")
     origin = find_origin(checkpoint, name)
     source = fingerprint(checkpoint)
-    wanted = {"precisions": precisions, "vocabulary": vocabulary, "int8": _described(options)}
+    wanted = {"precisions": precisions, "vocabulary": vocabulary, "int8": _described(options, parsed)}
     if _is_current(output, source, wanted, overwrite):
         log.info("%s is up to date", output)
         return output
@@ -172,7 +172,10 @@ def _pruned(checkpoint: Path, choice: str, texts: Sequence[str]) -> Iterator[tup
         yield prune(checkpoint, kept, Path(temporary)), lost
 
 
-def _described(options: Int8Options) -> dict[str, Any]:
+def _described(options: Int8Options, precisions: Sequence[Precision]) -> dict[str, Any] | None:
+    """The quantizers' options, where any was at work."""
+    if {s.name for p in precisions for s in (p.encoder, p.decoder)} <= {"fp32", "fp16"}:
+        return None
     return {"per_channel": options.per_channel, "reduce_range": options.reduced, "symmetric": options.symmetric}
 
 

@@ -187,13 +187,13 @@ class Recognizer:
 class Stepping:
     """The decoder on one clip: caches that are written in place, keys and values of the states that are bound once."""
 
-    def __init__(self, session: Any, crossed: Sequence[Any], layers: int, width: int, room: int, kind_of: Any) -> None:
+    def __init__(self, session: Any, crossed: Sequence[Any], layers: int, width: int, room: int, dtype: Any) -> None:
         self.session, self.binding, self.done = session, session.io_binding(), 0
         self.held: list[Any] = []  # a binding does not keep what it was given alive
         for kind, value in zip("kv", crossed, strict=True):
-            of_layers = value.numpy().astype(kind_of, copy=False)  # [layers, 1, positions, width]
+            of_layers = value.numpy().astype(dtype, copy=False)  # [layers, 1, positions, width]
             for i in range(layers):
-                cross, cache = _value(of_layers[i]), _value(np.zeros((1, room, width), kind_of))
+                cross, cache = _value(of_layers[i]), _value(np.zeros((1, room, width), dtype))
                 self.binding.bind_ortvalue_input(f"cross_{kind}.{i}", cross)
                 self.binding.bind_ortvalue_input(f"cache_{kind}.{i}", cache)
                 self.binding.bind_ortvalue_output(f"next_{kind}.{i}", cache)
