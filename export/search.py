@@ -350,7 +350,7 @@ def export_for(
     print_search(found)
     if not found.chosen:
         raise found.nothing_fits()
-    precisions = list(dict.fromkeys((found.name, "fp32")))
+    precisions = list(dict.fromkeys(("fp32", found.name)))  # the demo and the card take the last
     bundle = export_bundle(checkpoint, output, precisions, options=options, calibration=waves, **how)
     record(bundle, search={**found.as_json(), "budget": budget, "wer_above": limits.wer_above, "device": profile.name, "corpus": corpus, "threads": threads, "host": describe_host()})  # fmt: skip
     return bundle, found
