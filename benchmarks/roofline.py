@@ -7,12 +7,12 @@ the step graph's weights once.
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import arguments, finish, median
+from common import arguments, finish, median, timed
 
 OPTIONS = {
     "bundle": ("runs/quickstart/bundle", "the bundle"),
@@ -32,69 +32,75 @@ def main() -> None:
     import torch
 
     from export.edge import Recognizer
-    from export.flops import encoder_flops
     from workbench.files import read_json
 
     torch.set_num_threads(options.threads)
     bundle = Path(options.bundle)
-    config = read_json(bundle / "config.json", "a bundle's configuration")
     recognizer = Recognizer(bundle, options.precision, options.threads)
-    product, left, right = _product(options.threads)
-    memory = torch.zeros(MEGABYTES * 250_000)
+    product, memory = _product(options.threads), torch.zeros(MEGABYTES * 250_000)
     generator = np.random.default_rng(0)
     clips = {s: generator.normal(0, 0.1, int(16_000 * s)).astype(np.float32) for s in SECONDS}
-    weights = recognizer.manifest.graph("step", options.precision).stat().st_size
-    runs: list[dict[str, Any]] = []
-
-    def keep(what: str, started: float, **more: Any) -> None:
-        runs.append({"what": what, "ms": 1000 * (time.perf_counter() - started), **more})
-
-    for number in range(options.rounds + 2):
-        for seconds, wave in clips.items():
-            started = time.perf_counter()
-            product.run(None, {"a": left, "b": right})
-            keep("product", started)
-            features = recognizer.features(wave)
-            started = time.perf_counter()
-            crossed = recognizer.encode(features)
-            keep("encoder", started, seconds=seconds, positions=int(crossed[0].shape()[2]))
-            stepping = recognizer.stepping(crossed, 4 + STEPS)
-            stepping(recognizer.prompts["en"])
-            started = time.perf_counter()
-            for token in range(STEPS):
-                stepping([token])
-            keep("steps", started, seconds=seconds)
-            started = time.perf_counter()
-            memory.sum()
-            keep("reading", started)
-        if number == 1:
-            runs.clear()  # warmed up
-
+    _round(recognizer, clips, product, memory)  # warms up
+    runs = [run for _ in range(options.rounds) for run in _round(recognizer, clips, product, memory)]
     peak = 2 * np.prod([float(n) for n in PRODUCT]) / median(runs, "ms", what="product") / 1e6  # GFLOP/s
     gigabytes = MEGABYTES / median(runs, "ms", what="reading")  # GB/s
-    rows = []
-    for seconds in SECONDS:
-        positions = next(r["positions"] for r in runs if r.get("seconds") == seconds and r["what"] == "encoder")
-        ms = median(runs, "ms", what="encoder", seconds=seconds)
-        step = median(runs, "ms", what="steps", seconds=seconds) / STEPS
-        rate = encoder_flops(config, positions) / ms / 1e6
-        rows.append({"seconds": seconds, "positions": positions, "encoder_ms": ms, "encoder_gflops": rate, "encoder_share": rate / peak, "step_ms": step})  # fmt: skip
-        print(
-            f"{seconds:4.0f} s: encoder {ms:.1f} ms, {rate:.0f} GFLOP/s, {rate / peak:.0%} of the peak; a step {step:.2f} ms"
-        )
-    reading = weights / 1e6 / gigabytes
+    rows = _lengths(runs, read_json(bundle / "config.json", "a bundle's configuration"), peak)
+    weights = recognizer.manifest.graph("step", options.precision).stat().st_size / 1e6  # MB
     figures = {
         "encoder_share": rows[1]["encoder_share"],
-        "decoder_step_ratio": rows[1]["step_ms"] / reading,
+        "decoder_step_ratio": rows[1]["step_ms"] / (weights / gigabytes),
         "peak_gflops": peak,
         "memory_gb_per_s": gigabytes,
-        "step_weights_mb": weights / 1e6,
+        "step_weights_mb": weights,
     }
     finish(options.json, figures, runs, lengths=rows, precision=options.precision)
 
 
-def _product(threads: int) -> tuple[Any, Any, Any]:
-    """A matrix product in onnxruntime, which is what the encoder's are made of."""
+def _round(recognizer: Any, clips: dict[float, Any], product: Any, memory: Any) -> list[dict[str, Any]]:
+    """Everything once for each length of clip, in turns."""
+    runs = []
+    for seconds, wave in clips.items():
+        features = recognizer.features(wave)
+        crossed = recognizer.encode(features)
+        stepping = recognizer.stepping(crossed, 4 + STEPS)
+        stepping(recognizer.prompts["en"])
+        works = {
+            "product": product,
+            "encoder": partial(recognizer.encode, features),
+            "steps": partial(_write, stepping),
+            "reading": memory.sum,
+        }
+        positions = int(crossed[0].shape()[2])
+        runs += [
+            {"what": what, "ms": 1000 * timed(work), "seconds": seconds, "positions": positions}
+            for what, work in works.items()
+        ]
+    return runs
+
+
+def _write(stepping: Any) -> None:
+    for token in range(STEPS):
+        stepping([token])
+
+
+def _lengths(runs: list[dict[str, Any]], config: Any, peak: float) -> list[dict[str, Any]]:
+    """A row for each length of clip; prints them."""
+    from export.flops import encoder_flops
+
+    rows = []
+    for seconds in SECONDS:
+        positions = next(r["positions"] for r in runs if r["seconds"] == seconds)
+        ms = median(runs, "ms", what="encoder", seconds=seconds)
+        step = median(runs, "ms", what="steps", seconds=seconds) / STEPS
+        rate = encoder_flops(config, positions) / ms / 1e6  # GFLOP/s
+        rows.append({"seconds": seconds, "positions": positions, "encoder_ms": ms, "encoder_gflops": rate, "encoder_share": rate / peak, "step_ms": step})  # fmt: skip
+        said = f"encoder {ms:.1f} ms, {rate:.0f} GFLOP/s, {rate / peak:.0%} of the peak; a step {step:.2f} ms"
+        print(f"{seconds:4.0f} s: {said}")
+    return rows
+
+
+def _product(threads: int) -> Any:
+    """To be called: a matrix product in onnxruntime, which is what the encoder's are made of."""
     import onnxruntime as ort
     from onnx import TensorProto, helper
 
@@ -108,7 +114,7 @@ def _product(threads: int) -> tuple[Any, Any, Any]:
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     generator = np.random.default_rng(0)
     left, right = (generator.normal(0, 1, shapes[name]).astype(np.float32) for name in "ab")
-    return session, left, right
+    return partial(session.run, None, {"a": left, "b": right})
 
 
 if __name__ == "__main__":

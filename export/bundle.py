@@ -97,7 +97,6 @@ def export_bundle(
     """
     from export.model_card import write_card
     from export.parity import check_tensors
-    from export.sherpa_graph import sherpa_tokens
 
     parsed = parse_precisions(precisions)
     precisions = [p.name for p in parsed]
@@ -116,16 +115,12 @@ def export_bundle(
         graphs = folder / "onnx"
         graphs.mkdir()
         _write_graphs(model, family, origin, graphs, parsed, options, calibration)
-        write_text(folder / "tokens.txt", sherpa_tokens(family))
-        for file in CHECKPOINT_FILES:
-            if (read / file).is_file():
-                shutil.copyfile(read / file, folder / file)
-        shutil.copytree(Path(__file__).parent / "edge", folder / "edge", ignore=shutil.ignore_patterns("__pycache__"))
+        _write_clients_files(read, family, folder)
         content = _manifest(origin, family, model, parsed, source) | {"vocabulary": lost, "int8": wanted["int8"]}
-        _write(folder, content)
+        # what the check reads; checksums are computed once, when no file changes any more
+        write_json(folder / "bundle.json", content)
         log.info("checking tensors against torch")
         content["parity"] = check_tensors(folder, model, family, precisions)
-        _write(folder, content)
         write_card(folder, content)
         _write(folder, content)
     return output
@@ -172,6 +167,17 @@ def _pruned(checkpoint: Path, choice: str, texts: Sequence[str]) -> Iterator[tup
         yield prune(checkpoint, kept, Path(temporary)), lost
 
 
+def _write_clients_files(checkpoint: Path, family: Whisper, folder: Path) -> None:
+    """What clients read besides graphs, and the runtime that travels along."""
+    from export.sherpa_graph import sherpa_tokens
+
+    write_text(folder / "tokens.txt", sherpa_tokens(family))
+    for file in CHECKPOINT_FILES:
+        if (checkpoint / file).is_file():
+            shutil.copyfile(checkpoint / file, folder / file)
+    shutil.copytree(Path(__file__).parent / "edge", folder / "edge", ignore=shutil.ignore_patterns("__pycache__"))
+
+
 def _described(options: Int8Options, precisions: Sequence[Precision]) -> dict[str, Any] | None:
     """The quantizers' options, where any was at work."""
     if {s.name for p in precisions for s in (p.encoder, p.decoder)} <= {"fp32", "fp16"}:
@@ -206,13 +212,12 @@ def _write_graphs(
     model: Any, family: Whisper, origin: Origin, folder: Path, precisions: Sequence[Precision],
     options: Int8Options, calibration: Sequence[Wave],
 ) -> None:  # fmt: skip
-    from export.graphs import DECODER, ENCODER, SHERPA, STEP, export_graphs, margin_frames
+    from export.graphs import ENCODER, QUANTIZED, export_graphs, margin_frames
     from export.quantize import quantize
 
     log.info("exporting graphs")
     export_graphs(model, family, folder, margin_frames(origin.length, origin.margin_seconds))
-    used = {(ENCODER, p.encoder) for p in precisions}
-    used |= {(graph, p.decoder) for p in precisions for graph in (DECODER, STEP, SHERPA)}
+    used = {(graph, p.encoder if graph == ENCODER else p.decoder) for p in precisions for graph in QUANTIZED}
     static = any(scheme.name == "int8_static" for _, scheme in used)
     features = calibration_features(origin.checkpoint, calibration) if static else []
     fp32 = Scheme("fp32")
@@ -220,7 +225,7 @@ def _write_graphs(
         if scheme != fp32:
             log.info("%s in %s", graph, scheme.label)
             quantize(folder / graph, scheme, options, features)
-    for graph in (ENCODER, DECODER, STEP, SHERPA):
+    for graph in QUANTIZED:
         if (graph, fp32) not in used:
             (folder / graph).unlink()
 
@@ -239,7 +244,7 @@ def _manifest(
 ) -> dict[str, Any]:
     from export.graphs import DECODER, ENCODER, FRONTEND, SHERPA, STEP
 
-    languages = sorted(k.strip("<|>") for k in (getattr(family.generation, "lang_to_id", None) or {"<|en|>": 0}))
+    languages = sorted(family.language_ids or ["en"])
     return {
         "format": FORMAT,
         "workbench": __version__,

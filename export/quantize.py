@@ -12,10 +12,17 @@ from export.blockwise import quantize_weights
 from export.int8 import Int8Options, quantize_dynamic, quantize_static
 from export.onnx_edit import nodes_of_layers, rename_in_branches
 from export.precisions import Scheme
+from workbench.audio import Wave
+from workbench.corpus import open_corpus
 from workbench.errors import UserError
 
 CALIBRATION_CLIPS = 64
 BITS = {"w8": 8, "q4": 4}
+
+
+def calibration_clips(corpus: str) -> list[Wave]:
+    """Clips [samples] to measure static int8's ranges on, of a corpus's training split."""
+    return [u.wave() for u in open_corpus(corpus, "train", CALIBRATION_CLIPS)]
 
 
 def quantize(source: Path, scheme: Scheme, options: Int8Options, calibration: Sequence[Any] = ()) -> Path:

@@ -81,13 +81,13 @@ def sherpa_metadata(family: Any) -> dict[str, str]:
         family: the checkpoint's configuration and tokens.
     """
     config, token = family.config, family.tokenizer.convert_tokens_to_ids
-    languages: dict[str, int] = getattr(family.generation, "lang_to_id", None) or {}
+    languages: dict[str, int] = family.language_ids
     start = int(config.decoder_start_token_id)
     multilingual = bool(languages)
     known = family.tokenizer.get_vocab()
     no_times = token("<|notimestamps|>")
     task = {name: known.get(f"<|{name}|>", no_times) for name in ("transcribe", "translate")}
-    english = languages.get("<|en|>", next(iter(languages.values()), 0))
+    english = languages.get("en", next(iter(languages.values()), 0))
     found: dict[str, Any] = {
         "model_type": "whisper",
         "n_mels": config.num_mel_bins,
@@ -107,7 +107,7 @@ def sherpa_metadata(family: Any) -> dict[str, str]:
     }
     if multilingual:
         found["all_language_tokens"] = list(languages.values())
-        found["all_language_codes"] = [name.strip("<|>") for name in languages]
+        found["all_language_codes"] = list(languages)
     return {k: ",".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in found.items()}
 
 

@@ -205,12 +205,9 @@ def export(
         how = {"name": name, "overwrite": overwrite, "vocabulary": vocabulary, "texts": texts}
         bundle, _ = export_for(student, output, budget, device_profile, corpus, options, threads, **how)
     else:
-        calibration = []
-        if "int8_static" in precision:
-            from export.quantize import CALIBRATION_CLIPS
-            from workbench.corpus import open_corpus
+        from export.quantize import calibration_clips
 
-            calibration = [u.wave() for u in open_corpus(corpus, "train", CALIBRATION_CLIPS)]
+        calibration = calibration_clips(corpus) if "int8_static" in precision else []
         bundle = export_bundle(student, output, precisions, name, overwrite, vocabulary, texts, options, calibration)
     if verify and "verification" not in open_manifest(bundle).content:
         _verify(bundle, student, corpus, "validation", VERIFIED_CLIPS, [], None)

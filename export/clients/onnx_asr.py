@@ -32,11 +32,10 @@ class OnnxAsrClient:
             options.intra_op_num_threads = threads
         manifest = read_manifest(bundle)
         self.end = int(manifest.content["tokens"]["end"])
-        plain = SUFFIXES.get(precision)
-        self.linked = Linked(manifest, precision) if plain is None else None  # it takes one suffix for both graphs
-        folder, suffix = (
-            (self.linked.folder, None) if self.linked else (bundle, (plain or "").removeprefix("_") or None)
-        )
+        # it takes one suffix for both graphs
+        self.linked = None if precision in SUFFIXES else Linked(manifest, precision)
+        folder = self.linked.folder if self.linked else bundle
+        suffix = SUFFIXES.get(precision, "").removeprefix("_") or None
         self.model: Any = package.load_model("whisper", folder, quantization=suffix, sess_options=options)
         self.version = version("onnx-asr")
         self.written: Any = None

@@ -73,6 +73,12 @@ class Whisper:
         other.suppressed_first = vocabulary.places(self.suppressed_first)
         return other
 
+    @property
+    def language_ids(self) -> dict[str, int]:
+        """Token of each language, by its ISO 639-1 code; none for an English-only model."""
+        known: dict[str, int] = (self.multilingual and getattr(self.generation, "lang_to_id", None)) or {}
+        return {token.strip("<|>"): i for token, i in known.items()}
+
     def prompt(self, language: str) -> list[int]:
         """Forced first tokens of a transcript, in the checkpoint's own numbers; raises UserError for an unknown language."""
         return prompt_ids(self.tokenizer, language, self.multilingual)
@@ -178,14 +184,14 @@ class Whisper:
     @torch.no_grad()
     def languages(self, model: Any, states: Tensor) -> list[tuple[str, float]]:
         """Likeliest language of each clip and its probability, from the first token that Whisper writes."""
-        known = getattr(self.generation, "lang_to_id", None)
-        if not known or not self.multilingual:
+        known = self.language_ids
+        if not known:
             return [("en", 1.0)] * len(states)
         start = torch.full((len(states), 1), self.config.decoder_start_token_id, device=states.device)
         hidden = model.model.decoder(input_ids=start, encoder_hidden_states=states, use_cache=False).last_hidden_state
         logits = model.proj_out(hidden[:, 0]).float()[:, list(known.values())]  # [clips, languages]
         best = logits.softmax(-1).max(-1)
-        codes = [str(token).strip("<|>") for token in known]
+        codes = list(known)
         return [(codes[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
