@@ -65,14 +65,41 @@ def _verified(verification: dict[str, Any]) -> str:
 def _usage(precisions: list[str]) -> str:
     return f"""## Use
 
-Without torch (numpy and onnxruntime):
+Run from this folder; each reads fp32 here, and other precisions by their files' suffix. Without torch (numpy and onnxruntime):
 
     pip install -r edge/requirements.txt
     python -m edge --precision {precisions[-1]} speech.wav
 
-Optimum, fp32 (for int8 copy config.json and both `_quantized` files, without that suffix, to a folder of their own):
+onnx-asr:
 
+    import onnx_asr
+    print(onnx_asr.load_model("whisper", ".").recognize("speech.wav"))
+
+sherpa-onnx, whose frames lie half a hop (80 samples) later than Whisper's unless that much is put in front:
+
+    import numpy as np
+    import sherpa_onnx
+    from edge import read_wav
+    recognizer = sherpa_onnx.OfflineRecognizer.from_whisper(
+        "onnx/encoder_model.onnx", "onnx/sherpa_decoder.onnx", "tokens.txt", language="en")
+    stream, wave = recognizer.create_stream(), read_wav("speech.wav")
+    stream.accept_waveform(16_000, np.concatenate([wave[80:0:-1], wave]))
+    recognizer.decode_stream(stream)
+    print(stream.result.text)
+
+Optimum (for int8 copy config.json and both `_quantized` files, without that suffix, to a folder of their own):
+
+    from edge import read_wav
     from optimum.onnxruntime import ORTModelForSpeechSeq2Seq
-    from transformers import GenerationConfig
+    from transformers import AutoProcessor, GenerationConfig
     model = ORTModelForSpeechSeq2Seq.from_pretrained(
-        ".", subfolder="onnx", generation_config=GenerationConfig.from_pretrained("."))"""
+        ".", subfolder="onnx", generation_config=GenerationConfig.from_pretrained("."))
+    processor = AutoProcessor.from_pretrained(".")
+    inputs = processor(read_wav("speech.wav"), sampling_rate=16_000, return_tensors="pt")
+    print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)[0])
+
+transformers.js, with this folder inside the current one:
+
+    import {{ pipeline }} from "@huggingface/transformers";
+    const transcribe = await pipeline("automatic-speech-recognition", FOLDER, {{ dtype: "fp32" }});
+    console.log((await transcribe(samples)).text);  // Float32Array at 16 kHz"""

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import WhisperFeatureExtractor
 
+from export.clients.sherpa_onnx import in_step
 from tests.conftest import tone
 from workbench.corpus import open_corpus
 from workbench.families.log_mel import LogMel, positions_of
@@ -32,3 +33,23 @@ def test_each_clip_of_a_batch_has_its_own_floor():
 def test_positions_cover_the_wave():
     assert positions_of(480_000) == 1500
     assert positions_of(321) == 2
+
+
+def test_half_a_hop_in_front_gives_sherpas_features_whispers_frames():
+    """kaldi-native-fbank is what sherpa-onnx computes features with."""
+    knf = pytest.importorskip("kaldi_native_fbank")
+    wave = open_corpus("prompts-en", "validation")[3].wave()
+
+    def features(samples):
+        fbank = knf.OnlineWhisperFbank(knf.WhisperFeatureOptions())
+        fbank.accept_waveform(16000, samples)
+        fbank.input_finished()
+        power = np.stack([fbank.get_frame(i) for i in range(fbank.num_frames_ready)], axis=1)
+        log = np.log10(np.maximum(power, 1e-10))
+        return (np.maximum(log, log.max() - 8.0) + 4.0) / 4.0
+
+    whispers = LogMel()(torch.from_numpy(wave)[None])[0].numpy()
+    frames = whispers.shape[1]
+    assert np.abs(features(in_step(wave))[:, :frames] - whispers).max() < 0.02  # the first frame, at the edge
+    assert np.abs(features(in_step(wave))[:, 1:frames] - whispers[:, 1:]).max() < 2e-3
+    assert np.abs(features(wave)[:, :frames] - whispers).mean() > 0.01  # or the half hop is not needed any more

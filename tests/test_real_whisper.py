@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,10 @@ def test_the_english_only_teacher_transcribes():
     assert family.prompt("en") == [50257, 50362]  # without a language, which its tokenizer could spell
 
 
+def _output(command, folder):
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def test_the_whole_chain_from_the_command_line(tmp_path):
     """A run too short to learn much, through every command, with the real teacher."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -98,14 +103,13 @@ def test_the_whole_chain_from_the_command_line(tmp_path):
     from workbench.audio import write_wav
 
     write_wav(clip, open_corpus("prompts-en", "test")[0].wave())
-    alone = subprocess.run(
-        [sys.executable, "-m", "edge", "--precision", "int8", str(clip)],
-        cwd=copied,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert alone.stdout.startswith(str(clip))
+    shutil.copy(clip, copied / "speech.wav")
+    assert _output([sys.executable, "-m", "edge", "--precision", "int8", str(clip)], copied).startswith(str(clip))
+    blocks = (copied / "MODEL_CARD.md").read_text().split("\n\n")
+    programs = [textwrap.dedent(b) for b in blocks if b.startswith(("    import ", "    from ")) and "const" not in b]
+    assert len(programs) == 3  # what the card says of onnx-asr, sherpa-onnx and Optimum
+    said = [_output([sys.executable, "-c", program], copied) for program in programs]
+    assert len(set(said)) == 1, said
 
 
 def test_the_teachers_own_export_is_right_in_every_client(teacher, tmp_path):
