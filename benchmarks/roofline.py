@@ -58,12 +58,14 @@ def main() -> None:
 
 def _round(recognizer: Any, clips: dict[float, Any], product: Any, memory: Any) -> list[dict[str, Any]]:
     """Everything once for each length of clip, in turns."""
+    from export.edge.decoding import Stepping
+
     runs = []
     for seconds, wave in clips.items():
-        features = recognizer.features(wave)
+        features = recognizer.features([wave])
         crossed = recognizer.encode(features)
-        stepping = recognizer.stepping(crossed, 4 + STEPS)
-        stepping(recognizer.prompts["en"])
+        stepping = Stepping(recognizer.step, crossed, 4 + STEPS)
+        stepping(np.array([recognizer.prompts["en"]]))
         works = {
             "product": product,
             "encoder": partial(recognizer.encode, features),
@@ -80,7 +82,7 @@ def _round(recognizer: Any, clips: dict[float, Any], product: Any, memory: Any) 
 
 def _write(stepping: Any) -> None:
     for token in range(STEPS):
-        stepping([token])
+        stepping(np.array([[token]]))
 
 
 def _lengths(runs: list[dict[str, Any]], config: Any, peak: float) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ CHECKPOINT_FILES = (
     "added_tokens.json", "special_tokens_map.json", "normalizer.json",
 )  # fmt: skip
 REQUIRED_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", "vocab.json")
+DETECTOR = "silero_vad_16k_sequence.onnx"  # MIT licence, in silero-vad's wheel
 RECORDED = ("parity", "verification", "measurement", "search")  # what is added to a manifest after the graphs
 
 
@@ -117,6 +119,7 @@ def export_bundle(
         _write_graphs(model, family, origin, graphs, parsed, options, calibration)
         _write_clients_files(read, family, folder)
         content = _manifest(origin, family, model, parsed, source) | {"vocabulary": lost, "int8": wanted["int8"]}
+        content["speech_detector"] = _copy_detector(graphs)
         # what the check reads; checksums are computed once, when no file changes any more
         write_json(folder / "bundle.json", content)
         log.info("checking tensors against torch")
@@ -176,6 +179,16 @@ def _write_clients_files(checkpoint: Path, family: Whisper, folder: Path) -> Non
         if (checkpoint / file).is_file():
             shutil.copyfile(checkpoint / file, folder / file)
     shutil.copytree(Path(__file__).parent / "edge", folder / "edge", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def _copy_detector(graphs: Path) -> str | None:
+    """Put silero-vad's network beside the graphs, for recordings and streams; returns its name in the bundle."""
+    found = find_spec("silero_vad")  # importing it would load torch's audio and set the number of threads
+    if found is None or not found.submodule_search_locations:
+        log.warning("silero-vad is not installed: the bundle's own runtime will take utterances of up to 30 s only")
+        return None
+    shutil.copyfile(Path(found.submodule_search_locations[0]) / "data" / DETECTOR, graphs / "speech_detector.onnx")
+    return "onnx/speech_detector.onnx"
 
 
 def _described(options: Int8Options, precisions: Sequence[Precision]) -> dict[str, Any] | None:

@@ -35,7 +35,7 @@ class Probe:
         return float(np.mean(differences))
 
     def _output(self, recognizer: Any, wave: Any, language: str) -> Any:
-        crossed = recognizer.states(wave)
+        crossed = recognizer.states([wave])
         if self.part == "encoder":
             return crossed[0].numpy()
         logits = recognizer.first_logits(crossed, language)

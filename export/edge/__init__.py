@@ -3,11 +3,29 @@
 This package travels inside every bundle, and is importable from the workbench as `export.edge`:
 
     from edge import Recognizer, read_wav
-    print(Recognizer("path/of/bundle").transcribe(read_wav("speech.wav")).text)
+    recognizer = Recognizer("path/of/bundle")
+    print(recognizer.transcribe(read_wav("speech.wav")).text)      # one utterance, up to 30 s
+    for segment in recognizer.segments(read_wav("meeting.wav")):   # a recording of any length
+        print(segment.start, segment.end, segment.transcript.text)
 """
 
 from .audio import AudioError, read_wav
 from .bundle import BundleError, Manifest, read_manifest
-from .recognizer import Recognizer, Transcript
+from .formats import FORMATS, written
+from .recognizer import Recognizer, Segment, Transcript
+from .stream import Heard, Stream
 
-__all__ = ["AudioError", "BundleError", "Manifest", "Recognizer", "Transcript", "read_manifest", "read_wav"]
+__all__ = [
+    "FORMATS",
+    "AudioError",
+    "BundleError",
+    "Heard",
+    "Manifest",
+    "Recognizer",
+    "Segment",
+    "Stream",
+    "Transcript",
+    "read_manifest",
+    "read_wav",
+    "written",
+]

@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import AudioError, BundleError, Recognizer, read_wav
+from . import FORMATS, AudioError, BundleError, Recognizer, Segment, read_wav, written
+from .audio import SAMPLE_RATE
 
 
 def main() -> int:
@@ -21,7 +22,14 @@ def main() -> int:
     parser.add_argument("--precision", help="for example int8; the bundle's first by default")
     parser.add_argument("--language", default="en", help="ISO 639-1 code, or auto")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--timings", action="store_true", help="also print the time of each stage in ms")
+    parser.add_argument("--beams", type=int, default=1, help="transcripts followed at a time; 1 is the fastest")
+    parser.add_argument("--format", choices=FORMATS, default="text", help="subtitles and JSON have times")
+    parser.add_argument(
+        "--vad",
+        action="store_true",
+        help="leave silence out and cut where nobody speaks, as is done with recordings of more than 30 s",
+    )
+    parser.add_argument("--timings", action="store_true", help="also print the time of each stage in ms, to stderr")
     args = parser.parse_args()
     try:
         recognizer = Recognizer(args.bundle, args.precision, args.threads)
@@ -31,14 +39,26 @@ def main() -> int:
     failed = 0
     for name in args.files:
         try:
-            transcript = recognizer.transcribe(read_wav(name), args.language)
+            segments = _segments(recognizer, name, args)
         except (AudioError, BundleError) as error:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201
             failed += 1
             continue
-        times = "  ".join(f"{stage} {ms:.1f}" for stage, ms in transcript.stages_ms.items())
-        print(f"{name}\t{transcript.text}" + (f"\t{times}" if args.timings else ""))  # noqa: T201
+        print(written(segments, name, args.format))  # noqa: T201
+        if args.timings:
+            for segment in segments:
+                times = "  ".join(f"{stage} {ms:.1f}" for stage, ms in segment.transcript.stages_ms.items())
+                print(f"{name} at {segment.start:.2f} s: {times}", file=sys.stderr)  # noqa: T201
     return 1 if failed else 0
+
+
+def _segments(recognizer: Recognizer, name: str, args: argparse.Namespace) -> list[Segment]:
+    """A short file as one stretch, unless it is to be cut, too."""
+    wave = read_wav(name)
+    seconds = len(wave) / SAMPLE_RATE
+    if args.vad or seconds > recognizer.window:
+        return list(recognizer.segments(wave, args.language, beams=args.beams))
+    return [Segment(0.0, seconds, recognizer.transcribe(wave, args.language, args.beams))]
 
 
 if __name__ == "__main__":

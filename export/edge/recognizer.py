@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
 from .audio import SAMPLE_RATE, AudioError, Wave
 from .bundle import BundleError, Manifest, read_manifest
+from .decoding import Stepping, Written, as_value, beam_search, greedy
+from .speech import Detector, pieces_of
 from .tokens import Detokenizer
 
 AUTO = "auto"  # for a language
 POSITION_SAMPLES = 320  # samples of one encoder position: 20 ms
+SPREAD_SECONDS = (
+    0.4  # by which clips of one batch may differ in length: silence that a student hears more of than alone
+)
 
 
 @dataclass(frozen=True)
@@ -26,13 +32,25 @@ class Transcript:
     text: str
     language: str  # as it was given, or found
     tokens: tuple[int, ...]
-    stages_ms: dict[str, float]  # features, encoder, language where it was to be found, first_token, rest, detokenize
-    finished: bool  # False when the decoder was stopped by the cap on tokens
+    stages_ms: dict[
+        str, float
+    ]  # features, encoder, language where it was to be found, first_token, rest, detokenize; of its whole batch
+    finished: bool  # False when the decoder was stopped by the cap on tokens or the guard against loops
+    looped: bool = False  # whether the decoder fell into a loop, of which one round is kept
 
     @property
     def latency_ms(self) -> float:
         """All stages together."""
         return sum(self.stages_ms.values())
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a recording in which somebody speaks."""
+
+    start: float  # seconds
+    end: float  # seconds
+    transcript: Transcript
 
 
 class Recognizer:
@@ -82,46 +100,122 @@ class Recognizer:
         tokens = content["tokens"]
         self.prompts: dict[str, list[int]] = tokens["prompts"]
         self.end: int = tokens["end"]
-        caches = [i for i in self.step.get_inputs() if i.name.startswith("cache_")]
-        self.layers, self.width = len(caches) // 2, int(caches[0].shape[2])
-        self.half = "float16" in caches[0].type
+        self._detector: Detector | None = None  # opened when a recording needs it
 
-    def transcribe(self, wave: Wave, language: str = "en") -> Transcript:
+    def transcribe(self, wave: Wave, language: str = "en", beams: int = 1) -> Transcript:
         """Transcribe one utterance, [samples] at 16 kHz, of at most 30 s.
 
         Args:
             wave: the utterance.
             language: ISO 639-1 code, or `auto` to have it found.
+            beams: transcripts followed at a time; 1 takes the likeliest token at each step.
 
         Raises:
             AudioError: the wave is empty, too long, or holds values that are not finite.
             BundleError: the model does not know the language.
         """
-        seconds = self._checked(wave)
+        return self._transcribed([wave], language, beams)[0]
+
+    def transcribe_batch(self, waves: Sequence[Wave], language: str = "en", most: int = 16) -> list[Transcript]:
+        """Transcribe utterances, each of at most 30 s, some at a time; they are told in the order given.
+
+        Clips of about one length go together, because a batch is as long as its longest clip. On a GPU that pays, on a CPU hardly.
+
+        Args:
+            waves: the utterances, [samples] each.
+            language: ISO 639-1 code, or `auto` to have each one's found.
+            most: clips in a batch.
+
+        Raises:
+            AudioError, BundleError: as `transcribe`.
+        """
+        found: dict[int, Transcript] = {}
+        for batch in self._batches([self._checked(wave) for wave in waves], most):
+            found |= zip(batch, self._transcribed([waves[i] for i in batch], language, 1), strict=True)
+        return [found[i] for i in range(len(waves))]
+
+    def segments(self, wave: Wave, language: str = "en", longest: float = 28.0, beams: int = 1) -> Iterator[Segment]:
+        """Transcribe a recording of any length, stretch of speech by stretch; silence is not transcribed at all.
+
+        Args:
+            wave: the recording, [samples] at 16 kHz.
+            language: ISO 639-1 code, or `auto` to have each stretch's found.
+            longest: seconds of the longest stretch.
+            beams: as for `transcribe`.
+
+        Raises:
+            AudioError: the recording is empty or holds values that are not finite.
+            BundleError: the model does not know the language, or the bundle has no speech detector.
+        """
+        self._known(language)
+        if wave.ndim != 1 or not len(wave) or not np.isfinite(wave).all():
+            raise AudioError(f"the wave has shape {wave.shape}; expected finite [samples], at least one")
+        self._detector = self._detector or self.new_detector()
+        for piece in pieces_of(wave, self._detector, min(longest, self.window)):
+            transcript = self.transcribe(wave[piece.start : piece.end], language, beams)
+            yield Segment(piece.start / SAMPLE_RATE, piece.end / SAMPLE_RATE, transcript)
+
+    def new_detector(self) -> Detector:
+        """The speech detector that lies in the bundle; raises BundleError if it has none."""
+        if not (name := self.manifest.content.get("speech_detector")):
+            raise BundleError(
+                f"{self.manifest.name}: was exported without a speech detector, which recordings and streams need; install silero-vad and export again"
+            )
+        self.manifest.check([name])
+        return Detector(self.manifest.path(name))
+
+    def _batches(self, seconds: Sequence[float], most: int) -> Iterator[list[int]]:
+        """Numbers of clips that go together, the shortest first."""
+        batch: list[int] = []
+        for i in sorted(range(len(seconds)), key=lambda i: seconds[i]):
+            far = batch and self.length != "padded" and seconds[i] - seconds[batch[0]] > SPREAD_SECONDS
+            if len(batch) == most or far:
+                yield batch
+                batch = []
+            batch.append(i)
+        if batch:
+            yield batch
+
+    def _transcribed(self, waves: Sequence[Wave], language: str, beams: int) -> list[Transcript]:
+        """Transcribe clips of about one length as one batch, or one clip with beams."""
+        limits = [self.manifest.token_limit(self._checked(wave)) for wave in waves]
         self._known(language)
         clock = _Clock()
-        crossed = self.states(wave, clock)
+        crossed = self.states(waves, clock)
+        languages = [language] * len(waves)
         if language == AUTO:
-            language = self._detected(crossed)
+            languages = self._detected(crossed)
             clock.lap("language")
-        ids, finished = self._greedy(crossed, self.prompts[language], self.manifest.token_limit(seconds), clock)
+        prompts = [self.prompts[code] for code in languages]
+        room = len(prompts[0]) + max(limits)
+        if beams > 1:
+            stepping = Stepping(self.step, crossed, room, beams)
+            written = [beam_search(stepping, prompts[0], limits[0], self.end, beams)]
+        else:
+            stepping = Stepping(self.step, crossed, room)
+            written = greedy(stepping, prompts, limits, self.end, lambda: clock.lap("first_token"))
         clock.lap("rest")
-        text = self.detokenize(ids)
+        texts = [self.detokenize(one.tokens) for one in written]
         clock.lap("detokenize")
-        return Transcript(text, language, tuple(ids), clock.laps, finished)
+        return [self._transcript(*one, clock) for one in zip(texts, languages, written, strict=True)]
 
-    def states(self, wave: Wave, clock: _Clock | None = None) -> list[Any]:
-        """Keys and values of the encoder's states for every decoder layer, as onnxruntime's values [layers, 1, positions, width]."""
+    @staticmethod
+    def _transcript(text: str, language: str, written: Written, clock: _Clock) -> Transcript:
+        return Transcript(text, language, tuple(written.tokens), clock.laps, written.finished, written.looped)
+
+    def states(self, waves: Sequence[Wave], clock: _Clock | None = None) -> list[Any]:
+        """Keys and values of the encoder's states for every decoder layer, as onnxruntime's values [layers, clips, positions, width]."""
         clock = clock or _Clock()
-        features = self.features(wave)
+        features = self.features(waves)
         clock.lap("features")
         crossed = self.encode(features)
         clock.lap("encoder")
         return crossed
 
-    def features(self, wave: Wave) -> Any:
-        """Log-mel features of a wave [samples] with the silence that the model hears after it, as onnxruntime's value."""
-        return self.frontend.run_with_ort_values(["input_features"], {"waves": _value(self._padded(wave)[None])})[0]
+    def features(self, waves: Sequence[Wave]) -> Any:
+        """Log-mel features of waves [samples], with the silence that the model hears after the longest, as onnxruntime's value."""
+        given = {"waves": as_value(self._padded(waves))}
+        return self.frontend.run_with_ort_values(["input_features"], given)[0]
 
     def encode(self, features: Any) -> list[Any]:
         """Keys and values of the states of some features."""
@@ -129,36 +223,19 @@ class Recognizer:
             self.encoder.run_with_ort_values(["n_layer_cross_k", "n_layer_cross_v"], {"input_features": features})
         )
 
-    def first_logits(self, crossed: Sequence[Any], language: str) -> Any:
+    def first_logits(self, crossed: Sequence[Any], language: str) -> npt.NDArray[np.float32]:
         """Logits after the prompt, those of suppressed tokens lowered. -> [1, vocabulary]"""
-        return self.stepping(crossed, len(self.prompts[language]))(self.prompts[language])
-
-    def _greedy(self, crossed: Sequence[Any], prompt: list[int], limit: int, clock: _Clock) -> tuple[list[int], bool]:
-        """Write the likeliest token until the end or the limit."""
-        stepping = self.stepping(crossed, len(prompt) + limit)
-        ids: list[int] = []
-        tokens = prompt
-        while True:
-            token = int(stepping(tokens)[0].argmax())
-            if not ids:
-                clock.lap("first_token")
-            if token == self.end:
-                return ids, True
-            ids.append(token)
-            if len(ids) >= limit:
-                return ids, False
-            tokens = [token]
-
-    def stepping(self, crossed: Sequence[Any], room: int) -> Stepping:
-        """The decoder before its first token on one clip's states, with room for so many tokens."""
-        return Stepping(self.step, crossed, self.layers, self.width, room, np.float16 if self.half else np.float32)
+        prompt = np.array([self.prompts[language]], np.int64)
+        return Stepping(self.step, crossed, prompt.shape[1])(prompt)
 
     def _checked(self, wave: Wave) -> float:
         seconds = len(wave) / SAMPLE_RATE
         if wave.ndim != 1 or not len(wave):
             raise AudioError(f"the wave has shape {wave.shape}; expected [samples], at least one")
         if seconds > self.window:
-            raise AudioError(f"the wave lasts {seconds:.1f} s; expected at most {self.window:.0f} s, split it first")
+            raise AudioError(
+                f"the wave lasts {seconds:.1f} s; expected at most {self.window:.0f} s, use `segments` for longer ones"
+            )
         if not np.isfinite(wave).all():
             raise AudioError("the wave holds values that are not finite")
         return seconds
@@ -169,46 +246,23 @@ class Recognizer:
                 f"{self.manifest.name}: does not know language {language!r}; it knows {', '.join(self.prompts)}, or {AUTO}"
             )
 
-    def _detected(self, crossed: Sequence[Any]) -> str:
-        """The language whose token is likeliest after the first of the prompt; of a model for one language, that."""
+    def _detected(self, crossed: Sequence[Any]) -> list[str]:
+        """The language whose token is likeliest after the first of the prompt, of each clip; of a model for one language, that."""
+        clips = int(crossed[0].shape()[1])
         if len(self.prompts) == 1:
-            return next(iter(self.prompts))
+            return list(self.prompts) * clips
         first = next(iter(self.prompts.values()))[0]
-        logits = self.stepping(crossed, 1)([first])[0]
-        return max(self.prompts, key=lambda code: float(logits[self.prompts[code][1]]))
+        logits = Stepping(self.step, crossed, 1)(np.full((clips, 1), first))
+        codes = list(self.prompts)
+        likely = logits[:, [self.prompts[code][1] for code in codes]].argmax(-1)
+        return [codes[i] for i in likely]
 
-    def _padded(self, wave: Wave) -> Wave:
-        """The wave with the silence after it that the model was trained with: a margin, or up to the whole window."""
-        seconds = self.window if self.length == "padded" else min(len(wave) / SAMPLE_RATE + self.margin, self.window)
+    def _padded(self, waves: Sequence[Wave]) -> npt.NDArray[np.float32]:
+        """Waves with the silence after them that the model was trained with: a margin, or up to the whole window."""
+        longest = max(len(wave) for wave in waves)
+        seconds = self.window if self.length == "padded" else min(longest / SAMPLE_RATE + self.margin, self.window)
         samples = -(-round(seconds * SAMPLE_RATE) // POSITION_SAMPLES) * POSITION_SAMPLES
-        return np.pad(wave, (0, samples - len(wave))).astype(np.float32)
-
-
-class Stepping:
-    """The decoder on one clip: caches that are written in place, keys and values of the states that are bound once."""
-
-    def __init__(self, session: Any, crossed: Sequence[Any], layers: int, width: int, room: int, dtype: Any) -> None:
-        self.session, self.binding, self.done = session, session.io_binding(), 0
-        self.held: list[Any] = []  # a binding does not keep what it was given alive
-        for kind, value in zip("kv", crossed, strict=True):
-            of_layers = value.numpy().astype(dtype, copy=False)  # [layers, 1, positions, width]
-            for i in range(layers):
-                cross, cache = _value(of_layers[i]), _value(np.zeros((1, room, width), dtype))
-                self.binding.bind_ortvalue_input(f"cross_{kind}.{i}", cross)
-                self.binding.bind_ortvalue_input(f"cache_{kind}.{i}", cache)
-                self.binding.bind_ortvalue_output(f"next_{kind}.{i}", cache)
-                self.held += [cross, cache]
-        self.binding.bind_output("logits")
-        self.place = 2 * layers  # of the logits among the outputs, which come in the order of binding
-
-    def __call__(self, tokens: Sequence[int]) -> Any:
-        """Logits after some more tokens. -> [1, vocabulary]"""
-        given = np.array([tokens], np.int64), np.array([self.done], np.int64)
-        self.binding.bind_cpu_input("input_ids", given[0])
-        self.binding.bind_cpu_input("offset", given[1])
-        self.session.run_with_iobinding(self.binding)
-        self.done += len(tokens)
-        return self.binding.get_outputs()[self.place].numpy()
+        return np.stack([np.pad(wave, (0, samples - len(wave))) for wave in waves]).astype(np.float32)
 
 
 class _Clock:
@@ -222,7 +276,3 @@ class _Clock:
         now = time.perf_counter()
         self.laps[stage] = self.laps.get(stage, 0.0) + 1000 * (now - self.at)
         self.at = now
-
-
-def _value(array: Any) -> Any:
-    return ort.OrtValue.ortvalue_from_numpy(array)

@@ -1,0 +1,181 @@
+"""From a decoder's logits to tokens: the likeliest at each step, or the likeliest of several beams, and a guard against loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+LONGEST_UNIT = 16  # tokens of a phrase that a loop repeats
+LEAST_TIMES = 3  # so often in a row, and
+LEAST_REPEATED = (
+    12  # so many tokens altogether, before it counts as a loop: telephone numbers repeat a digit four times
+)
+
+
+@dataclass(frozen=True)
+class Written:
+    """Tokens of one clip."""
+
+    tokens: list[int]
+    finished: bool  # False where the cap on tokens or the guard against loops stopped it
+    looped: bool  # whether it fell into a loop, of which one round is kept
+
+
+class Stepping:
+    """The decoder on some clips: caches that are written in place, keys and values of the states that are bound once.
+
+    Args:
+        session: the step graph.
+        crossed: keys and values of the encoder's states, onnxruntime's values [layers, clips, positions, width].
+        room: most tokens, the prompt's included.
+        beams: rows for each clip.
+    """
+
+    def __init__(self, session: Any, crossed: Sequence[Any], room: int, beams: int = 1) -> None:
+        shape = {i.name: i for i in session.get_inputs()}["cache_k.0"]
+        dtype = np.float16 if "float16" in shape.type else np.float32
+        self.session, self.binding, self.done = session, session.io_binding(), 0
+        self.held: list[Any] = []  # a binding does not keep what it was given alive
+        self.caches: list[Any] = []
+        for kind, value in zip("kv", crossed, strict=True):
+            of_layers = value.numpy().astype(dtype, copy=False)  # [layers, clips, positions, width]
+            for i, layer in enumerate(of_layers):
+                cross = as_value(np.repeat(layer, beams, axis=0) if beams > 1 else layer)
+                cache = as_value(np.zeros((layer.shape[0] * beams, room, layer.shape[2]), dtype))
+                self.binding.bind_ortvalue_input(f"cross_{kind}.{i}", cross)
+                self.binding.bind_ortvalue_input(f"cache_{kind}.{i}", cache)
+                self.binding.bind_ortvalue_output(f"next_{kind}.{i}", cache)
+                self.held.append(cross)
+                self.caches.append(cache)
+        self.rows = of_layers.shape[1] * beams
+        self.binding.bind_output("logits")
+        self.place = len(self.caches)  # of the logits among the outputs, which come in the order of binding
+
+    def __call__(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Logits after some more tokens. [rows, tokens] -> [rows, vocabulary]"""
+        given = np.ascontiguousarray(tokens, np.int64), np.full(self.rows, self.done, np.int64)
+        self.binding.bind_cpu_input("input_ids", given[0])
+        self.binding.bind_cpu_input("offset", given[1])
+        self.session.run_with_iobinding(self.binding)
+        self.done += tokens.shape[1]
+        logits: npt.NDArray[np.float32] = self.binding.get_outputs()[self.place].numpy()
+        return logits
+
+    def reorder(self, rows: npt.NDArray[np.intp]) -> None:
+        """Let each row go on from what another one has written."""
+        if np.array_equal(rows, np.arange(self.rows)):
+            return
+        for cache in self.caches:
+            cache.update_inplace(np.ascontiguousarray(cache.numpy()[rows]))
+
+
+def greedy(
+    stepping: Stepping,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    end: int,
+    first: Callable[[], None] = lambda: None,
+) -> list[Written]:
+    """Write the likeliest token of each clip until its end, its limit or a loop.
+
+    Args:
+        stepping: the decoder, a row a clip.
+        prompts: of each clip, all of one length.
+        limits: most tokens of each clip.
+        end: the token that ends a transcript.
+        first: called when the first token of all is there.
+    """
+    tokens = np.array(prompts, np.int64)
+    written: list[list[int]] = [[] for _ in prompts]
+    found: list[Written | None] = [None] * len(prompts)
+    while True:
+        chosen = stepping(tokens).argmax(-1)
+        if not any(written):
+            first()
+        for row, token in enumerate(chosen):
+            if found[row] is not None:
+                continue
+            if token == end:
+                found[row] = Written(written[row], True, False)
+                continue
+            written[row].append(int(token))
+            if excess := repeated(written[row]):
+                found[row] = Written(written[row][:-excess], False, True)
+            elif len(written[row]) >= limits[row]:
+                found[row] = Written(written[row], False, False)
+        if all(found):
+            return [one for one in found if one is not None]
+        tokens = chosen[:, None]
+
+
+def beam_search(stepping: Stepping, prompt: Sequence[int], limit: int, end: int, beams: int) -> Written:
+    """Write one clip's likeliest transcript that several beams find, by mean log-probability of its tokens and the end.
+
+    Args:
+        stepping: the decoder, with a row a beam.
+        prompt: what every beam begins with.
+        limit: most tokens.
+        end: the token that ends a transcript.
+        beams: transcripts followed at a time; the search ends when as many have ended.
+    """
+    likely = log_softmax(stepping(np.array([prompt] * beams, np.int64)))[:1]  # the rows are still alike
+    scores = np.zeros(1)
+    written: list[list[int]] = [[]]
+    ended: list[tuple[float, Written]] = []
+    while True:
+        totals = scores[:, None] + likely  # [beams, vocabulary]
+        count = min(2 * beams, totals.size)
+        best = np.argpartition(totals, -count, axis=None)[-count:]
+        kept: list[tuple[float, int, list[int]]] = []
+        for place in sorted(best, key=lambda place: -totals.flat[place]):
+            row, token = divmod(int(place), totals.shape[1])
+            total = float(totals[row, token])
+            if total == -np.inf:
+                break
+            if token == end:
+                ended.append((total / (len(written[row]) + 1), Written(written[row], True, False)))
+            elif len(kept) < beams:
+                tokens = [*written[row], token]
+                if excess := repeated(tokens):
+                    ended.append((total / len(tokens), Written(tokens[:-excess], False, True)))
+                else:
+                    kept.append((total, row, tokens))
+        if not kept or len(ended) >= beams or len(kept[0][2]) >= limit:
+            ended += [(total / len(tokens), Written(tokens, False, False)) for total, _, tokens in kept]
+            # one that came to its end by itself is better than any that did not
+            return max(ended, key=lambda one: (one[1].finished, one[0]))[1]
+        to_spare = beams - len(kept)
+        kept += [kept[-1]] * to_spare
+        stepping.reorder(np.array([row for _, row, _ in kept]))
+        scores = np.array([total for total, _, _ in kept])
+        scores[beams - to_spare :] = -np.inf
+        written = [tokens for _, _, tokens in kept]
+        likely = log_softmax(stepping(np.array([[tokens[-1]] for tokens in written], np.int64)))
+
+
+def repeated(tokens: Sequence[int]) -> int:
+    """How many tokens at the end only repeat what stands before them, if they have begun to loop; else 0."""
+    for unit in range(1, LONGEST_UNIT + 1):
+        excess = unit * (max(LEAST_TIMES, -(-LEAST_REPEATED // unit)) - 1)
+        if len(tokens) < excess + unit:
+            continue
+        if all(tokens[i] == tokens[i - unit] for i in range(len(tokens) - excess, len(tokens))):
+            return excess
+    return 0
+
+
+def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Log-probabilities along the last axis."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    likely: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return likely
+
+
+def as_value(array: Any) -> Any:
+    """An array as onnxruntime's value."""
+    return ort.OrtValue.ortvalue_from_numpy(array)

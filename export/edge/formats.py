@@ -1,0 +1,43 @@
+"""Transcribed recordings as plain text, subtitles or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from .recognizer import Segment
+
+FORMATS = ("text", "srt", "vtt", "json")
+
+
+def written(segments: Iterable[Segment], name: str, kind: str) -> str:
+    """Segments of a recording in one of FORMATS; `text` is one line, the recording's name before it."""
+    rows = list(segments)
+    if kind == "text":
+        return f"{name}\t" + " ".join(row.transcript.text for row in rows if row.transcript.text)
+    if kind == "json":
+        return json.dumps({"recording": name, "segments": [_as_dict(row) for row in rows]}, ensure_ascii=False)
+    mark = "," if kind == "srt" else "."
+    cues = [
+        f"{i}\n{_time(row.start, mark)} --> {_time(row.end, mark)}\n{row.transcript.text}\n"
+        for i, row in enumerate(rows, 1)
+    ]
+    return "\n".join(["WEBVTT\n", *cues] if kind == "vtt" else cues)
+
+
+def _as_dict(segment: Segment) -> dict[str, object]:
+    said = segment.transcript
+    return {
+        "start": round(segment.start, 3),
+        "end": round(segment.end, 3),
+        "text": said.text,
+        "language": said.language,
+        "finished": said.finished,
+        "looped": said.looped,
+    }
+
+
+def _time(seconds: float, mark: str) -> str:
+    """Hours, minutes, seconds and thousandths, as subtitles have them."""
+    whole, thousandths = divmod(round(1000 * seconds), 1000)
+    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}{mark}{thousandths:03d}"

@@ -1,0 +1,134 @@
+"""Where in a recording somebody speaks: Silero's detector and the rules by which silero-vad cuts, on numpy and onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from .audio import SAMPLE_RATE, Wave
+
+FRAME = 512  # samples that the detector judges at a time: 32 ms
+CONTEXT = 64  # samples before them that it sees again
+BLOCK = 512  # frames a call
+ON, OFF = 0.5, 0.35  # probability at which speech begins, and below which it may have ended
+PAUSE = 0.1  # seconds below OFF that end a stretch
+SHORTEST = 0.25  # seconds of the shortest stretch
+BREATH = 0.098  # seconds of the shortest pause at which a stretch that is too long is cut
+PAD = 0.1  # seconds kept before and after speech
+LONGEST_PAUSE = 1.0  # seconds between stretches that are still joined where the whole is short enough
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a recording, in samples."""
+
+    start: int
+    end: int
+
+
+class Detector:
+    """Probability of speech, frame by frame; it remembers what it has heard, so that a stream may come in blocks."""
+
+    def __init__(self, path: Path) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        self.session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin with another recording."""
+        self.state = [np.zeros((1, 1, 128), np.float32)] * 2
+        self.before = np.zeros(CONTEXT, np.float32)
+
+    def __call__(self, wave: Wave) -> npt.NDArray[np.float32]:
+        """Probabilities of the frames of a wave, the last one filled up with silence. [samples] -> [frames]"""
+        frames = np.pad(wave, (0, -len(wave) % FRAME)).astype(np.float32).reshape(-1, FRAME)
+        found = [np.zeros(0, np.float32)]
+        for i in range(0, len(frames), BLOCK):
+            block = frames[i : i + BLOCK]
+            contexts = np.concatenate([self.before[None], block[:-1, -CONTEXT:]])
+            self.before = block[-1, -CONTEXT:]
+            given = {"input": np.concatenate([contexts, block], 1), "h": self.state[0], "c": self.state[1]}
+            likely, *self.state = self.session.run(["speech_probs", "hn", "cn"], given)
+            found.append(likely.reshape(-1))
+        return np.concatenate(found)
+
+
+def pieces_of(wave: Wave, detector: Detector, longest: float) -> list[Piece]:
+    """Stretches of speech of at most `longest` seconds, neighbours joined where they fit.
+
+    Speech that goes on for longer is cut at its longest pause. wave: [samples] at 16 kHz.
+    """
+    detector.forget()
+    return joined(padded(spans(detector(wave), len(wave), longest), len(wave)), longest)
+
+
+def spans(likely: Sequence[float] | npt.NDArray[np.float32], samples: int, longest: float) -> list[Piece]:
+    """Stretches of speech by the detector's probabilities [frames], still without padding.
+
+    A stretch begins at ON and ends where it has been below OFF for PAUSE seconds. One that outlasts `longest` ends at the longest pause
+    that it has had, or there and then.
+    """
+    most = (longest - 2 * PAD) * SAMPLE_RATE - FRAME - 2 * PAD * SAMPLE_RATE
+    out: list[Piece] = []
+    start: int | None = None
+    quiet: int | None = None  # since when it has been below OFF
+    pauses: list[Piece] = []
+    for at, p in zip(range(0, len(likely) * FRAME, FRAME), likely, strict=True):
+        if p >= ON:
+            if quiet is not None and at - quiet > BREATH * SAMPLE_RATE:
+                pauses.append(Piece(quiet, at))
+            quiet = None
+            if start is None:
+                start = at
+                continue
+        if start is None:
+            continue
+        if at - start > most:
+            if pauses:
+                pause = max(pauses, key=lambda one: one.end - one.start)
+                out.append(Piece(start, pause.start))
+                start, quiet, pauses = pause.end, None, []
+            else:
+                out.append(Piece(start, at))
+                start = quiet = None
+                continue
+        if p < OFF:
+            quiet = at if quiet is None else quiet
+            if at - quiet >= PAUSE * SAMPLE_RATE:
+                if quiet - start > SHORTEST * SAMPLE_RATE:
+                    out.append(Piece(start, quiet))
+                start, quiet, pauses = None, None, []
+    if start is not None and samples - start > SHORTEST * SAMPLE_RATE:
+        out.append(Piece(start, samples))
+    return out
+
+
+def padded(found: Sequence[Piece], samples: int) -> list[Piece]:
+    """Each stretch with PAD seconds more on both sides; neighbours that are nearer than that share what lies between."""
+    pad = int(PAD * SAMPLE_RATE)
+    gaps = [b.start - a.end for a, b in pairwise(found)]
+    inside = [gap // 2 if gap < 2 * pad else pad for gap in gaps]
+    before, after = [pad, *inside], [*inside, pad]
+    return [Piece(max(0, p.start - b), min(samples, p.end + a)) for p, b, a in zip(found, before, after, strict=False)]
+
+
+def joined(pieces: Sequence[Piece], longest: float) -> list[Piece]:
+    """Neighbours as one where the pause between them is short and the whole lasts at most `longest` seconds."""
+    out: list[Piece] = []
+    for piece in pieces:
+        last = out[-1] if out else None
+        near = last is not None and piece.start - last.end <= LONGEST_PAUSE * SAMPLE_RATE
+        if last and near and piece.end - last.start <= longest * SAMPLE_RATE:
+            out[-1] = Piece(last.start, piece.end)
+        else:
+            out.append(piece)
+    return [p for p in out if p.end - p.start >= SAMPLE_RATE // 10]

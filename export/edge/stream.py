@@ -1,0 +1,95 @@
+"""Transcripts while somebody is still speaking: blocks of a microphone go in, partial and final texts come out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from .audio import SAMPLE_RATE, AudioError, Wave
+from .recognizer import Recognizer
+from .speech import FRAME, OFF, ON, PAD
+
+EVERY = 0.5  # seconds of speech between partial texts
+PAUSE = 0.6  # seconds of silence that end an utterance
+BEFORE = 0.3  # seconds kept from before speech is noticed
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What has been understood of one utterance so far."""
+
+    text: str
+    start: float  # seconds since the stream began
+    end: float
+    final: bool  # a partial text may still change, its successor replaces it
+
+
+class Stream:
+    """Utterances of a live signal, found by the bundle's speech detector.
+
+    A recogniser that needs a few hundredths of real time can read the whole utterance anew for each partial text; nothing is stitched.
+
+    Args:
+        recognizer: an open bundle.
+        language: ISO 639-1 code, or `auto` to have each utterance's found.
+        every: seconds of speech between partial texts.
+        pause: seconds of silence that end an utterance.
+    """
+
+    def __init__(
+        self, recognizer: Recognizer, language: str = "en", every: float = EVERY, pause: float = PAUSE
+    ) -> None:
+        self.recognizer, self.language, self.every, self.pause = recognizer, language, every, pause
+        self.detector = recognizer.new_detector()
+        self.longest = int((recognizer.window - 1) * SAMPLE_RATE) // FRAME * FRAME
+        self.kept = np.zeros(0, np.float32)  # since `begun`
+        self.begun = 0  # samples before `kept`
+        self.rest = np.zeros(0, np.float32)  # less than a frame
+        self.speaking = False
+        self.quiet = 0  # samples since speech was last noticed
+        self.told = 0  # samples of `kept` at the last partial text
+
+    def feed(self, block: Wave) -> Iterator[Heard]:
+        """Take the next samples, [samples] at 16 kHz, of any number; yields what is new, often nothing."""
+        if block.ndim != 1 or not np.isfinite(block).all():
+            raise AudioError(f"the block has shape {block.shape}; expected finite [samples]")
+        waiting = np.concatenate([self.rest, block.astype(np.float32)])
+        whole = len(waiting) // FRAME * FRAME
+        self.rest = waiting[whole:]
+        for frame, likely in zip(waiting[:whole].reshape(-1, FRAME), self.detector(waiting[:whole]), strict=True):
+            yield from self._frame(frame, float(likely))
+
+    def finish(self) -> Iterator[Heard]:
+        """Say that nothing more comes; yields the last utterance, if one is open."""
+        self.kept = np.concatenate([self.kept, self.rest])
+        self.rest = self.rest[:0]
+        if self.speaking:
+            yield self._heard(True)
+
+    def _frame(self, frame: Wave, likely: float) -> Iterator[Heard]:
+        self.kept = np.concatenate([self.kept, frame])
+        if not self.speaking:
+            if likely < ON:
+                self._drop(len(self.kept) - int(BEFORE * SAMPLE_RATE))
+                return
+            self.speaking, self.quiet, self.told = True, 0, 0
+        self.quiet = self.quiet + FRAME if likely < OFF else 0
+        if self.quiet >= self.pause * SAMPLE_RATE or len(self.kept) >= self.longest:
+            yield self._heard(True)
+            self.speaking = False
+            self._drop(len(self.kept) - int(BEFORE * SAMPLE_RATE) if self.quiet else len(self.kept))
+        elif len(self.kept) - self.told >= self.every * SAMPLE_RATE and not self.quiet:
+            self.told = len(self.kept)
+            yield self._heard(False)
+
+    def _heard(self, final: bool) -> Heard:
+        said = self.kept[: len(self.kept) - max(0, self.quiet - int(PAD * SAMPLE_RATE))]
+        text = self.recognizer.transcribe(said, self.language).text
+        start = self.begun / SAMPLE_RATE
+        return Heard(text, start, start + len(said) / SAMPLE_RATE, final)
+
+    def _drop(self, samples: int) -> None:
+        if samples > 0:
+            self.kept, self.begun = self.kept[samples:], self.begun + samples
