@@ -36,6 +36,7 @@ class Timed:
     hypotheses: list[str] = field(default_factory=list)
     stages_ms: list[dict[str, float]] = field(default_factory=list)
     finished: list[bool] = field(default_factory=list)
+    looped: list[bool] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     load_ms: float = 0.0
     peak_rss_mb: float = 0.0
@@ -88,6 +89,7 @@ def _keep(timed: Timed, runs: Sequence[dict[str, Any]]) -> None:
     timed.hypotheses.append(chosen["text"])
     timed.stages_ms.append({k: round(v, 3) for k, v in chosen["stages_ms"].items()})
     timed.finished.append(chosen["finished"])
+    timed.looped.append(chosen["looped"])
     timed.tokens.append(chosen["tokens"])
 
 
@@ -155,7 +157,8 @@ def _serve(pipe: Connection, bundle: str, precision: str, threads: int) -> None:
             decode_ms = 1000 * (time.perf_counter() - started)
             out = recognizer.transcribe(wave, request[1])
             stages = {"decode": decode_ms, **{stage: out.stages_ms.get(stage, 0.0) for stage in STAGES[1:]}}
-            pipe.send({"text": out.text, "stages_ms": stages, "finished": out.finished, "tokens": len(out.tokens)})
+            said = {"text": out.text, "finished": out.finished, "looped": out.looped, "tokens": len(out.tokens)}
+            pipe.send({**said, "stages_ms": stages})
     except EOFError:
         return  # the parent is done
     except KeyboardInterrupt:

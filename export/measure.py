@@ -15,6 +15,7 @@ from export.curves import read_curves
 from export.edge.bundle import Manifest
 from export.flops import encoder_flops, token_flops
 from export.latency import STAGES, System, Timed, time_systems
+from export.robustness import check_robustness
 from workbench.audio import write_wav
 from workbench.corpus import Utterance, open_corpus
 from workbench.errors import UserError
@@ -25,7 +26,7 @@ from workbench.scoring import paired_difference, score
 from workbench.teachers import fingerprint, resolve_teacher
 
 log = logging.getLogger("workbench")
-SCHEMA = 1
+SCHEMA = 2
 
 
 def measure(
@@ -38,6 +39,7 @@ def measure(
     threads: int | None = None,
     repeats: int = 1,
     again: bool = False,
+    robustness: bool = True,
 ) -> dict[str, Any]:
     """Measure every precision of some bundles, and their teacher as ONNX fp32 at 30 s in the same runtime.
 
@@ -51,6 +53,7 @@ def measure(
         threads: of every system; all cores by default.
         repeats: passes over each clip, of which the median counts.
         again: measure anew even if report.json holds these very systems and clips.
+        robustness: also let every system hear sounds without speech (`export/robustness.py`).
 
     Returns:
         The report's content (docs/measuring.md describes it).
@@ -68,7 +71,7 @@ def measure(
         systems += [System(f"{manifest.name} {p}", "student", bundle, p) for p in manifest.precisions]
     if len({s.name for s in systems}) < len(systems):
         raise UserError("two of the bundles have the same name and precision; export them with different --name")
-    key = _key(systems, utterances, threads, repeats)
+    key = _key(systems, utterances, threads, repeats, robustness)
     report_path = output / "report.json"
     if report_path.is_file() and not again:
         known = read_json(report_path, "a report")
@@ -77,6 +80,9 @@ def measure(
             return dict(known)
     timed = time_on(systems, utterances, threads, repeats)
     report = _report(systems, timed, utterances, corpus, split, threads, repeats, key)
+    if robustness:
+        log.info("silence, noise, music and the shortest clips")
+        report["robustness"] = check_robustness(systems, timed, utterances, threads)
     curves = {open_manifest(bundle).name: read_curves(bundle) for bundle in bundles}
     report["training"] = {name: found for name, found in curves.items() if found}
     write_json(report_path, report)
@@ -105,12 +111,14 @@ def _base(teacher: str) -> str:
     return teacher.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _key(systems: Sequence[System], utterances: Sequence[Utterance], threads: int, repeats: int) -> str:
+def _key(
+    systems: Sequence[System], utterances: Sequence[Utterance], threads: int, repeats: int, robustness: bool
+) -> str:
     graphs = [
         [s.name, sorted(open_manifest(s.bundle).content["files"].get(g, "") for g in _graphs(s))] for s in systems
     ]
     clips = [[u.id, u.text, u.audio_sha256()] for u in utterances]
-    return sha256_of([SCHEMA, graphs, clips, threads, repeats, describe_host()["cpu"]])
+    return sha256_of([SCHEMA, graphs, clips, threads, repeats, robustness, describe_host()["cpu"]])
 
 
 def _graphs(system: System) -> list[str]:
@@ -171,7 +179,8 @@ def _row(system: System, found: Timed, utterances: Sequence[Utterance]) -> dict[
     scores = score(texts, found.hypotheses, language)
     raw = score(texts, found.hypotheses, language, normalized=False)
     totals = _totals(found)
-    unfinished = sum(not done for done in found.finished)
+    # the guard against loops keeps one round, so that the text alone does not show them
+    loops = scores.loops + sum(found.looped)
     config = read_json(system.bundle / "config.json", "a bundle's configuration")
     return {
         "name": system.name,
@@ -183,10 +192,11 @@ def _row(system: System, found: Timed, utterances: Sequence[Utterance]) -> dict[
         "size_mb": round(size_mb(manifest, system.precision), 1),
         "graphs_sha256": {g: manifest.content["files"][g] for g in _graphs(system)},
         **scores.as_dict(),
+        "loops": loops,
         "wer_raw": round(raw.wer, 3),
         "cer_raw": round(raw.cer, 3),
-        "stopped_by_cap": unfinished,
-        "looping_rate": round(100.0 * scores.loops / len(texts), 2),
+        "stopped_by_cap": sum(not done for done in found.finished) - sum(found.looped),
+        "looping_rate": round(100.0 * loops / len(texts), 2),
         "latency_ms": {f"p{q}": round(float(np.percentile(totals, q)), 1) for q in (50, 95)},
         "stages_ms": {stage: round(float(np.median([s[stage] for s in found.stages_ms])), 2) for stage in STAGES},
         "tokens": sum(found.tokens),

@@ -8,6 +8,7 @@ from typing import Any
 
 from export import curves
 from export.latency import STAGES
+from export.robustness import made_up
 from workbench.files import write_text
 from workbench.scoring import normalize
 
@@ -71,7 +72,34 @@ def print_table(report: dict[str, Any]) -> None:
     for row in rows(report):
         table.add_row(*row)
     # a table squeezed into a log's 80 columns cannot be read
-    Console(width=max(Console().width, 170)).print(table)
+    console = Console(width=max(Console().width, 170))
+    console.print(table)
+    if "robustness" in report:
+        unspoken = Table(title="where nobody speaks: clips on which words were written (their number), loops")
+        header, *body = robustness_rows(report)
+        for column in header:
+            unspoken.add_column(column, justify="left" if column == "system" else "right")
+        for row in body:
+            unspoken.add_row(*row)
+        console.print(unspoken)
+
+
+def robustness_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Cells of the table of sounds without speech, its header first."""
+    found = report["robustness"]
+    kinds = found["sounds"]
+    out = [("system", *(f"{kind}, of {of['clips']}" for kind, of in kinds.items()), "made up %", "one word, WER %")]
+    for name, row in found["systems"].items():
+        cells = [
+            f"{row[kind]['wrote']} ({row[kind]['words']})"
+            + (f", {row[kind]['loops']} loops" if row[kind]["loops"] else "")
+            for kind in kinds
+        ]
+        short = row["one word"]
+        one = f"{short['wer']:.1f} of {short['clips']} clips" if short["clips"] else ""
+        out.append((name, *cells, f"{made_up(row, kinds):.0f}", one))
+    passed = [str(of["taken_for_speech"]) if "taken_for_speech" in of else "" for of in kinds.values()]
+    return [*out, ("let through by the speech detector", *passed, "", "")]
 
 
 def write_html(report: dict[str, Any], path: Path) -> None:
@@ -96,10 +124,22 @@ bootstrap over clips.</p>
 <div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>
 <p><small>{html.escape(host["cpu"])} ({host["cpus"]} CPUs; {flags}). {html.escape(versions)}.</small></p>
 <div class="plots">{_plots(report)}</div>
+{_unspoken(report)}
 <h2>Clips where a student is wrong or differs from the teacher</h2>
 <div class="scroll"><table id="clips">{_differing(report)}</table></div>
 </body></html>
 """,
+    )
+
+
+def _unspoken(report: dict[str, Any]) -> str:
+    if "robustness" not in report:
+        return ""
+    cells = [[html.escape(cell) for cell in row] for row in robustness_rows(report)]
+    table = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cells)
+    return (
+        "<h2>Where nobody speaks</h2><p>Clips on which a system wrote words, and how many words; a recording that is cut by the speech "
+        f'detector first loses what that does not let through.</p><div class="scroll"><table>{table}</table></div>'
     )
 
 

@@ -271,13 +271,16 @@ def measure(
     threads: Threads = None,
     repeats: Annotated[int, typer.Option(help="Passes over each clip, of which the median counts.", min=1)] = 1,
     again: Annotated[bool, typer.Option("--again", help="Measure anew what report.json holds already.")] = False,
+    robustness: Annotated[
+        bool, typer.Option(help="Also count what is written of silence, noise, music and tenths of a second.")
+    ] = True,
 ) -> None:
     """Measure WER, latency, memory and size of bundles against their teacher, interleaved on the same clips."""
     from export.measure import measure as run
     from export.report import print_table
 
     folder = output or bundles[0].parent
-    report = run(bundles, against, folder, corpus, split, clips, threads, repeats, again)
+    report = run(bundles, against, folder, corpus, split, clips, threads, repeats, again, robustness)
     print_table(report)
     typer.echo(f"{folder / 'report.json'}\n{folder / 'report.html'}")
 
