@@ -193,3 +193,18 @@ def export_tokens(folder, kept, tmp_path):
 def test_a_choice_that_cannot_be_had_is_one_line(checkpoint, choice, said):
     with pytest.raises(UserError, match=said):
         choose(choice, Whisper(checkpoint))
+
+
+def test_a_teacher_of_fewer_tokens_has_a_student_of_as_many(checkpoint, recipe, cache, tmp_path):
+    from typer.testing import CliRunner
+
+    from workbench.cli import app
+    from workbench.train import distill
+
+    small = tmp_path / "small"
+    command = ["prune", str(checkpoint), "-o", str(small), "--vocabulary", "500"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    student = distill(recipe(teacher=str(small)))
+    assert Whisper(student).config.vocab_size == Whisper(small).config.vocab_size == 527
+    with pytest.raises(UserError, match="exists"):
+        CliRunner().invoke(app, command, catch_exceptions=False, standalone_mode=False)
