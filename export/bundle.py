@@ -226,6 +226,7 @@ def _write_graphs(
     options: Int8Options, calibration: Sequence[Wave],
 ) -> None:  # fmt: skip
     from export.graphs import ENCODER, QUANTIZED, export_graphs, margin_frames
+    from export.lint import lint_graphs
     from export.quantize import quantize
 
     log.info("exporting graphs")
@@ -241,6 +242,7 @@ def _write_graphs(
     for graph in QUANTIZED:
         if (graph, fp32) not in used:
             (folder / graph).unlink()
+    lint_graphs(folder)
 
 
 def calibration_features(checkpoint: Path, waves: Sequence[Wave]) -> list[Any]:

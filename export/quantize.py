@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import TopologicalSortPass
 
 from export.blockwise import quantize_weights
 from export.int8 import Int8Options, quantize_dynamic, quantize_static
@@ -69,4 +71,7 @@ def _halve(source: Path, target: Path, keep_inputs: bool) -> None:
 
     model = onnx.load(source)
     rename_in_branches(model)
-    onnx.save(convert_float_to_float16(model, keep_io_types=True if keep_inputs else ["logits"]), target)
+    half = convert_float_to_float16(model, keep_io_types=True if keep_inputs else ["logits"])
+    # it puts the casts of inputs last, after the nodes that read them
+    ordered = TopologicalSortPass()(ir.from_proto(half)).model
+    onnx.save(ir.to_proto(ordered), target)
