@@ -253,3 +253,18 @@ def test_the_command_line_writes_subtitles(exported, recording, tmp_path):
     done = subprocess.run(run, cwd=exported, capture_output=True, text=True, check=True)
     assert " --> " in done.stdout
     assert "encoder" in done.stderr
+
+
+def test_a_provider_that_is_not_there_is_told_not_replaced(exported):
+    with pytest.raises(BundleError, match="has no CUDAExecutionProvider"):
+        Recognizer(exported, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+
+
+def test_half_precision_and_beams_take_the_states_as_they_need_them(student, tmp_path):
+    from export.bundle import export_bundle
+
+    bundle = export_bundle(student, tmp_path / "half", ["fp16"])
+    wave = open_corpus("prompts-en", "validation")[2].wave()
+    recognizer = Recognizer(bundle)
+    assert recognizer.transcribe(wave).tokens == recognizer.transcribe_batch([wave, wave])[1].tokens
+    assert recognizer.transcribe(wave, beams=3).tokens

@@ -9,6 +9,12 @@ from pathlib import Path
 from . import FORMATS, AudioError, BundleError, Recognizer, Segment, read_wav, written
 from .audio import SAMPLE_RATE
 
+PROVIDERS = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+
 
 def main() -> int:
     """Print one line a file: its name, its text; returns the number of files that failed."""
@@ -22,6 +28,9 @@ def main() -> int:
     parser.add_argument("--precision", help="for example int8; the bundle's first by default")
     parser.add_argument("--language", default="en", help="ISO 639-1 code, or auto")
     parser.add_argument("--threads", type=int)
+    parser.add_argument(
+        "--provider", choices=PROVIDERS, default="cpu", help="where to compute; a GPU wants onnxruntime-gpu"
+    )
     parser.add_argument("--beams", type=int, default=1, help="transcripts followed at a time; 1 is the fastest")
     parser.add_argument("--format", choices=FORMATS, default="text", help="subtitles and JSON have times")
     parser.add_argument(
@@ -32,7 +41,7 @@ def main() -> int:
     parser.add_argument("--timings", action="store_true", help="also print the time of each stage in ms, to stderr")
     args = parser.parse_args()
     try:
-        recognizer = Recognizer(args.bundle, args.precision, args.threads)
+        recognizer = Recognizer(args.bundle, args.precision, args.threads, PROVIDERS[args.provider])
     except BundleError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2

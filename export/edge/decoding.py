@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 LONGEST_UNIT = 16  # tokens of a phrase that a loop repeats
 LEAST_TIMES = 3  # so often in a row, and
 LEAST_REPEATED = (
@@ -37,22 +38,28 @@ class Stepping:
     """
 
     def __init__(self, session: Any, crossed: Sequence[Any], room: int, beams: int = 1) -> None:
-        shape = {i.name: i for i in session.get_inputs()}["cache_k.0"]
-        dtype = np.float16 if "float16" in shape.type else np.float32
-        self.session, self.binding, self.done = session, session.io_binding(), 0
-        self.held: list[Any] = []  # a binding does not keep what it was given alive
+        wanted = {i.name: i for i in session.get_inputs()}["cache_k.0"]
+        dtype = np.float16 if "float16" in wanted.type else np.float32
+        layers, clips, positions, width = crossed[0].shape()
+        self.session, self.binding, self.done, self.rows = session, session.io_binding(), 0, clips * beams
+        self.held: list[Any] = list(crossed)  # a binding does not keep what it was given alive
         self.caches: list[Any] = []
+        device = device_of(session)
+        ready = beams == 1 and "float16" not in crossed[0].data_type() and dtype is np.float32
         for kind, value in zip("kv", crossed, strict=True):
-            of_layers = value.numpy().astype(dtype, copy=False)  # [layers, clips, positions, width]
-            for i, layer in enumerate(of_layers):
-                cross = as_value(np.repeat(layer, beams, axis=0) if beams > 1 else layer)
-                cache = as_value(np.zeros((layer.shape[0] * beams, room, layer.shape[2]), dtype))
-                self.binding.bind_ortvalue_input(f"cross_{kind}.{i}", cross)
+            if not ready:
+                cast = np.repeat(value.numpy().astype(dtype, copy=False), beams, axis=1)
+                value = as_value(cast, device)
+                self.held.append(value)
+            stride = value.tensor_size_in_bytes() // layers
+            for i in range(layers):
+                shape = [self.rows, positions, width]
+                # a layer of the encoder's output where it lies: nothing is copied, on no device
+                self.binding.bind_input(f"cross_{kind}.{i}", device, 0, dtype, shape, value.data_ptr() + i * stride)
+                cache = as_value(np.zeros((self.rows, room, width), dtype), device)
                 self.binding.bind_ortvalue_input(f"cache_{kind}.{i}", cache)
                 self.binding.bind_ortvalue_output(f"next_{kind}.{i}", cache)
-                self.held.append(cross)
                 self.caches.append(cache)
-        self.rows = of_layers.shape[1] * beams
         self.binding.bind_output("logits")
         self.place = len(self.caches)  # of the logits among the outputs, which come in the order of binding
 
@@ -176,6 +183,22 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return likely
 
 
-def as_value(array: Any) -> Any:
-    """An array as onnxruntime's value."""
-    return ort.OrtValue.ortvalue_from_numpy(array)
+def as_value(array: Any, device: str = "cpu") -> Any:
+    """An array as onnxruntime's value, on a device."""
+    return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+
+
+def device_of(session: Any) -> str:
+    """Where a session computes: `cuda` or `cpu`."""
+    return "cuda" if session.get_providers()[0] in ON_CUDA else "cpu"
+
+
+def run_on_device(session: Any, given: dict[str, Any], names: Sequence[str]) -> list[Any]:
+    """Run a graph; what it gives stays where it was computed. Values in, values out."""
+    binding = session.io_binding()
+    for name, value in given.items():
+        binding.bind_ortvalue_input(name, value)
+    for name in names:
+        binding.bind_output(name, device_of(session))
+    session.run_with_iobinding(binding)
+    return list(binding.get_outputs())

@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from .audio import SAMPLE_RATE, AudioError, Wave
 from .bundle import BundleError, Manifest, read_manifest
-from .decoding import Stepping, Written, as_value, beam_search, greedy
+from .decoding import Stepping, Written, as_value, beam_search, greedy, run_on_device
 from .speech import Detector, pieces_of
 from .tokens import Detokenizer
 
@@ -60,11 +60,11 @@ class Recognizer:
         bundle: folder that `workbench export` wrote.
         precision: one that the bundle holds; the first by default.
         threads: of onnxruntime; all cores by default.
-        providers: of onnxruntime, in order of preference; the CPU by default.
+        providers: of onnxruntime, in order of preference, names or (name, options); the CPU by default.
         check: compare the graphs' SHA-256 with the manifest first.
 
     Raises:
-        BundleError: the bundle is damaged, or has no such precision.
+        BundleError: the bundle is damaged, has no such precision, or onnxruntime has not the first provider.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Recognizer:
         bundle: str | Path,
         precision: str | None = None,
         threads: int | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[Any] = ("CPUExecutionProvider",),
         check: bool = True,
     ) -> None:
         self.manifest: Manifest = read_manifest(bundle)
@@ -87,12 +87,19 @@ class Recognizer:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads:
             options.intra_op_num_threads = threads
+        first = providers[0] if isinstance(providers[0], str) else providers[0][0]
+        if first not in (known := ort.get_available_providers()):
+            raise BundleError(
+                f"onnxruntime {ort.__version__} here has no {first}, it has {', '.join(known)}; for a GPU: pip install onnxruntime-gpu"
+            )
         try:
             self.frontend, self.encoder, self.step = (
                 ort.InferenceSession(str(path), options, providers=list(providers)) for path in graphs.values()
             )
         except Exception as error:  # onnxruntime's errors have no common base
             raise BundleError(f"{bundle}: onnxruntime {ort.__version__} cannot load it ({error})") from error
+        if self.step.get_providers()[0] != first:  # onnxruntime goes on without a provider that fails to start
+            raise BundleError(f"{bundle}: {first} is installed but does not start; onnxruntime's warnings say why")
         self.detokenize = Detokenizer(self.manifest.path("vocab.json"))
         content = self.manifest.content
         self.length: str = content["length"]
@@ -215,13 +222,11 @@ class Recognizer:
     def features(self, waves: Sequence[Wave]) -> Any:
         """Log-mel features of waves [samples], with the silence that the model hears after the longest, as onnxruntime's value."""
         given = {"waves": as_value(self._padded(waves))}
-        return self.frontend.run_with_ort_values(["input_features"], given)[0]
+        return run_on_device(self.frontend, given, ["input_features"])[0]
 
     def encode(self, features: Any) -> list[Any]:
         """Keys and values of the states of some features."""
-        return list(
-            self.encoder.run_with_ort_values(["n_layer_cross_k", "n_layer_cross_v"], {"input_features": features})
-        )
+        return run_on_device(self.encoder, {"input_features": features}, ["n_layer_cross_k", "n_layer_cross_v"])
 
     def first_logits(self, crossed: Sequence[Any], language: str) -> npt.NDArray[np.float32]:
         """Logits after the prompt, those of suppressed tokens lowered. -> [1, vocabulary]"""

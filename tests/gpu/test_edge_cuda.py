@@ -1,0 +1,48 @@
+"""The torch-free runtime on a GPU. The same code runs on the CPU in tests/test_edge.py."""
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from export.bundle import export_bundle
+from export.edge import Recognizer
+from export.edge.__main__ import PROVIDERS
+from export.edge.decoding import device_of
+from workbench.corpus import open_corpus
+
+AVAILABLE = "CUDAExecutionProvider" in ort.get_available_providers()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not AVAILABLE, reason="onnxruntime here has no CUDA provider")]
+
+
+@pytest.fixture(scope="module")
+def waves():
+    return [u.wave() for u in open_corpus("prompts-en", "validation", 6)]
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_cuda_writes_what_the_cpu_writes(exported, waves, beams):
+    cpu, cuda = Recognizer(exported), Recognizer(exported, providers=PROVIDERS["cuda"])
+    assert device_of(cuda.step) == "cuda"
+    assert cuda.states(waves[:1])[0].device_name() == "cuda"  # nothing goes back to the host on its way to the decoder
+    for wave in waves:
+        assert cuda.transcribe(wave, beams=beams).tokens == cpu.transcribe(wave, beams=beams).tokens
+
+
+def test_batches_on_cuda(exported, waves):
+    cuda = Recognizer(exported, providers=PROVIDERS["cuda"])
+    same = [waves[0] * scale for scale in (1.0, 0.5, 0.25)]
+    assert [t.tokens for t in cuda.transcribe_batch(same)] == [cuda.transcribe(w).tokens for w in same]
+
+
+def test_fp16_on_cuda_is_near_fp32(student, tmp_path, waves):
+    bundle = export_bundle(student, tmp_path / "half", ["fp32", "fp16"])
+    whole, half = (Recognizer(bundle, name, providers=PROVIDERS["cuda"]) for name in ("fp32", "fp16"))
+    for wave in waves[:2]:
+        expected, found = (r.first_logits(r.states([wave]), "en") for r in (whole, half))
+        assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.skipif("TensorrtExecutionProvider" not in ort.get_available_providers(), reason="no TensorRT provider")
+def test_tensorrt_writes_what_the_cpu_writes(exported, waves):
+    found = Recognizer(exported, providers=PROVIDERS["tensorrt"]).transcribe(waves[0])
+    assert found.tokens == Recognizer(exported).transcribe(waves[0]).tokens
