@@ -18,6 +18,7 @@ from workbench.corpus.batching import StepPlan
 from workbench.divergences import SoftTargets
 from workbench.encoded import silence_after
 from workbench.families.log_mel import SAMPLES_PER_POSITION, positions_of
+from workbench.families.pooling import pooled
 from workbench.families.protocol import IGNORED, Family, Tokens
 from workbench.recipe import Recipe
 from workbench.store import Store
@@ -92,6 +93,7 @@ class MicroBatches(Dataset[Batch]):
         seed: tuple[int, ...],
         matching: bool,
         encoded: Store | None = None,
+        halved: bool = False,
     ) -> None:
         """Bind a plan to its data.
 
@@ -107,10 +109,11 @@ class MicroBatches(Dataset[Batch]):
             seed: of the epoch.
             matching: whether the teacher's encoder states are wanted.
             encoded: the student's states, where its encoder is frozen and has run.
+            halved: whether the student has half as many states as the teacher.
         """
         self.utterances, self.keys, self.caches, self.family, self.recipe = utterances, keys, caches, family, recipe
         self.work = [(step, part) for step in steps for part in parts]
-        self.of, self.seed, self.matching, self.encoded = of, seed, matching, encoded
+        self.of, self.seed, self.matching, self.encoded, self.halved = of, seed, matching, encoded, halved
 
     def __len__(self) -> int:
         return len(self.work)
@@ -128,6 +131,8 @@ class MicroBatches(Dataset[Batch]):
         tokens = Tokens(_bucketed(tokens.inputs, self.family.end), _bucketed(tokens.labels, IGNORED))
         counts = torch.tensor([len(t.log_normalizer) for t in targets])
         states = [t.states.float() for t in targets if t.states is not None]
+        if self.halved:
+            states = [pooled(row[None])[0] for row in states]
         waves, encoded = torch.empty(0), torch.empty(0)
         if self.encoded is None:
             waves, lengths = self._waves(clips, targets, seed)

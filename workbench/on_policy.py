@@ -22,6 +22,7 @@ from torch import Tensor
 
 from workbench.data import Batch
 from workbench.divergences import SoftTargets, distillation
+from workbench.families.pooling import pool_after
 from workbench.families.protocol import IGNORED, Family, Tokens
 from workbench.objectives import per_utterance, state_mse
 from workbench.recipe import OnPolicyRecipe
@@ -79,7 +80,8 @@ class OnPolicy:
         audio = torch.stack([self.heard.read(self.keys[name], ["states"])[0].float() for name in batch.ids])
         audio = audio.to(states.device)
         replaced = self._replacer(audio, prompts) if self.settings.method == "speculative" else None
-        seconds = (batch.heard.sum(1) * POSITION_SECONDS).tolist()
+        a_position = POSITION_SECONDS * (2 if batch.encoded.numel() and pool_after(model.config) else 1)
+        seconds = (batch.heard.sum(1) * a_position).tolist()
         limits = [self.family.token_limit(s) for s in seconds]
         generator = torch.Generator(device=states.device).manual_seed(
             int(np.random.default_rng([*batch.seed, 4]).integers(2**31))

@@ -30,6 +30,12 @@ class StudentRecipe(Section):
         description="corpus: learn and write only tokens that its texts or the teacher's likeliest tokens there hold; "
         "a quarter of the work of a thin decoder's step",
     )
+    pool_after: int | None = Field(
+        None,
+        ge=1,
+        description="encoder layers after which neighbouring states become one, so that the rest and the decoder have half as many; "
+        "the bundle does so, plain transformers does not",
+    )
     initial: str | None = Field(
         None, description="checkpoint that the layers are taken from instead of the teacher; named as a teacher is"
     )

@@ -20,6 +20,7 @@ from workbench.ema import MovingAverage
 from workbench.encoded import encoded_folder
 from workbench.errors import UserError
 from workbench.evaluate import EncodedClips
+from workbench.families.pooling import pool_after
 from workbench.look_ahead import LearntWeights
 from workbench.memory import Peak, peak_of
 from workbench.passes import Passes
@@ -263,6 +264,7 @@ class StageLoop:
         data = MicroBatches(
             window.utterances, window.keys, window.caches, self.run.family, recipe, plan, parts, of,
             (recipe.seed, self.number, self.position.round), bool(self.stage.encoder_matching), window.encoded,
+            pool_after(self.run.model.config) > 0,
         )  # fmt: skip
         loader: Any = DataLoader(
             data, batch_size=None, num_workers=workers, pin_memory=on_gpu, prefetch_factor=4 if workers else None

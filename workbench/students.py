@@ -47,6 +47,8 @@ def choose_layers(wanted: Sequence[int] | int | str, available: int, field: str)
 def build_student(teacher: WhisperForConditionalGeneration, recipe: StudentRecipe) -> WhisperForConditionalGeneration:
     """Copy a model, the teacher or another checkpoint, with fewer layers into a valid transformers model, weights included.
 
+    `pool_after` is our interpretation of frame pooling (METHODS.md, 6): the mean of two neighbours.
+
     Alignment heads that pointed at layers of the teacher are renumbered, and dropped where their layer is gone.
     """
     from transformers import WhisperConfig, WhisperForConditionalGeneration
@@ -58,6 +60,12 @@ def build_student(teacher: WhisperForConditionalGeneration, recipe: StudentRecip
     }
     config.encoder_layers, config.decoder_layers = len(kept["encoder"]), len(kept["decoder"])
     config.num_hidden_layers = config.encoder_layers
+    if recipe.pool_after is not None:
+        if recipe.pool_after > config.encoder_layers:
+            raise UserError(
+                f"student.pool_after is {recipe.pool_after}; the student has {config.encoder_layers} encoder layers"
+            )
+        config.pool_after = recipe.pool_after
     student = WhisperForConditionalGeneration(config)
     student.load_state_dict(_renumbered(teacher.state_dict(), kept))
     student.generation_config = type(teacher.generation_config).from_dict(teacher.generation_config.to_dict())

@@ -22,6 +22,7 @@ from workbench.families.convolution import convolve
 from workbench.families.decoding import beam_scored, greedy_scored
 from workbench.families.log_mel import SAMPLES_PER_POSITION, LogMel
 from workbench.families.packed import PackedTokens, drops, packed_decoder_layer, run_layer, run_packed
+from workbench.families.pooling import pool_after, pooled, pooled_mask
 from workbench.families.protocol import IGNORED, Tokens, Transcript
 from workbench.families.tied import TiedMatrix
 from workbench.families.whisper_tokens import ENGLISH_ONLY_TOKENS, label_ids, prompt_ids
@@ -205,19 +206,26 @@ def encode(model: Any, features: Tensor, heard: Tensor | None = None, checkpoint
         checkpointing: compute a layer's activations again in the backward pass instead of keeping them.
 
     Returns:
-        States [clips, frames / 2, width], of no meaning at padding.
+        States [clips, frames / 2, width], of no meaning at padding; half as many where the model pools them.
     """
-    encoder = model.model.encoder
+    encoder, pools = model.model.encoder, pool_after(model.config)
     hidden = F.gelu(convolve(encoder.conv1, features))
     hidden = F.gelu(convolve(encoder.conv2, hidden)).transpose(1, 2)  # [clips, positions, width]
     hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
-    if heard is not None and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
-        return encoder.layer_norm(run_packed(encoder.layers, hidden, heard, checkpointing))  # type: ignore[no-any-return]
-    mask = None if heard is None else heard[:, None, None, :].expand(-1, 1, hidden.shape[1], -1)
-    for layer in encoder.layers:
-        hidden = run_layer(lambda layer, *given: layer(*given)[0], checkpointing, layer, hidden, mask, None)
-    states: Tensor = encoder.layer_norm(hidden)
+    if pools:
+        hidden = _run_layers(encoder.layers[:pools], hidden, heard, checkpointing)
+        hidden, heard = pooled(hidden, heard), None if heard is None else pooled_mask(heard)
+    states: Tensor = encoder.layer_norm(_run_layers(encoder.layers[pools:], hidden, heard, checkpointing))
     return states
+
+
+def _run_layers(layers: Any, hidden: Tensor, heard: Tensor | None, checkpointing: bool) -> Tensor:
+    if heard is not None and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+        return run_packed(layers, hidden, heard, checkpointing)
+    mask = None if heard is None else heard[:, None, None, :].expand(-1, 1, hidden.shape[1], -1)
+    for layer in layers:
+        hidden = run_layer(lambda layer, *given: layer(*given)[0], checkpointing, layer, hidden, mask, None)
+    return hidden
 
 
 def decoder_logits(
@@ -238,7 +246,8 @@ def decoder_logits(
         states: encoder states [utterances, positions, width].
         tokens: inputs and labels [utterances, tokens].
         labelled: flat indices of the labelled positions [labels], if they are known already.
-        heard: which states are there to be attended to, bool [utterances, positions]; all by default.
+        heard: which states are there to be attended to, bool [utterances, positions], or as many as the encoder had before it
+            pooled them; all by default.
         checkpointing: compute a layer's activations again in the backward pass instead of keeping them.
         early: also the logits after this decoder layer, under the same norm and projection.
 
@@ -268,6 +277,8 @@ def decoder_hidden(
 ) -> tuple[Tensor, Tensor | None]:
     """What the output projection is given at the labelled positions, and after an early layer; see `decoder_logits`."""
     decoder = model.model.decoder
+    if heard is not None and heard.shape[1] != states.shape[1]:
+        heard = pooled_mask(heard)  # the encoder has halved them
     hidden = matrix.embed(tokens.inputs) if matrix else decoder.embed_tokens(tokens.inputs)
     hidden = hidden + decoder.embed_positions.weight[: tokens.inputs.shape[1]]
     places = tokens.labelled() if labelled is None else labelled
