@@ -37,6 +37,7 @@ def test_help_names_every_command_and_loads_no_torch():
         (["export", "none", "-o", "bundle"], "none: lacks config.json"),
         (["measure", "none", "--against", "BUNDLE"], "none/bundle.json: no such file"),
         (["verify", "none", "--checkpoint", "x"], "none/bundle.json: no such file"),
+        (["verify", "none"], "student: no such folder; name the checkpoint that none comes from with --checkpoint"),
         (["demo", "none", "--against", "BUNDLE"], "none/bundle.json: no such file"),
     ],
 )

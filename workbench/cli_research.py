@@ -1,4 +1,4 @@
-"""The commands of who tries things out: corpora, studies, the weights a run gave, checkpoints of fewer tokens. Imports are inside, as in cli.py."""
+"""The commands of who compares methods: corpora, studies, the weights a run gave. Imports are inside, as in cli.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ def add_commands(app: typer.Typer) -> None:
     app.add_typer(corpus_app, name="corpus")
     app.command()(study)
     app.command()(weights)
-    app.command()(prune)
 
 
 @corpus_app.callback()
@@ -120,25 +119,3 @@ def weights(
     found = read_run(run)
     found.print(worst, by)
     typer.echo(write_page(found, output or run / "weights.html", worst, by))
-
-
-def prune(
-    checkpoint: Annotated[str, typer.Argument(help="Teacher's name, or folder of a checkpoint.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new checkpoint.")],
-    vocabulary: Annotated[str, typer.Option(help="Tokens to keep: a language (en, en:16000), corpus:FILE, a number.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
-) -> None:
-    """Write a checkpoint that knows fewer tokens: a teacher whose students are small from the start."""
-    from export.vocabulary import choose
-    from export.vocabulary import prune as write
-    from workbench.families.whisper import Whisper
-    from workbench.files import atomic_folder
-    from workbench.teachers import resolve_teacher
-
-    source = resolve_teacher(checkpoint)
-    if output.exists() and not overwrite:
-        raise UserError(f"{output}: exists; choose another -o, or add --overwrite")
-    kept = choose(vocabulary, Whisper(source))
-    with atomic_folder(output) as folder:
-        write(source, kept, folder)
-    typer.echo(f"{output}: {len(kept):,} tokens")

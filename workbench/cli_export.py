@@ -1,0 +1,201 @@
+"""The commands that bring a student to its device: bundles, proof, the side-by-side page. Imports are inside, as in cli.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.errors import UserError
+
+VERIFIED_CLIPS = 24  # by `export`; `verify` takes as many as it is told
+Threads = Annotated[int | None, typer.Option(help="Threads of each system; all cores by default.", min=1)]
+Corpus = Annotated[str, typer.Option(help="Built-in name, manifest, folder with a manifest, or hf:ID[:CONFIG].")]
+Split = Annotated[str, typer.Option(help="train, validation or test.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register them with the command line."""
+    for command in (export, verify, measure, demo, prune):
+        app.command()(command)
+
+
+def export(
+    student: Annotated[Path, typer.Argument(help="Student or any transformers Whisper checkpoint folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.")],
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: fp32, fp16, int8, w8, q4, or encoder/decoder; the first is the clients' default."
+        ),
+    ] = "fp32,int8",
+    name: Annotated[str, typer.Option(help="What the bundle is called; the run's or folder's name by default.")] = "",
+    vocabulary: Annotated[
+        str,
+        typer.Option(help="Tokens to keep: trained, a language (en, or en:16000 at most), corpus:FILE, or a number."),
+    ] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of other content.")] = False,
+    verify: Annotated[bool, typer.Option(help="Verify it in the installed runtimes afterwards.")] = True,
+    corpus: Annotated[
+        str, typer.Option(help="Clips to calibrate, search and verify on; the run's own corpus by default.")
+    ] = "",
+    per_channel: Annotated[bool, typer.Option(help="int8: a scale for each output channel.")] = True,
+    reduce_range: Annotated[
+        bool | None, typer.Option(help="int8: 7 bits; by default where this CPU lacks an int8 dot product.")
+    ] = None,
+    budget: Annotated[
+        str,
+        typer.Option(help="Find the fastest precision on this machine within it: wer<=+0.5,size<=60,rss<=250,p50<=80."),
+    ] = "",
+    device_profile: Annotated[
+        Path | None, typer.Option(help="JSON that describes another device, with --budget.")
+    ] = None,
+    threads: Threads = None,
+    symmetric: Annotated[bool, typer.Option(help="No zero points: static int8's inputs, weights in blocks.")] = False,
+) -> None:
+    """Export a student as a bundle: ONNX graphs, tokenizer, manifest, model card, torch-free runtime."""
+    from export.bundle import export_bundle, open_manifest
+    from export.int8 import Int8Options
+
+    precisions = [p.strip() for p in precision.split(",") if p.strip()]
+    corpus = corpus or _corpus_of(student)
+    texts: list[str] = []
+    if vocabulary:
+        from workbench.corpus import open_corpus
+
+        texts = [u.text for u in open_corpus(corpus, "validation")]
+    options = Int8Options(per_channel, reduce_range, symmetric)
+    if budget or device_profile:
+        from export.search import export_for
+
+        how = {"name": name, "overwrite": overwrite, "vocabulary": vocabulary, "texts": texts}
+        bundle, _ = export_for(student, output, budget, device_profile, corpus, options, threads, **how)
+    else:
+        from export.quantize import calibration_clips
+
+        calibration = calibration_clips(corpus) if "int8_static" in precision else []
+        bundle = export_bundle(student, output, precisions, name, overwrite, vocabulary, texts, options, calibration)
+    if verify and "verification" not in open_manifest(bundle).content:
+        _verify(bundle, student, corpus, "validation", VERIFIED_CLIPS, [], None)
+    typer.echo(bundle)
+
+
+def _corpus_of(student: Path) -> str:
+    """Corpus of the run that made a student; the built-in one for other checkpoints."""
+    from workbench.recipe import load_recipe
+
+    recipe = student.parent / "recipe.yaml"
+    return load_recipe(recipe).corpus if recipe.is_file() else "prompts-en"
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint that it was exported from; the student beside the bundle by default."),
+    ] = None,
+    corpus: Corpus = "prompts-en",
+    split: Split = "validation",
+    clips: Annotated[int | None, typer.Option(help="At most this many clips.", min=1)] = None,
+    client: Annotated[list[str] | None, typer.Option(help="Only these runtimes.")] = None,
+    threads: Threads = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write what was found as JSON.")] = None,
+) -> None:
+    """Run a bundle in every installed runtime, each in its own process, and compare with torch."""
+    beside = bundle.parent / "student"
+    if checkpoint is None and not beside.is_dir():
+        raise UserError(f"{beside}: no such folder; name the checkpoint that {bundle} comes from with --checkpoint")
+    _verify(bundle, checkpoint or beside, corpus, split, clips, client or [], threads, json_file)
+
+
+def _verify(
+    bundle: Path, checkpoint: Path, corpus: str, split: str, clips: int | None, clients: list[str], threads: int | None,
+    json_file: Path | None = None,
+) -> None:  # fmt: skip
+    from export.verify import verify_bundle
+    from workbench.corpus import open_corpus
+    from workbench.files import write_json
+    from workbench.host import describe_host
+
+    utterances = open_corpus(corpus, split, clips)
+    found = verify_bundle(bundle, checkpoint, utterances, f"{corpus} {split}", clients, threads)
+    if json_file is not None:
+        write_json(json_file, {"host": describe_host(), **found})
+    failing = [c for c in found["clients"] if not c["passed"]]
+    for c in failing:
+        if not c["required"]:
+            typer.echo(
+                f"note: {c['client']} {c['precision']} has WER {c['wer']} against {c['wer_torch']} at true length",
+                err=True,
+            )
+    if failed := [f"{c['client']} {c['precision']}" for c in failing if c["required"]]:
+        raise UserError(f"{bundle}: fails in {', '.join(failed)}; bundle.json says by how much")
+
+
+def measure(
+    bundles: Annotated[list[Path], typer.Argument(help="Folders of bundles; every precision of each is measured.")],
+    against: Annotated[str, typer.Option(help="The teacher: a name as for `workbench teachers`, or its bundle.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder for report.json and report.html; beside the first bundle by default."
+        ),
+    ] = None,
+    corpus: Corpus = "prompts-en",
+    split: Split = "test",
+    clips: Annotated[int | None, typer.Option(help="At most this many clips.", min=1)] = None,
+    threads: Threads = None,
+    repeats: Annotated[int, typer.Option(help="Passes over each clip, of which the median counts.", min=1)] = 1,
+    again: Annotated[bool, typer.Option("--again", help="Measure anew what report.json holds already.")] = False,
+    robustness: Annotated[
+        bool, typer.Option(help="Also count what is written of silence, noise, music and tenths of a second.")
+    ] = True,
+) -> None:
+    """Measure WER, latency, memory and size of bundles against their teacher, interleaved on the same clips."""
+    from export.measure import measure as run
+    from export.report import print_table
+
+    folder = output or bundles[0].parent
+    report = run(bundles, against, folder, corpus, split, clips, threads, repeats, again, robustness)
+    print_table(report)
+    typer.echo(f"{folder / 'report.json'}\n{folder / 'report.html'}")
+
+
+def demo(
+    bundles: Annotated[list[Path], typer.Argument(help="Folders of bundles, each shown in its smallest precision.")],
+    against: Annotated[str, typer.Option(help="The teacher, shown beside them.")] = "whisper-base",
+    corpus: Corpus = "prompts-en",
+    precision: Annotated[
+        str | None, typer.Option(help="Precision of the students; the last one of each bundle by default.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 7860,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    threads: Threads = None,
+) -> None:
+    """Serve the side-by-side page: teacher and students on the same clip."""
+    from demo.app import serve
+
+    serve(bundles, against, corpus, precision, host, port, threads)
+
+
+def prune(
+    checkpoint: Annotated[str, typer.Argument(help="Teacher's name, or folder of a checkpoint.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new checkpoint.")],
+    vocabulary: Annotated[str, typer.Option(help="Tokens to keep: a language (en, en:16000), corpus:FILE, a number.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+) -> None:
+    """Write a checkpoint that knows fewer tokens: a teacher whose students are small from the start."""
+    from export.vocabulary import choose
+    from export.vocabulary import prune as write
+    from workbench.families.whisper import Whisper
+    from workbench.files import atomic_folder
+    from workbench.teachers import resolve_teacher
+
+    source = resolve_teacher(checkpoint)
+    if output.exists() and not overwrite:
+        raise UserError(f"{output}: exists; choose another -o, or add --overwrite")
+    kept = choose(vocabulary, Whisper(source))
+    with atomic_folder(output) as folder:
+        write(source, kept, folder)
+    typer.echo(f"{output}: {len(kept):,} tokens")
