@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from workbench.families.low_rank import ranks_of
+
 
 def encoder_flops(config: Mapping[str, Any], positions: int) -> int:
     """Operations of convolutions, encoder layers, and the decoder's keys and values of the states.
@@ -15,14 +17,23 @@ def encoder_flops(config: Mapping[str, Any], positions: int) -> int:
     """
     width, ffn, mels = (int(config[k]) for k in ("d_model", "encoder_ffn_dim", "num_mel_bins"))
     convolutions = 2 * 3 * width * (2 * positions * mels + positions * width)
-    before = int(config.get("pool_after") or config["encoder_layers"])
+    pools = int(config.get("pool_after") or config["encoder_layers"])
+    ranks, read = ranks_of(config), states_of(config, positions)
+    shapes = {
+        **{f"self_attn.{p}_proj": (width, width) for p in ("q", "k", "v", "out")},
+        "fc1": (width, ffn),
+        "fc2": (ffn, width),
+    }
 
-    def layer(at: int) -> int:
-        return 2 * at * (4 * width**2 + 2 * width * ffn) + 4 * at**2 * width
+    def layer(number: int) -> int:
+        at = positions if number < pools else read
+        weights = sum(
+            ranks[name] * (a + b) if (name := f"{number}.{part}") in ranks else a * b for part, (a, b) in shapes.items()
+        )
+        return 2 * at * weights + 4 * at**2 * width
 
-    read = states_of(config, positions)
     crossed = int(config["decoder_layers"]) * 2 * (2 * read * width**2)
-    return convolutions + before * layer(positions) + (int(config["encoder_layers"]) - before) * layer(read) + crossed
+    return convolutions + sum(layer(i) for i in range(int(config["encoder_layers"]))) + crossed
 
 
 def states_of(config: Mapping[str, Any], positions: int) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import UserError, nearest
+from workbench.families.low_rank import merged_state
 from workbench.families.whisper import Whisper
 from workbench.families.whisper_tokens import label_ids, save_tokenizer
 from workbench.files import read_json
@@ -87,7 +88,7 @@ def prune(checkpoint: Path, kept: Sequence[int], folder: Path) -> Path:
         content = pruned_tokenizer(read_json(checkpoint / "tokenizer.json", "a tokenizer"), vocabulary)
         tokenizer.write_text(json.dumps(content), encoding="utf-8")
         save_tokenizer(tokenizer, model, folder)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=merged_state(model))
     for name in COPIED:
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, folder / name)

@@ -113,8 +113,10 @@ def encoded_folder(recipe: Recipe, what: str) -> Path:
     source = resolve_teacher(recipe.student.initial or recipe.teacher)
     margin, layers = recipe.margin, recipe.student.encoder_layers
     key = [ENCODED_FORMAT, what, fingerprint(source), str(layers), margin.shortest, margin.longest, recipe.precision]
-    if recipe.student.pool_after is not None:
-        key.append(f"pooled {recipe.student.pool_after}")
+    # whose default leaves older states valid
+    key += [
+        f"{name} {value}" for name in ("pool_after", "encoder_variance") if (value := getattr(recipe.student, name))
+    ]
     return cache_dir() / "encoded" / sha256_of([*key, recipe.seed if what == "trained" else None])[:16]
 
 

@@ -16,6 +16,7 @@ import torch
 
 from workbench.devices import open_device
 from workbench.errors import UserError
+from workbench.families.low_rank import shaped_like
 from workbench.families.whisper import WINDOW_SECONDS, decoder_logits, encode
 from workbench.meta_cost import step_cost, teacher_pass_flop
 from workbench.recipe import Recipe, Stage, StudentRecipe
@@ -98,6 +99,10 @@ def plan(
     check_pair(student.config, teacher.config, [n for n, s in recipe.stages.items() if s.encoder_matching])
     if recipe.student.vocabulary == "corpus":
         log.info("student.vocabulary: reckoned whole; which tokens stay is known after the teacher's pass alone")
+    if recipe.student.encoder_variance is not None:
+        log.info(
+            "student.encoder_variance: reckoned whole; which products become thinner is known from the clips alone"
+        )
     clips = corpus_hours * 3600 / clip_seconds
     teacher_flop = teacher_pass_flop(teacher, clip_seconds)
     states = any(s.encoder_matching for s in recipe.stages.values())
@@ -137,7 +142,7 @@ def meta_model(name: str) -> Any:
             num_mel_bins=128 if large else 80, vocab_size=51866 if large else 51865,
         )  # fmt: skip
     with torch.device("meta"):
-        return WhisperForConditionalGeneration(config).eval()
+        return shaped_like(WhisperForConditionalGeneration(config).eval(), config)
 
 
 def meta_student(source: Any, recipe: StudentRecipe) -> Any:

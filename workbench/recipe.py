@@ -36,6 +36,13 @@ class StudentRecipe(Section):
         description="encoder layers after which neighbouring states become one, so that the rest and the decoder have half as many; "
         "the bundle does so, plain transformers does not",
     )
+    encoder_variance: float | None = Field(
+        None,
+        gt=0.5,
+        lt=1,
+        description="share of the variance of each encoder product's outputs to keep, 0.99 for example: where the rest is most of its "
+        "dimensions, the product becomes two thinner ones",
+    )
     initial: str | None = Field(
         None, description="checkpoint that the layers are taken from instead of the teacher; named as a teacher is"
     )

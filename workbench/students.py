@@ -11,6 +11,7 @@ import torch
 
 from workbench.errors import UserError
 from workbench.families import Family
+from workbench.families.low_rank import merged_state, ranks_of, restore, shaped_like
 from workbench.files import atomic_folder, write_json
 from workbench.recipe import StudentRecipe
 
@@ -66,8 +67,18 @@ def build_student(teacher: WhisperForConditionalGeneration, recipe: StudentRecip
                 f"student.pool_after is {recipe.pool_after}; the student has {config.encoder_layers} encoder layers"
             )
         config.pool_after = recipe.pool_after
+    config.encoder_ranks = {
+        f"{kept['encoder'].index(int(number))}.{rest}": rank
+        for name, rank in ranks_of(config).items()
+        for number, rest in [name.split(".", 1)]
+        if int(number) in kept["encoder"]
+    }
     student = WhisperForConditionalGeneration(config)
-    student.load_state_dict(_renumbered(teacher.state_dict(), kept))
+    student.load_state_dict(_renumbered(merged_state(teacher), kept))
+    if student.device.type == "meta":
+        shaped_like(student, config)
+    else:
+        restore(student)
     student.generation_config = type(teacher.generation_config).from_dict(teacher.generation_config.to_dict())
     heads = getattr(teacher.generation_config, "alignment_heads", None)
     if heads:
@@ -126,7 +137,7 @@ def parameters(model: torch.nn.Module) -> int:
 def save_student(model: Any, family: Family, folder: Path, margin: float) -> None:
     """Write a student as a transformers checkpoint with its tokenizer; `workbench.json` says how much silence it expects."""
     with atomic_folder(folder) as temporary:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=merged_state(model))
         for path in family.folder.iterdir():
             # what describes tokens and features is the teacher's; weights and configuration are the student's own
             if path.suffix in (".json", ".txt") and not (temporary / path.name).exists() and path.name != "source.json":

@@ -22,6 +22,7 @@ from workbench.encoded import encode_clips, encoded_folder
 from workbench.errors import UserError
 from workbench.evaluate import EncodedClips, validate_encoded
 from workbench.families import Family, open_family
+from workbench.families.low_rank import compress, shaped_like
 from workbench.files import atomic_folder, filling, write_json
 from workbench.on_policy import OnPolicy
 from workbench.preflight import check_sharding, check_trackers
@@ -40,6 +41,7 @@ from workbench.weighting import needs_uncertainty
 from workbench.windows import Window
 
 log = logging.getLogger("workbench")
+CALIBRATION_CLIPS = 64  # that show which dimensions of the encoder's products are used
 
 
 def distill(recipe: Recipe, restart: bool = False) -> Path:
@@ -96,6 +98,8 @@ class Distillation:
         source = self.family.folder if initial is None else resolve_teacher(initial)
         origin = self.teachers.models[0] if initial is None else open_family(source).load()
         self.model: Any = build_student(origin, recipe.student)
+        if recipe.student.encoder_variance is not None:
+            self._compress(recipe.student.encoder_variance)
         self.whole_matrix = torch.empty(0)  # of a student that knows only some tokens: the matrix of all
         self.shares: tuple[float, ...] = (1.0,)
         self.uncertainty: dict[str, float] | None = None
@@ -135,6 +139,14 @@ class Distillation:
                 StageLoop(self, number, name, stage, position)()
                 shutil.rmtree(self.folder / "encoded", ignore_errors=True) if self.main else None
         return self._finish(position, teacher_seconds)
+
+    def _compress(self, share: float) -> None:
+        """Take the student's encoder products apart where that is cheaper, going by some clips at their own length."""
+        clips = (self.train_set or self.validation_set)[:CALIBRATION_CLIPS]
+        features = [self.family.features([u.wave()], u.seconds + self.recipe.margin.inference) for u in clips]
+        before = parameters(self.model)
+        ranks = compress(self.model, features, share)
+        log.info("encoder: %d products as two thinner ones, %.1f of %.1f M parameters left", len(ranks), parameters(self.model) / 1e6, before / 1e6)  # fmt: skip
 
     def _narrow(self) -> None:
         """Let the student know only the tokens of the corpus's texts and the teachers' likeliest there."""
@@ -268,7 +280,7 @@ class Distillation:
         state = checkpoints.model_tensors(self.model)
         if not self.main:
             return None
-        whole = type(self.model)(self.model.config)
+        whole = shaped_like(type(self.model)(self.model.config), self.model.config)
         whole.load_state_dict(state, strict=False)
         whole.generation_config = self.model.generation_config
         return whole.to(self.accelerator.device).eval()

@@ -21,6 +21,7 @@ from workbench.errors import UserError
 from workbench.families.convolution import convolve
 from workbench.families.decoding import beam_scored, greedy_scored
 from workbench.families.log_mel import SAMPLES_PER_POSITION, LogMel
+from workbench.families.low_rank import restore
 from workbench.families.packed import PackedTokens, drops, packed_decoder_layer, run_layer, run_packed
 from workbench.families.pooling import pool_after, pooled, pooled_mask
 from workbench.families.protocol import IGNORED, Tokens, Transcript
@@ -94,10 +95,11 @@ class Whisper:
         return sorted({i for i in [*specials.values(), *bytes_] if i is not None and i <= no_times})
 
     def load(self) -> WhisperForConditionalGeneration:
-        """Load the weights in fp32 on the CPU."""
+        """Load the weights in fp32 on the CPU, products that were taken apart in two as two again."""
         from transformers import WhisperForConditionalGeneration
 
-        return WhisperForConditionalGeneration.from_pretrained(self.folder, dtype=torch.float32).eval()
+        model = WhisperForConditionalGeneration.from_pretrained(self.folder, dtype=torch.float32).eval()
+        return restore(model)
 
     def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:
         """Pad waves with silence to `seconds` and compute log-mel features on `device`. -> [clips, mels, frames]"""
