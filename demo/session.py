@@ -10,11 +10,13 @@ import numpy as np
 
 from demo.difference import as_html, differences
 from export.bundle import open_manifest
-from export.edge import AudioError, BundleError, Recognizer
+from export.edge import AudioError, BundleError, Recognizer, Transcript
 from export.measure import teacher_bundle
 from workbench.audio import LONGEST_SECONDS, SAMPLE_RATE, Wave, check_length, decode, is_silent
 from workbench.errors import UserError
 from workbench.scoring import normalize, word_errors
+
+RECORDING_SECONDS = 600.0  # of the longest that the page takes
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,9 @@ class Tally:
 
 def load_clip(path: Path) -> Wave:
     """Decode an upload or recording; raises UserError in one line where it cannot be used."""
-    wave = decode(path, path.name, LONGEST_SECONDS)
-    check_length(wave, path.name)
+    wave = decode(path, path.name, RECORDING_SECONDS)
+    if seconds(wave) <= LONGEST_SECONDS:
+        check_length(wave, path.name)
     if is_silent(wave):
         raise UserError(f"{path.name}: is silent; check the microphone, or choose another recording")
     return wave
@@ -85,7 +88,7 @@ def compare(systems: Systems, wave: Wave, reference: str, language: str, tally: 
 
     Args:
         systems: teacher first.
-        wave: [samples] at 16 kHz.
+        wave: [samples] at 16 kHz; more than 30 s are cut where nobody speaks, the same for each.
         reference: what was said, or "" where that is not known; students are then compared with the teacher.
         language: ISO 639-1 code.
         tally: updated with this clip's word errors where the reference is known.
@@ -97,7 +100,7 @@ def compare(systems: Systems, wave: Wave, reference: str, language: str, tally: 
     transcripts = {}
     for name, recognizer in systems.recognizers.items():
         try:
-            transcripts[name] = recognizer.transcribe(wave, language)
+            transcripts[name] = _transcribed(recognizer, wave, language)
         except (AudioError, BundleError) as error:
             raise UserError(str(error)) from None
     teacher = next(iter(transcripts.values()))
@@ -117,13 +120,28 @@ def compare(systems: Systems, wave: Wave, reference: str, language: str, tally: 
                 text=transcript.text,
                 latency_ms=transcript.latency_ms,
                 stages_ms=transcript.stages_ms,
-                speedup=teacher.latency_ms / transcript.latency_ms,
+                speedup=teacher.latency_ms / max(transcript.latency_ms, 1e-3),  # nothing is done where nobody speaks
                 coloured=as_html(differences(standard, transcript.text, language)) if compared else transcript.text,
                 compared_with=compared,
                 running_wer=100 * tally.errors[name] / tally.words if tally.words else None,
             )
         )
     return results
+
+
+def _transcribed(recognizer: Recognizer, wave: Wave, language: str) -> Transcript:
+    """A clip at once, a recording stretch by stretch and then as one."""
+    if seconds(wave) <= recognizer.window:
+        return recognizer.transcribe(wave, language)
+    parts = [segment.transcript for segment in recognizer.segments(wave, language)]
+    stages: dict[str, float] = {}
+    for part in parts:
+        for stage, ms in part.stages_ms.items():
+            stages[stage] = stages.get(stage, 0.0) + ms
+    text = " ".join(part.text for part in parts if part.text)
+    tokens = tuple(token for part in parts for token in part.tokens)
+    finished, looped = all(p.finished for p in parts), any(p.looped for p in parts)
+    return Transcript(text, parts[0].language if parts else language, tokens, stages, finished, looped)
 
 
 def seconds(wave: Wave) -> float:

@@ -205,7 +205,8 @@ def _is_current(output: Path, source: str, wanted: dict[str, Any], overwrite: bo
         manifest = read_manifest(output)
         same = manifest.content.get("checkpoint_sha256") == source and manifest.precisions == wanted["precisions"]
         same = same and ((manifest.content.get("vocabulary") or {}).get("choice") or "") == wanted["vocabulary"]
-        if same and manifest.content.get("int8") == wanted["int8"] and manifest.content.get("workbench") == __version__:
+        same = same and manifest.content.get("int8") == wanted["int8"] and _has_this_runtime(manifest)
+        if same and manifest.content.get("workbench") == __version__:
             manifest.check()
             return True
     except BundleError as error:
@@ -219,6 +220,13 @@ def _is_current(output: Path, source: str, wanted: dict[str, Any], overwrite: bo
             f"{output}: holds a bundle of another checkpoint, another vocabulary, other precisions or other options; choose another -o, or add --overwrite"
         )
     return False
+
+
+def _has_this_runtime(manifest: Manifest) -> bool:
+    """Whether the runtime that lies in a bundle is the one that would be put there now."""
+    own = Path(__file__).parent / "edge"
+    inside: dict[str, str] = manifest.content["files"]
+    return all(inside.get(f"edge/{p.relative_to(own).as_posix()}") == sha256(p) for p in own.rglob("*.py"))
 
 
 def _write_graphs(

@@ -56,12 +56,29 @@ def test_sessions_count_apart():
 
 @pytest.mark.parametrize(
     ("samples", "said"),
-    [(tone(0.05), "at least 0.1 s"), (np.zeros(16000, np.float32), "is silent"), (tone(31), "at most 30 s")],
+    [
+        (tone(0.05), "at least 0.1 s"),
+        (np.zeros(16000, np.float32), "is silent"),
+        (np.resize(tone(1.0), 601 * 16000), "at most 600 s"),
+    ],
 )
 def test_clips_that_cannot_be_used_are_named(tmp_path, samples, said):
     write_wav(tmp_path / "clip.wav", samples)
     with pytest.raises(UserError, match=rf"clip\.wav.*{said}"):
         load_clip(tmp_path / "clip.wav")
+
+
+def test_a_recording_is_cut_the_same_for_each_system(systems):
+    clips = [u.wave() for u in open_corpus("prompts-en", "test") if u.seconds > 3][:9]
+    pause = np.zeros(8000, np.float32)
+    wave = np.concatenate([part for clip in clips for part in (clip, pause)])
+    assert len(wave) > 31 * 16000
+    results = compare(systems, wave, "", "en", Tally())
+    recognizer = next(iter(systems.recognizers.values()))
+    assert results[0].text == " ".join(s.transcript.text for s in recognizer.segments(wave) if s.transcript.text)
+    assert results[0].latency_ms == pytest.approx(sum(results[0].stages_ms.values()))
+    # silence is transcribed by nobody, and nothing breaks
+    assert [r.text for r in compare(systems, np.zeros(40 * 16000, np.float32), "", "en", Tally())] == ["", ""]
 
 
 def test_two_bundles_of_one_name_are_refused(exported):
