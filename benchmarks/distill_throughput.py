@@ -96,7 +96,7 @@ def reference(frozen: bool, clips: int, folder: Path) -> None:
 
     from workbench.families import open_family
     from workbench.memory import peak_resident_bytes
-    from workbench.recipe import StudentRecipe
+    from workbench.recipe_sections import StudentRecipe
     from workbench.students import build_student
     from workbench.targets import TargetCache
     from workbench.teachers import resolve_teacher

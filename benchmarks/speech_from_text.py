@@ -104,7 +104,7 @@ def transcribed(student: Path, split: str, baseline: list[str] | None) -> dict[s
     from workbench.corpus import open_corpus
     from workbench.evaluate import validate
     from workbench.families import open_family
-    from workbench.recipe import MarginRecipe
+    from workbench.recipe_sections import MarginRecipe
     from workbench.scoring import normalize, paired_difference, score
 
     family = open_family(student)

@@ -17,7 +17,7 @@ from workbench.corpus import open_corpus
 from workbench.families import open_family
 from workbench.families.protocol import IGNORED
 from workbench.objectives import forward_kl, forward_kl_top_k, per_utterance
-from workbench.recipe import StudentRecipe
+from workbench.recipe_sections import StudentRecipe
 from workbench.students import build_student
 from workbench.teachers import resolve_teacher
 

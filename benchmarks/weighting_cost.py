@@ -94,7 +94,7 @@ def begin(place: Path, clips: int, trainable: str, vocabulary: str, **stage: Any
 def work(case: str, clips: int, folder: Path) -> None:
     """Answers for one case."""
     os.environ.setdefault("WORKBENCH_CACHE", str(folder / "cache"))
-    from workbench.recipe import OnPolicyRecipe
+    from workbench.recipe_sections import OnPolicyRecipe
     from workbench.weighting import TeacherStatistics, build_weighting
 
     run, loop = begin(folder / case.replace(", ", "-").replace(" ", "-"), clips, *CASES[case], learning_rate=1e-4)

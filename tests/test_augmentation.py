@@ -11,7 +11,7 @@ from workbench.audio import SAMPLE_RATE, change_speed
 from workbench.augment import add_noise, mask_spectrum
 from workbench.corpus import open_corpus, training_set
 from workbench.corpus.more import at_speeds, concatenated
-from workbench.recipe import AugmentRecipe
+from workbench.recipe_sections import AugmentRecipe
 from workbench.train import distill
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from workbench.divergences import SoftTargets, distillation, losses
 from workbench.objectives import forward_kl
-from workbench.recipe import DivergenceRecipe
+from workbench.recipe_sections import DivergenceRecipe
 
 NAMES = ["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"]
 

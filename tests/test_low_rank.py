@@ -14,7 +14,7 @@ from export.graphs import Encoder
 from tests.conftest import tone
 from workbench.families.low_rank import LowRank, compress, merged_state, ranks_of, restore
 from workbench.families.whisper import Whisper, encode
-from workbench.recipe import StudentRecipe
+from workbench.recipe_sections import StudentRecipe
 from workbench.students import build_student, parameters
 from workbench.train import distill
 

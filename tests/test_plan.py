@@ -10,7 +10,8 @@ from workbench.devices import DEVICES
 from workbench.errors import UserError
 from workbench.meta_cost import saved_bytes
 from workbench.plan import meta_model, meta_student, plan
-from workbench.recipe import StudentRecipe, load_recipe, parse_recipe
+from workbench.recipe import load_recipe, parse_recipe
+from workbench.recipe_sections import StudentRecipe
 from workbench.students import parameters
 
 GPU_RECIPES = sorted(Path("recipes/gpu").glob("*.yaml"))

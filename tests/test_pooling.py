@@ -15,7 +15,7 @@ from workbench.errors import UserError
 from workbench.families.decoding import greedy
 from workbench.families.pooling import pooled, pooled_mask
 from workbench.families.whisper import Whisper, encode
-from workbench.recipe import StudentRecipe
+from workbench.recipe_sections import StudentRecipe
 from workbench.students import build_student
 from workbench.train import distill
 

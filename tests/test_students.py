@@ -6,7 +6,7 @@ from transformers import WhisperForConditionalGeneration
 
 from workbench.errors import UserError
 from workbench.families.whisper import Whisper
-from workbench.recipe import StudentRecipe
+from workbench.recipe_sections import StudentRecipe
 from workbench.students import build_student, choose_layers, parameters
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.recipe import AugmentRecipe
+from workbench.recipe_sections import AugmentRecipe
 
 
 def add_noise(waves: Tensor, lengths: Tensor, settings: AugmentRecipe, draw: np.random.Generator) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.objectives import cross_entropy
-from workbench.recipe import DivergenceRecipe
+from workbench.recipe_sections import DivergenceRecipe
 from workbench.token_losses import token_losses
 
 SMALLEST = torch.finfo(torch.float32).eps  # of a bucket's probability, before its logarithm

@@ -14,7 +14,8 @@ from workbench.corpus import Utterance
 from workbench.families.log_mel import positions_of
 from workbench.families.protocol import Family
 from workbench.files import cache_dir, check_free_space, sha256_of
-from workbench.recipe import MarginRecipe, Recipe
+from workbench.recipe import Recipe
+from workbench.recipe_sections import MarginRecipe
 from workbench.store import Store, shards_of
 from workbench.targets import TargetCache
 from workbench.teachers import fingerprint, resolve_teacher

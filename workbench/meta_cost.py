@@ -11,7 +11,8 @@ from torch import Tensor
 
 from workbench.families.protocol import IGNORED, Tokens
 from workbench.families.whisper import WINDOW_SECONDS, decoder_logits, encode
-from workbench.recipe import Recipe, Stage
+from workbench.recipe import Recipe
+from workbench.recipe_sections import Stage
 from workbench.step import Student
 from workbench.token_losses import token_losses
 

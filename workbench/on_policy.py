@@ -25,7 +25,7 @@ from workbench.divergences import SoftTargets, distillation
 from workbench.families.pooling import pool_after
 from workbench.families.protocol import IGNORED, Family, Tokens
 from workbench.objectives import per_utterance, state_mse
-from workbench.recipe import OnPolicyRecipe
+from workbench.recipe_sections import OnPolicyRecipe
 from workbench.step import Moment, Objective, StepLosses, StepSize
 from workbench.store import Store
 

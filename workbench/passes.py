@@ -15,7 +15,7 @@ from workbench.data import Batch
 from workbench.divergences import SoftTargets
 from workbench.families import Family
 from workbench.on_policy import OnPolicy, own_losses
-from workbench.recipe import AugmentRecipe
+from workbench.recipe_sections import AugmentRecipe
 from workbench.self_teacher import SelfTeacher
 from workbench.step import Moment, Objective, StepLosses, StepSize, Student, step_losses
 

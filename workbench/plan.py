@@ -19,7 +19,8 @@ from workbench.errors import UserError
 from workbench.families.low_rank import shaped_like
 from workbench.families.whisper import WINDOW_SECONDS, decoder_logits, encode
 from workbench.meta_cost import step_cost, teacher_pass_flop
-from workbench.recipe import Recipe, Stage, StudentRecipe
+from workbench.recipe import Recipe
+from workbench.recipe_sections import Stage, StudentRecipe
 from workbench.step import Student
 from workbench.students import build_student, check_pair, parameters
 from workbench.targets import TargetSettings, estimated_bytes

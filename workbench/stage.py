@@ -26,7 +26,7 @@ from workbench.memory import Peak, peak_of
 from workbench.passes import Passes
 from workbench.probe import StudentProbe
 from workbench.progress import Progress
-from workbench.recipe import Stage
+from workbench.recipe_sections import Stage
 from workbench.self_teacher import SelfTeacher
 from workbench.sizing import parts_that_fit
 from workbench.step import Moment, Objective, StepSize, Student, weight_columns

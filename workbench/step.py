@@ -13,7 +13,7 @@ from workbench.data import Batch
 from workbench.divergences import SoftTargets, distillation, losses
 from workbench.families.protocol import Family, Tokens
 from workbench.objectives import cross_entropy, per_utterance, state_mse
-from workbench.recipe import Stage
+from workbench.recipe_sections import Stage
 from workbench.weighting import Evidence, Weighting, Weights
 
 

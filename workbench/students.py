@@ -13,7 +13,7 @@ from workbench.errors import UserError
 from workbench.families import Family
 from workbench.families.low_rank import merged_state, ranks_of, restore, shaped_like
 from workbench.files import atomic_folder, write_json
-from workbench.recipe import StudentRecipe
+from workbench.recipe_sections import StudentRecipe
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration

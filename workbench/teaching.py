@@ -17,7 +17,8 @@ from workbench.families import Family, open_family
 from workbench.files import cache_dir, filling, sha256_of
 from workbench.on_policy import OnPolicy
 from workbench.progress import Progress
-from workbench.recipe import OnPolicyRecipe, Recipe
+from workbench.recipe import Recipe
+from workbench.recipe_sections import OnPolicyRecipe
 from workbench.store import Store
 from workbench.targets import TargetCache, TargetSettings, compute_targets
 from workbench.teachers import fingerprint, resolve_teacher

@@ -28,7 +28,8 @@ from workbench.on_policy import OnPolicy
 from workbench.preflight import check_sharding, check_trackers
 from workbench.processes import Processes
 from workbench.progress import Progress
-from workbench.recipe import Recipe, Stage, load_recipe
+from workbench.recipe import Recipe, load_recipe
+from workbench.recipe_sections import Stage
 from workbench.run_log import RunLog
 from workbench.self_teacher import SelfTeacher
 from workbench.stage import StageLoop

@@ -13,7 +13,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from workbench.errors import UserError, nearest
 from workbench.files import read_yaml, sha256_of
-from workbench.recipe import Recipe, Section, load_recipe, override, parse_recipe
+from workbench.recipe import Recipe, load_recipe, override, parse_recipe
+from workbench.recipe_sections import Section
 
 PLAIN = re.compile(r"[\w+-][\w.+-]*")  # what may be a folder's name; not "..", nor a path
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from workbench.recipe import DivergenceRecipe
+from workbench.recipe_sections import DivergenceRecipe
 from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, Weights, full_like
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from workbench.look_ahead import Probe
-    from workbench.recipe import DivergenceRecipe
+    from workbench.recipe_sections import DivergenceRecipe
 
 
 def _nothing() -> Tensor:
