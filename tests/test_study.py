@@ -75,7 +75,8 @@ def test_a_study_runs_resumes_and_makes_its_table(study, tmp_path):
     )
     with gzip.open(tmp_path / "study" / "hypotheses.jsonl.gz", "rt") as file:
         transcripts = [json.loads(line) for line in file]
-    assert len(transcripts) == 4
+    assert len(transcripts) == 4 + 1  # the teacher is last
+    assert transcripts[-1]["name"] == found["teacher"][0]["name"]
     assert len(transcripts[0]["hypotheses"]) == len(transcripts[0]["references"]) == 6
     page = (tmp_path / "study" / "study.html").read_text()
     assert "adakd" in page

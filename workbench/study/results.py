@@ -157,6 +157,11 @@ def write(study: Study, chosen: list[Cell], results: dict[str, Any]) -> list[Pat
                 split = read_json(path, "a result")[study.split]
                 row = {**cell.__dict__, **{key: split[key] for key in ("ids", "references", "hypotheses")}}
                 file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        for corpus in dict.fromkeys(cell.corpus for cell in chosen):
+            if (path := teacher_file(study, corpus)).is_file():
+                said = read_json(path, "the teacher's transcripts")
+                row = {key: said[key] for key in ("name", "corpus", "ids", "references", "hypotheses")}
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
     write_text(paths[2], page(study, results))
     write_text(paths[3], markdown(study, results))
     return paths
