@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from export.budget import Budget, Profile, parse_budget, read_profile
-from export.bundle import calibration_features, export_bundle, record
+from export.bundle import calibration_features, export_bundle, open_manifest, record
 from export.int8 import Int8Options
 from export.latency import System
 from export.measure import time_on
@@ -27,6 +27,7 @@ from workbench.corpus import Utterance, open_corpus
 from workbench.errors import UserError
 from workbench.host import describe_host, has_int8_dot_product, usable_cpus
 from workbench.scoring import paired_difference
+from workbench.teachers import fingerprint
 
 log = logging.getLogger("workbench")
 FP32_BOTH = Precision(FP32, FP32)
@@ -193,7 +194,7 @@ def _confirmed(
 def export_for(
     checkpoint: Path, output: Path, budget: str, device: Path | None, corpus: str, options: Int8Options, threads: int | None,
     **how: Any,
-) -> tuple[Path, Search]:  # fmt: skip
+) -> tuple[Path, Search | None]:  # fmt: skip
     """Search on a corpus, then export the chosen precision, with fp32 beside it for verification.
 
     Args:
@@ -207,10 +208,10 @@ def export_for(
         how: what else `export_bundle` takes: name, overwrite, vocabulary, texts.
 
     Returns:
-        The bundle's folder, and what was found.
+        The bundle's folder, and what was found; None where the folder holds what this very search found on this kind of machine.
 
     Raises:
-        UserError: budget, device or checkpoint cannot be used, or nothing keeps within the budget.
+        UserError: budget, device or checkpoint cannot be used, the folder holds something else, or nothing keeps within the budget.
     """
     profile = read_profile(device) if device else Profile()
     budget = budget or DEFAULT_BUDGET
@@ -218,6 +219,17 @@ def export_for(
     if options.reduce_range is None and profile.int8_dot_product is not None:
         options = replace(options, reduce_range=not profile.int8_dot_product)
     threads = threads or profile.threads or usable_cpus()
+    asked = {
+        "budget": budget,
+        "device": profile.name,
+        "corpus": corpus,
+        "threads": threads,
+        "cpu": describe_host()["cpu"],
+    }
+    if output.exists() and not how.get("overwrite"):
+        _same_search(output, checkpoint, asked, how.get("vocabulary", ""))
+        log.info("%s holds what this search found; add --overwrite to search anew", output)
+        return output, None
     waves = calibration_clips(corpus) if "int8_static" in profile.encoder else []
     validation, test = open_corpus(corpus, "validation"), open_corpus(corpus, "test")
     with tempfile.TemporaryDirectory() as temporary:
@@ -235,5 +247,17 @@ def export_for(
         raise found.nothing_fits()
     precisions = list(dict.fromkeys(("fp32", found.name)))  # the demo and the card take the last
     bundle = export_bundle(checkpoint, output, precisions, options=options, calibration=waves, **how)
-    record(bundle, search={**found.as_json(), "budget": budget, "wer_above": limits.wer_above, "device": profile.name, "corpus": corpus, "threads": threads, "host": describe_host()})  # fmt: skip
+    record(bundle, search={**found.as_json(), **asked, "wer_above": limits.wer_above, "host": describe_host()})
     return bundle, found
+
+
+def _same_search(output: Path, checkpoint: Path, asked: dict[str, Any], vocabulary: str) -> None:
+    """Raise UserError, before anything is measured, unless a folder holds the outcome of this very search."""
+    other = f"{output}: holds something else than this search's outcome; choose another -o, or add --overwrite"
+    if not (output / "bundle.json").is_file():
+        raise UserError(other)
+    content = open_manifest(output, check=True).content
+    done = content.get("search") or {}
+    same = content["checkpoint_sha256"] == fingerprint(checkpoint) and all(done.get(k) == v for k, v in asked.items())
+    if not same or ((content.get("vocabulary") or {}).get("choice") or "") != vocabulary:
+        raise UserError(other)

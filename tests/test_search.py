@@ -131,6 +131,10 @@ def test_export_within_a_budget(student, tmp_path):
     manifest = open_manifest(bundle, check=True)
     assert manifest.precisions[-1] == found.chosen.name
     assert manifest.content["search"]["device"] == "a phone"
+    again = (device, "prompts-en", Int8Options(), None)
+    assert export_for(student, bundle, "wer<=+1000", *again, name="tiny") == (bundle, None)
+    with pytest.raises(UserError, match="something else"):  # at once, before anything is measured
+        export_for(student, bundle, "wer<=+0.1", *again, name="tiny")
     shutil.rmtree(bundle)
     done = subprocess.run(
         [sys.executable, "-m", "workbench", "export", str(student), "-o", str(bundle), "--budget", "wer<=x"],
