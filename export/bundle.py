@@ -20,6 +20,7 @@ from export.int8 import DEFAULTS, Int8Options
 from export.precisions import Precision, Scheme, parse_precisions
 from workbench import __version__
 from workbench.audio import SAMPLE_RATE, Wave
+from workbench.corpus import Utterance
 from workbench.errors import UserError
 from workbench.families.whisper import TOKENS_AT_LEAST, TOKENS_PER_SECOND, WINDOW_SECONDS, Whisper
 from workbench.files import atomic_folder, check_free_space, read_json, sha256, write_json, write_text
@@ -77,6 +78,7 @@ def export_bundle(
     texts: Sequence[str] = (),
     options: Int8Options = DEFAULTS,
     calibration: Sequence[Wave] = (),
+    aligned: Sequence[Utterance] = (),
 ) -> Path:
     """Export a Whisper checkpoint folder as a bundle and check its tensors against torch.
 
@@ -90,6 +92,7 @@ def export_bundle(
         texts: what the loss of tokens is told on.
         options: of the quantizers.
         calibration: clips [samples] on which static int8 measures its inputs' ranges.
+        aligned: clips with texts on which the heads are chosen that word times are read off; without, those that the checkpoint names.
 
     Returns:
         The bundle's folder. One that already holds this export, undamaged, is left as it is.
@@ -116,10 +119,11 @@ def export_bundle(
         check_free_space(output.parent, parameters(model) * 3 * (4 + len(parsed)), "the bundle")
         graphs = folder / "onnx"
         graphs.mkdir()
-        _write_graphs(model, family, origin, graphs, parsed, options, calibration)
-        _write_clients_files(read, family, folder)
+        heads = _alignment_heads(model, family, origin, aligned)
+        _write_graphs(model, family, origin, graphs, parsed, options, calibration, heads)
+        _write_clients_files(read, family, folder, heads)
         content = _manifest(origin, family, model, parsed, source) | {"vocabulary": lost, "int8": wanted["int8"]}
-        content["speech_detector"] = _copy_detector(graphs)
+        content |= {"speech_detector": _copy_detector(graphs), "alignment_heads": heads}
         # what the check reads; checksums are computed once, when no file changes any more
         write_json(folder / "bundle.json", content)
         log.info("checking tensors against torch")
@@ -170,7 +174,19 @@ def _pruned(checkpoint: Path, choice: str, texts: Sequence[str]) -> Iterator[tup
         yield prune(checkpoint, kept, Path(temporary)), lost
 
 
-def _write_clients_files(checkpoint: Path, family: Whisper, folder: Path) -> None:
+def _alignment_heads(model: Any, family: Whisper, origin: Origin, utterances: Sequence[Utterance]) -> list[list[int]]:
+    from export.alignment import choose_heads
+
+    if not utterances:
+        return [list(pair) for pair in getattr(family.generation, "alignment_heads", None) or []]
+    model.config._attn_implementation = "eager"  # others do not tell where they look
+    silence = origin.margin_seconds if origin.length == "true" else WINDOW_SECONDS
+    heads = choose_heads(model, family, utterances, silence)
+    log.info("word times: %s", f"{len(heads)} heads follow the speech" if heads else "no head follows the speech")
+    return heads
+
+
+def _write_clients_files(checkpoint: Path, family: Whisper, folder: Path, heads: list[list[int]]) -> None:
     """What clients read besides graphs, and the runtime that travels along."""
     from export.sherpa_graph import sherpa_tokens
 
@@ -178,6 +194,8 @@ def _write_clients_files(checkpoint: Path, family: Whisper, folder: Path) -> Non
     for file in CHECKPOINT_FILES:
         if (checkpoint / file).is_file():
             shutil.copyfile(checkpoint / file, folder / file)
+    generation = read_json(folder / "generation_config.json", "a generation configuration")
+    write_json(folder / "generation_config.json", {**generation, "alignment_heads": heads or None})
     shutil.copytree(Path(__file__).parent / "edge", folder / "edge", ignore=shutil.ignore_patterns("__pycache__"))
 
 
@@ -231,14 +249,14 @@ def _has_this_runtime(manifest: Manifest) -> bool:
 
 def _write_graphs(
     model: Any, family: Whisper, origin: Origin, folder: Path, precisions: Sequence[Precision],
-    options: Int8Options, calibration: Sequence[Wave],
+    options: Int8Options, calibration: Sequence[Wave], heads: list[list[int]],
 ) -> None:  # fmt: skip
     from export.graphs import ENCODER, QUANTIZED, export_graphs, margin_frames
     from export.lint import lint_graphs
     from export.quantize import quantize
 
     log.info("exporting graphs")
-    export_graphs(model, family, folder, margin_frames(origin.length, origin.margin_seconds))
+    export_graphs(model, family, folder, margin_frames(origin.length, origin.margin_seconds), heads)
     used = {(graph, p.encoder if graph == ENCODER else p.decoder) for p in precisions for graph in QUANTIZED}
     static = any(scheme.name == "int8_static" for _, scheme in used)
     features = calibration_features(origin.checkpoint, calibration) if static else []

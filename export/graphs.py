@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,9 @@ class Encoder(nn.Module):
         return keys, values, states
 
 
-def export_graphs(model: Any, family: Whisper, folder: Path, margin: int | None) -> None:
+def export_graphs(
+    model: Any, family: Whisper, folder: Path, margin: int | None, heads: Sequence[Sequence[int]] = ()
+) -> None:
     """Write all graphs of a Whisper model in fp32.
 
     Args:
@@ -61,6 +63,7 @@ def export_graphs(model: Any, family: Whisper, folder: Path, margin: int | None)
         family: its configuration and tokens.
         folder: an existing folder for the files.
         margin: as `margin_frames` gives it.
+        heads: as `alignment.choose_heads` gives them, for word times.
     """
     model.config._attn_implementation = "eager"  # traced SDPA adds a guard against masked-out rows to every layer
     suppressed, first = family.suppressed, family.suppressed_first
@@ -69,7 +72,7 @@ def export_graphs(model: Any, family: Whisper, folder: Path, margin: int | None)
     _export_merged(model, folder)
     _rewrite(folder / DECODER, lambda graph: suppress(graph, suppressed, first))
     _rewrite(folder / ENCODER, lambda graph: helper.set_model_props(graph, sherpa_metadata(family)))
-    onnx.save(step_graph(model, suppressed, first), folder / STEP)
+    onnx.save(step_graph(model, suppressed, first, heads), folder / STEP)
     onnx.save(sherpa_graph(model, suppressed, first), folder / SHERPA)
 
 

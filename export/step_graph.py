@@ -6,6 +6,7 @@ copied. Keys and values of the encoder's states come from the encoder's graph. T
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,18 +20,21 @@ TRANSPOSED = f"{EMBEDDING}_transposed_once"  # export.quantize finds the tied ma
 UNSAID = -1e4  # added to the logit of a token that must not be written
 
 
-def step_graph(model: Any, suppressed: list[int], suppressed_first: list[int]) -> Any:
+def step_graph(
+    model: Any, suppressed: list[int], suppressed_first: list[int], heads: Sequence[Sequence[int]] = ()
+) -> Any:
     """The graph of a WhisperForConditionalGeneration's decoder.
 
     Inputs: input_ids int64 [batch, tokens]; offset int64 [batch], positions written before; cache_{k,v}.{layer}
     [batch, room, width]; cross_{k,v}.{layer} [batch, positions, width].
     Outputs: logits [batch, vocabulary] of the last position, those of suppressed tokens lowered; next_{k,v}.{layer}, to be
-    bound to the memory of cache_{k,v}.{layer}.
+    bound to the memory of cache_{k,v}.{layer}; with `heads`, alignment [batch, tokens, positions], their mean attention to the states.
 
     Args:
         model: in fp32 on the CPU.
         suppressed: ids never written.
         suppressed_first: ids not written first.
+        heads: [layer, head] of the cross-attention heads that follow the speech.
     """
     decoder, config = model.model.decoder, model.config
     width = int(config.d_model)
@@ -50,13 +54,19 @@ def step_graph(model: Any, suppressed: list[int], suppressed_first: list[int]) -
     positions = w.constant("positions", decoder.embed_positions.weight.detach().numpy())
     x = w.add("Add", w.add("Gather", embedding, ids), w.add("Gather", positions, places))
     mask = _mask(w, places, caches[0][0])
+    looked: list[str] = []
     for i, layer in enumerate(decoder.layers):
-        x = _layer(w, f"layers.{i}", layer, x, offset, caches[i], crosses[i], mask, i)
+        mine = [int(head) for number, head in heads if number == i]
+        x = _layer(w, f"layers.{i}", layer, x, offset, caches[i], crosses[i], mask, i, (mine, looked))
     last = w.norm("norm", decoder.layer_norm, w.add("Gather", x, w.constant("last", np.array(-1)), axis=1))
     transposed = w.add("Transpose", embedding, to=TRANSPOSED, perm=[1, 0])
     logits = w.add("MatMul", last, transposed)
     w.add("Add", logits, suppression(w, offset, config.vocab_size, suppressed, suppressed_first), to="logits")
     w.output("logits", FLOAT, ["batch", int(config.vocab_size)])
+    if looked:
+        together = looked[0] if len(looked) == 1 else w.add("Concat", *looked, axis=1)
+        w.add("ReduceMean", together, w.integers(1), to="alignment", keepdims=0)
+        w.output("alignment", FLOAT, ["batch", "tokens", "positions"])
     for i in range(len(decoder.layers)):
         for kind in "kv":
             w.output(f"next_{kind}.{i}", FLOAT, ["batch", "room", width])
@@ -78,9 +88,10 @@ def _mask(w: Writer, places: str, cache: str) -> str:
 
 
 def _layer(
-    w: Writer, name: str, layer: Any, x: str, offset: str, cache: list[str], cross: list[str], mask: str, number: int
-) -> str:
-    """One decoder layer. [batch, tokens, width] -> the same"""
+    w: Writer, name: str, layer: Any, x: str, offset: str, cache: list[str], cross: list[str], mask: str, number: int,
+    heads: tuple[list[int], list[str]],
+) -> str:  # fmt: skip
+    """One decoder layer. [batch, tokens, width] -> the same. What its `heads` look at is added to the list beside them."""
     import torch
 
     own = layer.self_attn
@@ -97,18 +108,32 @@ def _layer(
     other = layer.encoder_attn
     normed = w.norm(f"{name}.cross_norm", layer.encoder_attn_layer_norm, x)
     query = w.linear(f"{name}.cross_q", other.q_proj, normed)
-    x = w.add("Add", x, w.linear(f"{name}.cross_out", other.out_proj, _attention(w, other, query, cross)))
+    x = w.add("Add", x, w.linear(f"{name}.cross_out", other.out_proj, _attention(w, other, query, cross, heads=heads)))
     normed = w.norm(f"{name}.norm", layer.final_layer_norm, x)
     hidden = w.add("Gelu", w.linear(f"{name}.fc1", layer.fc1, normed))
     return w.add("Add", x, w.linear(f"{name}.fc2", layer.fc2, hidden))
 
 
-def _attention(w: Writer, attention: Any, query: str, kept: list[str], mask: str = "") -> str:
-    heads = int(attention.num_heads)
+def _attention(
+    w: Writer,
+    attention: Any,
+    query: str,
+    kept: list[str],
+    mask: str = "",
+    heads: tuple[list[int], list[str]] = ([], []),
+) -> str:
+    count = int(attention.num_heads)
     given = [query, *kept, *([mask] if mask else [])]
-    return w.add(
-        "Attention", *given, q_num_heads=heads, kv_num_heads=heads, scale=float(attention.head_dim) ** -0.5, is_causal=0
-    )
+    how = {"q_num_heads": count, "kv_num_heads": count, "scale": float(attention.head_dim) ** -0.5, "is_causal": 0}
+    mine, looked = heads
+    if not mine:
+        return w.add("Attention", *given, **how)
+    out = f"Attention_{len(w.nodes)}"
+    # the fourth output, after the softmax
+    w.split("Attention", *given, to=[out, "", "", f"{out}_looked"], qk_matmul_output_mode=3, **how)
+    chosen = w.constant(f"{out}_heads", np.array(mine, np.int64))
+    looked.append(w.add("Gather", f"{out}_looked", chosen, axis=1))  # [batch, heads, tokens, positions]
+    return out
 
 
 def suppression(w: Writer, offset: str, size: int, always: list[int], first: list[int]) -> str:

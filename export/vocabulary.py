@@ -27,7 +27,7 @@ WORDS = 50_000  # of a language, the most frequent
 FORMS_OF_A_WORD = {" {0}": 1.0, " {1}": 0.1, "{0}": 0.01, " {2}": 0.001}  # and how often it stands so, about
 LONGEST_SIGN = 5  # bytes of a number or punctuation mark; longer ones are rules of dashes and the like
 COPIED = ("preprocessor_config.json", "normalizer.json", "workbench.json")
-FORMS = "trained, a language such as 'en' or 'en:16000', 'corpus:FILE', or a number of tokens"
+FORMS = "trained, a language such as 'en' or 'en:16000', 'corpus:FILE', a number of tokens, or several joined by +"
 
 
 def choose(choice: str, family: Whisper) -> list[int]:
@@ -36,12 +36,15 @@ def choose(choice: str, family: Whisper) -> list[int]:
     Args:
         choice: `trained`: those that the student was trained with, where it knows only some; a language code, the tokens of
             its most frequent words, with `:N` at most N of them; `corpus:FILE`, those of a corpus's or a text file's
-            transcripts; a number N, the N text tokens that Whisper's tokenizer made first.
+            transcripts; a number N, the N text tokens that Whisper's tokenizer made first; several of these joined by `+`, as in
+            `en:12000+corpus:FILE`, what any of them keeps.
         family: the checkpoint's tokenizer.
 
     Raises:
         UserError: the choice is none of these, or its source cannot be read.
     """
+    if "+" in choice and not Path(choice.removeprefix("corpus:")).exists():
+        return sorted({token for part in choice.split("+") for token in choose(part, family)})
     first, _, rest = choice.partition(":")
     if choice == "trained":
         return _closed(family, _trained(family))

@@ -152,6 +152,7 @@ def test_a_number_keeps_the_first_tokens_and_a_language_its_words(checkpoint):
     assert set(few) < set(english)
     assert 380 < len(few) <= 400
     assert loss_of(english, family, TEXTS)["tokens_kept_percent"] > 90
+    assert choose("500+en:400", family) == sorted(set(kept) | set(few))
     spanish = choose("es", family)
     assert (
         loss_of(spanish, family, TEXTS)["tokens_kept_percent"] < loss_of(english, family, TEXTS)["tokens_kept_percent"]

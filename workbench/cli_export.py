@@ -33,7 +33,9 @@ def export(
     name: Annotated[str, typer.Option(help="What the bundle is called; the run's or folder's name by default.")] = "",
     vocabulary: Annotated[
         str,
-        typer.Option(help="Tokens to keep: trained, a language (en, or en:16000 at most), corpus:FILE, or a number."),
+        typer.Option(
+            help="Tokens to keep: trained, a language (en, or en:16000 at most), corpus:FILE, a number; joined by + any of them."
+        ),
     ] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of other content.")] = False,
     verify: Annotated[bool, typer.Option(help="Verify it in the installed runtimes afterwards.")] = True,
@@ -55,6 +57,7 @@ def export(
     symmetric: Annotated[bool, typer.Option(help="No zero points: static int8's inputs, weights in blocks.")] = False,
 ) -> None:
     """Export a student as a bundle: ONNX graphs, tokenizer, manifest, model card, torch-free runtime."""
+    from export.alignment import alignment_clips
     from export.bundle import export_bundle, open_manifest
     from export.int8 import Int8Options
 
@@ -65,17 +68,20 @@ def export(
         from workbench.corpus import open_corpus
 
         texts = [u.text for u in open_corpus(corpus, "validation")]
+    aligned = alignment_clips(corpus)
     options = Int8Options(per_channel, reduce_range, symmetric)
     if budget or device_profile:
         from export.search import export_for
 
-        how = {"name": name, "overwrite": overwrite, "vocabulary": vocabulary, "texts": texts}
+        how = {"name": name, "overwrite": overwrite, "vocabulary": vocabulary, "texts": texts, "aligned": aligned}
         bundle, _ = export_for(student, output, budget, device_profile, corpus, options, threads, **how)
     else:
         from export.quantize import calibration_clips
 
         calibration = calibration_clips(corpus) if "int8_static" in precision else []
-        bundle = export_bundle(student, output, precisions, name, overwrite, vocabulary, texts, options, calibration)
+        bundle = export_bundle(
+            student, output, precisions, name, overwrite, vocabulary, texts, options, calibration, aligned
+        )
     if verify and "verification" not in open_manifest(bundle).content:
         _verify(bundle, student, corpus, "validation", VERIFIED_CLIPS, [], None)
     typer.echo(bundle)
@@ -182,7 +188,10 @@ def demo(
 def prune(
     checkpoint: Annotated[str, typer.Argument(help="Teacher's name, or folder of a checkpoint.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new checkpoint.")],
-    vocabulary: Annotated[str, typer.Option(help="Tokens to keep: a language (en, en:16000), corpus:FILE, a number.")],
+    vocabulary: Annotated[
+        str,
+        typer.Option(help="As for export: a language (en, en:16000), corpus:FILE, a number, or several joined by +."),
+    ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
 ) -> None:
     """Write a checkpoint that knows fewer tokens: a teacher whose students are small from the start."""

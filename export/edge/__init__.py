@@ -14,6 +14,7 @@ from .bundle import BundleError, Manifest, read_manifest
 from .formats import FORMATS, written
 from .recognizer import Recognizer, Segment, Transcript
 from .stream import Heard, Stream
+from .words import Word
 
 __all__ = [
     "FORMATS",
@@ -25,6 +26,7 @@ __all__ = [
     "Segment",
     "Stream",
     "Transcript",
+    "Word",
     "read_manifest",
     "read_wav",
     "written",

@@ -32,6 +32,7 @@ def main() -> int:
         "--provider", choices=PROVIDERS, default="cpu", help="where to compute; a GPU wants onnxruntime-gpu"
     )
     parser.add_argument("--beams", type=int, default=1, help="transcripts followed at a time; 1 is the fastest")
+    parser.add_argument("--words", action="store_true", help="also when each word was said, in JSON")
     parser.add_argument("--format", choices=FORMATS, default="text", help="subtitles and JSON have times")
     parser.add_argument(
         "--vad",
@@ -66,8 +67,8 @@ def _segments(recognizer: Recognizer, name: str, args: argparse.Namespace) -> li
     wave = read_wav(name)
     seconds = len(wave) / SAMPLE_RATE
     if args.vad or seconds > recognizer.window:
-        return list(recognizer.segments(wave, args.language, beams=args.beams))
-    return [Segment(0.0, seconds, recognizer.transcribe(wave, args.language, args.beams))]
+        return list(recognizer.segments(wave, args.language, beams=args.beams, words=args.words))
+    return [Segment(0.0, seconds, recognizer.transcribe(wave, args.language, args.beams, args.words))]
 
 
 if __name__ == "__main__":

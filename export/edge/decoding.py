@@ -73,6 +73,13 @@ class Stepping:
         logits: npt.NDArray[np.float32] = self.binding.get_outputs()[self.place].numpy()
         return logits
 
+    def looks_at(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Where the heads that follow the speech look before each token that comes next. [rows, tokens] -> [rows, tokens, positions]"""
+        self.binding.bind_output("alignment")
+        self(tokens)
+        found: npt.NDArray[np.float32] = self.binding.get_outputs()[-1].numpy()
+        return found.astype(np.float32, copy=False)
+
     def reorder(self, rows: npt.NDArray[np.intp]) -> None:
         """Let each row go on from what another one has written."""
         if np.array_equal(rows, np.arange(self.rows)):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 
 from .recognizer import Segment
+from .words import as_dict
 
 FORMATS = ("text", "srt", "vtt", "json")
 
@@ -34,6 +35,7 @@ def _as_dict(segment: Segment) -> dict[str, object]:
         "language": said.language,
         "finished": said.finished,
         "looped": said.looped,
+        "words": [as_dict(word) for word in said.words],
     }
 
 

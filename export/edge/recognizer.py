@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from .bundle import BundleError, Manifest, read_manifest
 from .decoding import Stepping, Written, as_value, beam_search, greedy, run_on_device
 from .speech import Detector, pieces_of
 from .tokens import Detokenizer
+from .words import Word, timed_words
 
 AUTO = "auto"  # for a language
 POSITION_SAMPLES = 320  # samples of one encoder position: 20 ms
@@ -37,6 +38,7 @@ class Transcript:
     ]  # features, encoder, language where it was to be found, first_token, rest, detokenize; of its whole batch
     finished: bool  # False when the decoder was stopped by the cap on tokens or the guard against loops
     looped: bool = False  # whether the decoder fell into a loop, of which one round is kept
+    words: tuple[Word, ...] = ()  # with their times, where they were asked for
 
     @property
     def latency_ms(self) -> float:
@@ -109,19 +111,20 @@ class Recognizer:
         self.end: int = tokens["end"]
         self._detector: Detector | None = None  # opened when a recording needs it
 
-    def transcribe(self, wave: Wave, language: str = "en", beams: int = 1) -> Transcript:
+    def transcribe(self, wave: Wave, language: str = "en", beams: int = 1, words: bool = False) -> Transcript:
         """Transcribe one utterance, [samples] at 16 kHz, of at most 30 s.
 
         Args:
             wave: the utterance.
             language: ISO 639-1 code, or `auto` to have it found.
             beams: transcripts followed at a time; 1 takes the likeliest token at each step.
+            words: also find out when each word was said, which takes one more pass over the transcript.
 
         Raises:
             AudioError: the wave is empty, too long, or holds values that are not finite.
-            BundleError: the model does not know the language.
+            BundleError: the model does not know the language, or has no heads that word times can be read off.
         """
-        return self._transcribed([wave], language, beams)[0]
+        return self._transcribed([wave], language, beams, words)[0]
 
     def transcribe_batch(self, waves: Sequence[Wave], language: str = "en", most: int = 16) -> list[Transcript]:
         """Transcribe utterances, each of at most 30 s, some at a time; they are told in the order given.
@@ -138,10 +141,12 @@ class Recognizer:
         """
         found: dict[int, Transcript] = {}
         for batch in self._batches([self._checked(wave) for wave in waves], most):
-            found |= zip(batch, self._transcribed([waves[i] for i in batch], language, 1), strict=True)
+            found |= zip(batch, self._transcribed([waves[i] for i in batch], language), strict=True)
         return [found[i] for i in range(len(waves))]
 
-    def segments(self, wave: Wave, language: str = "en", longest: float = 28.0, beams: int = 1) -> Iterator[Segment]:
+    def segments(
+        self, wave: Wave, language: str = "en", longest: float = 28.0, beams: int = 1, words: bool = False
+    ) -> Iterator[Segment]:
         """Transcribe a recording of any length, stretch of speech by stretch; silence is not transcribed at all.
 
         Args:
@@ -149,6 +154,7 @@ class Recognizer:
             language: ISO 639-1 code, or `auto` to have each stretch's found.
             longest: seconds of the longest stretch.
             beams: as for `transcribe`.
+            words: as for `transcribe`; their times are the recording's.
 
         Raises:
             AudioError: the recording is empty or holds values that are not finite.
@@ -159,8 +165,10 @@ class Recognizer:
             raise AudioError(f"the wave has shape {wave.shape}; expected finite [samples], at least one")
         self._detector = self._detector or self.new_detector()
         for piece in pieces_of(wave, self._detector, min(longest, self.window)):
-            transcript = self.transcribe(wave[piece.start : piece.end], language, beams)
-            yield Segment(piece.start / SAMPLE_RATE, piece.end / SAMPLE_RATE, transcript)
+            begin = piece.start / SAMPLE_RATE
+            said = self.transcribe(wave[piece.start : piece.end], language, beams, words)
+            later = tuple(Word(w.text, round(begin + w.start, 3), round(begin + w.end, 3)) for w in said.words)
+            yield Segment(begin, piece.end / SAMPLE_RATE, replace(said, words=later))
 
     def new_detector(self) -> Detector:
         """The speech detector that lies in the bundle; raises BundleError if it has none."""
@@ -183,10 +191,14 @@ class Recognizer:
         if batch:
             yield batch
 
-    def _transcribed(self, waves: Sequence[Wave], language: str, beams: int) -> list[Transcript]:
+    def _transcribed(
+        self, waves: Sequence[Wave], language: str, beams: int = 1, words: bool = False
+    ) -> list[Transcript]:
         """Transcribe clips of about one length as one batch, or one clip with beams."""
         limits = [self.manifest.token_limit(self._checked(wave)) for wave in waves]
         self._known(language)
+        if words and not self.manifest.content.get("alignment_heads"):
+            raise BundleError(f"{self.manifest.name}: has no attention heads that word times can be read off")
         clock = _Clock()
         crossed = self.states(waves, clock)
         languages = [language] * len(waves)
@@ -204,11 +216,27 @@ class Recognizer:
         clock.lap("rest")
         texts = [self.detokenize(one.tokens) for one in written]
         clock.lap("detokenize")
-        return [self._transcript(*one, clock) for one in zip(texts, languages, written, strict=True)]
+        timed: list[tuple[Word, ...]] = [()] * len(waves)
+        if words:
+            timed = [self._words(waves[0], crossed, prompts[0], written[0], languages[0])]
+            clock.lap("words")
+        return [
+            Transcript(text, code, tuple(one.tokens), clock.laps, one.finished, one.looped, said)
+            for text, code, one, said in zip(texts, languages, written, timed, strict=True)
+        ]
 
-    @staticmethod
-    def _transcript(text: str, language: str, written: Written, clock: _Clock) -> Transcript:
-        return Transcript(text, language, tuple(written.tokens), clock.laps, written.finished, written.looped)
+    def _words(
+        self, wave: Wave, crossed: Sequence[Any], prompt: list[int], written: Written, language: str
+    ) -> tuple[Word, ...]:
+        """Times of the words of one clip: the transcript is read once more, by the heads that follow the speech."""
+        read = np.array([[*prompt, *written.tokens]], np.int64)
+        looked = Stepping(self.step, crossed, read.shape[1]).looks_at(read)[
+            0, len(prompt) - 1 :
+        ]  # [tokens + 1, positions]
+        seconds = len(wave) / SAMPLE_RATE
+        heard = self._padded([wave]).shape[1] / SAMPLE_RATE
+        positions = max(2, round(looked.shape[1] * seconds / heard))
+        return tuple(timed_words(looked[:, :positions], written.tokens, self.detokenize.bytes_of, language, seconds))
 
     def states(self, waves: Sequence[Wave], clock: _Clock | None = None) -> list[Any]:
         """Keys and values of the encoder's states for every decoder layer, as onnxruntime's values [layers, clips, positions, width]."""

@@ -1,0 +1,117 @@
+"""When each word was said, from where the decoder looked while it wrote: a monotone path through its cross-attention."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+WITHOUT_SPACES = {"zh", "ja", "th", "lo", "my", "yue", "km"}  # where a word is as much as makes whole characters
+SMOOTHED = 7  # positions of the median filter, as in Whisper
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word as it was written, without spaces around it."""
+
+    text: str
+    start: float  # seconds
+    end: float  # seconds
+
+
+def timed_words(
+    attention: npt.NDArray[np.float32],
+    tokens: Sequence[int],
+    bytes_of: Mapping[int, bytes],
+    language: str,
+    seconds: float,
+) -> list[Word]:
+    """Words of a transcript and their times.
+
+    Args:
+        attention: where the decoder looked before each token and before the end, of the positions that hold the clip
+            [tokens + 1, positions].
+        tokens: what it wrote.
+        bytes_of: bytes of each token of text.
+        language: ISO 639-1 code.
+        seconds: of the clip.
+    """
+    if not tokens:
+        return []
+    starts = path(-sharpened(attention)) * (seconds / attention.shape[1])  # [tokens + 1]
+    return [
+        Word(text, round(float(starts[first]), 3), round(float(max(starts[last], starts[first])), 3))
+        for text, first, last in grouped(tokens, bytes_of, language)
+    ]
+
+
+def sharpened(attention: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """What a token looks at more than the others do, smoothed over time. [tokens, positions] -> the same"""
+    rows = attention.astype(np.float64)
+    if len(rows) > 1:
+        rows = (rows - rows.mean(0)) / np.maximum(rows.std(0), 1e-9)
+    reach = SMOOTHED // 2
+    if rows.shape[1] <= reach:
+        return rows
+    padded = np.pad(rows, ((0, 0), (reach, reach)), mode="reflect")
+    smoothed: npt.NDArray[np.float64] = np.median(
+        np.lib.stride_tricks.sliding_window_view(padded, SMOOTHED, axis=1), -1
+    )
+    return smoothed
+
+
+def path(cost: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Position at which each row begins on the cheapest path that goes down or right from corner to corner (dynamic time warping).
+
+    cost: [rows, positions] -> [rows]
+    """
+    rows, positions = cost.shape
+    total = np.empty_like(cost)
+    total[0] = cost[0].cumsum()
+    for i in range(1, rows):
+        along = cost[i].cumsum()
+        above = total[i - 1]
+        entered = np.minimum(above, np.concatenate([[np.inf], above[:-1]]))  # from above, or from above and before
+        total[i] = along + np.minimum.accumulate(entered - (along - cost[i]))
+    starts = np.zeros(rows, np.int64)
+    i, j = rows - 1, positions - 1
+    while i > 0:
+        before = [total[i - 1, j], total[i - 1, j - 1] if j else np.inf, total[i, j - 1] if j else np.inf]
+        step = int(np.argmin(before))
+        if step == 2:
+            j -= 1
+            continue
+        starts[i] = j
+        i, j = i - 1, j - (step == 1)
+    return starts
+
+
+def grouped(tokens: Sequence[int], bytes_of: Mapping[int, bytes], language: str) -> list[tuple[str, int, int]]:
+    """Words, and the tokens that each is made of: from the first to before the last."""
+    found: list[tuple[str, int, int]] = []
+    held, begin = b"", 0
+    for i, token in enumerate(tokens):
+        held += bytes_of.get(token, b"")
+        text = held.decode("utf-8", "replace")
+        if "\ufffd" in text and i + 1 < len(tokens):
+            continue  # the rest of a character is still to come
+        apart = language in WITHOUT_SPACES or text.startswith(" ")
+        if not found or (apart and not _is_punctuation(text.strip())):
+            found.append((text, begin, i + 1))
+        else:
+            found[-1] = (found[-1][0] + text, found[-1][1], i + 1)
+        held, begin = b"", i + 1
+    return [(text.strip(), first, last) for text, first, last in found if text.strip()]
+
+
+def _is_punctuation(text: str) -> bool:
+    return all(unicodedata.category(c).startswith("P") for c in text)
+
+
+def as_dict(word: Word) -> dict[str, Any]:
+    """For JSON."""
+    return {"text": word.text, "start": word.start, "end": word.end}
