@@ -1,26 +1,43 @@
 """Which of a decoder's cross-attention heads follow the speech: word times are read off them.
 
-A student has other layers than its teacher, so the teacher's list of alignment heads does not hold. Heads are chosen by how
-monotonically they look, on clips whose text is known (our interpretation; Whisper's were chosen by hand and by time-stamped speech).
+A student has other layers than its teacher, so the teacher's list of alignment heads does not hold. Heads are chosen on clips that are
+joined with pauses between them: where each one begins and ends is then known (our interpretation; docs/decisions/0016-word-times.md).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from export.edge.words import path, sharpened
+from export.edge.words import spans
+from workbench.audio import SAMPLE_RATE, Wave
 from workbench.corpus import Utterance, open_corpus
 from workbench.families.whisper import Whisper, encode
+from workbench.families.whisper_tokens import label_ids
+from workbench.segment import PAD_SECONDS, SpeechFinder
 
-CLIPS = 24  # that heads are chosen on
+log = logging.getLogger("workbench")
+CLIPS = 60  # looked at, for those that are short and said in one breath
+JOINED = 3  # clips in a recording
+SECONDS = (0.3, 2.5)  # of a clip's speech
+PAUSES = (0.1, 0.6)  # seconds between clips
 MOST = 6
-LEAST_SCORE = 0.3  # below which a head tells nothing
-NEAR = 10  # positions on both sides of the path that count as on it
-FEWEST_TOKENS = 4  # of a clip that can show an order
+LARGEST_ERROR = 0.5  # seconds, on average; a head that errs more tells nothing
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Clips in a row, with what was said when."""
+
+    wave: Wave
+    texts: list[str]
+    times: list[tuple[float, float]]  # begin and end of each clip, in seconds
+    language: str
 
 
 def alignment_clips(corpus: str) -> list[Utterance]:
@@ -28,51 +45,96 @@ def alignment_clips(corpus: str) -> list[Utterance]:
     return open_corpus(corpus, "train", CLIPS)
 
 
+def recordings(utterances: Sequence[Utterance], seed: int = 0) -> list[Recording]:
+    """Join clips three by three, without the silence around them and with pauses of their own.
+
+    Raises:
+        UserError: silero-vad is not installed.
+    """
+    finder, random = SpeechFinder(), np.random.default_rng(seed)
+    short: list[tuple[Wave, Utterance]] = []
+    for utterance in utterances:
+        wave = utterance.wave()
+        pieces = finder.pieces(wave, utterance.seconds + 1)
+        if len(pieces) == 1 and SECONDS[0] < pieces[0].end - pieces[0].start - 2 * PAD_SECONDS < SECONDS[1]:
+            begin, end = (
+                round(SAMPLE_RATE * at) for at in (pieces[0].start + PAD_SECONDS, pieces[0].end - PAD_SECONDS)
+            )
+            short.append((wave[begin:end], utterance))
+    found = []
+    for i in range(0, len(short) - JOINED + 1, JOINED):
+        parts: list[Wave] = []
+        times, at = [], 0
+        for wave, _ in short[i : i + JOINED]:
+            pause = np.zeros(int(SAMPLE_RATE * random.uniform(*PAUSES)), np.float32)
+            times.append((at / SAMPLE_RATE, (at + len(wave)) / SAMPLE_RATE))
+            parts += [wave, pause]
+            at += len(wave) + len(pause)
+        texts = [u.text for _, u in short[i : i + JOINED]]
+        found.append(Recording(np.concatenate(parts), texts, times, short[i][1].language))
+    return found
+
+
 @torch.no_grad()
 def choose_heads(
-    model: Any, family: Whisper, utterances: Sequence[Utterance], margin_seconds: float
-) -> list[list[int]]:
-    """Heads that follow the speech, as [layer, head], the best first; none if no head does.
+    model: Any, family: Whisper, joined: Sequence[Recording], margin_seconds: float
+) -> tuple[list[list[int]], float | None]:
+    """Heads that tell best where clips begin and end.
 
     Args:
         model: a WhisperForConditionalGeneration whose attention is eager.
         family: its features and tokens.
-        utterances: clips with their texts.
-        margin_seconds: silence after a clip that the model expects.
+        joined: clips in a row, as `recordings` gives them.
+        margin_seconds: silence after a recording that the model expects; its whole window for one that reads 30 s.
+
+    Returns:
+        The heads as [layer, head], the best first, none if no head follows; and the mean error of their mean in seconds.
     """
-    scores: list[Any] = []
-    for utterance in utterances:
-        tokens = family.tokens([utterance.text], [utterance.language])
-        rows = tokens.labelled()
-        if len(rows) <= FEWEST_TOKENS:
-            continue
-        states = encode(model, family.features([utterance.wave()], utterance.seconds + margin_seconds))
-        looked = model.model.decoder(
-            input_ids=tokens.inputs, encoder_hidden_states=states, output_attentions=True, use_cache=False
-        ).cross_attentions
-        heard = max(2, round(states.shape[1] * utterance.seconds / (utterance.seconds + margin_seconds)))
-        each = torch.stack(
-            [layer[0][:, rows, :heard] for layer in looked]
-        ).numpy()  # [layers, heads, tokens, positions]
-        scores.append([[following(head) for head in layer] for layer in each])
-    if not scores:
-        return []
-    mean = np.mean(scores, axis=0)  # [layers, heads]
-    best = np.dstack(np.unravel_index(np.argsort(-mean, axis=None), mean.shape))[0][:MOST]
-    return [[int(layer), int(head)] for layer, head in best if mean[layer, head] >= LEAST_SCORE]
+    seen = [(looked, rows, one) for one in joined if (looked := _looked(model, family, one, margin_seconds)) is not None
+            for rows in [_first_rows(family, one)]]  # fmt: skip
+    if not seen:
+        return [], None
+    layers, heads = seen[0][0].shape[:2]
+    errors = {
+        (layer, head): _error([(looked[layer, head], rows, one) for looked, rows, one in seen])
+        for layer in range(layers)
+        for head in range(heads)
+    }
+    best = sorted((head for head, error in errors.items() if error <= LARGEST_ERROR), key=lambda head: errors[head])
+    chosen = [list(head) for head in best[:MOST]]
+    if not chosen:
+        return [], None
+    together = [(np.mean([looked[at, head] for at, head in chosen], 0), rows, one) for looked, rows, one in seen]
+    return chosen, round(_error(together), 3)
 
 
-def following(attention: Any) -> float:
-    """How well a head follows the speech, from 0 to 1: it looks later for later tokens, and near a monotone path.
+def _looked(model: Any, family: Whisper, one: Recording, margin_seconds: float) -> Any:
+    """Where every head looks before each token and before the end, while the decoder is given the text. [layers, heads, tokens + 1, positions]"""
+    seconds = len(one.wave) / SAMPLE_RATE
+    tokens = family.tokens([" ".join(text.strip() for text in one.texts)], [one.language])
+    rows = tokens.labelled()
+    if len(rows) != _first_rows(family, one)[-1] + 1:
+        return None  # joined texts have other tokens here
+    heard = min(seconds + margin_seconds, family.window_seconds)
+    states = encode(model, family.features([one.wave], heard))
+    attentions = model.model.decoder(
+        input_ids=tokens.inputs, encoder_hidden_states=states, output_attentions=True, use_cache=False
+    ).cross_attentions
+    positions = max(2, round(states.shape[1] * seconds / heard))
+    return torch.stack([layer[0][:, rows, :positions] for layer in attentions]).numpy()
 
-    attention: [tokens, positions], rows adding up to 1 at most.
-    """
-    places = np.arange(attention.shape[1])
-    looked = attention @ places / np.maximum(attention.sum(1), 1e-9)
-    if looked.std() < 1e-6:
-        return 0.0
-    order = float(np.corrcoef(looked, np.arange(len(looked)))[0, 1])
-    starts = path(-sharpened(attention))
-    middles = (starts + np.append(starts[1:], attention.shape[1])) / 2
-    near = np.abs(places[None] - middles[:, None]) <= NEAR
-    return max(0.0, order) * float((attention * near).sum(1).mean())
+
+def _first_rows(family: Whisper, one: Recording) -> list[int]:
+    """Number of each clip's first token, and of the end."""
+    counts = [len(label_ids(family.tokenizer, text.strip())) for text in one.texts]
+    return [0, *np.cumsum(counts).tolist()]
+
+
+def _error(seen: Sequence[tuple[Any, list[int], Recording]]) -> float:
+    """Mean distance in seconds of where clips are said to begin, all but the first, and to end."""
+    found = []
+    for looked, rows, one in seen:
+        begins, ends = spans(looked, len(one.wave) / SAMPLE_RATE)
+        for k, (begin, end) in enumerate(one.times):
+            found += [abs(begins[rows[k]] - begin)] * (k > 0) + [abs(ends[rows[k + 1] - 1] - end)]
+    return float(np.mean(found))

@@ -119,11 +119,12 @@ def export_bundle(
         check_free_space(output.parent, parameters(model) * 3 * (4 + len(parsed)), "the bundle")
         graphs = folder / "onnx"
         graphs.mkdir()
-        heads = _alignment_heads(model, family, origin, aligned)
+        alignment = _alignment(model, family, origin, aligned)
+        heads = alignment["heads"]
         _write_graphs(model, family, origin, graphs, parsed, options, calibration, heads)
         _write_clients_files(read, family, folder, heads)
         content = _manifest(origin, family, model, parsed, source) | {"vocabulary": lost, "int8": wanted["int8"]}
-        content |= {"speech_detector": _copy_detector(graphs), "alignment_heads": heads}
+        content |= {"speech_detector": _copy_detector(graphs), "alignment": alignment}
         # what the check reads; checksums are computed once, when no file changes any more
         write_json(folder / "bundle.json", content)
         log.info("checking tensors against torch")
@@ -174,16 +175,25 @@ def _pruned(checkpoint: Path, choice: str, texts: Sequence[str]) -> Iterator[tup
         yield prune(checkpoint, kept, Path(temporary)), lost
 
 
-def _alignment_heads(model: Any, family: Whisper, origin: Origin, utterances: Sequence[Utterance]) -> list[list[int]]:
-    from export.alignment import choose_heads
+def _alignment(model: Any, family: Whisper, origin: Origin, utterances: Sequence[Utterance]) -> dict[str, Any]:
+    """Heads that word times are read off, and their mean error on the clips that they were chosen on."""
+    from export.alignment import choose_heads, recordings
 
+    named = [list(pair) for pair in getattr(family.generation, "alignment_heads", None) or []]
     if not utterances:
-        return [list(pair) for pair in getattr(family.generation, "alignment_heads", None) or []]
+        return {"heads": named, "error_seconds": None}
+    if find_spec("silero_vad") is None:
+        log.warning(
+            "silero-vad is not installed: word times are read off the heads that the checkpoint names, unchecked"
+        )
+        return {"heads": named, "error_seconds": None}
     model.config._attn_implementation = "eager"  # others do not tell where they look
     silence = origin.margin_seconds if origin.length == "true" else WINDOW_SECONDS
-    heads = choose_heads(model, family, utterances, silence)
-    log.info("word times: %s", f"{len(heads)} heads follow the speech" if heads else "no head follows the speech")
-    return heads
+    heads, error = choose_heads(model, family, recordings(utterances), silence)
+    log.info(
+        "word times: %s", f"{len(heads)} heads, {error:.2f} s off on average" if heads else "no head follows the speech"
+    )
+    return {"heads": heads, "error_seconds": error}
 
 
 def _write_clients_files(checkpoint: Path, family: Whisper, folder: Path, heads: list[list[int]]) -> None:

@@ -9,10 +9,14 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from export.alignment import alignment_clips, recordings
+from export.bundle import export_bundle
+from export.edge import Recognizer
 from workbench.corpus import open_corpus
 from workbench.families.whisper import Whisper, encode
 from workbench.scoring import score
@@ -63,6 +67,22 @@ def test_the_english_only_teacher_transcribes():
     texts = family.decode(family.load(), states, [u.seconds for u in clips], ["en"] * len(clips))
     assert score([u.text for u in clips], texts).wer < 15
     assert family.prompt("en") == [50257, 50362]  # without a language, which its tokenizer could spell
+
+
+def test_words_are_timed_where_they_were_said(teacher, tmp_path):
+    """On validation clips joined with pauses, by heads chosen on training clips: docs/decisions/0016-word-times.md."""
+    bundle = export_bundle(teacher, tmp_path / "bundle", ["fp32"], aligned=alignment_clips("prompts-en"))
+    recognizer = Recognizer(bundle)
+    assert recognizer.manifest.content["alignment"]["error_seconds"] < 0.3
+    late = []
+    for one in recordings(open_corpus("prompts-en", "validation"))[:4]:
+        said = recognizer.transcribe(one.wave, one.language, words=True)
+        counts = [len(text.split()) for text in one.texts]
+        if len(said.words) == sum(counts):  # or it understood something else
+            firsts = np.cumsum([0, *counts[:-1]])
+            late += [said.words[k].start - begin for k, (begin, _) in zip(firsts[1:], one.times[1:], strict=True)]
+    assert len(late) >= 4
+    assert np.median(np.abs(late)) < 0.15
 
 
 def _output(command, folder):

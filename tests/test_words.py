@@ -1,16 +1,17 @@
 """When words were said: the path, the words, the heads that are chosen, and the graph that tells where they look."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
 
-from export.alignment import choose_heads, following
+from export.alignment import Recording, _first_rows, choose_heads, recordings
 from export.bundle import export_bundle
 from export.edge import BundleError, Recognizer
 from export.edge.decoding import Stepping
-from export.edge.words import grouped, path, timed_words
+from export.edge.words import grouped, path, spans, timed_words
 from tests.conftest import tone
 from workbench.corpus import open_corpus
 from workbench.families.whisper import Whisper, encode
@@ -62,18 +63,57 @@ def test_words_of_several_tokens_and_without_spaces():
     assert grouped([7, 5], spelt, "zh")[-1][0] == "\ufffd"  # cut off within a character
 
 
-def test_a_head_that_follows_is_told_from_one_that_does_not():
-    positions, tokens = 60, 10
-    diagonal = np.full((tokens, positions), 1e-4)
-    for t in range(tokens):
-        diagonal[t, 6 * t : 6 * t + 3] = 0.3
-    constant = np.zeros((tokens, positions))
-    constant[:, 5] = 1.0
-    noise = np.random.default_rng(0).dirichlet(np.ones(positions), tokens)
-    assert following(diagonal) > 0.8
-    assert following(constant) == 0.0
-    assert following(noise) < 0.3
-    assert following(diagonal[::-1]) == 0.0  # backwards
+def test_a_word_begins_after_the_pause_before_it():
+    attention = np.full((3, 40), 0.001, np.float32)
+    attention[0, 2:8] = 0.2
+    attention[1, 24:30] = 0.2  # positions 8 to 23 are a pause
+    attention[2, 38:] = 0.2
+    begins, ends = spans(attention, 4.0)
+    assert begins[1] == pytest.approx(2.4, abs=0.31)
+    assert ends[0] <= begins[1]
+
+
+def test_clips_are_joined_with_what_was_said_when():
+    clips = open_corpus("prompts-en", "train", 40)
+    found = recordings(clips)
+    assert found
+    for one in found:
+        assert len(one.texts) == len(one.times) == 3
+        assert one.times[0][0] == 0.0
+        assert all(0.3 < end - begin < 2.6 for begin, end in one.times)
+        pauses = [b[0] - a[1] for a, b in itertools.pairwise(one.times)]
+        assert all(0.1 <= pause <= 0.6 for pause in pauses)
+        begin, end = (round(16000 * at) for at in (one.times[0][1], one.times[1][0]))
+        assert not one.wave[begin:end].any()
+    assert all(np.array_equal(a.wave, b.wave) for a, b in zip(found, recordings(clips), strict=True))
+
+
+def test_the_heads_with_the_least_error_are_chosen(student, monkeypatch):
+    family = Whisper(student)
+    one = Recording(np.zeros(48000, np.float32), ["ab", "cd", "ef"], [(0.0, 0.8), (1.0, 1.8), (2.0, 2.8)], "en")
+    rows = _first_rows(family, one)[-1] + 1
+    random = np.random.default_rng(0)
+
+    def looked(shift):
+        out = np.full((rows, 150), 1e-3)
+        firsts = _first_rows(family, one)
+        for k, (begin, end) in enumerate(one.times):
+            edges = np.linspace(begin, end, firsts[k + 1] - firsts[k] + 1) * 50
+            for i, (a, z) in enumerate(itertools.pairwise(edges)):
+                out[firsts[k] + i, max(0, int(a) + shift) : int(z) + shift] = 0.2
+        out[-1, -3:] = 0.3
+        return out
+
+    noise = random.dirichlet(np.ones(150), rows)
+    heads = np.array([[looked(8), noise], [looked(0), looked(3)]])
+    monkeypatch.setattr("export.alignment._looked", lambda *_: heads)
+    chosen, error = choose_heads(None, family, [one], 0.4)
+    assert chosen[0] == [1, 0]
+    assert [0, 1] not in chosen[:3]
+    assert error < 0.2
+    heads[:] = noise
+    assert choose_heads(None, family, [one], 0.4)[0] in ([], [[0, 0], [0, 1], [1, 0], [1, 1]])
+    assert choose_heads(None, family, [], 0.4) == ([], None)
 
 
 @torch.no_grad()
@@ -82,7 +122,7 @@ def test_the_graph_tells_what_torchs_heads_look_at(student, tmp_path):
         student, tmp_path / "bundle", ["fp32", "int8", "fp16"]
     )  # of the heads that the checkpoint names
     recognizer = Recognizer(bundle, "fp32")
-    heads = recognizer.manifest.content["alignment_heads"]
+    heads = recognizer.manifest.content["alignment"]["heads"]
     assert heads == [[0, 1], [2, 0]]
     family, wave = Whisper(student), tone(1.0)
     model = family.load()
@@ -103,16 +143,17 @@ def test_the_graph_tells_what_torchs_heads_look_at(student, tmp_path):
         assert all(a.start <= b.start for a, b in itertools.pairwise(said.words))
 
 
-def test_heads_are_chosen_on_clips_or_there_are_none(student, tmp_path):
-    clips = open_corpus("prompts-en", "train", 4)
-    family = Whisper(student)
-    model = family.load()
-    model.config._attn_implementation = "eager"
-    heads = choose_heads(model, family, clips, 0.4)
-    assert all(0 <= layer < 3 and 0 <= head < 2 for layer, head in heads)
+def test_an_export_chooses_heads_or_has_none(student, tmp_path):
+    clips = open_corpus("prompts-en", "train", 30)
     bundle = export_bundle(student, tmp_path / "bundle", ["fp32"], aligned=clips)
     recognizer = Recognizer(bundle)
-    assert recognizer.manifest.content["alignment_heads"] == heads
-    if not heads:  # those of a random model follow nothing
-        with pytest.raises(BundleError, match="no attention heads"):
-            recognizer.transcribe(tone(1.0), words=True)
+    alignment = recognizer.manifest.content["alignment"]
+    assert json.loads((bundle / "generation_config.json").read_text())["alignment_heads"] == (
+        alignment["heads"] or None
+    )
+    if alignment["heads"]:
+        assert alignment["error_seconds"] <= 0.5
+        assert recognizer.transcribe(tone(1.0), words=True).stages_ms["words"] > 0
+        return
+    with pytest.raises(BundleError, match="no attention heads"):  # those of a random model follow nothing
+        recognizer.transcribe(tone(1.0), words=True)

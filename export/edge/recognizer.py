@@ -197,7 +197,7 @@ class Recognizer:
         """Transcribe clips of about one length as one batch, or one clip with beams."""
         limits = [self.manifest.token_limit(self._checked(wave)) for wave in waves]
         self._known(language)
-        if words and not self.manifest.content.get("alignment_heads"):
+        if words and not (self.manifest.content.get("alignment") or {}).get("heads"):
             raise BundleError(f"{self.manifest.name}: has no attention heads that word times can be read off")
         clock = _Clock()
         crossed = self.states(waves, clock)

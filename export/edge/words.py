@@ -5,12 +5,14 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 WITHOUT_SPACES = {"zh", "ja", "th", "lo", "my", "yue", "km"}  # where a word is as much as makes whole characters
+ONSET = 0.3  # of the most that a token looks at any place of its stretch: where it begins
 SMOOTHED = 7  # positions of the median filter, as in Whisper
 
 
@@ -42,11 +44,28 @@ def timed_words(
     """
     if not tokens:
         return []
-    starts = path(-sharpened(attention)) * (seconds / attention.shape[1])  # [tokens + 1]
+    begins, ends = spans(attention, seconds)
     return [
-        Word(text, round(float(starts[first]), 3), round(float(max(starts[last], starts[first])), 3))
+        Word(text, round(float(begins[first]), 3), round(float(ends[last - 1]), 3))
         for text, first, last in grouped(tokens, bytes_of, language)
     ]
+
+
+def spans(attention: npt.NDArray[Any], seconds: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """When each token begins and ends, in seconds.
+
+    A token ends where the path goes on to the next one. It begins there only if the decoder looks at that place: a pause is passed over
+    until it does, which the path alone would count to the word after it.
+
+    attention: [tokens + 1, positions] -> [tokens], [tokens]
+    """
+    starts = path(-sharpened(attention))  # [tokens + 1]
+    begins = starts[:-1].astype(np.float64)
+    for i, (start, stop) in enumerate(pairwise(starts)):
+        stretch = attention[i, start : max(stop, start + 1)]
+        begins[i] += int(np.argmax(stretch >= ONSET * stretch.max()))
+    a_position = seconds / attention.shape[1]
+    return begins * a_position, np.maximum(starts[1:], begins) * a_position
 
 
 def sharpened(attention: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
