@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
 from export.blockwise import quantize_weights
+from export.half import store_in_half
 from export.int8 import Int8Options, quantize_dynamic, quantize_static
 from export.onnx_edit import nodes_of_layers, rename_in_branches
 from export.precisions import Scheme
@@ -62,6 +63,10 @@ def quantize(source: Path, scheme: Scheme, options: Int8Options, calibration: Se
         quantize_weights(source, target, BITS[scheme.name], options.symmetric, leave)
     elif scheme.name == "fp16":
         _halve(source, target, keep_inputs="step" not in source.name)
+        return target
+    model = onnx.load(target)
+    store_in_half(model)
+    onnx.save(model, target)
     return target
 
 

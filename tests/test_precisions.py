@@ -127,3 +127,26 @@ def test_every_runtime_loads_every_precision(bundle, student):
     found = verify_bundle(bundle, student, open_corpus("prompts-en", "validation", 1), "one clip", clients)
     errors = {(c["client"], c["precision"]): c["error"] for c in found["clients"] if c["error"]}
     assert not errors
+
+
+def test_what_is_not_quantized_is_stored_in_half(student, tmp_path, monkeypatch):
+    """Convolutions, positions and scales, in every scheme but fp32 and fp16; what the graphs put out hardly moves."""
+    whole = tmp_path / "whole"
+    with monkeypatch.context() as patched:
+        patched.setattr("export.quantize.store_in_half", lambda _: 0)
+        export_bundle(student, whole, ["int8", "q4"], "tiny")
+    halved = export_bundle(student, tmp_path / "halved", ["int8", "q4"], "tiny")
+    for path in sorted((halved / "onnx").glob("*_quantized.onnx")) + sorted((halved / "onnx").glob("*_q4.onnx")):
+        model, before = onnx.load(path), onnx.load(whole / "onnx" / path.name)
+        assert path.stat().st_size < (whole / "onnx" / path.name).stat().st_size
+        products = {name for node in model.graph.node if node.op_type == "MatMul" for name in node.input}
+        large = [i for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT and i.ByteSize() > 4096]
+        assert {i.name for i in large} <= products
+        assert sum(i.data_type == onnx.TensorProto.FLOAT16 for i in model.graph.initializer) > 0
+        assert not any(i.data_type == onnx.TensorProto.FLOAT16 for i in before.graph.initializer)
+    wave = tone(1.0)
+    for precision in ("int8", "q4"):
+        expected, found = (
+            (r := Recognizer(b, precision)).first_logits(r.states([wave]), "en") for b in (whole, halved)
+        )
+        assert np.abs(found - expected)[expected > -1e3].max() < 0.05 * np.abs(expected[expected > -1e3]).max()

@@ -94,12 +94,15 @@ class Recognizer:
             raise BundleError(
                 f"onnxruntime {ort.__version__} here has no {first}, it has {', '.join(known)}; for a GPU: pip install onnxruntime-gpu"
             )
+        # the largest first: what loading it needed is free again for the others, which keeps the peak of memory low
+        largest_first = sorted(graphs, key=lambda part: -graphs[part].stat().st_size)
         try:
-            self.frontend, self.encoder, self.step = (
-                ort.InferenceSession(str(path), options, providers=list(providers)) for path in graphs.values()
-            )
+            opened = {
+                p: ort.InferenceSession(str(graphs[p]), options, providers=list(providers)) for p in largest_first
+            }
         except Exception as error:  # onnxruntime's errors have no common base
             raise BundleError(f"{bundle}: onnxruntime {ort.__version__} cannot load it ({error})") from error
+        self.frontend, self.encoder, self.step = (opened[part] for part in graphs)
         if self.step.get_providers()[0] != first:  # onnxruntime goes on without a provider that fails to start
             raise BundleError(f"{bundle}: {first} is installed but does not start; onnxruntime's warnings say why")
         self.detokenize = Detokenizer(self.manifest.path("vocab.json"))
