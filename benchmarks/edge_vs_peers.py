@@ -144,7 +144,7 @@ def _work(options: Any) -> None:
 
         transcribe: Any = PEERS[options.worker].open(Path(options.bundle), options.threads)
     else:
-        recognizer = Recognizer(options.bundle, options.precision, options.threads)
+        recognizer = Recognizer(options.bundle, options.precision, options.threads, frugal=True)  # as `python -m edge`
         transcribe = lambda wave: recognizer.transcribe(wave).text  # noqa: E731
     ready = {"load_ms": 1000 * (time.perf_counter() - started)}
 

@@ -145,7 +145,7 @@ def _serve(pipe: Connection, bundle: str, precision: str, threads: int) -> None:
 
     try:
         started = time.perf_counter()
-        recognizer = Recognizer(bundle, precision, threads, check=False)  # the parent has checked it
+        recognizer = Recognizer(bundle, precision, threads, check=False, frugal=True)  # the parent has checked it
         pipe.send({"load_ms": 1000 * (time.perf_counter() - started)})
         while True:
             request = pipe.recv()

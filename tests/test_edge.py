@@ -268,3 +268,8 @@ def test_half_precision_and_beams_take_the_states_as_they_need_them(student, tmp
     recognizer = Recognizer(bundle)
     assert recognizer.transcribe(wave).tokens == recognizer.transcribe_batch([wave, wave])[1].tokens
     assert recognizer.transcribe(wave, beams=3).tokens
+
+
+def test_frugal_loading_changes_memory_alone(exported):
+    wave = tone(1.0)
+    assert Recognizer(exported, frugal=True).transcribe(wave).tokens == Recognizer(exported).transcribe(wave).tokens

@@ -38,12 +38,12 @@ def test_words_are_timed_where_the_decoder_looked():
     for row, place in enumerate((2, 14, 26, 38)):
         attention[row, place - 2 : place + 3] = 0.2
     spelt = {1: b" one", 2: b" tw", 3: b"o."}
-    words = timed_words(attention, [1, 2, 3], spelt, "en", 4.0)
+    words = timed_words(attention, [1, 2, 3], spelt.get, "en", 4.0)
     assert [w.text for w in words] == ["one", "two."]
     assert words[0].start == 0.0
     assert words[0].end == words[1].start == pytest.approx(0.8, abs=0.45)  # between the first and the second place
     assert words[1].end == pytest.approx(3.3, abs=0.5)
-    assert timed_words(attention, [], spelt, "en", 4.0) == []
+    assert timed_words(attention, [], spelt.get, "en", 4.0) == []
 
 
 def test_words_of_several_tokens_and_without_spaces():
@@ -57,10 +57,10 @@ def test_words_of_several_tokens_and_without_spaces():
         7: "界".encode(),
         8: b" -",
     }
-    assert grouped([1, 2, 3, 4, 8], spelt, "en") == [("Hello,", 0, 3), ("world -", 3, 5)]
-    assert grouped([5, 6, 7], spelt, "zh") == [("世", 0, 2), ("界", 2, 3)]
-    assert grouped([5, 6, 7], spelt, "en") == [("世界", 0, 3)]
-    assert grouped([7, 5], spelt, "zh")[-1][0] == "\ufffd"  # cut off within a character
+    assert grouped([1, 2, 3, 4, 8], spelt.get, "en") == [("Hello,", 0, 3), ("world -", 3, 5)]
+    assert grouped([5, 6, 7], spelt.get, "zh") == [("世", 0, 2), ("界", 2, 3)]
+    assert grouped([5, 6, 7], spelt.get, "en") == [("世界", 0, 3)]
+    assert grouped([7, 5], spelt.get, "zh")[-1][0] == "\ufffd"  # cut off within a character
 
 
 def test_a_word_begins_after_the_pause_before_it():

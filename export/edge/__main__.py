@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--timings", action="store_true", help="also print the time of each stage in ms, to stderr")
     args = parser.parse_args()
     try:
-        recognizer = Recognizer(args.bundle, args.precision, args.threads, PROVIDERS[args.provider])
+        recognizer = Recognizer(args.bundle, args.precision, args.threads, PROVIDERS[args.provider], frugal=True)
     except BundleError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import onnxruntime as ort
 from .audio import SAMPLE_RATE, AudioError, Wave
 from .bundle import BundleError, Manifest, read_manifest
 from .decoding import Stepping, Written, as_value, beam_search, greedy, run_on_device
+from .memory import given_back_at_once
 from .speech import Detector, pieces_of
 from .tokens import Detokenizer
 from .words import Word, timed_words
@@ -64,6 +66,7 @@ class Recognizer:
         threads: of onnxruntime; all cores by default.
         providers: of onnxruntime, in order of preference, names or (name, options); the CPU by default.
         check: compare the graphs' SHA-256 with the manifest first.
+        frugal: give memory that only loading needed back at once, a tenth of the peak; sets glibc's thresholds for the whole process.
 
     Raises:
         BundleError: the bundle is damaged, has no such precision, or onnxruntime has not the first provider.
@@ -76,6 +79,7 @@ class Recognizer:
         threads: int | None = None,
         providers: Sequence[Any] = ("CPUExecutionProvider",),
         check: bool = True,
+        frugal: bool = False,
     ) -> None:
         self.manifest: Manifest = read_manifest(bundle)
         self.precision = precision or self.manifest.precisions[0]
@@ -83,6 +87,7 @@ class Recognizer:
         if check:
             inside = self.manifest.folder.resolve()
             self.manifest.check([path.relative_to(inside).as_posix() for path in graphs.values()])
+        self.detokenize = Detokenizer(self.manifest.path("vocab.json"))
         options = ort.SessionOptions()
         options.log_severity_level = 3
         # three sessions share the cores: a pool that spins after its graph is done slows the next graph by a third
@@ -97,15 +102,15 @@ class Recognizer:
         # the largest first: what loading it needed is free again for the others, which keeps the peak of memory low
         largest_first = sorted(graphs, key=lambda part: -graphs[part].stat().st_size)
         try:
-            opened = {
-                p: ort.InferenceSession(str(graphs[p]), options, providers=list(providers)) for p in largest_first
-            }
+            with given_back_at_once() if frugal else nullcontext():
+                opened = {
+                    p: ort.InferenceSession(str(graphs[p]), options, providers=list(providers)) for p in largest_first
+                }
         except Exception as error:  # onnxruntime's errors have no common base
             raise BundleError(f"{bundle}: onnxruntime {ort.__version__} cannot load it ({error})") from error
         self.frontend, self.encoder, self.step = (opened[part] for part in graphs)
         if self.step.get_providers()[0] != first:  # onnxruntime goes on without a provider that fails to start
             raise BundleError(f"{bundle}: {first} is installed but does not start; onnxruntime's warnings say why")
-        self.detokenize = Detokenizer(self.manifest.path("vocab.json"))
         content = self.manifest.content
         self.length: str = content["length"]
         self.margin, self.window = float(content["margin_seconds"]), float(content["window_seconds"])

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 
 def byte_alphabet() -> dict[str, int]:
     """GPT-2's printable character for each byte: itself where printable, else shifted to 256 and above."""
@@ -20,10 +22,20 @@ class Detokenizer:
     def __init__(self, vocabulary: Path) -> None:
         alphabet = byte_alphabet()
         entries: dict[str, int] = json.loads(vocabulary.read_text(encoding="utf-8"))
-        self.bytes_of = {
-            i: bytes(alphabet[c] for c in token) for token, i in entries.items() if all(c in alphabet for c in token)
-        }
+        pieces = [b""] * (max(entries.values(), default=-1) + 1)
+        for token, i in entries.items():
+            if all(c in alphabet for c in token):
+                pieces[i] = bytes(alphabet[c] for c in token)
+        # one string and where its pieces end: as objects of their own they would take twenty times the memory
+        self.joined = b"".join(pieces)
+        self.ends = np.cumsum([0, *map(len, pieces)], dtype=np.int32)
+
+    def bytes_of(self, token: int) -> bytes:
+        """Bytes that a token stands for; none for one that is special or unknown."""
+        if not 0 <= token < len(self.ends) - 1:
+            return b""
+        return self.joined[self.ends[token] : self.ends[token + 1]]
 
     def __call__(self, ids: Iterable[int]) -> str:
         """Join tokens; bytes that are not UTF-8, as a cut-off transcript may end in, become U+FFFD."""
-        return b"".join(self.bytes_of.get(i, b"") for i in ids).decode("utf-8", "replace").strip()
+        return b"".join(map(self.bytes_of, ids)).decode("utf-8", "replace").strip()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -28,7 +28,7 @@ class Word:
 def timed_words(
     attention: npt.NDArray[np.float32],
     tokens: Sequence[int],
-    bytes_of: Mapping[int, bytes],
+    bytes_of: Callable[[int], bytes],
     language: str,
     seconds: float,
 ) -> list[Word]:
@@ -109,12 +109,12 @@ def path(cost: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     return starts
 
 
-def grouped(tokens: Sequence[int], bytes_of: Mapping[int, bytes], language: str) -> list[tuple[str, int, int]]:
+def grouped(tokens: Sequence[int], bytes_of: Callable[[int], bytes], language: str) -> list[tuple[str, int, int]]:
     """Words, and the tokens that each is made of: from the first to before the last."""
     found: list[tuple[str, int, int]] = []
     held, begin = b"", 0
     for i, token in enumerate(tokens):
-        held += bytes_of.get(token, b"")
+        held += bytes_of(token)
         text = held.decode("utf-8", "replace")
         if "\ufffd" in text and i + 1 < len(tokens):
             continue  # the rest of a character is still to come

@@ -1,0 +1,28 @@
+"""Memory that loading a model needs for a moment, given back to the system at once: it would count as the process's until its end."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's numbers for mallopt
+AT_ONCE = 1 << 16  # bytes
+AS_USUAL = {TRIM_THRESHOLD: 64 << 20, MMAP_THRESHOLD: 32 << 20}  # where glibc's own adaptation ends
+
+
+@contextmanager
+def given_back_at_once() -> Iterator[None]:
+    """While loading, let glibc return what is freed; elsewhere nothing changes. The thresholds are the whole process's."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        yield
+        return
+    for threshold in AS_USUAL:
+        mallopt(threshold, AT_ONCE)
+    try:
+        yield
+    finally:
+        for threshold, value in AS_USUAL.items():
+            mallopt(threshold, value)
