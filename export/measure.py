@@ -22,7 +22,7 @@ from workbench.errors import UserError
 from workbench.files import cache_dir, read_json, sha256_of, write_json
 from workbench.host import describe_host, usable_cpus
 from workbench.progress import Progress
-from workbench.scoring import paired_difference, score
+from workbench.scoring import is_loop, normalize, paired_difference, score
 from workbench.teachers import fingerprint, resolve_teacher
 
 log = logging.getLogger("workbench")
@@ -180,7 +180,8 @@ def _row(system: System, found: Timed, utterances: Sequence[Utterance]) -> dict[
     raw = score(texts, found.hypotheses, language, normalized=False)
     totals = _totals(found)
     # the guard against loops keeps one round, so that the text alone does not show them
-    loops = scores.loops + sum(found.looped)
+    pairs = zip(found.looped, found.hypotheses, texts, strict=True)
+    loops = sum(stopped or is_loop(normalize(h, language), normalize(r, language)) for stopped, h, r in pairs)
     config = read_json(system.bundle / "config.json", "a bundle's configuration")
     return {
         "name": system.name,

@@ -134,5 +134,5 @@ def _one_word(said: Timed, utterances: Sequence[Utterance], places: Sequence[int
     if not utterances:
         return {"clips": 0}
     scores = score([u.text for u in utterances], [said.hypotheses[i] for i in places], utterances[0].language)
-    loops = scores.loops + sum(said.looped[i] for i in places)
+    loops = sum(said.looped[i] or is_loop(said.hypotheses[i].lower(), "") for i in places)
     return {"clips": len(utterances), "wer": round(scores.wer, 3), "loops": loops}
