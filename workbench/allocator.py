@@ -12,12 +12,13 @@ KERNELS_KEPT = 64  # a step has some 40 different ones
 
 
 def bound_kernel_cache() -> None:
-    """Let oneDNN keep the code of few kernels; to be called before the first is made, a user's own setting stays.
+    """Let oneDNN, and what torch keeps of it, hold the code of few kernels; to be called before the first is made, a user's own setting stays.
 
     It makes one for every shape of its operands (of bf16 products, say) and keeps 1,024, though hardly two training steps
     have the same shapes: a run's memory grew by a megabyte a step.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
+    os.environ.setdefault("LRU_CACHE_CAPACITY", str(KERNELS_KEPT))  # of torch's binding, where the CPU has bf16 products
 
 
 def keep_freed_memory() -> bool:
