@@ -28,13 +28,18 @@ def main() -> None:
 
     study = load_study(Path(options.study))
     sides = {
-        (arm, corpus): {s: _result(study, options.student, corpus, arm, s) for s in study.seeds}
+        (arm, corpus): {s: r for s in study.seeds if (r := _result(study, options.student, corpus, arm, s))}
         for arm in study.arms
         for corpus in (options.wrong, options.right)
     }
-    lost = {arm: _lost(study, sides[arm, options.wrong], sides[arm, options.right]) for arm in study.arms}
+    lost = {}
+    for arm in study.arms:
+        wrong, right = sides[arm, options.wrong], sides[arm, options.right]
+        if seeds := sorted(set(wrong) & set(right)):
+            lost[arm] = {**_lost(wrong, right, seeds), "seeds": seeds}
     finders = {
-        arm: [_found(study, options.student, options.wrong, arm, seed) for seed in study.seeds] for arm in study.arms
+        arm: [_found(study, options.student, options.wrong, arm, seed) for seed in sides[arm, options.wrong]]
+        for arm in study.arms
     }
     figures: dict[str, float] = {}
     for arm in sorted(lost, key=lambda arm: lost[arm]["points"]):
@@ -57,14 +62,15 @@ def _result(study: Any, student: str, corpus: str, arm: str, seed: int) -> Any:
     from workbench.study.plan import Cell
     from workbench.study.runner import result_file
 
-    return read_json(result_file(study, Cell(student, corpus, arm, seed)), "a run of the study")[study.split]
+    path = result_file(study, Cell(student, corpus, arm, seed))
+    return read_json(path, "a run of the study")[study.split] if path.is_file() else None
 
 
-def _lost(study: Any, wrong: dict[int, Any], right: dict[int, Any]) -> dict[str, Any]:
+def _lost(wrong: dict[int, Any], right: dict[int, Any], seeds: list[int]) -> dict[str, Any]:
     from workbench.scoring import Compared, bootstrap_over_seeds
 
-    first = wrong[study.seeds[0]]
-    ours, theirs = ([side[s]["hypotheses"] for s in study.seeds] for side in (wrong, right))
+    first = wrong[seeds[0]]
+    ours, theirs = ([side[s]["hypotheses"] for s in seeds] for side in (wrong, right))
     return bootstrap_over_seeds([Compared(first["references"], ours, theirs, first["language"])], "cer")
 
 
