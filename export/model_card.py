@@ -38,7 +38,7 @@ def _sections(content: dict[str, Any]) -> list[str]:
         sections.append(_table("Measured", measurement))
     if verification := content.get("verification"):
         sections.append(_verified(verification))
-    return [*sections, _usage(list(content["precisions"]))]
+    return [*sections, _usage(list(content["precisions"]), len(content["tokens"]["prompts"]) > 1)]
 
 
 def _table(title: str, measurement: dict[str, Any]) -> str:
@@ -62,7 +62,8 @@ def _verified(verification: dict[str, Any]) -> str:
     return f"## Verified in\n\n| client | precision | result | clips with equal tokens | WER % | in torch |\n|---|---|---|---|---|---|\n{rows}"
 
 
-def _usage(precisions: list[str]) -> str:
+def _usage(precisions: list[str], multilingual: bool) -> str:
+    asked = ', language="en", task="transcribe"' if multilingual else ""
     return f"""## Use
 
 Run from this folder; each reads fp32 here, and other precisions by their files' suffix. Without torch (numpy and onnxruntime):
@@ -96,7 +97,8 @@ Optimum (for int8 copy config.json and both `_quantized` files, without that suf
         ".", subfolder="onnx", generation_config=GenerationConfig.from_pretrained("."))
     processor = AutoProcessor.from_pretrained(".")
     inputs = processor(read_wav("speech.wav"), sampling_rate=16_000, return_tensors="pt")
-    print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)[0])
+    ids = model.generate(inputs.input_features{asked})
+    print(processor.batch_decode(ids, skip_special_tokens=True)[0].strip())
 
 transformers.js, with this folder inside the current one:
 
