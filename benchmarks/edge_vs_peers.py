@@ -59,8 +59,8 @@ def _measure(options: Any, ours: dict[str, str], utterances: list[Any]) -> tuple
     """A row for every system, and what each made of every clip."""
     from peers import PEERS, prepare, size_mb
 
-    from export.bundle import open_manifest
-    from export.bundle import size_mb as bundle_mb
+    from export.manifest import open_manifest
+    from export.manifest import size_mb as bundle_mb
     from export.measure import teacher_bundle
     from workbench.audio import write_wav
     from workbench.files import cache_dir

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from demo.difference import as_html, differences
-from export.bundle import open_manifest
 from export.edge import AudioError, BundleError, Recognizer, Transcript
+from export.manifest import open_manifest
 from export.measure import teacher_bundle
 from workbench.audio import LONGEST_SECONDS, SAMPLE_RATE, Wave, check_length, decode, is_silent
 from workbench.errors import UserError

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from export.detector import silero_data
 from export.edge.words import spans
 from workbench.audio import SAMPLE_RATE, Wave
 from workbench.corpus import Utterance, open_corpus
@@ -75,9 +76,36 @@ def recordings(utterances: Sequence[Utterance], seed: int = 0) -> list[Recording
     return found
 
 
+def find_alignment(model: Any, family: Whisper, utterances: Sequence[Utterance], silence: float) -> dict[str, Any]:
+    """Heads that word times are read off, and their mean error on the clips that they were chosen on.
+
+    Without clips, or where silero-vad is not installed, they are those that the checkpoint names.
+
+    Args:
+        model: a WhisperForConditionalGeneration; its attention is eager afterwards if clips were read.
+        family: its features and tokens.
+        utterances: clips with their texts.
+        silence: as for `choose_heads`.
+    """
+    named = [list(pair) for pair in getattr(family.generation, "alignment_heads", None) or []]
+    unchecked = {"heads": named, "error_seconds": None}
+    if not utterances:
+        return unchecked
+    if silero_data() is None:
+        log.warning(
+            "silero-vad is not installed: word times are read off the heads that the checkpoint names, unchecked"
+        )
+        return unchecked
+    model.config._attn_implementation = "eager"  # others do not tell where they look
+    heads, error = choose_heads(model, family, recordings(utterances), silence)
+    said = f"{len(heads)} heads, {error:.2f} s off on average" if heads else "no head follows the speech"
+    log.info("word times: %s", said)
+    return {"heads": heads, "error_seconds": error}
+
+
 @torch.no_grad()
 def choose_heads(
-    model: Any, family: Whisper, joined: Sequence[Recording], margin_seconds: float
+    model: Any, family: Whisper, joined: Sequence[Recording], silence: float
 ) -> tuple[list[list[int]], float | None]:
     """Heads that tell best where clips begin and end.
 
@@ -85,13 +113,16 @@ def choose_heads(
         model: a WhisperForConditionalGeneration whose attention is eager.
         family: its features and tokens.
         joined: clips in a row, as `recordings` gives them.
-        margin_seconds: silence after a recording that the model expects; its whole window for one that reads 30 s.
+        silence: seconds after a recording that the model expects; its whole window for one that reads 30 s.
 
     Returns:
         The heads as [layer, head], the best first, none if no head follows; and the mean error of their mean in seconds.
     """
-    seen = [(looked, rows, one) for one in joined if (looked := _looked(model, family, one, margin_seconds)) is not None
-            for rows in [_first_rows(family, one)]]  # fmt: skip
+    seen = []
+    for one in joined:
+        rows = _first_rows(family, one)
+        if (looked := _looked(model, family, one, rows[-1], silence)) is not None:
+            seen.append((looked, rows, one))
     if not seen:
         return [], None
     layers, heads = seen[0][0].shape[:2]
@@ -108,14 +139,17 @@ def choose_heads(
     return chosen, round(_error(together), 3)
 
 
-def _looked(model: Any, family: Whisper, one: Recording, margin_seconds: float) -> Any:
-    """Where every head looks before each token and before the end, while the decoder is given the text. [layers, heads, tokens + 1, positions]"""
+def _looked(model: Any, family: Whisper, one: Recording, count: int, silence: float) -> Any:
+    """Where every head looks before each of `count` tokens and before the end, while the decoder is given the text.
+
+    -> [layers, heads, tokens + 1, positions]; None where the joined text has not that many tokens
+    """
     seconds = len(one.wave) / SAMPLE_RATE
     tokens = family.tokens([" ".join(text.strip() for text in one.texts)], [one.language])
     rows = tokens.labelled()
-    if len(rows) != _first_rows(family, one)[-1] + 1:
-        return None  # joined texts have other tokens here
-    heard = min(seconds + margin_seconds, family.window_seconds)
+    if len(rows) != count + 1:
+        return None
+    heard = min(seconds + silence, family.window_seconds)
     states = encode(model, family.features([one.wave], heard))
     attentions = model.model.decoder(
         input_ids=tokens.inputs, encoder_hidden_states=states, output_attentions=True, use_cache=False

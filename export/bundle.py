@@ -11,12 +11,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from export.detector import copy_detector
 from export.edge.bundle import FORMAT, BundleError, Manifest, read_manifest
 from export.int8 import DEFAULTS, Int8Options
+from export.manifest import write_manifest
 from export.precisions import Precision, Scheme, parse_precisions
 from workbench import __version__
 from workbench.audio import SAMPLE_RATE, Wave
@@ -36,8 +37,6 @@ CHECKPOINT_FILES = (
     "added_tokens.json", "special_tokens_map.json", "normalizer.json",
 )  # fmt: skip
 REQUIRED_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", "vocab.json")
-DETECTOR = "silero_vad_16k_sequence.onnx"  # MIT licence, in silero-vad's wheel
-RECORDED = ("parity", "verification", "measurement", "search")  # what is added to a manifest after the graphs
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,7 @@ def export_bundle(
     Raises:
         UserError: the checkpoint cannot be used, the disk is full, or the graphs do not say what torch says.
     """
+    from export.alignment import find_alignment
     from export.model_card import write_card
     from export.parity import check_tensors
 
@@ -119,39 +119,20 @@ def export_bundle(
         check_free_space(output.parent, parameters(model) * 3 * (4 + len(parsed)), "the bundle")
         graphs = folder / "onnx"
         graphs.mkdir()
-        alignment = _alignment(model, family, origin, aligned)
+        silence = origin.margin_seconds if origin.length == "true" else WINDOW_SECONDS
+        alignment = find_alignment(model, family, aligned, silence)
         heads = alignment["heads"]
         _write_graphs(model, family, origin, graphs, parsed, options, calibration, heads)
         _write_clients_files(read, family, folder, heads)
         content = _manifest(origin, family, model, parsed, source) | {"vocabulary": lost, "int8": wanted["int8"]}
-        content |= {"speech_detector": _copy_detector(graphs), "alignment": alignment}
+        content |= {"speech_detector": copy_detector(graphs), "alignment": alignment}
         # what the check reads; checksums are computed once, when no file changes any more
         write_json(folder / "bundle.json", content)
         log.info("checking tensors against torch")
         content["parity"] = check_tensors(folder, model, family, precisions)
         write_card(folder, content)
-        _write(folder, content)
+        write_manifest(folder, content)
     return output
-
-
-def record(bundle: Path, **found: Any) -> None:
-    """Add what was measured of a bundle to its manifest and its model card."""
-    from export.model_card import write_card
-
-    content = open_manifest(bundle).content | {k: v for k, v in found.items() if k in RECORDED}
-    write_card(bundle, content)
-    _write(bundle, content)
-
-
-def open_manifest(bundle: Path, check: bool = False) -> Manifest:
-    """Read a bundle's manifest, and with `check` compare every file with its checksum; raises UserError."""
-    try:
-        manifest = read_manifest(bundle)
-        if check:
-            manifest.check()
-    except BundleError as error:
-        raise UserError(str(error)) from None
-    return manifest
 
 
 @contextmanager
@@ -175,27 +156,6 @@ def _pruned(checkpoint: Path, choice: str, texts: Sequence[str]) -> Iterator[tup
         yield prune(checkpoint, kept, Path(temporary)), lost
 
 
-def _alignment(model: Any, family: Whisper, origin: Origin, utterances: Sequence[Utterance]) -> dict[str, Any]:
-    """Heads that word times are read off, and their mean error on the clips that they were chosen on."""
-    from export.alignment import choose_heads, recordings
-
-    named = [list(pair) for pair in getattr(family.generation, "alignment_heads", None) or []]
-    if not utterances:
-        return {"heads": named, "error_seconds": None}
-    if find_spec("silero_vad") is None:
-        log.warning(
-            "silero-vad is not installed: word times are read off the heads that the checkpoint names, unchecked"
-        )
-        return {"heads": named, "error_seconds": None}
-    model.config._attn_implementation = "eager"  # others do not tell where they look
-    silence = origin.margin_seconds if origin.length == "true" else WINDOW_SECONDS
-    heads, error = choose_heads(model, family, recordings(utterances), silence)
-    log.info(
-        "word times: %s", f"{len(heads)} heads, {error:.2f} s off on average" if heads else "no head follows the speech"
-    )
-    return {"heads": heads, "error_seconds": error}
-
-
 def _write_clients_files(checkpoint: Path, family: Whisper, folder: Path, heads: list[list[int]]) -> None:
     """What clients read besides graphs, and the runtime that travels along."""
     from export.sherpa_graph import sherpa_tokens
@@ -207,16 +167,6 @@ def _write_clients_files(checkpoint: Path, family: Whisper, folder: Path, heads:
     generation = read_json(folder / "generation_config.json", "a generation configuration")
     write_json(folder / "generation_config.json", {**generation, "alignment_heads": heads or None})
     shutil.copytree(Path(__file__).parent / "edge", folder / "edge", ignore=shutil.ignore_patterns("__pycache__"))
-
-
-def _copy_detector(graphs: Path) -> str | None:
-    """Put silero-vad's network beside the graphs, for recordings and streams; returns its name in the bundle."""
-    found = find_spec("silero_vad")  # importing it would load torch's audio and set the number of threads
-    if found is None or not found.submodule_search_locations:
-        log.warning("silero-vad is not installed: the bundle's own runtime will take utterances of up to 30 s only")
-        return None
-    shutil.copyfile(Path(found.submodule_search_locations[0]) / "data" / DETECTOR, graphs / "speech_detector.onnx")
-    return "onnx/speech_detector.onnx"
 
 
 def _described(options: Int8Options, precisions: Sequence[Precision]) -> dict[str, Any] | None:
@@ -331,18 +281,3 @@ def _manifest(
         "host": describe_host(),
         "files": {},
     }
-
-
-def _write(folder: Path, content: dict[str, Any]) -> None:
-    """Write the manifest last, with the checksum of every other file."""
-    files = sorted(
-        p for p in folder.rglob("*") if p.is_file() and p.name != "bundle.json" and "__pycache__" not in p.parts
-    )
-    content["files"] = {p.relative_to(folder).as_posix(): sha256(p) for p in files}
-    write_json(folder / "bundle.json", content)
-
-
-def size_mb(manifest: Manifest, precision: str) -> float:
-    """Megabytes (10^6 bytes) that a device needs for one precision with our own runtime: three graphs and the vocabulary."""
-    paths = [manifest.graph(part, precision) for part in ("frontend", "encoder", "step")]
-    return sum(p.stat().st_size for p in [*paths, manifest.path("vocab.json")]) / 1e6

@@ -67,8 +67,8 @@ def _versions(model: Any, kind: str) -> list[str]:
     found = {o.domain: o.version for o in model.opset_import}
     strange = sorted(set(found) - DOMAINS - {"ai.onnx"})
     out = [f"operators of {', '.join(strange)}"] if strange else []
-    if found.get("", found.get("ai.onnx", 0)) > HIGHEST_OPSET[kind]:
-        out.append(f"opset {found['']}, above {HIGHEST_OPSET[kind]}")
+    if (opset := found.get("", found.get("ai.onnx", 0))) > HIGHEST_OPSET[kind]:
+        out.append(f"opset {opset}, above {HIGHEST_OPSET[kind]}")
     return out
 
 

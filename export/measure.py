@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from export.bundle import export_bundle, open_manifest, record, size_mb
+from export.bundle import export_bundle
 from export.curves import read_curves
 from export.edge.bundle import Manifest
 from export.flops import encoder_flops, token_flops
 from export.latency import STAGES, System, Timed, time_systems
+from export.manifest import open_manifest, record, size_mb
 from export.robustness import check_robustness
 from workbench.audio import write_wav
 from workbench.corpus import Utterance, open_corpus

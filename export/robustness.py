@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.edge import BundleError, Recognizer
-from export.edge.speech import pieces_of
+from export.edge import BundleError, read_manifest
+from export.edge.speech import Detector, pieces_of
 from export.latency import System, Timed, time_systems
 from workbench.audio import SAMPLE_RATE, Wave, write_wav
 from workbench.corpus import Utterance
@@ -84,8 +84,9 @@ def check_robustness(
         wavs = list(_written(sounds, Path(temporary), language))
         found = time_systems(systems, wavs, threads, warmup=0)
     short = [i for i, u in enumerate(utterances) if len(normalize(u.text, u.language).split()) == 1]
+    taken = _taken_for_speech(systems[-1].bundle, sounds)
     return {
-        "sounds": {kind: {"clips": len(of_kind)} | _let_through(systems, kind, of_kind) for kind, of_kind in sounds.items()},
+        "sounds": {kind: {"clips": len(of_kind)} | taken.get(kind, {}) for kind, of_kind in sounds.items()},
         "systems": {
             system.name: {kind: _of_kind(out, [i for i, k in enumerate(kinds) if k == kind], language) for kind in sounds}
             | {"one word": _one_word(said, [utterances[i] for i in short], short)}
@@ -108,16 +109,16 @@ def _written(sounds: dict[str, list[Wave]], folder: Path, language: str) -> Iter
             yield path, language
 
 
-def _let_through(systems: Sequence[System], kind: str, waves: Sequence[Wave]) -> dict[str, Any]:
-    """How many sounds the detector of the last system's bundle takes for speech; nothing where it has none."""
-    if kind not in SPEECHLESS:
-        return {}
-    last = systems[-1]
+def _taken_for_speech(bundle: Path, sounds: dict[str, list[Wave]]) -> dict[str, dict[str, int]]:
+    """How many speechless sounds of each kind a bundle's detector takes for speech; nothing where it has none."""
     try:
-        detector = Recognizer(last.bundle, last.precision, 1, check=False).new_detector()
+        detector = Detector(read_manifest(bundle).speech_detector())
     except BundleError:
         return {}
-    return {"taken_for_speech": sum(bool(pieces_of(wave, detector, 28.0)) for wave in waves)}
+    return {
+        kind: {"taken_for_speech": sum(bool(pieces_of(wave, detector, 28.0)) for wave in sounds[kind])}
+        for kind in SPEECHLESS
+    }
 
 
 def _of_kind(out: Timed, mine: Sequence[int], language: str) -> dict[str, int]:

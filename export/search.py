@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from export.budget import Budget, Profile, parse_budget, read_profile
-from export.bundle import calibration_features, export_bundle, open_manifest, record
+from export.bundle import calibration_features, export_bundle
 from export.int8 import Int8Options
 from export.latency import System
+from export.manifest import open_manifest, record
 from export.measure import time_on
 from export.precisions import WITH_LAYERS, Precision, Scheme, parse_precision
 from export.quantize import calibration_clips
@@ -205,7 +206,7 @@ def export_for(
         corpus: its validation clips are chosen on, its test clips confirm, its training clips calibrate.
         options: of the quantizers; the device says of how many bits, unless they do.
         threads: of the runtime; the device's by default.
-        how: what else `export_bundle` takes: name, overwrite, vocabulary, texts.
+        how: what else `export_bundle` takes: name, overwrite, vocabulary, texts, aligned.
 
     Returns:
         The bundle's folder, and what was found; None where the folder holds what this very search found on this kind of machine.
@@ -233,7 +234,10 @@ def export_for(
     waves = calibration_clips(corpus) if "int8_static" in profile.encoder else []
     validation, test = open_corpus(corpus, "validation"), open_corpus(corpus, "test")
     with tempfile.TemporaryDirectory() as temporary:
-        first = export_bundle(checkpoint, Path(temporary) / "fp32", ["fp32"], **{**how, "overwrite": False})
+        # word times are no part of what is searched for: their heads are chosen once, for the bundle that comes of it
+        first = export_bundle(
+            checkpoint, Path(temporary) / "fp32", ["fp32"], **{**how, "overwrite": False, "aligned": ()}
+        )
         workshop = Workshop(first, options, calibration_features(checkpoint, waves))
         # a vocabulary's loss is part of what the budget is for
         whole = (

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.bundle import open_manifest, record
 from export.clients import available, is_exact, known_clients
 from export.edge import read_wav
+from export.manifest import open_manifest, record
 from export.silence import as_trained
 from workbench.corpus import Utterance
 from workbench.errors import UserError

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from export.bundle import open_manifest, size_mb
 from export.int8 import Int8Options
 from export.latency import System, Timed
+from export.manifest import open_manifest, size_mb
 from export.measure import time_on
 from export.precisions import Precision, Scheme
 from export.quantize import quantize

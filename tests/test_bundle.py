@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 import pytest
 
-from export.bundle import export_bundle, open_manifest, size_mb
+from export.bundle import export_bundle
 from export.edge import AudioError, BundleError, Recognizer, read_wav
 from export.edge.audio import resample
 from export.edge.tokens import Detokenizer
 from export.latency import System, time_systems
+from export.manifest import open_manifest, size_mb
 from export.measure import measure
 from export.verify import verify_bundle, within_budget
 from tests.conftest import tone
@@ -280,7 +281,7 @@ def test_verification_runs_the_bundles_runtime_against_torch(bundle, student, sp
 
 def test_a_client_that_crashes_fails_alone(bundle, student, speech):
     (bundle / "edge" / "recognizer.py").write_text("raise SystemExit('broken on purpose')\n")
-    from export.bundle import record
+    from export.manifest import record
 
     record(bundle)  # new checksums, so that the crash is the client's
     found = verify_bundle(bundle, student, open_corpus(str(speech(2)), "validation"), "speech", ["edge"])

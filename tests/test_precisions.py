@@ -6,9 +6,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from export.blockwise import BLOCK, pack
-from export.bundle import export_bundle, open_manifest, size_mb
+from export.bundle import export_bundle
 from export.edge import Recognizer
 from export.int8 import Int8Options
+from export.manifest import open_manifest, size_mb
 from export.precisions import Precision, Scheme, parse_precision, parse_precisions
 from export.verify import verify_bundle
 from tests.conftest import tone

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from export.budget import Budget, Profile, parse_budget, read_profile
-from export.bundle import export_bundle, open_manifest
+from export.bundle import export_bundle
 from export.int8 import Int8Options
+from export.manifest import open_manifest
 from export.precisions import parse_precision
 from export.search import Search, _choose, _dominates, export_for, search
 from export.sensitivity import Probe

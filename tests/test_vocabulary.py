@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from export.bundle import export_bundle, open_manifest, size_mb
+from export.bundle import export_bundle
 from export.edge import Recognizer
+from export.manifest import open_manifest, size_mb
 from export.verify import verify_bundle
 from export.vocabulary import choose, loss_of, prune, prune_like
 from tests.conftest import SPECIALS, tone

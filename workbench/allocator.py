@@ -18,9 +18,8 @@ def bound_kernel_cache() -> None:
     have the same shapes: a run's memory grew by a megabyte a step.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
-    os.environ.setdefault(
-        "LRU_CACHE_CAPACITY", str(KERNELS_KEPT)
-    )  # of torch's binding, where the CPU has bf16 products
+    # torch's binding has a cache of its own, which fills up where the CPU has bf16 products
+    os.environ.setdefault("LRU_CACHE_CAPACITY", str(KERNELS_KEPT))
 
 
 def keep_freed_memory() -> bool:

@@ -58,8 +58,9 @@ def export(
 ) -> None:
     """Export a student as a bundle: ONNX graphs, tokenizer, manifest, model card, torch-free runtime."""
     from export.alignment import alignment_clips
-    from export.bundle import export_bundle, open_manifest
+    from export.bundle import export_bundle
     from export.int8 import Int8Options
+    from export.manifest import open_manifest
 
     precisions = [p.strip() for p in precision.split(",") if p.strip()]
     corpus = corpus or _corpus_of(student)

@@ -12,8 +12,9 @@ This package travels inside every bundle, and is importable from the workbench a
 from .audio import AudioError, read_wav
 from .bundle import BundleError, Manifest, read_manifest
 from .formats import FORMATS, written
-from .recognizer import Recognizer, Segment, Transcript
+from .recognizer import Recognizer
 from .stream import Heard, Stream
+from .transcript import Segment, Transcript
 from .words import Word
 
 __all__ = [

@@ -50,6 +50,15 @@ class Manifest:
             raise BundleError(f"{self.folder / 'bundle.json'}: {name!r} points outside the bundle")
         return path
 
+    def speech_detector(self) -> Path:
+        """Path of the speech detector, checked; raises BundleError if there is none."""
+        if not (name := self.content.get("speech_detector")):
+            raise BundleError(
+                f"{self.name}: was exported without a speech detector, which recordings and streams need; install silero-vad and export again"
+            )
+        self.check([name])
+        return self.path(name)
+
     def check(self, names: list[str] | None = None) -> None:
         """Compare files with their recorded SHA-256; raises BundleError at the first difference."""
         recorded: dict[str, str] = self.content["files"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from .recognizer import Segment
+from .transcript import Segment
 from .words import as_dict
 
 FORMATS = ("text", "srt", "vtt", "json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .decoding import Stepping, Written, as_value, beam_search, greedy, run_on_d
 from .memory import given_back_at_once
 from .speech import Detector, pieces_of
 from .tokens import Detokenizer
+from .transcript import Segment, Transcript
 from .words import Word, timed_words
 
 AUTO = "auto"  # for a language
@@ -26,35 +27,6 @@ POSITION_SAMPLES = 320  # samples of one encoder position: 20 ms
 SPREAD_SECONDS = (
     0.4  # by which clips of one batch may differ in length: silence that a student hears more of than alone
 )
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """What was said, and what it cost to find out."""
-
-    text: str
-    language: str  # as it was given, or found
-    tokens: tuple[int, ...]
-    stages_ms: dict[
-        str, float
-    ]  # features, encoder, language where it was to be found, first_token, rest, detokenize; of its whole batch
-    finished: bool  # False when the decoder was stopped by the cap on tokens or the guard against loops
-    looped: bool = False  # whether the decoder fell into a loop, of which one round is kept
-    words: tuple[Word, ...] = ()  # with their times, where they were asked for
-
-    @property
-    def latency_ms(self) -> float:
-        """All stages together."""
-        return sum(self.stages_ms.values())
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of a recording in which somebody speaks."""
-
-    start: float  # seconds
-    end: float  # seconds
-    transcript: Transcript
 
 
 class Recognizer:
@@ -132,7 +104,7 @@ class Recognizer:
             AudioError: the wave is empty, too long, or holds values that are not finite.
             BundleError: the model does not know the language, or has no heads that word times can be read off.
         """
-        return self._transcribed([wave], language, beams, words)[0]
+        return self._transcribed([wave], [self._checked(wave)], language, beams, words)[0]
 
     def transcribe_batch(self, waves: Sequence[Wave], language: str = "en", most: int = 16) -> list[Transcript]:
         """Transcribe utterances, each of at most 30 s, some at a time; they are told in the order given.
@@ -148,8 +120,10 @@ class Recognizer:
             AudioError, BundleError: as `transcribe`.
         """
         found: dict[int, Transcript] = {}
-        for batch in self._batches([self._checked(wave) for wave in waves], most):
-            found |= zip(batch, self._transcribed([waves[i] for i in batch], language), strict=True)
+        seconds = [self._checked(wave) for wave in waves]
+        for batch in self._batches(seconds, most):
+            said = self._transcribed([waves[i] for i in batch], [seconds[i] for i in batch], language)
+            found |= zip(batch, said, strict=True)
         return [found[i] for i in range(len(waves))]
 
     def segments(
@@ -180,12 +154,7 @@ class Recognizer:
 
     def new_detector(self) -> Detector:
         """The speech detector that lies in the bundle; raises BundleError if it has none."""
-        if not (name := self.manifest.content.get("speech_detector")):
-            raise BundleError(
-                f"{self.manifest.name}: was exported without a speech detector, which recordings and streams need; install silero-vad and export again"
-            )
-        self.manifest.check([name])
-        return Detector(self.manifest.path(name))
+        return Detector(self.manifest.speech_detector())
 
     def _batches(self, seconds: Sequence[float], most: int) -> Iterator[list[int]]:
         """Numbers of clips that go together, the shortest first."""
@@ -200,10 +169,10 @@ class Recognizer:
             yield batch
 
     def _transcribed(
-        self, waves: Sequence[Wave], language: str, beams: int = 1, words: bool = False
+        self, waves: Sequence[Wave], seconds: Sequence[float], language: str, beams: int = 1, words: bool = False
     ) -> list[Transcript]:
         """Transcribe clips of about one length as one batch, or one clip with beams."""
-        limits = [self.manifest.token_limit(self._checked(wave)) for wave in waves]
+        limits = [self.manifest.token_limit(length) for length in seconds]
         self._known(language)
         if words and not (self.manifest.content.get("alignment") or {}).get("heads"):
             raise BundleError(f"{self.manifest.name}: has no attention heads that word times can be read off")
@@ -226,7 +195,7 @@ class Recognizer:
         clock.lap("detokenize")
         timed: list[tuple[Word, ...]] = [()] * len(waves)
         if words:
-            timed = [self._words(waves[0], crossed, prompts[0], written[0], languages[0])]
+            timed = [self._words(len(waves[0]), crossed, prompts[0], written[0], languages[0])]
             clock.lap("words")
         return [
             Transcript(text, code, tuple(one.tokens), clock.laps, one.finished, one.looped, said)
@@ -234,16 +203,14 @@ class Recognizer:
         ]
 
     def _words(
-        self, wave: Wave, crossed: Sequence[Any], prompt: list[int], written: Written, language: str
+        self, samples: int, crossed: Sequence[Any], prompt: list[int], written: Written, language: str
     ) -> tuple[Word, ...]:
         """Times of the words of one clip: the transcript is read once more, by the heads that follow the speech."""
         read = np.array([[*prompt, *written.tokens]], np.int64)
-        looked = Stepping(self.step, crossed, read.shape[1]).looks_at(read)[
-            0, len(prompt) - 1 :
-        ]  # [tokens + 1, positions]
-        seconds = len(wave) / SAMPLE_RATE
-        heard = self._padded([wave]).shape[1] / SAMPLE_RATE
-        positions = max(2, round(looked.shape[1] * seconds / heard))
+        looked = Stepping(self.step, crossed, read.shape[1]).looks_at(read)[0]
+        looked = looked[len(prompt) - 1 :]  # [tokens + 1, positions]
+        positions = max(2, round(looked.shape[1] * samples / self._heard(samples)))
+        seconds = samples / SAMPLE_RATE
         return tuple(timed_words(looked[:, :positions], written.tokens, self.detokenize.bytes_of, language, seconds))
 
     def states(self, waves: Sequence[Wave], clock: _Clock | None = None) -> list[Any]:
@@ -299,11 +266,14 @@ class Recognizer:
         return [codes[i] for i in likely]
 
     def _padded(self, waves: Sequence[Wave]) -> npt.NDArray[np.float32]:
-        """Waves with the silence after them that the model was trained with: a margin, or up to the whole window."""
-        longest = max(len(wave) for wave in waves)
-        seconds = self.window if self.length == "padded" else min(longest / SAMPLE_RATE + self.margin, self.window)
-        samples = -(-round(seconds * SAMPLE_RATE) // POSITION_SAMPLES) * POSITION_SAMPLES
+        """Waves with the silence after them that the model was trained with. -> [clips, samples]"""
+        samples = self._heard(max(len(wave) for wave in waves))
         return np.stack([np.pad(wave, (0, samples - len(wave))) for wave in waves]).astype(np.float32)
+
+    def _heard(self, samples: int) -> int:
+        """Samples of a clip and the silence after it: a margin, or up to the whole window."""
+        seconds = self.window if self.length == "padded" else min(samples / SAMPLE_RATE + self.margin, self.window)
+        return -(-round(seconds * SAMPLE_RATE) // POSITION_SAMPLES) * POSITION_SAMPLES
 
 
 class _Clock:
