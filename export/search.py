@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +223,8 @@ def export_for(
     asked = {
         "budget": budget,
         "device": profile.name,
+        "profile": profile.model_dump(),
+        "options": asdict(options),
         "corpus": corpus,
         "threads": threads,
         "cpu": describe_host()["cpu"],
