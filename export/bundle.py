@@ -181,10 +181,11 @@ def _is_current(output: Path, source: str, wanted: dict[str, Any], overwrite: bo
         return False
     try:
         manifest = read_manifest(output)
-        same = manifest.content.get("checkpoint_sha256") == source and manifest.precisions == wanted["precisions"]
-        same = same and ((manifest.content.get("vocabulary") or {}).get("choice") or "") == wanted["vocabulary"]
-        same = same and manifest.content.get("int8") == wanted["int8"] and _has_this_runtime(manifest)
-        if same and manifest.content.get("workbench") == __version__:
+        content = manifest.content
+        same = content.get("checkpoint_sha256") == source and manifest.precisions == wanted["precisions"]
+        same = same and ((content.get("vocabulary") or {}).get("choice") or "") == wanted["vocabulary"]
+        same = same and content.get("int8") == wanted["int8"]
+        if same and content.get("workbench") == __version__ and _has_this_runtime(manifest):
             manifest.check()
             return True
     except BundleError as error:
@@ -193,7 +194,12 @@ def _is_current(output: Path, source: str, wanted: dict[str, Any], overwrite: bo
                 f"{output}: exists and is no bundle ({error}); choose another -o, or add --overwrite"
             ) from None
         return False
-    if not overwrite:
+    if same:
+        log.info(
+            "%s is this export by another version of the workbench, or with another runtime inside; exporting it anew",
+            output,
+        )
+    elif not overwrite:
         raise UserError(
             f"{output}: holds a bundle of another checkpoint, another vocabulary, other precisions or other options; choose another -o, or add --overwrite"
         )
