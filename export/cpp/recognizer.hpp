@@ -1,0 +1,139 @@
+// A bundle's graphs on ONNX Runtime: features, encoder, then a decoder that writes its caches in place. Greedy, one clip at a time.
+#pragma once
+
+#include <onnxruntime_cxx_api.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "bundle.hpp"
+
+class Recognizer {
+ public:
+  Recognizer(const Bundle& bundle, const std::string& precision, int threads)
+      : bundle_(bundle),
+        environment_(ORT_LOGGING_LEVEL_ERROR, "transcribe"),
+        detokenize_(bundle.path("vocab.json")),
+        frontend_(open(bundle.graph("frontend", precision), threads)),
+        encoder_(open(bundle.graph("encoder", precision), threads)),
+        step_(open(bundle.graph("step", precision), threads)) {
+    for (size_t i = 0; i < step_.GetInputCount(); ++i) {
+      const auto name = step_.GetInputNameAllocated(i, allocator_);
+      if (std::string(name.get()) != "cache_k.0") continue;
+      const auto type = step_.GetInputTypeInfo(i).GetTensorTypeAndShapeInfo().GetElementType();
+      if (type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT)
+        throw Error("precision '" + precision + "' keeps 16-bit caches, which this example does not; take another one");
+    }
+  }
+
+  std::string transcribe(std::vector<float> wave, const std::string& language) {
+    const double seconds = static_cast<double>(wave.size()) / RATE;
+    if (seconds > bundle_.window())
+      throw Error("the clip lasts " + std::to_string(seconds) + " s; expected at most " +
+                  std::to_string(static_cast<int>(bundle_.window())) + " s");
+    const auto positions = static_cast<size_t>(std::ceil(std::round(bundle_.heard(seconds) * RATE) / POSITION));
+    wave.resize(positions * POSITION);  // silence, as the model heard in training
+
+    const int64_t shape[] = {1, static_cast<int64_t>(wave.size())};
+    auto waves = Ort::Value::CreateTensor<float>(memory_, wave.data(), wave.size(), shape, 2);
+    auto features = run(frontend_, "waves", waves, {"input_features"});
+    auto crossed = run(encoder_, "input_features", features[0], {"n_layer_cross_k", "n_layer_cross_v"});
+    return detokenize_(written(crossed, bundle_.prompt(language), bundle_.token_limit(seconds)));
+  }
+
+ private:
+  static constexpr int RATE = 16000, POSITION = 320;  // samples a second, and of one encoder position
+
+  Ort::Session open(const std::filesystem::path& path, int threads) {
+    Ort::SessionOptions options;
+    options.SetIntraOpNumThreads(threads);  // 0: all cores
+    // three sessions share the cores: a pool that spins after its graph is done slows the next graph
+    options.AddConfigEntry("session.intra_op.allow_spinning", "0");
+    return Ort::Session(environment_, path.c_str(), options);
+  }
+
+  static std::vector<Ort::Value> run(Ort::Session& session, const char* input, const Ort::Value& value,
+                                     const std::vector<const char*>& outputs) {
+    return session.Run(Ort::RunOptions(), &input, &value, 1, outputs.data(), outputs.size());
+  }
+
+  // The likeliest tokens until the end, the limit or a loop.
+  std::vector<int64_t> written(std::vector<Ort::Value>& crossed, std::vector<int64_t> tokens, size_t limit) {
+    const auto shape = crossed[0].GetTensorTypeAndShapeInfo().GetShape();  // [layers, 1, positions, width]
+    const int64_t layers = shape[0], positions = shape[2], width = shape[3];
+    const int64_t cross_shape[] = {1, positions, width};
+    const int64_t cache_shape[] = {1, static_cast<int64_t>(tokens.size() + limit), width};
+    const auto cross_size = static_cast<size_t>(positions * width);
+    const auto cache_size = static_cast<size_t>(cache_shape[1] * width);
+
+    Ort::IoBinding binding(step_);
+    std::vector<std::vector<float>> caches;
+    std::vector<Ort::Value> values;  // what is bound has to live as long
+    caches.reserve(static_cast<size_t>(2 * layers));
+    const auto bind = [&](const std::string& name, float* data, size_t size, const int64_t* dims) -> Ort::Value& {
+      values.push_back(Ort::Value::CreateTensor<float>(memory_, data, size, dims, 3));
+      binding.BindInput(name.c_str(), values.back());
+      return values.back();
+    };
+    for (int kind = 0; kind < 2; ++kind) {
+      float* states = crossed[static_cast<size_t>(kind)].GetTensorMutableData<float>();
+      for (int64_t layer = 0; layer < layers; ++layer) {
+        const std::string suffix = std::string(1, "kv"[kind]) + "." + std::to_string(layer);
+        bind("cross_" + suffix, states + static_cast<size_t>(layer) * cross_size, cross_size, cross_shape);
+        caches.emplace_back(cache_size, 0.0f);
+        // one tensor is the cache before and after a step
+        auto& cache = bind("cache_" + suffix, caches.back().data(), cache_size, cache_shape);
+        binding.BindOutput(("next_" + suffix).c_str(), cache);
+      }
+    }
+    binding.BindOutput("logits", memory_);
+    const auto logits_at = static_cast<size_t>(2 * layers);  // outputs come in the order of binding
+
+    std::vector<int64_t> found;
+    int64_t offset = 0;
+    while (true) {
+      const int64_t ids_shape[] = {1, static_cast<int64_t>(tokens.size())}, one[] = {1};
+      auto ids = Ort::Value::CreateTensor<int64_t>(memory_, tokens.data(), tokens.size(), ids_shape, 2);
+      auto done = Ort::Value::CreateTensor<int64_t>(memory_, &offset, 1, one, 1);
+      binding.BindInput("input_ids", ids);
+      binding.BindInput("offset", done);
+      step_.Run(Ort::RunOptions(), binding);
+      offset += static_cast<int64_t>(tokens.size());
+      const auto outputs = binding.GetOutputValues();
+      const auto& logits = outputs[logits_at];
+      const auto vocabulary = logits.GetTensorTypeAndShapeInfo().GetElementCount();
+      const float* scores = logits.GetTensorData<float>();
+      const int64_t token = std::max_element(scores, scores + vocabulary) - scores;
+      if (token == bundle_.end()) return found;
+      found.push_back(token);
+      if (const auto excess = repeated(found)) {
+        found.resize(found.size() - excess);
+        return found;
+      }
+      if (found.size() >= limit) return found;
+      tokens = {token};
+    }
+  }
+
+  // How many tokens at the end only repeat what stands before them, if they have begun to loop; else 0. As in edge/decoding.py.
+  static size_t repeated(const std::vector<int64_t>& tokens) {
+    constexpr size_t longest_unit = 16, least_times = 3, least_repeated = 12;
+    for (size_t unit = 1; unit <= longest_unit; ++unit) {
+      const size_t excess = unit * (std::max(least_times, (least_repeated + unit - 1) / unit) - 1);
+      if (tokens.size() < excess + unit) continue;
+      if (std::equal(tokens.end() - static_cast<std::ptrdiff_t>(excess), tokens.end(),
+                     tokens.end() - static_cast<std::ptrdiff_t>(excess + unit)))
+        return excess;
+    }
+    return 0;
+  }
+
+  const Bundle& bundle_;
+  Ort::Env environment_;
+  Ort::AllocatorWithDefaultOptions allocator_;
+  Ort::MemoryInfo memory_ = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+  Detokenizer detokenize_;
+  Ort::Session frontend_, encoder_, step_;
+};

@@ -1,0 +1,100 @@
+"""The C++ example: built against onnxruntime's own library, it writes what the Python runtime writes."""
+
+import shutil
+import subprocess
+import wave
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from export.edge import Recognizer, read_wav
+from workbench.audio import write_wav
+from workbench.corpus import open_corpus
+
+pytestmark = pytest.mark.slow
+SOURCE = Path(__file__).parent.parent / "export/cpp"
+INSTALL = "the C++ example needs its tools; on Debian: apt-get install cmake make g++ npm nlohmann-json3-dev"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """The built program."""
+    if not all(map(shutil.which, ("cmake", "c++", "npm"))):
+        pytest.skip(INSTALL)
+    build = tmp_path_factory.mktemp("cpp")
+    subprocess.run([SOURCE / "headers.sh", build / "include"], check=True)
+    # the wheel carries the library under its full version alone; programs look for the major one
+    library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
+    (build / "libonnxruntime.so.1").symlink_to(library)
+    places = [f"-DONNXRUNTIME_INCLUDE={build / 'include'}", f"-DONNXRUNTIME_LIBRARY={build / 'libonnxruntime.so.1'}"]
+    for command in (["cmake", "-S", SOURCE, "-B", build / "out", *places], ["cmake", "--build", build / "out"]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if "nlohmann_jsonConfig.cmake" in done.stderr:
+            pytest.skip(INSTALL)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "warning" not in done.stderr
+    return build / "out/transcribe"
+
+
+def run(program, *arguments):
+    return subprocess.run([program, *map(str, arguments)], capture_output=True, encoding="utf-8", errors="replace")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_it_writes_what_the_python_runtime_writes(program, exported, precision, tmp_path):
+    clips = [tmp_path / f"{i}.wav" for i in range(5)]
+    for path, one in zip(clips, open_corpus("prompts-en", "validation"), strict=False):
+        write_wav(path, one.wave()[: 4 * 16000])
+    recognizer = Recognizer(exported, precision, 2)
+    done = run(program, exported, *clips, "--precision", precision, "--threads", 2)
+    assert done.returncode == 0, done.stderr
+    texts = [recognizer.transcribe(read_wav(path)).text for path in clips]
+    assert all(texts)
+    # a random model writes bytes that are no text, too; they are replaced on both sides
+    assert done.stdout == "".join(f"{path}\t{text}\n" for path, text in zip(clips, texts, strict=True))
+
+
+def test_channels_are_averaged_and_a_short_clip_is_read(program, exported, tmp_path):
+    samples = (open_corpus("prompts-en", "validation")[0].wave() * 32767).astype("<i2")
+    for name, channels in (("mono", [samples]), ("stereo", [samples, samples])):
+        with wave.open(str(tmp_path / f"{name}.wav"), "wb") as file:
+            file.setparams((len(channels), 2, 16000, 0, "NONE", ""))
+            file.writeframes(np.stack(channels, 1).tobytes())
+    write_wav(tmp_path / "short.wav", np.zeros(10, np.float32))
+    done = run(program, exported, *(tmp_path / f"{name}.wav" for name in ("mono", "stereo", "short")))
+    assert done.returncode == 0, done.stderr
+    mono, stereo, _ = done.stdout.split(str(tmp_path))[1:]
+    assert mono.split("\t", 1)[1] == stereo.split("\t", 1)[1]
+
+
+def test_errors_are_one_line_and_end_it(program, exported, tmp_path):
+    wav, long, slow = tmp_path / "no.wav", tmp_path / "long.wav", tmp_path / "slow.wav"
+    wav.write_bytes(b"RIFF")
+    write_wav(long, np.zeros(31 * 16000, np.float32))
+    write_wav(slow, np.zeros(100, np.float32))
+    slow.write_bytes(slow.read_bytes().replace((16000).to_bytes(4, "little"), (8000).to_bytes(4, "little"), 1))
+    cases = [
+        ((tmp_path, slow), "bundle.json: no such file"),
+        ((exported, tmp_path / "none.wav"), "none.wav: no such file"),
+        ((exported, wav), "not a WAV file"),
+        ((exported, long), "expected at most 30 s"),
+        ((exported, slow), "8000 Hz; expected 16-bit PCM at 16000 Hz"),
+        ((exported, slow, "--precision", "q1"), "no precision 'q1'; it has fp32, int8"),
+        ((exported, slow, "--threads", "no"), "expected --language CODE"),
+        ((exported,), "usage: transcribe BUNDLE FILE.wav"),
+    ]
+    for arguments, said in cases:
+        done = run(program, *arguments)
+        assert done.returncode == 2, arguments
+        assert said in done.stderr, (said, done.stderr)
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_manifest_cannot_name_files_elsewhere(program, exported, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(exported, copy)
+    manifest = copy / "bundle.json"
+    manifest.write_text(manifest.read_text().replace("onnx/frontend.onnx", "onnx/../../frontend.onnx"))
+    assert "points outside the bundle" in run(program, copy, "any.wav").stderr
