@@ -1,4 +1,4 @@
-"""The Gradio page: choose, upload or record a clip; teacher and students transcribe it side by side."""
+"""The Gradio page: teacher and students side by side, on a clip that is chosen, uploaded or recorded, or live."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.difference import COLOURS
+from demo.live import Live
 from demo.session import Result, Systems, Tally, compare, load_clip, seconds
 from workbench.audio import write_wav
 from workbench.corpus import Utterance, open_corpus
@@ -23,8 +24,10 @@ CSS = """
 .card h3{margin:0 0 .3rem}.card .said{font-size:1.15rem;line-height:1.7;min-height:3.4em}
 .card .big{font-size:1.6rem;font-weight:600;font-variant-numeric:tabular-nums}
 .card .bar{height:6px;border-radius:3px;background:#4c6ef5;margin:.4rem 0}
-.card small{opacity:.75}
+.card small{opacity:.75}.card .saying{opacity:.6}
 """
+STREAM_SECONDS = 0.25  # between blocks of the microphone
+LONGEST_LIVE = 3600  # seconds
 
 
 def build(systems: Systems, examples: Sequence[Utterance]) -> Any:
@@ -39,6 +42,7 @@ def build(systems: Systems, examples: Sequence[Utterance]) -> Any:
 
     by_label = {f"{u.text[:70]}{'…' if len(u.text) > 70 else ''} ({u.seconds:.1f} s)": u for u in examples}
     languages = systems.languages
+    first = "en" if "en" in languages else languages[0]
 
     def choose(label: str | None) -> tuple[str | None, str, str]:
         if not label:
@@ -56,31 +60,64 @@ def build(systems: Systems, examples: Sequence[Utterance]) -> Any:
             raise gr.Error(str(error), print_exception=False) from None
         return cards(results, seconds(wave)), tally
 
+    def listen(chunk: tuple[int, Any] | None, live: Live | None, names: list[str], language: str) -> Any:
+        if chunk is None:
+            return live, gr.skip()
+        try:
+            live = live or Live(systems, names, language, chunk[0])
+            live.hear(chunk[1])
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return live, live.as_html()
+
+    def stop(live: Live | None) -> Any:
+        if live is None:
+            return gr.skip()
+        live.finish()
+        return live.as_html()
+
     with gr.Blocks(title="Teacher and students side by side") as page:
-        gr.Markdown("# Teacher and students side by side\nThe same clip, transcribed by each in turn on this machine.")
+        gr.Markdown(
+            "# Teacher and students side by side\nThe same speech, transcribed by each in turn on this machine."
+        )
         tally = gr.State(Tally())
-        with gr.Row():
-            with gr.Column():
-                example = gr.Dropdown(
-                    list(by_label), value=None, label="Example with a known transcript", elem_id="example"
-                )
-                audio = gr.Audio(
-                    sources=["upload", "microphone"],
-                    type="filepath",
-                    label="Clip, or a recording of up to ten minutes",
-                    elem_id="clip",
-                )
-            with gr.Column():
-                reference = gr.Textbox(label="What was said (leave empty if not known)", elem_id="reference")
-                language = gr.Dropdown(languages, value="en" if "en" in languages else languages[0], label="Language")
-                button = gr.Button("Transcribe", variant="primary", elem_id="transcribe")
-                gr.HTML(_legend())
-        shown = gr.HTML(elem_id="results")
+        with gr.Tab("A clip"):
+            with gr.Row():
+                with gr.Column():
+                    example = gr.Dropdown(
+                        list(by_label), value=None, label="Example with a known transcript", elem_id="example"
+                    )
+                    audio = gr.Audio(
+                        sources=["upload", "microphone"],
+                        type="filepath",
+                        label="Clip, or a recording of up to ten minutes",
+                        elem_id="clip",
+                    )
+                with gr.Column():
+                    reference = gr.Textbox(label="What was said (leave empty if not known)", elem_id="reference")
+                    language = gr.Dropdown(languages, value=first, label="Language")
+                    button = gr.Button("Transcribe", variant="primary", elem_id="transcribe")
+                    gr.HTML(_legend())
+            shown = gr.HTML(elem_id="results")
+        with gr.Tab("Live", id="live"):
+            with gr.Row():
+                names = list(systems.recognizers)
+                listening = gr.CheckboxGroup(names, value=names[1:], label="Who listens")
+                spoken = gr.Dropdown(languages, value=first, label="Language")
+            microphone = gr.Audio(sources=["microphone"], streaming=True, label="Microphone", elem_id="microphone")
+            heard = gr.HTML(elem_id="heard")
+            live = gr.State(None)
         example.input(choose, example, [audio, reference, language])
         audio.input(lambda: (None, ""), None, [example, reference])  # an upload has no known transcript
         button.click(
             run, [audio, reference, language, tally], [shown, tally], api_name="transcribe", concurrency_limit=1
         )
+        microphone.start_recording(lambda: (None, ""), None, [live, heard])
+        microphone.stream(
+            listen, [microphone, live, listening, spoken], [live, heard], stream_every=STREAM_SECONDS,
+            time_limit=LONGEST_LIVE, concurrency_limit=1, show_progress="hidden",
+        )  # fmt: skip
+        microphone.stop_recording(stop, live, heard, show_progress="hidden")
     return page
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -14,13 +15,21 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 
 
 @contextlib.contextmanager
-def open_page(url: str, width: int = 1280, height: int = 900) -> Iterator[tuple[Any, list[str]]]:
-    """A page, and the addresses beyond this machine that it asked for."""
+def open_page(
+    url: str, width: int = 1280, height: int = 900, says: Path | None = None
+) -> Iterator[tuple[Any, list[str]]]:
+    """A page, and the addresses beyond this machine that it asked for; into its microphone a WAV file is played over and over."""
     from playwright.sync_api import sync_playwright
 
     outside: list[str] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, env={**os.environ})
+        microphone = [
+            "--use-fake-ui-for-media-stream",
+            "--use-fake-device-for-media-stream",
+            f"--use-file-for-fake-audio-capture={says}",
+        ]
+        flags = [*FLAGS, *(microphone if says else [])]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags, env={**os.environ})
         page = browser.new_page(viewport={"width": width, "height": height})
         page.on("request", lambda r: outside.append(r.url) if not r.url.startswith((url, "data:", "blob:")) else None)
         page.goto(url)

@@ -1,5 +1,6 @@
 """The demo: differences as WER counts them, both systems on one clip, and the page clicked through in a browser."""
 
+import contextlib
 import socket
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from demo.app import build, cards, launch
 from demo.difference import as_html, differences
+from demo.live import Live, mono
 from demo.session import Systems, Tally, compare, load_clip
 from tests.browser import CHROMIUM, open_page
 from tests.conftest import tone
@@ -86,35 +88,85 @@ def test_two_bundles_of_one_name_are_refused(exported):
         Systems.open([exported, exported], str(exported), "int8", 1)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
-@pytest.mark.slow
-def test_a_visitor_clicks_through_the_page(systems, tmp_path):
+@contextlib.contextmanager
+def served(systems):
+    """Address of the page, served."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     page = build(systems, open_corpus("prompts-en", "test")[:4])
     launch(page, "127.0.0.1", port, prevent_thread_lock=True, quiet=True)
     try:
-        with open_page(f"http://127.0.0.1:{port}/") as (browser, outside):
-            browser.wait_for_selector("#transcribe")
-            browser.click("#transcribe")  # before a clip is chosen
-            browser.get_by_text("Choose an example, upload a recording or record one first.").wait_for()
-            browser.click("#example input")
-            browser.locator("[role=option]").nth(1).click()
-            browser.wait_for_function("document.querySelector('#reference textarea, #reference input').value != ''")
-            browser.click("#transcribe")
-            browser.wait_for_selector(".card", timeout=60_000)
-            texts = browser.locator(".card").all_inner_texts()
-            assert len(texts) == 2
-            assert "tiny (teacher, fp32)" in texts[0]
-            assert all(" ms" in text and "running WER" in text for text in texts)
-            write_wav(tmp_path / "mine.wav", tone(1.0))
-            browser.click("#clip [aria-label*=lear], #clip button[title*=lear]")
-            browser.set_input_files("#clip input[type=file]", str(tmp_path / "mine.wav"))
-            browser.wait_for_function("document.querySelector('#reference textarea, #reference input').value == ''")
-            browser.click("#transcribe")
-            browser.get_by_text("differences from the teacher").wait_for(timeout=60_000)
-            # Gradio's own template asks for one script that it needs only inside a frame of another site
-            assert [url for url in outside if "iframe-resizer" not in url] == []
+        yield f"http://127.0.0.1:{port}/"
     finally:
         page.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
+@pytest.mark.slow
+def test_a_visitor_clicks_through_the_page(systems, tmp_path):
+    with served(systems) as url, open_page(url) as (browser, outside):
+        browser.wait_for_selector("#transcribe")
+        browser.click("#transcribe")  # before a clip is chosen
+        browser.get_by_text("Choose an example, upload a recording or record one first.").wait_for()
+        browser.click("#example input")
+        browser.locator("[role=option]").nth(1).click()
+        browser.wait_for_function("document.querySelector('#reference textarea, #reference input').value != ''")
+        browser.click("#transcribe")
+        browser.wait_for_selector(".card", timeout=60_000)
+        texts = browser.locator(".card").all_inner_texts()
+        assert len(texts) == 2
+        assert "tiny (teacher, fp32)" in texts[0]
+        assert all(" ms" in text and "running WER" in text for text in texts)
+        write_wav(tmp_path / "mine.wav", tone(1.0))
+        browser.click("#clip [aria-label*=lear], #clip button[title*=lear]")
+        browser.set_input_files("#clip input[type=file]", str(tmp_path / "mine.wav"))
+        browser.wait_for_function("document.querySelector('#reference textarea, #reference input').value == ''")
+        browser.click("#transcribe")
+        browser.get_by_text("differences from the teacher").wait_for(timeout=60_000)
+        # Gradio's own template asks for one script that it needs only inside a frame of another site
+        assert [url for url in outside if "iframe-resizer" not in url] == []
+
+
+def test_a_microphone_is_heard_by_each_system_block_by_block(systems):
+    wave = np.concatenate([u.wave()[:32000] for u in open_corpus("prompts-en", "test") if u.seconds > 2][:1])
+    loud = (np.repeat(np.concatenate([wave, np.zeros(24000, np.float32)]), 3) * 32767).astype(np.int16)  # at 48 kHz
+    live = Live(systems, list(systems.recognizers), "en", 48000)
+    for block in np.array_split(np.stack([loud, loud], 1), 20):
+        live.hear(block)
+    live.hear(loud[:0])
+    assert live.seconds == pytest.approx(len(loud) / 48000)
+    assert [len(w.said) for w in live.writings.values()] == [1, 1]
+    assert all(w.busy_ms > w.slowest_ms > 0 and not w.saying for w in live.writings.values())
+    live.finish()
+    said = live.as_html()
+    live.hear(loud)  # comes late, and is not heard
+    live.finish()
+    assert live.as_html() == said
+    assert 'data-state="over"' in said
+
+
+def test_samples_of_a_microphone_are_averaged_and_scaled():
+    assert mono(np.array([[16384, 0], [-32768, -32768]], np.int16)).tolist() == [0.25, -1.0]
+    assert mono(np.array([0.5], np.float32)).tolist() == [0.5]
+
+
+def test_somebody_has_to_listen(systems):
+    with pytest.raises(UserError, match="nobody listens"):
+        Live(systems, [], "en", 16000)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
+@pytest.mark.slow
+def test_a_visitor_speaks_and_the_page_writes_along(systems, tmp_path):
+    wave = np.concatenate([u.wave() for u in open_corpus("prompts-en", "test") if u.seconds > 2][:2])
+    write_wav(tmp_path / "speech.wav", wave)
+    with served(systems) as url, open_page(url, says=tmp_path / "speech.wav") as (browser, _):
+        browser.get_by_role("tab", name="Live").click()
+        browser.get_by_label("tiny (teacher, fp32)").check()
+        browser.locator("#microphone button:has-text('Record')").first.click()
+        browser.wait_for_selector("#heard .saying", timeout=60_000)
+        browser.locator("#microphone button:has-text('Stop')").first.click()
+        browser.wait_for_selector("#heard [data-state=over]", timeout=60_000)
+        assert browser.locator("#heard .card").count() == 2
+        assert "nothing yet" not in browser.locator("#heard").inner_text()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from export.edge import AudioError, BundleError, Recognizer, Segment, Stream, Transcript, written
+from export.edge.audio import Resampler, resample
 from export.edge.decoding import beam_search, greedy, log_softmax, repeated
 from export.edge.speech import Detector, Piece, joined, padded, pieces_of, spans
 from tests.conftest import tone
@@ -273,3 +274,20 @@ def test_half_precision_and_beams_take_the_states_as_they_need_them(student, tmp
 def test_frugal_loading_changes_memory_alone(exported):
     wave = tone(1.0)
     assert Recognizer(exported, frugal=True).transcribe(wave).tokens == Recognizer(exported).transcribe(wave).tokens
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
+def test_a_resampled_stream_does_not_depend_on_its_blocks(rate):
+    rng = np.random.default_rng(0)
+    wave = rng.normal(size=rate + 17).astype(np.float32)
+    whole = resample(wave, rate)
+    resampler, parts, at = Resampler(rate), [], 0
+    while at < len(wave):
+        size = int(rng.integers(1, 3000))
+        parts.append(resampler(wave[at : at + size]))
+        at += size
+        # little is held back, and little is kept
+        assert sum(map(len, parts)) > (min(at, len(wave)) - 2 * resampler.reach - 3) * RATE / rate
+        assert len(resampler.kept) < 3000 + 4 * resampler.reach
+    joined_up = np.concatenate([*parts, resampler.finish()])[: len(whole)]
+    np.testing.assert_allclose(joined_up, whole, atol=1e-6)

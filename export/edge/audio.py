@@ -53,19 +53,55 @@ def _samples(data: bytes, width: int) -> npt.NDArray[np.float32]:
 
 def resample(samples: Wave, rate: int) -> Wave:
     """Resample to 16 kHz with a Hann-windowed sinc, low-passed at the lower of both Nyquist frequencies. [samples]"""
-    if rate == SAMPLE_RATE:
-        return samples
-    cutoff = min(1.0, SAMPLE_RATE / rate)  # relative to the source's Nyquist frequency
-    reach = int(np.ceil(SINC_ZEROS / cutoff))
-    padded = np.pad(samples, reach + 1)
+    resampler = Resampler(rate)
     length = int(len(samples) * SAMPLE_RATE / rate)
-    out = np.empty(length, np.float32)
-    offsets = np.arange(-reach, reach + 1)
-    for start in range(0, length, 1 << 16):  # in blocks, so that memory does not grow with the recording
-        position = np.arange(start, min(start + (1 << 16), length)) * (rate / SAMPLE_RATE)
+    return np.concatenate([resampler(samples), resampler.finish()])[:length]
+
+
+class Resampler:
+    """A signal that comes in blocks, to 16 kHz; what comes out does not depend on where the blocks end.
+
+    Args:
+        rate: of the signal, in Hz.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self.step = rate / SAMPLE_RATE  # samples of the signal to one that comes out
+        self.cutoff = min(1.0, 1 / self.step)  # relative to the signal's Nyquist frequency
+        self.reach = int(np.ceil(SINC_ZEROS / self.cutoff))
+        self.kept = np.zeros(self.reach, np.float32)  # silence before the signal, later its end
+        self.begun = -self.reach  # which sample of the signal `kept` begins with
+        self.told = 0  # samples that came out
+
+    def __call__(self, block: Wave) -> Wave:
+        """Take the next samples; returns those that they complete, a little fewer than their share."""
+        if self.step == 1:
+            return block
+        self.kept = np.concatenate([self.kept, block])
+        last = self.begun + len(self.kept) - self.reach - 1  # the last place that has all its neighbours
+        count = max(0, int(np.floor((last - 1) / self.step)) + 1 - self.told)
+        # in parts, so that memory does not grow with the block
+        parts = [np.arange(start, min(start + (1 << 16), count)) for start in range(0, count, 1 << 16)]
+        out = [self._at(self.told + part) for part in parts] or [np.zeros(0, np.float32)]
+        self.told += count
+        spare = int(self.told * self.step) - self.reach - self.begun
+        if spare > 0:
+            self.kept, self.begun = self.kept[spare:], self.begun + spare
+        return np.concatenate(out)
+
+    def finish(self) -> Wave:
+        """Say that nothing more comes; returns the rest."""
+        return (
+            self(np.zeros(self.reach + 3 + int(self.step), np.float32)) if self.step != 1 else np.zeros(0, np.float32)
+        )
+
+    def _at(self, places: npt.NDArray[np.int64]) -> Wave:
+        """Samples number `places` of those that come out."""
+        position = places * self.step
         nearest = np.floor(position).astype(np.int64)
-        distance = position[:, None] - (nearest[:, None] + offsets)  # [block, taps]
-        window = np.where(np.abs(distance) < reach, np.cos(np.pi * distance / (2 * reach)) ** 2, 0)
-        taps = cutoff * np.sinc(cutoff * distance) * window
-        out[start : start + len(position)] = (padded[nearest[:, None] + offsets + reach + 1] * taps).sum(1)
-    return out
+        offsets = np.arange(-self.reach, self.reach + 1)
+        distance = position[:, None] - (nearest[:, None] + offsets)  # [places, taps]
+        window = np.where(np.abs(distance) < self.reach, np.cos(np.pi * distance / (2 * self.reach)) ** 2, 0)
+        taps = self.cutoff * np.sinc(self.cutoff * distance) * window
+        out: Wave = (self.kept[nearest[:, None] + offsets - self.begun] * taps).sum(1).astype(np.float32)
+        return out
