@@ -179,7 +179,7 @@ def ours(frozen: bool, clips: int, folder: Path) -> None:
 
     def epoch() -> int:
         plan, of, parts = loop._plan(window)
-        for batches in loop._steps(window, plan, parts, of):
+        for batches in loop.rounds.batches(window, plan, parts, of):
             loop._step(batches, objective, 100_000)
         position.round += 1
         run.log.settle()

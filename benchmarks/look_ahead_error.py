@@ -50,9 +50,9 @@ def work(place: Path, clips: int, vocabulary: str) -> list[dict[str, Any]]:
     for steps in range(STEPS[-1] + 1):
         if steps in STEPS:
             found += [{"vocabulary": vocabulary, "steps": steps, **row} for row in compare(loop, objective, window)]
-            batches = loop._steps(window, plan, parts, of)
+            batches = loop.rounds.batches(window, plan, parts, of)
         if (batch := next(batches, None)) is None:
-            batches = loop._steps(window, plan, parts, of)
+            batches = loop.rounds.batches(window, plan, parts, of)
             batch = next(batches)
         loop._step(batch, objective, STEPS[-1])
     return found
@@ -64,7 +64,7 @@ def compare(loop: Any, objective: Any, window: Any) -> list[dict[str, Any]]:
     from workbench.step import Moment
 
     plan, of, parts = loop._plan(window)
-    batches = (batch for step in loop._steps(window, plan[:BATCHES], parts, of) for batch in step)
+    batches = (batch for step in loop.rounds.batches(window, plan[:BATCHES], parts, of) for batch in step)
     moment = Moment(0.5, 0, 1)
     probe = StudentProbe(
         loop.run.model, loop.run.family, batches, loop.passes.audio, loop.validation, objective, moment, dict

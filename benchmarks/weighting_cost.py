@@ -106,7 +106,7 @@ def work(case: str, clips: int, folder: Path) -> None:
     def epoch(method: str | None = None, steps: int | None = None) -> None:
         settings = OnPolicyRecipe(method=method, share=1.0) if method else None  # type: ignore[arg-type]
         loop.passes.on_policy = on_policy.with_settings(settings) if settings else None
-        for batches in islice(loop._steps(window, plan, parts, of), steps):
+        for batches in islice(loop.rounds.batches(window, plan, parts, of), steps):
             loop._step(batches, fixed, 100_000)
         run.log.settle()
 

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from workbench import checkpoints
 from workbench.allocator import release_freed_memory
 from workbench.checkpoints import Position
-from workbench.corpus.batching import StepPlan, padding_share, plan_steps
-from workbench.data import Batch, MicroBatches
+from workbench.corpus.batching import StepPlan, padding_share
+from workbench.data import Batch
 from workbench.ema import MovingAverage
 from workbench.encoded import encoded_folder
 from workbench.errors import UserError
 from workbench.evaluate import EncodedClips
-from workbench.families.pooling import pool_after
 from workbench.look_ahead import LearntWeights
 from workbench.memory import Peak, peak_of
 from workbench.passes import Passes
 from workbench.probe import StudentProbe
 from workbench.progress import Progress
 from workbench.recipe_sections import Stage
+from workbench.rounds import Rounds, schedule
 from workbench.self_teacher import SelfTeacher
-from workbench.sizing import parts_that_fit
 from workbench.step import Moment, Objective, StepSize, Student, weight_columns
 from workbench.weighting import TeacherStatistics, Weighting, build_weighting
 from workbench.windows import Window
@@ -46,7 +45,7 @@ class StageLoop:
     def __init__(self, run: Distillation, number: int, name: str, stage: Stage, position: Position) -> None:
         self.run, self.number, self.name, self.stage, self.position = run, number, name, stage, position
         recipe, accelerator = run.recipe, run.accelerator
-        self.rank, self.ranks = accelerator.process_index, accelerator.num_processes
+        self.rounds = Rounds(run, number, name, stage, position)
         student = Student(run.model, run.family, stage)
         self.trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
         folder = encoded_folder(recipe, "evaluated") if run.untrained(name) else None
@@ -84,7 +83,7 @@ class StageLoop:
         for window in self.run.windows(self.name, stage, position, self._asks_teacher):
             objective = self.objective or self._begin(window)
             plan, of, parts = self._plan(window)
-            total = self._total(window, plan)
+            total = self.rounds.total(window, plan)
             if progress is None:
                 progress = Progress(self.name, total, self.run.main, position.stage_step).__enter__()
                 log.info(
@@ -94,14 +93,14 @@ class StageLoop:
                 )  # fmt: skip
             if position.batch == 0:
                 self._begin_round(objective, window, plan, parts, of, total)
-            for micro_batches in self._steps(window, plan[position.batch :], parts, of):
+            for micro_batches in self.rounds.batches(window, plan[position.batch :], parts, of):
                 started = time.perf_counter()
                 self._step(micro_batches, objective, total)
                 position.seconds += time.perf_counter() - started
                 position.batch += 1
                 position.weighting = objective.weighting.state_dict()
                 progress.advance(1, self.run.log.latest)
-                if self._enough():
+                if self.rounds.enough():
                     break
                 # the last step of a round is saved below, after validation
                 due = self.run.processes.together(
@@ -113,7 +112,7 @@ class StageLoop:
             self._release()
             position.round, position.batch = position.round + 1, 0
             position.stream_window += 1  # of no meaning without a stream
-            done = self._enough() or (self.run.recipe.stream is None and position.round == stage.epochs)
+            done = self.rounds.enough() or (self.run.recipe.stream is None and position.round == stage.epochs)
             if stage.decoding and (position.round % self.run.recipe.validate_every == 0 or done):
                 teaching = self.itself if position.itself else None
                 self.run.validate(self.name, position, self.average, self.validation, teaching)
@@ -171,15 +170,10 @@ class StageLoop:
         """Whether the next window of a stream needs the teacher's word."""
         if self.objective is None or self.stage.steps is None:
             return True
-        return not self.objective.weighting.teaches_itself(self._progress(self.stage.steps))
+        return not self.objective.weighting.teaches_itself(self.rounds.progress(self.stage.steps))
 
-    def _progress(self, total: int) -> float:
-        return min(1.0, self.position.stage_step / max(total - 1, 1))
-
-    def _moment(self, total: int) -> Moment:
-        position = self.position
-        epoch = position.round if self.run.recipe.stream is None else position.stream_pass
-        return Moment(self._progress(total), epoch, self.stage.epochs)
+    def _plan(self, window: Window) -> tuple[list[StepPlan], int, range]:
+        return self.rounds.plan(window, partial(self._try, window))
 
     def _begin_round(
         self, objective: Objective, window: Window, plan: list[StepPlan], parts: range, of: int, total: int
@@ -187,11 +181,11 @@ class StageLoop:
         """What happens between epochs: the self of the last one is kept, a weighting looks ahead."""
         if self.itself is not None and self.itself.plan.kind == "previous_epoch":
             self.itself.take()
-        moment = self._moment(total)
+        moment = self.rounds.moment(total)
         if not objective.weighting.looks_ahead(moment.epoch):
             return
         started = time.perf_counter()
-        batches = (batch for step in self._steps(window, plan, parts, of) for batch in step)
+        batches = (batch for step in self.rounds.batches(window, plan, parts, of) for batch in step)
         probe = StudentProbe(
             self.run.model,
             self.run.family,
@@ -215,74 +209,13 @@ class StageLoop:
             self.position.teacher_losses = list(window.teacher_losses())
         return tuple(self.position.teacher_losses)
 
-    def _total(self, window: Window, plan: Sequence[StepPlan]) -> int:
-        """Steps of the whole stage."""
-        stage = self.stage
-        if self.run.recipe.stream is not None:
-            assert stage.steps is not None  # noqa: S101  checked with the recipe
-            return stage.steps
-        if not hasattr(self, "planned"):
-            lengths = [
-                len(plan) if e == self.position.round else len(self._one_plan(window, e)) for e in range(stage.epochs)
-            ]
-            self.planned = sum(lengths)
-        return min(self.planned, stage.steps or self.planned)
-
-    def _enough(self) -> bool:
-        return self.stage.steps is not None and self.position.stage_step >= self.stage.steps
-
-    def _one_plan(self, window: Window, round_number: int) -> list[StepPlan]:
-        recipe = self.run.recipe
-        # in a stream every process has clips of its own, and a share of the step
-        share = 1 if recipe.stream is None else self.ranks
-        seed = (recipe.seed, self.number, round_number, *([self.rank] if share > 1 else []))
-        return plan_steps(window.utterances, self.stage.batch_seconds / share, recipe.margin.shortest, seed)
-
-    def _plan(self, window: Window) -> tuple[list[StepPlan], int, range]:
-        """This round's steps, in how many micro-batches each is computed, and which of them are this process's."""
-        plan = self._one_plan(window, self.position.round)
-        streaming = self.run.recipe.stream is not None
-        if streaming and self.ranks > 1:
-            plan = plan[: int(self.run.processes.smallest(len(plan)))]  # processes step together
-        least = 1 if streaming else self.ranks
-        if not self.position.parts:
-            if self.stage.micro_batches is not None:
-                self.position.parts = -(-self.stage.micro_batches // least) * least
-            else:
-                self.position.parts = parts_that_fit(
-                    plan, self.run.recipe.margin.longest, least, self.run.accelerator.device,
-                    lambda worst, parts: self._try(window, worst, parts), self.run.processes.worst_of, self.name,
-                )  # fmt: skip
-        of = -(-self.position.parts // least) * least  # resumed on another number of processes
-        return plan, of, range(of) if streaming else range(self.rank, of, self.ranks)
-
-    def _steps(self, window: Window, plan: Sequence[StepPlan], parts: range, of: int) -> Iterator[list[Batch]]:
-        """Micro-batches of each step, collated ahead by workers and, for a GPU, pinned."""
-        recipe, device = self.run.recipe, self.run.accelerator.device
-        on_gpu = device.type == "cuda"
-        workers = recipe.loader_workers if recipe.loader_workers is not None else 4 * on_gpu
-        data = MicroBatches(
-            window.utterances, window.keys, window.caches, self.run.family, recipe, plan, parts, of,
-            (recipe.seed, self.number, self.position.round), bool(self.stage.encoder_matching), window.encoded,
-            pool_after(self.run.model.config) > 0,
-        )  # fmt: skip
-        loader: Any = DataLoader(
-            data, batch_size=None, num_workers=workers, pin_memory=on_gpu, prefetch_factor=4 if workers else None
-        )
-        together: list[Batch] = []
-        for batch in loader:
-            together.append(batch)
-            if len(together) == len(parts):
-                yield together
-                together = []
-
     def _step(self, micro_batches: list[Batch], objective: Objective, total: int) -> None:
         """One optimizer step."""
         accelerator, stage, position = self.run.accelerator, self.stage, self.position
         for group in self.inner.param_groups:
             group["lr"] = stage.learning_rate * schedule(position.stage_step, total, stage.warmup_share)
         size = self._size(micro_batches)
-        moment = self._moment(total)
+        moment = self.rounds.moment(total)
         teaching = self.itself is not None and objective.weighting.teaches_itself(moment.progress)
         if teaching and not position.itself:
             position.itself = True
@@ -335,7 +268,8 @@ class StageLoop:
 
     def _try(self, window: Window, worst: StepPlan, parts: int) -> Peak | None:
         """Forward and backward of one micro-batch of the worst step, and its memory; leaves no trace."""
-        batch = next(self._steps(window, [worst], range(self.rank % parts, self.rank % parts + 1), parts))[0]
+        rank = self.run.accelerator.process_index
+        batch = next(self.rounds.batches(window, [worst], range(rank % parts, rank % parts + 1), parts))[0]
         objective = replace(self.objective or self._begin(window), weighting=self._weighting(window))
         size = StepSize(float(len(batch.ids)), float(batch.label_counts.sum()))
 
@@ -361,9 +295,3 @@ class StageLoop:
         if run.main:
             checkpoints.save(run.folder / "checkpoints", self.position, tensors, run.recipe.keep_checkpoints)
         run.accelerator.wait_for_everyone()
-
-
-def schedule(step: int, total: int, warmup_share: float) -> float:
-    """Factor of the learning rate: linear up during warm-up, then linear down to zero."""
-    warmup = max(1, round(warmup_share * total))
-    return (step + 1) / warmup if step < warmup else max(0.0, (total - step) / max(1, total - warmup))

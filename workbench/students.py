@@ -67,12 +67,13 @@ def build_student(teacher: WhisperForConditionalGeneration, recipe: StudentRecip
                 f"student.pool_after is {recipe.pool_after}; the student has {config.encoder_layers} encoder layers"
             )
         config.pool_after = recipe.pool_after
-    config.encoder_ranks = {
-        f"{kept['encoder'].index(int(number))}.{rest}": rank
-        for name, rank in ranks_of(config).items()
-        for number, rest in [name.split(".", 1)]
-        if int(number) in kept["encoder"]
-    }
+    if ranks := ranks_of(config):
+        config.encoder_ranks = {
+            f"{kept['encoder'].index(int(number))}.{rest}": rank
+            for name, rank in ranks.items()
+            for number, rest in [name.split(".", 1)]
+            if int(number) in kept["encoder"]
+        }
     student = WhisperForConditionalGeneration(config)
     student.load_state_dict(_renumbered(merged_state(teacher), kept))
     if student.device.type == "meta":
