@@ -196,6 +196,9 @@ def test_a_recording_of_any_length(recognizer, recording):
     assert list(recognizer.segments(np.zeros(40 * RATE, np.float32))) == []  # silence says nothing
     with pytest.raises(AudioError, match="finite"):
         list(recognizer.segments(np.full(100, np.nan, np.float32)))
+    for longest in (1.0, 31.0):
+        with pytest.raises(AudioError, match="expected 2 to 30 s"):
+            list(recognizer.segments(long, longest=longest))
 
 
 def test_a_bundle_without_a_detector_says_so(recognizer, recording, monkeypatch):
@@ -252,8 +255,9 @@ def test_the_command_line_writes_subtitles(exported, recording, tmp_path):
     write_wav(tmp_path / "long.wav", np.tile(recording, 3))
     run = [sys.executable, "-m", "edge", "--format", "srt", "--timings", str(tmp_path / "long.wav")]
     done = subprocess.run(run, cwd=exported, capture_output=True, text=True, check=True)
-    assert " --> " in done.stdout
     assert "encoder" in done.stderr
+    shorter = subprocess.run([*run, "--longest", "5"], cwd=exported, capture_output=True, text=True, check=True)
+    assert shorter.stdout.count(" --> ") > done.stdout.count(" --> ") > 0
 
 
 def test_a_provider_that_is_not_there_is_told_not_replaced(exported):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from . import FORMATS, AudioError, BundleError, Recognizer, Segment, read_wav, written
 from .audio import SAMPLE_RATE
+from .recognizer import LONGEST
 
 PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
@@ -39,6 +40,9 @@ def main() -> int:
         action="store_true",
         help="leave silence out and cut where nobody speaks, as is done with recordings of more than 30 s",
     )
+    parser.add_argument(
+        "--longest", type=float, metavar="SECONDS", help="of a stretch, 28 by default; 7 for subtitles that can be read"
+    )
     parser.add_argument("--timings", action="store_true", help="also print the time of each stage in ms, to stderr")
     args = parser.parse_args()
     try:
@@ -66,8 +70,8 @@ def _segments(recognizer: Recognizer, name: str, args: argparse.Namespace) -> li
     """A short file as one stretch, unless it is to be cut, too."""
     wave = read_wav(name)
     seconds = len(wave) / SAMPLE_RATE
-    if args.vad or seconds > recognizer.window:
-        return list(recognizer.segments(wave, args.language, beams=args.beams, words=args.words))
+    if args.vad or seconds > (args.longest or recognizer.window):
+        return list(recognizer.segments(wave, args.language, args.longest or LONGEST, args.beams, args.words))
     return [Segment(0.0, seconds, recognizer.transcribe(wave, args.language, args.beams, args.words))]
 
 

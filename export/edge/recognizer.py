@@ -23,6 +23,7 @@ from .transcript import Segment, Transcript
 from .words import Word, timed_words
 
 AUTO = "auto"  # for a language
+LONGEST = 28.0  # seconds of a stretch of a recording
 POSITION_SAMPLES = 320  # samples of one encoder position: 20 ms
 SPREAD_SECONDS = (
     0.4  # by which clips of one batch may differ in length: silence that a student hears more of than alone
@@ -127,26 +128,28 @@ class Recognizer:
         return [found[i] for i in range(len(waves))]
 
     def segments(
-        self, wave: Wave, language: str = "en", longest: float = 28.0, beams: int = 1, words: bool = False
+        self, wave: Wave, language: str = "en", longest: float = LONGEST, beams: int = 1, words: bool = False
     ) -> Iterator[Segment]:
         """Transcribe a recording of any length, stretch of speech by stretch; silence is not transcribed at all.
 
         Args:
             wave: the recording, [samples] at 16 kHz.
             language: ISO 639-1 code, or `auto` to have each stretch's found.
-            longest: seconds of the longest stretch.
+            longest: seconds of the longest stretch, 2 to 30.
             beams: as for `transcribe`.
             words: as for `transcribe`; their times are the recording's.
 
         Raises:
-            AudioError: the recording is empty or holds values that are not finite.
+            AudioError: the recording is empty or holds values that are not finite, or `longest` is out of range.
             BundleError: the model does not know the language, or the bundle has no speech detector.
         """
         self._known(language)
         if wave.ndim != 1 or not len(wave) or not np.isfinite(wave).all():
             raise AudioError(f"the wave has shape {wave.shape}; expected finite [samples], at least one")
+        if not 2 <= longest <= self.window:
+            raise AudioError(f"the longest stretch is {longest:g} s; expected 2 to {self.window:g} s")
         self._detector = self._detector or self.new_detector()
-        for piece in pieces_of(wave, self._detector, min(longest, self.window)):
+        for piece in pieces_of(wave, self._detector, longest):
             begin = piece.start / SAMPLE_RATE
             said = self.transcribe(wave[piece.start : piece.end], language, beams, words)
             later = tuple(Word(w.text, round(begin + w.start, 3), round(begin + w.end, 3)) for w in said.words)
