@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import UserError
+from workbench.scoring import is_loop, normalize
 
 STAGES = ("decode", "features", "encoder", "first_token", "rest", "detokenize")
 
@@ -40,6 +41,17 @@ class Timed:
     tokens: list[int] = field(default_factory=list)
     load_ms: float = 0.0
     peak_rss_mb: float = 0.0
+
+    def loops(self, references: dict[int, str], language: str) -> int:
+        """Of clips, by number with what was said, those that the guard stopped or whose text loops: it leaves one round."""
+        return sum(
+            self.looped[i] or is_loop(normalize(self.hypotheses[i], language), normalize(said, language))
+            for i, said in references.items()
+        )
+
+    def stopped_by_cap(self, clips: Iterable[int]) -> int:
+        """How many of some clips ran into their cap on tokens."""
+        return sum(not self.finished[i] and not self.looped[i] for i in clips)
 
 
 def time_systems(

@@ -23,7 +23,7 @@ from workbench.errors import UserError
 from workbench.files import cache_dir, read_json, sha256_of, write_json
 from workbench.host import describe_host, usable_cpus
 from workbench.progress import Progress
-from workbench.scoring import is_loop, normalize, paired_difference, score
+from workbench.scoring import paired_difference, score
 from workbench.teachers import fingerprint, resolve_teacher
 
 log = logging.getLogger("workbench")
@@ -180,9 +180,7 @@ def _row(system: System, found: Timed, utterances: Sequence[Utterance]) -> dict[
     scores = score(texts, found.hypotheses, language)
     raw = score(texts, found.hypotheses, language, normalized=False)
     totals = _totals(found)
-    # the guard against loops keeps one round, so that the text alone does not show them
-    pairs = zip(found.looped, found.hypotheses, texts, strict=True)
-    loops = sum(stopped or is_loop(normalize(h, language), normalize(r, language)) for stopped, h, r in pairs)
+    loops = found.loops(dict(enumerate(texts)), language)
     config = read_json(system.bundle / "config.json", "a bundle's configuration")
     return {
         "name": system.name,
@@ -197,7 +195,7 @@ def _row(system: System, found: Timed, utterances: Sequence[Utterance]) -> dict[
         "loops": loops,
         "wer_raw": round(raw.wer, 3),
         "cer_raw": round(raw.cer, 3),
-        "stopped_by_cap": sum(not done for done in found.finished) - sum(found.looped),
+        "stopped_by_cap": found.stopped_by_cap(range(len(texts))),
         "looping_rate": round(100.0 * loops / len(texts), 2),
         "latency_ms": {f"p{q}": round(float(np.percentile(totals, q)), 1) for q in (50, 95)},
         "stages_ms": {stage: round(float(np.median([s[stage] for s in found.stages_ms])), 2) for stage in STAGES},

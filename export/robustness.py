@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from export.edge import BundleError, read_manifest
+from export.edge.recognizer import LONGEST
 from export.edge.speech import Detector, pieces_of
 from export.latency import System, Timed, time_systems
 from workbench.audio import SAMPLE_RATE, Wave, write_wav
 from workbench.corpus import Utterance
-from workbench.scoring import is_loop, normalize, score
+from workbench.scoring import normalize, score
 
 SECONDS = (0.5, 3.0, 10.0)  # of silence, noise and music
 TENTH = SAMPLE_RATE // 10
@@ -116,7 +117,7 @@ def _taken_for_speech(bundle: Path, sounds: dict[str, list[Wave]]) -> dict[str, 
     except BundleError:
         return {}
     return {
-        kind: {"taken_for_speech": sum(bool(pieces_of(wave, detector, 28.0)) for wave in sounds[kind])}
+        kind: {"taken_for_speech": sum(bool(pieces_of(wave, detector, LONGEST)) for wave in sounds[kind])}
         for kind in SPEECHLESS
     }
 
@@ -126,14 +127,15 @@ def _of_kind(out: Timed, mine: Sequence[int], language: str) -> dict[str, int]:
     return {
         "wrote": sum(count > 0 for count in words),
         "words": sum(words),
-        "loops": sum(out.looped[i] or is_loop(out.hypotheses[i].lower(), "") for i in mine),
-        "stopped_by_cap": sum(not out.finished[i] and not out.looped[i] for i in mine),
+        "loops": out.loops(dict.fromkeys(mine, ""), language),
+        "stopped_by_cap": out.stopped_by_cap(mine),
     }
 
 
 def _one_word(said: Timed, utterances: Sequence[Utterance], places: Sequence[int]) -> dict[str, Any]:
     if not utterances:
         return {"clips": 0}
-    scores = score([u.text for u in utterances], [said.hypotheses[i] for i in places], utterances[0].language)
-    loops = sum(said.looped[i] or is_loop(said.hypotheses[i].lower(), "") for i in places)
+    texts, language = [u.text for u in utterances], utterances[0].language
+    scores = score(texts, [said.hypotheses[i] for i in places], language)
+    loops = said.loops(dict(zip(places, texts, strict=True)), language)
     return {"clips": len(utterances), "wer": round(scores.wer, 3), "loops": loops}
