@@ -17,7 +17,7 @@ from typing import Any
 from export.detector import copy_detector
 from export.edge.bundle import FORMAT, BundleError, Manifest, read_manifest
 from export.int8 import DEFAULTS, Int8Options
-from export.manifest import write_manifest
+from export.manifest import CHECKPOINT_FILES, write_manifest
 from export.precisions import Precision, Scheme, parse_precisions
 from workbench import __version__
 from workbench.audio import SAMPLE_RATE, Wave
@@ -31,11 +31,6 @@ from workbench.teachers import fingerprint
 
 log = logging.getLogger("workbench")
 # What the clients read besides graphs; a checkpoint that lacks one of the optional ones exports without it.
-CHECKPOINT_FILES = (
-    "config.json", "generation_config.json", "preprocessor_config.json",
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
-    "added_tokens.json", "special_tokens_map.json", "normalizer.json",
-)  # fmt: skip
 REQUIRED_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", "vocab.json")
 
 
@@ -185,6 +180,7 @@ def _is_current(output: Path, source: str, wanted: dict[str, Any], overwrite: bo
         same = content.get("checkpoint_sha256") == source and manifest.precisions == wanted["precisions"]
         same = same and ((content.get("vocabulary") or {}).get("choice") or "") == wanted["vocabulary"]
         same = same and content.get("int8") == wanted["int8"]
+        same = same and not manifest.packed_for
         if same and content.get("workbench") == __version__ and _has_this_runtime(manifest):
             manifest.check()
             return True

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Container
 from pathlib import Path
 
 from export.edge.bundle import Manifest
 
 NAMES = {"encoder": "encoder_model.onnx", "decoder": "decoder_model_merged.onnx"}
+
+
+def is_found(manifest: Manifest, precision: str, known: Container[str]) -> bool:
+    """Whether a runtime finds a precision's graphs by names of its own; a packed bundle has the standard ones alone."""
+    return precision in known and not manifest.packed_for
 
 
 class Linked:

@@ -9,6 +9,11 @@ from export.edge.bundle import BundleError, Manifest, read_manifest
 from workbench.errors import UserError
 from workbench.files import sha256, write_json
 
+CHECKPOINT_FILES = (
+    "config.json", "generation_config.json", "preprocessor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+    "added_tokens.json", "special_tokens_map.json", "normalizer.json",
+)  # fmt: skip
 RECORDED = ("parity", "verification", "measurement", "search")  # what is added to a manifest after the graphs
 
 

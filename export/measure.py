@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from export.bundle import export_bundle
+from export.clients import has_graphs_of
 from export.curves import read_curves
 from export.edge.bundle import Manifest
 from export.flops import encoder_flops, token_flops
@@ -69,6 +70,10 @@ def measure(
     systems = [System(f"{_base(teacher)} (teacher)", "teacher", teacher_bundle(teacher), "fp32")]
     for bundle in bundles:
         manifest = open_manifest(bundle, check=True)
+        if not has_graphs_of(manifest, "edge"):
+            raise UserError(
+                f"{bundle}: was packed for {manifest.packed_for}, measuring takes our own runtime's graphs; measure the whole bundle"
+            )
         systems += [System(f"{manifest.name} {p}", "student", bundle, p) for p in manifest.precisions]
     if len({s.name for s in systems}) < len(systems):
         raise UserError("two of the bundles have the same name and precision; export them with different --name")

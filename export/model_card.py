@@ -38,7 +38,7 @@ def _sections(content: dict[str, Any]) -> list[str]:
         sections.append(_table("Measured", measurement))
     if verification := content.get("verification"):
         sections.append(_verified(verification))
-    return [*sections, _usage(list(content["precisions"]), len(content["tokens"]["prompts"]) > 1)]
+    return [*sections, _usage(content)]
 
 
 def _table(title: str, measurement: dict[str, Any]) -> str:
@@ -62,21 +62,20 @@ def _verified(verification: dict[str, Any]) -> str:
     return f"## Verified in\n\n| client | precision | result | clips with equal tokens | WER % | in torch |\n|---|---|---|---|---|---|\n{rows}"
 
 
-def _usage(precisions: list[str], multilingual: bool) -> str:
-    asked = ', language="en", task="transcribe"' if multilingual else ""
-    return f"""## Use
-
-Run from this folder; each reads fp32 here, and other precisions by their files' suffix. Without torch (numpy and onnxruntime):
+def _usage(content: dict[str, Any]) -> str:
+    """How each runtime is called from the bundle's folder; of a packed one, the runtime that it is for."""
+    precision, packed = list(content["precisions"])[-1], content.get("packed_for", "")
+    asked = ', language="en", task="transcribe"' if len(content["tokens"]["prompts"]) > 1 else ""
+    all_of_them = {
+        "edge": f"""Without torch (numpy and onnxruntime):
 
     pip install -r edge/requirements.txt
-    python -m edge --precision {precisions[-1]} speech.wav
-
-onnx-asr:
+    python -m edge --precision {precision} speech.wav""",
+        "onnx_asr": """onnx-asr:
 
     import onnx_asr
-    print(onnx_asr.load_model("whisper", ".").recognize("speech.wav"))
-
-sherpa-onnx, whose frames lie half a hop (80 samples) later than Whisper's unless that much is put in front:
+    print(onnx_asr.load_model("whisper", ".").recognize("speech.wav"))""",
+        "sherpa_onnx": """sherpa-onnx, whose frames lie half a hop (80 samples) later than Whisper's unless that much is put in front:
 
     import numpy as np
     import sherpa_onnx
@@ -86,9 +85,8 @@ sherpa-onnx, whose frames lie half a hop (80 samples) later than Whisper's unles
     stream, wave = recognizer.create_stream(), read_wav("speech.wav")
     stream.accept_waveform(16_000, np.concatenate([wave[80:0:-1], wave]))
     recognizer.decode_stream(stream)
-    print(stream.result.text)
-
-Optimum (for int8 copy config.json and both `_quantized` files, without that suffix, to a folder of their own):
+    print(stream.result.text)""",
+        "optimum": f"""Optimum:
 
     from edge import read_wav
     from optimum.onnxruntime import ORTModelForSpeechSeq2Seq
@@ -98,10 +96,15 @@ Optimum (for int8 copy config.json and both `_quantized` files, without that suf
     processor = AutoProcessor.from_pretrained(".")
     inputs = processor(read_wav("speech.wav"), sampling_rate=16_000, return_tensors="pt")
     ids = model.generate(inputs.input_features{asked})
-    print(processor.batch_decode(ids, skip_special_tokens=True)[0].strip())
+    print(processor.batch_decode(ids, skip_special_tokens=True)[0].strip())""",
+        "transformers_js": """transformers.js, with this folder inside the current one:
 
-transformers.js, with this folder inside the current one:
-
-    import {{ pipeline }} from "@huggingface/transformers";
-    const transcribe = await pipeline("automatic-speech-recognition", FOLDER, {{ dtype: "fp32" }});
-    console.log((await transcribe(samples)).text);  // Float32Array at 16 kHz"""
+    import { pipeline } from "@huggingface/transformers";
+    const transcribe = await pipeline("automatic-speech-recognition", FOLDER, { dtype: "fp32" });
+    console.log((await transcribe(samples)).text);  // Float32Array at 16 kHz""",
+    }
+    if packed:
+        said = f"Packed for {packed} in {precision}; the graphs have the names that runtimes look for first (`dtype: fp32` in transformers.js)."
+        return f"## Use\n\n{said}\n\n{all_of_them[packed.removesuffix('_30s')]}"
+    said = f"Run from this folder. Each reads fp32 here; `workbench pack . -o FOLDER --for RUNTIME --precision {precision}` makes a folder of what one runtime needs in another precision."
+    return "\n\n".join(["## Use", said, *all_of_them.values()])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.clients import available, is_exact, known_clients
+from export.clients import available, has_graphs_of, is_exact, known_clients
 from export.edge import read_wav
 from export.manifest import open_manifest, record
 from export.silence import as_trained
@@ -70,6 +70,9 @@ def verify_bundle(
             if remedy := available(name):
                 absent[name] = remedy
                 log.info("client %s is not installed; %s", name, remedy)
+                continue
+            if manifest.packed_for and not has_graphs_of(manifest, name):
+                absent[name] = f"the bundle was packed for {manifest.packed_for}"
                 continue
             for precision in manifest.precisions:
                 job = {"bundle": str(bundle), "precision": precision, "threads": threads, "clips": clips}

@@ -16,7 +16,10 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from export.alignment import alignment_clips, recordings
 from export.bundle import export_bundle
+from export.clients import available
 from export.edge import Recognizer
+from export.pack import pack
+from export.verify import verify_bundle
 from workbench.audio import write_wav
 from workbench.corpus import open_corpus
 from workbench.families.whisper import Whisper, encode
@@ -73,19 +76,37 @@ def test_the_english_only_teacher_transcribes():
 @pytest.fixture(scope="module")
 def exported_teacher(teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher") / "bundle"
-    return export_bundle(teacher, folder, ["fp32"], aligned=alignment_clips("prompts-en"))
+    return export_bundle(teacher, folder, ["fp32", "int8"], aligned=alignment_clips("prompts-en"))
 
 
 def test_the_card_says_how_each_runtime_is_called(exported_teacher, tmp_path):
     folder = shutil.copytree(exported_teacher, tmp_path / "device")
     clip = next(u for u in open_corpus("prompts-en", "validation") if 2 < u.seconds < 4)
     write_wav(folder / "speech.wav", clip.wave())
-    blocks = (folder / "MODEL_CARD.md").read_text().split("\n\n")
-    programs = [textwrap.dedent(b) for b in blocks if b.startswith(("    import ", "    from ")) and "const" not in b]
+    programs = _programs(folder)
     assert len(programs) == 3  # onnx-asr, sherpa-onnx and Optimum
     said = [_output([sys.executable, "-c", program], folder) for program in programs]
     assert len(set(said)) == 1, said
     assert score([clip.text], said[:1]).wer < 30
+
+
+@pytest.mark.parametrize("client", ["edge", "onnx_asr", "optimum", "sherpa_onnx", "transformers_js"])
+def test_the_part_for_a_runtime_in_int8_runs_as_its_card_says(exported_teacher, teacher, tmp_path, client):
+    if remedy := available(client):
+        pytest.skip(remedy)
+    folder = pack(exported_teacher, tmp_path / "device", client, "int8")
+    clips = [u for u in open_corpus("prompts-en", "validation") if 2 < u.seconds < 4][:4]
+    found = verify_bundle(folder, teacher, clips, "four clips", [client])
+    assert [c["passed"] for c in found["clients"]] == [True]
+    write_wav(folder / "speech.wav", clips[0].wave())
+    for program in _programs(folder):
+        assert score([clips[0].text], [_output([sys.executable, "-c", program], folder)]).wer < 30
+
+
+def _programs(folder):
+    """The Python programs of a bundle's card."""
+    blocks = (folder / "MODEL_CARD.md").read_text().split("\n\n")
+    return [textwrap.dedent(b) for b in blocks if b.startswith(("    import ", "    from ")) and "const" not in b]
 
 
 def test_words_are_timed_where_they_were_said(exported_teacher):

@@ -17,7 +17,7 @@ Split = Annotated[str, typer.Option(help="train, validation or test.")]
 
 def add_commands(app: typer.Typer) -> None:
     """Register them with the command line."""
-    for command in (export, verify, measure, demo, prune):
+    for command in (export, pack, verify, measure, demo, prune):
         app.command()(command)
 
 
@@ -86,6 +86,23 @@ def export(
     if verify and "verification" not in open_manifest(bundle).content:
         _verify(bundle, student, corpus, "validation", VERIFIED_CLIPS, [], None)
     typer.echo(bundle)
+
+
+def pack(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the whole bundle.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    client: Annotated[
+        str, typer.Option("--for", help="The runtime: edge, sherpa_onnx, onnx_asr, optimum or transformers_js.")
+    ] = "edge",
+    precision: Annotated[str, typer.Option(help="One of the bundle's; its last by default.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+) -> None:
+    """Copy what one runtime needs of a bundle, in one precision: the folder that goes to the device."""
+    from export.pack import pack as write
+
+    folder = write(bundle, output, client, precision, overwrite)
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6
+    typer.echo(f"{folder} ({size:.1f} MB)")
 
 
 def _corpus_of(student: Path) -> str:

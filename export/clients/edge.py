@@ -10,6 +10,7 @@ from export.clients.protocol import Transcription
 from workbench.audio import Wave
 
 EXACT = True
+GRAPHS, FILES = ("frontend", "encoder", "step"), ("vocab.json", "onnx/speech_detector.onnx")
 REQUIRES, INSTALL = "onnxruntime", "pip install onnxruntime"
 
 

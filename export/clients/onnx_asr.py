@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from export.clients.protocol import Transcription
+from export.clients.protocol import HUGGING_FACE, Transcription
 from export.edge.bundle import read_manifest
-from export.linked import Linked
+from export.linked import Linked, is_found
 from export.precisions import SUFFIXES
 from workbench.audio import SAMPLE_RATE, Wave
 
 EXACT = True
+GRAPHS, FILES = HUGGING_FACE
 REQUIRES, INSTALL = "onnx_asr", "pip install onnx-asr"
 
 
@@ -33,9 +34,9 @@ class OnnxAsrClient:
         manifest = read_manifest(bundle)
         self.end = int(manifest.content["tokens"]["end"])
         # it takes one suffix for both graphs
-        self.linked = None if precision in SUFFIXES else Linked(manifest, precision)
+        self.linked = None if is_found(manifest, precision, SUFFIXES) else Linked(manifest, precision)
         folder = self.linked.folder if self.linked else bundle
-        suffix = SUFFIXES.get(precision, "").removeprefix("_") or None
+        suffix = None if self.linked else SUFFIXES[precision].removeprefix("_") or None
         self.model: Any = package.load_model("whisper", folder, quantization=suffix, sess_options=options)
         self.version = version("onnx-asr")
         self.written: Any = None

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from export.clients.protocol import Transcription
+from export.clients.protocol import HUGGING_FACE, Transcription
 from export.edge.bundle import Manifest, read_manifest
 from export.linked import Linked
 from workbench.audio import SAMPLE_RATE, Wave
 
 EXACT = True
+GRAPHS, FILES = HUGGING_FACE
 REQUIRES, INSTALL = "optimum.onnxruntime", "pip install optimum optimum-onnx onnxruntime"
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export.clients.optimum import INSTALL, REQUIRES, OptimumClient
+from export.clients.optimum import FILES, GRAPHS, INSTALL, REQUIRES, OptimumClient
 from export.clients.protocol import Transcription
 from workbench.audio import Wave
 
-__all__ = ["EXACT", "INSTALL", "REQUIRES", "open_client"]
+__all__ = ["EXACT", "FILES", "GRAPHS", "INSTALL", "REQUIRES", "open_client"]
 EXACT = True
 
 

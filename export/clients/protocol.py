@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from export.manifest import CHECKPOINT_FILES
 from workbench.audio import Wave
+
+# What Hugging Face's runtimes read of a bundle: graphs, and files that lie where they are there.
+HUGGING_FACE = ("encoder", "decoder"), CHECKPOINT_FILES
 
 
 @dataclass(frozen=True)

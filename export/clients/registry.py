@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from export.clients.protocol import Client
+from export.edge.bundle import Manifest
 from workbench.errors import UserError, nearest
 
 NOT_CLIENTS = {"protocol", "registry", "worker"}
@@ -37,6 +38,11 @@ def available(name: str) -> str | None:
 def is_exact(name: str) -> bool:
     """Whether a runtime's tokens must equal torch's in fp32."""
     return bool(client_module(name).EXACT)
+
+
+def has_graphs_of(manifest: Manifest, name: str) -> bool:
+    """Whether a bundle has every graph that a runtime asks for."""
+    return all(set(client_module(name).GRAPHS) <= set(graphs) for graphs in manifest.content["precisions"].values())
 
 
 def open_client(name: str, bundle: Path, precision: str, threads: int | None) -> Client:

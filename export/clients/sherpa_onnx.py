@@ -19,6 +19,7 @@ from workbench.audio import SAMPLE_RATE, Wave
 
 EXACT = True
 HALF_A_HOP = 80  # samples
+GRAPHS, FILES = ("encoder", "sherpa"), ("tokens.txt",)
 REQUIRES, INSTALL = "sherpa_onnx", "pip install sherpa-onnx"
 
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from export.clients.protocol import Transcription
+from export.clients.protocol import HUGGING_FACE, Transcription
 from export.edge.bundle import read_manifest
-from export.linked import Linked
+from export.linked import Linked, is_found
 from workbench.audio import SAMPLE_RATE, Wave
 
 EXACT = True
+GRAPHS, FILES = HUGGING_FACE
 FOLDER = Path(__file__).parent / "node"
 INSTALL = f"install Node 18 or later, then: npm ci --ignore-scripts --prefix {FOLDER}"
 DTYPES = {"fp32": "fp32", "fp16": "fp16", "int8": "q8", "q4": "q4"}  # its names of precisions, by which it finds files
@@ -32,13 +33,13 @@ class TransformersJsClient:
 
     def __init__(self, bundle: Path, precision: str, threads: int | None) -> None:
         self.manifest = read_manifest(bundle)
-        self.linked = None if precision in DTYPES else Linked(self.manifest, precision)
+        self.linked = None if is_found(self.manifest, precision, DTYPES) else Linked(self.manifest, precision)
         folder = self.linked.folder if self.linked else bundle.resolve()
         command = [
             "node",
             str(FOLDER / "transcribe.mjs"),
             str(folder),
-            DTYPES.get(precision, "fp32"),
+            "fp32" if self.linked else DTYPES[precision],
             str(threads or 1),
         ]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -32,6 +32,11 @@ class Manifest:
         """Precisions that the bundle holds."""
         return list(self.content["precisions"])
 
+    @property
+    def packed_for(self) -> str:
+        """The runtime that this is the part of a bundle for; empty for a whole one."""
+        return str(self.content.get("packed_for", ""))
+
     def token_limit(self, seconds: float) -> int:
         """Most tokens that a transcript of a clip of this length may have."""
         caps: dict[str, float] = self.content["decoding"]
@@ -41,7 +46,11 @@ class Manifest:
         """Path of a graph (`frontend`, `encoder`, `step`, ...) in a precision; raises BundleError if there is none."""
         if precision not in self.content["precisions"]:
             raise BundleError(f"{self.folder}: no precision {precision!r}; it has {', '.join(self.precisions)}")
-        return self.path(str(self.content["precisions"][precision][part]))
+        if part not in (graphs := self.content["precisions"][precision]):
+            raise BundleError(
+                f"{self.folder}: has no {part} graph, it was packed for {self.packed_for}; pack the whole bundle again"
+            )
+        return self.path(str(graphs[part]))
 
     def path(self, name: str) -> Path:
         """Path of a file named in the manifest; raises BundleError if it points outside the bundle."""

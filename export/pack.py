@@ -1,0 +1,70 @@
+"""The part of a bundle that one runtime needs, in one precision: what is copied to a device."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from export.clients import client_module, known_clients
+from export.edge.bundle import BundleError
+from export.manifest import open_manifest, write_manifest
+from export.model_card import write_card
+from workbench.errors import UserError, nearest
+from workbench.files import atomic_folder
+
+# Graphs by the names that every runtime looks for first, whatever their precision: no client has to be told it.
+NAMES = {"frontend": "frontend", "encoder": "encoder_model", "step": "step_decoder", "decoder": "decoder_model_merged", "sherpa": "sherpa_decoder"}  # fmt: skip
+
+
+def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite: bool = False) -> Path:
+    """Copy what a runtime needs of a bundle; a bundle itself, with what was verified and measured of that part.
+
+    Args:
+        bundle: a whole bundle.
+        output: folder to write.
+        client: name of the runtime.
+        precision: one of the bundle's; the last by default, which is its smallest as `export` is usually called.
+        overwrite: replace a folder that is there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the bundle is damaged or has no such precision, the runtime is unknown, or the folder is there.
+    """
+    manifest = open_manifest(bundle, check=True)
+    if client not in known_clients():
+        raise UserError(f"client {client!r}{nearest(client, known_clients())}")
+    if output.exists() and not overwrite:
+        raise UserError(f"{output}: exists; choose another -o, or add --overwrite")
+    if output.resolve() == bundle.resolve():
+        raise UserError(f"{output}: is the bundle itself; choose another -o")
+    needs = client_module(client)
+    precision = precision or manifest.precisions[-1]
+    try:
+        graphs = {f"onnx/{NAMES[part]}.onnx": manifest.graph(part, precision) for part in needs.GRAPHS}
+    except BundleError as error:
+        raise UserError(str(error)) from None
+    content = {**manifest.content, "packed_for": client}
+    content["precisions"] = {precision: {part: f"onnx/{NAMES[part]}.onnx" for part in needs.GRAPHS}}
+    content["parity"] = {precision: manifest.content.get("parity", {}).get(precision)}
+    if verification := content.get("verification"):
+        kept = [c for c in verification["clients"] if c["client"] == client and c["precision"] == precision]
+        content["verification"] = {**verification, "clients": kept, "not_installed": {}}
+    if measurement := content.get("measurement"):
+        content["measurement"] = {
+            **measurement,
+            "systems": [s for s in measurement["systems"] if s["precision"] == precision],
+        }
+    with atomic_folder(output) as folder:
+        files = {name: manifest.path(name) for name in needs.FILES if (bundle / name).is_file()}
+        for name, source in {**files, **graphs}.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, folder / name)
+        # also where another runtime transcribes, it reads sound files
+        shutil.copytree(bundle / "edge", folder / "edge", ignore=shutil.ignore_patterns("__pycache__"))
+        if content.get("speech_detector") not in files:
+            content["speech_detector"] = None
+        write_card(folder, content)
+        write_manifest(folder, content)
+    return output
