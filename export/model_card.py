@@ -106,5 +106,10 @@ def _usage(content: dict[str, Any]) -> str:
     if packed:
         said = f"Packed for {packed} in {precision}; the graphs have the names that runtimes look for first (`dtype: fp32` in transformers.js)."
         return f"## Use\n\n{said}\n\n{all_of_them[packed.removesuffix('_30s')]}"
-    said = f"Run from this folder. Each reads fp32 here; `workbench pack . -o FOLDER --for RUNTIME --precision {precision}` makes a folder of what one runtime needs in another precision."
+    part = (
+        f"`workbench pack . -o FOLDER --for RUNTIME --precision {precision}` makes a folder of what one runtime needs"
+    )
+    if "fp32" not in content["precisions"]:  # they look for names that are not here
+        return f"## Use\n\n{part}, and says there how it is called.\n\n{all_of_them['edge']}"
+    said = f"Run from this folder. Each reads fp32 here; {part} in another precision."
     return "\n\n".join(["## Use", said, *all_of_them.values()])

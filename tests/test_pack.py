@@ -9,6 +9,7 @@ import pytest
 from export.clients import client_module, known_clients
 from export.edge import BundleError, Recognizer, read_wav
 from export.measure import measure
+from export.model_card import _usage
 from export.pack import pack
 from export.verify import verify_bundle
 from tests.conftest import tone
@@ -33,6 +34,14 @@ def test_our_own_runtime_says_the_same_from_its_part(exported, tmp_path):
     card = (folder / "MODEL_CARD.md").read_text()
     assert "python -m edge --precision int8" in card
     assert "sherpa" not in card
+
+
+def test_a_card_shows_only_what_runs_from_there(exported):
+    content = json.loads((exported / "bundle.json").read_text())
+    assert "sherpa_decoder.onnx" in _usage(content)
+    del content["precisions"]["fp32"]
+    assert "python -m edge --precision int8" in _usage(content)
+    assert "sherpa_decoder.onnx" not in _usage(content)
 
 
 @pytest.mark.parametrize("client", known_clients())
