@@ -66,8 +66,8 @@ def build(systems: Systems, examples: Sequence[Utterance]) -> Any:
         try:
             live = live or Live(systems, names, language, chunk[0])
             live.hear(chunk[1])
-        except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+        except UserError as error:  # shown in place: a message would pop up for every block
+            return live, f'<div class="card">{html.escape(str(error))}</div>'
         return live, live.as_html()
 
     def stop(live: Live | None) -> Any:

@@ -163,6 +163,11 @@ def test_a_visitor_speaks_and_the_page_writes_along(systems, tmp_path):
     write_wav(tmp_path / "speech.wav", wave)
     with served(systems) as url, open_page(url, says=tmp_path / "speech.wav") as (browser, _):
         browser.get_by_role("tab", name="Live").click()
+        browser.get_by_label("tiny (int8)").uncheck()
+        browser.locator("#microphone button:has-text('Record')").first.click()
+        browser.get_by_text("nobody listens; tick at least one system").wait_for()
+        browser.locator("#microphone button:has-text('Stop')").first.click()
+        browser.get_by_label("tiny (int8)").check()
         browser.get_by_label("tiny (teacher, fp32)").check()
         browser.locator("#microphone button:has-text('Record')").first.click()
         browser.wait_for_selector("#heard .saying", timeout=60_000)
