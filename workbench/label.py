@@ -173,7 +173,7 @@ def _labels(
             waves = [wave for _, wave in usable]
             seconds = [len(wave) / SAMPLE_RATE for wave in waves]
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                states = family.encode(model, family.features(waves, family.window_seconds, device))
+                states = family.encode(model, family.features(waves, family.heard(waves), device))
                 told = family.languages(model, states) if settings.language is None else None
                 languages = [settings.language or "en"] * len(waves) if told is None else [code for code, _ in told]
                 found = family.transcribe(model, states, seconds, languages, settings.beams)

@@ -56,6 +56,7 @@ class TargetSettings:
     margin: float  # seconds of silence after the clip whose states are kept
     states: bool = True  # whether the encoder states are kept
     precision: str = "fp32"  # that the teacher ran in
+    own_margin: float | None = None  # seconds of silence that a teacher hears which reads clips at their own length
 
     def key(self, utterance: Utterance) -> str:
         """Key of a clip's targets."""
@@ -63,7 +64,7 @@ class TargetSettings:
 
     def folder(self) -> Path:
         """Where they are kept."""
-        return cache_dir() / "targets" / sha256_of([FORMAT, *self.__dict__.values()])[:16]
+        return cache_dir() / "targets" / sha256_of([FORMAT, *(v for v in self.__dict__.values() if v is not None)])[:16]
 
 
 class TargetCache:
@@ -207,10 +208,13 @@ def _teacher_pass(
     settings: TargetSettings,
     device: torch.device,
 ) -> list[ClipTargets]:
-    """One forward pass at 30 s, which is what the teacher was trained on."""
+    """One forward pass at what the teacher was trained to hear: 30 s, or a clip's own length."""
     tokens = family.tokens([u.text for u in batch], [u.language for u in batch])
     on_device = tokens.to(device)
-    states = family.encode(teacher, family.features(waves, family.window_seconds, device))
+    seconds = family.heard(waves)
+    if settings.states:  # which the student's are compared with, however little silence the teacher wants
+        seconds = max(seconds, max(map(len, waves)) / SAMPLE_RATE + settings.margin)
+    states = family.encode(teacher, family.features(waves, seconds, device))
     logits = family.logits(teacher, states, on_device).float()  # [labels, vocabulary]
     losses = cross_entropy(logits, on_device.labels[on_device.labels != IGNORED])
     top = logits.topk(min(settings.top_k, logits.shape[-1]), -1)

@@ -12,7 +12,7 @@ import torch
 from workbench.corpus import Utterance
 from workbench.encoded import encode_whole
 from workbench.errors import UserError
-from workbench.evaluate import EncodedClips, validate_encoded
+from workbench.evaluate import EncodedClips, silence, validate_encoded
 from workbench.families import Family, open_family
 from workbench.files import cache_dir, filling, sha256_of
 from workbench.on_policy import OnPolicy
@@ -59,6 +59,7 @@ class Teachers:
             self.recipe.margin.shortest,
             matched and number == 0,
             self.recipe.precision,
+            self.families[number].own_margin,
         )
 
     def labelled(
@@ -119,7 +120,7 @@ class Teachers:
     def shares(self, validation: list[Utterance]) -> tuple[float, ...]:
         """Share of each teacher in the distillation loss, adding up to 1, as `teacher_shares` says.
 
-        `best` and `softmax` go by the teachers' WER on the validation split, at 30 s.
+        `best` and `softmax` go by the teachers' WER on the validation split, as each was trained to hear it.
         """
         wanted, count = self.recipe.teacher_shares, len(self.names)
         if count == 1:
@@ -131,7 +132,7 @@ class Teachers:
         rates = []
         for name, family, model in zip(self.names, self.families, self.models, strict=True):
             model.to(self.accelerator.device)
-            clips = EncodedClips(validation, family, family.window_seconds)
+            clips = EncodedClips(validation, family, silence(family))
             rates.append(validate_encoded(model, clips).scores()["wer"])
             log.info("teacher %s: validation WER %.2f %%", name, rates[-1])
         return shares_of(rates, wanted)

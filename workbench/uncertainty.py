@@ -43,7 +43,8 @@ def measure_uncertainty(
         ranks: how many processes there are.
         progress: called with the number of utterances done.
     """
-    folder = cache_dir() / "uncertainty" / sha256_of([settings.teacher, settings.precision, SAMPLES, RATE])[:16]
+    own = [] if family.own_margin is None else [family.own_margin]  # where 30 s are heard older values stay valid
+    folder = cache_dir() / "uncertainty" / sha256_of([settings.teacher, settings.precision, SAMPLES, RATE, *own])[:16]
     known: dict[str, float] = {}
     for path in folder.glob("*.jsonl"):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -58,7 +59,8 @@ def measure_uncertainty(
         for utterance, key in list(zip(window.utterances, window.keys, strict=True))[rank::ranks]:
             if key not in known:
                 tokens = family.tokens([utterance.text], [utterance.language]).to(device)
-                states = family.encode(model, family.features([utterance.wave()], family.window_seconds, device))
+                wave = [utterance.wave()]
+                states = family.encode(model, family.features(wave, family.heard(wave), device))
                 known[key] = float(information(samples(model, family, states, tokens, int(key[:12], 16))).mean())
                 file.write(json.dumps([key, known[key]]) + "\n")
                 file.flush()

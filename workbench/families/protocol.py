@@ -50,10 +50,15 @@ class Family(Protocol):
     suppressed: list[int]  # ids never written
     suppressed_first: list[int]  # ids not written first
     vocabulary: Vocabulary | None  # which tokens the models know, if not all
-    window_seconds: float  # length that a teacher reads every clip at
+    window_seconds: float  # length that a stock checkpoint reads every clip at
+    own_margin: float | None  # seconds of silence after a clip, of a checkpoint that reads clips at their own length
 
     def load(self) -> Any:
         """Load the weights in fp32 on the CPU."""
+        ...
+
+    def heard(self, waves: Sequence[Wave]) -> float:
+        """Seconds that the checkpoint was trained to hear of waves: its window, or the longest and the silence after it."""
         ...
 
     def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:

@@ -27,6 +27,7 @@ from workbench.families.pooling import pool_after, pooled, pooled_mask
 from workbench.families.protocol import IGNORED, Tokens, Transcript
 from workbench.families.tied import TiedMatrix
 from workbench.families.whisper_tokens import ENGLISH_ONLY_TOKENS, label_ids, prompt_ids
+from workbench.files import read_json
 from workbench.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ class Whisper:
         if self.config.model_type != "whisper":
             raise UserError(f"{folder}: a {self.config.model_type!r} model; expected a 'whisper' checkpoint")
         self.folder = folder
+        settings = folder / "workbench.json"
+        says = read_json(settings, "a student's settings") if settings.is_file() else {}
+        self.own_margin: float | None = float(says["margin_seconds"]) if says.get("length") == "true" else None
         self.tokenizer: WhisperTokenizerFast = WhisperTokenizerFast.from_pretrained(folder)
         self.generation = GenerationConfig.from_pretrained(folder)
         self.frontend = LogMel(self.config.num_mel_bins)
@@ -109,6 +113,12 @@ class Whisper:
         for row, wave in zip(padded, waves, strict=True):
             row[: len(wave)] = torch.from_numpy(wave[:samples])
         return self.spectrum(padded.to(device, non_blocking=True))
+
+    def heard(self, waves: Sequence[Wave]) -> float:
+        """Seconds that the checkpoint was trained to hear of waves: its window, or the longest and the silence after it."""
+        if self.own_margin is None:
+            return self.window_seconds
+        return min(max(map(len, waves)) / SAMPLE_RATE + self.own_margin, self.window_seconds)
 
     @torch.no_grad()
     def spectrum(self, padded: Tensor) -> Tensor:
