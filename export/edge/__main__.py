@@ -70,7 +70,7 @@ def _segments(recognizer: Recognizer, name: str, args: argparse.Namespace) -> li
     """A short file as one stretch, unless it is to be cut, too."""
     wave = read_wav(name)
     seconds = len(wave) / SAMPLE_RATE
-    if args.vad or seconds > (args.longest or recognizer.window):
+    if args.vad or seconds > min(args.longest or recognizer.window, recognizer.window):
         return list(recognizer.segments(wave, args.language, args.longest or LONGEST, args.beams, args.words))
     return [Segment(0.0, seconds, recognizer.transcribe(wave, args.language, args.beams, args.words))]
 
