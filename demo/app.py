@@ -40,9 +40,22 @@ def build(systems: Systems, examples: Sequence[Utterance]) -> Any:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # it would call home, which also delays an offline start
     import gradio as gr
 
+    with gr.Blocks(title="Teacher and students side by side") as page:
+        gr.Markdown(
+            "# Teacher and students side by side\nThe same speech, transcribed by each in turn on this machine."
+        )
+        with gr.Tab("A clip"):
+            _clip_tab(systems, examples)
+        with gr.Tab("Live"):
+            _live_tab(systems)
+    return page
+
+
+def _clip_tab(systems: Systems, examples: Sequence[Utterance]) -> None:
+    """A clip or recording, transcribed as a whole."""
+    import gradio as gr
+
     by_label = {f"{u.text[:70]}{'…' if len(u.text) > 70 else ''} ({u.seconds:.1f} s)": u for u in examples}
-    languages = systems.languages
-    first = "en" if "en" in languages else languages[0]
 
     def choose(label: str | None) -> tuple[str | None, str, str]:
         if not label:
@@ -60,6 +73,33 @@ def build(systems: Systems, examples: Sequence[Utterance]) -> Any:
             raise gr.Error(str(error), print_exception=False) from None
         return cards(results, seconds(wave)), tally
 
+    tally = gr.State(Tally())
+    with gr.Row():
+        with gr.Column():
+            example = gr.Dropdown(
+                list(by_label), value=None, label="Example with a known transcript", elem_id="example"
+            )
+            audio = gr.Audio(
+                sources=["upload", "microphone"],
+                type="filepath",
+                label="Clip, or a recording of up to ten minutes",
+                elem_id="clip",
+            )
+        with gr.Column():
+            reference = gr.Textbox(label="What was said (leave empty if not known)", elem_id="reference")
+            language = _languages(systems)
+            button = gr.Button("Transcribe", variant="primary", elem_id="transcribe")
+            gr.HTML(_legend())
+    shown = gr.HTML(elem_id="results")
+    example.input(choose, example, [audio, reference, language])
+    audio.input(lambda: (None, ""), None, [example, reference])  # an upload has no known transcript
+    button.click(run, [audio, reference, language, tally], [shown, tally], api_name="transcribe", concurrency_limit=1)
+
+
+def _live_tab(systems: Systems) -> None:
+    """A microphone, written along with."""
+    import gradio as gr
+
     def listen(chunk: tuple[int, Any] | None, live: Live | None, names: list[str], language: str) -> Any:
         if chunk is None:
             return live, gr.skip()
@@ -76,49 +116,27 @@ def build(systems: Systems, examples: Sequence[Utterance]) -> Any:
         live.finish()
         return live.as_html()
 
-    with gr.Blocks(title="Teacher and students side by side") as page:
-        gr.Markdown(
-            "# Teacher and students side by side\nThe same speech, transcribed by each in turn on this machine."
-        )
-        tally = gr.State(Tally())
-        with gr.Tab("A clip"):
-            with gr.Row():
-                with gr.Column():
-                    example = gr.Dropdown(
-                        list(by_label), value=None, label="Example with a known transcript", elem_id="example"
-                    )
-                    audio = gr.Audio(
-                        sources=["upload", "microphone"],
-                        type="filepath",
-                        label="Clip, or a recording of up to ten minutes",
-                        elem_id="clip",
-                    )
-                with gr.Column():
-                    reference = gr.Textbox(label="What was said (leave empty if not known)", elem_id="reference")
-                    language = gr.Dropdown(languages, value=first, label="Language")
-                    button = gr.Button("Transcribe", variant="primary", elem_id="transcribe")
-                    gr.HTML(_legend())
-            shown = gr.HTML(elem_id="results")
-        with gr.Tab("Live", id="live"):
-            with gr.Row():
-                names = list(systems.recognizers)
-                listening = gr.CheckboxGroup(names, value=names[1:], label="Who listens")
-                spoken = gr.Dropdown(languages, value=first, label="Language")
-            microphone = gr.Audio(sources=["microphone"], streaming=True, label="Microphone", elem_id="microphone")
-            heard = gr.HTML(elem_id="heard")
-            live = gr.State(None)
-        example.input(choose, example, [audio, reference, language])
-        audio.input(lambda: (None, ""), None, [example, reference])  # an upload has no known transcript
-        button.click(
-            run, [audio, reference, language, tally], [shown, tally], api_name="transcribe", concurrency_limit=1
-        )
-        microphone.start_recording(lambda: (None, ""), None, [live, heard])
-        microphone.stream(
-            listen, [microphone, live, listening, spoken], [live, heard], stream_every=STREAM_SECONDS,
-            time_limit=LONGEST_LIVE, concurrency_limit=1, show_progress="hidden",
-        )  # fmt: skip
-        microphone.stop_recording(stop, live, heard, show_progress="hidden")
-    return page
+    names = list(systems.recognizers)
+    with gr.Row():
+        listening = gr.CheckboxGroup(names, value=names[1:], label="Who listens")
+        language = _languages(systems)
+    microphone = gr.Audio(sources=["microphone"], streaming=True, label="Microphone", elem_id="microphone")
+    heard = gr.HTML(elem_id="heard")
+    live = gr.State(None)
+    microphone.start_recording(lambda: (None, ""), None, [live, heard])
+    microphone.stream(
+        listen, [microphone, live, listening, language], [live, heard], stream_every=STREAM_SECONDS,
+        time_limit=LONGEST_LIVE, concurrency_limit=1, show_progress="hidden",
+    )  # fmt: skip
+    microphone.stop_recording(stop, live, heard, show_progress="hidden")
+
+
+def _languages(systems: Systems) -> Any:
+    """What every system knows, to choose from."""
+    import gradio as gr
+
+    known = systems.languages
+    return gr.Dropdown(known, value="en" if "en" in known else known[0], label="Language")
 
 
 def launch(page: Any, host: str, port: int, **options: Any) -> Any:

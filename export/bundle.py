@@ -23,14 +23,13 @@ from workbench import __version__
 from workbench.audio import SAMPLE_RATE, Wave
 from workbench.corpus import Utterance
 from workbench.errors import UserError
-from workbench.families.whisper import TOKENS_AT_LEAST, TOKENS_PER_SECOND, WINDOW_SECONDS, Whisper
+from workbench.families.whisper import TOKENS_AT_LEAST, TOKENS_PER_SECOND, WINDOW_SECONDS, Whisper, own_margin
 from workbench.files import atomic_folder, check_free_space, read_json, sha256, write_json, write_text
 from workbench.host import describe_host
 from workbench.students import parameters
 from workbench.teachers import fingerprint
 
 log = logging.getLogger("workbench")
-# What the clients read besides graphs; a checkpoint that lacks one of the optional ones exports without it.
 REQUIRED_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", "vocab.json")
 
 
@@ -47,8 +46,7 @@ class Origin:
 
 def find_origin(checkpoint: Path, name: str = "") -> Origin:
     """Read what a checkpoint folder says of itself; `workbench.json` marks a length-adaptive student."""
-    settings = checkpoint / "workbench.json"
-    content = read_json(settings, "a student's settings") if settings.is_file() else {}
+    margin = own_margin(checkpoint)
     run = checkpoint.parent
     made = None
     if (run / "scores.json").is_file() and (run / "recipe.yaml").is_file():
@@ -59,7 +57,7 @@ def find_origin(checkpoint: Path, name: str = "") -> Origin:
             "validation": scores["validation"],
         }
     label = name or (run.name if made else checkpoint.name)
-    return Origin(label, checkpoint, content.get("length", "padded"), float(content.get("margin_seconds", 0.0)), made)
+    return Origin(label, checkpoint, "padded" if margin is None else "true", margin or 0.0, made)
 
 
 def export_bundle(

@@ -21,6 +21,7 @@ from optimum.exporters.onnx.model_configs import WhisperOnnxConfig
 from optimum.exporters.utils import get_encoder_decoder_models_for_export
 from torch import Tensor, nn
 
+from export.manifest import GRAPH_FILES
 from export.onnx_edit import hoist_transposes
 from export.sherpa_graph import sherpa_graph, sherpa_metadata
 from export.silence import as_trained
@@ -29,8 +30,9 @@ from workbench.families.log_mel import LogMel
 from workbench.families.whisper import Whisper, encode
 
 OPSET = 18
-FRONTEND, ENCODER, DECODER = "frontend.onnx", "encoder_model.onnx", "decoder_model_merged.onnx"
-STEP, SHERPA = "step_decoder.onnx", "sherpa_decoder.onnx"
+FRONTEND, ENCODER, DECODER, STEP, SHERPA = (
+    GRAPH_FILES[p] for p in ("frontend", "encoder", "decoder", "step", "sherpa")
+)
 QUANTIZED = (ENCODER, DECODER, STEP, SHERPA)
 TRACED_FRAMES = 480  # any even number will do; the axis is dynamic
 

@@ -7,8 +7,7 @@ from collections.abc import Container
 from pathlib import Path
 
 from export.edge.bundle import Manifest
-
-NAMES = {"encoder": "encoder_model.onnx", "decoder": "decoder_model_merged.onnx"}
+from export.manifest import GRAPH_FILES
 
 
 def is_found(manifest: Manifest, precision: str, known: Container[str]) -> bool:
@@ -27,5 +26,5 @@ class Linked:
         for path in manifest.folder.resolve().iterdir():
             if path.is_file():
                 (self.folder / path.name).symlink_to(path)
-        for part, name in NAMES.items():
-            (self.folder / graphs / name).symlink_to(manifest.graph(part, precision))
+        for part in ("encoder", "decoder"):
+            (self.folder / graphs / GRAPH_FILES[part]).symlink_to(manifest.graph(part, precision))

@@ -9,6 +9,12 @@ from export.edge.bundle import BundleError, Manifest, read_manifest
 from workbench.errors import UserError
 from workbench.files import sha256, write_json
 
+# Names of the graphs in fp32, which are those that runtimes look for first, by their part in a manifest.
+GRAPH_FILES = {
+    "frontend": "frontend.onnx", "encoder": "encoder_model.onnx", "decoder": "decoder_model_merged.onnx",
+    "step": "step_decoder.onnx", "sherpa": "sherpa_decoder.onnx",
+}  # fmt: skip
+# What the clients read besides graphs; a checkpoint that lacks one of the optional ones exports without it.
 CHECKPOINT_FILES = (
     "config.json", "generation_config.json", "preprocessor_config.json",
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",

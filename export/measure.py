@@ -67,16 +67,7 @@ def measure(
 
     threads = threads or usable_cpus()
     utterances = open_corpus(corpus, split, limit)
-    systems = [System(f"{_base(teacher)} (teacher)", "teacher", teacher_bundle(teacher), "fp32")]
-    for bundle in bundles:
-        manifest = open_manifest(bundle, check=True)
-        if not has_graphs_of(manifest, "edge"):
-            raise UserError(
-                f"{bundle}: was packed for {manifest.packed_for}, measuring takes our own runtime's graphs; measure the whole bundle"
-            )
-        systems += [System(f"{manifest.name} {p}", "student", bundle, p) for p in manifest.precisions]
-    if len({s.name for s in systems}) < len(systems):
-        raise UserError("two of the bundles have the same name and precision; export them with different --name")
+    systems = _systems(bundles, teacher)
     key = _key(systems, utterances, threads, repeats, robustness)
     report_path = output / "report.json"
     if report_path.is_file() and not again:
@@ -100,6 +91,21 @@ def measure(
             measurement={k: report[k] for k in ("corpus", "host", "threads")} | {"systems": [_brief(r) for r in rows]},
         )
     return report
+
+
+def _systems(bundles: Sequence[Path], teacher: str) -> list[System]:
+    """The teacher and every precision of the bundles, each checked."""
+    systems = [System(f"{_base(teacher)} (teacher)", "teacher", teacher_bundle(teacher), "fp32")]
+    for bundle in bundles:
+        manifest = open_manifest(bundle, check=True)
+        if not has_graphs_of(manifest, "edge"):
+            raise UserError(
+                f"{bundle}: was packed for {manifest.packed_for}, measuring takes our own runtime's graphs; measure the whole bundle"
+            )
+        systems += [System(f"{manifest.name} {p}", "student", bundle, p) for p in manifest.precisions]
+    if len({s.name for s in systems}) < len(systems):
+        raise UserError("two of the bundles have the same name and precision; export them with different --name")
+    return systems
 
 
 def teacher_bundle(teacher: str) -> Path:

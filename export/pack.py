@@ -5,15 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from export.clients import client_module, known_clients
+from export.clients import client_module
 from export.edge.bundle import BundleError
-from export.manifest import open_manifest, write_manifest
+from export.manifest import GRAPH_FILES, open_manifest, write_manifest
 from export.model_card import write_card
-from workbench.errors import UserError, nearest
+from workbench.errors import UserError
 from workbench.files import atomic_folder
-
-# Graphs by the names that every runtime looks for first, whatever their precision: no client has to be told it.
-NAMES = {"frontend": "frontend", "encoder": "encoder_model", "step": "step_decoder", "decoder": "decoder_model_merged", "sherpa": "sherpa_decoder"}  # fmt: skip
 
 
 def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite: bool = False) -> Path:
@@ -33,20 +30,19 @@ def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite
         UserError: the bundle is damaged or has no such precision, the runtime is unknown, or the folder is there.
     """
     manifest = open_manifest(bundle, check=True)
-    if client not in known_clients():
-        raise UserError(f"client {client!r}{nearest(client, known_clients())}")
+    needs = client_module(client)
     if output.exists() and not overwrite:
         raise UserError(f"{output}: exists; choose another -o, or add --overwrite")
     if output.resolve() == bundle.resolve():
         raise UserError(f"{output}: is the bundle itself; choose another -o")
-    needs = client_module(client)
     precision = precision or manifest.precisions[-1]
     try:
-        graphs = {f"onnx/{NAMES[part]}.onnx": manifest.graph(part, precision) for part in needs.GRAPHS}
+        # by their names in fp32, whatever the precision: no runtime has to be told it
+        graphs = {f"onnx/{GRAPH_FILES[part]}": manifest.graph(part, precision) for part in needs.GRAPHS}
     except BundleError as error:
         raise UserError(str(error)) from None
     content = {**manifest.content, "packed_for": client}
-    content["precisions"] = {precision: {part: f"onnx/{NAMES[part]}.onnx" for part in needs.GRAPHS}}
+    content["precisions"] = {precision: {part: f"onnx/{GRAPH_FILES[part]}" for part in needs.GRAPHS}}
     content["parity"] = {precision: manifest.content.get("parity", {}).get(precision)}
     if verification := content.get("verification"):
         kept = [c for c in verification["clients"] if c["client"] == client and c["precision"] == precision]

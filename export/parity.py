@@ -12,6 +12,7 @@ import torch
 
 from export.edge.bundle import read_manifest
 from export.graphs import margin_frames
+from export.manifest import GRAPH_FILES
 from export.silence import WINDOW_FRAMES, as_trained
 from workbench.audio import SAMPLE_RATE
 from workbench.errors import UserError
@@ -19,7 +20,6 @@ from workbench.families.whisper import Whisper, encode
 
 # (clips, seconds): exports that work at one length only are the most common defect of all
 SHAPES = ((1, 0.3), (16, 3.0), (1, 7.0), (3, 9.5), (1, 29.0))
-PARTS = ("frontend", "encoder", "decoder", "step", "sherpa")
 TOLERANCE = 2e-3  # fp32: largest difference over the largest value
 STEPS = 3  # tokens after the prompt
 
@@ -50,7 +50,7 @@ def _compare(folder: Path, model: Any, family: Whisper, precision: str) -> dict[
     options.log_severity_level = 3
     sessions = {
         part: ort.InferenceSession(str(manifest.graph(part, precision)), options, providers=["CPUExecutionProvider"])
-        for part in PARTS
+        for part in GRAPH_FILES
     }
     margin = margin_frames(manifest.content["length"], manifest.content["margin_seconds"])
     worst: dict[str, float] = {}

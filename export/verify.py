@@ -71,7 +71,7 @@ def verify_bundle(
                 absent[name] = remedy
                 log.info("client %s is not installed; %s", name, remedy)
                 continue
-            if manifest.packed_for and not has_graphs_of(manifest, name):
+            if not has_graphs_of(manifest, name):
                 absent[name] = f"the bundle was packed for {manifest.packed_for}"
                 continue
             for precision in manifest.precisions:

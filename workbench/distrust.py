@@ -251,12 +251,12 @@ def _heard(recipe: Recipe, utterances: list[Utterance]) -> list[str]:
     """What the run's teacher transcribes."""
     if not utterances:
         return []
-    from workbench.evaluate import silence, validate
+    from workbench.evaluate import validate
     from workbench.families import open_family
     from workbench.teachers import resolve_teacher
 
     family = open_family(resolve_teacher(recipe.teacher))
-    return validate(family.load(), family, utterances, silence(family)).hypotheses
+    return validate(family.load(), family, utterances, family.silence).hypotheses
 
 
 def _player(utterance: Utterance) -> str:

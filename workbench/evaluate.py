@@ -35,11 +35,6 @@ class Validation:
         return {"wer": round(found.wer, 3), "cer": round(found.cer, 3), "loops": float(found.loops)}
 
 
-def silence(family: Family) -> float:
-    """Seconds of silence after a clip that a checkpoint was trained to hear; up to the whole window for a stock one."""
-    return family.window_seconds if family.own_margin is None else family.own_margin
-
-
 class EncodedClips:
     """Clips as a model's encoder hears them at true length plus a margin, in batches of similar length.
 

@@ -12,7 +12,7 @@ import torch
 from workbench.corpus import Utterance
 from workbench.encoded import encode_whole
 from workbench.errors import UserError
-from workbench.evaluate import EncodedClips, silence, validate_encoded
+from workbench.evaluate import EncodedClips, validate_encoded
 from workbench.families import Family, open_family
 from workbench.files import cache_dir, filling, sha256_of
 from workbench.on_policy import OnPolicy
@@ -132,7 +132,7 @@ class Teachers:
         rates = []
         for name, family, model in zip(self.names, self.families, self.models, strict=True):
             model.to(self.accelerator.device)
-            clips = EncodedClips(validation, family, silence(family))
+            clips = EncodedClips(validation, family, family.silence)
             rates.append(validate_encoded(model, clips).scores()["wer"])
             log.info("teacher %s: validation WER %.2f %%", name, rates[-1])
         return shares_of(rates, wanted)

@@ -43,7 +43,7 @@ def measure_uncertainty(
         ranks: how many processes there are.
         progress: called with the number of utterances done.
     """
-    own = [] if family.own_margin is None else [family.own_margin]  # where 30 s are heard older values stay valid
+    own = [] if settings.own_margin is None else [settings.own_margin]  # where 30 s are heard older values stay valid
     folder = cache_dir() / "uncertainty" / sha256_of([settings.teacher, settings.precision, SAMPLES, RATE, *own])[:16]
     known: dict[str, float] = {}
     for path in folder.glob("*.jsonl"):

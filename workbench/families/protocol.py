@@ -57,8 +57,13 @@ class Family(Protocol):
         """Load the weights in fp32 on the CPU."""
         ...
 
+    @property
+    def silence(self) -> float:
+        """Seconds of silence after a clip that the checkpoint was trained to hear, up to its window: all of it for a stock one."""
+        ...
+
     def heard(self, waves: Sequence[Wave]) -> float:
-        """Seconds that the checkpoint was trained to hear of waves: its window, or the longest and the silence after it."""
+        """Seconds that the checkpoint was trained to hear of waves: the longest and the silence after it, up to its window."""
         ...
 
     def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:

@@ -39,6 +39,13 @@ TOKENS_AT_LEAST = 12
 PROMPT_TOKENS = 4  # <|startoftranscript|>, language, task, <|notimestamps|>
 
 
+def own_margin(folder: Path) -> float | None:
+    """Seconds of silence that a checkpoint hears after a clip which reads clips at their own length; None for one that reads 30 s."""
+    settings = folder / "workbench.json"  # `save_student` writes it
+    says = read_json(settings, "a student's settings") if settings.is_file() else {}
+    return float(says.get("margin_seconds", 0.0)) if says.get("length") == "true" else None
+
+
 class Whisper:
     """What is Whisper's own: features, tokens, encoder at true length, teacher-forced logits, greedy decoding."""
 
@@ -56,9 +63,7 @@ class Whisper:
         if self.config.model_type != "whisper":
             raise UserError(f"{folder}: a {self.config.model_type!r} model; expected a 'whisper' checkpoint")
         self.folder = folder
-        settings = folder / "workbench.json"
-        says = read_json(settings, "a student's settings") if settings.is_file() else {}
-        self.own_margin: float | None = float(says["margin_seconds"]) if says.get("length") == "true" else None
+        self.own_margin = own_margin(folder)
         self.tokenizer: WhisperTokenizerFast = WhisperTokenizerFast.from_pretrained(folder)
         self.generation = GenerationConfig.from_pretrained(folder)
         self.frontend = LogMel(self.config.num_mel_bins)
@@ -114,11 +119,14 @@ class Whisper:
             row[: len(wave)] = torch.from_numpy(wave[:samples])
         return self.spectrum(padded.to(device, non_blocking=True))
 
+    @property
+    def silence(self) -> float:
+        """Seconds of silence after a clip that the checkpoint was trained to hear, up to its window: all of it for a stock one."""
+        return self.window_seconds if self.own_margin is None else self.own_margin
+
     def heard(self, waves: Sequence[Wave]) -> float:
-        """Seconds that the checkpoint was trained to hear of waves: its window, or the longest and the silence after it."""
-        if self.own_margin is None:
-            return self.window_seconds
-        return min(max(map(len, waves)) / SAMPLE_RATE + self.own_margin, self.window_seconds)
+        """Seconds that the checkpoint was trained to hear of waves: the longest and the silence after it, up to its window."""
+        return min(max(map(len, waves)) / SAMPLE_RATE + self.silence, self.window_seconds)
 
     @torch.no_grad()
     def spectrum(self, padded: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from workbench.corpus import Utterance, open_corpus
 from workbench.encoded import encoded_folder
-from workbench.evaluate import EncodedClips, Validation, silence, validate, validate_encoded
+from workbench.evaluate import EncodedClips, Validation, validate, validate_encoded
 from workbench.families import open_family
 from workbench.files import read_json, write_json
 from workbench.host import peak_memory_mb
@@ -81,7 +81,7 @@ def score_teacher(study: Study, corpus: str) -> None:
     utterances = open_corpus(corpus, study.split, recipe.limit)
     log.info("the teacher transcribes %s, %s: %d clips", corpus, study.split, len(utterances))
     model = family.load().to("cuda" if torch.cuda.is_available() else "cpu")
-    found = validate(model, family, utterances, silence(family))
+    found = validate(model, family, utterances, family.silence)
     write_json(path, {"name": recipe.teacher, "corpus": corpus, **_as_json(found, utterances)})
 
 
