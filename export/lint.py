@@ -53,7 +53,7 @@ def lint(path: Path) -> list[str]:
     except onnx.checker.ValidationError as error:
         return [f"not valid ({str(error).strip().splitlines()[0]})"]
     model = onnx.load(path)
-    return [*_versions(model, kind), *_axes(model, kind), *_tensors(model)]
+    return [*_versions(model, kind), *_axes(model, kind), *_tensors(model), *_attentions(model)]
 
 
 def _kind(name: str) -> str | None:
@@ -90,3 +90,14 @@ def _tensors(model: Any) -> list[str]:
     if double := [t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.DOUBLE]:
         out.append(f"64-bit floats ({double[0]})")
     return out
+
+
+def _attentions(model: Any) -> list[str]:
+    """An Attention's scores in a mode that onnxruntime's CUDA provider has not: it gives them before mask and softmax, or none."""
+    modes = {
+        attribute.i
+        for node in model.graph.node
+        for attribute in node.attribute
+        if node.op_type == "Attention" and attribute.name == "qk_matmul_output_mode"
+    }
+    return [f"Attention's scores in mode {mode}, which the CUDA provider has not" for mode in sorted(modes - {0})]

@@ -129,10 +129,11 @@ def _attention(
     if not mine:
         return w.add("Attention", *given, **how)
     out = f"Attention_{len(w.nodes)}"
-    # the fourth output, after the softmax
-    w.split("Attention", *given, to=[out, "", "", f"{out}_looked"], qk_matmul_output_mode=3, **how)
+    # the fourth output before the softmax: the CUDA provider knows no other mode
+    w.split("Attention", *given, to=[out, "", "", f"{out}_scores"], qk_matmul_output_mode=0, **how)
     chosen = w.constant(f"{out}_heads", np.array(mine, np.int64))
-    looked.append(w.add("Gather", f"{out}_looked", chosen, axis=1))  # [batch, heads, tokens, positions]
+    scores = w.add("Gather", f"{out}_scores", chosen, axis=1)  # [batch, heads, tokens, positions]
+    looked.append(w.add("Softmax", scores, axis=-1))
     return out
 
 

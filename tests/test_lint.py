@@ -54,6 +54,14 @@ def test_operators_types_and_names_of_ones_own(damaged):
     assert damaged("frontend.onnx", rename) == ["no waves"]
 
 
+def test_scores_that_the_cuda_provider_has_not(damaged):
+    def change(model):
+        node = next(n for n in model.graph.node if n.op_type == "Attention")
+        node.attribute.append(helper.make_attribute("qk_matmul_output_mode", 3))
+
+    assert damaged("step_decoder.onnx", change) == ["Attention's scores in mode 3, which the CUDA provider has not"]
+
+
 def test_a_graph_that_is_none_is_one_line(tmp_path):
     graph = helper.make_graph(
         [helper.make_node("Nothing", ["a"], ["b"])], "g",
