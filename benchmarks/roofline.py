@@ -113,6 +113,9 @@ def _product(threads: int) -> Any:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry(
+        "session.force_spinning_stop", "1"
+    )  # or its pool slows the encoder, which comes next
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     generator = np.random.default_rng(0)
     left, right = (generator.normal(0, 1, shapes[name]).astype(np.float32) for name in "ab")

@@ -140,9 +140,7 @@ def _merged(decoder: Any, scene: _Scene) -> npt.NDArray[Any]:
 def _stepped(decoder: Any, scene: _Scene, keys: npt.NDArray[Any], values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
     clips, layers, width = len(scene.ids), len(keys), keys.shape[3]
     dtype = np.float16 if any("float16" in i.type for i in decoder.get_inputs()) else np.float32
-    feed = {
-        f"cross_{kind}.{i}": part[i].astype(dtype) for kind, part in (("k", keys), ("v", values)) for i in range(layers)
-    }
+    feed = {f"cross_{kind}.{i}": part[i] for kind, part in (("k", keys), ("v", values)) for i in range(layers)}
     names = [f"{kind}.{i}" for i in range(layers) for kind in "kv"]
     caches = {name: np.zeros((clips, scene.ids.shape[1], width), dtype) for name in names}
     found = []

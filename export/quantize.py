@@ -76,7 +76,9 @@ def _halve(source: Path, target: Path, keep_inputs: bool) -> None:
 
     model = onnx.load(source)
     rename_in_branches(model)
-    half = convert_float_to_float16(model, keep_io_types=True if keep_inputs else ["logits"])
+    # the encoder gives keys and values in fp32, and a copy in fp16 would go through the host
+    ours = ["logits", *(i.name for i in model.graph.input if i.name.startswith("cross_"))]
+    half = convert_float_to_float16(model, keep_io_types=True if keep_inputs else ours)
     # it puts the casts of inputs last, after the nodes that read them
     ordered = TopologicalSortPass()(ir.from_proto(half)).model
     onnx.save(ir.to_proto(ordered), target)

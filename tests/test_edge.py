@@ -10,6 +10,7 @@ import pytest
 
 from export.edge import AudioError, BundleError, Recognizer, Segment, Stream, Transcript, written
 from export.edge.audio import Resampler, resample
+from export.edge.captured import Shapes
 from export.edge.decoding import beam_search, greedy, log_softmax, repeated
 from export.edge.speech import Detector, Piece, joined, padded, pieces_of, spans
 from tests.conftest import tone
@@ -266,6 +267,39 @@ def test_the_command_line_writes_subtitles(exported, recording, tmp_path):
 def test_a_provider_that_is_not_there_is_told_not_replaced(exported):
     with pytest.raises(BundleError, match="has no CUDAExecutionProvider"):
         Recognizer(exported, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+
+
+def test_a_decoder_whose_memory_is_kept_writes_the_same(exported, recognizer):
+    """What CUDA graphs play in, on the CPU, where nothing is captured; tests/gpu has the captured ones."""
+    kept = Recognizer(exported, "fp32", 2)
+    room = max(map(len, kept.prompts.values())) + kept.manifest.token_limit(kept.window)
+    kept._shapes = Shapes(kept.encoder, kept.step, room)
+    noise = np.random.default_rng(0)
+    waves = [tone(s) + noise.normal(0, 0.1, int(RATE * s)).astype(np.float32) for s in (1.0, 2.0) for _ in range(3)]
+    for wave in [*waves, *waves[::-1]]:  # two shapes, each of several clips, in turns
+        assert kept.transcribe(wave).tokens == recognizer.transcribe(wave).tokens
+    assert len(kept._shapes.steppings) == len(kept._shapes.crossed) == 2
+    memory = [place.data_ptr() for places in kept._shapes.crossed.values() for place in places]
+    assert kept.transcribe(waves[0], "auto").language == recognizer.transcribe(waves[0], "auto").language
+    assert kept.transcribe(waves[0], beams=3).tokens == recognizer.transcribe(waves[0], beams=3).tokens
+    batch = waves[:3]
+    expected = [t.tokens for t in recognizer.transcribe_batch(batch)]
+    assert [t.tokens for t in kept.transcribe_batch(batch)] == expected
+    assert [place.data_ptr() for places in kept._shapes.crossed.values() for place in places][:4] == memory
+
+
+def test_shapes_beyond_those_that_are_kept_are_decoded_as_usual(exported, recognizer, monkeypatch):
+    monkeypatch.setattr("export.edge.captured.MOST_SHAPES", 1)
+    kept = Recognizer(exported, "fp32", 2)
+    kept._shapes = Shapes(kept.encoder, kept.step, 200)
+    for wave in (tone(1.0), tone(2.0), tone(1.0)):
+        assert kept.transcribe(wave).tokens == recognizer.transcribe(wave).tokens
+    assert len(kept._shapes.steppings) == 1
+
+
+def test_cuda_graphs_are_the_cuda_providers(exported):
+    with pytest.raises(BundleError, match="CUDA graphs are the CUDA provider's"):
+        Recognizer(exported, cuda_graphs=True)
 
 
 def test_half_precision_and_beams_take_the_states_as_they_need_them(student, tmp_path):

@@ -32,6 +32,11 @@ def main() -> int:
     parser.add_argument(
         "--provider", choices=PROVIDERS, default="cpu", help="where to compute; a GPU wants onnxruntime-gpu"
     )
+    parser.add_argument(
+        "--cuda-graphs",
+        action="store_true",
+        help="with --provider cuda: capture the decoder's step, for clips of one length",
+    )
     parser.add_argument("--beams", type=int, default=1, help="transcripts followed at a time; 1 is the fastest")
     parser.add_argument("--words", action="store_true", help="also when each word was said, in JSON")
     parser.add_argument("--format", choices=FORMATS, default="text", help="subtitles and JSON have times")
@@ -46,7 +51,14 @@ def main() -> int:
     parser.add_argument("--timings", action="store_true", help="also print the time of each stage in ms, to stderr")
     args = parser.parse_args()
     try:
-        recognizer = Recognizer(args.bundle, args.precision, args.threads, PROVIDERS[args.provider], frugal=True)
+        recognizer = Recognizer(
+            args.bundle,
+            args.precision,
+            args.threads,
+            PROVIDERS[args.provider],
+            frugal=True,
+            cuda_graphs=args.cuda_graphs,
+        )
     except BundleError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2

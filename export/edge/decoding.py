@@ -11,6 +11,11 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+NOT_CAPTURED = (
+    ort.RunOptions()
+)  # for sessions whose steps are captured as CUDA graphs (captured.py); others take no notice
+NOT_CAPTURED.add_run_config_entry("gpu_graph_id", "-1")
 LONGEST_UNIT = 16  # tokens of a phrase that a loop repeats
 LEAST_TIMES = 3  # so often in a row, and
 LEAST_REPEATED = (
@@ -38,37 +43,44 @@ class Stepping:
     """
 
     def __init__(self, session: Any, crossed: Sequence[Any], room: int, beams: int = 1) -> None:
-        wanted = {i.name: i for i in session.get_inputs()}["cache_k.0"]
-        dtype = np.float16 if "float16" in wanted.type else np.float32
-        layers, clips, positions, width = crossed[0].shape()
+        wanted = {i.name: i.type for i in session.get_inputs()}
+        layers, clips, _, width = crossed[0].shape()
         self.session, self.binding, self.done, self.rows = session, session.io_binding(), 0, clips * beams
-        self.held: list[Any] = list(crossed)  # a binding does not keep what it was given alive
-        self.caches: list[Any] = []
+        self.crossed: list[Any] = []  # kept: a binding does not keep what it was given alive
+        self.caches: dict[str, Any] = {}
         device = device_of(session)
-        ready = beams == 1 and "float16" not in crossed[0].data_type() and dtype is np.float32
         for kind, value in zip("kv", crossed, strict=True):
-            if not ready:
-                cast = np.repeat(value.numpy().astype(dtype, copy=False), beams, axis=1)
+            if beams > 1 or value.data_type() != wanted["cross_k.0"]:
+                cast = np.repeat(value.numpy().astype(DTYPES[wanted["cross_k.0"]], copy=False), beams, axis=1)
                 value = as_value(cast, device)
-                self.held.append(value)
-            stride = value.tensor_size_in_bytes() // layers
-            for i in range(layers):
-                shape = [self.rows, positions, width]
-                # a layer of the encoder's output where it lies: nothing is copied, on no device
-                self.binding.bind_input(f"cross_{kind}.{i}", device, 0, dtype, shape, value.data_ptr() + i * stride)
-                cache = as_value(np.zeros((self.rows, room, width), dtype), device)
-                self.binding.bind_ortvalue_input(f"cache_{kind}.{i}", cache)
-                self.binding.bind_ortvalue_output(f"next_{kind}.{i}", cache)
-                self.caches.append(cache)
+            self.crossed.append(value)
+            room_of = (self.rows, room, width), DTYPES[wanted["cache_k.0"]]
+            # on a CPU a value is the array that it was made of: one for each
+            self.caches |= {f"{kind}.{i}": as_value(np.zeros(*room_of), device) for i in range(layers)}
+        self.bind_memory(self.binding)
         self.binding.bind_output("logits")
         self.place = len(self.caches)  # of the logits among the outputs, which come in the order of binding
+
+    def bind_memory(self, binding: Any) -> None:
+        """Give a binding the caches, and the keys and values of the states."""
+        for name, cache in self.caches.items():
+            binding.bind_ortvalue_input(f"cache_{name}", cache)
+            binding.bind_ortvalue_output(f"next_{name}", cache)
+        device = device_of(self.session)
+        for kind, value in zip("kv", self.crossed, strict=True):
+            layers, _, positions, width = value.shape()
+            stride = value.tensor_size_in_bytes() // layers
+            shape, dtype = [self.rows, positions, width], DTYPES[value.data_type()]
+            for i in range(layers):
+                # a layer of the encoder's output where it lies: nothing is copied, on no device
+                binding.bind_input(f"cross_{kind}.{i}", device, 0, dtype, shape, value.data_ptr() + i * stride)
 
     def __call__(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Logits after some more tokens. [rows, tokens] -> [rows, vocabulary]"""
         given = np.ascontiguousarray(tokens, np.int64), np.full(self.rows, self.done, np.int64)
         self.binding.bind_cpu_input("input_ids", given[0])
         self.binding.bind_cpu_input("offset", given[1])
-        self.session.run_with_iobinding(self.binding)
+        self.session.run_with_iobinding(self.binding, NOT_CAPTURED)
         self.done += tokens.shape[1]
         logits: npt.NDArray[np.float32] = self.binding.get_outputs()[self.place].numpy()
         return logits
@@ -84,7 +96,7 @@ class Stepping:
         """Let each row go on from what another one has written."""
         if np.array_equal(rows, np.arange(self.rows)):
             return
-        for cache in self.caches:
+        for cache in self.caches.values():
             cache.update_inplace(np.ascontiguousarray(cache.numpy()[rows]))
 
 
@@ -200,12 +212,17 @@ def device_of(session: Any) -> str:
     return "cuda" if session.get_providers()[0] in ON_CUDA else "cpu"
 
 
-def run_on_device(session: Any, given: dict[str, Any], names: Sequence[str]) -> list[Any]:
-    """Run a graph; what it gives stays where it was computed. Values in, values out."""
+def run_on_device(
+    session: Any, given: dict[str, Any], names: Sequence[str], places: Sequence[Any] | None = None
+) -> list[Any]:
+    """Run a graph; what it gives stays where it was computed, or is written to `places`. Values in, values out."""
     binding = session.io_binding()
     for name, value in given.items():
         binding.bind_ortvalue_input(name, value)
-    for name in names:
-        binding.bind_output(name, device_of(session))
+    for i, name in enumerate(names):
+        if places is None:
+            binding.bind_output(name, device_of(session))
+        else:
+            binding.bind_ortvalue_output(name, places[i])
     session.run_with_iobinding(binding)
-    return list(binding.get_outputs())
+    return list(places if places is not None else binding.get_outputs())

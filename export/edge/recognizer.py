@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from .audio import SAMPLE_RATE, AudioError, Wave
 from .bundle import BundleError, Manifest, read_manifest
+from .captured import Shapes
 from .decoding import Stepping, Written, as_value, beam_search, greedy, run_on_device
 from .memory import given_back_at_once
 from .speech import Detector, pieces_of
@@ -39,6 +40,7 @@ class Recognizer:
         threads: of onnxruntime; all cores by default.
         providers: of onnxruntime, in order of preference, names or (name, options); the CPU by default.
         check: compare the graphs' SHA-256 with the manifest first.
+        cuda_graphs: capture the decoder's step, for the CUDA provider and clips whose lengths recur (see `captured`).
         frugal: give memory that only loading needed back at once, a tenth of the peak; sets glibc's thresholds for the whole process.
 
     Raises:
@@ -53,6 +55,7 @@ class Recognizer:
         providers: Sequence[Any] = ("CPUExecutionProvider",),
         check: bool = True,
         frugal: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         self.manifest: Manifest = read_manifest(bundle)
         self.precision = precision or self.manifest.precisions[0]
@@ -61,29 +64,9 @@ class Recognizer:
             inside = self.manifest.folder.resolve()
             self.manifest.check([path.relative_to(inside).as_posix() for path in graphs.values()])
         self.detokenize = Detokenizer(self.manifest.path("vocab.json"))
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        # three sessions share the cores: a pool that spins after its graph is done slows the next graph by a third
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if threads:
-            options.intra_op_num_threads = threads
-        first = providers[0] if isinstance(providers[0], str) else providers[0][0]
-        if first not in (known := ort.get_available_providers()):
-            raise BundleError(
-                f"onnxruntime {ort.__version__} here has no {first}, it has {', '.join(known)}; for a GPU: pip install onnxruntime-gpu"
-            )
-        # the largest first: what loading it needed is free again for the others, which keeps the peak of memory low
-        largest_first = sorted(graphs, key=lambda part: -graphs[part].stat().st_size)
-        try:
-            with given_back_at_once() if frugal else nullcontext():
-                opened = {
-                    p: ort.InferenceSession(str(graphs[p]), options, providers=list(providers)) for p in largest_first
-                }
-        except Exception as error:  # onnxruntime's errors have no common base
-            raise BundleError(f"{bundle}: onnxruntime {ort.__version__} cannot load it ({error})") from error
+        with given_back_at_once() if frugal else nullcontext():
+            opened = _opened(graphs, threads, providers, cuda_graphs)
         self.frontend, self.encoder, self.step = (opened[part] for part in graphs)
-        if self.step.get_providers()[0] != first:  # onnxruntime goes on without a provider that fails to start
-            raise BundleError(f"{bundle}: {first} is installed but does not start; onnxruntime's warnings say why")
         content = self.manifest.content
         self.length: str = content["length"]
         self.margin, self.window = float(content["margin_seconds"]), float(content["window_seconds"])
@@ -91,6 +74,8 @@ class Recognizer:
         self.prompts: dict[str, list[int]] = tokens["prompts"]
         self.end: int = tokens["end"]
         self._detector: Detector | None = None  # opened when a recording needs it
+        room = max(map(len, self.prompts.values())) + self.manifest.token_limit(self.window)
+        self._shapes = Shapes(self.encoder, self.step, room) if cuda_graphs else None
 
     def transcribe(self, wave: Wave, language: str = "en", beams: int = 1, words: bool = False) -> Transcript:
         """Transcribe one utterance, [samples] at 16 kHz, of at most 30 s.
@@ -191,7 +176,8 @@ class Recognizer:
             stepping = Stepping(self.step, crossed, room, beams)
             written = [beam_search(stepping, prompts[0], limits[0], self.end, beams)]
         else:
-            stepping = Stepping(self.step, crossed, room)
+            kept = self._shapes.stepping(crossed) if self._shapes else None
+            stepping = kept or Stepping(self.step, crossed, room)
             written = greedy(stepping, prompts, limits, self.end, lambda: clock.lap("first_token"))
         clock.lap("rest")
         texts = [self.detokenize(one.tokens) for one in written]
@@ -232,7 +218,10 @@ class Recognizer:
 
     def encode(self, features: Any) -> list[Any]:
         """Keys and values of the states of some features."""
-        return run_on_device(self.encoder, {"input_features": features}, ["n_layer_cross_k", "n_layer_cross_v"])
+        names = ["n_layer_cross_k", "n_layer_cross_v"]
+        if self._shapes:
+            return self._shapes.encode(features, names)
+        return run_on_device(self.encoder, {"input_features": features}, names)
 
     def first_logits(self, crossed: Sequence[Any], language: str) -> npt.NDArray[np.float32]:
         """Logits after the prompt, those of suppressed tokens lowered. -> [1, vocabulary]"""
@@ -277,6 +266,37 @@ class Recognizer:
         """Samples of a clip and the silence after it: a margin, or up to the whole window."""
         seconds = self.window if self.length == "padded" else min(samples / SAMPLE_RATE + self.margin, self.window)
         return -(-round(seconds * SAMPLE_RATE) // POSITION_SAMPLES) * POSITION_SAMPLES
+
+
+def _opened(
+    graphs: dict[str, Path], threads: int | None, providers: Sequence[Any], cuda_graphs: bool
+) -> dict[str, Any]:
+    """The graphs' sessions; raises BundleError where a provider is missing or does not start."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # three sessions share the cores: a pool that spins after its graph is done slows the next graph by a third
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if threads:
+        options.intra_op_num_threads = threads
+    first, given = (providers[0], {}) if isinstance(providers[0], str) else providers[0]
+    if first not in (known := ort.get_available_providers()):
+        raise BundleError(
+            f"onnxruntime {ort.__version__} here has no {first}, it has {', '.join(known)}; for a GPU: pip install onnxruntime-gpu"
+        )
+    if cuda_graphs and first != "CUDAExecutionProvider":
+        raise BundleError(f"CUDA graphs are the CUDA provider's, and {first} is asked for")
+    captured = [(first, {**given, "enable_cuda_graph": "1"}), *providers[1:]]
+    opened = {}
+    # the largest first: what loading it needed is free again for the others, which keeps the peak of memory low
+    for part in sorted(graphs, key=lambda part: -graphs[part].stat().st_size):
+        wanted = captured if cuda_graphs and part == "step" else list(providers)
+        try:
+            opened[part] = ort.InferenceSession(str(graphs[part]), options, providers=wanted)
+        except Exception as error:  # onnxruntime's errors have no common base
+            raise BundleError(f"{graphs[part]}: onnxruntime {ort.__version__} cannot load it ({error})") from error
+    if opened["step"].get_providers()[0] != first:  # onnxruntime goes on without a provider that fails to start
+        raise BundleError(f"{first} is installed but does not start; onnxruntime's warnings say why")
+    return opened
 
 
 class _Clock:

@@ -7,7 +7,7 @@ import pytest
 from export.bundle import export_bundle
 from export.edge import Recognizer
 from export.edge.__main__ import PROVIDERS
-from export.edge.decoding import device_of
+from export.edge.decoding import Stepping, device_of
 from workbench.corpus import open_corpus
 
 AVAILABLE = "CUDAExecutionProvider" in ort.get_available_providers()
@@ -32,6 +32,23 @@ def test_batches_on_cuda(exported, waves):
     cuda = Recognizer(exported, providers=PROVIDERS["cuda"])
     same = [waves[0] * scale for scale in (1.0, 0.5, 0.25)]
     assert [t.tokens for t in cuda.transcribe_batch(same)] == [cuda.transcribe(w).tokens for w in same]
+
+
+def test_captured_steps_write_what_others_write(exported, waves):
+    plain = Recognizer(exported, providers=PROVIDERS["cuda"])
+    captured = Recognizer(exported, providers=PROVIDERS["cuda"], cuda_graphs=True)
+    for wave in [*waves, *waves]:  # the second time every step is played again
+        assert captured.transcribe(wave).tokens == plain.transcribe(wave).tokens
+
+
+def test_heads_that_follow_the_speech_look_there_on_cuda(student, tmp_path, waves):
+    bundle = export_bundle(student, tmp_path / "heads", ["fp32"])  # with the heads that the checkpoint names
+    read = np.array([[*Recognizer(bundle).prompts["en"], 5, 6, 7]])
+    looked = [
+        Stepping(r.step, r.states(waves[:1]), read.shape[1]).looks_at(read)
+        for r in (Recognizer(bundle), Recognizer(bundle, providers=PROVIDERS["cuda"]))
+    ]
+    np.testing.assert_allclose(looked[1], looked[0], atol=1e-4)
 
 
 def test_fp16_on_cuda_is_near_fp32(student, tmp_path, waves):

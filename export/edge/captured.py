@@ -1,0 +1,89 @@
+"""A decoder's step as one captured CUDA graph: launched at once instead of kernel by kernel.
+
+A captured graph plays again only with the shapes and the memory that it was captured with. So whatever a step reads and writes is kept for
+all clips of one shape: the keys and values of the encoder's states, caches, tokens and logits. A model that reads 30 s has one shape for each
+size of batch; one that reads a clip at its own length has many, and gains where lengths recur.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from .decoding import Stepping, as_value, device_of, run_on_device
+
+MOST_SHAPES = 16  # that are kept; clips of other shapes are decoded as usual
+
+
+class CapturedStepping(Stepping):
+    """The decoder on clips of one shape. The prompt is read as usual, every token after it by the captured graph.
+
+    Args:
+        session: the step graph.
+        crossed: as for `Stepping`; the next clip's keys and values must be written to the same memory.
+        room: most tokens of any clip, the prompt's included.
+        number: of the graph, from 1; onnxruntime captures one for each.
+    """
+
+    def __init__(self, session: Any, crossed: Sequence[Any], room: int, number: int) -> None:
+        super().__init__(session, crossed, room)
+        device = device_of(session)
+        vocabulary = session.get_outputs()[0].shape[1]
+        self.token = as_value(np.zeros((self.rows, 1), np.int64), device)
+        self.offset = as_value(np.zeros(self.rows, np.int64), device)
+        self.logits = as_value(np.zeros((self.rows, vocabulary), np.float32), device)
+        self.fixed = session.io_binding()
+        self.bind_memory(self.fixed)
+        self.fixed.bind_ortvalue_input("input_ids", self.token)
+        self.fixed.bind_ortvalue_input("offset", self.offset)
+        self.fixed.bind_ortvalue_output("logits", self.logits)
+        self.options = ort.RunOptions()
+        self.options.add_run_config_entry("gpu_graph_id", str(number))
+
+    def __call__(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Logits after some more tokens. [rows, tokens] -> [rows, vocabulary]"""
+        if tokens.shape[1] != 1:
+            return super().__call__(tokens)
+        self.token.update_inplace(np.ascontiguousarray(tokens, np.int64))
+        self.offset.update_inplace(np.full(self.rows, self.done, np.int64))
+        self.session.run_with_iobinding(self.fixed, self.options)
+        self.done += 1
+        logits: npt.NDArray[np.float32] = self.logits.numpy()
+        return logits
+
+
+class Shapes:
+    """What is kept for each shape of clips.
+
+    Args:
+        encoder, step: the graphs.
+        room: most tokens of any clip, the prompt's included.
+    """
+
+    def __init__(self, encoder: Any, step: Any, room: int) -> None:
+        self.encoder, self.step, self.room = encoder, step, room
+        self.crossed: dict[tuple[int, ...], list[Any]] = {}  # by the shape of the features
+        self.steppings: dict[tuple[int, ...], CapturedStepping] = {}
+
+    def encode(self, features: Any, names: Sequence[str]) -> list[Any]:
+        """Keys and values of the states; those of the last clips of that shape are overwritten."""
+        shape = tuple(features.shape())
+        found = run_on_device(self.encoder, {"input_features": features}, names, self.crossed.get(shape))
+        if len(self.crossed) < MOST_SHAPES:
+            self.crossed.setdefault(shape, found)
+        return found
+
+    def stepping(self, crossed: Sequence[Any]) -> CapturedStepping | None:
+        """The decoder of these keys and values at its beginning; None where their memory is not kept."""
+        shape = next((s for s, kept in self.crossed.items() if kept[0].data_ptr() == crossed[0].data_ptr()), None)
+        if shape is None:
+            return None
+        if shape not in self.steppings:
+            self.steppings[shape] = CapturedStepping(self.step, crossed, self.room, len(self.steppings) + 1)
+        found = self.steppings[shape]
+        found.done = 0
+        return found
