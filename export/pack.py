@@ -29,7 +29,7 @@ def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite
     Raises:
         UserError: the bundle is damaged or has no such precision, the runtime is unknown, or the folder is there.
     """
-    manifest = open_manifest(bundle, check=True)
+    manifest = open_manifest(bundle)
     needs = client_module(client)
     if output.exists() and not overwrite:
         raise UserError(f"{output}: exists; choose another -o, or add --overwrite")
@@ -39,6 +39,11 @@ def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite
     try:
         # by their names in fp32, whatever the precision: no runtime has to be told it
         graphs = {f"onnx/{GRAPH_FILES[part]}": manifest.graph(part, precision) for part in needs.GRAPHS}
+        files = {name: manifest.path(name) for name in needs.FILES if (bundle / name).is_file()}
+        # also where another runtime transcribes, it reads sound files
+        runtime = [name for name in manifest.content["files"] if name.startswith("edge/")]
+        copied = {**files, **graphs, **{name: manifest.path(name) for name in runtime}}
+        manifest.check([path.relative_to(bundle.resolve()).as_posix() for path in copied.values()])
     except BundleError as error:
         raise UserError(str(error)) from None
     content = {**manifest.content, "packed_for": client}
@@ -53,12 +58,9 @@ def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite
             "systems": [s for s in measurement["systems"] if s["precision"] == precision],
         }
     with atomic_folder(output) as folder:
-        files = {name: manifest.path(name) for name in needs.FILES if (bundle / name).is_file()}
-        for name, source in {**files, **graphs}.items():
-            (folder / name).parent.mkdir(exist_ok=True)
+        for name, source in copied.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / name)
-        # also where another runtime transcribes, it reads sound files
-        shutil.copytree(bundle / "edge", folder / "edge", ignore=shutil.ignore_patterns("__pycache__"))
         if content.get("speech_detector") not in files:
             content["speech_detector"] = None
         write_card(folder, content)

@@ -1,6 +1,7 @@
 """What is copied to a device: the part of a bundle that one runtime reads."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -89,3 +90,20 @@ def test_what_cannot_be_packed_is_told(exported, tmp_path):
     assert not (tmp_path / "other").exists()
     assert pack(exported, folder, "edge", overwrite=True) == folder
     assert Recognizer(folder).precision == "int8"
+
+
+def test_what_is_copied_is_checked_and_nothing_else(exported, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(exported, bundle)
+    for name in ("onnx/sherpa_decoder.onnx", "onnx/encoder_model_quantized.onnx"):
+        with (bundle / name).open("ab") as file:
+            file.write(b"damaged")
+    assert Recognizer(pack(bundle, tmp_path / "device", "edge", "fp32"))
+    with pytest.raises(UserError, match=r"sherpa_decoder\.onnx: its SHA-256 is not the one"):
+        pack(bundle, tmp_path / "other", "sherpa_onnx", "fp32")
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    del manifest["files"]["vocab.json"]
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"vocab\.json: bundle.json does not list it"):
+        pack(bundle, tmp_path / "other", "edge", "fp32")
+    assert not (tmp_path / "other").exists()

@@ -73,6 +73,8 @@ class Manifest:
         recorded: dict[str, str] = self.content["files"]
         for name in recorded if names is None else names:
             path = self.path(name)
+            if name not in recorded:
+                raise BundleError(f"{path}: bundle.json does not list it; export the bundle again")
             if not path.is_file():
                 raise BundleError(f"{path}: missing, though bundle.json lists it; copy the whole folder again")
             digest = hashlib.sha256()
