@@ -15,6 +15,9 @@ from export.onnx_edit import branches, replace, tied_transpose
 from workbench.errors import UserError
 
 BLOCK = 32  # weights that share a scale
+FINER = 16  # the same for 4 bits in all products but the tied embedding's, which takes other care
+CLIPPED = np.linspace(0.6, 1.0, 17)  # shares of a block's largest weight that 4 bits may end at
+ROWS = 4096  # of a matrix, worked on at a time
 ACCURACY = 4  # onnxruntime may multiply as int8, which is what makes it quick
 
 
@@ -32,7 +35,9 @@ def quantize_weights(source: Path, target: Path, bits: int, symmetric: bool = Fa
 
     model = onnx.load(source)
     embedding = _quantize_tied(model, bits)
-    config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=symmetric, accuracy_level=ACCURACY, bits=bits)
+    config = DefaultWeightOnlyQuantConfig(
+        block_size=FINER if bits == 4 else BLOCK, is_symmetric=symmetric, accuracy_level=ACCURACY, bits=bits
+    )
     quantizer = MatMulNBitsQuantizer(model, nodes_to_exclude=list(leave), algo_config=config)
     log = logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")
     level = log.level
@@ -58,7 +63,7 @@ def _quantize_tied(model: onnx.ModelProto, bits: int) -> bool:
     name, (count, width) = weight.name, rows.shape
     if width % BLOCK:
         raise UserError(f"this model is {width} wide; w8 and q4 want a multiple of {BLOCK}, take int8")
-    packed, scales = pack(rows, bits)
+    packed, scales = pack(rows, bits, _importance(model, transpose.output[0]))
     graph.initializer.remove(weight)
     graph.node.remove(transpose)
     graph.initializer.extend(
@@ -84,23 +89,73 @@ def _quantize_tied(model: onnx.ModelProto, bits: int) -> bool:
     return True
 
 
-def pack(rows: Any, bits: int) -> tuple[Any, Any]:
+def pack(rows: Any, bits: int, importance: Any = None) -> tuple[Any, Any]:
     """Symmetric blocks as MatMulNBits reads them.
+
+    With 4 bits a block's scale, which may be negative, is the one of some whose weights differ least from the given ones, in squares.
 
     Args:
         rows: float32 [outputs, inputs].
         bits: 8 or 4.
+        importance: [inputs], of an input's weights in that difference; the mean square of the input says how much of it comes out.
 
     Returns:
         uint8 [outputs, blocks, bytes], the lower of two 4-bit values first, and float32 scales [outputs, blocks].
     """
     middle = 1 << (bits - 1)
     blocks = rows.reshape(len(rows), -1, BLOCK)
-    scales = np.maximum(np.abs(blocks).max(2), 1e-12) / (middle - 1)  # [outputs, blocks]
-    whole = (np.round(blocks / scales[..., None]) + middle).astype(np.uint8)
+    if bits == 4:
+        counts = np.ones(rows.shape[1]) if importance is None else importance
+        counts = counts.astype(np.float32).reshape(-1, BLOCK)
+        scales = np.concatenate([_scales(blocks[i : i + ROWS], counts) for i in range(0, len(blocks), ROWS)])
+    else:
+        scales = np.maximum(np.abs(blocks).max(2), 1e-12) / (middle - 1)  # [outputs, blocks]
+    whole = (_rounded(blocks, scales, middle) + middle).astype(np.uint8)
     if bits == 4:
         whole = whole[..., 0::2] | (whole[..., 1::2] << 4)
     return whole, scales.astype(np.float32)
+
+
+def _scales(blocks: Any, importance: Any) -> Any:
+    """Scales of 4 bits, from -8 to 7, with the least difference. [outputs, blocks, weights], [blocks, weights] -> [outputs, blocks]"""
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(2)[..., None], 2)[..., 0]
+    largest = np.where(np.abs(largest) < 1e-12, np.float32(1e-12), largest)
+    best = least = None
+    for end in (-8, 7):
+        for share in CLIPPED:
+            scales = largest * np.float32(share / end)
+            off = _rounded(blocks, scales, 8) * scales[..., None] - blocks
+            difference = np.einsum("obw,obw,bw->ob", off, off, importance)
+            if best is None:
+                best, least = scales, difference
+            else:
+                closer = difference < least
+                best, least = np.where(closer, scales, best), np.where(closer, difference, least)
+    return best
+
+
+def _rounded(blocks: Any, scales: Any, middle: int) -> Any:
+    return np.clip(np.round(blocks / scales[..., None]), -middle, middle - 1)
+
+
+def _importance(model: onnx.ModelProto, projection: str) -> Any:
+    """Mean square of what a tied embedding is multiplied with, as the norm before it says; None where no norm is. -> [width]"""
+    for graph in branches(model) or [model.graph]:
+        product = next(n for n in graph.node if n.op_type == "MatMul" and n.input[1] == projection)
+        norm = next((n for n in graph.node if product.input[0] in n.output and n.op_type == "LayerNormalization"), None)
+        if norm is not None:
+            gain, bias = (_weight(model, name) for name in norm.input[1:3])
+            return gain**2 + bias**2  # what is normed has a mean square of one
+    return None
+
+
+def _weight(model: onnx.ModelProto, name: str) -> Any:
+    """An initializer's values; the exporter names equal ones after each other by Identity."""
+    found: Any = next((i for i in model.graph.initializer if i.name == name), None)
+    if found is not None:
+        return numpy_helper.to_array(found)
+    nodes = [n for graph in (model.graph, *branches(model)) for n in graph.node]
+    return _weight(model, next(n.input[0] for n in nodes if n.op_type == "Identity" and name in n.output))
 
 
 def _lookup(name: str, node: Any, bits: int) -> list[Any]:

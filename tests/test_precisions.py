@@ -5,11 +5,13 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from export.blockwise import BLOCK, pack
+from export.blockwise import BLOCK, _importance, pack
 from export.bundle import export_bundle
 from export.edge import Recognizer
+from export.graphs import DECODER, SHERPA, STEP
 from export.int8 import Int8Options
 from export.manifest import open_manifest, size_mb
+from export.onnx_edit import tied_transpose
 from export.precisions import Precision, Scheme, parse_precision, parse_precisions
 from export.verify import verify_bundle
 from tests.conftest import tone
@@ -46,9 +48,9 @@ def test_packed_rows_multiply_as_onnxruntime_reads_them(bits, tmp_path):
     generator = np.random.default_rng(0)
     rows, x = (generator.normal(0, 1, shape).astype(np.float32) for shape in ((7, 2 * BLOCK), (3, 2 * BLOCK)))
     packed, scales = pack(rows, bits)
-    values = packed if bits == 8 else np.stack([packed & 15, packed >> 4], -1).reshape(7, 2, BLOCK)
-    unpacked = ((values.astype(np.float32) - 2 ** (bits - 1)) * scales[..., None]).reshape(rows.shape)
-    assert np.abs(unpacked - rows).max() <= scales.max() / 2 + 1e-6  # half a step
+    unpacked = _unpacked(packed, scales, bits)
+    if bits == 8:
+        assert np.abs(unpacked - rows).max() <= scales.max() / 2 + 1e-6  # half a step
     node = helper.make_node(
         "MatMulNBits", ["x", "b", "s"], ["y"], domain="com.microsoft", K=2 * BLOCK, N=7, bits=bits, block_size=BLOCK
     )
@@ -62,6 +64,41 @@ def test_packed_rows_multiply_as_onnxruntime_reads_them(bits, tmp_path):
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
     session = ort.InferenceSession(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
     np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ unpacked.T, rtol=1e-3, atol=1e-3)
+
+
+def _unpacked(packed, scales, bits):
+    values = packed if bits == 8 else np.stack([packed & 15, packed >> 4], -1).reshape(len(packed), -1, BLOCK)
+    return ((values.astype(np.float32) - 2 ** (bits - 1)) * scales[..., None]).reshape(len(packed), -1)
+
+
+def test_four_bits_differ_least_where_it_counts():
+    """Against plain rounding to -7 to 7 of a block's largest weight, and with inputs of very different size."""
+    generator = np.random.default_rng(0)
+    rows = generator.standard_t(3, (300, 4 * BLOCK)).astype(np.float32)
+    importance = np.exp(generator.normal(0, 2, rows.shape[1])).astype(np.float32)
+    blocks = rows.reshape(300, 4, BLOCK)
+    plain = np.abs(blocks).max(2, keepdims=True) / 7
+    before = (np.round(blocks / plain) * plain).reshape(rows.shape)
+    even, weighted = (_unpacked(*pack(rows, 4, given), 4) for given in (None, importance))
+
+    def difference(found, of=1.0):
+        return (of * (found - rows) ** 2).sum(1)
+
+    assert (difference(even) <= difference(before)).all()
+    assert difference(even).mean() < 0.8 * difference(before).mean()
+    assert (difference(weighted, importance) <= difference(even, importance) * (1 + 1e-5)).all()
+    assert difference(weighted, importance).mean() < 0.95 * difference(even, importance).mean()
+    assert (pack(np.zeros((2, BLOCK), np.float32), 4)[0] == 0x88).all()
+
+
+def test_the_norm_before_a_projection_says_what_counts(exported, student):
+    from workbench.families.whisper import Whisper
+
+    norm = Whisper(student).load().model.decoder.layer_norm
+    expected = (norm.weight**2 + norm.bias**2).detach().numpy()
+    for name in (STEP, SHERPA, DECODER):
+        graph = onnx.load(exported / "onnx" / name)
+        np.testing.assert_allclose(_importance(graph, tied_transpose(graph).output[0]), expected, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
