@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -83,8 +83,11 @@ def export(
         bundle = export_bundle(
             student, output, precisions, name, overwrite, vocabulary, texts, options, calibration, aligned
         )
-    if verify and "verification" not in open_manifest(bundle).content:
-        _verify(bundle, student, corpus, "validation", VERIFIED_CLIPS, [], None)
+    if verify:
+        if found := open_manifest(bundle).content.get("verification"):
+            _tell_failures(bundle, found)
+        else:
+            _verify(bundle, student, corpus, "validation", VERIFIED_CLIPS, [], None)
     typer.echo(bundle)
 
 
@@ -146,6 +149,11 @@ def _verify(
     found = verify_bundle(bundle, checkpoint, utterances, f"{corpus} {split}", clients, threads)
     if json_file is not None:
         write_json(json_file, {"host": describe_host(), **found})
+    _tell_failures(bundle, found)
+
+
+def _tell_failures(bundle: Path, found: dict[str, Any]) -> None:
+    """Raise UserError where a runtime that must agree with torch does not; also when a bundle is found to be up to date."""
     failing = [c for c in found["clients"] if not c["passed"]]
     for c in failing:
         if not c["required"]:
