@@ -15,7 +15,6 @@ from export.onnx_edit import branches, replace, tied_transpose
 from workbench.errors import UserError
 
 BLOCK = 32  # weights that share a scale
-FINER = 16  # the same for 4 bits in all products but the tied embedding's, which takes other care
 CLIPPED = np.linspace(0.6, 1.0, 17)  # shares of a block's largest weight that 4 bits may end at
 ROWS = 4096  # of a matrix, worked on at a time
 ACCURACY = 4  # onnxruntime may multiply as int8, which is what makes it quick
@@ -35,9 +34,7 @@ def quantize_weights(source: Path, target: Path, bits: int, symmetric: bool = Fa
 
     model = onnx.load(source)
     embedding = _quantize_tied(model, bits)
-    config = DefaultWeightOnlyQuantConfig(
-        block_size=FINER if bits == 4 else BLOCK, is_symmetric=symmetric, accuracy_level=ACCURACY, bits=bits
-    )
+    config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=symmetric, accuracy_level=ACCURACY, bits=bits)
     quantizer = MatMulNBitsQuantizer(model, nodes_to_exclude=list(leave), algo_config=config)
     log = logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")
     level = log.level

@@ -1,12 +1,16 @@
 """The command line: quick help, one clear line for a mistake, the right exit status."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from export.manifest import record
+from export.verify import verify_bundle
 from workbench import __version__
+from workbench.corpus import open_corpus
 from workbench.doctor import examine
 
 
@@ -103,3 +107,22 @@ def test_teachers_are_listed_with_their_cost(tmp_path):
     shown = run("teachers", env={"WORKBENCH_CACHE": str(tmp_path), "COLUMNS": "160"}).stdout
     assert "whisper-base" in shown
     assert "133 MB" in shown
+
+
+def test_a_bundle_that_failed_its_verification_fails_again(student, exported, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(exported, bundle)
+    how = ["export", student, "-o", bundle, "--precision", "fp32,int8", "--name", "tiny"]
+    clips = open_corpus("prompts-en", "validation")[:2]
+    found = verify_bundle(bundle, student, clips, "two", ["edge"])
+    for one in found["clients"]:
+        one["passed"] = one["precision"] != "int8"
+    record(bundle, verification=found)
+    done = run(*how)
+    assert done.returncode == 2
+    assert "fails in edge int8; bundle.json says by how much" in done.stderr
+    assert run(*how, "--no-verify").returncode == 0
+    for one in found["clients"]:
+        one["passed"] = True
+    record(bundle, verification=found)
+    assert run(*how).returncode == 0
