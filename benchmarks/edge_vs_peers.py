@@ -35,10 +35,11 @@ def main() -> None:
     if options.worker:
         _work(options)
         return
-    from peers import versions
+    from peers import PEERS, versions
 
     from workbench.corpus import open_corpus
 
+    compared = versions(peer for name, peer in PEERS.items() if options.only in name)
     ours = {f"ours, {precision}": precision for precision in options.precision.split(",")}
     utterances = open_corpus(options.corpus, options.split, options.clips)
     systems, runs = _measure(options, ours, utterances)
@@ -51,7 +52,7 @@ def main() -> None:
         {"id": u.id, "seconds": u.seconds, "reference": u.text, **{name: found[i] for name, found in runs.items()}}
         for i, u in enumerate(utterances)
     ]
-    more = {"systems": systems, "versions": versions(), "corpus": f"{options.corpus} {options.split}"}
+    more = {"systems": systems, "versions": compared, "corpus": f"{options.corpus} {options.split}"}
     finish(options.json, _figures(systems, next(iter(ours))), clips, **more)
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,12 @@ PEERS = {
 }
 
 
-def versions() -> dict[str, str]:
-    """Version of every package that is compared."""
-    return {peer.package: version(peer.package) for peer in PEERS.values()}
+def versions(peers: Iterable[Peer]) -> dict[str, str]:
+    """Version of every package that is compared; exits with a line where one is not installed."""
+    try:
+        return {peer.package: version(peer.package) for peer in peers}
+    except PackageNotFoundError as error:
+        sys.exit(f"error: {error.name} is not installed; pip install -c constraints.txt -e '.[peers]'")
 
 
 def _options(threads: int) -> Any:

@@ -12,9 +12,8 @@ import onnxruntime as ort
 
 ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-NOT_CAPTURED = (
-    ort.RunOptions()
-)  # for sessions whose steps are captured as CUDA graphs (captured.py); others take no notice
+# of a session whose steps are captured as CUDA graphs (captured.py), this run is not; others take no notice
+NOT_CAPTURED = ort.RunOptions()
 NOT_CAPTURED.add_run_config_entry("gpu_graph_id", "-1")
 LONGEST_UNIT = 16  # tokens of a phrase that a loop repeats
 LEAST_TIMES = 3  # so often in a row, and
