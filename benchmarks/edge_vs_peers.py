@@ -27,6 +27,7 @@ OPTIONS = {
 }
 TEACHER = "teacher, fp32, 30 s"
 WARM_UP = 2  # clips that each system transcribes first, untimed
+PAUSE = 0.25  # s before each turn: OpenMP's threads spin for a fifth of a second after their work, on the next one's cores
 
 
 def main() -> None:
@@ -107,10 +108,15 @@ def _take_turns(workers: dict[str, Worker], wavs: list[Path], repeats: int) -> d
             worker.ask(wav=str(wav))
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
     for wav in wavs:
-        passes = [{name: worker.ask(wav=str(wav)) for name, worker in workers.items()} for _ in range(repeats)]
+        passes = [{name: _asked(worker, wav) for name, worker in workers.items()} for _ in range(repeats)]
         for name, kept in runs.items():
             kept.append(sorted((p[name] for p in passes), key=lambda r: float(r["ms"]))[repeats // 2])
     return runs
+
+
+def _asked(worker: Worker, wav: Path) -> dict[str, Any]:
+    time.sleep(PAUSE)
+    return worker.ask(wav=str(wav))
 
 
 def _figures(systems: list[dict[str, Any]], ours: str) -> dict[str, float]:
