@@ -27,7 +27,7 @@ OPTIONS = {
 }
 TEACHER = "teacher, fp32, 30 s"
 WARM_UP = 2  # clips that each system transcribes first, untimed
-PAUSE = 0.25  # s before each turn: OpenMP's threads spin for a fifth of a second after their work, on the next one's cores
+PAUSE = 0.25  # s before each turn: threads of OpenMP spin on for a fifth of a second, on the next one's cores
 
 
 def main() -> None:

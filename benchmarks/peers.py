@@ -144,7 +144,7 @@ def _options(threads: int) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # as ours: they have two sessions, too
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as ours: they have two sessions, too
     return options
 
 

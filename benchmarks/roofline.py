@@ -36,7 +36,7 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     bundle = Path(options.bundle)
-    recognizer = Recognizer(bundle, options.precision, options.threads)
+    recognizer = Recognizer(bundle, options.precision, options.threads, spin=True)
     product, memory = _product(options.threads), torch.zeros(MEGABYTES * 250_000)
     generator = np.random.default_rng(0)
     clips = {s: generator.normal(0, 0.1, int(16_000 * s)).astype(np.float32) for s in SECONDS}

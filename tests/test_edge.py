@@ -312,8 +312,9 @@ def test_half_precision_and_beams_take_the_states_as_they_need_them(student, tmp
     assert recognizer.transcribe(wave, beams=3).tokens
 
 
-def test_frugal_loading_changes_memory_alone(exported):
+def test_frugal_loading_and_spinning_change_no_text(exported):
     wave = tone(1.0)
+    assert Recognizer(exported, spin=True).transcribe(wave).tokens == Recognizer(exported).transcribe(wave).tokens
     assert Recognizer(exported, frugal=True).transcribe(wave).tokens == Recognizer(exported).transcribe(wave).tokens
 
 

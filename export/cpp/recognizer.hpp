@@ -50,7 +50,7 @@ class Recognizer {
     Ort::SessionOptions options;
     options.SetIntraOpNumThreads(threads);  // 0: all cores
     // three sessions share the cores: a pool that spins after its graph is done slows the next graph
-    options.AddConfigEntry("session.force_spinning_stop", "1");
+    options.AddConfigEntry("session.intra_op.allow_spinning", "0");
     return Ort::Session(environment_, path.c_str(), options);
   }
 

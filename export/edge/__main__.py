@@ -57,6 +57,7 @@ def main() -> int:
             args.threads,
             PROVIDERS[args.provider],
             frugal=True,
+            spin=len(args.files) > 1,  # then clips follow each other
             cuda_graphs=args.cuda_graphs,
         )
     except BundleError as error:
