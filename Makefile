@@ -14,7 +14,7 @@ export WORKBENCH := $(BIN)/workbench
 
 quickstart: $(INSTALLED)  ## the whole chain on real speech: distil, export, verify, measure
 	$(WORKBENCH) distill recipes/quickstart.yaml output=$(RUN)
-	$(WORKBENCH) export $(RUN)/student -o $(RUN)/bundle --precision fp32,int8,int8/q4
+	$(WORKBENCH) export $(RUN)/student -o $(RUN)/bundle --precision fp32,int8
 	$(WORKBENCH) measure $(RUN)/bundle --against $(TEACHER) -o $(RUN)
 
 demo: quickstart  ## the side-by-side page on http://127.0.0.1:7860

@@ -17,7 +17,7 @@ from common import Worker, arguments, finish, serve
 
 OPTIONS = {
     "bundle": ("runs/quickstart/bundle", "the bundle"),
-    "precision": ("int8/q4", "its precision, or several with commas between; the figures are the first's"),
+    "precision": ("int8", "its precision, or several with commas between; the figures are the first's"),
     "corpus": ("prompts-en", "clips: a corpus or a manifest, in English"),
     "split": ("test", "its part"),
     "clips": (100_000, "at most this many clips"),
