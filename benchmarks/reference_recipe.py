@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from workbench.families.protocol import IGNORED, Tokens
-from workbench.families.whisper import decoder_logits, encode
+from workbench.families.whisper_passes import decoder_logits, encode
 from workbench.objectives import cross_entropy, forward_kl_top_k
 
 LABEL_TOKENS = 448

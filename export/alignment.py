@@ -18,7 +18,8 @@ from export.detector import silero_data
 from export.edge.words import spans
 from workbench.audio import SAMPLE_RATE, Wave
 from workbench.corpus import Utterance, open_corpus
-from workbench.families.whisper import Whisper, encode
+from workbench.families.whisper import Whisper
+from workbench.families.whisper_passes import encode
 from workbench.families.whisper_tokens import label_ids
 from workbench.segment import PAD_SECONDS, SpeechFinder
 

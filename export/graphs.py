@@ -27,7 +27,8 @@ from export.sherpa_graph import sherpa_graph, sherpa_metadata
 from export.silence import as_trained
 from export.step_graph import lowered, step_graph
 from workbench.families.log_mel import LogMel
-from workbench.families.whisper import Whisper, encode
+from workbench.families.whisper import Whisper
+from workbench.families.whisper_passes import encode
 
 OPSET = 18
 FRONTEND, ENCODER, DECODER, STEP, SHERPA = (

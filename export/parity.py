@@ -16,7 +16,8 @@ from export.manifest import GRAPH_FILES
 from export.silence import WINDOW_FRAMES, as_trained
 from workbench.audio import SAMPLE_RATE
 from workbench.errors import UserError
-from workbench.families.whisper import Whisper, encode
+from workbench.families.whisper import Whisper
+from workbench.families.whisper_passes import encode
 
 # (clips, seconds): exports that work at one length only are the most common defect of all
 SHAPES = ((1, 0.3), (16, 3.0), (1, 7.0), (3, 9.5), (1, 29.0))

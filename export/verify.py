@@ -93,7 +93,8 @@ def _torch_reference(
 
     from export.graphs import margin_frames
     from workbench.families.decoding import greedy
-    from workbench.families.whisper import WINDOW_SECONDS, Whisper, encode
+    from workbench.families.whisper import WINDOW_SECONDS, Whisper
+    from workbench.families.whisper_passes import encode
     from workbench.teachers import fingerprint
 
     if fingerprint(checkpoint) != content["checkpoint_sha256"]:

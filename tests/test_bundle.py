@@ -22,7 +22,8 @@ from workbench.audio import decode, write_wav
 from workbench.corpus import open_corpus
 from workbench.errors import UserError
 from workbench.families.decoding import greedy
-from workbench.families.whisper import Whisper, encode
+from workbench.families.whisper import Whisper
+from workbench.families.whisper_passes import encode
 from workbench.scoring import score
 
 

@@ -22,7 +22,8 @@ from workbench.corpus.batching import plan_steps
 from workbench.errors import UserError
 from workbench.families.packed import drops
 from workbench.families.tied import TiedMatrix
-from workbench.families.whisper import Whisper, decoder_logits, encode
+from workbench.families.whisper import Whisper
+from workbench.families.whisper_passes import decoder_logits, encode
 from workbench.memory import Peak
 from workbench.objectives import cross_entropy, forward_kl_top_k
 from workbench.preflight import check_sharding
@@ -102,7 +103,7 @@ def test_the_decoder_without_padding_is_transformers_and_so_are_its_gradients(ti
         return logits, given.grad, {name: p.grad for name, p in model.model.decoder.named_parameters()}
 
     ours = found()
-    monkeypatch.setattr("workbench.families.whisper.drops", lambda _: True)
+    monkeypatch.setattr("workbench.families.whisper_passes.drops", lambda _: True)
     theirs = found()
     torch.testing.assert_close(ours[:2], theirs[:2], atol=1e-5, rtol=1e-4)
     for name, gradient in ours[2].items():

@@ -13,7 +13,8 @@ from export.flops import encoder_flops
 from export.graphs import Encoder
 from tests.conftest import tone
 from workbench.families.low_rank import LowRank, compress, merged_state, ranks_of, restore
-from workbench.families.whisper import Whisper, encode
+from workbench.families.whisper import Whisper
+from workbench.families.whisper_passes import encode
 from workbench.recipe_sections import StudentRecipe
 from workbench.students import build_student, parameters
 from workbench.train import distill

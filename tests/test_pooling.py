@@ -14,7 +14,8 @@ from tests.conftest import tone
 from workbench.errors import UserError
 from workbench.families.decoding import greedy
 from workbench.families.pooling import pooled, pooled_mask
-from workbench.families.whisper import Whisper, encode
+from workbench.families.whisper import Whisper
+from workbench.families.whisper_passes import encode
 from workbench.recipe_sections import StudentRecipe
 from workbench.students import build_student
 from workbench.train import distill

@@ -22,7 +22,8 @@ from export.pack import pack
 from export.verify import verify_bundle
 from workbench.audio import write_wav
 from workbench.corpus import open_corpus
-from workbench.families.whisper import Whisper, encode
+from workbench.families.whisper import Whisper
+from workbench.families.whisper_passes import encode
 from workbench.scoring import score
 from workbench.teachers import resolve_teacher
 

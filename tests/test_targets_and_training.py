@@ -19,7 +19,8 @@ from tests.conftest import DECODER, ENCODER
 from workbench.corpus import open_corpus
 from workbench.errors import UserError
 from workbench.families.protocol import IGNORED
-from workbench.families.whisper import Whisper, decoder_logits, encode
+from workbench.families.whisper import Whisper
+from workbench.families.whisper_passes import decoder_logits, encode
 from workbench.files import sha256_of
 from workbench.objectives import cross_entropy
 from workbench.targets import FORMAT, TargetCache, TargetSettings, compute_targets

@@ -12,7 +12,8 @@ from workbench.errors import UserError
 from workbench.families.convolution import convolve
 from workbench.families.decoding import greedy
 from workbench.families.protocol import IGNORED
-from workbench.families.whisper import Whisper, decoder_logits, encode
+from workbench.families.whisper import Whisper
+from workbench.families.whisper_passes import decoder_logits, encode
 from workbench.families.whisper_tokens import complete_merges
 
 

@@ -14,7 +14,8 @@ from export.edge.decoding import Stepping
 from export.edge.words import grouped, path, spans, timed_words
 from tests.conftest import tone
 from workbench.corpus import open_corpus
-from workbench.families.whisper import Whisper, encode
+from workbench.families.whisper import Whisper
+from workbench.families.whisper_passes import encode
 
 
 @pytest.mark.parametrize("seed", range(8))

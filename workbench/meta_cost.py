@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from workbench.families.protocol import IGNORED, Tokens
-from workbench.families.whisper import WINDOW_SECONDS, decoder_logits, encode
+from workbench.families.whisper import WINDOW_SECONDS
+from workbench.families.whisper_passes import decoder_logits, encode
 from workbench.recipe import Recipe
 from workbench.recipe_sections import Stage
 from workbench.step import Student

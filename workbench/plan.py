@@ -17,7 +17,8 @@ import torch
 from workbench.devices import open_device
 from workbench.errors import UserError
 from workbench.families.low_rank import shaped_like
-from workbench.families.whisper import WINDOW_SECONDS, decoder_logits, encode
+from workbench.families.whisper import WINDOW_SECONDS
+from workbench.families.whisper_passes import decoder_logits, encode
 from workbench.meta_cost import step_cost, teacher_pass_flop
 from workbench.recipe import Recipe
 from workbench.recipe_sections import Stage, StudentRecipe

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.conftest import DECODER
-from workbench.families.whisper import Whisper, encode
+from workbench.families.whisper import Whisper
+from workbench.families.whisper_passes import encode
 from workbench.memory import peak_of
 from workbench.recipe import parse_recipe
 from workbench.train import distill

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workbench.families.whisper_passes import encode
+
 STEP = 16  # ranks are multiples of it: kernels like that
 WORTHWHILE = 0.9  # share of a product's operations that two thinner ones may cost at most
 
@@ -111,8 +113,6 @@ def ranks_of(config: Any) -> Mapping[str, int]:
 
 def _moments(model: Any, features: Sequence[Tensor]) -> dict[str, tuple[int, Tensor, Tensor]]:
     """Count, sum [out] and sum of products [out, out] of what each linear layer of the encoder puts out."""
-    from workbench.families.whisper import encode
-
     seen: dict[str, tuple[int, Tensor, Tensor]] = {}
 
     def note(name: str, out: Tensor) -> None:

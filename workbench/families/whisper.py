@@ -1,31 +1,23 @@
-"""Whisper, the sequence-to-sequence family, at any audio length up to its 30 s.
-
-transformers' encoder accepts exactly 3,000 frames. Here its layers run on as many frames as the clip has, with the
-first positions of the embedding (length-adaptive distillation: our interpretation, docs/decisions/0003).
-"""
+"""Whisper, the sequence-to-sequence family, at any audio length up to its 30 s: what is its own beside the passes."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.audio import SAMPLE_RATE, Wave
 from workbench.errors import UserError
-from workbench.families.convolution import convolve
 from workbench.families.decoding import beam_scored, greedy_scored
 from workbench.families.log_mel import SAMPLES_PER_POSITION, LogMel
 from workbench.families.low_rank import restore
-from workbench.families.packed import PackedTokens, drops, packed_decoder_layer, run_layer, run_packed
-from workbench.families.pooling import pool_after, pooled, pooled_mask
 from workbench.families.protocol import IGNORED, Tokens, Transcript
-from workbench.families.tied import TiedMatrix
+from workbench.families.whisper_passes import decoder_hidden, decoder_logits, encode
 from workbench.families.whisper_tokens import ENGLISH_ONLY_TOKENS, label_ids, prompt_ids
 from workbench.files import read_json
 from workbench.vocabulary import Vocabulary
@@ -214,112 +206,3 @@ class Whisper:
         best = logits.softmax(-1).max(-1)
         codes = list(known)
         return [(codes[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-
-
-def encode(model: Any, features: Tensor, heard: Tensor | None = None, checkpointing: bool = False) -> Tensor:
-    """Run the encoder on any number of frames up to 3,000.
-
-    Args:
-        model: a WhisperForConditionalGeneration.
-        features: [clips, mels, frames].
-        heard: which positions a clip has, bool [clips, frames / 2]; the others are padding, and no clip attends to them.
-        checkpointing: compute a layer's activations again in the backward pass instead of keeping them.
-
-    Returns:
-        States [clips, frames / 2, width], of no meaning at padding; half as many where the model pools them.
-    """
-    encoder, pools = model.model.encoder, pool_after(model.config)
-    hidden = F.gelu(convolve(encoder.conv1, features))
-    hidden = F.gelu(convolve(encoder.conv2, hidden)).transpose(1, 2)  # [clips, positions, width]
-    hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
-    if pools:
-        hidden = _run_layers(encoder.layers[:pools], hidden, heard, checkpointing)
-        hidden, heard = pooled(hidden, heard), None if heard is None else pooled_mask(heard)
-    states: Tensor = encoder.layer_norm(_run_layers(encoder.layers[pools:], hidden, heard, checkpointing))
-    return states
-
-
-def _run_layers(layers: Any, hidden: Tensor, heard: Tensor | None, checkpointing: bool) -> Tensor:
-    if heard is not None and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
-        return run_packed(layers, hidden, heard, checkpointing)
-    mask = None if heard is None else heard[:, None, None, :].expand(-1, 1, hidden.shape[1], -1)
-    for layer in layers:
-        hidden = run_layer(lambda layer, *given: layer(*given)[0], checkpointing, layer, hidden, mask, None)
-    return hidden
-
-
-def decoder_logits(
-    model: Any,
-    states: Tensor,
-    tokens: Tokens,
-    labelled: Tensor | None = None,
-    heard: Tensor | None = None,
-    checkpointing: bool = False,
-    early: int | None = None,
-) -> Tensor:
-    """Teacher-forced logits at the labelled positions only, in order of utterance and position.
-
-    Gathering before the projection saves the product with the vocabulary at prompt and padding positions.
-
-    Args:
-        model: a WhisperForConditionalGeneration.
-        states: encoder states [utterances, positions, width].
-        tokens: inputs and labels [utterances, tokens].
-        labelled: flat indices of the labelled positions [labels], if they are known already.
-        heard: which states are there to be attended to, bool [utterances, positions], or as many as the encoder had before it
-            pooled them; all by default.
-        checkpointing: compute a layer's activations again in the backward pass instead of keeping them.
-        early: also the logits after this decoder layer, under the same norm and projection.
-
-    Returns:
-        Logits [labels, vocabulary]; with `early` [2 * labels, vocabulary], the early ones last.
-    """
-    weight = model.model.decoder.embed_tokens.weight
-    # torch.compile does not see through the hand-over between the two
-    tied = weight is model.proj_out.weight and weight.requires_grad and not torch.compiler.is_compiling()
-    matrix = TiedMatrix(weight, model.model.decoder.embed_tokens.padding_idx) if tied else None
-    chosen, early_chosen = decoder_hidden(model, states, tokens, labelled, heard, checkpointing, matrix, early)
-    if early_chosen is not None:
-        chosen = torch.cat([chosen, early_chosen])
-    logits: Tensor = matrix.project(chosen) if matrix else model.proj_out(chosen)
-    return logits
-
-
-def decoder_hidden(
-    model: Any,
-    states: Tensor,
-    tokens: Tokens,
-    labelled: Tensor | None = None,
-    heard: Tensor | None = None,
-    checkpointing: bool = False,
-    matrix: TiedMatrix | None = None,
-    early: int | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """What the output projection is given at the labelled positions, and after an early layer; see `decoder_logits`."""
-    decoder = model.model.decoder
-    if heard is not None and heard.shape[1] != states.shape[1]:
-        heard = pooled_mask(heard)  # the encoder has halved them
-    hidden = matrix.embed(tokens.inputs) if matrix else decoder.embed_tokens(tokens.inputs)
-    hidden = hidden + decoder.embed_positions.weight[: tokens.inputs.shape[1]]
-    places = tokens.labelled() if labelled is None else labelled
-    given: tuple[Any, ...]
-    call: Callable[..., Tensor]
-    if hidden.device.type == "cpu" and not torch.compiler.is_compiling() and not drops(decoder.layers):
-        packed = PackedTokens.of(tokens.labels, states, heard)
-        rows, places, given, call = packed.rows(hidden), packed.places(places), (packed,), packed_decoder_layer
-    else:
-        mask = None if heard is None else heard[:, None, None, :].expand(-1, 1, tokens.inputs.shape[1], -1)
-        # without a mask of its own, self-attention is causal
-        rows, given, call = hidden, (None, states, mask), lambda layer, *given: layer(*given)[0]
-    early_rows = None
-    for number, layer in enumerate(decoder.layers):
-        rows = run_layer(call, checkpointing, layer, rows, *given)
-        if number == early:
-            early_rows = _norm_at(decoder, rows, places)
-    return _norm_at(decoder, rows, places), early_rows
-
-
-def _norm_at(decoder: Any, rows: Tensor, places: Tensor) -> Tensor:
-    """The decoder's last norm, at some positions. [..., width] -> [places, width]"""
-    chosen: Tensor = decoder.layer_norm(rows.flatten(0, -2).index_select(0, places))
-    return chosen
