@@ -40,10 +40,11 @@ def main() -> None:
 
     from workbench.corpus import open_corpus
 
-    compared = versions(peer for name, peer in PEERS.items() if options.only in name)
+    peers = {name: peer for name, peer in PEERS.items() if options.only in name}
+    compared = versions(peers.values())
     ours = {f"ours, {precision}": precision for precision in options.precision.split(",")}
     utterances = open_corpus(options.corpus, options.split, options.clips)
-    systems, runs = _measure(options, ours, utterances)
+    systems, runs = _measure(options, ours, peers, utterances)
     print("| system | WER % (95 %) | p50 ms | p95 ms | RTFx | MB | peak RSS MB |\n|---|---|---|---|---|---|---|")
     for s in systems:
         interval = f"{s['wer_ci'][0]:.2f} to {s['wer_ci'][1]:.2f}"
@@ -57,9 +58,11 @@ def main() -> None:
     finish(options.json, _figures(systems, next(iter(ours))), clips, **more)
 
 
-def _measure(options: Any, ours: dict[str, str], utterances: list[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _measure(
+    options: Any, ours: dict[str, str], peers: dict[str, Any], utterances: list[Any]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A row for every system, and what each made of every clip."""
-    from peers import PEERS, prepare, size_mb
+    from peers import prepare, size_mb
 
     from export.manifest import open_manifest
     from export.manifest import size_mb as bundle_mb
@@ -71,7 +74,7 @@ def _measure(options: Any, ours: dict[str, str], utterances: list[Any]) -> tuple
     sources = prepare(cache_dir() / "peers")
     edges = {name: (Path(options.bundle), precision) for name, precision in ours.items()}
     edges[TEACHER] = (teacher_bundle("whisper-base"), "fp32")
-    reads = edges | {name: (sources[peer.source], "-") for name, peer in PEERS.items() if options.only in name}
+    reads = edges | {name: (sources[peer.source], "-") for name, peer in peers.items()}
     with tempfile.TemporaryDirectory() as temporary:
         wavs = [Path(temporary) / f"{i}.wav" for i in range(len(utterances))]
         for wav, utterance in zip(wavs, utterances, strict=True):

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from export.edge.sessions import session_options  # as ours: theirs are two sessions, too
 from workbench.audio import SAMPLE_RATE, Wave
 
 Transcribe = Callable[[Wave], str]
@@ -80,7 +80,7 @@ def faster_whisper(beams: int) -> Callable[[Path, int], Transcribe]:
 
 def onnx_asr(source: Path, threads: int) -> Transcribe:
     """onnx-asr on the plain export, fp32."""
-    model = importlib.import_module("onnx_asr").load_model("whisper", source, sess_options=_options(threads))
+    model = importlib.import_module("onnx_asr").load_model("whisper", source, sess_options=session_options(threads))
     return lambda wave: str(model.recognize(wave, sample_rate=SAMPLE_RATE, language="en"))
 
 
@@ -89,7 +89,7 @@ def optimum(source: Path, threads: int) -> Transcribe:
     from optimum.onnxruntime import ORTModelForSpeechSeq2Seq
     from transformers import WhisperProcessor
 
-    model = ORTModelForSpeechSeq2Seq.from_pretrained(source, session_options=_options(threads))
+    model = ORTModelForSpeechSeq2Seq.from_pretrained(source, session_options=session_options(threads))
     processor = WhisperProcessor.from_pretrained(source)
 
     def transcribe(wave: Wave) -> str:
@@ -137,15 +137,6 @@ def versions(peers: Iterable[Peer]) -> dict[str, str]:
         return {peer.package: version(peer.package) for peer in peers}
     except PackageNotFoundError as error:
         sys.exit(f"error: {error.name} is not installed; pip install -c constraints.txt -e '.[peers]'")
-
-
-def _options(threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as ours: they have two sessions, too
-    return options
 
 
 def _complete(folder: Path) -> None:

@@ -106,16 +106,14 @@ def _product(threads: int) -> Any:
     import onnxruntime as ort
     from onnx import TensorProto, helper
 
+    from export.edge.sessions import session_options
+
     m, k, n = PRODUCT
     shapes = {"a": (m, k), "b": (k, n), "c": (m, n)}
     a, b, c = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
     graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "product", [a, b], [c])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry(
-        "session.force_spinning_stop", "1"
-    )  # or its pool slows the encoder, which comes next
+    options = session_options(threads, spin=True)  # a pool that spun on would slow the encoder, which comes next
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     generator = np.random.default_rng(0)
     left, right = (generator.normal(0, 1, shapes[name]).astype(np.float32) for name in "ab")

@@ -117,17 +117,14 @@ def _scales(blocks: Any, importance: Any) -> Any:
     """Scales of 4 bits, from -8 to 7, with the least difference. [outputs, blocks, weights], [blocks, weights] -> [outputs, blocks]"""
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(2)[..., None], 2)[..., 0]
     largest = np.where(np.abs(largest) < 1e-12, np.float32(1e-12), largest)
-    best = least = None
+    best, least = largest, np.full_like(largest, np.inf)
     for end in (-8, 7):
         for share in CLIPPED:
             scales = largest * np.float32(share / end)
             off = _rounded(blocks, scales, 8) * scales[..., None] - blocks
             difference = np.einsum("obw,obw,bw->ob", off, off, importance)
-            if best is None:
-                best, least = scales, difference
-            else:
-                closer = difference < least
-                best, least = np.where(closer, scales, best), np.where(closer, difference, least)
+            closer = difference < least
+            best, least = np.where(closer, scales, best), np.where(closer, difference, least)
     return best
 
 

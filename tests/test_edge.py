@@ -10,7 +10,6 @@ import pytest
 
 from export.edge import AudioError, BundleError, Recognizer, Segment, Stream, Transcript, written
 from export.edge.audio import Resampler, resample
-from export.edge.captured import Shapes
 from export.edge.decoding import beam_search, greedy, log_softmax, repeated
 from export.edge.speech import Detector, Piece, joined, padded, pieces_of, spans
 from tests.conftest import tone
@@ -272,8 +271,7 @@ def test_a_provider_that_is_not_there_is_told_not_replaced(exported):
 def test_a_decoder_whose_memory_is_kept_writes_the_same(exported, recognizer):
     """What CUDA graphs play in, on the CPU, where nothing is captured; tests/gpu has the captured ones."""
     kept = Recognizer(exported, "fp32", 2)
-    room = max(map(len, kept.prompts.values())) + kept.manifest.token_limit(kept.window)
-    kept._shapes = Shapes(kept.encoder, kept.step, room)
+    kept._shapes = kept._new_shapes()
     noise = np.random.default_rng(0)
     waves = [tone(s) + noise.normal(0, 0.1, int(RATE * s)).astype(np.float32) for s in (1.0, 2.0) for _ in range(3)]
     for wave in [*waves, *waves[::-1]]:  # two shapes, each of several clips, in turns
@@ -291,7 +289,7 @@ def test_a_decoder_whose_memory_is_kept_writes_the_same(exported, recognizer):
 def test_shapes_beyond_those_that_are_kept_are_decoded_as_usual(exported, recognizer, monkeypatch):
     monkeypatch.setattr("export.edge.captured.MOST_SHAPES", 1)
     kept = Recognizer(exported, "fp32", 2)
-    kept._shapes = Shapes(kept.encoder, kept.step, 200)
+    kept._shapes = kept._new_shapes()
     for wave in (tone(1.0), tone(2.0), tone(1.0)):
         assert kept.transcribe(wave).tokens == recognizer.transcribe(wave).tokens
     assert len(kept._shapes.steppings) == 1

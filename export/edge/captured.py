@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from .decoding import Stepping, as_value, device_of, run_on_device
+from .decoding import Stepping
+from .sessions import as_value, device_of, run_on_device
 
 MOST_SHAPES = 16  # that are kept; clips of other shapes are decoded as usual
 

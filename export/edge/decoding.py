@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+from .sessions import as_value, device_of
+
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 # of a session whose steps are captured as CUDA graphs (captured.py), this run is not; others take no notice
 NOT_CAPTURED = ort.RunOptions()
@@ -199,29 +200,3 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     likely: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return likely
-
-
-def as_value(array: Any, device: str = "cpu") -> Any:
-    """An array as onnxruntime's value, on a device."""
-    return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
-
-
-def device_of(session: Any) -> str:
-    """Where a session computes: `cuda` or `cpu`."""
-    return "cuda" if session.get_providers()[0] in ON_CUDA else "cpu"
-
-
-def run_on_device(
-    session: Any, given: dict[str, Any], names: Sequence[str], places: Sequence[Any] | None = None
-) -> list[Any]:
-    """Run a graph; what it gives stays where it was computed, or is written to `places`. Values in, values out."""
-    binding = session.io_binding()
-    for name, value in given.items():
-        binding.bind_ortvalue_input(name, value)
-    for i, name in enumerate(names):
-        if places is None:
-            binding.bind_output(name, device_of(session))
-        else:
-            binding.bind_ortvalue_output(name, places[i])
-    session.run_with_iobinding(binding)
-    return list(places if places is not None else binding.get_outputs())

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from .audio import SAMPLE_RATE, AudioError, Wave
 from .bundle import BundleError, Manifest, read_manifest
 from .captured import Shapes
-from .decoding import Stepping, Written, as_value, beam_search, greedy, run_on_device
+from .decoding import Stepping, Written, beam_search, greedy
 from .memory import given_back_at_once
+from .sessions import as_value, open_sessions, run_on_device, session_options
 from .speech import Detector, pieces_of
 from .tokens import Detokenizer
 from .transcript import Segment, Transcript
@@ -68,7 +68,7 @@ class Recognizer:
             self.manifest.check([path.relative_to(inside).as_posix() for path in graphs.values()])
         self.detokenize = Detokenizer(self.manifest.path("vocab.json"))
         with given_back_at_once() if frugal else nullcontext():
-            opened = _opened(graphs, _options(threads, spin), providers, cuda_graphs)
+            opened = open_sessions(graphs, session_options(threads, spin), providers, cuda_graphs)
         self.frontend, self.encoder, self.step = (opened[part] for part in graphs)
         content = self.manifest.content
         self.length: str = content["length"]
@@ -77,8 +77,7 @@ class Recognizer:
         self.prompts: dict[str, list[int]] = tokens["prompts"]
         self.end: int = tokens["end"]
         self._detector: Detector | None = None  # opened when a recording needs it
-        room = max(map(len, self.prompts.values())) + self.manifest.token_limit(self.window)
-        self._shapes = Shapes(self.encoder, self.step, room) if cuda_graphs else None
+        self._shapes = self._new_shapes() if cuda_graphs else None
 
     def transcribe(self, wave: Wave, language: str = "en", beams: int = 1, words: bool = False) -> Transcript:
         """Transcribe one utterance, [samples] at 16 kHz, of at most 30 s.
@@ -146,6 +145,10 @@ class Recognizer:
     def new_detector(self) -> Detector:
         """The speech detector that lies in the bundle; raises BundleError if it has none."""
         return Detector(self.manifest.speech_detector())
+
+    def _new_shapes(self) -> Shapes:
+        longest = max(map(len, self.prompts.values())) + self.manifest.token_limit(self.window)
+        return Shapes(self.encoder, self.step, longest)
 
     def _batches(self, seconds: Sequence[float], most: int) -> Iterator[list[int]]:
         """Numbers of clips that go together, the shortest first."""
@@ -269,40 +272,6 @@ class Recognizer:
         """Samples of a clip and the silence after it: a margin, or up to the whole window."""
         seconds = self.window if self.length == "padded" else min(samples / SAMPLE_RATE + self.margin, self.window)
         return -(-round(seconds * SAMPLE_RATE) // POSITION_SAMPLES) * POSITION_SAMPLES
-
-
-def _options(threads: int | None, spin: bool) -> Any:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    # three sessions share the cores: a pool that spins after its graph is done slows the next graph by a third
-    how = ("session.force_spinning_stop", "1") if spin else ("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry(*how)
-    if threads:
-        options.intra_op_num_threads = threads
-    return options
-
-
-def _opened(graphs: dict[str, Path], options: Any, providers: Sequence[Any], cuda_graphs: bool) -> dict[str, Any]:
-    """The graphs' sessions; raises BundleError where a provider is missing or does not start."""
-    first, given = (providers[0], {}) if isinstance(providers[0], str) else providers[0]
-    if first not in (known := ort.get_available_providers()):
-        raise BundleError(
-            f"onnxruntime {ort.__version__} here has no {first}, it has {', '.join(known)}; for a GPU: pip install onnxruntime-gpu"
-        )
-    if cuda_graphs and first != "CUDAExecutionProvider":
-        raise BundleError(f"CUDA graphs are the CUDA provider's, and {first} is asked for")
-    captured = [(first, {**given, "enable_cuda_graph": "1"}), *providers[1:]]
-    opened = {}
-    # the largest first: what loading it needed is free again for the others, which keeps the peak of memory low
-    for part in sorted(graphs, key=lambda part: -graphs[part].stat().st_size):
-        wanted = captured if cuda_graphs and part == "step" else list(providers)
-        try:
-            opened[part] = ort.InferenceSession(str(graphs[part]), options, providers=wanted)
-        except Exception as error:  # onnxruntime's errors have no common base
-            raise BundleError(f"{graphs[part]}: onnxruntime {ort.__version__} cannot load it ({error})") from error
-    if opened["step"].get_providers()[0] != first:  # onnxruntime goes on without a provider that fails to start
-        raise BundleError(f"{first} is installed but does not start; onnxruntime's warnings say why")
-    return opened
 
 
 class _Clock:

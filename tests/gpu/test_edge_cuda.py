@@ -7,7 +7,8 @@ import pytest
 from export.bundle import export_bundle
 from export.edge import Recognizer
 from export.edge.__main__ import PROVIDERS
-from export.edge.decoding import Stepping, device_of
+from export.edge.decoding import Stepping
+from export.edge.sessions import device_of
 from workbench.corpus import open_corpus
 
 AVAILABLE = "CUDAExecutionProvider" in ort.get_available_providers()

@@ -1,0 +1,79 @@
+"""onnxruntime's sessions and values: how graphs are opened, where they compute, and what they give while it stays there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from .bundle import BundleError
+
+ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+
+
+def session_options(threads: int | None, spin: bool = False) -> Any:
+    """How a session uses the cores.
+
+    Args:
+        threads: all cores by default.
+        spin: let threads wait for work without sleeping while a graph runs.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # three sessions share the cores: a pool that spins after its graph is done slows the next graph by a third
+    how = ("session.force_spinning_stop", "1") if spin else ("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry(*how)
+    if threads:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def open_sessions(graphs: dict[str, Path], options: Any, providers: Sequence[Any], cuda_graphs: bool) -> dict[str, Any]:
+    """The graphs' sessions; raises BundleError where a provider is missing or does not start."""
+    first, given = (providers[0], {}) if isinstance(providers[0], str) else providers[0]
+    if first not in (known := ort.get_available_providers()):
+        raise BundleError(
+            f"onnxruntime {ort.__version__} here has no {first}, it has {', '.join(known)}; for a GPU: pip install onnxruntime-gpu"
+        )
+    if cuda_graphs and first != "CUDAExecutionProvider":
+        raise BundleError(f"CUDA graphs are the CUDA provider's, and {first} is asked for")
+    captured = [(first, {**given, "enable_cuda_graph": "1"}), *providers[1:]]
+    opened = {}
+    # the largest first: what loading it needed is free again for the others, which keeps the peak of memory low
+    for part in sorted(graphs, key=lambda part: -graphs[part].stat().st_size):
+        wanted = captured if cuda_graphs and part == "step" else list(providers)
+        try:
+            opened[part] = ort.InferenceSession(str(graphs[part]), options, providers=wanted)
+        except Exception as error:  # onnxruntime's errors have no common base
+            raise BundleError(f"{graphs[part]}: onnxruntime {ort.__version__} cannot load it ({error})") from error
+    if opened["step"].get_providers()[0] != first:  # onnxruntime goes on without a provider that fails to start
+        raise BundleError(f"{first} is installed but does not start; onnxruntime's warnings say why")
+    return opened
+
+
+def as_value(array: Any, device: str = "cpu") -> Any:
+    """An array as onnxruntime's value, on a device."""
+    return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+
+
+def device_of(session: Any) -> str:
+    """Where a session computes: `cuda` or `cpu`."""
+    return "cuda" if session.get_providers()[0] in ON_CUDA else "cpu"
+
+
+def run_on_device(
+    session: Any, given: dict[str, Any], names: Sequence[str], places: Sequence[Any] | None = None
+) -> list[Any]:
+    """Run a graph; what it gives stays where it was computed, or is written to `places`. Values in, values out."""
+    binding = session.io_binding()
+    for name, value in given.items():
+        binding.bind_ortvalue_input(name, value)
+    for i, name in enumerate(names):
+        if places is None:
+            binding.bind_output(name, device_of(session))
+        else:
+            binding.bind_ortvalue_output(name, places[i])
+    session.run_with_iobinding(binding)
+    return list(places if places is not None else binding.get_outputs())
