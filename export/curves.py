@@ -36,7 +36,9 @@ def read_curves(bundle: Path) -> dict[str, Any] | None:
         "stage": [group[0]["stage"] for group in groups],
     }
     for name in LOSSES:
-        curves[name] = [float(f"{sum(row.get(name, 0.0) for row in group) / len(group):.6g}") for group in groups]
+        # a step without the corpus's transcripts (on-policy) has no task loss, which is not one of 0
+        known = [[row[name] for row in group if name in row] for group in groups]
+        curves[name] = [float(f"{sum(values) / max(len(values), 1):.6g}") for values in known]
     curves["validation"] = [
         {"step": row["step"], "wer": row["validation_wer"], "cer": row["validation_cer"]}
         for row in rows

@@ -149,8 +149,7 @@ class LearntWeights(Weighting):
         """The weights as they were learnt last."""
         teachers = max(len(evidence.by_teacher), 1)
         stacked = self._stacked(evidence.ids, 1 + teachers, evidence.task.device)
-        log = {"task_weight": float(stacked[0].mean()), "alpha_mean": float(stacked[1:].sum(0).mean())}
-        return Weights(stacked[0], stacked[1:], log)
+        return Weights(stacked[0], stacked[1:])
 
     def _stacked(self, ids: Sequence[str], losses: int, device: torch.device) -> Tensor:
         """[losses, utterances]"""

@@ -29,6 +29,7 @@ from workbench.recipe_sections import Stage
 from workbench.rounds import Rounds, schedule
 from workbench.self_teacher import SelfTeacher
 from workbench.step import Moment, Objective, StepSize, Student, weight_columns
+from workbench.step_figures import StepFigures
 from workbench.weighting import TeacherStatistics, Weighting, build_weighting
 from workbench.windows import Window
 
@@ -221,7 +222,8 @@ class StageLoop:
             position.itself = True
             if self.itself is not None and self.itself.plan.kind == "snapshot":
                 self.itself.take()
-        rows, sums, last = [], torch.zeros(5, device=accelerator.device), {}
+        figures = StepFigures(objective.weighting.logged, accelerator.device)
+        rows: list[tuple[list[str], torch.Tensor]] = []
         for i, cpu_batch in enumerate(micro_batches):
             batch = cpu_batch.to(accelerator.device)
             if i < len(micro_batches) - 1:
@@ -230,11 +232,9 @@ class StageLoop:
             else:
                 losses = self.passes(batch, objective, moment, size, teaching)
             if batch.real:
-                rows.append((batch.ids, weight_columns(losses, batch)))
-                parts = (losses.task.sum(), losses.distillation.sum(), losses.matching.sum())
-                parts_of_all = [*(part / size.utterances for part in parts), losses.disagreeing / size.tokens]
-                sums += torch.stack([losses.loss.detach(), *parts_of_all])
-                last = losses.log
+                figures.add(losses)
+                if not losses.on_policy:
+                    rows.append((batch.ids, weight_columns(losses, batch)))
         parameters = [p for group in self.inner.param_groups for p in group["params"]]
         norm = accelerator.clip_grad_norm_(parameters, stage.clip_norm)
         self.optimizer.step()
@@ -248,11 +248,11 @@ class StageLoop:
         position.step += 1
         if position.stage_step % STEPS_BETWEEN_RELEASES == 0:
             self._release()
-        loss, task, distillation, matching, disagreement = self.run.processes.summed(sums)
-        scalars = {"loss": loss, "task": task, "distillation": distillation, "matching": matching,
-                   "disagreement": disagreement,
-                   "gradient_norm": checkpoints.whole(norm) if hasattr(norm, "full_tensor") else norm,
-                   "learning_rate": self.inner.param_groups[0]["lr"], **last}  # fmt: skip
+        means = figures.means(self.run.processes.summed)
+        if stage.on_policy is None:
+            means.pop("on_policy")
+        scalars = {"gradient_norm": checkpoints.whole(norm) if hasattr(norm, "full_tensor") else norm,
+                   "learning_rate": self.inner.param_groups[0]["lr"], **means}  # fmt: skip
         self.run.log.step(position.step, self.name, scalars, rows)
 
     def _release(self) -> None:

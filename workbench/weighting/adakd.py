@@ -35,6 +35,8 @@ class Settings(BaseModel):
 class AdaKD(Weighting):
     """Weights from the teacher's difficulty and the training progress."""
 
+    logged = ("k",)
+
     def __init__(self, settings: Settings, statistics: TeacherStatistics) -> None:
         self.settings = settings
         percentiles = {"median": 50.0, "p25": 25.0, "p75": 75.0}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from workbench.recipe_sections import DivergenceRecipe
-from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, Weights, full_like
+from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, Weights, convex, full_like
 
 
 class Settings(BaseModel):
@@ -21,6 +21,8 @@ class Settings(BaseModel):
 
 class AnnealingKD(Weighting):
     """Distillation alone, then the labels alone."""
+
+    logged = ("teacher_scale",)
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -37,8 +39,7 @@ class AnnealingKD(Weighting):
     def __call__(self, evidence: Evidence) -> Weights:
         """Weigh by phase alone."""
         alpha = float(evidence.progress < self.settings.phase1)
-        log = {"alpha_mean": alpha, "teacher_scale": self.scale(evidence.progress)}
-        return Weights(full_like(evidence.task, 1 - alpha), full_like(evidence.task, alpha), log)
+        return convex(full_like(evidence.task, alpha), teacher_scale=self.scale(evidence.progress))
 
 
 def build(settings: Settings, statistics: TeacherStatistics) -> AnnealingKD:

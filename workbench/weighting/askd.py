@@ -48,6 +48,8 @@ class Settings(BaseModel):
 class ASKD(Weighting):
     """A weight that falls with time, then the student's own word."""
 
+    logged = ("self_teaching",)
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 

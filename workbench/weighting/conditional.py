@@ -22,7 +22,7 @@ class Conditional(Weighting):
     def __call__(self, evidence: Evidence) -> Weights:
         """Choose a loss for each label."""
         right = evidence.teacher_right.float()  # [labels]
-        return Weights(1 - right, right, {"alpha_mean": float(right.mean())}, by_token=True)
+        return Weights(1 - right, right, by_token=True)
 
 
 def build(settings: Settings, statistics: TeacherStatistics) -> Conditional:

@@ -25,6 +25,8 @@ class Settings(BaseModel):
 class Focal(Weighting):
     """Factor dF/dL of each utterance: its gradient is then that of the focal loss, (1 - p)^gamma being differentiated too."""
 
+    logged = ("factor_mean",)
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
@@ -32,7 +34,7 @@ class Focal(Weighting):
         """Weigh each utterance by the slope of its focal loss."""
         alpha = self.settings.alpha
         factor = slope((1 - alpha) * evidence.task + alpha * evidence.distillation, self.settings.gamma)
-        return Weights((1 - alpha) * factor, alpha * factor, {"factor_mean": float(factor.mean())})
+        return Weights((1 - alpha) * factor, alpha * factor, {"factor_mean": factor})
 
 
 def slope(loss: Tensor, gamma: float) -> Tensor:

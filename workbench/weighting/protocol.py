@@ -45,12 +45,13 @@ class Weights:
     """Factors of both losses; the batch loss is mean_i(task_i * l_i + distillation_i * d_i).
 
     Shapes are [utterances]; `distillation` may be [teachers, utterances]; with `by_token` both are [labels] and weigh the
-    losses of single tokens before these are averaged within their utterance.
+    losses of single tokens before these are averaged within their utterance. What `log` holds is averaged over the step's
+    utterances for metrics.jsonl; its names must stand in `Weighting.logged`.
     """
 
     task: Tensor
     distillation: Tensor
-    log: dict[str, float] = field(default_factory=dict)  # scalars for metrics.jsonl
+    log: dict[str, float | Tensor] = field(default_factory=dict)  # one number for all, or [utterances]
     by_token: bool = False
 
 
@@ -89,12 +90,18 @@ class SelfTeacherPlan:
 class Weighting:
     """Weighs each utterance's task loss against its distillation loss.
 
-    A system implements `__call__` and whichever of the hooks it needs; the others do nothing.
+    A system implements `__call__` and whichever of the hooks it needs; the others do nothing. `__call__` must not change
+    any state: it is also called for stand-in micro-batches, whose clips belong to another process. `observe` is not.
     """
+
+    logged: tuple[str, ...] = ()  # names in `Weights.log`; all processes average the same ones
 
     def __call__(self, evidence: Evidence) -> Weights:
         """Weigh a micro-batch."""
         raise NotImplementedError
+
+    def observe(self, evidence: Evidence) -> None:
+        """Called after `__call__` with each micro-batch that counts in the step's loss; on-policy ones have no evidence."""
 
     def stepped(self, total: Callable[[Tensor], Tensor]) -> None:
         """Called after each optimizer step; `total` sums a tensor over the processes, which all must call alike."""
@@ -129,7 +136,7 @@ class Weighting:
 
 def convex(alpha: Tensor, **log: float) -> Weights:
     """Weights 1 - alpha and alpha, which is how the papers write the loss."""
-    return Weights(1 - alpha, alpha, {"alpha_mean": float(alpha.mean()), **log})
+    return Weights(1 - alpha, alpha, dict(log))
 
 
 def full_like(losses: Tensor, value: float) -> Tensor:
