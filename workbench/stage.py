@@ -26,7 +26,7 @@ from workbench.passes import Passes
 from workbench.probe import StudentProbe
 from workbench.progress import Progress
 from workbench.recipe_sections import Stage
-from workbench.rounds import Rounds, schedule
+from workbench.rounds import Rounds
 from workbench.self_teacher import SelfTeacher
 from workbench.step import Moment, Objective, StepSize, Student, weight_columns
 from workbench.step_figures import StepFigures
@@ -123,6 +123,12 @@ class StageLoop:
             last_saved = time.monotonic()
         if progress is None:
             raise UserError(f"corpus {self.run.recipe.corpus!r}: its stream holds no clip that could be used")
+        weighting = self.objective.weighting if self.objective is not None else None
+        if isinstance(weighting, LearntWeights) and weighting.learnt_at is None:
+            log.warning(  # of a stream, whose length was not known before
+                "stages.%s.weighting: no weights were learnt, because the stage ended before epoch %d of the stream; "
+                "set first: 0, or train for more steps", self.name, weighting.first,
+            )  # fmt: skip
         progress.__exit__(None, None, None)
         if self.average and not stage.decoding:
             self.average.fill()  # not validated, so nothing else takes the average over
@@ -165,7 +171,7 @@ class StageLoop:
 
     def _weighting(self, window: Window) -> Weighting:
         statistics = TeacherStatistics(self._statistics(window), self.run.uncertainty)
-        return build_weighting(self.stage.weighting, statistics)
+        return build_weighting(self.stage.weighting, statistics, self.run.recipe.seed)
 
     def _asks_teacher(self) -> bool:
         """Whether the next window of a stream needs the teacher's word."""
@@ -182,8 +188,8 @@ class StageLoop:
         """What happens between epochs: the self of the last one is kept, a weighting looks ahead."""
         if self.itself is not None and self.itself.plan.kind == "previous_epoch":
             self.itself.take()
-        moment = self.rounds.moment(total)
-        if not objective.weighting.looks_ahead(moment.epoch):
+        moment, learning_rate = self.rounds.moment(total), self.rounds.learning_rate(total)
+        if not objective.weighting.looks_ahead(moment.epoch, learning_rate):
             return
         started = time.perf_counter()
         batches = (batch for step in self.rounds.batches(window, plan, parts, of) for batch in step)
@@ -195,6 +201,7 @@ class StageLoop:
             self.validation,
             objective,
             moment,
+            learning_rate,
             self.run.processes.gathered,
         )
         objective.weighting.look_ahead(probe)
@@ -214,7 +221,7 @@ class StageLoop:
         """One optimizer step."""
         accelerator, stage, position = self.run.accelerator, self.stage, self.position
         for group in self.inner.param_groups:
-            group["lr"] = stage.learning_rate * schedule(position.stage_step, total, stage.warmup_share)
+            group["lr"] = self.rounds.learning_rate(total)
         size = self._size(micro_batches)
         moment = self.rounds.moment(total)
         teaching = self.itself is not None and objective.weighting.teaches_itself(moment.progress)

@@ -5,15 +5,11 @@ At each label the student learns from the teacher if the teacher's likeliest tok
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
-
-from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, Weights
+from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, WeightingSettings, Weights
 
 
-class Settings(BaseModel):
+class Settings(WeightingSettings):
     """Conditional teacher-student learning has no options."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class Conditional(Weighting):

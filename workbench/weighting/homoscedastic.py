@@ -12,16 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, Weights, full_like
+from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, WeightingSettings, Weights, full_like
 
 
-class Settings(BaseModel):
+class Settings(WeightingSettings):
     """Options of homoscedastic weighting."""
 
-    model_config = ConfigDict(extra="forbid")
     learning_rate: float = Field(0.02, gt=0, description="[our interpretation] of both log-variances, plain SGD")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -78,6 +79,35 @@ class TeacherStatistics:
 
 
 @dataclass(frozen=True)
+class StageFacts:
+    """What decides whether a weighting's schedule takes effect in a stage."""
+
+    epochs: int  # that are reached
+    steps: int | None = None  # optimizer steps, where they are known
+    stream: bool = False  # an epoch is then a pass over the stream
+    decoding: bool = True
+    on_policy_share: float = 0.0  # of the micro-batches
+
+
+class WeightingSettings(BaseModel):
+    """Base of the options of a system that can be set up so that it does nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    def without_effect(self, stage: StageFacts) -> str | None:
+        """Why the system would never do anything in such a stage, and what to set instead; None if it does."""
+        if not stage.decoding:
+            return (
+                "it weighs the decoder's losses, which decoding: false leaves out; set decoding: true, or leave it out"
+            )
+        if stage.on_policy_share >= 1:
+            return (
+                "on_policy.share is 1, and on-policy micro-batches are not weighed; set share below 1, or leave it out"
+            )
+        return None
+
+
+@dataclass(frozen=True)
 class SelfTeacherPlan:
     """Which earlier or smoother self of the student it learns from, and how."""
 
@@ -95,6 +125,7 @@ class Weighting:
     """
 
     logged: tuple[str, ...] = ()  # names in `Weights.log`; all processes average the same ones
+    seed: int = 0  # of the run, for whatever a system draws at random; set by `build_weighting`
 
     def __call__(self, evidence: Evidence) -> Weights:
         """Weigh a micro-batch."""
@@ -119,8 +150,8 @@ class Weighting:
         """Whether the self-teacher stands in the teacher's place at a progress."""
         return False
 
-    def looks_ahead(self, epoch: int) -> bool:
-        """Whether `look_ahead` is wanted before an epoch."""
+    def looks_ahead(self, epoch: int, learning_rate: float) -> bool:
+        """Whether `look_ahead` is wanted before an epoch, which begins with this learning rate of the optimizer."""
         return False
 
     def look_ahead(self, probe: Probe) -> None:

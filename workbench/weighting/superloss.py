@@ -13,16 +13,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, Weights
+from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, WeightingSettings, Weights
 
 
-class Settings(BaseModel):
+class Settings(WeightingSettings):
     """Options of SuperLoss."""
 
-    model_config = ConfigDict(extra="forbid")
     regularization: float = Field(1.0, gt=0, description="lambda; large values weigh all utterances alike")
     alpha: float = Field(0.5, ge=0, le=1, description="L = (1 - alpha) * task + alpha * distillation")
     momentum: float = Field(0.9, ge=0, lt=1, description="of t, the running mean of L over steps")
