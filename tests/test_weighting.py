@@ -2,6 +2,8 @@
 
 import copy
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -269,6 +271,18 @@ def test_uncertainty_lowers_the_weight_of_the_teacher():
     statistics = TeacherStatistics(LOSSES, {"a": 0.0, "b": 0.1, "c": 0.2, "d": 0.1})
     alpha = build_weighting({"name": "mc_dropout"}, statistics)(evidence()).distillation
     assert alpha.tolist() == pytest.approx([1.0, math.exp(-1), math.exp(-2), math.exp(-1)])
+
+
+@pytest.mark.parametrize("name", known_weightings())
+def test_the_documented_defaults_are_the_defaults(name):
+    table = Path("docs/weightings.md").read_text(encoding="utf-8").split("## Defaults and their sources", 1)[1]
+    (row,) = [line for line in table.splitlines() if line.startswith(f"| `{name}` |")]
+    for option, value in parse_settings({"name": name}).model_dump().items():
+        shown = str(value).lower()
+        found = re.search(rf"`{option}`(?:, `\w+`)?:? ([\w.+-]+)", row)
+        assert found, f"{option} is missing"
+        assert found.group(1).rstrip(".") == shown, option
+    assert row.count("[I]") + row.count("[P]") > 0 or name == "conditional"
 
 
 def test_a_new_system_is_one_new_file(tmp_path, monkeypatch):
