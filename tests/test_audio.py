@@ -169,7 +169,9 @@ def test_a_variable_bit_rate_without_a_header_does_not_fool_the_length(tmp_path)
     path.write_bytes(b"".join(parts))
     with av.open(str(path)) as container:
         assert abs(container.duration / av.time_base - 15.0) > 1.0  # what the container says
-    assert probe_seconds(path) == pytest.approx(len(decode(path)) / SAMPLE_RATE, abs=0.1) == pytest.approx(15.0, abs=0.2)
+    assert (
+        probe_seconds(path) == pytest.approx(len(decode(path)) / SAMPLE_RATE, abs=0.1) == pytest.approx(15.0, abs=0.2)
+    )
 
 
 def test_a_playlist_opens_no_other_file(tmp_path):

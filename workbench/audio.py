@@ -94,7 +94,8 @@ def _opened(source: Path | bytes, label: str) -> Iterator[Any]:
     try:
         # playlists and other formats that make FFmpeg open further files or addresses are not among the formats
         with av.open(
-            str(source) if isinstance(source, Path) else io.BytesIO(source),
+            # an absolute path, or FFmpeg takes what stands before a colon for a protocol
+            str(source.absolute()) if isinstance(source, Path) else io.BytesIO(source),
             metadata_errors="ignore",
             options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
         ) as container:
