@@ -38,6 +38,7 @@ def main() -> None:
         return
     from peers import PEERS, versions
 
+    from export.report import interval
     from workbench.corpus import open_corpus
 
     peers = {name: peer for name, peer in PEERS.items() if options.only in name}
@@ -47,9 +48,9 @@ def main() -> None:
     systems, runs = _measure(options, ours, peers, utterances)
     print("| system | WER % (95 %) | p50 ms | p95 ms | RTFx | MB | peak RSS MB |\n|---|---|---|---|---|---|---|")
     for s in systems:
-        interval = f"{s['wer_ci'][0]:.2f} to {s['wer_ci'][1]:.2f}"
+        bounds = interval(s["wer_ci"])
         times = f"{s['p50_ms']:.0f} | {s['p95_ms']:.0f} | {s['rtfx']:.1f}"
-        print(f"| {s['name']} | {s['wer']:.2f} ({interval}) | {times} | {s['size_mb']:.0f} | {s['peak_rss_mb']:.0f} |")
+        print(f"| {s['name']} | {s['wer']:.2f} ({bounds}) | {times} | {s['size_mb']:.0f} | {s['peak_rss_mb']:.0f} |")
     clips = [
         {"id": u.id, "seconds": u.seconds, "reference": u.text, **{name: found[i] for name, found in runs.items()}}
         for i, u in enumerate(utterances)
@@ -69,7 +70,7 @@ def _measure(
     from export.measure import teacher_bundle
     from workbench.audio import write_wav
     from workbench.files import cache_dir
-    from workbench.scoring import paired_difference, score
+    from workbench.scoring import paired_difference, score_utterances
 
     sources = prepare(cache_dir() / "peers")
     edges = {name: (Path(options.bundle), precision) for name, precision in ours.items()}
@@ -87,10 +88,14 @@ def _measure(
         rss = {name: worker.ask(wav="")["peak_rss_mb"] for name, worker in workers.items()}
         for worker in workers.values():
             worker.close()
-    texts, seconds = [u.text for u in utterances], sum(u.seconds for u in utterances)
+    texts, languages = [u.text for u in utterances], [u.language for u in utterances]
+    seconds = sum(u.seconds for u in utterances)
     systems = []
     for name, (folder, precision) in reads.items():
-        times, said = [r["ms"] for r in runs[name]], score(texts, [r["text"] for r in runs[name]], "en").as_dict()
+        times, said = (
+            [r["ms"] for r in runs[name]],
+            score_utterances(utterances, [r["text"] for r in runs[name]]).as_dict(),
+        )
         systems.append({
             "name": name, **{k: said[k] for k in ("wer", "wer_ci", "cer")},
             "p50_ms": round(float(np.median(times)), 2), "p95_ms": round(float(np.percentile(times, 95)), 2),
@@ -100,7 +105,7 @@ def _measure(
         })  # fmt: skip
         if name in ours:
             theirs = [r["text"] for r in runs[TEACHER]]
-            systems[-1]["vs_teacher"] = paired_difference(texts, [r["text"] for r in runs[name]], theirs, "en")
+            systems[-1]["vs_teacher"] = paired_difference(texts, [r["text"] for r in runs[name]], theirs, languages)
     return systems, runs
 
 

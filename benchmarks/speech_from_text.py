@@ -110,8 +110,8 @@ def transcribed(student: Path, split: str, baseline: list[str] | None) -> dict[s
     family = open_family(student)
     utterances = open_corpus("prompts-en", split)
     found = validate(family.load(), family, utterances, MarginRecipe().inference)
-    scored = score(found.references, found.hypotheses)
-    against = paired_difference(found.references, found.hypotheses, baseline) if baseline else None
+    scored = score(found.references, found.hypotheses, found.languages)
+    against = paired_difference(found.references, found.hypotheses, baseline, found.languages) if baseline else None
     # a transcript that loops can have more errors than ten others together, so the share of faultless ones stands beside it
     right = sum(normalize(r) == normalize(h) for r, h in zip(found.references, found.hypotheses, strict=True))
     return {"right_percent": 100 * right / len(utterances), "wer": scored.wer, "wer_95": scored.wer_ci, "cer": scored.cer, "loops": scored.loops, "against_first": against,

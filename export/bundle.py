@@ -21,11 +21,12 @@ from export.manifest import CHECKPOINT_FILES, write_manifest
 from export.precisions import Precision, Scheme, parse_precisions
 from workbench import __version__
 from workbench.audio import SAMPLE_RATE, Wave
-from workbench.corpus import Utterance
+from workbench.corpus import Utterance, corpus_identity
 from workbench.errors import UserError
 from workbench.families.whisper import TOKENS_AT_LEAST, TOKENS_PER_SECOND, WINDOW_SECONDS, Whisper, own_margin
 from workbench.files import atomic_folder, check_free_space, read_json, sha256, write_json, write_text
 from workbench.host import describe_host
+from workbench.recipe import load_recipe
 from workbench.students import parameters
 from workbench.teachers import fingerprint
 
@@ -55,9 +56,24 @@ def find_origin(checkpoint: Path, name: str = "") -> Origin:
             "recipe_sha256": sha256(run / "recipe.yaml"),
             "teacher": scores["teacher"],
             "validation": scores["validation"],
+            "corpora": _trained_on(run / "recipe.yaml"),
         }
     label = name or (run.name if made else checkpoint.name)
     return Origin(label, checkpoint, "padded" if margin is None else "true", margin or 0.0, made)
+
+
+def _trained_on(recipe_file: Path) -> list[dict[str, str]] | None:
+    """Which corpora a run's student was trained on, the run that it began with included; None where that cannot be told any more."""
+    recipe = load_recipe(recipe_file)
+    try:
+        found = [corpus_identity(source) for source in (recipe.corpus, *recipe.more_corpora)]
+    except UserError:
+        return None  # a corpus has moved
+    if recipe.student.initial is None:
+        return found
+    earlier = Path(recipe.student.initial).parent / "recipe.yaml"
+    before = _trained_on(earlier) if earlier.is_file() else None
+    return None if before is None else [*found, *(corpus for corpus in before if corpus not in found)]
 
 
 def export_bundle(

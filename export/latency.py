@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,19 @@ class Timed:
     load_ms: float = 0.0
     peak_rss_mb: float = 0.0
 
-    def loops(self, references: dict[int, str], language: str) -> int:
-        """Of clips, by number with what was said, those that the guard stopped or whose text loops: it leaves one round."""
+    def loops(self, references: Mapping[int, tuple[str, str]]) -> int:
+        """Of clips, by number with reference and language, those whose loop the runtime stopped or whose text loops."""
         return sum(
-            self.looped[i] or is_loop(normalize(self.hypotheses[i], language), normalize(said, language))
-            for i, said in references.items()
+            self.looped[i] or is_loop(normalize(self.hypotheses[i], language), normalize(text, language))
+            for i, (text, language) in references.items()
         )
+
+    def part(self, clips: slice) -> Timed:
+        """The same system on some of the clips; load time and memory are those of the whole run."""
+        lists = {
+            name: getattr(self, name)[clips] for name in ("hypotheses", "stages_ms", "finished", "looped", "tokens")
+        }
+        return replace(self, **lists)
 
     def stopped_by_cap(self, clips: Iterable[int]) -> int:
         """How many of some clips ran into their cap on tokens."""

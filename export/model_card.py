@@ -36,6 +36,9 @@ def _sections(content: dict[str, Any]) -> list[str]:
         sections.append(f"Validation WER after training: {run['validation']['wer']} %.")
     if measurement := content.get("measurement"):
         sections.append(_table("Measured", measurement))
+        sections += [
+            _table("Measured on another corpus", measurement | other) for other in measurement.get("other_corpora", [])
+        ]
     if verification := content.get("verification"):
         sections.append(_verified(verification))
     return [*sections, _usage(content)]
@@ -43,14 +46,22 @@ def _sections(content: dict[str, Any]) -> list[str]:
 
 def _table(title: str, measurement: dict[str, Any]) -> str:
     corpus = measurement["corpus"]
+    rate = corpus.get("headline", "wer")  # bundles of earlier versions say neither this nor the next two
     rows = "\n".join(
-        f"| {s['precision']} | {s['wer']:.2f} | {s['latency_ms']['p50']:.0f} | {s['latency_ms']['p95']:.0f} | {s['size_mb']:.0f} | {s['peak_rss_mb']:.0f} |"
+        f"| {s['precision']} | {s[rate]:.2f} | {s['latency_ms']['p50']:.0f} | {s['latency_ms']['p95']:.0f} | {s['size_mb']:.0f} | {s['peak_rss_mb']:.0f} |"
         for s in measurement["systems"]
     )
     host = measurement["host"]
+    told = {
+        True: "It was trained on other clips of this corpus.",
+        False: "It was not trained on this corpus.",
+        None: "",
+    }
+    normalizers = ", ".join(corpus.get("normalizers", {"": "Whisper's"}).values())
     return (
-        f"## {title}\n\n{corpus['name']}, {corpus['split']}: {corpus['clips']} clips. {host['cpu']}, {measurement['threads']} threads.\n\n"
-        f"| precision | WER % | p50 ms | p95 ms | MB | peak RSS MB |\n|---|---|---|---|---|---|\n{rows}"
+        f"## {title}\n\n{corpus['name']}, {corpus['split']}: {corpus['clips']} clips. {told[corpus.get('trained_on')]} "
+        f"Normalizer: {normalizers}. {host['cpu']}, {measurement['threads']} threads.\n\n"
+        f"| precision | {rate.upper()} % | p50 ms | p95 ms | MB | peak RSS MB |\n|---|---|---|---|---|---|\n{rows}"
     )
 
 

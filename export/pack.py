@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from export.clients import client_module
 from export.edge.bundle import BundleError
@@ -53,9 +54,13 @@ def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite
         kept = [c for c in verification["clients"] if c["client"] == client and c["precision"] == precision]
         content["verification"] = {**verification, "clients": kept, "not_installed": {}}
     if measurement := content.get("measurement"):
+        others = [
+            {**other, "systems": _of_precision(other, precision)} for other in measurement.get("other_corpora", [])
+        ]
         content["measurement"] = {
             **measurement,
-            "systems": [s for s in measurement["systems"] if s["precision"] == precision],
+            "systems": _of_precision(measurement, precision),
+            "other_corpora": others,
         }
     with atomic_folder(output) as folder:
         for name, source in copied.items():
@@ -66,3 +71,7 @@ def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite
         write_card(folder, content)
         write_manifest(folder, content)
     return output
+
+
+def _of_precision(measured: dict[str, Any], precision: str) -> list[dict[str, Any]]:
+    return [system for system in measured["systems"] if system["precision"] == precision]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +13,36 @@ from export.robustness import made_up
 from workbench.files import write_text
 from workbench.scoring import normalize
 
-COLUMNS = (
-    "system",
-    "WER %",
-    "95 % interval",
-    "vs teacher",
-    "CER %",
-    "S/D/I",
-    "loops",
-    "p50 ms",
-    "p95 ms",
-    "speed-up",
-    "RTFx",
-    "MB",
-    "peak RSS MB",
-    "load ms",
-)
+TIMES = ("p50 ms", "p95 ms", "speed-up", "RTFx", "MB", "peak RSS MB", "load ms")
 
 
-def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Cells of the result table, a row a system, in the order of COLUMNS."""
+def columns(section: dict[str, Any]) -> tuple[str, ...]:
+    """Heads of a corpus's result table; the rate to quote stands first: CER where the language writes no spaces, else WER."""
+    first, second = ("CER %", "WER %") if section["corpus"]["headline"] == "cer" else ("WER %", "CER %")
+    folded = ("folded WER %",) if _folds(section) else ()
+    return ("system", first, "95 % interval", "vs teacher", second, *folded, "S/D/I", "loops", *TIMES)
+
+
+def _folds(section: dict[str, Any]) -> bool:
+    """Whether folding diacritics changes any system's WER, so that the column says something."""
+    return any(system["wer_folded"] != system["wer"] for system in section["systems"])
+
+
+def rows(section: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Cells of a corpus's result table, a row a system, in the order of `columns`."""
+    first = section["corpus"]["headline"]
+    second = "wer" if first == "cer" else "cer"
     out: list[tuple[str, ...]] = []
-    for system in report["systems"]:
-        difference = system.get("wer_difference")
+    for system in section["systems"]:
+        difference = system.get(f"{first}_difference")
         out.append(
             (
                 system["name"],
-                f"{system['wer']:.2f}",
-                f"{system['wer_ci'][0]:.2f} to {system['wer_ci'][1]:.2f}",
-                f"{difference['points']:+.2f} ({difference['ci'][0]:+.2f} to {difference['ci'][1]:+.2f})"
-                if difference
-                else "",
-                f"{system['cer']:.2f}",
+                f"{system[first]:.2f}",
+                interval(system[f"{first}_ci"]),
+                f"{difference['points']:+.2f} ({interval(difference['ci'], '+')})" if difference else "",
+                f"{system[second]:.2f}",
+                *((f"{system['wer_folded']:.2f}",) if _folds(section) else ()),
                 f"{system['substitutions']}/{system['deletions']}/{system['insertions']}",
                 str(system["loops"]),
                 f"{system['latency_ms']['p50']:.0f}",
@@ -58,22 +57,49 @@ def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     return out
 
 
+def interval(bounds: Sequence[float] | None, sign: str = "") -> str:
+    """A 95 % interval as text; of fewer than 20 clips there is none."""
+    return "too few to say" if bounds is None else f"{bounds[0]:{sign}.2f} to {bounds[1]:{sign}.2f}"
+
+
+def sections(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Title and content of each corpus's section, the report's first corpus first."""
+    titles = {
+        True: "Held-out clips of a corpus that the students were trained on",
+        False: "Speech it was not trained on",
+        None: "A corpus of which the bundles do not say whether they were trained on it",
+    }
+    return [(titles[part["corpus"]["trained_on"]], part) for part in (report, *report["other_corpora"])]
+
+
+def described(section: dict[str, Any]) -> str:
+    """Which clips a section is about."""
+    corpus = section["corpus"]
+    text = f"{corpus['name']}, {corpus['split']}: {corpus['clips']} clips, {corpus['seconds']:.0f} s"
+    if corpus["not_scored"]:
+        text += f" ({corpus['not_scored']} more are not scored: their references leave words out)"
+    return text
+
+
+def normalizers(section: dict[str, Any]) -> str:
+    """Names and versions of the normalizers that a section's texts were scored under."""
+    return "normalizer: " + ", ".join(section["corpus"]["normalizers"].values())
+
+
 def print_table(report: dict[str, Any]) -> None:
-    """Print the result table."""
+    """Print a result table for each corpus, and what is written where nobody speaks."""
     from rich.console import Console
     from rich.table import Table
 
-    corpus = report["corpus"]
-    table = Table(
-        title=f"{corpus['name']}, {corpus['split']}: {corpus['clips']} clips, {corpus['seconds']:.0f} s, {report['threads']} threads"
-    )
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "system" else "right", no_wrap=column == "system")
-    for row in rows(report):
-        table.add_row(*row)
     # a table squeezed into a log's 80 columns cannot be read
     console = Console(width=max(Console().width, 170))
-    console.print(table)
+    for title, section in sections(report):
+        table = Table(title=f"{title}: {described(section)}, {report['threads']} threads", caption=normalizers(section))
+        for column in columns(section):
+            table.add_column(column, justify="left" if column == "system" else "right", no_wrap=column == "system")
+        for row in rows(section):
+            table.add_row(*row)
+        console.print(table)
     if "robustness" in report:
         unspoken = Table(title="where nobody speaks: clips on which words were written (their number), loops")
         header, *body = robustness_rows(report)
@@ -105,8 +131,6 @@ def robustness_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 def write_html(report: dict[str, Any], path: Path) -> None:
     """Write the page: table, plots, and every clip on which a student and the teacher differ."""
     corpus, host = report["corpus"], report["host"]
-    header = "".join(f"<th>{html.escape(c)}</th>" for c in COLUMNS)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows(report))
     flags = ", ".join(host["cpu_flags"])
     versions = ", ".join(f"{k} {v}" for k, v in host["versions"].items())
     write_text(
@@ -116,20 +140,44 @@ def write_html(report: dict[str, Any], path: Path) -> None:
 body{{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2rem auto;padding:0 1rem;color:#1b1f24}}
 table{{border-collapse:collapse;font-variant-numeric:tabular-nums}}td,th{{padding:.3rem .6rem;border-bottom:1px solid #d8dee4;text-align:right}}
 td:first-child,th:first-child{{text-align:left}}.plots{{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:1rem}}@media(max-width:900px){{.plots{{display:block}}}}
-.scroll{{overflow-x:auto}}small{{color:#57606a}}#clips td{{text-align:left;vertical-align:top}}</style></head><body>
+.scroll{{overflow-x:auto}}small{{color:#57606a}}.clips td{{text-align:left;vertical-align:top}}</style></head><body>
 <h1>Students against their teacher</h1>
-<p>{html.escape(corpus["name"])}, {corpus["split"]} split: {corpus["clips"]} clips, {corpus["seconds"]:.0f} s of speech. Every clip went to each
-system in turn, {report["threads"]} threads, {report["repeats"]} pass(es). WER and CER under Whisper's normalizer; intervals are paired
-bootstrap over clips.</p>
-<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>
+<p>Every clip went to each system in turn, {report["threads"]} threads, {report["repeats"]} pass(es). Texts are normalized in each clip's own
+language before WER and CER are counted; intervals are 95 % bootstrap over clips, paired where two systems are compared.</p>
+{"".join(_table(title, section) for title, section in sections(report))}
 <p><small>{html.escape(host["cpu"])} ({host["cpus"]} CPUs; {flags}). {html.escape(versions)}.</small></p>
 <div class="plots">{_plots(report)}</div>
 {_unspoken(report)}
 <h2>Clips where a student is wrong or differs from the teacher</h2>
-<div class="scroll"><table id="clips">{_differing(report)}</table></div>
+{"".join(f'<div class="scroll"><table class="clips">{_differing(section)}</table></div>' for _, section in sections(report))}
 </body></html>
 """,
     )
+
+
+def _table(title: str, section: dict[str, Any]) -> str:
+    """A corpus's heading and result table, and its languages where it has more than one."""
+    tables = [[columns(section), *rows(section)]]
+    languages = section["systems"][0]["by_language"]
+    if languages:
+        head = ("language", "clips", "rate", *(s["name"] for s in section["systems"]))
+        tables.append([head, *(_of_language(code, section["systems"]) for code in languages)])
+    note = f"<p>{html.escape(described(section))}.<br><small>{html.escape(normalizers(section))}</small></p>"
+    return f"<h2>{html.escape(title)}</h2>{note}" + "".join(
+        f'<div class="scroll"><table>{"".join(_cells(row, "td" if i else "th") for i, row in enumerate(table))}</table></div>'
+        for table in tables
+    )
+
+
+def _of_language(code: str, systems: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """A language's row: its clips, the rate to quote, and that of each system."""
+    found = [system["by_language"][code] for system in systems]
+    rate = found[0]["headline"]
+    return (code, str(found[0]["clips"]), f"{rate.upper()} %", *(f"{f[rate]:.2f}" for f in found))
+
+
+def _cells(row: Sequence[str], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
 
 
 def _unspoken(report: dict[str, Any]) -> str:
@@ -164,7 +212,8 @@ def _plots(report: dict[str, Any]) -> str:
         }
     )
     for system in systems:
-        low, high = system["wer"] - system["wer_ci"][0], system["wer_ci"][1] - system["wer"]
+        bounds = system["wer_ci"] or (system["wer"], system["wer"])
+        low, high = system["wer"] - bounds[0], bounds[1] - system["wer"]
         bars = {"type": "data", "symmetric": False, "array": [high], "arrayminus": [low]}
         tradeoff.add_scatter(
             x=[system["latency_ms"]["p50"]],
@@ -198,11 +247,12 @@ def _plots(report: dict[str, Any]) -> str:
     return "".join(f"<div>{part}</div>" for part in parts)
 
 
-def _differing(report: dict[str, Any]) -> str:
-    names = [s["name"] for s in report["systems"]]
+def _differing(section: dict[str, Any]) -> str:
+    """The clips of a corpus on which normalized texts differ."""
+    names = [s["name"] for s in section["systems"]]
     out = ["<tr><th>clip</th><th>reference</th>" + "".join(f"<th>{html.escape(n)}</th>" for n in names) + "</tr>"]
-    for clip in report["clips"]:
-        texts = {normalize(text) for text in clip["hypotheses"].values()} | {normalize(clip["reference"])}
+    for clip in section["clips"]:
+        texts = {normalize(text, clip["language"]) for text in (clip["reference"], *clip["hypotheses"].values())}
         if len(texts) > 1:
             cells = [clip["id"], clip["reference"], *(clip["hypotheses"][n] for n in names)]
             out.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")

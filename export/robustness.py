@@ -16,7 +16,7 @@ from export.edge.speech import Detector, pieces_of
 from export.latency import System, Timed, time_systems
 from workbench.audio import SAMPLE_RATE, Wave, write_wav
 from workbench.corpus import Utterance
-from workbench.scoring import normalize, score
+from workbench.scoring import normalize, score_utterances
 
 SECONDS = (0.5, 3.0, 10.0)  # of silence, noise and music
 TENTH = SAMPLE_RATE // 10
@@ -80,7 +80,7 @@ def check_robustness(
     waves = [u.wave() for u in utterances[:CUT_CLIPS]]
     sounds["tenth of a second"] = [w[len(w) // 2 :][:TENTH] for w in waves]
     kinds = [kind for kind, of_kind in sounds.items() for _ in of_kind]
-    language = utterances[0].language
+    language = utterances[0].language  # sounds have none; a recogniser is told the first clip's
     with tempfile.TemporaryDirectory() as temporary:
         wavs = list(_written(sounds, Path(temporary), language))
         found = time_systems(systems, wavs, threads, warmup=0)
@@ -127,7 +127,7 @@ def _of_kind(out: Timed, mine: Sequence[int], language: str) -> dict[str, int]:
     return {
         "wrote": sum(count > 0 for count in words),
         "words": sum(words),
-        "loops": out.loops(dict.fromkeys(mine, ""), language),
+        "loops": out.loops(dict.fromkeys(mine, ("", language))),
         "stopped_by_cap": out.stopped_by_cap(mine),
     }
 
@@ -135,7 +135,6 @@ def _of_kind(out: Timed, mine: Sequence[int], language: str) -> dict[str, int]:
 def _one_word(said: Timed, utterances: Sequence[Utterance], places: Sequence[int]) -> dict[str, Any]:
     if not utterances:
         return {"clips": 0}
-    texts, language = [u.text for u in utterances], utterances[0].language
-    scores = score(texts, [said.hypotheses[i] for i in places], language)
-    loops = said.loops(dict(zip(places, texts, strict=True)), language)
+    scores = score_utterances(utterances, [said.hypotheses[i] for i in places])
+    loops = said.loops({i: (u.text, u.language) for i, u in zip(places, utterances, strict=True)})
     return {"clips": len(utterances), "wer": round(scores.wer, 3), "loops": loops}

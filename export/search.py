@@ -183,11 +183,11 @@ def _confirmed(
     systems = [fp32] if chosen == FP32_BOTH and not before else [fp32, workshop.add(chosen)]
     timed = time_on(systems, test, threads)
     rows = [row(s.name, t, test) for s, t in zip(systems, timed, strict=True)]
-    texts, language = [u.text for u in test], test[0].language
+    texts, languages = [u.text for u in test], [u.language for u in test]
     return {
         "clips": len(test),
         "systems": rows,
-        "wer_difference": paired_difference(texts, timed[-1].hypotheses, timed[0].hypotheses, language),
+        "wer_difference": paired_difference(texts, timed[-1].hypotheses, timed[0].hypotheses, languages),
         "speedup": round(rows[0]["p50_ms"] / rows[-1]["p50_ms"], 2),
     }
 

@@ -13,6 +13,8 @@ def print_search(found: Search) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from export.report import interval
+
     table = Table(
         "precision", "WER %", "p50 ms", "encoder ms", "decoder ms", "MB", "peak RSS MB", "", title="on validation"
     )
@@ -30,5 +32,5 @@ def print_search(found: Search) -> None:
         against = found.test["wer_difference"]
         console.print(
             f"{found.name} on {found.test['clips']} test clips: WER {found.test['systems'][-1]['wer']:.2f} %, "
-            f"{against['points']:+.2f} points against fp32 ({against['ci'][0]:+.2f} to {against['ci'][1]:+.2f}), {found.test['speedup']} times as fast"
+            f"{against['points']:+.2f} points against fp32 ({interval(against['ci'], '+')}), {found.test['speedup']} times as fast"
         )

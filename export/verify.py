@@ -18,7 +18,7 @@ from export.manifest import open_manifest, record
 from export.silence import as_trained
 from workbench.corpus import Utterance
 from workbench.errors import UserError
-from workbench.scoring import Score, score
+from workbench.scoring import Score, score_utterances
 
 log = logging.getLogger("workbench")
 LEAST_EQUAL = 0.99  # share of clips whose tokens must equal torch's in fp32
@@ -144,15 +144,14 @@ def _compare(
     reference: Sequence[Written],
     points: float,
 ) -> dict[str, Any]:
-    texts, language = [u.text for u in utterances], utterances[0].language
-    torchs = score(texts, [written.text for written in reference], language)
+    torchs = score_utterances(utterances, [written.text for written in reference])
     found: dict[str, Any] = {"client": name, "precision": job["precision"], "version": "", "required": is_exact(name), "passed": False, "error": None,
                              "tokens_equal": "0", "prefix_share": 0.0, "wer": float("nan"), "wer_torch": round(torchs.wer, 3)}  # fmt: skip
     result, error = _run(name, job, folder)
     if result is None:
         return {**found, "error": error, "wer": None}
     clips = result["clips"]
-    scored = score(texts, [c["text"] for c in clips], language)
+    scored = score_utterances(utterances, [c["text"] for c in clips])
     prefixes = [_prefix_share(c, written) for c, written in zip(clips, reference, strict=True)]
     equal = sum(share == 1.0 for share in prefixes)
     enough = equal >= LEAST_EQUAL * len(clips)

@@ -18,7 +18,7 @@ from export.quantize import quantize
 from export.sensitivity import Probe
 from workbench.corpus import Utterance
 from workbench.files import read_json, write_json
-from workbench.scoring import score
+from workbench.scoring import score_utterances
 
 log = logging.getLogger("workbench")
 FP32 = Scheme("fp32")
@@ -83,7 +83,7 @@ def alone(part: str, scheme: Scheme) -> Precision:
 
 def row(name: str, timed: Timed, clips: Sequence[Utterance]) -> Row:
     """What was measured of a system."""
-    said = score([u.text for u in clips], timed.hypotheses, clips[0].language)
+    said = score_utterances(clips, timed.hypotheses)
 
     def middle(*stages: str) -> float:
         return round(float(np.median([sum(ms[s] for s in stages) for ms in timed.stages_ms])), 2)

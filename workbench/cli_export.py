@@ -174,9 +174,12 @@ def measure(
             "--output", "-o", help="Folder for report.json and report.html; beside the first bundle by default."
         ),
     ] = None,
-    corpus: Corpus = "prompts-en",
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(help="prompts-en by default; given again, each further corpus has a section of its own."),
+    ] = None,
     split: Split = "test",
-    clips: Annotated[int | None, typer.Option(help="At most this many clips.", min=1)] = None,
+    clips: Annotated[int | None, typer.Option(help="At most this many clips of each corpus.", min=1)] = None,
     threads: Threads = None,
     repeats: Annotated[int, typer.Option(help="Passes over each clip, of which the median counts.", min=1)] = 1,
     again: Annotated[bool, typer.Option("--again", help="Measure anew what report.json holds already.")] = False,
@@ -189,7 +192,7 @@ def measure(
     from export.report import print_table
 
     folder = output or bundles[0].parent
-    report = run(bundles, against, folder, corpus, split, clips, threads, repeats, again, robustness)
+    report = run(bundles, against, folder, corpus or ["prompts-en"], split, clips, threads, repeats, again, robustness)
     print_table(report)
     typer.echo(f"{folder / 'report.json'}\n{folder / 'report.html'}")
 

@@ -27,11 +27,11 @@ class Validation:
 
     references: list[str]
     hypotheses: list[str]
-    language: str
+    languages: list[str]  # of each clip
 
     def scores(self) -> dict[str, float]:
-        """WER and CER in percent under Whisper's normalizer, and looping clips."""
-        found = score(self.references, self.hypotheses, self.language)
+        """WER and CER in percent, each clip under its language's normalizer, and looping clips."""
+        found = score(self.references, self.hypotheses, self.languages)
         return {"wer": round(found.wer, 3), "cer": round(found.cer, 3), "loops": float(found.loops)}
 
 
@@ -128,4 +128,4 @@ def validate_encoded(model: Any, clips: EncodedClips) -> Validation:
         found = clips.family.decode(model, states, seconds, [clips.utterances[i].language for i in batch])
         for i, text in zip(batch, found, strict=True):
             hypotheses[i] = text
-    return Validation([u.text for u in clips.utterances], hypotheses, clips.utterances[0].language)
+    return Validation([u.text for u in clips.utterances], hypotheses, [u.language for u in clips.utterances])

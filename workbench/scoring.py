@@ -1,22 +1,28 @@
-"""How right a transcript is: WER and CER under Whisper's normalizers, loops, and bootstrap intervals."""
+"""How right a transcript is: WER and CER, each clip in its own language, loops, and 95 % intervals."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-ELLIPSIS = re.compile(r"\.{2,}|…")
+from workbench.normalizers import fold, normalize, normalizer_name, spaced
+
+if TYPE_CHECKING:
+    from workbench.corpus import Utterance
+
+__all__ = ["FEWEST_CLIPS", "Errors", "Languages", "Score", "character_errors", "clip_errors", "each_language", "headline", "is_loop",
+           "most_repeats", "normalize", "normalizers_of", "paired_difference", "resampled_rates", "score", "score_utterances", "word_errors"]  # fmt: skip
+
 LOOP_REPEATS = 4  # an n-gram said this many times in a row, and more often than in the reference, is a loop
 LOOP_WORDS = 8  # longest n-gram looked at
+FEWEST_CLIPS = 20  # with fewer an interval says more about the bootstrap than about the system
+RESAMPLES = 2000
+# one code for all clips, or one a clip
+Languages = str | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -36,16 +42,19 @@ class Errors:
 
 @dataclass(frozen=True)
 class Score:
-    """Word and character errors of a system on a corpus, in percent, with a 95 % bootstrap interval over clips."""
+    """Word and character errors of a system on a corpus, in percent, with 95 % bootstrap intervals over clips."""
 
     wer: float
-    wer_ci: tuple[float, float]
+    wer_ci: tuple[float, float] | None  # None with fewer than FEWEST_CLIPS clips
+    wer_folded: float  # the same with diacritics folded: "numero" equals "número"
     cer: float
+    cer_ci: tuple[float, float] | None
     substitutions: int
     deletions: int
     insertions: int
     loops: int
     words: int
+    headline: str  # the rate to quote: `cer` where a language does not separate words, else `wer`
 
     @property
     def errors(self) -> int:
@@ -54,36 +63,30 @@ class Score:
 
     def as_dict(self) -> dict[str, Any]:
         """Fields as JSON, rates rounded to 3 decimals."""
-        rounded = {"wer": round(self.wer, 3), "wer_ci": [round(x, 3) for x in self.wer_ci], "cer": round(self.cer, 3)}
-        return {**self.__dict__, **rounded}
+        rates = {name: round(getattr(self, name), 3) for name in ("wer", "wer_folded", "cer")}
+        return {**self.__dict__, **rates, "wer_ci": _rounded(self.wer_ci), "cer_ci": _rounded(self.cer_ci)}
 
 
-def spelling_table() -> Path:
-    """Path of Whisper's English spelling table (normalizer.json), which the whisper-normalizer package carries."""
-    spec = importlib.util.find_spec("whisper_normalizer")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError("whisper-normalizer is not installed; run: pip install whisper-normalizer")
-    return Path(spec.submodule_search_locations[0]) / "normalizers" / "english.json"
+def headline(languages: Languages) -> str:
+    """The rate to quote first: `cer` if a clip's language writes no spaces between words (Chinese, Japanese, Thai, ...), else `wer`."""
+    return "wer" if all(spaced(code) for code in _codes(languages)) else "cer"
 
 
-@functools.cache
-def _normalizer(language: str) -> Callable[[str], str]:
-    # transformers' copies of Whisper's normalizers; English alone has spelling and number rules
-    from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
-
-    if language == "en":
-        normalizer: Callable[[str], str] = EnglishTextNormalizer(json.loads(spelling_table().read_text("utf-8")))
-    else:
-        normalizer = BasicTextNormalizer()
-    return normalizer
+def normalizers_of(languages: Languages) -> dict[str, str]:
+    """Name and version of the normalizer of each language among some clips."""
+    return {code: normalizer_name(code) for code in _codes(languages)}
 
 
-def normalize(text: str, language: str = "en") -> str:
-    """Text under Whisper's normalizer for a language: case, punctuation, and in English spelling and numbers.
+def _codes(languages: Languages) -> list[str]:
+    return sorted({languages} if isinstance(languages, str) else set(languages))
 
-    Ellipses go first: Whisper's English normalizer leaves one period of "press..." behind, which then counts as a word.
-    """
-    return _normalizer(language)(ELLIPSIS.sub(" ", text)).strip()
+
+def each_language(languages: Languages, clips: int) -> list[str]:
+    """A language code for every clip; raises ValueError where their numbers differ."""
+    each = [languages] * clips if isinstance(languages, str) else list(languages)
+    if len(each) != clips:
+        raise ValueError(f"{len(each)} languages for {clips} clips; expected one code for all, or one a clip")
+    return each
 
 
 def word_errors(reference: str, hypothesis: str) -> Errors:
@@ -120,105 +123,91 @@ def most_repeats(words: Sequence[str]) -> int:
 
 
 def score(
-    references: Sequence[str], hypotheses: Sequence[str], language: str = "en", normalized: bool = True, seed: int = 0
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    language: Languages = "en",
+    normalized: bool = True,
+    seed: int = 0,
 ) -> Score:
     """Score transcripts of a corpus.
 
     Args:
         references: transcripts as they stand, one a clip.
         hypotheses: what the system wrote, in the same order.
-        language: ISO 639-1 code that chooses the normalizer.
-        normalized: score under Whisper's normalizer (the field's practice), or the texts as they stand.
+        language: Whisper's code of the language, which chooses the normalizer; one for all clips, or one a clip.
+        normalized: score normalized texts (the field's practice), or the texts as they stand.
         seed: of the bootstrap.
+
+    Raises:
+        ValueError: references, hypotheses and languages differ in number.
     """
-    pairs = list(zip(references, hypotheses, strict=True))
-    if normalized:
-        pairs = [(normalize(r, language), normalize(h, language)) for r, h in pairs]
-    words = [word_errors(r, h) for r, h in pairs]
-    characters = [character_errors(r, h) for r, h in pairs]
-    errors, lengths = _counts(words)
-    rates = _resampled(errors, lengths, seed)
+    pairs = list(zip(references, hypotheses, each_language(language, len(references)), strict=True))
+    prepared = [(normalize(r, code), normalize(h, code), code) if normalized else (r, h, code) for r, h, code in pairs]
+    words = [word_errors(r, h) for r, h, _ in prepared]
+    folded = [word_errors(fold(r), fold(h)) for r, h, _ in prepared] if normalized else words
+    characters = [_character_errors(r, h, code) for r, h, code in prepared]
     return Score(
         wer=_percent(words),
-        wer_ci=(float(np.percentile(rates, 2.5)), float(np.percentile(rates, 97.5))),
+        wer_ci=_interval(words, seed),
+        wer_folded=_percent(folded),
         cer=_percent(characters),
+        cer_ci=_interval(characters, seed),
         substitutions=sum(e.substitutions for e in words),
         deletions=sum(e.deletions for e in words),
         insertions=sum(e.insertions for e in words),
-        loops=sum(is_loop(h.lower(), r.lower()) for r, h in pairs),
-        words=int(lengths.sum()),
+        loops=sum(is_loop(h.lower(), r.lower()) for r, h, _ in prepared),
+        words=sum(e.length for e in words),
+        headline=headline(language),
     )
 
 
+def score_utterances(utterances: Sequence[Utterance], hypotheses: Sequence[str], normalized: bool = True) -> Score:
+    """Score what a system wrote of some utterances, each in its own language; arguments and errors as for `score`."""
+    return score([u.text for u in utterances], hypotheses, [u.language for u in utterances], normalized)
+
+
+def clip_errors(reference: str, hypothesis: str, language: str, unit: str = "wer") -> Errors:
+    """Edits that a clip's transcript needs after normalization: of words (`wer`) or characters (`cer`)."""
+    wanted, found = normalize(reference, language), normalize(hypothesis, language)
+    return word_errors(wanted, found) if unit == "wer" else _character_errors(wanted, found, language)
+
+
+def _character_errors(reference: str, hypothesis: str, language: str) -> Errors:
+    """Character edits; where words are not separated, spaces do not count."""
+    if not spaced(language):
+        reference, hypothesis = reference.replace(" ", ""), hypothesis.replace(" ", "")
+    return character_errors(reference, hypothesis)
+
+
 def paired_difference(
-    references: Sequence[str], ours: Sequence[str], theirs: Sequence[str], language: str = "en", seed: int = 0
+    references: Sequence[str],
+    ours: Sequence[str],
+    theirs: Sequence[str],
+    language: Languages = "en",
+    seed: int = 0,
+    unit: str = "wer",
 ) -> dict[str, Any]:
-    """Paired bootstrap of WER(ours) - WER(theirs) over clips, in points, with its 95 % interval.
+    """Paired bootstrap of error rate(ours) - error rate(theirs) over clips, in points, with its 95 % interval.
 
     Both systems are scored on the same resampled clips, so what a clip's difficulty does to both cancels.
-    """
-    wanted = [normalize(r, language) for r in references]
-    first, lengths = _counts([word_errors(r, normalize(h, language)) for r, h in zip(wanted, ours, strict=True)])
-    second, _ = _counts([word_errors(r, normalize(h, language)) for r, h in zip(wanted, theirs, strict=True)])
-    differences = _resampled(first - second, lengths, seed)
-    return {
-        "points": round(float(100 * (first - second).sum() / max(lengths.sum(), 1)), 3),
-        "ci": [round(float(np.percentile(differences, q)), 3) for q in (2.5, 97.5)],
-    }
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Two systems' transcripts of one corpus, of the same seeds in the same order."""
-
-    references: Sequence[str]
-    ours: Sequence[Sequence[str]]  # hypotheses of each seed
-    theirs: Sequence[Sequence[str]]
-    language: str = "en"
-
-    def errors(self, unit: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Errors of both [seeds, clips], and the references' lengths [clips], in characters (`cer`) or words (`wer`)."""
-        count = character_errors if unit == "cer" else word_errors
-        wanted = [normalize(reference, self.language) for reference in self.references]
-
-        def of(system: Sequence[Sequence[str]]) -> npt.NDArray[np.int64]:
-            said = [[normalize(h, self.language) for h in hypotheses] for hypotheses in system]
-            return np.array([[count(*pair).total for pair in zip(wanted, s, strict=True)] for s in said], np.int64)
-
-        return of(self.ours), of(self.theirs), np.array([count(r, r).length for r in wanted], np.int64)
-
-
-def bootstrap_over_seeds(corpora: Sequence[Compared], unit: str = "cer", seed: int = 0) -> dict[str, Any]:
-    """Paired bootstrap of error rate(ours) - error rate(theirs), over clips *and* seeds; of several corpora, their mean.
-
-    Each resample draws seeds and clips with replacement, the same for both systems, so that the interval has both the
-    corpora's and the training's chance in it. (Our interpretation: all levels resampled at once.)
 
     Args:
-        corpora: what is compared, each corpus counting alike.
-        unit: `cer` or `wer`.
+        references: transcripts as they stand.
+        ours: the first system's transcripts.
+        theirs: the second system's.
+        language: as for `score`.
         seed: of the bootstrap.
+        unit: `wer` or `cer`.
 
     Returns:
-        `points` (difference in percentage points), its 95 % interval `ci`, and `relative` to theirs (-0.05 is 5 % fewer).
+        `points`, and `ci`, which is None with fewer than 20 clips.
     """
-    generator = np.random.default_rng(seed)
-    resamples = 2000
-    points, base = 0.0, 0.0
-    rates = np.zeros(resamples)
-    for corpus in corpora:
-        first, second, lengths = corpus.errors(unit)
-        difference, words = (first - second).astype(float), max(int(lengths.sum()), 1)
-        points += 100 * difference.mean(0).sum() / words / len(corpora)
-        base += 100 * second.mean(0).sum() / words / len(corpora)
-        clips = generator.integers(0, len(lengths), (resamples, len(lengths)))
-        seeds = generator.integers(0, len(first), (resamples, len(first)))
-        for i, (s, c) in enumerate(zip(seeds, clips, strict=True)):
-            rates[i] += 100 * difference[s][:, c].mean(0).sum() / max(lengths[c].sum(), 1) / len(corpora)
+    codes = each_language(language, len(references))
+    first, lengths = _counts([clip_errors(*clip, unit) for clip in zip(references, ours, codes, strict=True)])
+    second, _ = _counts([clip_errors(*clip, unit) for clip in zip(references, theirs, codes, strict=True)])
     return {
-        "points": round(float(points), 3),
-        "ci": [round(float(np.percentile(rates, q)), 3) for q in (2.5, 97.5)],
-        "relative": float(points / base) if base else 0.0,
+        "points": round(float(100 * (first - second).sum() / max(lengths.sum(), 1)), 3),
+        "ci": _rounded(_percentiles(first - second, lengths, seed)),
     }
 
 
@@ -230,10 +219,26 @@ def _percent(errors: Sequence[Errors]) -> float:
     return 100.0 * sum(e.total for e in errors) / max(sum(e.length for e in errors), 1)
 
 
-def _resampled(
-    errors: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], seed: int, resamples: int = 2000
-) -> npt.NDArray[np.float64]:
+def _rounded(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else [round(bound, 3) for bound in interval]
+
+
+def _interval(errors: Sequence[Errors], seed: int) -> tuple[float, float] | None:
+    return _percentiles(*_counts(errors), seed)
+
+
+def _percentiles(
+    errors: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], seed: int
+) -> tuple[float, float] | None:
+    """95 % percentile interval of an error rate in percent over clips; None where they are too few."""
+    if len(errors) < FEWEST_CLIPS:
+        return None
+    rates = resampled_rates(errors, lengths, seed)
+    return float(np.percentile(rates, 2.5)), float(np.percentile(rates, 97.5))
+
+
+def resampled_rates(errors: npt.NDArray[Any], lengths: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.float64]:
     """Error rate in percent of each bootstrap resample of the clips. [resamples]"""
-    drawn = np.random.default_rng(seed).integers(0, len(errors), (resamples, len(errors)))  # [resamples, clips]
+    drawn = np.random.default_rng(seed).integers(0, len(errors), (RESAMPLES, len(errors)))  # [resamples, clips]
     rates: npt.NDArray[np.float64] = 100.0 * errors[drawn].sum(1) / np.maximum(lengths[drawn].sum(1), 1)
     return rates

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from workbench.audio import LONGEST_SECONDS
 from workbench.corpus.hub import read_dataset
-from workbench.corpus.manifests import read_manifest
+from workbench.corpus.manifests import find_manifest, read_manifest
 from workbench.corpus.more import at_speeds, concatenated
 from workbench.corpus.utterance import SPLITS, Utterance
 from workbench.errors import UserError, nearest
-from workbench.files import cache_dir
+from workbench.files import cache_dir, file_sha256
 
 BUILT_IN = {"prompts-en": Path(__file__).parent / "prompts-en"}
 BUILDABLE = tuple(f"prompts-{language}" for language in ("es", "fr", "it", "ru"))
@@ -41,6 +41,19 @@ def find_corpus(source: str) -> Path:
         known = [*BUILT_IN, *BUILDABLE]
         raise UserError(f"corpus {source!r}: neither a path nor a built-in corpus{nearest(source, known)}")
     return path
+
+
+def corpus_identity(source: str) -> dict[str, str]:
+    """What tells one corpus from another wherever it lies: its name, and the SHA-256 of its manifest; of a dataset, its id.
+
+    Raises:
+        UserError: no such corpus.
+    """
+    if source.startswith("hf:"):
+        return {"name": source}
+    manifest = find_manifest(find_corpus(source))
+    name = source if "/" not in source else manifest.parent.resolve().name
+    return {"name": name, "manifest_sha256": file_sha256(manifest)}
 
 
 def open_corpus(source: str, split: str, limit: int | None = None) -> list[Utterance]:

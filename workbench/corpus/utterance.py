@@ -27,6 +27,7 @@ class Utterance:
     seconds: float
     language: str = "en"  # ISO 639-1
     split: str = "train"
+    scored: bool = True  # false: the reference is known to leave words out, so no system can be right about it
     speed: float = 1.0  # 1.1: played a tenth faster than recorded, pitch included
 
     def wave(self) -> Wave:

@@ -24,7 +24,7 @@ def save_tokenizer(tokenizer_json: Path, model: WhisperForConditionalGeneration,
     """
     from transformers import WhisperFeatureExtractor, WhisperTokenizer, WhisperTokenizerFast
 
-    from workbench.scoring import spelling_table
+    from workbench.normalizers import spelling_table
 
     with tempfile.TemporaryDirectory() as temporary:
         whole = Path(temporary) / "tokenizer.json"

@@ -87,7 +87,7 @@ def score_teacher(study: Study, corpus: str) -> None:
 
 def _as_json(found: Validation, utterances: Sequence[Utterance]) -> dict[str, Any]:
     return {**found.scores(), "ids": [u.id for u in utterances], "references": found.references,
-            "hypotheses": found.hypotheses, "language": found.language}  # fmt: skip
+            "hypotheses": found.hypotheses, "languages": found.languages}  # fmt: skip
 
 
 def _scored(recipe: Recipe, student: Any, split: str) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from workbench.comparison import Compared, difference_over_seeds, holm
 from workbench.errors import UserError
 from workbench.files import atomic_path, read_json, write_json, write_text
 from workbench.host import describe_host
-from workbench.scoring import Compared, bootstrap_over_seeds
+from workbench.scoring import headline, normalizers_of, score
 from workbench.study.arm import teacher_file
 from workbench.study.plan import Cell, Study
 from workbench.study.runner import result_file
@@ -23,13 +24,16 @@ POOLED = "mean of the corpora"
 def collect(study: Study, chosen: list[Cell], command: str) -> dict[str, Any]:
     """Compare every arm with the baseline on the same clips and seeds, as far as their runs are done.
 
-    The interval is a paired bootstrap over clips and seeds: both are drawn anew in each resample, the same ones for both arms.
+    Rates are counted anew from the transcripts, so that all arms are scored alike whenever they ran. Intervals and p-values are those of
+    `difference_over_seeds`; p-values are adjusted by Holm over the arms that are compared with one baseline on one corpus.
 
     Raises:
         UserError: no run is done yet.
     """
     found = {
-        cell: read_json(result_file(study, cell), "a result") for cell in chosen if result_file(study, cell).is_file()
+        cell: _scored_anew(read_json(result_file(study, cell), "a result"), study.split)
+        for cell in chosen
+        if result_file(study, cell).is_file()
     }
     if not found:
         raise UserError(f"{study.output}: no run of the study is done yet")
@@ -40,23 +44,62 @@ def collect(study: Study, chosen: list[Cell], command: str) -> dict[str, Any]:
             own = _of(found, student, corpus, arm)
             if own:
                 arms.append(_summary(study, arm, student, corpus, own, base))
-    teachers = [read_json(teacher_file(study, c), "the teacher's transcripts") for c in study.corpora
-                if teacher_file(study, c).is_file()]  # fmt: skip
+    teachers = [_teacher(study, c) for c in study.corpora if teacher_file(study, c).is_file()]
     for student in dict.fromkeys(c.student for c in found):
         for arm in study.arms:
             arms += _pooled(study, arm, student, found, sorted({c.seed for c in chosen}))
+    _adjust(study, arms)
     hosts = {json.dumps(result["host"], sort_keys=True) for result in found.values()}
     return {
         "schema": 1,
         "split": study.split,
         "baseline": study.baseline,
-        "teacher": [{key: t[key] for key in ("name", "corpus", "wer", "cer", "loops")} for t in teachers],
+        "teacher": [
+            {key: t[key] for key in ("name", "corpus", "wer", "cer", "loops", "headline", "normalizers")}
+            for t in teachers
+        ],
         "arms": arms,
         "runs": f"{len(found)} of {len(chosen)}",
         "command": command,
         "host": json.loads(sorted(hosts)[0]) if len(hosts) == 1 else [json.loads(h) for h in sorted(hosts)],
         "collected_on": describe_host(),
     }
+
+
+def _teacher(study: Study, corpus: str) -> dict[str, Any]:
+    """The teacher's transcripts of the study's split, scored anew."""
+    said = read_json(teacher_file(study, corpus), "the teacher's transcripts")
+    return {**said, **_rates(said)}
+
+
+def _scored_anew(result: dict[str, Any], split: str) -> dict[str, Any]:
+    return {**result, split: {**result[split], **_rates(result[split])}}
+
+
+def _rates(found: dict[str, Any]) -> dict[str, Any]:
+    """WER, CER and loops of kept transcripts under today's normalizers."""
+    rates = score(found["references"], found["hypotheses"], languages_of(found))
+    return {"wer": round(rates.wer, 3), "cer": round(rates.cer, 3), "loops": float(rates.loops),
+            "headline": headline(languages_of(found)), "normalizers": normalizers_of(languages_of(found))}  # fmt: skip
+
+
+def languages_of(found: dict[str, Any]) -> list[str]:
+    """The language of each clip among kept transcripts; results of earlier versions hold one for all."""
+    languages: list[str] = (
+        found["languages"] if "languages" in found else [found["language"]] * len(found["references"])
+    )
+    return languages
+
+
+def _adjust(study: Study, arms: list[dict[str, Any]]) -> None:
+    """Add to each arm's comparison with the baseline the p-values adjusted for the number of arms compared there."""
+    for student, corpus in dict.fromkeys((row["student"], row["corpus"]) for row in arms):
+        group = [row[f"vs_{study.baseline}"] for row in arms
+                 if (row["student"], row["corpus"]) == (student, corpus) and f"vs_{study.baseline}" in row]  # fmt: skip
+        for unit in ("cer", "wer"):
+            compared = [versus for versus in group if versus[f"p_{unit}"] is not None]
+            for versus, p in zip(compared, holm([v[f"p_{unit}"] for v in compared]), strict=True):
+                versus[f"p_holm_{unit}"] = p
 
 
 def _of(found: dict[Cell, Any], student: str, corpus: str, arm: str) -> dict[int, Any]:
@@ -126,23 +169,26 @@ def _pooled(study: Study, arm: str, student: str, found: dict[Cell, Any], seeds:
 def _compared(own: dict[int, Any], base: dict[int, Any], seeds: list[int], split: str) -> Compared:
     first = base[seeds[0]][split]
     ours, theirs = ([side[s][split]["hypotheses"] for s in seeds] for side in (own, base))
-    return Compared(first["references"], ours, theirs, first["language"])
+    return Compared(first["references"], ours, theirs, languages_of(first))
 
 
 def _against_teacher(study: Study, corpus: str, own: dict[int, Any]) -> Compared:
     teacher = read_json(teacher_file(study, corpus), "the teacher's transcripts")
     ours = [own[s][study.split]["hypotheses"] for s in sorted(own)]
-    return Compared(teacher["references"], ours, [teacher["hypotheses"]] * len(ours), teacher["language"])
+    return Compared(teacher["references"], ours, [teacher["hypotheses"]] * len(ours), languages_of(teacher))
 
 
 def _versus(corpora: list[Compared]) -> dict[str, Any]:
-    cer, wer = (bootstrap_over_seeds(corpora, unit) for unit in ("cer", "wer"))
+    cer, wer = (difference_over_seeds(corpora, unit) for unit in ("cer", "wer"))
     return {
         "delta_cer": cer["points"],
         "interval": cer["ci"],
         "relative_cer": round(100 * cer["relative"], 2),
         "delta_wer": wer["points"],
         "interval_wer": wer["ci"],
+        "p_cer": cer["p"],
+        "p_wer": wer["p"],
+        "seeds_compared": cer["seeds"],
     }
 
 
@@ -172,8 +218,9 @@ def print_table(study: Study, results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    console = Console(width=max(Console().width, 130))  # squeezed into a log's 80 columns names are cut
     for teacher in results["teacher"]:
-        Console().print(
+        console.print(
             f"teacher {teacher['name']} on {teacher['corpus']}: WER {teacher['wer']:.2f} %, CER {teacher['cer']:.2f} %"
         )
     for student, corpus in dict.fromkeys((row["student"], row["corpus"]) for row in results["arms"]):
@@ -183,7 +230,7 @@ def print_table(study: Study, results: dict[str, Any]) -> None:
         )
         for row in rows:
             table.add_row(*cells_of(study, row))
-        Console().print(table)
+        console.print(table)
 
 
 def markdown(study: Study, results: dict[str, Any]) -> str:
@@ -193,14 +240,24 @@ def markdown(study: Study, results: dict[str, Any]) -> str:
     for student, corpus in dict.fromkeys((row["student"], row["corpus"]) for row in results["arms"]):
         said = teachers.get(corpus)
         note = f"; teacher: WER {said['wer']:.2f} %, CER {said['cer']:.2f} %" if said else ""
-        out += [f"\n**{corpus}, {student}**{note}\n", "|".join(["", *columns_of(study), ""]), "|---" * 8 + "|"]
+        out += [f"\n**{corpus}, {student}**{note}\n", "|".join(["", *columns_of(study), ""]), "|---" * 9 + "|"]
         out += ["|".join(["", *cells_of(study, row), ""]) for row in rows_of(results, student, corpus)]
     return "\n".join(out) + "\n"
 
 
 def columns_of(study: Study) -> tuple[str, ...]:
     """Heads of the table."""
-    return ("arm", "WER %", "CER %", f"CER vs {study.baseline}", "95 % interval", "loops", "train s", "peak MB")
+    return (
+        "arm",
+        "WER %",
+        "CER %",
+        f"CER vs {study.baseline}",
+        "95 % interval",
+        "p (Holm)",
+        "loops",
+        "train s",
+        "peak MB",
+    )
 
 
 def rows_of(results: dict[str, Any], student: str, corpus: str) -> list[dict[str, Any]]:
@@ -217,11 +274,19 @@ def cells_of(study: Study, row: dict[str, Any]) -> list[str]:
         _spread(row["wer"]),
         _spread(row["cer"]),
         f"{versus['delta_cer']:+.2f}" if versus else "",
-        f"{versus['interval'][0]:+.2f} to {versus['interval'][1]:+.2f}" if versus else "",
+        _interval(versus) if versus else "",
+        f"{versus['p_holm_cer']:.3f}" if versus and "p_holm_cer" in versus else "",
         f"{np.mean(row['loops']):.1f}",
         f"{row['seconds']:.0f}",
         f"{row['peak_mb']:.0f}",
     ]
+
+
+def _interval(versus: dict[str, Any]) -> str:
+    if versus["interval"] is None:
+        return "too few clips to say"
+    clips_alone = ", clips alone" if versus["seeds_compared"] == 1 else ""
+    return f"{versus['interval'][0]:+.2f} to {versus['interval'][1]:+.2f}{clips_alone}"
 
 
 def _spread(values: list[float]) -> str:
@@ -263,8 +328,8 @@ def page(study: Study, results: dict[str, Any]) -> str:
         bars = {
             "type": "data",
             "symmetric": False,
-            "array": [v["interval"][1] - v["delta_cer"] for v in versus],
-            "arrayminus": [v["delta_cer"] - v["interval"][0] for v in versus],
+            "array": [v["interval"][1] - v["delta_cer"] if v["interval"] else 0 for v in versus],
+            "arrayminus": [v["delta_cer"] - v["interval"][0] if v["interval"] else 0 for v in versus],
         }
         marks = go.Scatter(
             x=[v["delta_cer"] for v in versus], y=[row["name"] for row in compared], error_x=bars, mode="markers",
