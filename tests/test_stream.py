@@ -117,6 +117,13 @@ def test_a_killed_stream_resumes_to_the_same_bits(recipe, dataset, monkeypatch, 
     assert same(weights(whole.output), weights(killed.output))
 
 
+def test_a_stream_that_ends_before_weights_are_learnt_says_so(recipe, dataset, caplog):
+    almkd = {"name": "almkd", "first": 1, "every": 1, "repeats": 1}
+    stages = {"decoder": {**DECODER, "epochs": 2, "steps": 2, "weighting": almkd}}
+    distill(recipe("run", corpus=f"hf:{dataset}", stream={"window_hours": 8 / 3600}, stages=stages))
+    assert "stages.decoder.weighting: no weights were learnt" in caplog.text
+
+
 def test_a_stream_killed_after_its_last_window_is_resumed(recipe, dataset, monkeypatch):
     """The stream ends before the stage's steps do; nothing is left to train on, and the run still comes to its end."""
     stages = {"decoder": {**DECODER, "steps": 1000, "epochs": 1}}

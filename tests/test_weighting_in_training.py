@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from export.curves import read_curves
 from tests.conftest import DECODER, ENCODER
 from workbench.distrust import read_run
 from workbench.step import StepLosses
@@ -115,6 +116,14 @@ def test_what_a_stage_does_not_compute_is_not_logged_as_zero(recipe):
         computed = row["stage"] == "decoder"
         assert [row[name] is not None for name in ("alpha", "task_weight", "task", "distillation")] == [computed] * 4
         assert (row["matching"] is not None) != computed
+
+
+def test_curves_do_not_take_a_missing_task_loss_for_zero(tmp_path):
+    rows = [{"step": n, "stage": "decoder", "loss": 2.0, **({"task": 3.0} if n % 2 else {})} for n in range(1, 601)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curves = read_curves(tmp_path / "bundle")
+    assert set(curves["task"]) == {3.0}
+    assert set(curves["loss"]) == {2.0}
 
 
 def a_micro_batch(alpha, log=None, **changes):
