@@ -10,6 +10,7 @@ import torch
 from export.curves import read_curves
 from tests.conftest import DECODER, ENCODER
 from workbench.distrust import read_run
+from workbench.errors import UserError
 from workbench.step import StepLosses
 from workbench.step_figures import StepFigures
 from workbench.train import distill
@@ -71,6 +72,14 @@ def test_on_policy_utterances_are_left_out_of_what_the_weighting_logs(recipe):
         else:
             assert not {"task", "alpha_mean", "task_weight_mean", "k"} & set(line)
     assert min(read_run(run.output).late("task_weight").values()) > 0
+
+
+def test_a_run_without_weighed_utterances_has_no_ranking(recipe):
+    decoder = {**DECODER, "epochs": 1, "weighting": {"name": "fixed"}, "on_policy": {"share": 1.0}}
+    run = recipe(stages={"encoder": ENCODER, "decoder": decoder})
+    distill(run)
+    with pytest.raises(UserError, match="stage decoder weighed no utterance"):
+        read_run(run.output)
 
 
 def test_a_students_own_transcripts_and_its_early_layer_do_not_meet(recipe):

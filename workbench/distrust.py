@@ -159,6 +159,10 @@ def read_run(folder: Path) -> RunWeights:
     if not stage:
         raise UserError(f"{folder}: no stage of it decodes, so it weighed nothing")
     table = pq.read_table(path, filters=[("stage", "==", stage[-1])])
+    if not table.num_rows:
+        raise UserError(
+            f"{path}: stage {stage[-1]} weighed no utterance, because all of its micro-batches were on-policy"
+        )
     names = [name for name in table.column_names if name not in ("stage", "id")]
     columns = {name: table[name].to_numpy().astype(np.float64) for name in names}
     return RunWeights(folder, recipe, stage[-1], table["id"].to_pylist(), columns)
