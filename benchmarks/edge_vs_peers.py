@@ -39,12 +39,12 @@ def main() -> None:
     from peers import PEERS, versions
 
     from export.report import interval
-    from workbench.corpus import open_corpus
+    from workbench.corpus import scored_clips
 
     peers = {name: peer for name, peer in PEERS.items() if options.only in name}
     compared = versions(peers.values())
     ours = {f"ours, {precision}": precision for precision in options.precision.split(",")}
-    utterances = open_corpus(options.corpus, options.split, options.clips)
+    utterances = scored_clips(options.corpus, options.split, options.clips)
     systems, runs = _measure(options, ours, peers, utterances)
     print("| system | WER % (95 %) | p50 ms | p95 ms | RTFx | MB | peak RSS MB |\n|---|---|---|---|---|---|---|")
     for s in systems:

@@ -32,12 +32,12 @@ def main() -> None:
 def measured(language: str, corpus: str) -> dict[str, Any]:
     """WER of both ways."""
     from workbench.audio import SAMPLE_RATE, write_wav
-    from workbench.corpus import open_corpus
+    from workbench.corpus import scored_clips
     from workbench.filters import Limits
     from workbench.label import LabelSettings, label
     from workbench.scoring import score
 
-    clips = [u for u in open_corpus(corpus, "validation") if u.seconds > 1.5][:CLIPS]
+    clips = [u for u in scored_clips(corpus, "validation") if u.seconds > 1.5][:CLIPS]
     draw, noise = random.Random(3), np.random.default_rng(0)
     waves = [(u.wave(), np.zeros(round(SAMPLE_RATE * draw.uniform(0.4, 1.8)), np.float32)) for u in clips]
     wave = np.concatenate([piece for pair in waves for piece in pair])

@@ -101,14 +101,14 @@ def command(*args: str) -> None:
 
 def transcribed(student: Path, split: str, baseline: list[str] | None) -> dict[str, Any]:
     """Transcripts of a real split at true length, their scores, and how sure the difference to a baseline's is."""
-    from workbench.corpus import open_corpus
+    from workbench.corpus import scored_clips
     from workbench.evaluate import validate
     from workbench.families import open_family
     from workbench.recipe_sections import MarginRecipe
     from workbench.scoring import normalize, paired_difference, score
 
     family = open_family(student)
-    utterances = open_corpus("prompts-en", split)
+    utterances = scored_clips("prompts-en", split)
     found = validate(family.load(), family, utterances, MarginRecipe().inference)
     scored = score(found.references, found.hypotheses, found.languages)
     against = paired_difference(found.references, found.hypotheses, baseline, found.languages) if baseline else None

@@ -13,7 +13,7 @@ from demo.difference import COLOURS
 from demo.live import Live
 from demo.session import Result, Systems, Tally, compare, load_clip, seconds
 from workbench.audio import write_wav
-from workbench.corpus import Utterance, open_corpus
+from workbench.corpus import Utterance, scored_clips
 from workbench.errors import UserError
 
 EXAMPLES = 12
@@ -171,7 +171,7 @@ def serve(
 ) -> None:
     """Open the systems and serve the page until interrupted; raises UserError if the port is taken."""
     systems = Systems.open(bundles, teacher, precision, threads)
-    clips = open_corpus(corpus, "test")
+    clips = scored_clips(corpus, "test")
     step = max(1, len(clips) // EXAMPLES)
     page = build(systems, sorted(clips[::step][:EXAMPLES], key=lambda u: u.seconds))
     try:

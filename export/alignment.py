@@ -17,7 +17,7 @@ import torch
 from export.detector import silero_data
 from export.edge.words import spans
 from workbench.audio import SAMPLE_RATE, Wave
-from workbench.corpus import Utterance, open_corpus
+from workbench.corpus import Utterance, scored_clips
 from workbench.families.whisper import Whisper
 from workbench.families.whisper_passes import encode
 from workbench.families.whisper_tokens import label_ids
@@ -44,7 +44,7 @@ class Recording:
 
 def alignment_clips(corpus: str) -> list[Utterance]:
     """Clips to choose heads on, of a corpus's training split."""
-    return open_corpus(corpus, "train", CLIPS)
+    return scored_clips(corpus, "train", CLIPS)
 
 
 def recordings(utterances: Sequence[Utterance], seed: int = 0) -> list[Recording]:

@@ -24,7 +24,7 @@ from export.precisions import WITH_LAYERS, Precision, Scheme, parse_precision
 from export.quantize import calibration_clips
 from export.search_table import print_search
 from export.workshop import FP32, Row, Workshop, alone, row
-from workbench.corpus import Utterance, open_corpus
+from workbench.corpus import Utterance, scored_clips
 from workbench.errors import UserError
 from workbench.host import describe_host, has_int8_dot_product, usable_cpus
 from workbench.scoring import paired_difference
@@ -234,7 +234,7 @@ def export_for(
         log.info("%s holds what this search found; add --overwrite to search anew", output)
         return output, None
     waves = calibration_clips(corpus) if "int8_static" in profile.encoder else []
-    validation, test = open_corpus(corpus, "validation"), open_corpus(corpus, "test")
+    validation, test = scored_clips(corpus, "validation"), scored_clips(corpus, "test")
     with tempfile.TemporaryDirectory() as temporary:
         # word times are no part of what is searched for: their heads are chosen once, for the bundle that comes of it
         first = export_bundle(

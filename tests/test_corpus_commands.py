@@ -37,7 +37,7 @@ def test_a_share_of_the_training_transcripts_is_wrong_and_nothing_else(clean, ho
 
 
 def test_the_corrupted_ids_are_recorded(clean, tmp_path):
-    folder = write_corrupted(clean, 0.4, "exchange", 1, tmp_path / "noisy")
+    folder = write_corrupted(clean, 0.4, "exchange", 1, tmp_path / "noisy", BUILT_IN["prompts-en"])
     record = [json.loads(line) for line in (folder / "corrupted.jsonl").read_text().splitlines()]
     texts = {u.id: u.text for u in clean}
     noisy = {u.id: u.text for u in open_corpus(str(folder), "train")}

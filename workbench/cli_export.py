@@ -141,11 +141,11 @@ def _verify(
     json_file: Path | None = None,
 ) -> None:  # fmt: skip
     from export.verify import verify_bundle
-    from workbench.corpus import open_corpus
+    from workbench.corpus import scored_clips
     from workbench.files import write_json
     from workbench.host import describe_host
 
-    utterances = open_corpus(corpus, split, clips)
+    utterances = scored_clips(corpus, split, clips)
     found = verify_bundle(bundle, checkpoint, utterances, f"{corpus} {split}", clients, threads)
     if json_file is not None:
         write_json(json_file, {"host": describe_host(), **found})

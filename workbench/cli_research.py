@@ -50,7 +50,7 @@ def prompts(
         return
     clean = BUILT_IN.get(f"prompts-{language}") or build_prompts(language, corpora_dir() / f"prompts-{language}")
     name = f"prompts-{language}-corrupt{round(100 * corrupt)}{'' if how == 'exchange' else '-words'}"
-    typer.echo(write_corrupted(read_manifest(clean), corrupt, how, seed, output or corpora_dir() / name))
+    typer.echo(write_corrupted(read_manifest(clean), corrupt, how, seed, output or corpora_dir() / name, clean))
 
 
 def study(

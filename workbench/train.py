@@ -16,7 +16,7 @@ import torch
 from workbench import __version__, checkpoints
 from workbench.allocator import bound_kernel_cache, keep_freed_memory
 from workbench.checkpoints import Position
-from workbench.corpus import Utterance, open_corpus, training_set
+from workbench.corpus import Utterance, scored_clips, training_set
 from workbench.ema import MovingAverage
 from workbench.encoded import encode_clips, encoded_folder
 from workbench.errors import UserError
@@ -81,7 +81,7 @@ class Distillation:
                 recipe.corpus, recipe.limit, recipe.more_corpora, augment.speeds, augment.concatenate, recipe.seed
             )
         check_schedules(recipe, self.train_set)
-        self.validation_set = open_corpus(recipe.corpus, "validation", recipe.limit)
+        self.validation_set = scored_clips(recipe.corpus, "validation", recipe.limit)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if recipe.precision == "bf16" else "no",
             log_with=list(recipe.trackers) or None,

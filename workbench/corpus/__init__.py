@@ -1,6 +1,6 @@
 """Corpora: every source of speech, read into one record type, `Utterance`."""
 
-from workbench.corpus.sources import corpus_identity, open_corpus, training_set
+from workbench.corpus.sources import corpus_identity, open_corpus, scored_clips, training_set
 from workbench.corpus.utterance import SPLITS, Utterance
 
-__all__ = ["SPLITS", "Utterance", "corpus_identity", "open_corpus", "training_set"]
+__all__ = ["SPLITS", "Utterance", "corpus_identity", "open_corpus", "scored_clips", "training_set"]

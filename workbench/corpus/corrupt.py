@@ -6,12 +6,14 @@ both texts.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from workbench.corpus.references import VERSION_FILE
 from workbench.corpus.utterance import Utterance
 from workbench.errors import UserError
 from workbench.files import atomic_folder, write_jsonl
@@ -36,7 +38,7 @@ def corrupt(utterances: Sequence[Utterance], share: float, how: str, seed: int) 
     if not 0 < share < 1:
         raise UserError(f"--corrupt {share:g}: expected a share between 0 and 1, such as 0.4")
     generator = np.random.default_rng(seed)
-    training = [i for i, u in enumerate(utterances) if u.split == "train"]
+    training = [i for i, u in enumerate(utterances) if u.split == "train" and u.scored]  # others are not trained on
     chosen = sorted(generator.choice(training, round(share * len(training)), replace=False).tolist())
     texts = [utterances[i].text for i in chosen]
     if how == "exchange":
@@ -50,14 +52,25 @@ def corrupt(utterances: Sequence[Utterance], share: float, how: str, seed: int) 
     return out
 
 
-def write_corrupted(utterances: Sequence[Utterance], share: float, how: str, seed: int, output: Path) -> Path:
-    """Write the corrupted corpus as a folder with manifest.jsonl and corrupted.jsonl; the audio stays where it is."""
+def write_corrupted(
+    utterances: Sequence[Utterance], share: float, how: str, seed: int, output: Path, clean: Path | None = None
+) -> Path:
+    """Write the corrupted corpus as a folder with manifest.jsonl and corrupted.jsonl; the audio stays where it is.
+
+    Args:
+        utterances: of the clean corpus, all splits.
+        share: as for `corrupt`.
+        how: as for `corrupt`.
+        seed: as for `corrupt`.
+        output: the folder to write.
+        clean: the clean corpus's folder, if it has one; if that carries a version, the corrupted one carries the same.
+    """
     wrong = corrupt(utterances, share, how, seed)
     if any(not isinstance(u.audio, Path) for u in utterances):
         raise UserError("--corrupt: the corpus holds no audio files of its own; write it as a manifest first")
     rows = [
         {"id": u.id, "audio": str(Path(str(u.audio)).resolve()), "text": u.text, "duration": u.seconds, "language": u.language,
-         "split": u.split} for u in wrong
+         "split": u.split, **({} if u.scored else {"scored": False})} for u in wrong
     ]  # fmt: skip
     record = [
         {"id": new.id, "text": new.text, "was": old.text}
@@ -67,6 +80,8 @@ def write_corrupted(utterances: Sequence[Utterance], share: float, how: str, see
     with atomic_folder(output) as folder:
         for name, lines in (("manifest.jsonl", rows), (RECORD, record)):
             write_jsonl(folder / name, lines)
+        if clean is not None and (clean / VERSION_FILE).is_file():
+            shutil.copy(clean / VERSION_FILE, folder)
     return output
 
 

@@ -2,7 +2,8 @@
 
 asterisk-core-sounds-LANG-g722 (audio) and asterisk-core-sounds-LANG (transcripts) are downloaded with `apt-get download`,
 which checks their signatures, unpacked without root, encoded as 16 kHz mono Opus, and given the manifest with its fixed
-split. Needs a Debian or Ubuntu machine. English ships in the package, and was built by this.
+split and the corrected references (references.py). Needs a Debian or Ubuntu machine. English ships in the package, and was
+built by this.
 """
 
 from __future__ import annotations
@@ -19,10 +20,19 @@ from pathlib import Path
 import av
 
 from workbench.audio import SAMPLE_RATE, decode
-from workbench.corpus.split import split_of
+from workbench.corpus.references import (
+    VERSION_FILE,
+    build_version,
+    built_language,
+    corrected,
+    corrections,
+    corrections_file,
+    is_current,
+    why_not_scored,
+)
+from workbench.corpus.split import split_key, split_of
 from workbench.errors import UserError, nearest
-from workbench.files import atomic_folder
-from workbench.scoring import normalize
+from workbench.files import atomic_folder, write_json
 
 log = logging.getLogger("workbench")
 LANGUAGES = ("en", "es", "fr", "it", "ru")
@@ -31,16 +41,24 @@ SHORTEST, LONGEST = 0.3, 30.0  # seconds
 
 
 def build_prompts(language: str, output: Path) -> Path:
-    """Build one language's corpus in `output`; a folder that is there already is left alone.
+    """Build one language's corpus in `output`. What an earlier version built there is replaced; any other folder is left alone.
 
     Raises:
-        UserError: another language, no apt-get or dpkg-deb here, or the packages cannot be downloaded.
+        UserError: another language, `output` holds something else, no apt-get or dpkg-deb here, the packages cannot be
+            downloaded, or a text in them is not the one that a correction was made for.
     """
     if language not in LANGUAGES:
         raise UserError(f"--language {language!r}{nearest(language, LANGUAGES)}")
-    if (output / "manifest.jsonl").is_file():
-        log.info("%s is there already", output)
-        return output
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        if not output.is_dir() or built_language(output) != language:
+            raise UserError(
+                f"{output}: is there and was not built by `workbench corpus prompts --language {language}`; "
+                "choose another --output, or remove it"
+            )
+        if is_current(output, language):
+            log.info("%s is there already", output)
+            return output
+        log.info("%s was built by an earlier version and is built anew", output)
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise UserError(f"{tool} is not here; build the corpus on Debian or Ubuntu and copy the folder")
@@ -74,9 +92,9 @@ def build(unpacked: Path, language: str, folder: Path) -> None:
     for name, written in transcripts(gzip.decompress((documents / f"core-sounds-{language}.txt.gz").read_bytes())):
         audio = sounds / f"{name}.g722"
         text = re.sub(r"\s*\[[^]]*\]\s*", " ", written).strip()  # "at [@]" says "at"; "[beep tone]" says nothing
-        normalized = normalize(text, language)
-        if not normalized or not audio.is_file() or name in seen:
-            reason = "no speech" if not normalized else "listed twice" if name in seen else "no recording"
+        key = split_key(text, language)  # of the text before corrections, so that every clip keeps its split
+        if not key or not audio.is_file() or name in seen:
+            reason = "no speech" if not key else "listed twice" if name in seen else "no recording"
             left_out.append(f"{name}\t{reason}\t{written}")
             continue
         wave = decode(audio)
@@ -87,24 +105,34 @@ def build(unpacked: Path, language: str, folder: Path) -> None:
         seen.add(name)
         target = Path("audio") / f"{name.replace('/', '__')}.opus"
         encode(audio, folder / target)
+        reference = corrected(name, text, language)
+        why = why_not_scored(reference, language)
         manifest.append(
             {
                 "id": name,
                 "audio": target.as_posix(),
-                "text": text,
+                "text": reference,
                 "duration": round(seconds, 3),
                 "language": language,
-                "split": split_of(normalized),
+                "split": split_of(key),
+                **({"scored": False, "why": why} if why else {}),
             }
+        )
+    if missing := sorted(set(corrections(language)) - seen):
+        raise UserError(
+            f"{corrections_file(language)}: id {missing[0]!r} is not among the package's clips; Debian's package has changed"
         )
     lines = [json.dumps(row, ensure_ascii=False) for row in sorted(manifest, key=lambda row: str(row["id"]))]
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "left_out.tsv").write_text("id\treason\ttranscript\n" + "\n".join(left_out) + "\n", encoding="utf-8")
+    write_json(folder / VERSION_FILE, build_version(language))
     copyright_file = unpacked / "usr/share/doc" / f"asterisk-core-sounds-{language}-g722" / "copyright"
     (folder / "LICENSE").write_bytes(copyright_file.read_bytes())
     for split in ("train", "validation", "test"):
         part = [row for row in manifest if row["split"] == split]
-        log.info("%s: %d clips, %.0f s", split, len(part), sum(float(str(row["duration"])) for row in part))
+        marked = sum(row.get("scored") is False for row in part)
+        seconds = sum(float(str(row["duration"])) for row in part)
+        log.info("%s: %d clips, %.0f s; %d of them are not scored", split, len(part), seconds, marked)
 
 
 def transcripts(content: bytes) -> list[tuple[str, str]]:

@@ -10,12 +10,13 @@ from workbench.audio import LONGEST_SECONDS
 from workbench.corpus.hub import read_dataset
 from workbench.corpus.manifests import find_manifest, read_manifest
 from workbench.corpus.more import at_speeds, concatenated
+from workbench.corpus.references import CORRECTED, check_current
 from workbench.corpus.utterance import SPLITS, Utterance
 from workbench.errors import UserError, nearest
 from workbench.files import cache_dir, file_sha256
 
 BUILT_IN = {"prompts-en": Path(__file__).parent / "prompts-en"}
-BUILDABLE = tuple(f"prompts-{language}" for language in ("es", "fr", "it", "ru"))
+BUILDABLE = tuple(f"prompts-{language}" for language in CORRECTED)
 
 
 def corpora_dir() -> Path:
@@ -24,11 +25,12 @@ def corpora_dir() -> Path:
 
 
 def find_corpus(source: str) -> Path:
-    """Manifest or folder of a corpus that is no dataset of the hub; raises UserError if there is none."""
+    """Manifest or folder of a corpus that is no dataset of the hub; raises UserError if there is none, or if it is out of date."""
     if source in BUILT_IN:
         return BUILT_IN[source]
     built = corpora_dir() / source
     if "/" not in source and (built / "manifest.jsonl").is_file():
+        check_current(built, source)
         return built
     path = Path(source).expanduser()
     if not path.exists():
@@ -40,6 +42,8 @@ def find_corpus(source: str) -> Path:
             )
         known = [*BUILT_IN, *BUILDABLE]
         raise UserError(f"corpus {source!r}: neither a path nor a built-in corpus{nearest(source, known)}")
+    folder = path if path.is_dir() else path.parent
+    check_current(folder, folder.resolve().name)
     return path
 
 
@@ -84,6 +88,20 @@ def open_corpus(source: str, split: str, limit: int | None = None) -> list[Utter
     return utterances
 
 
+def scored_clips(source: str, split: str, limit: int | None = None) -> list[Utterance]:
+    """The clips of a split that a system can be scored on: those whose reference is not marked as incomplete.
+
+    Everything that computes an error rate takes its clips from here; arguments as for `open_corpus`, and `limit` counts scored clips.
+
+    Raises:
+        UserError: as `open_corpus`, or all clips of the split are marked.
+    """
+    scored = [u for u in open_corpus(source, split, limit if source.startswith("hf:") else None) if u.scored][:limit]
+    if not scored:
+        raise UserError(f"corpus {source!r}: all clips of its split {split!r} are marked as not to be scored")
+    return scored
+
+
 def training_set(
     source: str,
     limit: int | None,
@@ -93,6 +111,8 @@ def training_set(
     seed: int = 0,
 ) -> list[Utterance]:
     """The utterances to train on: a corpus, more corpora, each clip at more speeds, and short clips joined.
+
+    Clips that are not scored are left out: a label that leaves words out teaches deletions.
 
     Args:
         source: the corpus, as for `open_corpus`.
@@ -105,8 +125,8 @@ def training_set(
     Raises:
         UserError: as `open_corpus`.
     """
-    utterances = open_corpus(source, "train", limit)
+    utterances = scored_clips(source, "train", limit)
     for other in more:
-        utterances += [replace(u, id=f"{other}:{u.id}") for u in open_corpus(other, "train")]
+        utterances += [replace(u, id=f"{other}:{u.id}") for u in scored_clips(other, "train")]
     out = utterances + at_speeds(utterances, speeds)
     return out + concatenated(utterances, longest, seed) if longest else out

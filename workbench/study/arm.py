@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from workbench.corpus import Utterance, open_corpus
+from workbench.corpus import Utterance, scored_clips
 from workbench.encoded import encoded_folder
 from workbench.evaluate import EncodedClips, Validation, validate, validate_encoded
 from workbench.families import open_family
@@ -78,7 +78,7 @@ def score_teacher(study: Study, corpus: str) -> None:
         return
     recipe = parse_recipe({**study.recipe, "output": str(study.output), "corpus": corpus}, "study")
     family = open_family(resolve_teacher(recipe.teacher))
-    utterances = open_corpus(corpus, study.split, recipe.limit)
+    utterances = scored_clips(corpus, study.split, recipe.limit)
     log.info("the teacher transcribes %s, %s: %d clips", corpus, study.split, len(utterances))
     model = family.load().to("cuda" if torch.cuda.is_available() else "cpu")
     found = validate(model, family, utterances, family.silence)
@@ -94,7 +94,7 @@ def _scored(recipe: Recipe, student: Any, split: str) -> dict[str, Any]:
     """Transcribe a split with the student as it was saved, which is how its user will have it."""
     family = open_family(student)
     model = family.load().to("cuda" if torch.cuda.is_available() else "cpu")
-    utterances = open_corpus(recipe.corpus, split, recipe.limit)
+    utterances = scored_clips(recipe.corpus, split, recipe.limit)
     frozen = all(stage.trainable == "decoder" for stage in recipe.stages.values())
     folder = encoded_folder(recipe, "evaluated") if frozen else None
     clips = EncodedClips(utterances, family, recipe.margin.inference, frozen, folder)
