@@ -131,7 +131,7 @@ def test_a_stream_killed_after_its_last_window_is_resumed(recipe, dataset, monke
         "corpus": f"hf:{dataset}",
         "stream": {"window_hours": 8 / 3600},
         "stages": stages,
-        "validate_every": validate_every,
+        "validate_every": 100,
     }
     whole = recipe("whole", **how)
     distill(whole)
