@@ -67,23 +67,23 @@ def compare(loop: Any, objective: Any, window: Any) -> list[dict[str, Any]]:
     batches = (batch for step in loop.rounds.batches(window, plan[:BATCHES], parts, of) for batch in step)
     moment = Moment(0.5, 0, 1)
     probe = StudentProbe(
-        loop.run.model, loop.run.family, batches, loop.passes.audio, loop.validation, objective, moment, dict
+        loop.run.model, loop.run.family, batches, loop.passes.audio, loop.validation, objective, moment, 1e-4, dict
     )
-    return [both(batch, held) for batch, held in probe.pairs()]
+    return [both(batch, outer) for batch, outer in probe.pairs(False)]
 
 
-def both(batch: Any, held: Any) -> dict[str, Any]:
+def both(batch: Any, outer: Any) -> dict[str, Any]:
     """Difference and median times of the two, in turns."""
-    from workbench.look_ahead import concentrated, weight_gradients
+    from workbench.look_ahead import concentrated, outer_gradients
 
     weights = torch.full((2, len(batch.ids)), 0.5)
-    fewer = concentrated(batch, held)
-    whole = weight_gradients(batch, held, weights, 0.1)
-    error = (weight_gradients(*fewer, weights, 0.1) - whole).norm() / whole.norm()
+    fewer = concentrated(batch, outer)
+    whole = outer_gradients(batch, outer, weights, 0.1)
+    error = (outer_gradients(*fewer, weights, 0.1) - whole).norm() / whole.norm()
     work = {
-        "prepare_ms": lambda: concentrated(batch, held),
-        "whole_ms": lambda: weight_gradients(batch, held, weights, 0.1),
-        "kept_ms": lambda: weight_gradients(*fewer, weights, 0.1),
+        "prepare_ms": lambda: concentrated(batch, outer),
+        "whole_ms": lambda: outer_gradients(batch, outer, weights, 0.1),
+        "kept_ms": lambda: outer_gradients(*fewer, weights, 0.1),
     }
     times = [{name: 1000 * timed(call) for name, call in work.items()} for _ in range(TIMES)]
     return {

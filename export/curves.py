@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from workbench.files import json_lines
+
 POINTS = 300  # of a curve in the report; longer ones are averaged
 LOSSES = ("loss", "task", "distillation", "matching")
 
@@ -20,7 +22,7 @@ def read_curves(bundle: Path) -> dict[str, Any] | None:
     path = bundle.resolve().parent / "metrics.jsonl"
     if not path.is_file():
         return None
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in json_lines(path)]
     trained = [row for row in rows if "loss" in row]
     if not trained:
         return None
@@ -36,7 +38,9 @@ def read_curves(bundle: Path) -> dict[str, Any] | None:
         "stage": [group[0]["stage"] for group in groups],
     }
     for name in LOSSES:
-        curves[name] = [float(f"{sum(row.get(name, 0.0) for row in group) / len(group):.6g}") for group in groups]
+        # a step without the corpus's transcripts (on-policy) has no task loss, which is not one of 0
+        known = [[row[name] for row in group if name in row] for group in groups]
+        curves[name] = [float(f"{sum(values) / max(len(values), 1):.6g}") for values in known]
     curves["validation"] = [
         {"step": row["step"], "wer": row["validation_wer"], "cer": row["validation_cer"]}
         for row in rows

@@ -277,8 +277,12 @@ def launch(parsed, tmp_path, *, processes, **environment):
 
 
 def losses(folder):
+    return figures(folder, "loss")
+
+
+def figures(folder, name):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if "loss" in row]
+    return [row[name] for row in rows if name in row]
 
 
 FSDP = {
@@ -308,13 +312,18 @@ def test_two_processes_have_the_loss_curve_of_one(recipe, cache, tmp_path, envir
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["superloss", "homoscedastic"])
-def test_the_state_of_a_weighting_is_of_the_whole_step_in_two_processes(recipe, tmp_path, name):
-    stages = {"decoder": {**DECODER, "micro_batches": 2, "weighting": {"name": name}}}
+@pytest.mark.parametrize("changes", [{"micro_batches": 4}, {"micro_batches": 2, "on_policy": {"share": 0.6}}],
+                         ids=["stand-ins", "on-policy"])  # fmt: skip
+def test_the_state_of_a_weighting_is_of_the_whole_step_in_two_processes(recipe, tmp_path, name, changes):
+    """Four micro-batches of two or three clips have stand-ins; on-policy ones may be all that a process has of a step."""
+    stages = {"decoder": {**DECODER, "weighting": {"name": name}, **changes}}
     two, one = recipe("two", stages=stages), recipe("one", stages=stages)
     launch(two, tmp_path, processes=2)
     distill(one)
     # SuperLoss's very first threshold is the micro-batch's own in both
-    assert losses(two.output) == pytest.approx(losses(one.output), rel=5e-3)
+    for figure in ("loss", "alpha_mean", "task_weight_mean", "task", "disagreement"):
+        assert figures(two.output, figure) == pytest.approx(figures(one.output, figure), rel=5e-3), figure
+    assert len(figures(two.output, "alpha_mean")) > 1
 
 
 @pytest.mark.slow

@@ -1,10 +1,24 @@
 """Learnt weights: factorised gradients against autograd through the look-ahead step."""
 
+import json
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 
-from workbench.look_ahead import Held, Probed, concentrated, normalized, weight_gradients
+from workbench.look_ahead import (
+    Held,
+    Probed,
+    concentrated,
+    label_shares,
+    normalized,
+    outer_gradients,
+    weight_gradients,
+)
 from workbench.objectives import per_utterance
 from workbench.weighting import Evidence, TeacherStatistics, build_weighting
 
@@ -29,29 +43,122 @@ def token_losses(logits, labels, teachers):
     return torch.stack([F.cross_entropy(logits, labels, reduction="none"), *kl])  # [losses, labels]
 
 
-def probed(scene):
+def probed(scene, average_over="utterances"):
     weight, hidden, owner, labels, teachers, held_hidden, held_owner, held_labels = scene
     logits = (hidden @ weight.t()).requires_grad_()
     losses = token_losses(logits, labels, teachers)
     residuals = torch.stack([torch.autograd.grad(row.sum(), logits, retain_graph=True)[0] for row in losses])
-    counts = torch.bincount(held_owner)
-    held = Held(held_hidden, held_hidden @ weight.t(), held_labels, 1.0 / (counts[held_owner] * len(counts)))
-    return Probed(["a", "b", "c"], hidden, residuals, owner), held
+    held = Held(held_hidden, held_hidden @ weight.t(), held_labels, label_shares(held_owner, 2, average_over))
+    share = label_shares(owner, 3, average_over)
+    return Probed(["a", "b", "c"], hidden, residuals, owner, logits.detach(), labels, share), [held]
 
 
-@pytest.mark.parametrize("rate", [1e-4, 0.1, 2.0])
-def test_gradients_are_autograds_through_the_look_ahead(scene, rate):
+def averaged(losses, owner, average_over):
+    """As training averages the losses of labels."""
+    utterances = int(owner.max()) + 1
+    return losses.mean() if average_over == "tokens" else per_utterance(losses, owner, utterances).mean()
+
+
+def after_the_step(scene, weights, rate, average_over="utterances", train_share=0.0, create_graph=True):
+    """The outer loss after one gradient step of the projection on the weighed losses, by autograd."""
     weight, hidden, owner, labels, teachers, held_hidden, held_owner, held_labels = scene
-    weights = torch.rand(3, 3, requires_grad=True)  # [losses, utterances]
     theta = weight.clone().requires_grad_()
-    losses = token_losses(hidden @ theta.t(), labels, teachers)
-    each = torch.stack([per_utterance(row, owner, 3) for row in losses])
-    (step,) = torch.autograd.grad((weights * each).sum(0).mean(), theta, create_graph=True)
-    ahead = held_hidden @ (theta - rate * step).t()
-    validation = per_utterance(F.cross_entropy(ahead, held_labels, reduction="none"), held_owner, 2).mean()
-    (expected,) = torch.autograd.grad(validation, weights)
-    found = weight_gradients(*probed(scene), weights.detach(), rate)
+    losses = (weights[:, owner] * token_losses(hidden @ theta.t(), labels, teachers[: len(weights) - 1])).sum(0)
+    (step,) = torch.autograd.grad(averaged(losses, owner, average_over), theta, create_graph=create_graph)
+    ahead = theta - rate * step
+    validation = F.cross_entropy(held_hidden @ ahead.t(), held_labels, reduction="none")
+    train = F.cross_entropy(hidden @ ahead.t(), labels, reduction="none")
+    return (1 - train_share) * averaged(validation, held_owner, average_over) + train_share * averaged(
+        train, owner, average_over
+    )
+
+
+@pytest.mark.parametrize("average_over", ["utterances", "tokens"])
+@pytest.mark.parametrize("train_share", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("rate", [1e-4, 0.1, 2.0])
+def test_gradients_are_autograds_through_the_look_ahead(scene, rate, train_share, average_over):
+    weights = torch.rand(3, 3, requires_grad=True)  # [losses, utterances]
+    (expected,) = torch.autograd.grad(after_the_step(scene, weights, rate, average_over, train_share), weights)
+    found = outer_gradients(*probed(scene, average_over), weights.detach(), rate, train_share)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("average_over", ["utterances", "tokens"])
+def test_shares_of_labels_are_training_s_own_mean(average_over):
+    owner, losses = torch.tensor([0, 0, 0, 1]), torch.tensor([1.0, 2.0, 3.0, 10.0])
+    shares = label_shares(owner, 2, average_over)
+    assert (shares * losses).sum().item() == pytest.approx({"utterances": 6.0, "tokens": 4.0}[average_over])
+
+
+def test_the_whole_validation_set_in_parts_is_the_whole_set(scene):
+    batch, (held,) = probed(scene)
+    parts = [Held(*(x[rows] for x in (held.hidden, held.logits, held.labels, held.weight))) for rows in ([0], [1, 2])]
+    weights = torch.rand(3, 3)
+    torch.testing.assert_close(
+        outer_gradients(batch, parts, weights, 0.3, 0.25), outer_gradients(batch, [held], weights, 0.3, 0.25)
+    )
+
+
+def test_almkd_as_its_authors_run_it(scene):
+    """Ten repeats of a - 2000 * learning rate * d [0.75 validation + 0.25 train] / da, raw, against autograd."""
+    example = Path("docs/weightings.md").read_text(encoding="utf-8").split("as its authors run it\n", 1)[1]
+    documented = yaml.safe_load(textwrap.dedent(example.split("These values", 1)[0].split("The training part", 1)[0]))
+    learning_rate, batch_and_outer = 0.02, probed(scene)
+    batch = replace(batch_and_outer[0], residuals=batch_and_outer[0].residuals[:2])
+    options = {
+        "name": "almkd", "first": 0, "every": 10, "repeats": 10, "step_per_learning_rate": 2000, "rate": "current",
+        "gradient_scale": "raw", "train_share": 0.25, "validation": "whole", "at_rate_change": True, "smallest": 1e-7,
+        "initial": 0.4,
+    }  # fmt: skip
+    assert documented["weighting"] == {key: value for key, value in options.items() if key != "initial"}
+    system = build_weighting(options, TeacherStatistics((1.0,)))
+    assert system.whole_validation
+    start = torch.tensor([system.initial(i, 2) for i in "abc"]).t()
+    alpha, inside = torch.full((3,), 0.4), 0
+    for _ in range(10):
+        a = alpha.clone().requires_grad_()
+        outer = after_the_step(scene, torch.stack([1 - a, a]), learning_rate, "utterances", 0.25)
+        (slope,) = torch.autograd.grad(outer, a)
+        alpha = (alpha - 2000 * learning_rate * slope).clamp(1e-7, 1 - 1e-7)
+        inside += int(((alpha > 1e-6) & (alpha < 1 - 1e-6)).sum())
+    assert 0 < inside < 30  # some weights are moved, some end at the bounds
+    found = system.improved(batch, batch_and_outer[1], start, learning_rate)
+    torch.testing.assert_close(found, torch.stack([1 - alpha, alpha]), rtol=1e-3, atol=1e-5)
+    assert found.min() >= 0.9e-7
+
+
+def test_almkd_learns_at_its_intervals_and_where_the_learning_rate_has_changed(scene):
+    class Probe:
+        learning_rate = 0.1
+
+        def pairs(self, whole):
+            assert whole
+            yield probed(scene)
+
+        def gathered(self, found):
+            return found
+
+    options = {"name": "almkd", "first": 0, "every": 10, "at_rate_change": True, "validation": "whole"}
+    system = build_weighting(options, TeacherStatistics((1.0,)))
+    assert system.looks_ahead(0, 0.1)
+    system.look_ahead(Probe())
+    resumed = build_weighting(options, TeacherStatistics((1.0,)))
+    resumed.load_state_dict(json.loads(json.dumps(system.state_dict())))
+    for one in (system, resumed):
+        assert [epoch for epoch in range(1, 21) if one.looks_ahead(epoch, 0.1)] == [10, 20]
+        assert one.looks_ahead(3, 0.05)
+
+
+def test_the_first_weights_of_almkd_depend_on_seed_and_utterance_alone():
+    first, again, other = (build_weighting({"name": "almkd"}, TeacherStatistics((1.0,)), seed) for seed in (1, 1, 2))
+    names = [f"clip-{i}" for i in range(1000)]
+    drawn = torch.tensor([first.initial(name, 2)[1] for name in names], dtype=torch.float64)
+    assert drawn.tolist() == [again.initial(name, 2)[1] for name in names]
+    others = torch.tensor([other.initial(name, 2)[1] for name in names], dtype=torch.float64)
+    assert torch.corrcoef(torch.stack([drawn, others]))[0, 1].abs() < 0.1  # another seed, other weights
+    for weights in (drawn, others):  # uniform: mean 1/2, variance 1/12
+        assert weights.mean().item() == pytest.approx(0.5, abs=0.05)
+        assert weights.var().item() == pytest.approx(1 / 12, abs=0.01)
 
 
 def test_tokens_that_the_step_does_not_move_go_together():
@@ -64,32 +171,30 @@ def test_tokens_that_the_step_does_not_move_go_together():
     held_hidden = torch.randn(3, WIDTH)
     labels = torch.tensor([1, 4, 200])  # one of them is among the unlikely
     held = Held(held_hidden, held_hidden @ weight.t() + bias, labels, torch.full((3,), 1 / 3))
-    whole, weights = Probed(["a", "b", "c"], hidden, residuals, owner), torch.rand(2, 3)
-    fewer, held_fewer = concentrated(whole, held)
+    logits, targets = hidden @ weight.t() + bias, torch.randint(9, (6,))
+    whole = Probed(["a", "b", "c"], hidden, residuals, owner, logits, targets, label_shares(owner, 3, "utterances"))
+    weights = torch.rand(2, 3)
+    fewer, (held_fewer,) = concentrated(whole, [held])
     assert fewer.residuals.shape[-1] < 15
     torch.testing.assert_close(held_fewer.logits.logsumexp(-1), held.logits.logsumexp(-1))
-    torch.testing.assert_close(
-        weight_gradients(fewer, held_fewer, weights, 0.1), weight_gradients(whole, held, weights, 0.1), rtol=1e-3, atol=1e-6
-    )  # fmt: skip
+    for train_share in (0.0, 0.25):
+        torch.testing.assert_close(
+            outer_gradients(fewer, [held_fewer], weights, 0.1, train_share),
+            outer_gradients(whole, [held], weights, 0.1, train_share), rtol=1e-3, atol=1e-6,
+        )  # fmt: skip
 
 
 def test_where_every_token_moves_nothing_changes(scene):
     weights = torch.rand(3, 3)
-    batch, held = concentrated(*probed(scene))
+    batch, outer = concentrated(*probed(scene))
     assert batch.residuals.shape[-1] == VOCABULARY + 1
     torch.testing.assert_close(
-        weight_gradients(batch, held, weights, 0.1), weight_gradients(*probed(scene), weights, 0.1)
+        outer_gradients(batch, outer, weights, 0.1), outer_gradients(*probed(scene), weights, 0.1)
     )
 
 
 def validation_loss(scene, weights, rate):
-    weight, hidden, owner, labels, teachers, held_hidden, held_owner, held_labels = scene
-    theta = weight.clone().requires_grad_()
-    losses = token_losses(hidden @ theta.t(), labels, teachers)
-    each = torch.stack([per_utterance(row, owner, 3) for row in losses])
-    (step,) = torch.autograd.grad((weights * each).sum(0).mean(), theta)
-    ahead = held_hidden @ (theta.detach() - rate * step).t()
-    return per_utterance(F.cross_entropy(ahead, held_labels, reduction="none"), held_owner, 2).mean().item()
+    return after_the_step(scene, weights, rate, create_graph=False).item()
 
 
 @pytest.mark.parametrize("name", ["almkd", "amal", "rw_kd"])
@@ -97,7 +202,7 @@ def test_learnt_weights_make_the_look_ahead_better(scene, name):
     options = {"name": name} | ({"rate": 0.5, "step": 0.2} if name != "rw_kd" else {})
     system = build_weighting(options, TeacherStatistics((1.0,)))
     before = torch.tensor([system.initial(i, 3) for i in "abc"]).t()
-    after = system.improved(*probed(scene), before)
+    after = system.improved(*probed(scene), before, 1e-4)
     assert after.shape == (3, 3)
     total = before.sum()  # RW-KD weighs more in all; what is compared is where the weight lies
     assert validation_loss(scene, after * total / after.sum(), 0.5) < validation_loss(scene, before, 0.5)
@@ -107,25 +212,25 @@ def test_almkd_is_convex_and_amal_within_its_bounds(scene):
     almkd = build_weighting({"name": "almkd", "step": 5.0, "repeats": 3}, TeacherStatistics((1.0,)))
     start = torch.tensor([almkd.initial(i, 3) for i in "abc"]).t()
     torch.testing.assert_close(start.sum(0), torch.ones(3))
-    found = almkd.improved(*probed(scene), start)
+    found = almkd.improved(*probed(scene), start, 1e-4)
     torch.testing.assert_close(found.sum(0), torch.ones(3))
     assert (found >= 0).all()
     amal = build_weighting({"name": "amal", "step": 5.0}, TeacherStatistics((1.0,)))
-    found = amal.improved(*probed(scene), torch.tensor([amal.initial(i, 3) for i in "abc"]).t())
+    found = amal.improved(*probed(scene), torch.tensor([amal.initial(i, 3) for i in "abc"]).t(), 1e-4)
     assert found.min() >= 1e-7 - 1e-9
     assert found.max() <= 2
 
 
 def test_almkd_with_one_teacher_descends_along_a(scene):
     """One raw step by hand: a - step * (dCE/dw_KL - dCE/dw_CE)."""
-    batch, held = probed(scene)
-    batch = Probed(batch.ids, batch.hidden, batch.residuals[:2], batch.owner)
+    batch, (held,) = probed(scene)
+    batch = replace(batch, residuals=batch.residuals[:2])
     options = {"name": "almkd", "repeats": 1, "step": 3.0, "rate": 0.3, "gradient_scale": "raw", "initial": 0.4}
     system = build_weighting(options, TeacherStatistics((1.0,)))
     start = torch.tensor([system.initial(i, 2) for i in "abc"]).t()
     slopes = weight_gradients(batch, held, start, 0.3)
     expected = (0.4 - 3.0 * (slopes[1] - slopes[0])).clamp(0, 1)
-    torch.testing.assert_close(system.improved(batch, held, start), torch.stack([1 - expected, expected]))
+    torch.testing.assert_close(system.improved(batch, [held], start, 1e-4), torch.stack([1 - expected, expected]))
 
 
 def test_rw_kd_is_the_clipped_and_normalised_descent_from_zero(scene):
@@ -139,14 +244,17 @@ def test_rw_kd_is_the_clipped_and_normalised_descent_from_zero(scene):
     helpful = (-slope).clamp(min=0)
     system = build_weighting({"name": "rw_kd"}, TeacherStatistics((1.0,)))
     start = torch.tensor([system.initial(i, 3) for i in "abc"]).t()
-    torch.testing.assert_close(system.improved(*probed(scene), start), helpful * 3 / helpful.sum())
+    torch.testing.assert_close(system.improved(*probed(scene), start, 1e-4), helpful * 3 / helpful.sum())
 
 
 def test_weights_belong_to_utterances_and_survive_a_checkpoint(scene):
     pair = probed(scene)
 
     class Probe:
-        def pairs(self):
+        learning_rate = 1e-4
+
+        def pairs(self, whole):
+            assert not whole
             yield pair
 
         def gathered(self, found):
@@ -167,7 +275,7 @@ def test_weights_belong_to_utterances_and_survive_a_checkpoint(scene):
 
 def test_updates_come_first_at_their_epoch_and_then_at_intervals():
     system = build_weighting({"name": "almkd", "first": 2, "every": 3}, TeacherStatistics((1.0,)))
-    assert [e for e in range(10) if system.looks_ahead(e)] == [2, 5, 8]
+    assert [e for e in range(10) if system.looks_ahead(e, 0.1 / (e + 1))] == [2, 5, 8]
 
 
 def test_normalized_gradients_have_the_root_mean_square_1():

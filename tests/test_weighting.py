@@ -1,6 +1,9 @@
 """Weights against hand-computed cases."""
 
+import copy
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -174,10 +177,10 @@ def test_lambert_w_inverts_w_exp_w():
 def test_superloss_follows_the_mean_of_whole_steps_over_processes():
     weighting = build(name="superloss", momentum=0.5, alpha=0.0)
     for losses in ([1.0, 3.0], [5.0, 7.0]):  # two micro-batches of one step
-        weighting(evidence(ids=IDS[:2], task=torch.tensor(losses), distillation=X[:2], teacher_loss=X[:2]))
+        weighting.observe(evidence(ids=IDS[:2], task=torch.tensor(losses), distillation=X[:2], teacher_loss=X[:2]))
     weighting.stepped(lambda local: 2 * local)  # another process had the same
     assert weighting.threshold == pytest.approx(4.0)
-    weighting(evidence(ids=IDS[:1], task=torch.tensor([8.0]), distillation=X[:1], teacher_loss=X[:1]))
+    weighting.observe(evidence(ids=IDS[:1], task=torch.tensor([8.0]), distillation=X[:1], teacher_loss=X[:1]))
     weighting.stepped(lambda local: local)
     other = build(name="superloss")
     other.load_state_dict(weighting.state_dict())
@@ -194,8 +197,42 @@ def test_homoscedastic_descends_its_own_loss():
         loss = (-s[0]).exp() * given.task.mean() + s[0] / 2 + (-s[1]).exp() * given.distillation.mean() + s[1] / 2
         (slope,) = torch.autograd.grad(loss, s)
         s = (s - 0.1 * slope).detach().requires_grad_()
+        weighting.observe(given)
         weighting.stepped(lambda local: local)
     assert weighting.log_variances == pytest.approx(s.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", known_weightings())
+def test_weighing_a_micro_batch_changes_no_state(name):
+    """`__call__` is also given stand-ins, whose clips belong to another process; only `observe` may remember."""
+    statistics = TeacherStatistics(LOSSES, dict.fromkeys(IDS, 0.1) | {"a": 0.2})
+    weighting = build_weighting({"name": name}, statistics)
+    given = evidence(by_teacher=torch.rand(1, 4), teacher_right=torch.tensor([True, False]))
+    weighting(given)
+    weighting.stepped(lambda local: local)
+    fresh = build_weighting({"name": name}, statistics)
+    assert weighting.state_dict() == fresh.state_dict()
+    first, second = weighting(given), fresh(given)
+    torch.testing.assert_close(first.distillation, second.distillation)
+
+
+@pytest.mark.parametrize("name", ["superloss", "homoscedastic"])
+def test_a_step_without_losses_to_weigh_leaves_the_state_as_it_is(name):
+    """All of its micro-batches on-policy, on every process or on this one alone."""
+    weighting = build(name=name)
+    weighting.observe(evidence())
+    weighting.stepped(lambda local: local)
+    before = copy.deepcopy(weighting.state_dict())
+    weighting.stepped(lambda local: local)
+    assert weighting.state_dict() == before
+    other = build(name=name)
+    other.load_state_dict(before)
+    other.observe(evidence(task=X))
+    seen = []
+    other.stepped(lambda local: seen.append(local) or local)
+    weighting.stepped(lambda local: local + seen[0])  # another process had losses
+    assert weighting.state_dict() == other.state_dict()
+    assert weighting.state_dict() != before
 
 
 def test_conditional_takes_the_teacher_where_it_is_right():
@@ -234,6 +271,18 @@ def test_uncertainty_lowers_the_weight_of_the_teacher():
     statistics = TeacherStatistics(LOSSES, {"a": 0.0, "b": 0.1, "c": 0.2, "d": 0.1})
     alpha = build_weighting({"name": "mc_dropout"}, statistics)(evidence()).distillation
     assert alpha.tolist() == pytest.approx([1.0, math.exp(-1), math.exp(-2), math.exp(-1)])
+
+
+@pytest.mark.parametrize("name", known_weightings())
+def test_the_documented_defaults_are_the_defaults(name):
+    table = Path("docs/weightings.md").read_text(encoding="utf-8").split("## Defaults and their sources", 1)[1]
+    (row,) = [line for line in table.splitlines() if line.startswith(f"| `{name}` |")]
+    for option, value in parse_settings({"name": name}).model_dump().items():
+        shown = str(value).lower()
+        found = re.search(rf"`{option}`(?:, `\w+`)?:? ([\w.+-]+)", row)
+        assert found, f"{option} is missing"
+        assert found.group(1).rstrip(".") == shown, option
+    assert row.count("[I]") + row.count("[P]") > 0 or name == "conditional"
 
 
 def test_a_new_system_is_one_new_file(tmp_path, monkeypatch):

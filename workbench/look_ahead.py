@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from workbench.objectives import per_utterance
-from workbench.weighting.protocol import Evidence, Weighting, Weights
+from workbench.weighting.protocol import Evidence, StageFacts, Weighting, WeightingSettings, Weights
 
 LEAST_RESIDUAL = 1e-4  # of a token at any label, as a share of the largest of all, for the step to move it
 
@@ -33,23 +32,35 @@ class Probed:
     hidden: Tensor  # [labels, width]: what the projection is given
     residuals: Tensor  # [losses, labels, vocabulary]: derivative of each label's losses by its logits; the task's first
     owner: Tensor  # int64 [labels]: utterance of each label
+    logits: Tensor  # [labels, vocabulary]
+    labels: Tensor  # int64 [labels]
+    share: Tensor  # [labels]: of each label in the batch's loss, see `label_shares`
+
+    def as_held(self) -> Held:
+        """The batch's own labels in the place of validation labels, for an outer loss that holds training loss."""
+        return Held(self.hidden, self.logits, self.labels, self.share)
 
 
 @dataclass(frozen=True)
 class Held:
-    """Validation utterances as the look-ahead sees them."""
+    """Labels whose cross-entropy after the step is the outer loss, or part of it."""
 
     hidden: Tensor  # [labels, width]
     logits: Tensor  # [labels, vocabulary]
     labels: Tensor  # int64 [labels]
-    weight: Tensor  # [labels]: 1 / (labels of the utterance * utterances), so that utterances count alike
+    weight: Tensor  # [labels]: share of each label in the outer loss
 
 
 class Probe(Protocol):
     """What training offers to a weighting that looks ahead."""
 
-    def pairs(self) -> Iterator[tuple[Probed, Held]]:
-        """This process's training micro-batches, each with the next validation batch."""
+    learning_rate: float  # the optimizer's, of the next step
+
+    def pairs(self, whole: bool) -> Iterator[tuple[Probed, Sequence[Held]]]:
+        """This process's training micro-batches, each with the next validation batch, or with all of them if `whole`.
+
+        The weights of the validation labels add up to 1 over what comes with one micro-batch.
+        """
         ...
 
     def gathered(self, found: dict[str, Any]) -> dict[str, Any]:
@@ -58,22 +69,19 @@ class Probe(Protocol):
 
 
 def weight_gradients(batch: Probed, held: Held, weights: Tensor, rate: float) -> Tensor:
-    """D CE_validation(theta') / dw of each loss of each utterance, through one step of size `rate`.
+    """D CE(theta') / dw of each loss of each utterance, through one step of size `rate`.
 
     Args:
-        batch: training utterances; the step is on mean_i [sum of w * loss_i].
-        held: validation utterances.
+        batch: training utterances; the step is on their loss as training averages it, over utterances or over tokens.
+        held: labels whose cross-entropy CE is.
         weights: w [losses, utterances].
         rate: of the look-ahead step, plain gradient descent.
 
     Returns:
         [losses, utterances].
     """
-    utterances = weights.shape[1]
-    counts = torch.bincount(batch.owner, minlength=utterances).clamp(min=1)
-    share = 1.0 / (counts[batch.owner] * utterances)  # [labels]: of a label in the batch's loss
     kernel = held.hidden.float() @ batch.hidden.float().t()  # [validation labels, labels]: h_v . h_t
-    shares = weights[:, batch.owner] * share  # [losses, labels]
+    shares = weights[:, batch.owner] * batch.share  # [losses, labels]
     # the vocabulary is the long axis: the losses are summed by the product, not before it
     mixture = (kernel[:, None] * shares).flatten(1)  # [validation labels, losses * labels]
     ahead = torch.addmm(held.logits.float(), mixture, batch.residuals.flatten(0, 1), alpha=-rate)
@@ -82,10 +90,35 @@ def weight_gradients(batch: Probed, held: Held, weights: Tensor, rate: float) ->
     # [labels, vocabulary]: the validation gradient as each training label meets it
     mixed = (kernel * held.weight[:, None]).t() @ pull
     inner = torch.einsum("tv,ltv->lt", mixed, batch.residuals)  # [losses, labels]
-    return torch.stack([-rate * per_utterance(row, batch.owner, utterances) / utterances for row in inner])
+    return torch.zeros_like(weights).index_add(1, batch.owner, -rate * inner * batch.share)
 
 
-def concentrated(batch: Probed, held: Held) -> tuple[Probed, Held]:
+def outer_gradients(
+    batch: Probed, outer: Sequence[Held], weights: Tensor, rate: float, train_share: float = 0.0
+) -> Tensor:
+    """D [(1 - s) * CE_validation(theta') + s * CE_train(theta')] / dw with s = `train_share`. -> [losses, utterances]
+
+    CE_train is the cross-entropy of the training micro-batch itself. For the other arguments see `weight_gradients`; the
+    validation labels may come in several parts.
+    """
+    found = torch.zeros_like(weights)
+    if train_share < 1:
+        for held in outer:
+            found += (1 - train_share) * weight_gradients(batch, held, weights, rate)
+    if train_share > 0:
+        found += train_share * weight_gradients(batch, batch.as_held(), weights, rate)
+    return found
+
+
+def label_shares(owner: Tensor, utterances: int, average_over: str) -> Tensor:
+    """Share of each label in a batch's loss, which is averaged over `utterances` or `tokens`. owner: [labels] -> [labels]"""
+    if average_over == "tokens":
+        return torch.full_like(owner, 1 / max(len(owner), 1), dtype=torch.float32)
+    counts = torch.bincount(owner, minlength=utterances)
+    return 1.0 / (counts[owner] * utterances)
+
+
+def concentrated(batch: Probed, outer: Sequence[Held]) -> tuple[Probed, list[Held]]:
     """The same look-ahead over those tokens that the step moves, all others as one whose logit stays.
 
     A student that has learnt anything is sure of most tokens' absence: a hundredth of Whisper's vocabulary is left, and gradients
@@ -94,63 +127,95 @@ def concentrated(batch: Probed, held: Held) -> tuple[Probed, Held]:
     largest = batch.residuals.abs().amax((0, 1))  # [vocabulary]
     moved = largest > LEAST_RESIDUAL * largest.max()
     kept = moved.nonzero()[:, 0]
-    others = held.logits.float().masked_fill(moved, -torch.inf).logsumexp(-1, keepdim=True)
-    logits = torch.cat([held.logits.float()[:, kept], others], 1)
     place = torch.full((len(moved),), len(kept), device=kept.device)
     place[kept] = torch.arange(len(kept), device=kept.device)
+
+    def fewer(logits: Tensor) -> Tensor:
+        others = logits.float().masked_fill(moved, -torch.inf).logsumexp(-1, keepdim=True)
+        return torch.cat([logits.float()[:, kept], others], 1)
+
     residuals = torch.nn.functional.pad(batch.residuals[:, :, kept], (0, 1))
-    return replace(batch, residuals=residuals), replace(held, logits=logits, labels=place[held.labels])
+    smaller = replace(batch, residuals=residuals, logits=fewer(batch.logits), labels=place[batch.labels])
+    return smaller, [replace(held, logits=fewer(held.logits), labels=place[held.labels]) for held in outer]
 
 
-class LookAheadSettings(BaseModel):
+class LookAheadSettings(WeightingSettings):
     """Options that weightings with memory share; how often and how long is their own."""
 
-    model_config = ConfigDict(extra="forbid")
     first: int = Field(ge=0, description="epoch (from 0) before which weights are learnt first")
     every: int = Field(10, ge=1, description="epochs between updates")
     repeats: int = Field(ge=1, description="steps of the weights in one update")
-    rate: float = Field(0.1, gt=0, description="[our interpretation] of the look-ahead step of the projection")
+    rate: Annotated[float, Field(gt=0)] | Literal["current"] = Field(
+        0.1,
+        description="[our interpretation] of the look-ahead step of the projection; current: the optimizer's learning rate, "
+        "as published",
+    )
     step: float = Field(0.1, gt=0, description="of the weights")
     gradient_scale: Literal["raw", "rms"] = Field(
         "rms",
         description="[our interpretation] rms divides by the batch's root mean square, so one step fits every model",
     )
 
+    def without_effect(self, stage: StageFacts) -> str | None:
+        """An epoch that is never reached."""
+        return never_learns(self.first, stage) or super().without_effect(stage)
+
+    def look_ahead_rate(self, learning_rate: float) -> float:
+        """Size of the look-ahead step where the optimizer has this learning rate."""
+        return learning_rate if self.rate == "current" else self.rate
+
+
+def never_learns(first: int, stage: StageFacts) -> str | None:
+    """Why weights that are learnt from epoch `first` on never are, if the stage ends before; else None."""
+    if first < stage.epochs:
+        return None
+    return (
+        f"its weights are learnt before epoch {first} (counted from 0) at the earliest, and the stage reaches {stage.epochs} "
+        f"epoch(s); set first below {stage.epochs}, for example first: {min(1, stage.epochs - 1)}, every: 1"
+    )
+
 
 class LearntWeights(Weighting):
     """A weight of each loss for each utterance, learnt before some epochs and kept by utterance id."""
 
+    whole_validation = False  # whether a look-ahead is at the whole validation split, not at a batch of it
+    at_rate_change = False  # whether weights are also learnt where the learning rate has changed since they were last
+
     def __init__(self, first: int, every: int) -> None:
         self.first, self.every = first, every
         self.weights: dict[str, list[float]] = {}  # one for each loss
+        self.learnt_at: float | None = None  # learning rate when weights were last learnt
 
     def initial(self, name: str, losses: int) -> list[float]:
         """Weights of an utterance before any were learnt."""
         raise NotImplementedError
 
-    def improved(self, batch: Probed, held: Held, weights: Tensor) -> Tensor:
+    def improved(self, batch: Probed, outer: Sequence[Held], weights: Tensor, learning_rate: float) -> Tensor:
         """Better weights of a micro-batch. [losses, utterances] -> [losses, utterances]"""
         raise NotImplementedError
 
-    def looks_ahead(self, epoch: int) -> bool:
-        """In epoch `first` and every so many after it."""
-        return epoch >= self.first and (epoch - self.first) % self.every == 0
+    def looks_ahead(self, epoch: int, learning_rate: float) -> bool:
+        """In epoch `first`, every so many after it, and where the learning rate has changed if that is wanted."""
+        if epoch < self.first:
+            return False
+        changed = self.at_rate_change and learning_rate != self.learnt_at
+        return changed or (epoch - self.first) % self.every == 0
 
     def look_ahead(self, probe: Probe) -> None:
         """Improve the weights of every training utterance, a micro-batch at a time."""
         found: dict[str, Any] = {}
-        for batch, held in probe.pairs():
+        for batch, outer in probe.pairs(self.whole_validation):
             before = self._stacked(batch.ids, len(batch.residuals), batch.hidden.device)
-            after = self.improved(*concentrated(batch, held), before)
+            after = self.improved(*concentrated(batch, outer), before, probe.learning_rate)
             found.update(zip(batch.ids, after.t().tolist(), strict=True))
         self.weights.update(probe.gathered(found))
+        self.learnt_at = probe.learning_rate
 
     def __call__(self, evidence: Evidence) -> Weights:
         """The weights as they were learnt last."""
         teachers = max(len(evidence.by_teacher), 1)
         stacked = self._stacked(evidence.ids, 1 + teachers, evidence.task.device)
-        log = {"task_weight": float(stacked[0].mean()), "alpha_mean": float(stacked[1:].sum(0).mean())}
-        return Weights(stacked[0], stacked[1:], log)
+        return Weights(stacked[0], stacked[1:])
 
     def _stacked(self, ids: Sequence[str], losses: int, device: torch.device) -> Tensor:
         """[losses, utterances]"""
@@ -158,12 +223,13 @@ class LearntWeights(Weighting):
         return torch.tensor(rows, device=device).t()
 
     def state_dict(self) -> dict[str, Any]:
-        """The weights of all utterances."""
-        return {"weights": self.weights}
+        """The weights of all utterances that have learnt ones; first weights follow from the seed and the id."""
+        return {"weights": self.weights, "learnt_at": self.learnt_at}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them."""
         self.weights = dict(state["weights"])
+        self.learnt_at = state.get("learnt_at")
 
 
 def normalized(gradient: Tensor, scale: str) -> Tensor:

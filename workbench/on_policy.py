@@ -6,7 +6,8 @@ the teacher samples, so that the transcript stays one that the teacher could hav
 
 A share of the micro-batches is on-policy, the others are the corpus's (GKD's lambda). Our interpretation: on an on-policy
 micro-batch the loss is the distillation loss alone with the weight 1, whatever the weighting; the teacher hears 30 s, its
-encoder states computed once; and with a narrowed vocabulary its distribution is the one over the kept tokens.
+encoder states computed once; with a narrowed vocabulary its distribution is the one over the kept tokens; and once a student
+teaches itself (ASKD's second phase, which is defined without the teacher) no micro-batch is on-policy.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from workbench.families.pooling import pool_after
 from workbench.families.protocol import IGNORED, Family, Tokens
 from workbench.objectives import per_utterance, state_mse
 from workbench.recipe_sections import OnPolicyRecipe
-from workbench.step import Moment, Objective, StepLosses, StepSize
+from workbench.step import Moment, Objective, StepLosses, StepSize, logged_matching, not_computed
 from workbench.store import Store
 
 POSITION_SECONDS = 0.02
@@ -204,7 +205,10 @@ def own_losses(
     moment: Moment,
     size: StepSize,
 ) -> StepLosses:
-    """An on-policy micro-batch's share of the step's loss: distillation alone. The arguments are `step.step_losses`'s."""
+    """An on-policy micro-batch's share of the step's loss: distillation alone. The arguments are `step.step_losses`'s.
+
+    No weighting is asked: neither a task loss nor a weight of this micro-batch is there to be logged.
+    """
     stage, utterances = objective.stage, len(batch.ids)
     zeros = states.new_zeros(utterances, dtype=torch.float32)
     matching = state_mse(states, batch.states, batch.frames) if stage.encoder_matching else zeros
@@ -214,5 +218,8 @@ def own_losses(
     if not batch.real:
         loss = loss * 0.0
     disagreeing = (logits.detach().argmax(-1) != targets.logits.argmax(-1)).sum()
-    ones = torch.ones_like(zeros)
-    return StepLosses(loss, zeros, each.detach(), matching.detach(), zeros, ones, disagreeing, {"on_policy": 1.0})
+    unknown = not_computed(zeros)
+    return StepLosses(
+        loss, unknown, each.detach(), logged_matching(matching, stage), unknown, unknown, disagreeing, len(batch.owner),
+        {}, on_policy=True,
+    )  # fmt: skip

@@ -69,13 +69,16 @@ class Passes:
         """
         audio, encoded = self.audio(batch)
         plan = self.itself.plan if self.itself and teaching else None
+        on_policy = self.on_policy
+        if teaching or not batch.real or (on_policy is not None and not on_policy.wanted(batch)):
+            on_policy = None
         self.module.early = plan.layer if plan is not None and plan.kind == "intermediate" else None
         itself = own = None
         with self.accelerator.autocast():
-            if self.on_policy is not None and self.on_policy.wanted(batch):
-                batch, own = self._proposed(self.on_policy, batch, audio, encoded)
+            if on_policy is not None:
+                batch, own = self._proposed(on_policy, batch, audio, encoded)
             states, logits = self.wrapped(audio, batch.heard, batch.inputs, batch.labels, batch.labelled, encoded)
-            if teaching and self.itself is not None and logits is not None and own is None:
+            if teaching and self.itself is not None and logits is not None:
                 itself = self.itself.says(batch, audio, states, logits, encoded)
         if own is not None and logits is not None:
             losses = own_losses(states, logits, batch, own, objective, moment, size)

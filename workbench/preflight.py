@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
+from workbench.corpus import Utterance
+from workbench.corpus.batching import plan_steps
 from workbench.errors import UserError
 from workbench.recipe import Recipe
+from workbench.weighting import without_effect
 
 
 def check_trackers(recipe: Recipe) -> None:
@@ -14,6 +18,27 @@ def check_trackers(recipe: Recipe) -> None:
     for name in recipe.trackers:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"trackers names {name!r}, which is not installed; pip install {name}, or leave it out")
+
+
+def check_schedules(recipe: Recipe, train_set: Sequence[Utterance]) -> None:
+    """Raise UserError for a weighting whose schedule begins after the last of a stage's `steps`.
+
+    The recipe's own check goes by the number of epochs; how many of them `steps` leaves depends on the clips. A stream's
+    length is not known.
+    """
+    for number, (name, stage) in enumerate(recipe.stages.items()):
+        if stage.steps is None or recipe.stream is not None:
+            continue
+        steps = epochs = 0
+        while steps < stage.steps and epochs < stage.epochs:
+            seed = (recipe.seed, number, epochs)
+            steps += len(plan_steps(train_set, stage.batch_seconds, recipe.margin.shortest, seed))
+            epochs += 1
+        reason = without_effect(stage.weighting, stage.facts(epochs, steps=min(steps, stage.steps)))
+        if reason is not None:
+            raise UserError(
+                f"stages.{name}.weighting, of which steps: {stage.steps} leaves {epochs} epoch(s): {reason}"
+            )
 
 
 def check_sharding(accelerator: Any) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,10 +14,11 @@ from workbench.corpus import Utterance
 from workbench.data import Batch
 from workbench.evaluate import EncodedClips
 from workbench.families.protocol import Family
-from workbench.look_ahead import Held, Probed
+from workbench.look_ahead import Held, Probed, label_shares
 from workbench.step import Moment, Objective, token_losses_of
 
 VALIDATION_LABELS = 128  # of one look-ahead; its cost is in proportion to them
+VALIDATION_SEED = 0  # of the order in which validation utterances are grouped, the same in every run
 
 
 class StudentProbe:
@@ -30,6 +33,7 @@ class StudentProbe:
         validation: EncodedClips,
         objective: Objective,
         moment: Moment,
+        learning_rate: float,
         gather: Any,
     ) -> None:
         """Bind what is needed.
@@ -42,18 +46,21 @@ class StudentProbe:
             validation: the validation utterances as the student's encoder hears them.
             objective: the stage's losses.
             moment: when in the stage.
+            learning_rate: of the optimizer in the next step.
             gather: joins the processes' dictionaries.
         """
         self.model, self.family, self.batches, self.audio = model, family, batches, audio
         self.validation, self.objective, self.moment, self.gather = validation, objective, moment, gather
+        self.learning_rate, self.average_over = learning_rate, objective.stage.average_over
         self.device = next(model.parameters()).device
 
-    def pairs(self) -> Iterator[tuple[Probed, Held]]:
-        """Training micro-batches, the validation utterances going round."""
+    def pairs(self, whole: bool) -> Iterator[tuple[Probed, Sequence[Held]]]:
+        """Training micro-batches, each with all validation utterances, or with a group of them, the groups going round."""
+        everything = self._all_held() if whole else None
         turns = self._held_in_turn()
         for batch in self.batches:
             if batch.real:
-                yield self._probed(batch.to(self.device)), next(turns)
+                yield self._probed(batch.to(self.device)), everything or [next(turns)]
 
     def gathered(self, found: dict[str, Any]) -> dict[str, Any]:
         """The entries of all processes."""
@@ -70,10 +77,16 @@ class StudentProbe:
         # a label's loss depends on its own logits alone, so one backward pass gives every label's residual
         _, by_teacher = token_losses_of(logits, batch, self.objective, self.moment)
         residuals = [torch.autograd.grad(row.sum(), logits, retain_graph=True)[0] for row in by_teacher]
+        labels = batch.flat_labels()
         return Probed(
-            batch.ids, hidden, torch.stack([_task_residual(logits, batch.flat_labels()), *residuals]), batch.owner
+            batch.ids,
+            hidden,
+            torch.stack([_task_residual(logits, labels), *residuals]),
+            batch.owner,
+            logits.detach(),
+            labels,
+            label_shares(batch.owner, len(batch.ids), self.average_over),
         )
-        return Probed(batch.ids, hidden, torch.stack(residuals), batch.owner)
 
     def _held_in_turn(self) -> Iterator[Held]:
         made: list[Held] = []
@@ -84,14 +97,24 @@ class StudentProbe:
         while True:
             yield from made
 
+    def _all_held(self) -> list[Held]:
+        """All validation utterances, in parts whose weights add up to 1."""
+        parts = [self._held(group) for group in _groups(self.validation, self.family)]
+        utterances = len(self.validation.utterances)
+        if self.average_over == "tokens":
+            size = [len(part.labels) / sum(len(p.labels) for p in parts) for part in parts]
+        else:
+            size = [len(group) / utterances for group in _groups(self.validation, self.family)]
+        return [replace(part, weight=part.weight * s) for part, s in zip(parts, size, strict=True)]
+
     @torch.no_grad()
     def _held(self, group: Sequence[int]) -> Held:
         utterances: list[Utterance] = [self.validation.utterances[i] for i in group]
         tokens = self.family.tokens([u.text for u in utterances], [u.language for u in utterances]).to(self.device)
         states, heard = self.validation.padded(self.model, group)
         hidden = self.family.hidden(self.model, states, tokens, None, heard)
-        counts = (tokens.labels >= 0).sum(1)
-        weight = (1.0 / (counts * len(group))).repeat_interleave(counts)
+        owner = (tokens.labels >= 0).nonzero()[:, 0]
+        weight = label_shares(owner, len(group), self.average_over)
         labels = tokens.labels[tokens.labels >= 0]
         return Held(hidden, self.model.proj_out(hidden), labels, weight)
 
@@ -105,11 +128,14 @@ def _task_residual(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _groups(validation: EncodedClips, family: Family) -> Iterator[list[int]]:
-    """Validation utterances, so many together as have at most VALIDATION_LABELS labels."""
+    """Validation utterances, so many together as have at most VALIDATION_LABELS labels.
+
+    They are shuffled: in the order of their ids, clips of one word may stand together.
+    """
     group: list[int] = []
     labels = 0
-    # in the order of their ids, which mixes lengths and speakers
-    for i in sorted(range(len(validation.utterances)), key=lambda i: validation.utterances[i].id):
+    by_id = sorted(range(len(validation.utterances)), key=lambda i: validation.utterances[i].id)
+    for i in np.random.default_rng(VALIDATION_SEED).permutation(by_id).tolist():
         utterance = validation.utterances[i]
         count = int((family.tokens([utterance.text], [utterance.language]).labels >= 0).sum())
         if group and labels + count > VALIDATION_LABELS:

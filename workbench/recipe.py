@@ -72,6 +72,16 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _takes_effect(self) -> Recipe:
+        from workbench.weighting import without_effect
+
+        for name, stage in self.stages.items():
+            facts = stage.facts(stage.epochs, self.stream is not None)
+            if (reason := without_effect(stage.weighting, facts)) is not None:
+                raise ValueError(f"stages.{name}.weighting: {reason}")
+        return self
+
+    @model_validator(mode="after")
     def _streamed(self) -> Recipe:
         if self.stream is None:
             return self

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+if TYPE_CHECKING:
+    from workbench.weighting import StageFacts
 
 
 class Section(BaseModel):
@@ -153,6 +156,13 @@ class Stage(Section):
     weighting: dict[str, Any] = Field(default_factory=lambda: {"name": "fixed"}, validate_default=True)
     divergence: DivergenceRecipe = DivergenceRecipe()
     on_policy: OnPolicyRecipe | None = None
+
+    def facts(self, epochs: int, stream: bool = False, steps: int | None = None) -> StageFacts:
+        """What a weighting is told of the stage before it begins: the epochs it reaches, and its steps if they are known."""
+        from workbench.weighting import StageFacts
+
+        share = self.on_policy.share if self.on_policy is not None else 0.0
+        return StageFacts(epochs, steps, stream, self.decoding, share)
 
     @field_validator("weighting")
     @classmethod

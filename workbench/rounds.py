@@ -105,6 +105,10 @@ class Rounds:
         epoch = position.round if self.run.recipe.stream is None else position.stream_pass
         return Moment(self.progress(total), epoch, self.stage.epochs)
 
+    def learning_rate(self, total: int) -> float:
+        """The optimizer's learning rate in the next step."""
+        return self.stage.learning_rate * schedule(self.position.stage_step, total, self.stage.warmup_share)
+
     def enough(self) -> bool:
         """Whether the stage has had the steps that it is given at most."""
         return self.stage.steps is not None and self.position.stage_step >= self.stage.steps

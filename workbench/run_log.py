@@ -1,4 +1,8 @@
-"""What a run writes down: metrics.jsonl, and weights.parquet with the weight of every utterance at every step."""
+"""What a run writes down: metrics.jsonl, and weights.parquet with the weight of every utterance at every step.
+
+On-policy micro-batches have no rows in weights.parquet, because no weighting sees them. A value that a stage does not compute,
+such as the weights of one that does not decode, is null there and missing in metrics.jsonl.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from workbench.errors import UserError
-from workbench.files import atomic_path
+from workbench.files import atomic_path, json_lines
 
 log = logging.getLogger("workbench")
 STEPS_TOGETHER = 10  # figures are fetched from the device so many steps at a time: each fetch would make a GPU wait
@@ -61,7 +65,10 @@ class RunLog:
             self.latest = f"loss {values['loss']:.4f}"
             for ids, columns in weights:
                 for name, *row in zip(ids, *columns.tolist(), strict=True):
-                    self.rows.append({"stage": stage, "step": step, "id": name, **dict(zip(WEIGHTS, row, strict=True))})
+                    known = (value if math.isfinite(value) else None for value in row)
+                    self.rows.append(
+                        {"stage": stage, "step": step, "id": name, **dict(zip(WEIGHTS, known, strict=True))}
+                    )
             self._append({"step": step, "stage": stage, **{k: float(f"{v:.6g}") for k, v in values.items()}})
             if self.track:
                 self.track(values, step)
@@ -83,7 +90,7 @@ class RunLog:
         """Drop what was logged after a step, because those steps are done again."""
         if self.rank == 0 and self.metrics.is_file():
             kept = []
-            for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            for line in json_lines(self.metrics):
                 try:
                     if json.loads(line)["step"] <= step:
                         kept.append(line + "\n")
@@ -102,8 +109,11 @@ class RunLog:
             import pyarrow as pa
             import pyarrow.parquet as pq
 
+            # given, because a column that is null in all of a part would have no type to be joined by
+            columns = [("stage", pa.string()), ("step", pa.int64()), ("id", pa.string())]
+            schema = pa.schema(columns + [(name, pa.float64()) for name in WEIGHTS])
             with atomic_path(self.parts / f"{step:08d}-{self.rank:03d}.parquet") as temporary:
-                pq.write_table(pa.Table.from_pylist(self.rows), temporary)
+                pq.write_table(pa.Table.from_pylist(self.rows, schema), temporary)
         self.rows = []
 
     def finish(self) -> None:

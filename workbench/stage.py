@@ -26,9 +26,10 @@ from workbench.passes import Passes
 from workbench.probe import StudentProbe
 from workbench.progress import Progress
 from workbench.recipe_sections import Stage
-from workbench.rounds import Rounds, schedule
+from workbench.rounds import Rounds
 from workbench.self_teacher import SelfTeacher
 from workbench.step import Moment, Objective, StepSize, Student, weight_columns
+from workbench.step_figures import StepFigures
 from workbench.weighting import TeacherStatistics, Weighting, build_weighting
 from workbench.windows import Window
 
@@ -120,9 +121,20 @@ class StageLoop:
                 break
             self._save()
             last_saved = time.monotonic()
-        if progress is None:
+        if not position.stage_step:
             raise UserError(f"corpus {self.run.recipe.corpus!r}: its stream holds no clip that could be used")
-        progress.__exit__(None, None, None)
+        if progress is not None:  # None: killed after a stream's last window, and resumed with nothing left to train on
+            progress.__exit__(None, None, None)
+        weighting = self.objective.weighting if self.objective is not None else None
+        if isinstance(weighting, LearntWeights) and not weighting.weights:
+            log.warning(  # of a stream, whose length was not known before
+                "stages.%s.weighting: no weights were learnt, because the stage ended before epoch %d of the stream; "
+                "set first: 0, or train for more steps", self.name, weighting.first,
+            )  # fmt: skip
+        ended = self.run.recipe.stream is not None and not self.rounds.enough()
+        if ended and stage.decoding and position.round % self.run.recipe.validate_every:
+            # the stream ended before the stage's steps did, which its last window could not know
+            self.run.validate(self.name, position, self.average, self.validation)
         if self.average and not stage.decoding:
             self.average.fill()  # not validated, so nothing else takes the average over
         position.stage, position.stage_step, position.parts = self.number + 1, 0, 0
@@ -164,7 +176,7 @@ class StageLoop:
 
     def _weighting(self, window: Window) -> Weighting:
         statistics = TeacherStatistics(self._statistics(window), self.run.uncertainty)
-        return build_weighting(self.stage.weighting, statistics)
+        return build_weighting(self.stage.weighting, statistics, self.run.recipe.seed)
 
     def _asks_teacher(self) -> bool:
         """Whether the next window of a stream needs the teacher's word."""
@@ -181,8 +193,8 @@ class StageLoop:
         """What happens between epochs: the self of the last one is kept, a weighting looks ahead."""
         if self.itself is not None and self.itself.plan.kind == "previous_epoch":
             self.itself.take()
-        moment = self.rounds.moment(total)
-        if not objective.weighting.looks_ahead(moment.epoch):
+        moment, learning_rate = self.rounds.moment(total), self.rounds.learning_rate(total)
+        if not objective.weighting.looks_ahead(moment.epoch, learning_rate):
             return
         started = time.perf_counter()
         batches = (batch for step in self.rounds.batches(window, plan, parts, of) for batch in step)
@@ -194,6 +206,7 @@ class StageLoop:
             self.validation,
             objective,
             moment,
+            learning_rate,
             self.run.processes.gathered,
         )
         objective.weighting.look_ahead(probe)
@@ -213,7 +226,7 @@ class StageLoop:
         """One optimizer step."""
         accelerator, stage, position = self.run.accelerator, self.stage, self.position
         for group in self.inner.param_groups:
-            group["lr"] = stage.learning_rate * schedule(position.stage_step, total, stage.warmup_share)
+            group["lr"] = self.rounds.learning_rate(total)
         size = self._size(micro_batches)
         moment = self.rounds.moment(total)
         teaching = self.itself is not None and objective.weighting.teaches_itself(moment.progress)
@@ -221,7 +234,8 @@ class StageLoop:
             position.itself = True
             if self.itself is not None and self.itself.plan.kind == "snapshot":
                 self.itself.take()
-        rows, sums, last = [], torch.zeros(5, device=accelerator.device), {}
+        figures = StepFigures(objective.weighting.logged, accelerator.device)
+        rows: list[tuple[list[str], torch.Tensor]] = []
         for i, cpu_batch in enumerate(micro_batches):
             batch = cpu_batch.to(accelerator.device)
             if i < len(micro_batches) - 1:
@@ -230,11 +244,9 @@ class StageLoop:
             else:
                 losses = self.passes(batch, objective, moment, size, teaching)
             if batch.real:
-                rows.append((batch.ids, weight_columns(losses, batch)))
-                parts = (losses.task.sum(), losses.distillation.sum(), losses.matching.sum())
-                parts_of_all = [*(part / size.utterances for part in parts), losses.disagreeing / size.tokens]
-                sums += torch.stack([losses.loss.detach(), *parts_of_all])
-                last = losses.log
+                figures.add(losses)
+                if not losses.on_policy:
+                    rows.append((batch.ids, weight_columns(losses, batch)))
         parameters = [p for group in self.inner.param_groups for p in group["params"]]
         norm = accelerator.clip_grad_norm_(parameters, stage.clip_norm)
         self.optimizer.step()
@@ -248,11 +260,11 @@ class StageLoop:
         position.step += 1
         if position.stage_step % STEPS_BETWEEN_RELEASES == 0:
             self._release()
-        loss, task, distillation, matching, disagreement = self.run.processes.summed(sums)
-        scalars = {"loss": loss, "task": task, "distillation": distillation, "matching": matching,
-                   "disagreement": disagreement,
-                   "gradient_norm": checkpoints.whole(norm) if hasattr(norm, "full_tensor") else norm,
-                   "learning_rate": self.inner.param_groups[0]["lr"], **last}  # fmt: skip
+        means = figures.means(self.run.processes.summed)
+        if stage.on_policy is None:
+            means.pop("on_policy")
+        scalars = {"gradient_norm": checkpoints.whole(norm) if hasattr(norm, "full_tensor") else norm,
+                   "learning_rate": self.inner.param_groups[0]["lr"], **means}  # fmt: skip
         self.run.log.step(position.step, self.name, scalars, rows)
 
     def _release(self) -> None:

@@ -80,16 +80,22 @@ class Objective:
 
 @dataclass(frozen=True)
 class StepLosses:
-    """What a micro-batch computed: the loss to differentiate, and values an utterance to log."""
+    """What a micro-batch computed: the loss to differentiate, and values of each utterance to log, detached.
+
+    A loss or weight that was not computed is NaN, never 0: the losses of a stage that does not decode, and the task loss and
+    weights of an on-policy micro-batch, which no weighting has seen.
+    """
 
     loss: Tensor  # scalar: this micro-batch's share of the step's loss
-    task: Tensor  # [utterances], detached; zeros when the stage does not decode
-    distillation: Tensor  # [utterances], detached
-    matching: Tensor  # [utterances], detached
+    task: Tensor  # [utterances]
+    distillation: Tensor  # [utterances]
+    matching: Tensor  # [utterances]
     task_weight: Tensor  # [utterances]
     alpha: Tensor  # [utterances]: weight of distillation, of all teachers together
     disagreeing: Tensor  # scalar: labels whose likeliest token is another for the student than for the first teacher
-    log: dict[str, float]
+    compared: int  # labels that this was counted over; 0 where no teacher was asked
+    log: dict[str, float | Tensor]  # see `Weights.log`
+    on_policy: bool = False  # the transcripts were the student's own
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,10 @@ def step_losses(
     loss = stage.encoder_matching * matching.sum() / size.utterances
     if logits is None:
         loss = loss if batch.real else loss * 0.0
-        return StepLosses(loss, zeros, zeros, matching.detach(), zeros, zeros, zeros.sum(), {})
+        unknown = not_computed(zeros)
+        return StepLosses(
+            loss, unknown, unknown, logged_matching(matching, stage), unknown, unknown, zeros.sum(), 0, {}
+        )
     task_tokens, by_teacher = token_losses_of(logits, batch, objective, moment, itself)
     task = per_utterance(task_tokens, batch.owner, utterances)
     each_teacher = torch.stack([per_utterance(row, batch.owner, utterances) for row in by_teacher])
@@ -149,17 +158,29 @@ def step_losses(
         theirs == batch.flat_labels(),
     )
     weights = weighting(evidence)
+    if batch.real:
+        weighting.observe(evidence)
     each, task_weight, alpha = _weighed(weights, task_tokens, by_teacher, task, each_teacher, shares, batch)
     by_tokens = stage.average_over == "tokens"
     loss = loss + ((each * batch.label_counts).sum() / size.tokens if by_tokens else each.sum() / size.utterances)
     if not batch.real:
         loss = loss * 0.0
-    differing = logits.detach()[: len(theirs)].argmax(-1) != theirs
-    asked = batch.top_ids.shape[-1] > 0
-    disagreeing = differing.sum() if asked else torch.tensor(math.nan, device=theirs.device)
+    disagreeing = (logits.detach()[: len(theirs)].argmax(-1) != theirs).sum()
+    compared = len(theirs) if batch.top_ids.shape[-1] else 0  # the teacher is not asked once the student teaches itself
     return StepLosses(
-        loss, task.detach(), evidence.distillation, matching.detach(), task_weight, alpha, disagreeing, weights.log
-    )
+        loss, task.detach(), evidence.distillation, logged_matching(matching, stage), task_weight, alpha, disagreeing,
+        compared, weights.log,
+    )  # fmt: skip
+
+
+def not_computed(losses: Tensor) -> Tensor:
+    """NaN for each utterance. [utterances] -> [utterances]"""
+    return torch.full_like(losses, math.nan)
+
+
+def logged_matching(matching: Tensor, stage: Stage) -> Tensor:
+    """The encoder-state loss to log, which is NaN where the stage has none. [utterances] -> [utterances]"""
+    return matching.detach() if stage.encoder_matching else not_computed(matching)
 
 
 def token_losses_of(

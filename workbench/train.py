@@ -25,7 +25,7 @@ from workbench.families import Family, open_family
 from workbench.families.low_rank import compress, shaped_like
 from workbench.files import atomic_folder, filling, write_json
 from workbench.on_policy import OnPolicy
-from workbench.preflight import check_sharding, check_trackers
+from workbench.preflight import check_schedules, check_sharding, check_trackers
 from workbench.processes import Processes
 from workbench.progress import Progress
 from workbench.recipe import Recipe, load_recipe
@@ -80,6 +80,7 @@ class Distillation:
             self.train_set = training_set(
                 recipe.corpus, recipe.limit, recipe.more_corpora, augment.speeds, augment.concatenate, recipe.seed
             )
+        check_schedules(recipe, self.train_set)
         self.validation_set = scored_clips(recipe.corpus, "validation", recipe.limit)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if recipe.precision == "bf16" else "no",

@@ -6,7 +6,6 @@ both texts.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ import numpy as np
 from workbench.corpus.references import VERSION_FILE
 from workbench.corpus.utterance import Utterance
 from workbench.errors import UserError
-from workbench.files import atomic_folder
+from workbench.files import atomic_folder, write_jsonl
 
 RECORD = "corrupted.jsonl"
 WORDS_REPLACED = 0.5  # of an utterance, at least one
@@ -80,8 +79,7 @@ def write_corrupted(
     ]
     with atomic_folder(output) as folder:
         for name, lines in (("manifest.jsonl", rows), (RECORD, record)):
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            (folder / name).write_text(text, encoding="utf-8")
+            write_jsonl(folder / name, lines)
         if clean is not None and (clean / VERSION_FILE).is_file():
             shutil.copy(clean / VERSION_FILE, folder)
     return output

@@ -4,8 +4,14 @@ A file defines `Settings`, a pydantic model of the options a recipe may set, and
 returns a `Weighting`. Adding a system is adding a file; nothing else names it.
 """
 
-from workbench.weighting.protocol import Evidence, SelfTeacherPlan, TeacherStatistics, Weighting, Weights
-from workbench.weighting.registry import build_weighting, known_weightings, needs_uncertainty, parse_settings
+from workbench.weighting.protocol import Evidence, SelfTeacherPlan, StageFacts, TeacherStatistics, Weighting, Weights
+from workbench.weighting.registry import (
+    build_weighting,
+    known_weightings,
+    needs_uncertainty,
+    parse_settings,
+    without_effect,
+)
 
-__all__ = ["Evidence", "SelfTeacherPlan", "TeacherStatistics", "Weighting", "Weights", "build_weighting",
-           "known_weightings", "needs_uncertainty", "parse_settings"]  # fmt: skip
+__all__ = ["Evidence", "SelfTeacherPlan", "StageFacts", "TeacherStatistics", "Weighting", "Weights", "build_weighting",
+           "known_weightings", "needs_uncertainty", "parse_settings", "without_effect"]  # fmt: skip

@@ -11,17 +11,24 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, Weights, convex
+from workbench.weighting.protocol import (
+    Evidence,
+    StageFacts,
+    TeacherStatistics,
+    Weighting,
+    WeightingSettings,
+    Weights,
+    convex,
+)
 
 LARGEST_EXPONENT = 10.0  # exp(-exp(10)) is already 0 in fp32; beyond it exp overflows for nothing
 
 
-class Settings(BaseModel):
+class Settings(WeightingSettings):
     """Options of AdaKD. The published range of k was not found: k0, k1 and the scale are our interpretation."""
 
-    model_config = ConfigDict(extra="forbid")
     k0: float = Field(2.0, description="k at the first step")
     k1: float = Field(-1.0, description="k at the last step")
     threshold: Literal["mean", "median", "p25", "p75"] = "mean"
@@ -31,9 +38,17 @@ class Settings(BaseModel):
     )
     k_by: Literal["step", "epoch"] = Field("step", description="whether k falls with every step or with every epoch")
 
+    def without_effect(self, stage: StageFacts) -> str | None:
+        """A slope that falls by epochs never does where there is one epoch."""
+        if self.k_by == "epoch" and self.k0 != self.k1 and stage.epochs == 1:
+            return "k_by is epoch and the stage reaches one epoch only, so k stays k0; set k_by: step"
+        return super().without_effect(stage)
+
 
 class AdaKD(Weighting):
     """Weights from the teacher's difficulty and the training progress."""
+
+    logged = ("k",)
 
     def __init__(self, settings: Settings, statistics: TeacherStatistics) -> None:
         self.settings = settings

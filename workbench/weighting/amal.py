@@ -7,10 +7,12 @@ for the task loss and for each teacher's distillation loss of every utterance (w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 from torch import Tensor
 
-from workbench.look_ahead import Held, LearntWeights, LookAheadSettings, Probed, normalized, weight_gradients
+from workbench.look_ahead import Held, LearntWeights, LookAheadSettings, Probed, normalized, outer_gradients
 from workbench.weighting.protocol import TeacherStatistics
 
 LEAST, MOST = 1e-7, 2 - 1e-7
@@ -36,10 +38,11 @@ class AMAL(LearntWeights):
         """The same for every utterance; teachers share theirs."""
         return [self.settings.task, *[self.settings.distillation / (losses - 1)] * (losses - 1)]
 
-    def improved(self, batch: Probed, held: Held, weights: Tensor) -> Tensor:
+    def improved(self, batch: Probed, outer: Sequence[Held], weights: Tensor, learning_rate: float) -> Tensor:
         """Descend along every weight for itself."""
+        rate = self.settings.look_ahead_rate(learning_rate)
         for _ in range(self.settings.repeats):
-            slopes = weight_gradients(batch, held, weights, self.settings.rate)
+            slopes = outer_gradients(batch, outer, weights, rate)
             weights = weights - self.settings.step * normalized(slopes, self.settings.gradient_scale)
             weights = weights.clamp(LEAST, MOST)
         return weights

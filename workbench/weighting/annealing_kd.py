@@ -5,22 +5,43 @@ Phase 1 is MSE(z_s, z_t * T / T_max) with T rising from 1 to T_max in equal part
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from dataclasses import replace
+
+from pydantic import Field
 
 from workbench.recipe_sections import DivergenceRecipe
-from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, Weights, full_like
+from workbench.weighting.protocol import (
+    Evidence,
+    StageFacts,
+    TeacherStatistics,
+    Weighting,
+    WeightingSettings,
+    Weights,
+    convex,
+    full_like,
+)
 
 
-class Settings(BaseModel):
+class Settings(WeightingSettings):
     """Options of Annealing-KD."""
 
-    model_config = ConfigDict(extra="forbid")
     phase1: float = Field(0.7, ge=0, le=1, description="[our interpretation] share of the stage spent in phase 1")
     levels: int = Field(7, ge=1, description="T_max: steps in which the teacher's logits rise to their full size")
+
+    def without_effect(self, stage: StageFacts) -> str | None:
+        """A phase that has no step."""
+        if self.phase1 == 0:
+            return "phase1 is 0, so the teacher is never used; set phase1 above 0, or use {name: fixed, alpha: 0}"
+        if self.phase1 < 1 and stage.steps == 1:
+            return "the stage has one step, so phase 2 never begins; train for longer, or set phase1: 1"
+        # its distillation loss is its own, so it acts on on-policy micro-batches, too
+        return super().without_effect(replace(stage, on_policy_share=0.0))
 
 
 class AnnealingKD(Weighting):
     """Distillation alone, then the labels alone."""
+
+    logged = ("teacher_scale",)
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -37,8 +58,7 @@ class AnnealingKD(Weighting):
     def __call__(self, evidence: Evidence) -> Weights:
         """Weigh by phase alone."""
         alpha = float(evidence.progress < self.settings.phase1)
-        log = {"alpha_mean": alpha, "teacher_scale": self.scale(evidence.progress)}
-        return Weights(full_like(evidence.task, 1 - alpha), full_like(evidence.task, alpha), log)
+        return convex(full_like(evidence.task, alpha), teacher_scale=self.scale(evidence.progress))
 
 
 def build(settings: Settings, statistics: TeacherStatistics) -> AnnealingKD:

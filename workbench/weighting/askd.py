@@ -10,25 +10,27 @@ and distillation is from the student itself with the weight `self_weight`.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from workbench.weighting.protocol import (
     Evidence,
     SelfTeacherPlan,
+    StageFacts,
     TeacherStatistics,
     Weighting,
+    WeightingSettings,
     Weights,
     convex,
     full_like,
 )
 
 
-class Settings(BaseModel):
+class Settings(WeightingSettings):
     """Options of ASKD, all our interpretation."""
 
-    model_config = ConfigDict(extra="forbid")
     phase1: float = Field(0.7, ge=0, le=1, description="share of the stage with the teacher")
     w0: float = Field(0.9, ge=0, le=1, description="weight of the teacher at the start")
     w1: float = Field(0.1, ge=0, le=1, description="weight of the teacher at the end of phase 1")
@@ -44,9 +46,25 @@ class Settings(BaseModel):
     layer: int = Field(0, ge=0, description="of `intermediate`: number of the decoder layer that the last one teaches")
     temperature: float = Field(1.0, gt=0, description="of the self-teacher")
 
+    def without_effect(self, stage: StageFacts) -> str | None:
+        """A phase 2 that has no step, or whose self-teacher would be the untrained student all through it."""
+        if self.phase1 >= 1:
+            return super().without_effect(stage)
+        if stage.steps == 1:
+            return "the stage has one step, so phase 2 never begins; train for longer, or set phase1: 1"
+        if self.self_teacher == "previous_epoch" and stage.epochs == 1 and not stage.stream:
+            return (
+                "self_teacher is previous_epoch and the stage reaches one epoch only, so the self-teacher would be the "
+                "student before training; train for more epochs, or set self_teacher: ema"
+            )
+        # phase 2 has no on-policy micro-batches, so it acts whatever their share is
+        return super().without_effect(replace(stage, on_policy_share=0.0))
+
 
 class ASKD(Weighting):
     """A weight that falls with time, then the student's own word."""
+
+    logged = ("self_teaching",)
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -5,15 +5,11 @@ At each label the student learns from the teacher if the teacher's likeliest tok
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
-
-from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, Weights
+from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, WeightingSettings, Weights
 
 
-class Settings(BaseModel):
+class Settings(WeightingSettings):
     """Conditional teacher-student learning has no options."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class Conditional(Weighting):
@@ -22,7 +18,7 @@ class Conditional(Weighting):
     def __call__(self, evidence: Evidence) -> Weights:
         """Choose a loss for each label."""
         right = evidence.teacher_right.float()  # [labels]
-        return Weights(1 - right, right, {"alpha_mean": float(right.mean())}, by_token=True)
+        return Weights(1 - right, right, by_token=True)
 
 
 def build(settings: Settings, statistics: TeacherStatistics) -> Conditional:

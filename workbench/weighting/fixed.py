@@ -10,7 +10,8 @@ from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting,
 class Settings(BaseModel):
     """Either `alpha`, for (1 - alpha) * task + alpha * distillation, or both factors by name.
 
-    alpha 0 is plain fine-tuning, 1 is distillation alone. Distil-Whisper's weights (arXiv 2311.00430, section 4) are `task: 1.0, distillation: 0.8`.
+    alpha 0 is plain fine-tuning, 1 is distillation alone. Distil-Whisper's training code has `task: 0.8, distillation: 1.0` with tau = 2
+    (arXiv 2311.00430).
     """
 
     model_config = ConfigDict(extra="forbid")

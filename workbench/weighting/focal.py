@@ -8,22 +8,23 @@ it as a baseline, does not say.
 from __future__ import annotations
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, Weights
+from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, WeightingSettings, Weights
 
 
-class Settings(BaseModel):
+class Settings(WeightingSettings):
     """Options of the focal loss."""
 
-    model_config = ConfigDict(extra="forbid")
     gamma: float = Field(2.0, ge=0, description="0 is the fixed weight alone")
     alpha: float = Field(0.5, ge=0, le=1, description="L = (1 - alpha) * task + alpha * distillation")
 
 
 class Focal(Weighting):
     """Factor dF/dL of each utterance: its gradient is then that of the focal loss, (1 - p)^gamma being differentiated too."""
+
+    logged = ("factor_mean",)
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -32,7 +33,7 @@ class Focal(Weighting):
         """Weigh each utterance by the slope of its focal loss."""
         alpha = self.settings.alpha
         factor = slope((1 - alpha) * evidence.task + alpha * evidence.distillation, self.settings.gamma)
-        return Weights((1 - alpha) * factor, alpha * factor, {"factor_mean": float(factor.mean())})
+        return Weights((1 - alpha) * factor, alpha * factor, {"factor_mean": factor})
 
 
 def slope(loss: Tensor, gamma: float) -> Tensor:

@@ -12,16 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, Weights, full_like
+from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, WeightingSettings, Weights, full_like
 
 
-class Settings(BaseModel):
+class Settings(WeightingSettings):
     """Options of homoscedastic weighting."""
 
-    model_config = ConfigDict(extra="forbid")
     learning_rate: float = Field(0.02, gt=0, description="[our interpretation] of both log-variances, plain SGD")
 
 
@@ -35,18 +34,22 @@ class Homoscedastic(Weighting):
 
     def __call__(self, evidence: Evidence) -> Weights:
         """Weigh every utterance alike, by the learnt precisions."""
+        task, distillation = (math.exp(-s) for s in self.log_variances)
+        return Weights(full_like(evidence.task, task), full_like(evidence.task, distillation))
+
+    def observe(self, evidence: Evidence) -> None:
+        """Add a micro-batch's losses to the step's."""
         losses = torch.stack([evidence.task.float(), evidence.distillation.float(), torch.ones_like(evidence.task)])
         self._seen.append(losses.sum(1))
-        task, distillation = (math.exp(-s) for s in self.log_variances)
-        log = {"task_weight": task, "distillation_weight": distillation}
-        return Weights(full_like(evidence.task, task), full_like(evidence.task, distillation), log)
 
     def stepped(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Descend: dL/ds = 1/2 - exp(-s) * mean loss of the whole step."""
-        *sums, count = total(torch.stack(self._seen).sum(0)).tolist()
+        """Descend: dL/ds = 1/2 - exp(-s) * mean loss of the whole step, unless it had no loss to weigh (on-policy)."""
+        *sums, count = total(torch.stack(self._seen).sum(0) if self._seen else torch.zeros(3)).tolist()
         self._seen = []
+        if count == 0:
+            return
         for i, loss in enumerate(sums):
-            slope = 0.5 - math.exp(-self.log_variances[i]) * loss / max(count, 1.0)
+            slope = 0.5 - math.exp(-self.log_variances[i]) * loss / count
             self.log_variances[i] -= self.settings.learning_rate * slope
 
     def state_dict(self) -> dict[str, Any]:

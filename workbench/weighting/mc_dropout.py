@@ -12,17 +12,17 @@ import math
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, Weights, convex
+from workbench.errors import UserError
+from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, WeightingSettings, Weights, convex
 
 NEEDS_UNCERTAINTY = True  # read by the registry: the teacher's is measured before training
 
 
-class Settings(BaseModel):
+class Settings(WeightingSettings):
     """Options of uncertainty weighting."""
 
-    model_config = ConfigDict(extra="forbid")
     alpha: float = Field(1.0, ge=0, le=1, description="weight of distillation where the teacher is certain")
 
 
@@ -30,8 +30,15 @@ class MCDropout(Weighting):
     """Weights from the teacher's uncertainty, fixed over training."""
 
     def __init__(self, settings: Settings, statistics: TeacherStatistics) -> None:
+        """Bind the measured uncertainties; raises UserError where they are alike, so that nothing would be weighed."""
         self.settings, self.uncertainty = settings, statistics.uncertainty or {}
-        self.mean = float(np.mean(list(self.uncertainty.values()) or [0.0])) or 1.0
+        values = list(self.uncertainty.values()) or [0.0]
+        if max(values) == min(values) and len(values) > 1:
+            raise UserError(
+                f"weighting mc_dropout would have no effect: the teacher's uncertainty is {values[0]:.3g} for every one of "
+                f"{len(values)} utterances; use {{name: fixed, alpha: ...}}"
+            )
+        self.mean = float(np.mean(values)) or 1.0
 
     def __call__(self, evidence: Evidence) -> Weights:
         """Weigh each utterance by how sure the teacher is of it."""

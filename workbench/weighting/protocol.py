@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -45,12 +46,13 @@ class Weights:
     """Factors of both losses; the batch loss is mean_i(task_i * l_i + distillation_i * d_i).
 
     Shapes are [utterances]; `distillation` may be [teachers, utterances]; with `by_token` both are [labels] and weigh the
-    losses of single tokens before these are averaged within their utterance.
+    losses of single tokens before these are averaged within their utterance. What `log` holds is averaged over the step's
+    utterances for metrics.jsonl; its names must stand in `Weighting.logged`.
     """
 
     task: Tensor
     distillation: Tensor
-    log: dict[str, float] = field(default_factory=dict)  # scalars for metrics.jsonl
+    log: dict[str, float | Tensor] = field(default_factory=dict)  # one number for all, or [utterances]
     by_token: bool = False
 
 
@@ -77,6 +79,35 @@ class TeacherStatistics:
 
 
 @dataclass(frozen=True)
+class StageFacts:
+    """What decides whether a weighting's schedule takes effect in a stage."""
+
+    epochs: int  # that are reached
+    steps: int | None = None  # optimizer steps, where they are known
+    stream: bool = False  # an epoch is then a pass over the stream
+    decoding: bool = True
+    on_policy_share: float = 0.0  # of the micro-batches
+
+
+class WeightingSettings(BaseModel):
+    """Base of the options of a system that can be set up so that it does nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    def without_effect(self, stage: StageFacts) -> str | None:
+        """Why the system would never do anything in such a stage, and what to set instead; None if it does."""
+        if not stage.decoding:
+            return (
+                "it weighs the decoder's losses, which decoding: false leaves out; set decoding: true, or leave it out"
+            )
+        if stage.on_policy_share >= 1:
+            return (
+                "on_policy.share is 1, and on-policy micro-batches are not weighed; set share below 1, or leave it out"
+            )
+        return None
+
+
+@dataclass(frozen=True)
 class SelfTeacherPlan:
     """Which earlier or smoother self of the student it learns from, and how."""
 
@@ -89,12 +120,19 @@ class SelfTeacherPlan:
 class Weighting:
     """Weighs each utterance's task loss against its distillation loss.
 
-    A system implements `__call__` and whichever of the hooks it needs; the others do nothing.
+    A system implements `__call__` and whichever of the hooks it needs; the others do nothing. `__call__` must not change
+    any state: it is also called for stand-in micro-batches, whose clips belong to another process. `observe` is not.
     """
+
+    logged: tuple[str, ...] = ()  # names in `Weights.log`; all processes average the same ones
+    seed: int = 0  # of the run, for whatever a system draws at random; set by `build_weighting`
 
     def __call__(self, evidence: Evidence) -> Weights:
         """Weigh a micro-batch."""
         raise NotImplementedError
+
+    def observe(self, evidence: Evidence) -> None:
+        """Called after `__call__` with each micro-batch that counts in the step's loss; on-policy ones have no evidence."""
 
     def stepped(self, total: Callable[[Tensor], Tensor]) -> None:
         """Called after each optimizer step; `total` sums a tensor over the processes, which all must call alike."""
@@ -112,8 +150,8 @@ class Weighting:
         """Whether the self-teacher stands in the teacher's place at a progress."""
         return False
 
-    def looks_ahead(self, epoch: int) -> bool:
-        """Whether `look_ahead` is wanted before an epoch."""
+    def looks_ahead(self, epoch: int, learning_rate: float) -> bool:
+        """Whether `look_ahead` is wanted before an epoch, which begins with this learning rate of the optimizer."""
         return False
 
     def look_ahead(self, probe: Probe) -> None:
@@ -129,7 +167,7 @@ class Weighting:
 
 def convex(alpha: Tensor, **log: float) -> Weights:
     """Weights 1 - alpha and alpha, which is how the papers write the loss."""
-    return Weights(1 - alpha, alpha, {"alpha_mean": float(alpha.mean()), **log})
+    return Weights(1 - alpha, alpha, dict(log))
 
 
 def full_like(losses: Tensor, value: float) -> Tensor:

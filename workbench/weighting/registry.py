@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from workbench.errors import UserError, nearest
-from workbench.weighting.protocol import TeacherStatistics, Weighting
+from workbench.weighting.protocol import StageFacts, TeacherStatistics, Weighting, WeightingSettings
 
 NOT_SYSTEMS = {"protocol", "registry"}
 
@@ -39,8 +39,17 @@ def parse_settings(options: dict[str, Any]) -> BaseModel:
         return settings(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "options"
-        raise UserError(f"weighting {options.get('name')!r}: {where} is {first['input']!r}; {first['msg']}") from None
+        where = str(first["loc"][0]) if first["loc"] else "options"
+        # an option that takes a number or a word has an error for each
+        said = " or ".join(dict.fromkeys(e["msg"] for e in error.errors() if e["loc"][:1] == first["loc"][:1]))
+        raise UserError(f"weighting {options.get('name')!r}: {where} is {first['input']!r}; {said}") from None
+
+
+def without_effect(options: dict[str, Any], stage: StageFacts) -> str | None:
+    """Why a recipe's weighting would never do anything in such a stage, and what to set; None if it does."""
+    settings = parse_settings(options)
+    reason = settings.without_effect(stage) if isinstance(settings, WeightingSettings) else None
+    return None if reason is None else f"{options['name']} would have no effect: {reason}"
 
 
 def needs_uncertainty(options: dict[str, Any]) -> bool:
@@ -48,7 +57,8 @@ def needs_uncertainty(options: dict[str, Any]) -> bool:
     return bool(getattr(_module(str(options.get("name", "fixed"))), "NEEDS_UNCERTAINTY", False))
 
 
-def build_weighting(options: dict[str, Any], statistics: TeacherStatistics) -> Weighting:
-    """Build the system that a recipe names."""
+def build_weighting(options: dict[str, Any], statistics: TeacherStatistics, seed: int = 0) -> Weighting:
+    """Build the system that a recipe names, for a run with this seed."""
     weighting: Weighting = _module(str(options.get("name", "fixed"))).build(parse_settings(options), statistics)
+    weighting.seed = seed
     return weighting

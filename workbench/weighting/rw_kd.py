@@ -8,20 +8,25 @@ step (workbench/look_ahead.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from workbench.look_ahead import Held, LearntWeights, Probed, weight_gradients
-from workbench.weighting.protocol import TeacherStatistics
+from workbench.look_ahead import Held, LearntWeights, Probed, never_learns, outer_gradients
+from workbench.weighting.protocol import StageFacts, TeacherStatistics, WeightingSettings
 
 
-class Settings(BaseModel):
+class Settings(WeightingSettings):
     """Options of RW-KD."""
 
-    model_config = ConfigDict(extra="forbid")
     first: int = Field(0, ge=0, description="epoch (from 0) before which weights are learnt first")
     every: int = Field(1, ge=1, description="epochs between updates")
+
+    def without_effect(self, stage: StageFacts) -> str | None:
+        """An epoch that is never reached."""
+        return never_learns(self.first, stage) or super().without_effect(stage)
 
 
 class RWKD(LearntWeights):
@@ -34,10 +39,10 @@ class RWKD(LearntWeights):
         """Half the task loss, half the teachers'."""
         return [0.5, *[0.5 / (losses - 1)] * (losses - 1)]
 
-    def improved(self, batch: Probed, held: Held, weights: Tensor) -> Tensor:
+    def improved(self, batch: Probed, outer: Sequence[Held], weights: Tensor, learning_rate: float) -> Tensor:
         """What helps the validation utterances counts, in proportion; if nothing does, weights stay as they are."""
         # at weights of zero the look-ahead does not move, so its size is a mere factor that normalising takes out
-        helpful = (-weight_gradients(batch, held, torch.zeros_like(weights), 1.0)).clamp(min=0)
+        helpful = (-outer_gradients(batch, outer, torch.zeros_like(weights), 1.0)).clamp(min=0)
         total = helpful.sum()
         return weights if total == 0 else helpful * (weights.shape[1] / total)
 

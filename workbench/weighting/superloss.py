@@ -13,16 +13,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, Weights
+from workbench.weighting.protocol import Evidence, TeacherStatistics, Weighting, WeightingSettings, Weights
 
 
-class Settings(BaseModel):
+class Settings(WeightingSettings):
     """Options of SuperLoss."""
 
-    model_config = ConfigDict(extra="forbid")
     regularization: float = Field(1.0, gt=0, description="lambda; large values weigh all utterances alike")
     alpha: float = Field(0.5, ge=0, le=1, description="L = (1 - alpha) * task + alpha * distillation")
     momentum: float = Field(0.9, ge=0, lt=1, description="of t, the running mean of L over steps")
@@ -31,6 +30,8 @@ class Settings(BaseModel):
 class SuperLoss(Weighting):
     """Factors from the distance to the running mean of the losses."""
 
+    logged = ("factor_mean", "t")
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.threshold: float | None = None  # t, from the first step on
@@ -38,19 +39,28 @@ class SuperLoss(Weighting):
 
     def __call__(self, evidence: Evidence) -> Weights:
         """Weigh each utterance; in the very first step t is the micro-batch's own mean."""
-        alpha = self.settings.alpha
-        loss = (1 - alpha) * evidence.task.float() + alpha * evidence.distillation.float()
-        self._seen.append(torch.stack([loss.sum(), torch.ones_like(loss).sum()]))
+        alpha, loss = self.settings.alpha, self._loss(evidence)
         threshold = float(loss.mean()) if self.threshold is None else self.threshold
         factor = confidence(loss - threshold, self.settings.regularization)
-        return Weights((1 - alpha) * factor, alpha * factor, {"factor_mean": float(factor.mean()), "t": threshold})
+        return Weights((1 - alpha) * factor, alpha * factor, {"factor_mean": factor, "t": threshold})
+
+    def observe(self, evidence: Evidence) -> None:
+        """Add a micro-batch's losses to the step's."""
+        loss = self._loss(evidence)
+        self._seen.append(torch.stack([loss.sum(), torch.ones_like(loss).sum()]))
 
     def stepped(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Move t towards the mean of the whole step."""
-        summed, count = total(torch.stack(self._seen).sum(0)).tolist()
+        """Move t towards the mean of the whole step, unless it had no loss to weigh (on-policy)."""
+        summed, count = total(torch.stack(self._seen).sum(0) if self._seen else torch.zeros(2)).tolist()
         self._seen = []
-        mean, momentum = summed / max(count, 1.0), self.settings.momentum
+        if count == 0:
+            return
+        mean, momentum = summed / count, self.settings.momentum
         self.threshold = mean if self.threshold is None else momentum * self.threshold + (1 - momentum) * mean
+
+    def _loss(self, evidence: Evidence) -> Tensor:
+        alpha = self.settings.alpha
+        return (1 - alpha) * evidence.task.float() + alpha * evidence.distillation.float()
 
     def state_dict(self) -> dict[str, Any]:
         """The threshold."""
