@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.audio import write_wav
-from workbench.corpus import Utterance, open_corpus
+from workbench.corpus import Utterance, scored_clips
 from workbench.corpus.corrupt import RECORD
 from workbench.corpus.sources import find_corpus
 from workbench.errors import UserError
@@ -139,7 +139,7 @@ class RunWeights:
     @functools.cached_property
     def utterances(self) -> dict[str, Utterance]:
         try:
-            return {u.id: u for u in open_corpus(self.recipe.corpus, "train", self.recipe.limit)}
+            return {u.id: u for u in scored_clips(self.recipe.corpus, "train", self.recipe.limit)}
         except UserError as error:
             log.info("transcripts and audio are left out: %s", error)
             return {}
