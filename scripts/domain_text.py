@@ -15,8 +15,8 @@ import re
 from pathlib import Path
 
 from workbench.corpus import open_corpus
+from workbench.corpus.split import split_key
 from workbench.files import write_text
-from workbench.scoring import normalize
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
@@ -85,13 +85,13 @@ def lines(wanted: int, seed: int) -> list[str]:
     """So many different lines, in an order that a longer list begins with."""
     draw = random.Random(seed)
     prompts = [u.text for u in open_corpus("prompts-en", "train")]
-    held_out = {normalize(u.text) for split in ("validation", "test") for u in open_corpus("prompts-en", split)}
+    held_out = {split_key(u.text) for split in ("validation", "test") for u in open_corpus("prompts-en", split)}
     found: dict[str, str] = {}
     while len(found) < wanted:
         line = expand("{sentence}", draw) if draw.random() < 0.5 else sequence(prompts, draw)
-        normalized = normalize(line)
-        if normalized and normalized not in held_out:
-            found.setdefault(normalized, line[0].upper() + line[1:])
+        key = split_key(line)
+        if key and key not in held_out:
+            found.setdefault(key, line[0].upper() + line[1:])
     return list(found.values())
 
 

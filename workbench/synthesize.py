@@ -20,11 +20,11 @@ from pathlib import Path
 from workbench.audio import LONGEST_SECONDS, check_length, decode, probe_seconds, write_flac
 from workbench.corpus import Utterance, open_corpus
 from workbench.corpus.more import neighbours
+from workbench.corpus.split import split_key
 from workbench.corpus.utterance import joined
 from workbench.errors import UserError
 from workbench.files import atomic_path, check_free_space, sha256, sha256_of, write_text
 from workbench.progress import Progress
-from workbench.scoring import normalize
 
 log = logging.getLogger("workbench")
 LINES_A_CALL = 64  # loading the voice takes a second, which so many lines share
@@ -174,7 +174,7 @@ def _held_out(corpus: str | None) -> set[str]:
     if corpus is None:
         return set()
     held = [u for split in ("validation", "test") for u in open_corpus(corpus, split)]
-    return {normalize(u.text, u.language) for u in held}
+    return {split_key(u.text, u.language) for u in held}
 
 
 def _read(
@@ -192,17 +192,17 @@ def _read(
     seen: set[str] = set()
     for number, raw in enumerate(content, 1):
         line = Line(number, " ".join(raw.split()), speeds[len(lines) % len(speeds)])
-        normalized = normalize(line.text, language)
+        key = split_key(line.text, language)
         if not line.text:
             continue
-        if not normalized:
+        if not key:
             rejected.append((line, "nothing to say"))
-        elif normalized in seen:
+        elif key in seen:
             rejected.append((line, "said already"))
-        elif normalized in held_out:
+        elif key in held_out:
             rejected.append((line, "stands in the validation or test split"))
         else:
-            seen.add(normalized)
+            seen.add(key)
             lines.append(line)
     if not lines:
         raise UserError(f"{text}: holds no line to say")

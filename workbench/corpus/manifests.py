@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.audio import probe_seconds
-from workbench.corpus.split import split_of
+from workbench.corpus.split import split_key, split_of
 from workbench.corpus.utterance import SPLITS, Utterance
 from workbench.errors import UserError, nearest
 
@@ -47,8 +47,6 @@ def read_manifest(path: Path, transcribed: bool = True) -> list[Utterance]:
     Raises:
         UserError: naming file, line, field and value for the first line that cannot be used.
     """
-    from workbench.scoring import normalize
-
     manifest = find_manifest(path)
     utterances: list[Utterance] = []
     seen: dict[str, int] = {}
@@ -63,7 +61,7 @@ def read_manifest(path: Path, transcribed: bool = True) -> list[Utterance]:
             raise UserError(f"{where}: id {name!r} already stands on line {seen[name]}; ids must be unique")
         seen[name] = number
         language = str(_optional(row, "language") or "en").lower().replace("_", "-").split("-")[0]
-        split = str(_optional(row, "split") or "") or (split_of(normalize(text, language)) if text else "train")
+        split = str(_optional(row, "split") or "") or (split_of(split_key(text, language)) if text else "train")
         if split not in SPLITS:
             raise UserError(f"{where}: field 'split' is {split!r}{nearest(split, SPLITS)}")
         utterances.append(Utterance(name, audio, text, _seconds(row, audio, where), language, split))

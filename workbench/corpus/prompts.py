@@ -19,10 +19,9 @@ from pathlib import Path
 import av
 
 from workbench.audio import SAMPLE_RATE, decode
-from workbench.corpus.split import split_of
+from workbench.corpus.split import split_key, split_of
 from workbench.errors import UserError, nearest
 from workbench.files import atomic_folder
-from workbench.scoring import normalize
 
 log = logging.getLogger("workbench")
 LANGUAGES = ("en", "es", "fr", "it", "ru")
@@ -74,7 +73,7 @@ def build(unpacked: Path, language: str, folder: Path) -> None:
     for name, written in transcripts(gzip.decompress((documents / f"core-sounds-{language}.txt.gz").read_bytes())):
         audio = sounds / f"{name}.g722"
         text = re.sub(r"\s*\[[^]]*\]\s*", " ", written).strip()  # "at [@]" says "at"; "[beep tone]" says nothing
-        normalized = normalize(text, language)
+        normalized = split_key(text, language)
         if not normalized or not audio.is_file() or name in seen:
             reason = "no speech" if not normalized else "listed twice" if name in seen else "no recording"
             left_out.append(f"{name}\t{reason}\t{written}")
