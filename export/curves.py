@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from workbench.files import json_lines
+
 POINTS = 300  # of a curve in the report; longer ones are averaged
 LOSSES = ("loss", "task", "distillation", "matching")
 
@@ -20,7 +22,7 @@ def read_curves(bundle: Path) -> dict[str, Any] | None:
     path = bundle.resolve().parent / "metrics.jsonl"
     if not path.is_file():
         return None
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in json_lines(path)]
     trained = [row for row in rows if "loss" in row]
     if not trained:
         return None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import tone
-from workbench.audio import SAMPLE_RATE, check_length, decode, is_silent, write_wav
+from workbench.audio import SAMPLE_RATE, check_length, decode, is_silent, probe_seconds, write_wav
 from workbench.errors import UserError
 
 
@@ -106,3 +106,102 @@ def test_two_hours_are_refused_before_they_fill_the_memory(tmp_path):
 def test_silence_is_recognised():
     assert is_silent(np.zeros(16000, np.float32))
     assert not is_silent(tone(0.2))
+
+
+def wav_of(path, channels, rate=16_000, data_size=None):
+    """16-bit WAV of any number of channels. channels: [channels, samples] in [-1, 1]"""
+    pcm = (np.asarray(channels).T * 32767).astype("<i2")
+    with wav.open(str(path), "wb") as file:
+        file.setnchannels(pcm.shape[1])
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(pcm.tobytes())
+    return path
+
+
+@pytest.mark.parametrize("channels", [2, 6, 8, 9, 16])
+def test_any_number_of_channels_is_read(tmp_path, channels):
+    """Eight planes or more ended the process with a segmentation fault."""
+    path = wav_of(tmp_path / "many.wav", [tone(1.0) if c == 0 else np.zeros(16000) for c in range(channels)])
+    found = decode(path)
+    assert len(found) == 16000
+    np.testing.assert_allclose(found, tone(1.0) / channels, atol=1e-4)
+
+
+def test_of_channels_that_cancel_the_loudest_is_taken(tmp_path):
+    path = wav_of(tmp_path / "antiphase.wav", [tone(1.0), -tone(1.0)])
+    np.testing.assert_allclose(decode(path), tone(1.0), atol=1e-4)
+    silent = wav_of(tmp_path / "silent.wav", np.zeros((2, 16000)))
+    assert is_silent(decode(silent))
+
+
+def test_length_is_the_sounds_not_the_videos_or_the_headers(tmp_path):
+    path = tmp_path / "long_video.mp4"
+    with av.open(str(path), "w") as out:
+        video, audio = out.add_stream("mpeg4", rate=5), out.add_stream("aac", rate=16000, layout="mono")
+        video.width = video.height = 64
+        for _ in range(50):  # ten seconds
+            picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            out.mux(video.encode(picture))
+        sound = av.AudioFrame.from_ndarray(tone(2.0)[None].astype(np.float32), format="fltp", layout="mono")
+        sound.rate = 16000
+        out.mux(audio.encode(sound))
+        out.mux(video.encode(None))
+        out.mux(audio.encode(None))
+    assert probe_seconds(path) == pytest.approx(2.0, abs=0.15)
+    assert probe_seconds(path) == pytest.approx(len(decode(path)) / SAMPLE_RATE, abs=0.15)
+
+
+def test_a_variable_bit_rate_without_a_header_does_not_fool_the_length(tmp_path):
+    """A start of few bits and an end of many: from the first frames' bit rate the length was guessed far too long."""
+    parts = []
+    for seconds, bit_rate in ((10, 32_000), (5, 320_000)):
+        part = tmp_path / f"{bit_rate}.mp3"
+        with av.open(str(part), "w", options={"write_xing": "0", "id3v2_version": "0"}) as out:
+            stream = out.add_stream("libmp3lame", rate=44100, layout="mono")
+            stream.bit_rate = bit_rate
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, seconds * 44100), np.float32), format="fltp", layout="mono")
+            frame.rate = 44100
+            out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+        parts.append(part.read_bytes())
+    path = tmp_path / "vbr.mp3"
+    path.write_bytes(b"".join(parts))
+    with av.open(str(path)) as container:
+        assert abs(container.duration / av.time_base - 15.0) > 1.0  # what the container says
+    assert (
+        probe_seconds(path) == pytest.approx(len(decode(path)) / SAMPLE_RATE, abs=0.1) == pytest.approx(15.0, abs=0.2)
+    )
+
+
+def test_a_playlist_opens_no_other_file(tmp_path):
+    write_wav(tmp_path / "secret.wav", tone(1.0))
+    for name, text in (
+        ("list.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.wav\n#EXT-X-ENDLIST\n"),
+        ("list.ffconcat", "ffconcat version 1.0\nfile secret.wav\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match="cannot be decoded as audio"):
+            decode(tmp_path / name)
+        with pytest.raises(UserError, match="cannot be decoded as audio"):
+            probe_seconds(tmp_path / name)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e29])
+def test_samples_that_are_no_sound_are_refused(tmp_path, value):
+    path = tmp_path / "bad.wav"
+    wave = tone(0.5).astype("<f4")
+    wave[100] = value
+    header = b"RIFF" + (36 + 4 * len(wave)).to_bytes(4, "little") + b"WAVEfmt " + (16).to_bytes(4, "little")
+    header += (3).to_bytes(2, "little") + (1).to_bytes(2, "little") + (16000).to_bytes(4, "little")
+    header += (64000).to_bytes(4, "little") + (4).to_bytes(2, "little") + (32).to_bytes(2, "little")
+    path.write_bytes(header + b"data" + (4 * len(wave)).to_bytes(4, "little") + wave.tobytes())
+    with pytest.raises(UserError, match=r"bad\.wav: holds samples that are NaN, infinite or above 100"):
+        decode(path)
+
+
+@pytest.mark.parametrize("rate", [4, 4_000_000])
+def test_an_impossible_rate_is_refused_before_it_fills_the_memory(tmp_path, rate):
+    path = wav_of(tmp_path / "rate.wav", [tone(0.1)], rate)
+    with pytest.raises(UserError, match=f"has a sample rate of {rate:,} Hz; expected 1,000 to 768,000 Hz"):
+        decode(path)

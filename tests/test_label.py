@@ -1,6 +1,8 @@
 """Pseudo-labels: filters, the rejection report, and a killed run that labels nothing twice."""
 
 import json
+import os
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -9,6 +11,7 @@ import workbench.label
 from tests.conftest import tone
 from workbench.audio import write_wav
 from workbench.corpus import open_corpus
+from workbench.corpus.manifests import read_manifest
 from workbench.errors import UserError
 from workbench.files import sha256
 from workbench.filters import Label, Limits, reasons
@@ -82,6 +85,57 @@ def test_a_folder_of_recordings_becomes_a_manifest_and_a_report(recordings, sett
     assert not list(manifest.parent.glob(".*"))
 
 
+def test_every_file_of_any_name_and_format_is_in_one_of_the_two_outputs(settings, tmp_path, cache):
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    (speech,) = [u for u in open_corpus("prompts-en", "test") if u.seconds < 2][:1]
+    names = [b"12:30 a.opus", b"caf\xe9.opus", b"no_suffix", b"video.MPGA", b"-n.opus", "日本.opus".encode()]
+    for name in names:
+        (folder / os.fsdecode(name)).write_bytes(speech.audio.read_bytes())
+    (folder / "notes.txt").write_text("a text")
+    (folder / "gone.wav").symlink_to(folder / "nowhere.wav")
+    (folder / "empty.flac").write_bytes(b"")
+    manifest = label(folder, folder / "labels.jsonl", settings, LOOSE)
+    kept, rejected = rows(manifest), rows(folder / "labels.rejected.jsonl")
+    assert {row["id"] for row in kept} == {
+        "12:30 a.opus", "caf\\xe9.opus", "no_suffix", "video.MPGA", "-n.opus", "日本.opus",
+    }  # fmt: skip
+    assert {row["id"] for row in rejected} == {"notes.txt", "gone.wav", "empty.flac"}
+    assert all(row["reasons"] == ["unusable audio"] for row in rejected)
+    # the manifest can be trained on, whatever its files are called, and what label wrote is no recording of the next call
+    assert len(read_manifest(manifest)) == len(names)
+    again = label(folder, folder / "labels.jsonl", settings, LOOSE)
+    assert {row["id"] for row in rows(again)} == {row["id"] for row in kept}
+
+
+def test_each_clip_is_transcribed_in_its_manifests_language(speech, settings, tmp_path, cache):
+    manifest = speech(2)
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    languages = {row["id"]: code for row, code in zip(lines, ["en", "es", "tlh", "en", "es", "en"], strict=True)}
+    manifest.write_text("".join(json.dumps(row | {"language": languages[row["id"]]}) + "\n" for row in lines))
+    own = label(manifest, tmp_path / "own.jsonl", replace(settings, language=None), LOOSE)
+    assert {row["id"]: row["language"] for row in rows(own)} == {k: v for k, v in languages.items() if v != "tlh"}
+    (foreign,) = rows(tmp_path / "own.rejected.jsonl")
+    assert (languages[foreign["id"]], foreign["reasons"]) == ("tlh", ["unknown language"])
+    with pytest.raises(UserError, match="language 'tlh' is not one this Whisper model knows"):
+        label(manifest, tmp_path / "forced.jsonl", replace(settings, language="tlh"), LOOSE)
+    forced = label(manifest, tmp_path / "forced.jsonl", settings, LOOSE)
+    assert {row["language"] for row in rows(forced)} == {"en"}
+
+
+def test_a_text_with_a_line_separator_survives_a_resumed_labelling(recordings, settings, tmp_path, cache, monkeypatch):
+    """Journals and manifests are split at newlines alone: U+2028 inside a text is no new line."""
+    work = workbench.label._labels
+
+    def separated(*args):
+        for batch in work(*args):
+            yield [(clip, found | {"text": "a\u2028b"} if "text" in found else found) for clip, found in batch]
+
+    monkeypatch.setattr(workbench.label, "_labels", separated)
+    manifest = label(recordings, tmp_path / "labels.jsonl", settings, LOOSE)
+    assert [json.loads(line)["text"] for line in manifest.read_text().split("\n") if line] == ["a\u2028b"] * 7
+
+
 def test_a_killed_labelling_goes_on_and_ends_the_same(recordings, settings, tmp_path, cache, monkeypatch):
     whole = label(recordings, tmp_path / "whole.jsonl", settings, LOOSE)
     labelled = []
@@ -121,7 +175,7 @@ def test_a_manifest_s_text_is_the_reference_and_its_split_stays(speech, settings
 
 
 def test_a_folder_without_audio_is_refused(tmp_path, settings, cache):
-    with pytest.raises(UserError, match="neither a manifest nor audio files"):
+    with pytest.raises(UserError, match="neither a manifest nor any file"):
         label(tmp_path, tmp_path / "x.jsonl", settings, LOOSE)
 
 
@@ -142,7 +196,7 @@ def test_whisper_base_labels_real_speech(tmp_path, beams):
     for u in clips:
         (folder / u.audio.name).write_bytes(u.audio.read_bytes())
     write_wav(folder / "tone.wav", tone(3.0))
-    manifest = label(folder, tmp_path / "labels.jsonl", LabelSettings(language=None, beams=beams), Limits())
+    manifest = label(folder, tmp_path / "labels.jsonl", LabelSettings(language="auto", beams=beams), Limits())
     kept = {r["id"]: r for r in rows(manifest)}
     right = [u for u in clips if u.audio.name in kept
              and not reasons(made(kept[u.audio.name]["text"], u.seconds, reference=u.text), Limits(max_wer=25.0))]  # fmt: skip

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,14 @@ from workbench.errors import UserError
 SAMPLE_RATE = 16_000  # hz, what Whisper and the wav2vec2 family expect
 SHORTEST_SECONDS = 0.1  # below this there is no word to recognise
 LONGEST_SECONDS = 30.0  # Whisper's window; longer recordings need segmentation first
+LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000  # hz; resampling from a few hz would fill the memory
+LOUDEST = 100.0  # full scale is 1; beyond this it is no recording but damage, or integers that were read as floats
+CANCELLED = 1e-6  # share of the loudest channel's power that is left when channels cancel each other (-60 dB)
+# FFmpeg's names of the file formats that are read.
+FORMATS = (
+    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,avr,caf,dts,eac3,flac,flv,g722,g726,gsm,ircam,latm,loas,matroska,mlp,mov,mp3,mpc,mpc8,"
+    "mpeg,mpegts,nistsphere,ogg,oma,rm,sln,tak,truehd,tta,voc,w64,wav,wsd,wv,xwma"
+)
 
 Wave = npt.NDArray[np.float32]  # [samples], 16 kHz mono in [-1, 1]
 
@@ -28,70 +38,102 @@ def decode(source: Path | bytes, name: str = "", longest: float | None = None) -
         longest: seconds after which decoding stops with an error, so that a long recording cannot fill the memory.
 
     Returns:
-        float32 wave [samples] in [-1, 1].
+        float32 wave [samples]: the mean of the channels, or the loudest one where they cancel each other (left = -right).
 
     Raises:
-        UserError: the file is missing, empty, not audio, too long, or broken before its first sample.
+        UserError: the file is missing, empty, not audio, too long, of an impossible sample rate, holds samples that are no
+            finite numbers, or is broken before its first sample.
     """
+    label = name or (str(source) if isinstance(source, Path) else "audio bytes")
+    wave, powers = _mixed(source, label, longest)
+    if not len(wave):
+        raise UserError(f"{label}: decodes to no samples; the recording is empty or cut off at its header")
+    if float(np.square(wave, dtype=np.float64).sum()) < CANCELLED * float(powers.max()):
+        wave, _ = _mixed(source, label, longest, channel=int(powers.argmax()))
+    return wave
+
+
+def _mixed(
+    source: Path | bytes, label: str, longest: float | None, channel: int | None = None
+) -> tuple[Wave, npt.NDArray[np.float64]]:
+    """The audio stream as one wave, of one channel or the mean of all, and the sum of squares of each channel."""
     import av
 
-    label = name or (str(source) if isinstance(source, Path) else "audio bytes")
-    if isinstance(source, Path):
-        if not source.is_file():
-            raise UserError(f"{label}: no such audio file")
-        if source.stat().st_size == 0:
-            raise UserError(f"{label}: the audio file is empty")
-    elif not source:
-        raise UserError(f"{label}: the audio is empty")
-    resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)  # channels are averaged below; swr would add them up
-    pieces: list[npt.NDArray[np.float32]] = []
+    # Packed samples, because PyAV crashes on frames of more than eight planes. Channels are averaged here: swr would add them up.
+    resampler = av.AudioResampler(format="flt", rate=SAMPLE_RATE)
+    pieces: list[Wave] = [np.zeros(0, np.float32)]
+    powers = np.zeros(1)
     samples = 0
+    with _opened(source, label) as container:
+        for frame in chain(container.decode(audio=0), [None]):
+            if frame is not None:
+                frame.pts = None  # broken time stamps must not make the resampler drop or insert samples
+            for out in resampler.resample(frame):
+                channels = out.to_ndarray().reshape(-1, out.layout.nb_channels)  # [samples, channels]
+                if not np.abs(channels).max(initial=0.0) <= LOUDEST:  # written so that NaN fails, too
+                    raise UserError(
+                        f"{label}: holds samples that are NaN, infinite or above {LOUDEST:g}; expected -1 to 1"
+                    )
+                powers = powers + np.square(channels, dtype=np.float64).sum(0)
+                pieces.append(channels.mean(1) if channel is None else np.ascontiguousarray(channels[:, channel]))
+                samples += len(channels)
+            if longest is not None and samples > longest * SAMPLE_RATE:
+                raise _too_long(label, longest, longest, at_least=True)
+    return np.concatenate(pieces).astype(np.float32, copy=False), powers
+
+
+@contextmanager
+def _opened(source: Path | bytes, label: str) -> Iterator[Any]:
+    """An open recording with an audio stream; what FFmpeg finds wrong with it, now or while it is read, becomes a UserError."""
+    import av
+
+    if isinstance(source, Path) and not source.is_file():
+        raise UserError(f"{label}: no such audio file")
+    if not (source.stat().st_size if isinstance(source, Path) else source):
+        raise UserError(f"{label}: the audio file is empty")
     try:
+        # playlists and other formats that make FFmpeg open further files or addresses are not among the formats
         with av.open(
-            str(source) if isinstance(source, Path) else io.BytesIO(source), metadata_errors="ignore"
+            # an absolute path, or FFmpeg takes what stands before a colon for a protocol
+            str(source.absolute()) if isinstance(source, Path) else io.BytesIO(source),
+            metadata_errors="ignore",
+            options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
         ) as container:
             if not container.streams.audio:
                 raise UserError(f"{label}: holds no audio stream; expected a speech recording")
-            for frame in container.decode(audio=0):
-                frame.pts = None  # broken time stamps must not make the resampler drop or insert samples
-                new = [_mono(out.to_ndarray()) for out in resampler.resample(frame)]
-                pieces += new
-                samples += sum(map(len, new))
-                if longest is not None and samples > longest * SAMPLE_RATE:
-                    raise _too_long(label, longest, longest, at_least=True)
-            pieces += [_mono(out.to_ndarray()) for out in resampler.resample(None)]
+            rate = container.streams.audio[0].rate or 0
+            if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+                raise UserError(
+                    f"{label}: has a sample rate of {rate:,} Hz; expected {LOWEST_RATE:,} to {HIGHEST_RATE:,} Hz"
+                )
+            yield container
     except av.FFmpegError as error:
         # PyAV's message repeats the path; its first words say what is wrong.
         reason = str(error.strerror or error)
         raise UserError(
             f"{label}: cannot be decoded as audio ({reason}); expected WAV, FLAC, MP3, Opus, M4A or the like"
         ) from None
-    if not any(map(len, pieces)):
-        raise UserError(f"{label}: decodes to no samples; the recording is empty or cut off at its header")
-    return np.concatenate(pieces).astype(np.float32, copy=False)
-
-
-def _mono(channels: Wave) -> Wave:
-    """Average of the channels; a frame is 20 ms, so one channel is taken as it is. [channels, samples] -> [samples]"""
-    mono: Wave = channels[0] if len(channels) == 1 else channels.mean(0)
-    return mono
+    except ValueError as error:  # the resampler's, where a stream's format changes
+        raise UserError(
+            f"{label}: changes its sample rate or channels in the middle ({error}); convert it to WAV"
+        ) from None
 
 
 def probe_seconds(source: Path | bytes) -> float:
-    """Length of a recording from its header, decoding it only when the header does not say; raises UserError."""
-    import av
+    """Length of a recording's audio stream, from its packets: a container's header may give a video's length, or a guess.
 
-    if source if isinstance(source, bytes) else source.stat().st_size:
-        # what cannot be opened is left to decode, which names what is wrong
-        with (
-            contextlib.suppress(av.FFmpegError),
-            av.open(
-                str(source) if isinstance(source, Path) else io.BytesIO(source), metadata_errors="ignore"
-            ) as container,
-        ):
-            if container.duration:
-                return float(container.duration / av.time_base)
-    return len(decode(source)) / SAMPLE_RATE
+    Raises:
+        UserError: as `decode`.
+    """
+    label = str(source) if isinstance(source, Path) else "audio bytes"
+    with _opened(source, label) as container:
+        stream = container.streams.audio[0]
+        durations = [packet.duration for packet in container.demux(stream) if packet.size]
+        seconds = float(sum(duration or 0 for duration in durations) * stream.time_base)
+    # Packets count a codec's delay, too: up to a tenth of a second, which must not push a clip over the limit.
+    if not all(durations) or not seconds or LONGEST_SECONDS < seconds < LONGEST_SECONDS + 0.5:
+        return len(decode(source)) / SAMPLE_RATE
+    return seconds
 
 
 def change_speed(wave: Wave, speed: float) -> Wave:

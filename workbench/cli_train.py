@@ -64,7 +64,12 @@ def label(
     source: Annotated[Path, typer.Argument(help="Folder of audio files, or a manifest; its text is the reference.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Manifest to write (JSONL).")],
     teacher: Annotated[str, typer.Option(help="Who transcribes: a name as for `workbench teachers`.")] = "whisper-base",
-    language: Annotated[str, typer.Option(help="ISO 639-1 code, or `auto`: the teacher tells it of each clip.")] = "en",
+    language: Annotated[
+        str | None,
+        typer.Option(
+            help="Code of all clips' language, or `auto`: the teacher tells each one's. By default the manifest's, English where it says none."
+        ),
+    ] = None,
     beams: Annotated[int, typer.Option(help="1 is greedy.", min=1, max=20)] = 1,
     batch: Annotated[int, typer.Option(help="Clips in one forward pass.", min=1)] = 4,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
@@ -91,7 +96,7 @@ def label(
     if split is not None and split not in SPLITS:
         raise UserError(f"--split {split!r}{nearest(split, SPLITS)}")
     limits = Limits(max_wer, max_compression, min_confidence, min_rate, max_rate, min_language)
-    settings = LabelSettings(teacher, None if language == "auto" else language, beams, batch, precision, longest)
+    settings = LabelSettings(teacher, language, beams, batch, precision, longest)
     typer.echo(run(source, output, settings, limits, split))
 
 

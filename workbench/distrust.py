@@ -21,7 +21,7 @@ from workbench.corpus import Utterance, open_corpus
 from workbench.corpus.corrupt import RECORD
 from workbench.corpus.sources import find_corpus
 from workbench.errors import UserError
-from workbench.files import write_text
+from workbench.files import json_lines, write_text
 from workbench.recipe import Recipe, load_recipe
 
 log = logging.getLogger("workbench")
@@ -106,7 +106,7 @@ class RunWeights:
         record = (place if place.is_dir() else place.parent) / RECORD
         if not record.is_file():
             return None
-        return {json.loads(line)["id"] for line in record.read_text(encoding="utf-8").splitlines()}
+        return {json.loads(line)["id"] for line in json_lines(record)}
 
     @functools.cached_property
     def found(self) -> dict[str, dict[str, float]] | None:

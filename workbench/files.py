@@ -7,13 +7,16 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import UserError
+
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def cache_dir() -> Path:
@@ -39,7 +42,7 @@ def _known_hashes(path: Path) -> dict[tuple[str, int, int], str]:
     """SHA-256 of files read before, by path, size and time of change, so that a corpus is hashed once and not every run."""
     known: dict[tuple[str, int, int], str] = {}
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="surrogateescape").split("\n"):
             fields = line.split("\t")
             if len(fields) == 4 and len(fields[0]) == 64:  # a kill may have cut the last line short
                 known[fields[3], int(fields[1]), int(fields[2])] = fields[0]
@@ -57,14 +60,16 @@ def file_sha256(path: Path) -> str:
         known[key] = sha256(path)
         if "\t" not in resolved and "\n" not in resolved:
             index.parent.mkdir(parents=True, exist_ok=True)
-            with index.open("a", encoding="utf-8") as file:
+            with index.open("a", encoding="utf-8", errors="surrogateescape") as file:  # names of any bytes
                 file.write(f"{known[key]}\t{status.st_size}\t{status.st_mtime_ns}\t{resolved}\n")
     return known[key]
 
 
 def sha256_of(value: Any) -> str:
     """Hex SHA-256 of a JSON-serialisable value in canonical form."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass")
+    ).hexdigest()
 
 
 @contextlib.contextmanager
@@ -124,9 +129,25 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON with non-ASCII text as it stands; bytes of a file's name that are no UTF-8 (lone surrogates in Python) are escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return LONE_SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def json_lines(path: Path) -> list[str]:
+    """The lines of a JSON lines file that are not empty; split at newlines alone, since a text may hold U+2028."""
+    return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Write JSON lines atomically."""
+    write_text(path, "".join(json_text(row) + "\n" for row in rows))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, indented, non-ASCII text as it stands."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value, indent=2) + "\n")
 
 
 def read_json(path: Path, what: str) -> Any:

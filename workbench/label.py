@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,15 +22,15 @@ from workbench.corpus.manifests import MANIFEST_NAMES, read_manifest
 from workbench.corpus.utterance import Utterance
 from workbench.errors import UserError
 from workbench.families import Family, open_family
-from workbench.files import sha256_of, write_text
+from workbench.files import json_lines, json_text, sha256_of, write_jsonl
 from workbench.filters import Label, Limits, reasons
 from workbench.progress import Progress
 from workbench.segment import SpeechFinder, check_disk, cut, is_cut, utterances_of
 from workbench.teachers import fingerprint, resolve_teacher
 
 log = logging.getLogger("workbench")
-AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".webm", ".aac", ".g722", ".wma", ".aiff", ".mkv"}
 UNUSABLE = "unusable audio"
+UNKNOWN = "unknown language"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class LabelSettings:
     """What a label depends on besides the clip."""
 
     teacher: str = "whisper-base"
-    language: str | None = "en"  # None: the teacher tells each clip's language
+    # a code for all clips, or `auto`: the teacher tells each clip's. None: the one in the manifest, English where there is none
+    language: str | None = None
     beams: int = 1
     batch_clips: int = 4
     precision: str = "fp32"
@@ -61,13 +63,18 @@ def label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits,
     from accelerate import PartialState
 
     state = PartialState()
-    clips, unfit = _cut_long(audio_clips(source), manifest, settings.longest, state)
     folder = resolve_teacher(settings.teacher)
     family = open_family(folder)
+    recordings, unfit = audio_clips(source, manifest)
+    recordings, foreign = _of_known_languages(recordings, family, settings.language)
+    unfit += foreign
+    if settings.language is None and source.is_dir() and not _has_manifest(source):
+        log.info("no --language: all recordings are transcribed as English; `auto` lets the teacher tell each one's")
+    clips, without_speech = _cut_long(recordings, manifest, settings.longest, state)
     # decoding decides the labels, filters do not: other limits need no new labels
     key = sha256_of([fingerprint(folder), settings.language, settings.beams, settings.precision])
     journal = manifest.with_name(f".{manifest.name}.{state.process_index:03d}.journal")
-    done = unfit | dict(_read_journals(manifest, key))
+    done = without_speech | dict(_read_journals(manifest, key))
     mine = [clip for clip in clips[state.process_index :: state.num_processes] if _clip_key(clip) not in done]
     if mine:
         model = family.load().to(state.device)
@@ -77,27 +84,90 @@ def label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits,
                 with journal.open("a", encoding="utf-8") as file:
                     for clip, found in labelled:
                         entry = {"key": key, "clip": _clip_key(clip), **found}
-                        file.write("\n" + json.dumps(entry, ensure_ascii=False))
+                        file.write("\n" + json_text(entry))
                 progress.advance(len(labelled) * state.num_processes)
     state.wait_for_everyone()
     if state.is_main_process:
-        _write(clips, unfit | dict(_read_journals(manifest, key)), source, manifest, limits, split)
+        entries = without_speech | dict(_read_journals(manifest, key))
+        _write(clips, entries, unfit, source, manifest, limits, split)
         for path in manifest.parent.glob(f".{manifest.name}.*.journal"):
             path.unlink()
     state.wait_for_everyone()
     return manifest
 
 
-def audio_clips(source: Path) -> list[Utterance]:
-    """Clips of a manifest or of a folder's audio files, with their text where they have one, by rising length."""
-    if source.is_dir() and not any((source / name).is_file() for name in MANIFEST_NAMES):
-        paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in AUDIO and p.is_file())
-        if not paths:
-            raise UserError(f"{source}: holds neither a manifest nor audio files ({', '.join(sorted(AUDIO))})")
-        clips = [Utterance(p.relative_to(source).as_posix(), p, "", _probed(p), split="") for p in paths]
-    else:
+def audio_clips(source: Path, manifest: Path) -> tuple[list[Utterance], list[dict[str, Any]]]:
+    """Clips of a manifest or of all files in a folder, by rising length, and a report's rows of files that cannot be decoded.
+
+    Args:
+        source: a folder, searched through whatever its files are called, or a manifest.
+        manifest: where the labels will be written; what `label` itself wrote there is no recording.
+
+    Raises:
+        UserError: nothing there, or a manifest that cannot be used.
+    """
+    unfit: list[dict[str, Any]] = []
+    if not source.is_dir() or _has_manifest(source):
         clips = read_manifest(source, transcribed=False)
-    return sorted(clips, key=lambda clip: (clip.seconds, clip.id))
+    else:
+        own = (manifest, _report_of(manifest), _cut_folder(manifest))
+        paths = sorted(
+            p for p in source.rglob("*")
+            if not p.is_dir() and p not in own and _cut_folder(manifest) not in p.parents and not _is_journal(p, manifest)
+        )  # fmt: skip
+        if not paths:
+            raise UserError(f"{source}: holds neither a manifest nor any file; expected recordings")
+        clips = []
+        for path in paths:
+            name = _printable(path.relative_to(source).as_posix())
+            try:
+                clips.append(Utterance(name, path, "", probe_seconds(path), split=""))
+            except UserError as error:
+                unfit.append({"id": name, "audio": str(path.absolute()), "reasons": [UNUSABLE], "error": str(error)})
+    return sorted(clips, key=lambda clip: (clip.seconds, clip.id)), unfit
+
+
+def _of_known_languages(
+    clips: Sequence[Utterance], family: Family, language: str | None
+) -> tuple[list[Utterance], list[dict[str, Any]]]:
+    """Clips in a language that the teacher knows, and a report's rows of the others; raises UserError if `--language` is such a one."""
+    if language == "auto":
+        return list(clips), []
+    unknown: dict[str, str] = {}
+    for code in {language or clip.language for clip in clips}:
+        try:
+            family.tokens([""], [code])
+        except UserError as error:
+            if language:
+                raise
+            unknown[code] = str(error)
+    rows = [
+        {"id": c.id, "audio": str(c.audio), "language": c.language, "reasons": [UNKNOWN], "error": unknown[c.language]}
+        for c in clips
+        if c.language in unknown
+    ]
+    return [clip for clip in clips if clip.language not in unknown], rows
+
+
+def _has_manifest(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in MANIFEST_NAMES)
+
+
+def _printable(name: str) -> str:
+    """A file's name as text: bytes that are no UTF-8 as escapes, so that an id can be written anywhere."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _report_of(manifest: Path) -> Path:
+    return manifest.with_name(f"{manifest.stem}.rejected.jsonl")
+
+
+def _cut_folder(manifest: Path) -> Path:
+    return manifest.with_name(f"{manifest.stem}.audio")
+
+
+def _is_journal(path: Path, manifest: Path) -> bool:
+    return path.parent == manifest.parent and path.match(f".{manifest.name}.*.journal")
 
 
 def _cut_long(
@@ -107,7 +177,7 @@ def _cut_long(
     recordings = [clip for clip in clips if clip.seconds > LONGEST_SECONDS]
     if not recordings:
         return clips, {}
-    folder = manifest.with_name(f"{manifest.stem}.audio")
+    folder = _cut_folder(manifest)
     share = recordings[state.process_index :: state.num_processes]
     mine = [recording for recording in share if not is_cut(recording, folder, longest)]
     if mine:
@@ -133,21 +203,13 @@ def _cut_long(
     return out, {key: why for key, (_, why) in unfit.items()}
 
 
-def _probed(path: Path) -> float:
-    """Length, or 0 for a file that cannot be read; it is rejected with the reason when it is decoded."""
-    try:
-        return probe_seconds(path)
-    except UserError:
-        return 0.0
-
-
 def _clip_key(clip: Utterance) -> str:
     return f"{clip.id}:{clip.audio_sha256()[:32]}"
 
 
 def _read_journals(manifest: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for path in sorted(manifest.parent.glob(f".{manifest.name}.*.journal")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in json_lines(path):
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:
@@ -174,8 +236,8 @@ def _labels(
             seconds = [len(wave) / SAMPLE_RATE for wave in waves]
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
                 states = family.encode(model, family.features(waves, family.heard(waves), device))
-                told = family.languages(model, states) if settings.language is None else None
-                languages = [settings.language or "en"] * len(waves) if told is None else [code for code, _ in told]
+                told = family.languages(model, states) if settings.language == "auto" else None
+                languages = [code for code, _ in told] if told else [settings.language or u.language for u, _ in usable]
                 found = family.transcribe(model, states, seconds, languages, settings.beams)
             for i, (clip, _) in enumerate(usable):
                 out.append((clip, {"text": found[i].text, "confidence": found[i].log_probability,
@@ -187,13 +249,14 @@ def _labels(
 def _write(
     clips: Iterable[Utterance],
     found: dict[str, dict[str, Any]],
+    unfit: Sequence[dict[str, Any]],
     source: Path,
     manifest: Path,
     limits: Limits,
     split: str | None,
 ) -> None:
-    kept, rejected = [], []
-    counts: Counter[str] = Counter()
+    kept, rejected = [], list(unfit)
+    counts = Counter(reason for row in unfit for reason in row["reasons"])
     seconds = 0.0
     for clip in clips:
         entry = found[_clip_key(clip)]
@@ -217,8 +280,8 @@ def _write(
         else:
             kept.append(row)
             seconds += row["duration"]
-    report = manifest.with_name(f"{manifest.stem}.rejected.jsonl")
-    write_text(report, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rejected))
+    report = _report_of(manifest)
+    write_jsonl(report, rejected)
     why_text = ", ".join(f"{name} {count}" for name, count in counts.most_common()) or "none"
     log.info("%d labels kept, %.2f hours; %d rejected (%s); see %s", len(kept), seconds / 3600,
              len(rejected), why_text, report)  # fmt: skip
@@ -226,4 +289,4 @@ def _write(
         raise UserError(
             f"{source}: no label is fit ({why_text}); see {report}, and loosen the limits if they are wrong"
         )
-    write_text(manifest, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+    write_jsonl(manifest, kept)

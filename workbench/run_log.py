@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from workbench.errors import UserError
-from workbench.files import atomic_path
+from workbench.files import atomic_path, json_lines
 
 log = logging.getLogger("workbench")
 STEPS_TOGETHER = 10  # figures are fetched from the device so many steps at a time: each fetch would make a GPU wait
@@ -83,7 +83,7 @@ class RunLog:
         """Drop what was logged after a step, because those steps are done again."""
         if self.rank == 0 and self.metrics.is_file():
             kept = []
-            for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            for line in json_lines(self.metrics):
                 try:
                     if json.loads(line)["step"] <= step:
                         kept.append(line + "\n")

@@ -120,9 +120,14 @@ class StageLoop:
                 break
             self._save()
             last_saved = time.monotonic()
-        if progress is None:
+        if not position.stage_step:
             raise UserError(f"corpus {self.run.recipe.corpus!r}: its stream holds no clip that could be used")
-        progress.__exit__(None, None, None)
+        if progress is not None:  # None: killed after a stream's last window, and resumed with nothing left to train on
+            progress.__exit__(None, None, None)
+        ended = self.run.recipe.stream is not None and not self.rounds.enough()
+        if ended and stage.decoding and position.round % self.run.recipe.validate_every:
+            # the stream ended before the stage's steps did, which its last window could not know
+            self.run.validate(self.name, position, self.average, self.validation)
         if self.average and not stage.decoding:
             self.average.fill()  # not validated, so nothing else takes the average over
         position.stage, position.stage_step, position.parts = self.number + 1, 0, 0

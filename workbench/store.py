@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from workbench.errors import UserError
-from workbench.files import atomic_path
+from workbench.files import atomic_path, json_lines
 
 SHARD_ITEMS = 32
 OPEN_SHARDS = 4  # pages read of an open shard count as this process's memory; opening one again takes a millisecond
@@ -39,7 +39,7 @@ class Store:
     def reload(self) -> None:
         """Read the index again, to see what other processes have written."""
         for path in sorted(self.folder.glob("index-*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in json_lines(path):
                 try:
                     entry = json.loads(line)
                 except json.JSONDecodeError:

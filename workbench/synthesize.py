@@ -7,7 +7,6 @@ input, its recordings go out to a folder. The speech is labelled by the teacher 
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import shutil
 import subprocess
@@ -23,7 +22,7 @@ from workbench.corpus.more import neighbours
 from workbench.corpus.split import split_key
 from workbench.corpus.utterance import joined
 from workbench.errors import UserError
-from workbench.files import atomic_path, check_free_space, sha256, sha256_of, write_text
+from workbench.files import atomic_path, check_free_space, sha256, sha256_of, write_jsonl
 from workbench.progress import Progress
 
 log = logging.getLogger("workbench")
@@ -88,10 +87,8 @@ def synthesize(
         raise UserError(f"{text}: no line could be said ({rejected[0][1]})")
     seconds, recordings = _write(said, manifest, folder, voice, voice_hash, language, join)
     report = manifest.with_name(f"{manifest.stem}.rejected.jsonl")
-    write_text(report, "".join(
-        json.dumps({"line": line.number, "text": line.text, "reason": reason}, ensure_ascii=False) + "\n"
-        for line, reason in sorted(rejected, key=lambda item: item[0].number)
-    ))  # fmt: skip
+    write_jsonl(report, ({"line": line.number, "text": line.text, "reason": reason}
+                         for line, reason in sorted(rejected, key=lambda item: item[0].number)))  # fmt: skip
     log.info("%d lines said, %.2f hours in %d recordings; %d rejected (%s)",
              len(said), seconds / 3600, recordings, len(rejected), report)  # fmt: skip
     return manifest
@@ -133,8 +130,8 @@ def _write(
         row = {"id": group[0].id, "audio": f"{folder.name}/{path.name}", "text": whole.text,
                "duration": round(whole.seconds, 3), "language": language, "split": "train", "voice": voice.stem,
                "speeds": [speed_of[clip.id] for clip in group]}  # fmt: skip
-        rows.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_text(manifest, "".join(rows))
+        rows.append(row)
+    write_jsonl(manifest, rows)
     return sum(clip.seconds for clip in clips), len(rows)
 
 

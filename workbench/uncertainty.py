@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workbench.families.protocol import Family
-from workbench.files import cache_dir, sha256_of
+from workbench.files import cache_dir, json_lines, sha256_of
 from workbench.targets import TargetSettings
 from workbench.windows import Window
 
@@ -47,7 +47,7 @@ def measure_uncertainty(
     folder = cache_dir() / "uncertainty" / sha256_of([settings.teacher, settings.precision, SAMPLES, RATE, *own])[:16]
     known: dict[str, float] = {}
     for path in folder.glob("*.jsonl"):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in json_lines(path):
             try:
                 known.update([json.loads(line)])
             except (ValueError, TypeError):

@@ -6,7 +6,6 @@ both texts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from workbench.corpus.utterance import Utterance
 from workbench.errors import UserError
-from workbench.files import atomic_folder
+from workbench.files import atomic_folder, write_jsonl
 
 RECORD = "corrupted.jsonl"
 WORDS_REPLACED = 0.5  # of an utterance, at least one
@@ -67,8 +66,7 @@ def write_corrupted(utterances: Sequence[Utterance], share: float, how: str, see
     ]
     with atomic_folder(output) as folder:
         for name, lines in (("manifest.jsonl", rows), (RECORD, record)):
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            (folder / name).write_text(text, encoding="utf-8")
+            write_jsonl(folder / name, lines)
     return output
 
 

@@ -11,6 +11,7 @@ from workbench.audio import LONGEST_SECONDS, SHORTEST_SECONDS, probe_seconds
 from workbench.corpus.manifests import FIELDS
 from workbench.corpus.utterance import Utterance
 from workbench.errors import UserError
+from workbench.files import sha256_of
 
 TEXT_COLUMNS = (*FIELDS["text"], "normalized_text", "raw_transcription")
 
@@ -36,7 +37,7 @@ class Stream:
     def __init__(self, spec: str, seed: int, rank: int, ranks: int, window_seconds: float) -> None:
         from datasets.distributed import split_dataset_by_node
 
-        self.window_seconds, self.prefix = window_seconds, f"{rank}:" if ranks > 1 else ""
+        self.window_seconds = window_seconds
         dataset, *columns = _open(spec, "train")
         self.audio_column, self.text_column, self.config = columns
         # a buffer of one: only the files' order is shuffled, so the position in the stream says all
@@ -54,7 +55,7 @@ class Stream:
                 continue
             # what comes before the first window wanted is counted and dropped
             if number >= first:
-                window.append(replace(utterance, id=self.prefix + utterance.id))
+                window.append(replace(utterance, id=content_id(utterance)))
             seconds += utterance.seconds
             if seconds >= self.window_seconds:
                 if number >= first:
@@ -62,6 +63,15 @@ class Stream:
                 window, seconds, number = [], 0.0, number + 1
         if window:
             yield window
+
+
+def content_id(utterance: Utterance) -> str:
+    """Id of a clip by its audio and text, which stays when the dataset is shuffled anew for the next pass, or shared out differently.
+
+    Learnt weights and teacher's losses belong to ids, so a row's number in one order will not do, nor a dataset's own
+    `id` column, which need not be unique. Equal clips share an id.
+    """
+    return sha256_of([utterance.audio_sha256(), utterance.text, utterance.language])[:16]
 
 
 def _open(spec: str, split: str) -> tuple[Any, str, str, str]:
