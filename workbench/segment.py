@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from workbench.audio import LONGEST_SECONDS, SAMPLE_RATE, SHORTEST_SECONDS, Wave, decode, write_flac
-from workbench.corpus.utterance import Utterance
+from workbench.corpus.utterance import Segment, Utterance
 from workbench.errors import UserError
 from workbench.files import atomic_path, check_free_space, read_json, write_json
 
@@ -81,11 +81,11 @@ def cut(recording: Utterance, folder: Path, longest: float, finder: SpeechFinder
         finder: the voice activity detector.
     """
     index = _index(recording, folder, longest)
-    assert isinstance(recording.audio, Path)  # noqa: S101  only files are labelled
+    assert isinstance(recording.audio, Path | Segment)  # noqa: S101  only files are labelled
     pieces: list[Piece] = []
     problem = None
     try:
-        wave = decode(recording.audio)
+        wave = recording.audio.wave() if isinstance(recording.audio, Segment) else decode(recording.audio)
         pieces = finder.pieces(wave, longest)
         problem = None if pieces else f"{recording.name}: holds no speech that silero-vad finds"
     except UserError as error:
@@ -110,7 +110,14 @@ def utterances_of(recording: Utterance, folder: Path, longest: float) -> list[Ut
     if content["problem"]:
         raise UserError(content["problem"])
     return [
-        Utterance(f"{recording.id}@{start:.2f}", _piece_path(index, number), "", end - start, split=recording.split)
+        Utterance(
+            f"{recording.id}@{start:.2f}",
+            _piece_path(index, number),
+            "",
+            end - start,
+            recording.language,
+            recording.split,
+        )
         for number, (start, end) in enumerate(content["pieces"])
     ]
 

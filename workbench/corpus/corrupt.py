@@ -66,12 +66,12 @@ def write_corrupted(
         clean: the clean corpus's folder, if it has one; if that carries a version, the corrupted one carries the same.
     """
     wrong = corrupt(utterances, share, how, seed)
-    if any(not isinstance(u.audio, Path) for u in utterances):
-        raise UserError("--corrupt: the corpus holds no audio files of its own; write it as a manifest first")
-    rows = [
-        {"id": u.id, "audio": str(Path(str(u.audio)).resolve()), "text": u.text, "duration": u.seconds, "language": u.language,
-         "split": u.split, **({} if u.scored else {"scored": False})} for u in wrong
-    ]  # fmt: skip
+    rows = []
+    for u in wrong:
+        if (source := u.source()) is None:
+            raise UserError("--corrupt: the corpus holds no audio files of its own; write it as a manifest first")
+        row = {"id": u.id, **source, "text": u.text, "duration": u.seconds, "language": u.language, "split": u.split}
+        rows.append(row if u.scored else {**row, "scored": False})
     record = [
         {"id": new.id, "text": new.text, "was": old.text}
         for old, new in zip(utterances, wrong, strict=True)

@@ -76,13 +76,14 @@ def open_corpus(source: str, split: str, limit: int | None = None) -> list[Utter
     if source.startswith("hf:"):
         utterances = read_dataset(source.removeprefix("hf:"), split, limit)
     else:
-        utterances = [u for u in read_manifest(find_corpus(source)) if u.split == split][:limit]
-    if not utterances:
-        raise UserError(f"corpus {source!r}: its split {split!r} is empty")
+        everything = read_manifest(find_corpus(source))
+        utterances = [u for u in everything if u.split == split][:limit]
+        if not utterances:
+            raise UserError(_empty_split(source, split, everything))
     for utterance in utterances:
         if utterance.seconds > LONGEST_SECONDS:
             raise UserError(
-                f"{utterance.name}: lasts {utterance.seconds:,.1f} s, expected at most {LONGEST_SECONDS:.0f} s; "
+                f"{utterance.place}: lasts {utterance.seconds:,.1f} s, expected at most {LONGEST_SECONDS:.0f} s; "
                 "`workbench label` cuts long recordings into utterances"
             )
     return utterances
@@ -100,6 +101,15 @@ def scored_clips(source: str, split: str, limit: int | None = None) -> list[Utte
     if not scored:
         raise UserError(f"corpus {source!r}: all clips of its split {split!r} are marked as not to be scored")
     return scored
+
+
+def _empty_split(source: str, split: str, everything: Sequence[Utterance]) -> str:
+    counts = ", ".join(f"{name} {sum(u.split == name for u in everything)}" for name in SPLITS)
+    return (
+        f"corpus {source!r}: its split {split!r} is empty (clips: {counts}); give every row of the manifest a field 'split' "
+        "(train, validation or test), so that each part has clips. Where there is none, a hash of the transcript "
+        "decides, which can leave a part of a small corpus empty"
+    )
 
 
 def training_set(

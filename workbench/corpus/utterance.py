@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from workbench.audio import LONGEST_SECONDS, SAMPLE_RATE, Wave, change_speed, check_length, decode
+from workbench.errors import UserError
 from workbench.files import file_sha256
 
 SPLITS = ("train", "validation", "test")
@@ -17,18 +20,42 @@ GAP_SECONDS = 0.25  # silence between joined clips
 
 
 @dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a recording."""
+
+    path: Path
+    start: float  # seconds from the recording's begin
+    seconds: float
+
+    def wave(self) -> Wave:
+        """Decode to a 16 kHz mono wave [samples]; raises UserError for audio that cannot be used."""
+        status = self.path.stat() if self.path.is_file() else None
+        whole = _decoded(self.path, (status.st_size, status.st_mtime_ns) if status else None)
+        first = round(self.start * SAMPLE_RATE)
+        return whole[first : first + round(self.seconds * SAMPLE_RATE)].copy()
+
+
+@functools.lru_cache(maxsize=1)  # neighbouring segments are often asked for one after another
+def _decoded(path: Path, _stamp: tuple[int, int] | None) -> Wave:
+    return decode(path)
+
+
+@dataclass(frozen=True, slots=True)
 class Utterance:
     """A clip of speech; its audio is decoded only when asked for."""
 
     id: str  # unique within the corpus
-    # a file, the encoded bytes of a streamed clip, or clips that are joined
-    audio: Path | bytes | tuple[Utterance, ...] = field(repr=False)
+    # a file, a stretch of one, the encoded bytes of a streamed clip, or clips that are joined
+    audio: Path | Segment | bytes | tuple[Utterance, ...] = field(repr=False)
     text: str  # the reference transcript as it stands
     seconds: float
-    language: str = "en"  # ISO 639-1
+    language: str = "en"  # Whisper's code, or another ISO 639 code where Whisper does not know the language
     split: str = "train"
     scored: bool = True  # false: the reference is known to leave words out, so no system can be right about it
     speed: float = 1.0  # 1.1: played a tenth faster than recorded, pitch included
+    where: str = field(
+        default="", compare=False, repr=False
+    )  # file and line, or dataset and row, that it was read from
 
     def wave(self) -> Wave:
         """Decode to a 16 kHz mono wave [samples]; raises UserError for audio that cannot be used."""
@@ -36,22 +63,51 @@ class Utterance:
             gap = np.zeros(round(GAP_SECONDS * SAMPLE_RATE), np.float32)
             pieces = [piece for clip in self.audio for piece in (gap, clip.wave())]
             wave: Wave = np.concatenate(pieces[1:])
+        elif isinstance(self.audio, Segment):
+            wave = self.audio.wave()
         else:
             wave = decode(self.audio, self.name, LONGEST_SECONDS)
+            self._check_stated(len(wave) / SAMPLE_RATE)
         if self.speed != 1.0:
             wave = change_speed(wave, self.speed)
         check_length(wave, self.name)
         return wave
 
+    def _check_stated(self, seconds: float) -> None:
+        """Refuse a recording of another length than its row states: the text may be that of a part of it."""
+        stated = self.seconds * self.speed
+        if self.where and abs(stated - seconds) > max(0.5, 0.1 * stated):
+            raise UserError(
+                f"{self.place}: field 'duration' is {stated:g}, but the recording lasts {seconds:.2f} s; correct it, "
+                "or add the field 'offset' (seconds, 0 for the recording's begin) to take a part"
+            )
+
     @property
     def name(self) -> str:
         """What to call this clip in a message."""
+        if isinstance(self.audio, Segment):
+            return f"{self.audio.path} from {round(self.audio.start, 3)} s"
         return str(self.audio) if isinstance(self.audio, Path) else f"clip {self.id!r}"
+
+    @property
+    def place(self) -> str:
+        """Where to correct this clip's text or language: file and line of its manifest, and the clip."""
+        return f"{self.where}: {self.name}" if self.where else self.name
+
+    def source(self) -> dict[str, Any] | None:
+        """A manifest's fields that name this clip's recording, `audio` absolute; None if no file on disk holds it."""
+        if isinstance(self.audio, Segment):
+            found = {"audio": str(self.audio.path.resolve()), "offset": self.audio.start}
+            return found | {"duration": self.audio.seconds}
+        return {"audio": str(self.audio.resolve())} if isinstance(self.audio, Path) else None
 
     def audio_sha256(self) -> str:
         """Hex SHA-256 of what is heard, which keys everything computed from it."""
         if isinstance(self.audio, Path):
             digest = file_sha256(self.audio)
+        elif isinstance(self.audio, Segment):
+            whole = file_sha256(self.audio.path)
+            digest = hashlib.sha256(f"{whole} {self.audio.start} {self.audio.seconds}".encode()).hexdigest()
         elif isinstance(self.audio, bytes):
             digest = hashlib.sha256(self.audio).hexdigest()
         else:
