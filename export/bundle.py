@@ -24,6 +24,7 @@ from workbench.audio import SAMPLE_RATE, Wave
 from workbench.corpus import Utterance, corpus_identity
 from workbench.errors import UserError
 from workbench.families.whisper import TOKENS_AT_LEAST, TOKENS_PER_SECOND, WINDOW_SECONDS, Whisper, own_margin
+from workbench.families.whisper_tokens import added_words
 from workbench.files import atomic_folder, check_free_space, read_json, sha256, write_json, write_text
 from workbench.host import describe_host
 from workbench.recipe import load_recipe
@@ -287,6 +288,7 @@ def _manifest(
         "tokens": {
             "prompts": {language: family.prompt(language) for language in languages},
             "end": family.end,
+            "added": {str(i): word for i, word in sorted(added_words(family.tokenizer).items())},
         },
         "decoding": {
             "tokens_at_least": TOKENS_AT_LEAST,

@@ -112,15 +112,20 @@ def sherpa_metadata(family: Any) -> dict[str, str]:
 
 
 def sherpa_tokens(family: Any) -> str:
-    """tokens.txt: each text token's bytes in base64, and its id."""
+    """tokens.txt: the bytes of each text token and added word in base64, and its id."""
     import base64
 
     from export.edge.tokens import byte_alphabet
+    from workbench.families.whisper_tokens import added_words
 
     alphabet = byte_alphabet()
     end = int(family.config.eos_token_id)
-    rows = sorted((i, token) for token, i in family.tokenizer.get_vocab().items() if i < end and token)
-    return "".join(f"{base64.b64encode(bytes(alphabet[c] for c in token)).decode()} {i}\n" for i, token in rows)
+    added = added_words(family.tokenizer)
+    pieces = {i: word.encode() for i, word in added.items()}
+    for token, i in family.tokenizer.get_vocab().items():
+        if i < end and token and i not in added:
+            pieces[i] = bytes(alphabet[c] for c in token)
+    return "".join(f"{base64.b64encode(piece).decode()} {i}\n" for i, piece in sorted(pieces.items()))
 
 
 def _attention(w: Writer, attention: Any, query: str, kept: list[str], mask: str = "") -> str:

@@ -7,8 +7,9 @@ import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Written:
     text: str
     tokens: list[int]
     capped: bool  # whether it was stopped by the cap on tokens
+    text_of: Callable[[Sequence[int]], str] | None = None  # the checkpoint's tokenizer, for what stops earlier
 
 
 def verify_bundle(
@@ -95,6 +97,7 @@ def _torch_reference(
     from workbench.families.decoding import greedy
     from workbench.families.whisper import WINDOW_SECONDS, Whisper
     from workbench.families.whisper_passes import encode
+    from workbench.families.whisper_tokens import text_of
     from workbench.teachers import fingerprint
 
     if fingerprint(checkpoint) != content["checkpoint_sha256"]:
@@ -108,6 +111,7 @@ def _torch_reference(
         checkpoint = prune_like(checkpoint, bundle, folder / "pruned")
     family = Whisper(checkpoint)
     model = family.load()
+    decode = partial(text_of, family.tokenizer)
     margin = margin_frames(content["length"], content["margin_seconds"])
     out = []
     with torch.no_grad():
@@ -121,8 +125,7 @@ def _torch_reference(
             prompt = [family.prompt(clip["language"])]
             limit = family.token_limit(seconds)
             ids = greedy(model, states, prompt, [limit], family.end, family.suppressed, family.suppressed_first)[0]
-            text = family.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            out.append(Written(text, ids, len(ids) >= limit))
+            out.append(Written(decode(ids), ids, len(ids) >= limit, decode))
     return out
 
 
@@ -157,24 +160,56 @@ def _compare(
     enough = equal >= LEAST_EQUAL * len(clips)
     exact = is_exact(name) and job["precision"] == "fp32"
     passed = enough if exact else within_budget(scored, torchs, points)
+    different = [
+        (i, c["text"], expected_text(c, written))
+        for i, (c, written) in enumerate(zip(clips, reference, strict=True))
+        if differs(c, written)
+    ]
+    if different:
+        i, ours, theirs = different[0]
+        error = f"{len(different)} of {len(clips)} clips have torch's tokens and another text, the first is clip {utterances[i].id!r}: {ours!r} instead of {theirs!r}"
+        found |= {"error": error, "required": True}
     return {
         **found,
+        "texts_differ": len(different),
         "version": result["version"],
-        "passed": passed,
+        "passed": passed and not different,
         "tokens_equal": f"{equal} of {len(clips)}",
         "prefix_share": round(sum(prefixes) / len(prefixes), 4),
         "wer": round(scored.wer, 3),
     }
 
 
+def expected_text(clip: dict[str, Any], written: Written) -> str | None:
+    """Text that a runtime must have written, given its tokens; None where it wrote other tokens than torch, or hands none out.
+
+    Where torch was stopped by the cap on tokens, the runtime may have stopped earlier.
+    """
+    tokens = clip["tokens"]
+    if tokens is None:
+        return None
+    if list(tokens) == written.tokens:
+        return written.text
+    stopped = written.capped and list(tokens) == written.tokens[: len(tokens)]
+    return written.text_of(tokens) if stopped and written.text_of else None
+
+
+def differs(clip: dict[str, Any], written: Written) -> bool:
+    """Whether a runtime wrote torch's tokens and another text: its vocabulary is not the checkpoint's."""
+    expected = expected_text(clip, written)
+    return expected is not None and clip["text"].split() != expected.split()
+
+
 def wer_budget(content: dict[str, Any]) -> float:
     """Points of WER above torch that a bundle may score: what it was searched with (`--budget`), or half a point."""
-    return float((content.get("search") or {}).get("wer_above") or WER_BUDGET)
+    searched = (content.get("search") or {}).get("wer_above")
+    return WER_BUDGET if searched is None else float(searched)
 
 
 def within_budget(found: Score, torchs: Score, points: float = WER_BUDGET) -> bool:
-    """Whether a runtime makes hardly more word errors than torch on the same clips."""
-    return found.errors - torchs.errors <= max(WORDS_ALLOWED, points / 100 * torchs.words)
+    """Whether a runtime makes hardly more word errors than torch on the same clips; with a budget of 0 points, not one more."""
+    allowed = max(WORDS_ALLOWED, points / 100 * torchs.words) if points else 0
+    return found.errors - torchs.errors <= allowed
 
 
 def _run(name: str, job: dict[str, Any], folder: Path) -> tuple[dict[str, Any] | None, str]:

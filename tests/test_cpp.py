@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 
 from export.edge import Recognizer, read_wav
+from tests.test_wav import chunk, form, riff, stored
 from workbench.audio import write_wav
 from workbench.corpus import open_corpus
 
@@ -69,6 +70,34 @@ def test_channels_are_averaged_and_a_short_clip_is_read(program, exported, tmp_p
     assert mono.split("\t", 1)[1] == stereo.split("\t", 1)[1]
 
 
+def test_it_reads_what_the_python_runtime_reads_and_goes_on_after_a_bad_file(program, exported, tmp_path):
+    one = open_corpus("prompts-en", "validation")[0].wave()
+    rounded = np.round(one * 127) / 128  # what 8 bits hold, so that all kinds hold the same
+    files, headers = [], [(1, 8), (1, 16), (1, 24), (1, 32), (3, 32), (3, 64)]
+    for code, bits in headers:
+        for channels in (1, 2):
+            data = stored(
+                np.repeat(rounded[:, None], channels, 1)
+                * (1 if code == 3 else 2 ** (bits - 8) * 128 / (2 ** (bits - 1) - 1)),
+                code,
+                bits,
+            )
+            files.append(tmp_path / f"{code}-{bits}-{channels}.wav")
+            files[-1].write_bytes(riff(form(code, channels, 16000, bits, bits == 24), chunk(b"data", data)))
+    phases = tmp_path / "phases.wav"
+    phases.write_bytes(riff(form(1, 2), chunk(b"data", stored(np.stack([rounded, -rounded], 1), 1, 16), 0)))
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    done = run(program, exported, files[0], tmp_path / "bad.wav", *files[1:], phases)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    found = done.stdout.split(str(tmp_path))[1:]
+    assert len(found) == len(files) + 1
+    assert len({text.split("\t", 1)[1] for text in found}) == 1
+    nan = tmp_path / "nan.wav"
+    nan.write_bytes(riff(form(3, 1, 16000, 32), chunk(b"data", stored(np.full(99, np.nan), 3, 32))))
+    assert "NaN or infinite" in run(program, exported, nan).stderr
+
+
 def test_errors_are_one_line_and_end_it(program, exported, tmp_path):
     wav, long, slow = tmp_path / "no.wav", tmp_path / "long.wav", tmp_path / "slow.wav"
     wav.write_bytes(b"RIFF")
@@ -80,14 +109,14 @@ def test_errors_are_one_line_and_end_it(program, exported, tmp_path):
         ((exported, tmp_path / "none.wav"), "none.wav: no such file"),
         ((exported, wav), "not a WAV file"),
         ((exported, long), "expected at most 30 s"),
-        ((exported, slow), "8000 Hz; expected 16-bit PCM at 16000 Hz"),
+        ((exported, slow), "at 8000 Hz; expected PCM at 16000 Hz"),
         ((exported, slow, "--precision", "q1"), "no precision 'q1'; it has fp32, int8"),
         ((exported, slow, "--threads", "no"), "expected --language CODE"),
         ((exported,), "usage: transcribe BUNDLE FILE.wav"),
     ]
     for arguments, said in cases:
         done = run(program, *arguments)
-        assert done.returncode == 2, arguments
+        assert done.returncode in (1, 2), arguments
         assert said in done.stderr, (said, done.stderr)
         assert len(done.stderr.splitlines()) == 1
 

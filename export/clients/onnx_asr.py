@@ -32,7 +32,7 @@ class OnnxAsrClient:
         if threads:
             options.intra_op_num_threads = threads
         manifest = read_manifest(bundle)
-        self.end = int(manifest.content["tokens"]["end"])
+        self.manifest = manifest
         # it takes one suffix for both graphs
         self.linked = None if is_found(manifest, precision, SUFFIXES) else Linked(manifest, precision)
         folder = self.linked.folder if self.linked else bundle
@@ -51,7 +51,7 @@ class OnnxAsrClient:
     def transcribe(self, wave: Wave, language: str) -> Transcription:
         """Transcribe one utterance."""
         text = self.model.recognize(np.asarray(wave, np.float32), sample_rate=SAMPLE_RATE, language=language)
-        tokens = tuple(i for i in self.written[0].tolist() if i < self.end)
+        tokens = tuple(i for i in self.written[0].tolist() if self.manifest.is_text(i))
         return Transcription(str(text).strip(), tokens)
 
 

@@ -62,8 +62,7 @@ class OptimumClient:
         return self._transcription(self.model.generate(features, max_new_tokens=limit, **known))
 
     def _transcription(self, ids: Any) -> Transcription:
-        end = self.manifest.content["tokens"]["end"]  # text comes before it in the vocabulary, prompt tokens after
-        tokens = tuple(i for i in ids[0].tolist() if i < end)
+        tokens = tuple(i for i in ids[0].tolist() if self.manifest.is_text(i))
         return Transcription(self.processor.tokenizer.decode(tokens).strip(), tokens)
 
 

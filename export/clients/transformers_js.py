@@ -53,8 +53,8 @@ class TransformersJsClient:
         self.process.stdin.write(json.dumps({"samples": samples, "language": language, "most": limit}) + "\n")
         self.process.stdin.flush()
         answer = self._answer()
-        end = int(self.manifest.content["tokens"]["end"])
-        return Transcription(str(answer["text"]).strip(), tuple(i for i in answer["tokens"] if i < end))
+        tokens = tuple(i for i in answer["tokens"] if self.manifest.is_text(i))
+        return Transcription(str(answer["text"]).strip(), tokens)
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None  # noqa: S101  it is a pipe

@@ -59,6 +59,16 @@ class Bundle {
     return prompts.at(language).get<std::vector<int64_t>>();
   }
 
+  // Words that were added to the tokenizer, by id; vocab.json does not have them.
+  std::map<size_t, std::string> added() const {
+    std::map<size_t, std::string> words;
+    const auto& tokens = content_.at("tokens");
+    if (tokens.contains("added"))
+      for (const auto& entry : tokens.at("added").items())
+        words[std::stoul(entry.key())] = entry.value().get<std::string>();
+    return words;
+  }
+
   int64_t end() const { return content_.at("tokens").at("end").get<int64_t>(); }
   double window() const { return content_.at("window_seconds").get<double>(); }
 
@@ -84,7 +94,7 @@ class Bundle {
 // Byte-level BPE: every character of a token's name stands for one byte, itself where that is printable, else shifted.
 class Detokenizer {
  public:
-  explicit Detokenizer(const std::filesystem::path& vocabulary) {
+  Detokenizer(const std::filesystem::path& vocabulary, const std::map<size_t, std::string>& added) {
     std::map<uint32_t, char> bytes;
     uint32_t shifted = 256;
     for (uint32_t byte = 0; byte < 256; ++byte) {
@@ -103,6 +113,10 @@ class Detokenizer {
       const auto id = entry.value().get<size_t>();
       if (id >= pieces_.size()) pieces_.resize(id + 1);
       if (plain) pieces_[id] = piece;  // a special token says nothing
+    }
+    for (const auto& [id, word] : added) {
+      if (id >= pieces_.size()) pieces_.resize(id + 1);
+      pieces_[id] = word;
     }
   }
 

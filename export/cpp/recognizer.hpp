@@ -15,7 +15,7 @@ class Recognizer {
   Recognizer(const Bundle& bundle, const std::string& precision, int threads)
       : bundle_(bundle),
         environment_(ORT_LOGGING_LEVEL_ERROR, "transcribe"),
-        detokenize_(bundle.path("vocab.json")),
+        detokenize_(bundle.path("vocab.json"), bundle.added()),
         frontend_(open(bundle.graph("frontend", precision), threads)),
         encoder_(open(bundle.graph("encoder", precision), threads)),
         step_(open(bundle.graph("step", precision), threads)) {

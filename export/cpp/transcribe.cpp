@@ -45,9 +45,15 @@ int main(int count, char** given) {
     const Bundle bundle(arguments.places[0]);
     const auto precision = arguments.precision.empty() ? bundle.first_precision() : arguments.precision;
     Recognizer recognizer(bundle, precision, arguments.threads);
-    for (size_t i = 1; i < arguments.places.size(); ++i)
-      std::cout << arguments.places[i] << "\t" << recognizer.transcribe(read_wav(arguments.places[i]), arguments.language) << std::endl;
-    return 0;
+    int failed = 0;
+    for (size_t i = 1; i < arguments.places.size(); ++i) try {
+        const auto text = recognizer.transcribe(read_wav(arguments.places[i]), arguments.language);
+        std::cout << arguments.places[i] << "\t" << text << std::endl;
+      } catch (const Error& error) {  // the other files are transcribed still
+        std::cerr << "error: " << error.what() << std::endl;
+        failed = 1;
+      }
+    return failed;
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << std::endl;
     return 2;

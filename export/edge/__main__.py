@@ -18,10 +18,8 @@ PROVIDERS = {
 
 
 def main() -> int:
-    """Print one line a file: its name, its text; returns the number of files that failed."""
-    parser = argparse.ArgumentParser(
-        prog="edge", description="Transcribe 16-bit PCM WAV files with an exported bundle."
-    )
+    """Print one line a file: its name, its text; returns 0, 1 where a file could not be used (the others are transcribed), or 2."""
+    parser = argparse.ArgumentParser(prog="edge", description="Transcribe PCM WAV files with an exported bundle.")
     parser.add_argument("files", nargs="+", metavar="FILE.wav")
     parser.add_argument(
         "--bundle", type=Path, default=Path(__file__).resolve().parent.parent, help="folder with bundle.json"
@@ -83,8 +81,9 @@ def _segments(recognizer: Recognizer, name: str, args: argparse.Namespace) -> li
     """A short file as one stretch, unless it is to be cut, too."""
     wave = read_wav(name)
     seconds = len(wave) / SAMPLE_RATE
-    if args.vad or seconds > min(args.longest or recognizer.window, recognizer.window):
-        return list(recognizer.segments(wave, args.language, args.longest or LONGEST, args.beams, args.words))
+    longest = LONGEST if args.longest is None else args.longest
+    if args.vad or seconds > recognizer.window or (args.longest is not None and seconds > longest):
+        return list(recognizer.segments(wave, args.language, longest, args.beams, args.words))
     return [Segment(0.0, seconds, recognizer.transcribe(wave, args.language, args.beams, args.words))]
 
 

@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
-import wave as wav
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from .wav import RATES, AudioError, read_pcm
+
+__all__ = ["SAMPLE_RATE", "AudioError", "Resampler", "Wave", "read_wav", "resample"]
 SAMPLE_RATE = 16_000  # hz
 SINC_ZEROS = 16  # zero crossings of the resampling filter on each side
 
 Wave = npt.NDArray[np.float32]  # [samples]
 
 
-class AudioError(Exception):
-    """A recording that cannot be used; the message says why and what to do."""
-
-
 def read_wav(path: str | Path) -> Wave:
-    """Read PCM WAV of any rate, width and number of channels; returns [samples] at 16 kHz in [-1, 1].
+    """Read a WAV file of integers or floats, of any width, rate from 1 to 768 kHz and number of channels (see `wav.read_pcm`).
+
+    Returns:
+        [samples] at 16 kHz, full scale is 1.
 
     Raises:
-        AudioError: no such file, or not PCM WAV.
+        AudioError: no such file, not PCM WAV, a rate out of bounds, no samples, or samples that are not finite.
     """
-    try:
-        with wav.open(str(path), "rb") as file:
-            channels, width, rate, _, _, _ = file.getparams()
-            data = file.readframes(file.getnframes())
-    except FileNotFoundError:
-        raise AudioError(f"{path}: no such file") from None
-    except (wav.Error, EOFError) as error:
-        raise AudioError(
-            f"{path}: not PCM WAV ({error}); convert it, for example: ffmpeg -i IN -ac 1 -ar 16000 OUT.wav"
-        ) from None
-    data = data[: len(data) // (width * channels) * width * channels]  # a recording cut off inside a frame
-    samples = _samples(data, width).reshape(-1, channels).mean(1)  # [samples]
-    if not len(samples):
-        raise AudioError(f"{path}: holds no samples")
-    return resample(samples.astype(np.float32), rate)
-
-
-def _samples(data: bytes, width: int) -> npt.NDArray[np.float32]:
-    """PCM bytes to floats; 8-bit WAV is unsigned, wider ones are signed little-endian."""
-    raw = np.frombuffer(data, np.uint8)
-    if width == 1:
-        return ((raw.astype(np.float32) - 128) / 128).astype(np.float32)
-    padded = np.zeros((len(raw) // width, 4), np.uint8)
-    padded[:, 4 - width :] = raw.reshape(-1, width)  # as the high bytes of 32-bit integers
-    return (padded.view("<i4")[:, 0] / 2**31).astype(np.float32)
+    samples, rate = read_pcm(path)
+    return resample(samples, rate)
 
 
 def resample(samples: Wave, rate: int) -> Wave:
@@ -63,9 +41,14 @@ class Resampler:
 
     Args:
         rate: of the signal, in Hz.
+
+    Raises:
+        AudioError: the rate is out of bounds.
     """
 
     def __init__(self, rate: int) -> None:
+        if not RATES[0] <= rate <= RATES[1]:
+            raise AudioError(f"the sample rate is {rate} Hz; expected {RATES[0]} to {RATES[1]} Hz")
         self.step = rate / SAMPLE_RATE  # samples of the signal to one that comes out
         self.cutoff = min(1.0, 1 / self.step)  # relative to the signal's Nyquist frequency
         self.reach = int(np.ceil(SINC_ZEROS / self.cutoff))

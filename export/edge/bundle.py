@@ -37,6 +37,15 @@ class Manifest:
         """The runtime that this is the part of a bundle for; empty for a whole one."""
         return str(self.content.get("packed_for", ""))
 
+    @property
+    def added(self) -> dict[int, str]:
+        """Words that were added to the tokenizer, by id; vocab.json does not have them."""
+        return {int(i): str(word) for i, word in self.content["tokens"].get("added", {}).items()}
+
+    def is_text(self, token: int) -> bool:
+        """Whether a token stands for text, rather than for the prompt or the end."""
+        return token < int(self.content["tokens"]["end"]) or str(token) in self.content["tokens"].get("added", {})
+
     def token_limit(self, seconds: float) -> int:
         """Most tokens that a transcript of a clip of this length may have."""
         caps: dict[str, float] = self.content["decoding"]

@@ -66,7 +66,7 @@ class Recognizer:
         if check:
             inside = self.manifest.folder.resolve()
             self.manifest.check([path.relative_to(inside).as_posix() for path in graphs.values()])
-        self.detokenize = Detokenizer(self.manifest.path("vocab.json"))
+        self.detokenize = Detokenizer(self.manifest.path("vocab.json"), self.manifest.added)
         with given_back_at_once() if frugal else nullcontext():
             opened = open_sessions(graphs, session_options(threads, spin), providers, cuda_graphs)
         self.frontend, self.encoder, self.step = (opened[part] for part in graphs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +17,23 @@ def byte_alphabet() -> dict[str, int]:
 
 
 class Detokenizer:
-    """Text of token ids from a vocab.json; special tokens say nothing."""
+    """Text of token ids.
 
-    def __init__(self, vocabulary: Path) -> None:
+    Args:
+        vocabulary: path of vocab.json, the byte-level tokens; special tokens have no text.
+        added: words that were added to the tokenizer, by id, as they stand in a text.
+    """
+
+    def __init__(self, vocabulary: Path, added: Mapping[int, str] | None = None) -> None:
         alphabet = byte_alphabet()
         entries: dict[str, int] = json.loads(vocabulary.read_text(encoding="utf-8"))
-        pieces = [b""] * (max(entries.values(), default=-1) + 1)
+        added = added or {}
+        pieces = [b""] * (max([*entries.values(), *added], default=-1) + 1)
         for token, i in entries.items():
             if all(c in alphabet for c in token):
                 pieces[i] = bytes(alphabet[c] for c in token)
+        for i, word in added.items():
+            pieces[i] = word.encode()
         # one string and where its pieces end: as objects of their own they would take twenty times the memory
         self.joined = b"".join(pieces)
         self.ends = np.cumsum([0, *map(len, pieces)], dtype=np.int32)

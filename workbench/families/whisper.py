@@ -18,7 +18,7 @@ from workbench.families.log_mel import SAMPLES_PER_POSITION, LogMel
 from workbench.families.low_rank import restore
 from workbench.families.protocol import IGNORED, Tokens, Transcript
 from workbench.families.whisper_passes import decoder_hidden, decoder_logits, encode
-from workbench.families.whisper_tokens import ENGLISH_ONLY_TOKENS, label_ids, prompt_ids
+from workbench.families.whisper_tokens import ENGLISH_ONLY_TOKENS, label_ids, prompt_ids, text_of
 from workbench.files import read_json
 from workbench.vocabulary import Vocabulary
 
@@ -191,7 +191,7 @@ class Whisper:
         decode = greedy_scored if beams == 1 else partial(beam_scored, beams=beams)
         scored = decode(model, states, prompts, limits, self.end, self.suppressed, self.suppressed_first)
         written = [ids if self.vocabulary is None else self.vocabulary.widened(ids) for ids, _ in scored]
-        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        texts = [text_of(self.tokenizer, ids) for ids in written]
         return [Transcript(str(text).strip(), score) for text, (_, score) in zip(texts, scored, strict=True)]
 
     @torch.no_grad()

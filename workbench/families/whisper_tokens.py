@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +96,24 @@ def prompt_ids(tokenizer: WhisperTokenizerFast, language: str, multilingual: boo
     elif language != "en":
         raise UserError(f"this Whisper model is English only; the corpus is in {language!r}")
     return [token_id(name) for name in names]
+
+
+def added_words(tokenizer: WhisperTokenizerFast) -> dict[int, str]:
+    """Words that were added to a tokenizer, by id, as they stand in a text; control tokens and time stamps are none."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {i: t.content for i, t in added if not t.special and not re.fullmatch(r"<\|.*\|>", t.content)}
+
+
+def text_of(tokenizer: WhisperTokenizerFast, ids: Sequence[int]) -> str:
+    """Text of a transcript's tokens, without control tokens and without spaces around it.
+
+    The tokenizer reads an added word as if its letters stood for bytes, which turns an umlaut into U+FFFD: here it stands as it is.
+    """
+    added = added_words(tokenizer)
+    pieces = []
+    for is_added, run in groupby(ids, lambda i: i in added):
+        pieces += [added[i] for i in run] if is_added else [tokenizer.decode(list(run), skip_special_tokens=True)]
+    return "".join(pieces).strip()
 
 
 def label_ids(tokenizer: WhisperTokenizerFast, text: str) -> list[int]:

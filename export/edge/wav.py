@@ -1,0 +1,163 @@
+"""PCM WAV files, as recorders, editors and pipes write them, to samples of one channel."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+log = logging.getLogger("edge")
+RATES = (1_000, 768_000)  # hz, the lowest and the highest that are read
+PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # format codes
+UNKNOWN = {0, 0xFFFFFFFF}  # data sizes of a writer that cannot seek back to its header
+CANCELS = 0.01  # of the loudest channel's level: below it the channels' average is what is left of opposite phases
+AFTER_DATA = (
+    b"LIST",
+    b"id3 ",
+    b"ID3 ",
+    b"bext",
+    b"iXML",
+    b"cue ",
+    b"smpl",
+    b"JUNK",
+    b"fact",
+    b"PEAK",
+    b"afsp",
+    b"_PMX",
+)
+ADVICE = "convert it, for example: ffmpeg -i IN -ac 1 -ar 16000 OUT.wav"
+
+
+class AudioError(Exception):
+    """A recording that cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How samples are stored."""
+
+    code: int
+    channels: int
+    rate: int  # hz
+    width: int  # bytes of a sample
+
+
+def read_pcm(path: str | Path) -> tuple[npt.NDArray[np.float32], int]:
+    """Read a WAV file of 8 to 32-bit integers or 32 or 64-bit floats; channels are averaged.
+
+    Where the channels cancel each other (left = -right), the loudest one is taken. A file that ends before its header says so is read
+    as far as it goes, with a warning.
+
+    Returns:
+        Samples of one channel, full scale is 1 [samples], and their rate in Hz.
+
+    Raises:
+        AudioError: no such file, not PCM WAV, a rate out of bounds, no samples, or samples that are not finite.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise AudioError(f"{path}: no such file") from None
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        stored, data, missing = _parsed(content)
+    except (ValueError, struct.error) as error:
+        raise AudioError(f"{path}: not PCM WAV ({error}); {ADVICE}") from None
+    if not RATES[0] <= stored.rate <= RATES[1]:
+        raise AudioError(f"{path}: its sample rate is {stored.rate} Hz; expected {RATES[0]} to {RATES[1]} Hz; {ADVICE}")
+    frame = stored.width * stored.channels
+    frames = len(data) // frame
+    if not frames:
+        raise AudioError(f"{path}: holds no samples")
+    if missing >= frame:
+        announced = (frames + missing // frame) / stored.rate
+        log.warning("%s: is cut off, %.2f of %.2f s are there", path, frames / stored.rate, announced)
+    channels = _channels(data[: frames * frame], stored)  # [samples, channels]
+    finite = np.isfinite(channels).all(1)
+    if not finite.all():
+        at = int(np.argmin(finite)) / stored.rate
+        raise AudioError(
+            f"{path}: holds samples that are NaN or infinite, the first at {at:.3f} s; repair or convert it"
+        )
+    return _mono(channels), stored.rate
+
+
+def _parsed(content: bytes) -> tuple[Format, memoryview, int]:
+    """Format and samples of a file, and how many bytes of them its header promises beyond its end; raises ValueError."""
+    if content[:4] not in (b"RIFF", b"RF64") or content[8:12] != b"WAVE":
+        raise ValueError("it has no RIFF header")
+    stored: Format | None = None
+    long_size: int | None = None  # of the samples, in RF64
+    at = 12
+    while at + 8 <= len(content):
+        name, size = struct.unpack_from("<4sI", content, at)
+        at += 8
+        if name == b"ds64" and size >= 16:
+            long_size = struct.unpack_from("<Q", content, at + 8)[0]
+        elif name == b"fmt ":
+            stored = _format(content[at : at + size])
+        elif name == b"data":
+            if stored is None:
+                raise ValueError("its samples come before their format")
+            size = long_size if long_size is not None and size == 0xFFFFFFFF else size
+            there = len(content) - at
+            if size in UNKNOWN:
+                size = 0 if size == 0 and content[at : at + 4] in AFTER_DATA else there
+            return stored, memoryview(content)[at : at + size], max(0, size - there)
+        at += size
+        # chunks begin at even places; writers that forget the padding byte go on at once with the next name
+        if size % 2 and not (content[at : at + 4].isalnum() or content[at : at + 4] == b"fmt "):
+            at += 1
+    raise ValueError("it has no samples" if stored else "it has no format")
+
+
+def _format(chunk: bytes) -> Format:
+    code, channels, rate, _, align, bits = struct.unpack_from("<HHIIHH", chunk)
+    if code == EXTENSIBLE and len(chunk) >= 26:
+        code = struct.unpack_from("<H", chunk, 24)[0]  # the subformat's first bytes
+    if not channels:
+        raise ValueError("it has 0 channels")
+    width = align // channels if align and align % channels == 0 else -(-bits // 8)
+    if bits > 8 * width:
+        width = -(-bits // 8)
+    if (code == PCM and width in (1, 2, 3, 4)) or (code == FLOAT and width in (4, 8)):
+        return Format(code, channels, rate, width)
+    if code in (PCM, FLOAT):
+        kind = "integers" if code == PCM else "floats"
+        raise ValueError(f"{kind} of {bits} bits; expected integers of 8 to 32 bits or floats of 32 or 64")
+    raise ValueError(f"its coding is number {code}; expected {PCM} (integers) or {FLOAT} (floats)")
+
+
+def _channels(data: memoryview, stored: Format) -> npt.NDArray[np.float32]:
+    """Samples as floats, full scale is 1. -> [samples, channels]"""
+    if stored.code == FLOAT:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is refused
+            return np.frombuffer(data, f"<f{stored.width}").astype(np.float32).reshape(-1, stored.channels)
+    raw = np.frombuffer(data, np.uint8)
+    samples: npt.NDArray[np.floating]
+    if stored.width == 1:  # 8-bit WAV is unsigned, wider ones are signed little-endian
+        samples = (raw.astype(np.float32) - 128) / 128
+    elif stored.width in (2, 4):
+        samples = raw.view(f"<i{stored.width}").astype(np.float32) / np.float32(2 ** (8 * stored.width - 1))
+    else:
+        widened = np.zeros((len(raw) // 3, 4), np.uint8)
+        widened[:, 1:] = raw.reshape(-1, 3)  # as the high bytes of 32-bit integers
+        samples = widened.view("<i4")[:, 0].astype(np.float32) / np.float32(2**31)
+    return samples.astype(np.float32, copy=False).reshape(-1, stored.channels)
+
+
+def _mono(channels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The channels' average, or the loudest channel where they cancel. [samples, channels] -> [samples]"""
+    if channels.shape[1] == 1:
+        return channels[:, 0]
+    average: npt.NDArray[np.float32] = channels.mean(1)
+    levels = np.sqrt(np.mean(np.square(channels, dtype=np.float64), axis=0))  # [channels]
+    loudest = int(np.argmax(levels))
+    if np.sqrt(np.mean(np.square(average, dtype=np.float64))) < CANCELS * levels[loudest]:
+        return np.ascontiguousarray(channels[:, loudest])
+    return average
