@@ -48,7 +48,7 @@ class StageLoop:
         self.rounds = Rounds(run, number, name, stage, position)
         student = Student(run.model, run.family, stage)
         self.trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
-        folder = encoded_folder(recipe, "evaluated") if run.untrained(name) else None
+        folder = encoded_folder(recipe, "evaluated", run.calibration) if run.untrained(name) else None
         self.validation = EncodedClips(
             run.validation_set, run.family, recipe.margin.inference, student.encoder_frozen, folder
         )
