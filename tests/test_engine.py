@@ -354,7 +354,7 @@ def test_nothing_of_a_run_is_left_in_the_folder_but_what_is_promised(recipe):
     parsed = recipe()
     distill(parsed)
     assert {p.name for p in Path(parsed.output).iterdir()} == {
-        "recipe.yaml", "metrics.jsonl", "weights.parquet", "scores.json", "student",
+        "recipe.yaml", "inputs.json", "metrics.jsonl", "weights.parquet", "scores.json", "student",
     }  # fmt: skip
 
 

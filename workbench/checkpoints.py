@@ -142,9 +142,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, placed and sharded as a parameter is."""
+    """A whole tensor, placed and sharded as a parameter is; one that is sharded already stays as it is."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    if not isinstance(parameter, DTensor):
+    if not isinstance(parameter, DTensor) or isinstance(value, DTensor):
         return value.to(parameter.device)
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

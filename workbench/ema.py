@@ -1,4 +1,4 @@
-"""Exponential moving average of the student's trained parameters."""
+"""Exponential moving average of the student's trained parameters; sharded where they are."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from workbench.checkpoints import sharded_like
+
 
 class MovingAverage:
     """Follows the parameters with `average = decay * average + (1 - decay) * parameter` after every step.
 
     The decay rises from 0 as min(decay, (1 + steps) / (10 + steps)), so that the first steps do not pin the average to
     the initial student.
+
+    It holds references to the parameters: build it after what replaces them (FSDP), or it follows tensors that are not trained.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -48,9 +52,9 @@ class MovingAverage:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned, from whole tensors or ones sharded alike."""
         for name, value in self.average.items():
-            value.copy_(state[name])
+            value.copy_(sharded_like(state[name], value))
 
     @torch.no_grad()
     def _fill(self, values: dict[str, Tensor]) -> None:

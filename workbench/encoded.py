@@ -21,6 +21,7 @@ from workbench.targets import TargetCache
 from workbench.teachers import fingerprint, resolve_teacher
 
 ENCODED_FORMAT = 1  # raise when what the store holds changes
+CALIBRATION_CLIPS = 64  # that show which dimensions of the encoder's products are used
 BUCKET = 5  # encoder positions (0.1 s) that lengths are rounded up to, so that clips share one
 
 
@@ -109,15 +110,38 @@ def encode_whole(
         progress(len(shard))
 
 
-def encoded_folder(recipe: Recipe, what: str) -> Path:
-    """Where every run with the same initial encoder keeps its states: of training (random silence) or of evaluation."""
+def calibration_clips(
+    recipe: Recipe, train: Sequence[Utterance], validation: Sequence[Utterance]
+) -> Sequence[Utterance]:
+    """Clips that decide how `student.encoder_variance` takes the encoder's products apart; none where it is not set."""
+    return [] if recipe.student.encoder_variance is None else (train or validation)[:CALIBRATION_CLIPS]
+
+
+def encoded_folder(recipe: Recipe, what: str, calibration: Sequence[Utterance]) -> Path:
+    """Where every run with the same initial encoder keeps its states.
+
+    Args:
+        recipe: of the run.
+        what: `trained` (random silence) or `evaluated`.
+        calibration: `calibration_clips` of the run.
+    """
     source = resolve_teacher(recipe.student.initial or recipe.teacher)
     margin, layers = recipe.margin, recipe.student.encoder_layers
-    key = [ENCODED_FORMAT, what, fingerprint(source), str(layers), margin.shortest, margin.longest, recipe.precision]
+    key: list[Any] = [
+        ENCODED_FORMAT,
+        what,
+        fingerprint(source),
+        str(layers),
+        margin.shortest,
+        margin.longest,
+        recipe.precision,
+    ]
     # whose default leaves older states valid
     key += [
         f"{name} {value}" for name in ("pool_after", "encoder_variance") if (value := getattr(recipe.student, name))
     ]
+    if calibration:
+        key += [margin.inference, *([u.audio_sha256(), round(u.seconds, 3)] for u in calibration)]
     return cache_dir() / "encoded" / sha256_of([*key, recipe.seed if what == "trained" else None])[:16]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -28,6 +28,7 @@ from workbench.recipe_sections import (
 class Recipe(Section):
     """A distillation run."""
 
+    FREE: ClassVar = ("output", "checkpoint_minutes", "keep_checkpoints", "loader_workers", "trackers")
     output: Path = Field(description="run folder")
     teacher: str = "whisper-base"
     more_teachers: list[str] = Field(default_factory=list, description="further teachers with the same tokenizer")
@@ -113,7 +114,7 @@ class Recipe(Section):
 
     def same_training(self, other: Recipe) -> bool:
         """Whether two recipes train the same student; where it is written and how often saved do not matter."""
-        free = {"output", "checkpoint_minutes", "keep_checkpoints", "loader_workers", "trackers"}
+        free = set(self.FREE)
         return self.model_dump(exclude=free) == other.model_dump(exclude=free)
 
 

@@ -49,14 +49,13 @@ class StageLoop:
         self.rounds = Rounds(run, number, name, stage, position)
         student = Student(run.model, run.family, stage)
         self.trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
-        folder = encoded_folder(recipe, "evaluated") if run.untrained(name) else None
+        folder = encoded_folder(recipe, "evaluated", run.calibration) if run.untrained(name) else None
         self.validation = EncodedClips(
             run.validation_set, run.family, recipe.margin.inference, student.encoder_frozen, folder
         )
         self._fill_validation()
         self.objective: Objective | None = None
         self.itself: SelfTeacher | None = None
-        self.average = MovingAverage(run.model, recipe.ema) if recipe.ema else None
         wrapped: Any = torch.compile(student, dynamic=True) if recipe.compile else student
         optimizer: Any = torch.optim.AdamW(
             [p for p in student.parameters() if p.requires_grad],
@@ -65,6 +64,9 @@ class StageLoop:
             fused=True,
         )
         self.student, self.optimizer = accelerator.prepare(wrapped, optimizer)
+        # FSDP puts sharded parameters in the place of the model's own, so whatever keeps references to parameters (moving average,
+        # names of the optimizer's moments, self-teacher) has to be built after `prepare`.
+        self.average = MovingAverage(run.model, recipe.ema) if recipe.ema else None
         on_policy = run.on_policy.with_settings(stage.on_policy) if run.on_policy and stage.on_policy else None
         self.passes = Passes(accelerator, run.family, student, self.student, recipe.augment, position, on_policy)
         self.inner = getattr(self.optimizer, "optimizer", self.optimizer)

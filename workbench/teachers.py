@@ -16,6 +16,7 @@ from pathlib import Path
 
 from workbench.ctranslate2 import is_ctranslate2, load_whisper
 from workbench.errors import UserError, nearest
+from workbench.families.weights import weight_files
 from workbench.files import (
     atomic_folder,
     cache_dir,
@@ -108,11 +109,17 @@ def resolve_teacher(name: str) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash of a checkpoint's weights, configuration and tokenizer: what everything computed with it is keyed by."""
-    names = [
-        p.name for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", ".json") and p.name != "source.json"
-    ]
-    return sha256_of({name: file_sha256(folder / name) for name in names})
+    """Hash of a checkpoint's weights, configuration and tokenizer: what everything computed with it is keyed by.
+
+    Raises:
+        UserError: it has no weights in safetensors.
+    """
+    root = folder.resolve()
+    names = {p.name for p in root.iterdir() if p.suffix in (".safetensors", ".json") and p.name != "source.json"}
+    names |= {path.relative_to(root).as_posix() for path in weight_files(root)}  # shards may lie in a subfolder
+    if not (root / "tokenizer.json").is_file():  # then the tokenizer is built from these
+        names |= {p.name for p in root.iterdir() if p.suffix in (".txt", ".model")}
+    return sha256_of({name: file_sha256(root / name) for name in sorted(names)})
 
 
 def _converted_root() -> Path:

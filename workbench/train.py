@@ -18,12 +18,14 @@ from workbench.allocator import bound_kernel_cache, keep_freed_memory
 from workbench.checkpoints import Position
 from workbench.corpus import Utterance, scored_clips, training_set
 from workbench.ema import MovingAverage
-from workbench.encoded import encode_clips, encoded_folder
+from workbench.encoded import calibration_clips, encode_clips, encoded_folder
 from workbench.errors import UserError
 from workbench.evaluate import EncodedClips, validate_encoded
 from workbench.families import Family, open_family
 from workbench.families.low_rank import compress, shaped_like
 from workbench.files import atomic_folder, filling, write_json
+from workbench.inputs import FILE as INPUTS
+from workbench.inputs import changed_recipe, changed_run, inputs_of
 from workbench.on_policy import OnPolicy
 from workbench.preflight import check_schedules, check_sharding, check_trackers
 from workbench.processes import Processes
@@ -42,7 +44,6 @@ from workbench.weighting import needs_uncertainty
 from workbench.windows import Window
 
 log = logging.getLogger("workbench")
-CALIBRATION_CLIPS = 64  # that show which dimensions of the encoder's products are used
 
 
 def distill(recipe: Recipe, restart: bool = False) -> Path:
@@ -55,14 +56,21 @@ def distill(recipe: Recipe, restart: bool = False) -> Path:
     if restart:
         shutil.rmtree(run, ignore_errors=True)
     if (run / "recipe.yaml").is_file():
-        if not recipe.same_training(load_recipe(run / "recipe.yaml")):
+        if reason := changed_recipe(load_recipe(run / "recipe.yaml"), recipe):
             raise UserError(
-                f"{run}: holds a run of another recipe (see {run / 'recipe.yaml'}); add --restart to replace it, or output=FOLDER"
+                f"{run}: holds a run of another recipe ({reason}; see {run / 'recipe.yaml'}); "
+                "add --restart to replace it, or output=FOLDER"
             )
         if (run / "scores.json").is_file():
+            _check_inputs(run, changed_run(run, recipe))
             log.info("%s is finished; add --restart to train it anew", run)
             return run / "student"
     return Distillation(recipe).run()
+
+
+def _check_inputs(run: Path, reason: str | None) -> None:
+    if reason:
+        raise UserError(f"{run}: holds a run on {reason} than now; add --restart to replace it, or output=FOLDER")
 
 
 class Distillation:
@@ -100,6 +108,7 @@ class Distillation:
         source = self.family.folder if initial is None else resolve_teacher(initial)
         origin = self.teachers.models[0] if initial is None else open_family(source).load()
         self.model: Any = build_student(origin, recipe.student)
+        self.calibration = calibration_clips(recipe, self.train_set, self.validation_set)
         if recipe.student.encoder_variance is not None:
             self._compress(recipe.student.encoder_variance)
         self.whole_matrix = torch.empty(0)  # of a student that knows only some tokens: the matrix of all
@@ -110,8 +119,13 @@ class Distillation:
         check_pair(self.model.config, self.teachers.models[0].config, matched)
         first = (self.train_set or self.validation_set)[:1]
         self.family.tokens([u.text for u in first], [u.language for u in first])
+        inputs = inputs_of(recipe, self.train_set if recipe.stream is None else None, self.validation_set)
+        if checkpoints.latest(self.folder / "checkpoints") is not None:
+            _check_inputs(self.folder, changed_run(self.folder, recipe, inputs))
+        self.accelerator.wait_for_everyone()  # all have compared before the main process writes
         if self.main:
             recipe.save(self.folder / "recipe.yaml")
+            write_json(self.folder / INPUTS, inputs)
         track = (lambda values, step: self.accelerator.log(values, step=step)) if recipe.trackers else None
         self.log = RunLog(self.folder, self.accelerator.process_index, track)
         if recipe.trackers:
@@ -144,8 +158,8 @@ class Distillation:
 
     def _compress(self, share: float) -> None:
         """Take the student's encoder products apart where that is cheaper, going by some clips at their own length."""
-        clips = (self.train_set or self.validation_set)[:CALIBRATION_CLIPS]
-        features = [self.family.features([u.wave()], u.seconds + self.recipe.margin.inference) for u in clips]
+        margin = self.recipe.margin.inference
+        features = [self.family.features([u.wave()], u.seconds + margin) for u in self.calibration]
         before = parameters(self.model)
         ranks = compress(self.model, features, share)
         log.info("encoder: %d products as two thinner ones, %.1f of %.1f M parameters left", len(ranks), parameters(self.model) / 1e6, before / 1e6)  # fmt: skip
@@ -231,7 +245,11 @@ class Distillation:
 
     def _encoded_folder(self, name: str) -> Path:
         """Where a frozen encoder's states are kept: if no stage has trained it, where every run finds them."""
-        return encoded_folder(self.recipe, "trained") if self.untrained(name) else self.folder / "encoded" / name
+        return (
+            encoded_folder(self.recipe, "trained", self.calibration)
+            if self.untrained(name)
+            else self.folder / "encoded" / name
+        )
 
     def untrained(self, name: str) -> bool:
         """Whether the student's encoder is as it was at the beginning, all through a stage."""

@@ -17,6 +17,7 @@ from workbench.families.decoding import beam_scored, greedy_scored
 from workbench.families.log_mel import SAMPLES_PER_POSITION, LogMel
 from workbench.families.low_rank import restore
 from workbench.families.protocol import IGNORED, Tokens, Transcript
+from workbench.families.weights import load_whisper_weights
 from workbench.families.whisper_passes import decoder_hidden, decoder_logits, encode
 from workbench.families.whisper_tokens import ENGLISH_ONLY_TOKENS, label_ids, prompt_ids, text_of
 from workbench.files import read_json
@@ -96,11 +97,13 @@ class Whisper:
         return sorted({i for i in [*specials.values(), *bytes_] if i is not None and i <= no_times})
 
     def load(self) -> WhisperForConditionalGeneration:
-        """Load the weights in fp32 on the CPU, products that were taken apart in two as two again."""
-        from transformers import WhisperForConditionalGeneration
+        """Load the weights in fp32 on the CPU, products that were taken apart in two as two again.
 
-        model = WhisperForConditionalGeneration.from_pretrained(self.folder, dtype=torch.float32).eval()
-        return restore(model)
+        Raises:
+            UserError: they are not in safetensors, damaged, incomplete, or do not fit config.json.
+        """
+        model: WhisperForConditionalGeneration = restore(load_whisper_weights(self.folder))
+        return model
 
     def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:
         """Pad waves with silence to `seconds` and compute log-mel features on `device`. -> [clips, mels, frames]"""

@@ -10,39 +10,57 @@ from typing import Any
 
 import torch
 
-from workbench.corpus import Utterance, scored_clips
-from workbench.encoded import encoded_folder
+from workbench.corpus import Utterance, scored_clips, training_set
+from workbench.encoded import calibration_clips, encoded_folder
+from workbench.errors import UserError
 from workbench.evaluate import EncodedClips, Validation, validate, validate_encoded
 from workbench.families import open_family
-from workbench.files import read_json, write_json
+from workbench.files import read_json, sha256_of, write_json
 from workbench.host import peak_memory_mb
+from workbench.inputs import changed_run, clips_sha256
 from workbench.recipe import Recipe, parse_recipe
+from workbench.study.current import discard_void, read_result, result_inputs
 from workbench.study.plan import Cell, Study, arm_recipe, folder_of
-from workbench.teachers import resolve_teacher
+from workbench.teachers import fingerprint, resolve_teacher
 from workbench.train import distill
 
 log = logging.getLogger("workbench")
 
 
 def prepare(study: Study) -> None:
-    """Train the student that all arms begin with, if the study names one; what is finished is left alone."""
+    """Train the student that all arms begin with, if the study names one; what is finished is left alone.
+
+    Raises:
+        UserError: the student there was trained by another recipe, or on other speech.
+    """
     if study.prepare is not None:
         from workbench.recipe import load_recipe
 
-        distill(load_recipe(study.prepare))
+        recipe = load_recipe(study.prepare)
+        if reason := changed_run(recipe.output, recipe):
+            raise UserError(
+                f"{recipe.output}: the student that the arms begin with is not of {study.prepare} as it is now ({reason}); "
+                f"run `workbench distill {study.prepare} --restart`, then the study again"
+            )
+        distill(recipe)
 
 
 def run_arm(study: Study, cell: Cell) -> dict[str, Any]:
-    """Run a cell to its end, or read what it came to; a killed one goes on.
+    """Run a cell to its end, or read what it came to; a killed one resumes.
+
+    One whose recipe, corpus, teacher or initial student is no longer what it was begun with runs anew.
 
     Returns:
         The content of result.json: the study's split with WER and CER in percent, loops, references and hypotheses;
         `validation` at the run's best step; seconds; peak memory.
     """
+    from accelerate import PartialState
+
     recipe = arm_recipe(study, cell)
     done = recipe.output / "result.json"
-    if done.is_file():
-        found: dict[str, Any] = read_json(done, "an arm's result")
+    with PartialState().main_process_first():
+        discard_void(study, cell)
+    if (found := read_result(study, cell)) is not None:
         return found
     student = distill(recipe)
     scores = read_json(recipe.output / "scores.json", "a run's scores")
@@ -52,6 +70,8 @@ def run_arm(study: Study, cell: Cell) -> dict[str, Any]:
         "schema": 1,
         **cell.__dict__,
         "recipe": recipe.model_dump(mode="json", exclude={"output"}),
+        "inputs": result_inputs(recipe, study.split),
+        "split": study.split,
         "seconds": scores["seconds"],
         "steps": scores["steps"],
         "peak_mb": round(peak, 1),
@@ -66,23 +86,48 @@ def run_arm(study: Study, cell: Cell) -> dict[str, Any]:
     return result
 
 
-def teacher_file(study: Study, corpus: str) -> Path:
-    """Where the teacher's own transcripts of a corpus are."""
-    return study.output / "teacher" / f"{folder_of(corpus)}.json"
+def teacher_scores(study: Study, corpus: str) -> dict[str, Any] | None:
+    """The teacher's transcripts of the study's split and their scores; None if there are none of this teacher on these clips."""
+    path = _teacher_file(study, corpus)
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = read_json(path, "the teacher's transcripts")
+    if found.get("key") != _teacher_key(study, corpus):
+        log.warning("%s: is of another teacher or of other clips, and does not count", path)
+        return None
+    return found
 
 
 def score_teacher(study: Study, corpus: str) -> None:
-    """Transcribe the study's split with the teacher, as it was trained to hear and greedily as the students are; what is there is left alone."""
-    path = teacher_file(study, corpus)
-    if path.is_file():
+    """Transcribe the study's split with the teacher, as it was trained to hear and greedily as the students are.
+
+    What is there is left alone, unless it is of another teacher or of other clips.
+    """
+    if teacher_scores(study, corpus) is not None:
         return
-    recipe = parse_recipe({**study.recipe, "output": str(study.output), "corpus": corpus}, "study")
+    recipe = _teacher_recipe(study, corpus)
     family = open_family(resolve_teacher(recipe.teacher))
     utterances = scored_clips(corpus, study.split, recipe.limit)
     log.info("the teacher transcribes %s, %s: %d clips", corpus, study.split, len(utterances))
     model = family.load().to("cuda" if torch.cuda.is_available() else "cpu")
     found = validate(model, family, utterances, family.silence)
-    write_json(path, {"name": recipe.teacher, "corpus": corpus, **_as_json(found, utterances)})
+    content = {"name": recipe.teacher, "corpus": corpus, "split": study.split, "key": _teacher_key(study, corpus)}
+    write_json(_teacher_file(study, corpus), {**content, **_as_json(found, utterances)})
+
+
+def _teacher_file(study: Study, corpus: str) -> Path:
+    return study.output / "teacher" / f"{folder_of(corpus)}-{study.split}.json"
+
+
+def _teacher_recipe(study: Study, corpus: str) -> Recipe:
+    return parse_recipe({**study.recipe, "output": str(study.output), "corpus": corpus}, "study")
+
+
+def _teacher_key(study: Study, corpus: str) -> str:
+    """Hash of the teacher's checkpoint and of the clips that it transcribes."""
+    recipe = _teacher_recipe(study, corpus)
+    clips = clips_sha256(scored_clips(corpus, study.split, recipe.limit))
+    return sha256_of([fingerprint(resolve_teacher(recipe.teacher)), clips])
 
 
 def _as_json(found: Validation, utterances: Sequence[Utterance]) -> dict[str, Any]:
@@ -96,7 +141,17 @@ def _scored(recipe: Recipe, student: Any, split: str) -> dict[str, Any]:
     model = family.load().to("cuda" if torch.cuda.is_available() else "cpu")
     utterances = scored_clips(recipe.corpus, split, recipe.limit)
     frozen = all(stage.trainable == "decoder" for stage in recipe.stages.values())
-    folder = encoded_folder(recipe, "evaluated") if frozen else None
+    folder = encoded_folder(recipe, "evaluated", _calibration(recipe)) if frozen else None
     clips = EncodedClips(utterances, family, recipe.margin.inference, frozen, folder)
     clips.fill(model)
     return _as_json(validate_encoded(model, clips), utterances)
+
+
+def _calibration(recipe: Recipe) -> Sequence[Utterance]:
+    if recipe.student.encoder_variance is None:
+        return []
+    augment = recipe.augment
+    train = training_set(
+        recipe.corpus, recipe.limit, recipe.more_corpora, augment.speeds, augment.concatenate, recipe.seed
+    )
+    return calibration_clips(recipe, train, [])

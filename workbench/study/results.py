@@ -11,12 +11,12 @@ import numpy as np
 
 from workbench.comparison import Compared, difference_over_seeds, holm
 from workbench.errors import UserError
-from workbench.files import atomic_path, read_json, write_json, write_text
+from workbench.files import atomic_path, write_json, write_text
 from workbench.host import describe_host
 from workbench.scoring import headline, normalizers_of, score
-from workbench.study.arm import teacher_file
+from workbench.study.arm import teacher_scores
+from workbench.study.current import read_results
 from workbench.study.plan import Cell, Study
-from workbench.study.runner import result_file
 
 POOLED = "mean of the corpora"
 
@@ -30,11 +30,7 @@ def collect(study: Study, chosen: list[Cell], command: str) -> dict[str, Any]:
     Raises:
         UserError: no run is done yet.
     """
-    found = {
-        cell: _scored_anew(read_json(result_file(study, cell), "a result"), study.split)
-        for cell in chosen
-        if result_file(study, cell).is_file()
-    }
+    found = {cell: _scored_anew(result, study.split) for cell, result in read_results(study, chosen).items()}
     if not found:
         raise UserError(f"{study.output}: no run of the study is done yet")
     arms = []
@@ -44,7 +40,7 @@ def collect(study: Study, chosen: list[Cell], command: str) -> dict[str, Any]:
             own = _of(found, student, corpus, arm)
             if own:
                 arms.append(_summary(study, arm, student, corpus, own, base))
-    teachers = [_teacher(study, c) for c in study.corpora if teacher_file(study, c).is_file()]
+    teachers = [{**said, **_rates(said)} for c in study.corpora if (said := teacher_scores(study, c)) is not None]
     for student in dict.fromkeys(c.student for c in found):
         for arm in study.arms:
             arms += _pooled(study, arm, student, found, sorted({c.seed for c in chosen}))
@@ -64,12 +60,6 @@ def collect(study: Study, chosen: list[Cell], command: str) -> dict[str, Any]:
         "host": json.loads(sorted(hosts)[0]) if len(hosts) == 1 else [json.loads(h) for h in sorted(hosts)],
         "collected_on": describe_host(),
     }
-
-
-def _teacher(study: Study, corpus: str) -> dict[str, Any]:
-    """The teacher's transcripts of the study's split, scored anew."""
-    said = read_json(teacher_file(study, corpus), "the teacher's transcripts")
-    return {**said, **_rates(said)}
 
 
 def _scored_anew(result: dict[str, Any], split: str) -> dict[str, Any]:
@@ -126,7 +116,7 @@ def _summary(
         "peak_mb": round(float(np.max([own[s]["peak_mb"] for s in seeds])), 1),
     }
     common = [s for s in seeds if s in base]
-    if teacher_file(study, corpus).is_file():
+    if teacher_scores(study, corpus) is not None:
         row["vs_teacher"] = _versus([_against_teacher(study, corpus, own)])
     if arm != study.baseline and common:
         row[f"vs_{study.baseline}"] = {**_versus([_compared(own, base, common, split)]), "seeds": common}
@@ -159,7 +149,7 @@ def _pooled(study: Study, arm: str, student: str, found: dict[Cell, Any], seeds:
         "seconds": round(float(np.mean([own[s]["seconds"]["training"] for _, own, _ in sides for s in seeds])), 1),
         "peak_mb": round(float(np.max([own[s]["peak_mb"] for _, own, _ in sides for s in seeds])), 1),
     }
-    if all(teacher_file(study, corpus).is_file() for corpus, _, _ in sides):
+    if all(teacher_scores(study, corpus) is not None for corpus, _, _ in sides):
         row["vs_teacher"] = _versus([_against_teacher(study, corpus, own) for corpus, own, _ in sides])
     if arm != study.baseline:
         row[f"vs_{study.baseline}"] = _versus([_compared(own, base, seeds, split) for _, own, base in sides])
@@ -173,7 +163,8 @@ def _compared(own: dict[int, Any], base: dict[int, Any], seeds: list[int], split
 
 
 def _against_teacher(study: Study, corpus: str, own: dict[int, Any]) -> Compared:
-    teacher = read_json(teacher_file(study, corpus), "the teacher's transcripts")
+    teacher = teacher_scores(study, corpus)
+    assert teacher is not None  # noqa: S101  asked for only where it is
     ours = [own[s][study.split]["hypotheses"] for s in sorted(own)]
     return Compared(teacher["references"], ours, [teacher["hypotheses"]] * len(ours), languages_of(teacher))
 
@@ -197,15 +188,12 @@ def write(study: Study, chosen: list[Cell], results: dict[str, Any]) -> list[Pat
     paths = [study.output / name for name in ("study.json", "hypotheses.jsonl.gz", "study.html", "study.md")]
     write_json(paths[0], results)
     with atomic_path(paths[1]) as temporary, gzip.GzipFile(temporary, "wb", mtime=0) as file:
-        for cell in chosen:
-            path = result_file(study, cell)
-            if path.is_file():
-                split = read_json(path, "a result")[study.split]
-                row = {**cell.__dict__, **{key: split[key] for key in ("ids", "references", "hypotheses")}}
-                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        for cell, result in read_results(study, chosen).items():
+            split = result[study.split]
+            row = {**cell.__dict__, **{key: split[key] for key in ("ids", "references", "hypotheses")}}
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
         for corpus in dict.fromkeys(cell.corpus for cell in chosen):
-            if (path := teacher_file(study, corpus)).is_file():
-                said = read_json(path, "the teacher's transcripts")
+            if (said := teacher_scores(study, corpus)) is not None:
                 row = {key: said[key] for key in ("name", "corpus", "ids", "references", "hypotheses")}
                 file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
     write_text(paths[2], page(study, results))

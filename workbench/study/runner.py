@@ -13,6 +13,7 @@ from typing import Any
 
 from workbench.errors import UserError
 from workbench.files import read_json
+from workbench.study.current import discard_void
 from workbench.study.plan import Cell, Study, cells
 
 log = logging.getLogger("workbench")
@@ -21,9 +22,13 @@ log = logging.getLogger("workbench")
 def run_study(study: Study, file: Path, parallel: int, chosen: list[Cell]) -> None:
     """Run what is not done yet of some cells, `parallel` at a time, which share the processor's cores.
 
+    Results that are not of the study as it stands are removed first, with the reason.
+
     Raises:
         UserError: after all others are done, if any run failed; its log says why.
     """
+    for cell in chosen:
+        discard_void(study, cell)
     todo = [cell for cell in chosen if not result_file(study, cell).is_file()]
     log.info("%d of %d runs are done", len(chosen) - len(todo), len(chosen))
     failed: list[Cell] = []

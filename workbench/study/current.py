@@ -1,0 +1,95 @@
+"""Whether results in a study's folder are still those of the study: an edited recipe, other speech or another base make them void."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from workbench.corpus import open_corpus
+from workbench.errors import UserError
+from workbench.files import read_json
+from workbench.inputs import changed_inputs, changed_recipe, changed_run, clips_sha256, read_inputs
+from workbench.recipe import Recipe, parse_recipe
+from workbench.study.plan import Cell, Study, arm_recipe
+
+log = logging.getLogger("workbench")
+KEPT = "log.txt"  # the runner's, open while the run goes
+
+
+def result_inputs(recipe: Recipe, split: str) -> dict[str, Any]:
+    """What a cell's result is computed from besides its recipe: the run's inputs and the clips that it is scored on."""
+    return {**_inputs(recipe.model_dump_json(exclude={"output", "stages"})), f"{split} clips": _clips(recipe, split)}
+
+
+@functools.lru_cache
+def _inputs(content: str) -> dict[str, Any]:
+    import json
+
+    # arms differ in their stages, which decide no input
+    stage = {"trainable": "all", "epochs": 1, "steps": 1, "learning_rate": 1.0}
+    return read_inputs(parse_recipe({**json.loads(content), "output": "run", "stages": {"one": stage}}, "study"))
+
+
+def _clips(recipe: Recipe, split: str) -> str:
+    return _clips_of(recipe.corpus, split, recipe.limit)
+
+
+@functools.lru_cache
+def _clips_of(corpus: str, split: str, limit: int | None) -> str:
+    return clips_sha256(open_corpus(corpus, split, limit))
+
+
+def void_because(study: Study, cell: Cell, result: dict[str, Any]) -> str | None:
+    """Why a result is not what the study, as it stands now, would give; None if it is."""
+    recipe = arm_recipe(study, cell)
+    try:
+        before = parse_recipe({**result["recipe"], "output": str(recipe.output)}, "a result's recipe")
+    except (KeyError, UserError):
+        return "its recipe was written by another version"
+    if reason := changed_recipe(before, recipe):
+        return reason
+    if "inputs" not in result:
+        return "it was written by a version that did not record corpus and checkpoints"
+    if result["split"] != study.split:
+        return f"it was scored on the split {result['split']!r}, not {study.split!r}"
+    return changed_inputs(result["inputs"], result_inputs(recipe, study.split))
+
+
+def read_result(study: Study, cell: Cell) -> dict[str, Any] | None:
+    """What a cell came to; None if it has not run yet, or if its result is void, which is logged."""
+    path = study.output / cell.name / "result.json"
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = read_json(path, "an arm's result")
+    if reason := void_because(study, cell, found):
+        log.warning("%s: its result does not count: %s", cell.name, reason)
+        return None
+    return found
+
+
+def read_results(study: Study, chosen: Sequence[Cell]) -> dict[Cell, dict[str, Any]]:
+    """Results of those cells that are done and whose results count."""
+    found = {cell: read_result(study, cell) for cell in chosen}
+    return {cell: result for cell, result in found.items() if result is not None}
+
+
+def discard_void(study: Study, cell: Cell) -> None:
+    """Empty a cell's folder if what it holds, finished or not, is not of the study as it stands."""
+    folder = study.output / cell.name
+    result = folder / "result.json"
+    if result.is_file():
+        reason = void_because(study, cell, read_json(result, "an arm's result"))
+    else:
+        recipe = arm_recipe(study, cell)
+        reason = changed_run(folder, recipe)
+    if not reason:
+        return
+    log.warning("%s: runs anew: %s", cell.name, reason)
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != KEPT:
+            path.unlink()
