@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.corpus import Utterance, open_corpus, training_set
+from workbench.corpus import Utterance, scored_clips, training_set
 from workbench.files import read_json, sha256_of
 from workbench.recipe import Recipe, load_recipe
 from workbench.teachers import fingerprint, resolve_teacher
@@ -42,7 +42,7 @@ def read_inputs(recipe: Recipe) -> dict[str, Any]:
     train = training_set(
         recipe.corpus, recipe.limit, recipe.more_corpora, augment.speeds, augment.concatenate, recipe.seed
     )
-    return inputs_of(recipe, train, open_corpus(recipe.corpus, "validation", recipe.limit))
+    return inputs_of(recipe, train, scored_clips(recipe.corpus, "validation", recipe.limit))
 
 
 def changed_inputs(recorded: dict[str, Any], now: dict[str, Any]) -> str | None:

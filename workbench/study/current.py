@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from workbench.corpus import open_corpus
+from workbench.corpus import scored_clips
 from workbench.errors import UserError
 from workbench.files import read_json
 from workbench.inputs import changed_inputs, changed_recipe, changed_run, clips_sha256, read_inputs
@@ -39,7 +39,7 @@ def _clips(recipe: Recipe, split: str) -> str:
 
 @functools.lru_cache
 def _clips_of(corpus: str, split: str, limit: int | None) -> str:
-    return clips_sha256(open_corpus(corpus, split, limit))
+    return clips_sha256(scored_clips(corpus, split, limit))
 
 
 def void_because(study: Study, cell: Cell, result: dict[str, Any]) -> str | None:
