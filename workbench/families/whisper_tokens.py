@@ -111,8 +111,9 @@ def text_of(tokenizer: WhisperTokenizerFast, ids: Sequence[int]) -> str:
     """
     added = added_words(tokenizer)
     pieces = []
-    for is_added, run in groupby(ids, lambda i: i in added):
-        pieces += [added[i] for i in run] if is_added else [tokenizer.decode(list(run), skip_special_tokens=True)]
+    for is_added, group in groupby(ids, lambda i: i in added):
+        run = list(group)
+        pieces += [added[i] for i in run] if is_added else [tokenizer.decode(run, skip_special_tokens=True)]
     return "".join(pieces).strip()
 
 
