@@ -167,10 +167,11 @@ def cards(results: Sequence[Result], clip_seconds: float) -> str:
 
 
 def serve(
-    bundles: Sequence[Path], teacher: str, corpus: str, precision: str | None, host: str, port: int, threads: int | None
-) -> None:
+    bundles: Sequence[Path], teacher: str, corpus: str, precision: str | None, host: str, port: int, threads: int | None,
+    vad: bool | None = None,
+) -> None:  # fmt: skip
     """Open the systems and serve the page until interrupted; raises UserError if the port is taken."""
-    systems = Systems.open(bundles, teacher, precision, threads)
+    systems = Systems.open(bundles, teacher, precision, threads, vad)
     clips = scored_clips(corpus, "test")
     step = max(1, len(clips) // EXAMPLES)
     page = build(systems, sorted(clips[::step][:EXAMPLES], key=lambda u: u.seconds))

@@ -40,10 +40,12 @@ class Systems:
     recognizers: dict[str, Recognizer]
 
     @staticmethod
-    def open(bundles: Sequence[Path], teacher: str, precision: str | None, threads: int | None) -> Systems:
-        """Open bundles; raises UserError for one that is damaged or two of one name."""
+    def open(
+        bundles: Sequence[Path], teacher: str, precision: str | None, threads: int | None, vad: bool | None = None
+    ) -> Systems:
+        """Open bundles, with their speech detector unless `vad` is False; raises UserError for one that is damaged or two of one name."""
         first = teacher_bundle(teacher)
-        opened = {f"{open_manifest(first).name} (teacher, fp32)": Recognizer(first, "fp32", threads)}
+        opened = {f"{open_manifest(first).name} (teacher, fp32)": Recognizer(first, "fp32", threads, vad=vad)}
         for bundle in bundles:
             manifest = open_manifest(bundle)
             chosen = precision or manifest.precisions[-1]
@@ -51,11 +53,13 @@ class Systems:
             if name in opened:
                 raise UserError(f"{bundle}: a bundle named {name!r} is already shown; export it with another --name")
             try:
-                opened[name] = Recognizer(bundle, chosen, threads)
+                opened[name] = Recognizer(bundle, chosen, threads, vad=vad)
             except BundleError as error:
                 raise UserError(str(error)) from None
         for recognizer in opened.values():  # the first call of a graph is slow, and would be shown as its latency
-            recognizer.transcribe(np.zeros(SAMPLE_RATE, np.float32), next(iter(recognizer.prompts)))
+            silence, language = np.zeros(SAMPLE_RATE, np.float32), next(iter(recognizer.prompts))
+            recognizer.transcribe(silence, language)  # the detector
+            recognizer.transcribe(silence, language, vad=False)
         return Systems(opened)
 
     @property

@@ -17,7 +17,7 @@ from typing import Any
 from workbench.errors import UserError
 from workbench.scoring import is_loop, normalize
 
-STAGES = ("decode", "features", "encoder", "first_token", "rest", "detokenize")
+STAGES = ("decode", "detector", "features", "encoder", "first_token", "rest", "detokenize")
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def time_systems(
     warmup: int = 2,
     repeats: int = 1,
     progress: Callable[[int], None] = lambda _: None,
+    vad: bool | None = None,
 ) -> list[Timed]:
     """Transcribe clips with every system, one system at a time, clip by clip.
 
@@ -78,12 +79,13 @@ def time_systems(
         warmup: clips that each system transcribes first, untimed.
         repeats: passes over the clips; the median of a clip's times is kept.
         progress: called with the number of transcriptions finished since the last call.
+        vad: whether the runtime asks its speech detector first, as it does by default.
 
     Raises:
         UserError: a system died or failed; the message is its own.
     """
     context = multiprocessing.get_context("spawn")  # a forked onnxruntime would share its parent's thread pools
-    workers = [_Worker(context, system, threads) for system in systems]
+    workers = [_Worker(context, system, threads, vad) for system in systems]
     try:
         found = [Timed(load_ms=worker.ready()) for worker in workers]
         for wav, language in wavs[:warmup]:
@@ -115,11 +117,11 @@ def _keep(timed: Timed, runs: Sequence[dict[str, Any]]) -> None:
 class _Worker:
     """The parent's end of a system's process."""
 
-    def __init__(self, context: Any, system: System, threads: int) -> None:
+    def __init__(self, context: Any, system: System, threads: int, vad: bool | None) -> None:
         self.system = system
         self.pipe, child = context.Pipe()
         self.process = context.Process(
-            target=_serve, args=(child, str(system.bundle), system.precision, threads), daemon=True
+            target=_serve, args=(child, str(system.bundle), system.precision, threads, vad), daemon=True
         )
         self.process.start()
         child.close()
@@ -158,13 +160,14 @@ class _Worker:
             self.process.kill()
 
 
-def _serve(pipe: Connection, bundle: str, precision: str, threads: int) -> None:
+def _serve(pipe: Connection, bundle: str, precision: str, threads: int, vad: bool | None) -> None:
     """Load a bundle and answer requests, in a process that never imports torch."""
     from export.edge import AudioError, BundleError, Recognizer, read_wav
 
     try:
         started = time.perf_counter()
-        recognizer = Recognizer(bundle, precision, threads, check=False, frugal=True)  # the parent has checked it
+        # the parent has checked it
+        recognizer = Recognizer(bundle, precision, threads, check=False, frugal=True, vad=vad)
         pipe.send({"load_ms": 1000 * (time.perf_counter() - started)})
         while True:
             request = pipe.recv()

@@ -73,6 +73,16 @@ def _verified(verification: dict[str, Any]) -> str:
     return f"## Verified in\n\n| client | precision | result | clips with equal tokens | WER % | in torch |\n|---|---|---|---|---|---|\n{rows}"
 
 
+def _detector(content: dict[str, Any]) -> str:
+    """What our own runtime does where nobody speaks."""
+    if not content.get("speech_detector"):
+        return "Without a speech detector: it may write text that nobody said where there is only silence or noise, and takes clips of up to 30 s."
+    return (
+        "Clips in which its speech detector hears nobody give no text; `--no-vad` turns that off. The other runtimes have no detector: "
+        "they may write text that nobody said where there is only silence or noise."
+    )
+
+
 def _usage(content: dict[str, Any]) -> str:
     """How each runtime is called from the bundle's folder; of a packed one, the runtime that it is for."""
     precision, packed = list(content["precisions"])[-1], content.get("packed_for", "")
@@ -81,7 +91,9 @@ def _usage(content: dict[str, Any]) -> str:
         "edge": f"""Without torch (numpy and onnxruntime):
 
     pip install -r edge/requirements.txt
-    python -m edge --precision {precision} speech.wav""",
+    python -m edge --precision {precision} speech.wav
+
+{_detector(content)}""",
         "onnx_asr": """onnx-asr:
 
     import onnx_asr

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.edge import BundleError, read_manifest
-from export.edge.recognizer import LONGEST
-from export.edge.speech import Detector, pieces_of
+from export.edge.speech import Detector, anybody_speaks
 from export.latency import System, Timed, time_systems
 from workbench.audio import SAMPLE_RATE, Wave, write_wav
 from workbench.corpus import Utterance
@@ -74,7 +73,8 @@ def check_robustness(
 
     Returns:
         `sounds`: how many of each kind, and of the speechless how many the bundle's speech detector would let through.
-        `systems`: by name and kind the clips on which text was written, its words, and loops; `one_word` has a WER instead.
+        `systems`: by name and kind the clips on which text was written, its words, and loops; `one word` has a WER instead. Each system
+        is there twice: as it is by default, and as `NAME, detector off` without the one-word clips.
     """
     sounds = unspoken()
     waves = [u.wave() for u in utterances[:CUT_CLIPS]]
@@ -84,16 +84,21 @@ def check_robustness(
     with tempfile.TemporaryDirectory() as temporary:
         wavs = list(_written(sounds, Path(temporary), language))
         found = time_systems(systems, wavs, threads, warmup=0)
+        off = time_systems(systems, wavs, threads, warmup=0, vad=False)
     short = [i for i, u in enumerate(utterances) if len(normalize(u.text, u.language).split()) == 1]
     taken = _taken_for_speech(systems[-1].bundle, sounds)
+    rows: dict[str, dict[str, Any]] = {}
+    for system, default, without, said in zip(systems, found, off, timed, strict=True):
+        for name, out in ((system.name, default), (f"{system.name}, detector off", without)):
+            rows[name] = {
+                kind: _of_kind(out, [i for i, k in enumerate(kinds) if k == kind], language) for kind in sounds
+            }
+            rows[name]["one word"] = {"clips": 0}
+        rows[system.name]["one word"] = _one_word(said, [utterances[i] for i in short], short)
     return {
         "sounds": {kind: {"clips": len(of_kind)} | taken.get(kind, {}) for kind, of_kind in sounds.items()},
-        "systems": {
-            system.name: {kind: _of_kind(out, [i for i, k in enumerate(kinds) if k == kind], language) for kind in sounds}
-            | {"one word": _one_word(said, [utterances[i] for i in short], short)}
-            for system, out, said in zip(systems, found, timed, strict=True)
-        },
-    }  # fmt: skip
+        "systems": rows,
+    }
 
 
 def made_up(found: dict[str, Any], sounds: dict[str, Any]) -> float:
@@ -117,8 +122,7 @@ def _taken_for_speech(bundle: Path, sounds: dict[str, list[Wave]]) -> dict[str, 
     except BundleError:
         return {}
     return {
-        kind: {"taken_for_speech": sum(bool(pieces_of(wave, detector, LONGEST)) for wave in sounds[kind])}
-        for kind in SPEECHLESS
+        kind: {"taken_for_speech": sum(anybody_speaks(wave, detector) for wave in sounds[kind])} for kind in SPEECHLESS
     }
 
 

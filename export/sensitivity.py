@@ -19,7 +19,7 @@ class Probe:
         from export.edge import Recognizer
 
         self.bundle, self.part = bundle, part
-        self.recognizer = Recognizer(bundle, "fp32", check=False)
+        self.recognizer = Recognizer(bundle, "fp32", check=False, vad=False)
         self.waves = [(u.wave(), u.language) for u in clips]
         self.expected = [self._output(self.recognizer, *given) for given in self.waves]
 
@@ -27,7 +27,7 @@ class Probe:
         """Mean over the clips of the largest difference from fp32, relative to the largest value."""
         from export.edge import Recognizer
 
-        other = Recognizer(self.bundle, precision, check=False)
+        other = Recognizer(self.bundle, precision, check=False, vad=False)
         differences = [
             np.abs(self._output(other, *given) - expected).max() / max(float(np.abs(expected).max()), 1e-9)
             for given, expected in zip(self.waves, self.expected, strict=True)

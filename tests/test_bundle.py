@@ -72,7 +72,7 @@ def test_the_runtime_writes_torchs_tokens_at_every_length(exported, student, sec
     family = Whisper(student)
     model = family.load()
     wave = np.resize(open_corpus("prompts-en", "validation")[0].wave(), round(seconds * 16000))
-    found = Recognizer(exported, "fp32", 2).transcribe(wave, "es")
+    found = Recognizer(exported, "fp32", 2, vad=False).transcribe(wave, "es")
     states = encode(model, family.features([wave], seconds + 0.4)).detach()
     prompt = [family.prompt("es")]
     expected = greedy(
@@ -87,7 +87,7 @@ def test_the_language_can_be_found(exported, student):
     family = Whisper(student)
     wave = tone(1.0)
     states = encode(family.load(), family.features([wave], 1.4)).detach()
-    recognizer = Recognizer(exported)
+    recognizer = Recognizer(exported, vad=False)
     found = recognizer.transcribe(wave, "auto")
     assert found.language == family.languages(family.load(), states)[0][0]
     assert found.tokens == recognizer.transcribe(wave, found.language).tokens
@@ -95,13 +95,13 @@ def test_the_language_can_be_found(exported, student):
 
 
 def test_every_precision_transcribes(exported):
-    assert Recognizer(exported, "int8").transcribe(tone(1.0)).tokens
+    assert Recognizer(exported, "int8", vad=False).transcribe(tone(1.0)).tokens
 
 
 def test_the_bundles_own_runtime_runs_alone_and_without_torch(exported, tmp_path):
     write_wav(tmp_path / "a.wav", tone(0.5))
     script = (
-        "import sys; sys.path.insert(0, '.'); import edge; r = edge.Recognizer('.');"
+        "import sys; sys.path.insert(0, '.'); import edge; r = edge.Recognizer('.', vad=False);"
         f"print(repr(r.transcribe(edge.read_wav({str(tmp_path / 'a.wav')!r})).tokens));"
         "assert not {'torch', 'transformers', 'workbench', 'export'} & set(sys.modules)"
     )
@@ -109,13 +109,13 @@ def test_the_bundles_own_runtime_runs_alone_and_without_torch(exported, tmp_path
         [sys.executable, "-I", "-c", script], cwd=exported, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    expected = Recognizer(exported).transcribe(read_wav(tmp_path / "a.wav")).tokens
+    expected = Recognizer(exported, vad=False).transcribe(read_wav(tmp_path / "a.wav")).tokens
     assert done.stdout.strip() == repr(expected)
 
 
 def test_the_bundles_command_line(exported, tmp_path):
     write_wav(tmp_path / "a.wav", tone(0.5))
-    run = [sys.executable, "-m", "edge", "--timings", str(tmp_path / "a.wav"), str(tmp_path / "none.wav")]
+    run = [sys.executable, "-m", "edge", "--no-vad", "--timings", str(tmp_path / "a.wav"), str(tmp_path / "none.wav")]
     done = subprocess.run(run, cwd=exported, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "encoder" in done.stderr
@@ -156,7 +156,7 @@ def test_a_damaged_file_is_named(bundle, name):
         open_manifest(bundle, check=True)
     if name.startswith("onnx"):
         with pytest.raises(BundleError, match="damaged"):
-            Recognizer(bundle, "fp32")
+            Recognizer(bundle, "fp32", vad=False)
 
 
 @pytest.mark.parametrize(
@@ -171,16 +171,16 @@ def test_a_wrong_manifest_is_named(bundle, change, said):
     content = json.loads((bundle / "bundle.json").read_text()) | change
     (bundle / "bundle.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
     with pytest.raises(BundleError, match=said):
-        Recognizer(bundle, "fp32")
+        Recognizer(bundle, "fp32", vad=False)
 
 
 def test_unknown_precisions_and_languages_are_named(exported, student, tmp_path):
     with pytest.raises(UserError, match="did you mean 'int8'"):
         export_bundle(student, tmp_path / "x", ["int9"])
     with pytest.raises(BundleError, match="no precision 'fp16'"):
-        Recognizer(exported, "fp16")
+        Recognizer(exported, "fp16", vad=False)
     with pytest.raises(BundleError, match="does not know language 'xx'"):
-        Recognizer(exported).transcribe(tone(1.0), "xx")
+        Recognizer(exported, vad=False).transcribe(tone(1.0), "xx")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_unknown_precisions_and_languages_are_named(exported, student, tmp_path)
 )
 def test_waves_that_cannot_be_used_are_refused(exported, wave):
     with pytest.raises(AudioError):
-        Recognizer(exported).transcribe(wave)
+        Recognizer(exported, vad=False).transcribe(wave)
 
 
 @pytest.mark.parametrize("bits", [8, 16, 24, 32])
@@ -235,7 +235,8 @@ def test_systems_are_timed_in_turn_in_processes_of_their_own(exported, tmp_path)
         assert timed.load_ms > 0
         assert 20 < timed.peak_rss_mb < 1000
         assert all(
-            set(s) == {"decode", "features", "encoder", "first_token", "rest", "detokenize"} for s in timed.stages_ms
+            set(s) == {"decode", "detector", "features", "encoder", "first_token", "rest", "detokenize"}
+            for s in timed.stages_ms
         )
 
 

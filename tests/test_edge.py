@@ -10,7 +10,7 @@ import pytest
 
 from export.edge import AudioError, BundleError, Recognizer, Segment, Stream, Transcript, written
 from export.edge.audio import Resampler, resample
-from export.edge.decoding import beam_search, greedy, log_softmax, repeated
+from export.edge.decoding import beam_search, greedy, log_softmax
 from export.edge.speech import Detector, Piece, joined, padded, pieces_of, spans
 from tests.conftest import tone
 from workbench.audio import write_wav
@@ -22,7 +22,7 @@ RATE = 16000
 
 @pytest.fixture(scope="module")
 def recognizer(exported):
-    return Recognizer(exported, "fp32", 2)
+    return Recognizer(exported, "fp32", 2, vad=False)
 
 
 @pytest.fixture(scope="module")
@@ -131,30 +131,6 @@ class Anew:
         self.past = self.past[rows]
 
 
-@pytest.mark.parametrize(
-    ("tokens", "excess"),
-    [
-        ([1, 2, 3] * 3, 0),  # too few altogether
-        ([1, 2, 3] * 4, 9),
-        ([5, 5, 5, 5], 0),  # a telephone number
-        ([9, *[5] * 12], 11),
-        ([8, 7, *[1, 2, 3, 4, 5, 6] * 3], 12),
-        ([*range(20)], 0),
-        ([*[1, 2] * 6, 3], 0),  # it has come out of it
-    ],
-)
-def test_a_loop_is_told_from_a_repeated_word(tokens, excess):
-    assert repeated(tokens) == excess
-
-
-def test_a_loop_is_stopped_and_one_round_kept():
-    likely = np.full((4, 4), 1e-9)
-    likely[[1, 2, 3], [2, 3, 2]] = 1.0  # 2, 3, 2, 3, ...
-    found = greedy(Table(1, likely), [[1]], [100], 0)[0]
-    assert (found.tokens, found.finished, found.looped) == ([2, 3], False, True)
-    assert greedy(Table(1, likely), [[1]], [5], 0)[0].looped is False
-
-
 @pytest.mark.parametrize("seed", range(40))
 def test_speech_is_cut_as_silero_vad_cuts(seed):
     """On probabilities that wander, so that every rule is met."""
@@ -203,7 +179,7 @@ def test_a_recording_of_any_length(recognizer, recording):
 
 def test_a_bundle_without_a_detector_says_so(recognizer, recording, monkeypatch):
     monkeypatch.delitem(recognizer.manifest.content, "speech_detector")
-    monkeypatch.setattr(recognizer, "_detector", None)
+    monkeypatch.setattr(recognizer, "_cutter", None)
     with pytest.raises(BundleError, match="install silero-vad and export again"):
         list(recognizer.segments(recording))
 
@@ -265,12 +241,12 @@ def test_the_command_line_writes_subtitles(exported, recording, tmp_path):
 
 def test_a_provider_that_is_not_there_is_told_not_replaced(exported):
     with pytest.raises(BundleError, match="has no CUDAExecutionProvider"):
-        Recognizer(exported, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+        Recognizer(exported, providers=["CUDAExecutionProvider", "CPUExecutionProvider"], vad=False)
 
 
 def test_a_decoder_whose_memory_is_kept_writes_the_same(exported, recognizer):
     """What CUDA graphs play in, on the CPU, where nothing is captured; tests/gpu has the captured ones."""
-    kept = Recognizer(exported, "fp32", 2)
+    kept = Recognizer(exported, "fp32", 2, vad=False)
     kept._shapes = kept._new_shapes()
     noise = np.random.default_rng(0)
     waves = [tone(s) + noise.normal(0, 0.1, int(RATE * s)).astype(np.float32) for s in (1.0, 2.0) for _ in range(3)]
@@ -288,7 +264,7 @@ def test_a_decoder_whose_memory_is_kept_writes_the_same(exported, recognizer):
 
 def test_shapes_beyond_those_that_are_kept_are_decoded_as_usual(exported, recognizer, monkeypatch):
     monkeypatch.setattr("export.edge.captured.MOST_SHAPES", 1)
-    kept = Recognizer(exported, "fp32", 2)
+    kept = Recognizer(exported, "fp32", 2, vad=False)
     kept._shapes = kept._new_shapes()
     for wave in (tone(1.0), tone(2.0), tone(1.0)):
         assert kept.transcribe(wave).tokens == recognizer.transcribe(wave).tokens
@@ -297,7 +273,7 @@ def test_shapes_beyond_those_that_are_kept_are_decoded_as_usual(exported, recogn
 
 def test_cuda_graphs_are_the_cuda_providers(exported):
     with pytest.raises(BundleError, match="CUDA graphs are the CUDA provider's"):
-        Recognizer(exported, cuda_graphs=True)
+        Recognizer(exported, cuda_graphs=True, vad=False)
 
 
 def test_half_precision_and_beams_take_the_states_as_they_need_them(student, tmp_path):
@@ -305,15 +281,21 @@ def test_half_precision_and_beams_take_the_states_as_they_need_them(student, tmp
 
     bundle = export_bundle(student, tmp_path / "half", ["fp16"])
     wave = open_corpus("prompts-en", "validation")[2].wave()
-    recognizer = Recognizer(bundle)
+    recognizer = Recognizer(bundle, vad=False)
     assert recognizer.transcribe(wave).tokens == recognizer.transcribe_batch([wave, wave])[1].tokens
     assert recognizer.transcribe(wave, beams=3).tokens
 
 
 def test_frugal_loading_and_spinning_change_no_text(exported):
     wave = tone(1.0)
-    assert Recognizer(exported, spin=True).transcribe(wave).tokens == Recognizer(exported).transcribe(wave).tokens
-    assert Recognizer(exported, frugal=True).transcribe(wave).tokens == Recognizer(exported).transcribe(wave).tokens
+    assert (
+        Recognizer(exported, spin=True, vad=False).transcribe(wave).tokens
+        == Recognizer(exported, vad=False).transcribe(wave).tokens
+    )
+    assert (
+        Recognizer(exported, frugal=True, vad=False).transcribe(wave).tokens
+        == Recognizer(exported, vad=False).transcribe(wave).tokens
+    )
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])

@@ -29,6 +29,15 @@ def made(text="please enter your password", seconds=2.0, confidence=-0.1, **chan
     [
         (made(), []),
         (made("..."), ["empty"]),
+        (
+            made("Please dial the number on the card. " * 4 + "Then press one.", 10.0),
+            [],
+        ),  # a sentence that is really said four times
+        (
+            made("Please dial the number on the card. " * 4 + "Then press one.", 5.0),
+            ["repetition", "compression", "fast"],
+        ),
+        (made("Please dial the number on the card. " * 4 + "Then press one.", 28.0), ["repetition", "compression"]),
         (made("one two " * 12, 6.0), ["repetition", "compression"]),
         (made(confidence=-1.4), ["confidence"]),
         (made("no", 9.0), ["slow"]),

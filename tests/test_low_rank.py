@@ -88,7 +88,7 @@ def test_such_a_student_is_trained_exported_and_counted(recipe, cache, tmp_path)
     assert ranks
     assert json.loads((run.output / "scores.json").read_text())["student"]["parameters"] == parameters(model)
     bundle = export_bundle(folder, tmp_path / "bundle", ["fp32", "int8"])  # compares with torch
-    assert Recognizer(bundle, "int8").transcribe(tone(1.0)).tokens
+    assert Recognizer(bundle, "int8", vad=False).transcribe(tone(1.0)).tokens
     config = json.loads((bundle / "config.json").read_text())
     model.config._attn_implementation = "eager"
     given = torch.randn(1, 80, 300)

@@ -28,11 +28,14 @@ def test_what_is_written_is_counted(exported, monkeypatch):
     texts = [said[kind] for kind in count for _ in range(count[kind])]
     done = [True] * len(texts)
     fake = Timed(texts, [], [True] * (len(texts) - 1) + [False], [False] * len(texts), [])
-    monkeypatch.setattr("export.robustness.time_systems", lambda *_, **__: [fake])
     corpus = Timed([u.text for u in utterances], [], done, [False] * 12, [])
     system = System("student", "student", exported, "fp32")
+    asked = []
+    monkeypatch.setattr("export.robustness.time_systems", lambda *_, **given: asked.append(given.get("vad")) or [fake])
     found = check_robustness([system], [corpus], utterances, 1)
-    own = found["systems"]["student"]
+    assert asked == [None, False]  # as it is by default, and without the detector
+    own, off = (found["systems"][name] for name in ("student", "student, detector off"))
+    assert {kind: off[kind] for kind in SPEECHLESS} == {kind: own[kind] for kind in SPEECHLESS}
     assert own["silence"] == {"wrote": 0, "words": 0, "loops": 0, "stopped_by_cap": 0}
     assert own["noise"] == {"wrote": count["noise"], "words": count["noise"], "loops": 0, "stopped_by_cap": 0}
     assert own["music"]["loops"] == count["music"]
@@ -43,5 +46,5 @@ def test_what_is_written_is_counted(exported, monkeypatch):
     )
     # silence is no speech to the detector
     assert found["sounds"]["silence"]["taken_for_speech"] == 0
-    header, row, passed = robustness_rows({"robustness": found})
+    header, row, _, passed = robustness_rows({"robustness": found})
     assert len(header) == len(row) == len(passed)

@@ -207,11 +207,15 @@ def demo(
     port: Annotated[int, typer.Option(help="Port on this machine.")] = 7860,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     threads: Threads = None,
+    vad: Annotated[
+        bool,
+        typer.Option("--vad/--no-vad", help="Whether clips in which the speech detector hears nobody give no text."),
+    ] = True,
 ) -> None:
     """Serve the side-by-side page: teacher and students on the same clip."""
     from demo.app import serve
 
-    serve(bundles, against, corpus, precision, host, port, threads)
+    serve(bundles, against, corpus, precision, host, port, threads, None if vad else False)
 
 
 def prune(

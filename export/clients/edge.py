@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from pathlib import Path
 
@@ -22,7 +23,9 @@ class EdgeClient:
         edge = importlib.import_module("edge")
         if "torch" in sys.modules or "transformers" in sys.modules:
             raise RuntimeError("the edge runtime loaded torch or transformers")
-        self.recognizer = edge.Recognizer(bundle, precision, threads)
+        # like torch, which is compared with, it is to write whatever the decoder says; a runtime of an older bundle knows no detector
+        known = inspect.signature(edge.Recognizer.__init__).parameters
+        self.recognizer = edge.Recognizer(bundle, precision, threads, **({"vad": False} if "vad" in known else {}))
         self.version = self._version()
 
     @staticmethod

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iostream>
 #include <string>
 #include <vector>
 
@@ -59,7 +60,7 @@ class Recognizer {
     return session.Run(Ort::RunOptions(), &input, &value, 1, outputs.data(), outputs.size());
   }
 
-  // The likeliest tokens until the end, the limit or a loop.
+  // The likeliest tokens until the end or the limit; of a loop that runs into the limit one round.
   std::vector<int64_t> written(std::vector<Ort::Value>& crossed, std::vector<int64_t> tokens, size_t limit) {
     const auto shape = crossed[0].GetTensorTypeAndShapeInfo().GetShape();  // [layers, 1, positions, width]
     const int64_t layers = shape[0], positions = shape[2], width = shape[3];
@@ -108,24 +109,24 @@ class Recognizer {
       const int64_t token = std::max_element(scores, scores + vocabulary) - scores;
       if (token == bundle_.end()) return found;
       found.push_back(token);
-      if (const auto excess = repeated(found)) {
-        found.resize(found.size() - excess);
+      if (found.size() >= limit) {
+        if (const auto excess = repeated(found)) {
+          std::cerr << "warning: the decoder repeated itself until its limit; one round is kept" << std::endl;
+          found.resize(found.size() - excess);
+        }
         return found;
       }
-      if (found.size() >= limit) return found;
       tokens = {token};
     }
   }
 
-  // How many tokens at the end only repeat what stands before them, if they have begun to loop; else 0. As in edge/decoding.py.
+  // How many tokens at the end only repeat what stands before them, if there is a loop; else 0. As in edge/decoding.py.
   static size_t repeated(const std::vector<int64_t>& tokens) {
-    constexpr size_t longest_unit = 16, least_times = 3, least_repeated = 12;
-    for (size_t unit = 1; unit <= longest_unit; ++unit) {
-      const size_t excess = unit * (std::max(least_times, (least_repeated + unit - 1) / unit) - 1);
-      if (tokens.size() < excess + unit) continue;
-      if (std::equal(tokens.end() - static_cast<std::ptrdiff_t>(excess), tokens.end(),
-                     tokens.end() - static_cast<std::ptrdiff_t>(excess + unit)))
-        return excess;
+    constexpr size_t least_times = 3, least_repeated = 12;
+    for (size_t unit = 1; unit <= tokens.size() / least_times; ++unit) {
+      size_t same = 0;
+      while (same + unit < tokens.size() && tokens[tokens.size() - 1 - same] == tokens[tokens.size() - 1 - same - unit]) ++same;
+      if (same + unit >= std::max(least_times * unit, least_repeated)) return same;
     }
     return 0;
   }

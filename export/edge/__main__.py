@@ -38,7 +38,13 @@ def main() -> int:
     parser.add_argument("--beams", type=int, default=1, help="transcripts followed at a time; 1 is the fastest")
     parser.add_argument("--words", action="store_true", help="also when each word was said, in JSON")
     parser.add_argument("--format", choices=FORMATS, default="text", help="subtitles and JSON have times")
-    parser.add_argument(
+    detector = parser.add_mutually_exclusive_group()
+    detector.add_argument(
+        "--no-vad",
+        action="store_true",
+        help="transcribe also files of up to 30 s in which the speech detector hears nobody, which may write text that nobody said",
+    )
+    detector.add_argument(
         "--vad",
         action="store_true",
         help="leave silence out and cut where nobody speaks, as is done with recordings of more than 30 s",
@@ -57,6 +63,7 @@ def main() -> int:
             frugal=True,
             spin=len(args.files) > 1,  # then clips follow each other
             cuda_graphs=args.cuda_graphs,
+            vad=False if args.no_vad else None,
         )
     except BundleError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
@@ -70,6 +77,12 @@ def main() -> int:
             failed += 1
             continue
         print(written(segments, name, args.format))  # noqa: T201
+        for segment in segments:
+            if segment.transcript.looped:
+                print(  # noqa: T201
+                    f"warning: {name} at {segment.start:.2f} s: the decoder repeated itself until its limit; one round is kept",
+                    file=sys.stderr,
+                )
         if args.timings:
             for segment in segments:
                 times = "  ".join(f"{stage} {ms:.1f}" for stage, ms in segment.transcript.stages_ms.items())

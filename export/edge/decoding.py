@@ -1,4 +1,8 @@
-"""From a decoder's logits to tokens: the likeliest at each step, or the likeliest of several beams, and a guard against loops."""
+"""From a decoder's logits to tokens: the likeliest at each step, or the likeliest of several beams, and what is kept of a loop.
+
+A phrase that is really said again and again looks like a loop until the decoder goes on to what comes next. So nothing is stopped before
+the cap on tokens, which follows from the clip's length; only what ends there, repeating itself, is a loop (docs/decisions/0019-loops.md).
+"""
 
 from __future__ import annotations
 
@@ -16,11 +20,8 @@ DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 # of a session whose steps are captured as CUDA graphs (captured.py), this run is not; others take no notice
 NOT_CAPTURED = ort.RunOptions()
 NOT_CAPTURED.add_run_config_entry("gpu_graph_id", "-1")
-LONGEST_UNIT = 16  # tokens of a phrase that a loop repeats
-LEAST_TIMES = 3  # so often in a row, and
-LEAST_REPEATED = (
-    12  # so many tokens altogether, before it counts as a loop: telephone numbers repeat a digit four times
-)
+LEAST_TIMES = 3  # rounds of a phrase, and
+LEAST_REPEATED = 12  # tokens of all rounds together, from which on an end is a loop: telephone numbers repeat a digit
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Written:
     """Tokens of one clip."""
 
     tokens: list[int]
-    finished: bool  # False where the cap on tokens or the guard against loops stopped it
-    looped: bool  # whether it fell into a loop, of which one round is kept
+    finished: bool  # False where the cap on tokens stopped it
+    looped: bool = False  # whether it repeated itself until the cap; one round is kept
 
 
 class Stepping:
@@ -107,7 +108,7 @@ def greedy(
     end: int,
     first: Callable[[], None] = lambda: None,
 ) -> list[Written]:
-    """Write the likeliest token of each clip until its end, its limit or a loop.
+    """Write the likeliest token of each clip until its end or its limit.
 
     Args:
         stepping: the decoder, a row a clip.
@@ -127,13 +128,11 @@ def greedy(
             if found[row] is not None:
                 continue
             if token == end:
-                found[row] = Written(written[row], True, False)
+                found[row] = Written(written[row], True)
                 continue
             written[row].append(int(token))
-            if excess := repeated(written[row]):
-                found[row] = Written(written[row][:-excess], False, True)
-            elif len(written[row]) >= limits[row]:
-                found[row] = Written(written[row], False, False)
+            if len(written[row]) >= limits[row]:
+                found[row] = stopped(written[row])
         if all(found):
             return [one for one in found if one is not None]
         tokens = chosen[:, None]
@@ -164,15 +163,11 @@ def beam_search(stepping: Stepping, prompt: Sequence[int], limit: int, end: int,
             if total == -np.inf:
                 break
             if token == end:
-                ended.append((total / (len(written[row]) + 1), Written(written[row], True, False)))
+                ended.append((total / (len(written[row]) + 1), Written(written[row], True)))
             elif len(kept) < beams:
-                tokens = [*written[row], token]
-                if excess := repeated(tokens):
-                    ended.append((total / len(tokens), Written(tokens[:-excess], False, True)))
-                else:
-                    kept.append((total, row, tokens))
+                kept.append((total, row, [*written[row], token]))
         if not kept or len(ended) >= beams or len(kept[0][2]) >= limit:
-            ended += [(total / len(tokens), Written(tokens, False, False)) for total, _, tokens in kept]
+            ended += [(total / len(tokens), stopped(tokens)) for total, _, tokens in kept]
             # one that came to its end by itself is better than any that did not
             return max(ended, key=lambda one: (one[1].finished, one[0]))[1]
         to_spare = beams - len(kept)
@@ -184,14 +179,20 @@ def beam_search(stepping: Stepping, prompt: Sequence[int], limit: int, end: int,
         likely = log_softmax(stepping(np.array([[tokens[-1]] for tokens in written], np.int64)))
 
 
+def stopped(tokens: list[int]) -> Written:
+    """A transcript that the cap stopped: all of it, or of a loop at its end one round."""
+    excess = repeated(tokens)
+    return Written(tokens[: len(tokens) - excess], False, excess > 0)
+
+
 def repeated(tokens: Sequence[int]) -> int:
-    """How many tokens at the end only repeat what stands before them, if they have begun to loop; else 0."""
-    for unit in range(1, LONGEST_UNIT + 1):
-        excess = unit * (max(LEAST_TIMES, -(-LEAST_REPEATED // unit)) - 1)
-        if len(tokens) < excess + unit:
-            continue
-        if all(tokens[i] == tokens[i - unit] for i in range(len(tokens) - excess, len(tokens))):
-            return excess
+    """How many tokens at the end only repeat what stands before them, if there is a loop; else 0."""
+    for unit in range(1, len(tokens) // LEAST_TIMES + 1):
+        same = 0  # tokens at the end that equal those a unit earlier
+        while same + unit < len(tokens) and tokens[-1 - same] == tokens[-1 - same - unit]:
+            same += 1
+        if same + unit >= max(LEAST_TIMES * unit, LEAST_REPEATED):
+            return same
     return 0
 
 

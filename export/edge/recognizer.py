@@ -15,10 +15,11 @@ import numpy.typing as npt
 from .audio import SAMPLE_RATE, AudioError, Wave
 from .bundle import BundleError, Manifest, read_manifest
 from .captured import Shapes
+from .continued import continued
 from .decoding import Stepping, Written, beam_search, greedy
 from .memory import given_back_at_once
 from .sessions import as_value, open_sessions, run_on_device, session_options
-from .speech import Detector, pieces_of
+from .speech import Detector, anybody_speaks, pieces_of
 from .tokens import Detokenizer
 from .transcript import Segment, Transcript
 from .words import Word, timed_words
@@ -43,10 +44,12 @@ class Recognizer:
         spin: let threads wait for work without sleeping while a graph runs. Clips that follow each other take 8 % less time,
             single short ones after a rest 10 to 20 % more.
         cuda_graphs: capture the decoder's step, for the CUDA provider and clips whose lengths recur (see `captured`).
+        vad: leave out clips in which the bundle's speech detector hears nobody, so that silence and noise give no text. By default where the
+            bundle has a detector. A clip with speech anywhere is transcribed as a whole, as without it.
         frugal: give memory that only loading needed back at once, a tenth of the peak; sets glibc's thresholds for the whole process.
 
     Raises:
-        BundleError: the bundle is damaged, has no such precision, or onnxruntime has not the first provider.
+        BundleError: the bundle is damaged, has no such precision or no detector that `vad` asks for, or onnxruntime has not the first provider.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Recognizer:
         frugal: bool = False,
         spin: bool = False,
         cuda_graphs: bool = False,
+        vad: bool | None = None,
     ) -> None:
         self.manifest: Manifest = read_manifest(bundle)
         self.precision = precision or self.manifest.precisions[0]
@@ -76,10 +80,14 @@ class Recognizer:
         tokens = content["tokens"]
         self.prompts: dict[str, list[int]] = tokens["prompts"]
         self.end: int = tokens["end"]
-        self._detector: Detector | None = None  # opened when a recording needs it
+        wanted = bool(content.get("speech_detector")) if vad is None else vad
+        self.detector = self.new_detector() if wanted else None  # of clips
+        self._cutter = self.detector  # of recordings, opened when one needs it
         self._shapes = self._new_shapes() if cuda_graphs else None
 
-    def transcribe(self, wave: Wave, language: str = "en", beams: int = 1, words: bool = False) -> Transcript:
+    def transcribe(
+        self, wave: Wave, language: str = "en", beams: int = 1, words: bool = False, vad: bool = True
+    ) -> Transcript:
         """Transcribe one utterance, [samples] at 16 kHz, of at most 30 s.
 
         Args:
@@ -87,12 +95,21 @@ class Recognizer:
             language: ISO 639-1 code, or `auto` to have it found.
             beams: transcripts followed at a time; 1 takes the likeliest token at each step.
             words: also find out when each word was said, which takes one more pass over the transcript.
+            vad: False where it is known that somebody speaks; the recogniser's detector is not asked then.
+
+        Returns:
+            The transcript; its text is empty where the detector hears nobody.
 
         Raises:
             AudioError: the wave is empty, too long, or holds values that are not finite.
             BundleError: the model does not know the language, or has no heads that word times can be read off.
         """
-        return self._transcribed([wave], [self._checked(wave)], language, beams, words)[0]
+        seconds = self._checked(wave)
+        self._allowed(language, words)
+        clock = _Clock()
+        if vad and not self._spoken(wave, clock):
+            return Transcript("", language, (), clock.laps, True)
+        return self._transcribed([wave], [seconds], language, beams, words, clock)[0]
 
     def transcribe_batch(self, waves: Sequence[Wave], language: str = "en", most: int = 16) -> list[Transcript]:
         """Transcribe utterances, each of at most 30 s, some at a time; they are told in the order given.
@@ -109,7 +126,14 @@ class Recognizer:
         """
         found: dict[int, Transcript] = {}
         seconds = [self._checked(wave) for wave in waves]
+        self._allowed(language)
+        clock = _Clock()
+        unspoken = [i for i, wave in enumerate(waves) if not self._spoken(wave, clock)]
+        found |= {i: Transcript("", language, (), clock.laps, True) for i in unspoken}
         for batch in self._batches(seconds, most):
+            batch = [i for i in batch if i not in found]
+            if not batch:
+                continue
             said = self._transcribed([waves[i] for i in batch], [seconds[i] for i in batch], language)
             found |= zip(batch, said, strict=True)
         return [found[i] for i in range(len(waves))]
@@ -130,16 +154,16 @@ class Recognizer:
             AudioError: the recording is empty or holds values that are not finite, or `longest` is out of range.
             BundleError: the model does not know the language, or the bundle has no speech detector.
         """
-        self._known(language)
+        self._allowed(language, words)
         if wave.ndim != 1 or not len(wave) or not np.isfinite(wave).all():
             raise AudioError(f"the wave has shape {wave.shape}; expected finite [samples], at least one")
         if not 2 <= longest <= self.window:
             raise AudioError(f"the longest stretch is {longest:g} s; expected 2 to {self.window:g} s")
-        self._detector = self._detector or self.new_detector()
-        for piece in pieces_of(wave, self._detector, longest):
+        self._cutter = self._cutter or self.new_detector()
+        for piece in pieces_of(wave, self._cutter, longest):
             begin = piece.start / SAMPLE_RATE
-            said = self.transcribe(wave[piece.start : piece.end], language, beams, words)
-            later = tuple(Word(w.text, round(begin + w.start, 3), round(begin + w.end, 3)) for w in said.words)
+            said = self.transcribe(wave[piece.start : piece.end], language, beams, words, vad=False)
+            later = tuple(word.later(begin) for word in said.words)
             yield Segment(begin, piece.end / SAMPLE_RATE, replace(said, words=later))
 
     def new_detector(self) -> Detector:
@@ -163,14 +187,12 @@ class Recognizer:
             yield batch
 
     def _transcribed(
-        self, waves: Sequence[Wave], seconds: Sequence[float], language: str, beams: int = 1, words: bool = False
-    ) -> list[Transcript]:
+        self, waves: Sequence[Wave], seconds: Sequence[float], language: str, beams: int = 1, words: bool = False,
+        clock: _Clock | None = None,
+    ) -> list[Transcript]:  # fmt: skip
         """Transcribe clips of about one length as one batch, or one clip with beams."""
         limits = [self.manifest.token_limit(length) for length in seconds]
-        self._known(language)
-        if words and not (self.manifest.content.get("alignment") or {}).get("heads"):
-            raise BundleError(f"{self.manifest.name}: has no attention heads that word times can be read off")
-        clock = _Clock()
+        clock = clock or _Clock()
         crossed = self.states(waves, clock)
         languages = [language] * len(waves)
         if language == AUTO:
@@ -192,21 +214,38 @@ class Recognizer:
         if words:
             timed = [self._words(len(waves[0]), crossed, prompts[0], written[0], languages[0])]
             clock.lap("words")
-        return [
+        found = [
             Transcript(text, code, tuple(one.tokens), clock.laps, one.finished, one.looped, said)
             for text, code, one, said in zip(texts, languages, written, timed, strict=True)
+        ]
+        return [
+            continued(self, wave, said, beams, words) if said.looped else said
+            for wave, said in zip(waves, found, strict=True)
         ]
 
     def _words(
         self, samples: int, crossed: Sequence[Any], prompt: list[int], written: Written, language: str
     ) -> tuple[Word, ...]:
         """Times of the words of one clip: the transcript is read once more, by the heads that follow the speech."""
-        read = np.array([[*prompt, *written.tokens]], np.int64)
-        looked = Stepping(self.step, crossed, read.shape[1]).looks_at(read)[0]
-        looked = looked[len(prompt) - 1 :]  # [tokens + 1, positions]
-        positions = max(2, round(looked.shape[1] * samples / self._heard(samples)))
+        looked = self.looked(crossed, prompt, written.tokens, samples)
         seconds = samples / SAMPLE_RATE
-        return tuple(timed_words(looked[:, :positions], written.tokens, self.detokenize.bytes_of, language, seconds))
+        return tuple(timed_words(looked, written.tokens, self.detokenize.bytes_of, language, seconds))
+
+    def looked(
+        self, crossed: Sequence[Any], prompt: Sequence[int], tokens: Sequence[int], samples: int
+    ) -> npt.NDArray[np.float32]:
+        """Where the heads look before each token and before the end, of the positions that hold the clip. -> [tokens + 1, positions]"""
+        read = np.array([[*prompt, *tokens]], np.int64)
+        looked: npt.NDArray[np.float32] = Stepping(self.step, crossed, read.shape[1]).looks_at(read)[0][
+            len(prompt) - 1 :
+        ]
+        positions = max(2, round(looked.shape[1] * samples / self._heard(samples)))
+        return looked[:, :positions]
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether attention heads are known that follow the speech."""
+        return bool((self.manifest.content.get("alignment") or {}).get("heads"))
 
     def states(self, waves: Sequence[Wave], clock: _Clock | None = None) -> list[Any]:
         """Keys and values of the encoder's states for every decoder layer, as onnxruntime's values [layers, clips, positions, width]."""
@@ -245,6 +284,19 @@ class Recognizer:
         if not np.isfinite(wave).all():
             raise AudioError("the wave holds values that are not finite")
         return seconds
+
+    def _allowed(self, language: str, words: bool = False) -> None:
+        self._known(language)
+        if words and not self.has_heads:
+            raise BundleError(f"{self.manifest.name}: has no attention heads that word times can be read off")
+
+    def _spoken(self, wave: Wave, clock: _Clock) -> bool:
+        """Whether the detector hears anybody; True where there is none."""
+        if self.detector is None:
+            return True
+        found = anybody_speaks(wave, self.detector)
+        clock.lap("detector")
+        return found
 
     def _known(self, language: str) -> None:
         if language not in (AUTO, *self.prompts):

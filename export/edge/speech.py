@@ -18,6 +18,9 @@ FRAME = 512  # samples that the detector judges at a time: 32 ms
 CONTEXT = 64  # samples before them that it sees again
 BLOCK = 512  # frames a call
 ON, OFF = 0.5, 0.35  # probability at which speech begins, and below which it may have ended
+SPOKEN = 0.35  # probability of one frame that makes a clip speech
+LEVEL = 0.5  # of full scale, to which the loudest thousandth of a clip's samples is brought
+AROUND = 0.3  # seconds of silence before and after a clip
 PAUSE = 0.1  # seconds below OFF that end a stretch
 SHORTEST = 0.25  # seconds of the shortest stretch
 BREATH = 0.098  # seconds of the shortest pause at which a stretch that is too long is cut
@@ -60,6 +63,26 @@ class Detector:
             likely, *self.state = self.session.run(["speech_probs", "hn", "cn"], given)
             found.append(likely.reshape(-1))
         return np.concatenate(found)
+
+
+def anybody_speaks(wave: Wave, detector: Detector) -> bool:
+    """Whether there is speech anywhere in a clip, [samples] at 16 kHz.
+
+    It asks for less than cutting a recording does, so that no word is lost: what the detector hears is brought to one level and has silence
+    around it, and a single frame above SPOKEN is enough (docs/decisions/0020-detector.md).
+    """
+    return speech_probability(wave, detector) >= SPOKEN
+
+
+def speech_probability(wave: Wave, detector: Detector) -> float:
+    """The detector's highest probability on a clip, brought to one level and with silence around it."""
+    loud = max(1, len(wave) // 1000)  # a thousandth of the samples, so that one click does not decide
+    level = float(np.partition(np.abs(wave), -loud)[-loud])
+    if level == 0:
+        return 0.0
+    detector.forget()
+    levelled = np.clip(wave * np.float32(LEVEL / level), -1, 1)
+    return float(detector(np.pad(levelled, round(AROUND * SAMPLE_RATE))).max())
 
 
 def pieces_of(wave: Wave, detector: Detector, longest: float) -> list[Piece]:

@@ -86,7 +86,7 @@ class Stream:
 
     def _heard(self, final: bool) -> Heard:
         said = self.kept[: len(self.kept) - max(0, self.quiet - int(PAD * SAMPLE_RATE))]
-        text = self.recognizer.transcribe(said, self.language).text
+        text = self.recognizer.transcribe(said, self.language, vad=False).text  # the stream's detector has heard it
         start = self.begun / SAMPLE_RATE
         return Heard(text, start, start + len(said) / SAMPLE_RATE, final)
 

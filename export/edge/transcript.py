@@ -16,9 +16,9 @@ class Transcript:
     tokens: tuple[int, ...]
     stages_ms: dict[
         str, float
-    ]  # features, encoder, language where it was to be found, first_token, rest, detokenize; of its whole batch
-    finished: bool  # False when the decoder was stopped by the cap on tokens or the guard against loops
-    looped: bool = False  # whether the decoder fell into a loop, of which one round is kept
+    ]  # detector, features, encoder, language where it was to be found, first_token, rest, detokenize; of its whole batch
+    finished: bool  # False when the decoder was stopped by the cap on tokens, which follows from the clip's length
+    looped: bool = False  # whether it repeated itself until the cap; one round is kept, and what is said after it
     words: tuple[Word, ...] = ()  # with their times, where they were asked for
 
     @property

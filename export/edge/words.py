@@ -24,6 +24,10 @@ class Word:
     start: float  # seconds
     end: float  # seconds
 
+    def later(self, seconds: float) -> Word:
+        """The same word in a recording that began so much earlier."""
+        return Word(self.text, round(seconds + self.start, 3), round(seconds + self.end, 3))
+
 
 def timed_words(
     attention: npt.NDArray[np.float32],

@@ -110,7 +110,7 @@ def text_of(tokenizer: WhisperTokenizerFast, ids: Sequence[int]) -> str:
     The tokenizer reads an added word as if its letters stood for bytes, which turns an umlaut into U+FFFD: here it stands as it is.
     """
     added = added_words(tokenizer)
-    pieces = []
+    pieces: list[str] = []
     for is_added, group in groupby(ids, lambda i: i in added):
         run = list(group)
         pieces += [added[i] for i in run] if is_added else [tokenizer.decode(run, skip_special_tokens=True)]
