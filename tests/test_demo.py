@@ -51,6 +51,12 @@ def test_each_system_transcribes_and_errors_add_up(systems):
     assert "tiny (int8)" in cards(without, 0.5)
 
 
+def test_where_nobody_speaks_the_page_shows_nothing_unless_the_detector_is_off(systems, exported):
+    assert [r.text for r in compare(systems, tone(1.0), "", "en", Tally())] == ["", ""]
+    off = Systems.open([exported], str(exported), "int8", 2, vad=False)
+    assert all(r.text for r in compare(off, tone(1.0), "", "en", Tally()))
+
+
 def test_sessions_count_apart():
     assert Tally() is not Tally()
     assert Tally().errors == {}

@@ -12,7 +12,7 @@ class Transcript:
     """What was said, and what it cost to find out."""
 
     text: str
-    language: str  # as it was given, or found
+    language: str  # as it was given, or found; `auto` stays where nobody speaks
     tokens: tuple[int, ...]
     stages_ms: dict[
         str, float
