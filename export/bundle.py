@@ -23,7 +23,14 @@ from workbench import __version__
 from workbench.audio import SAMPLE_RATE, Wave
 from workbench.corpus import Utterance, corpus_identity
 from workbench.errors import UserError
-from workbench.families.whisper import TOKENS_AT_LEAST, TOKENS_PER_SECOND, WINDOW_SECONDS, Whisper, own_margin
+from workbench.families.whisper import (
+    TOKENS_AT_LEAST,
+    TOKENS_PER_SECOND,
+    WINDOW_SECONDS,
+    Whisper,
+    own_margin,
+    tokens_per_second,
+)
 from workbench.families.whisper_tokens import added_words
 from workbench.files import atomic_folder, check_free_space, read_json, sha256, write_json, write_text
 from workbench.host import describe_host
@@ -293,6 +300,9 @@ def _manifest(
         "decoding": {
             "tokens_at_least": TOKENS_AT_LEAST,
             "tokens_per_second": TOKENS_PER_SECOND,
+            "tokens_per_second_of": {
+                language: rate for language in languages if (rate := tokens_per_second(language)) != TOKENS_PER_SECOND
+            },
             "most_tokens": family.most_tokens,
         },
         "run": origin.run,

@@ -123,7 +123,7 @@ def _torch_reference(
             )
             states = encode(model, as_trained(features, margin))
             prompt = [family.prompt(clip["language"])]
-            limit = family.token_limit(seconds)
+            limit = family.token_limit(seconds, clip["language"])
             ids = greedy(model, states, prompt, [limit], family.end, family.suppressed, family.suppressed_first)[0]
             out.append(Written(decode(ids), ids, len(ids) >= limit, decode))
     return out

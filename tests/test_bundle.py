@@ -76,7 +76,13 @@ def test_the_runtime_writes_torchs_tokens_at_every_length(exported, student, sec
     states = encode(model, family.features([wave], seconds + 0.4)).detach()
     prompt = [family.prompt("es")]
     expected = greedy(
-        model, states, prompt, [family.token_limit(seconds)], family.end, family.suppressed, family.suppressed_first
+        model,
+        states,
+        prompt,
+        [family.token_limit(seconds, "en")],
+        family.end,
+        family.suppressed,
+        family.suppressed_first,
     )[0]
     assert list(found.tokens) == expected
     assert found.text == family.tokenizer.decode(expected, skip_special_tokens=True).strip()
@@ -279,3 +285,16 @@ def test_few_clips_allow_two_words_and_many_half_a_point(words, wrong, passes):
     reference = " ".join("word" + "".join("abcdefghij"[int(digit)] for digit in str(i)) for i in range(words))
     said = reference.replace("word", "other", wrong)
     assert within_budget(score([reference], [said]), score([reference], [reference])) is passes
+
+
+def test_a_language_spelled_in_bytes_has_room_for_its_tokens(exported):
+    """Eight tokens a second cut off every Georgian clip of Common Voice."""
+    manifest = open_manifest(exported)
+    assert manifest.token_limit(2.0, "en") == 28
+    decoding = manifest.content["decoding"] | {"tokens_per_second_of": {"ka": 48.0}, "most_tokens": 200}
+    georgian = type(manifest)(manifest.folder, manifest.content | {"decoding": decoding})
+    assert georgian.token_limit(2.0, "ka") == 108
+    assert georgian.token_limit(2.0, "en") == 28
+    assert georgian.token_limit(30.0, "ka") == 200
+    older = {k: v for k, v in decoding.items() if k != "tokens_per_second_of"}
+    assert type(manifest)(manifest.folder, manifest.content | {"decoding": older}).token_limit(2.0, "ka") == 28

@@ -110,9 +110,12 @@ def test_greedy_with_a_cache_is_greedy_without(family):
 
 
 def test_tokens_are_capped_by_duration_and_context(family):
-    assert family.token_limit(0.5) == 16
-    assert family.token_limit(10.0) == 92
-    assert family.token_limit(30.0) == 124
+    assert family.token_limit(0.5, "en") == 16
+    assert family.token_limit(10.0, "en") == 92
+    assert family.token_limit(30.0, "en") == 124
+    # scripts that are spelled in bytes: Georgian needs up to 39 tokens a second
+    assert family.token_limit(0.5, "ka") == 36
+    assert family.token_limit(2.0, "ka") == 108
 
 
 def test_unknown_languages_and_long_transcripts_are_named(family):

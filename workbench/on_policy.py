@@ -44,6 +44,7 @@ class OnPolicy:
         teacher_family: Family,
         heard: Store,
         keys: dict[str, str],
+        languages: dict[str, str],
     ) -> None:
         """Bind what is needed.
 
@@ -54,9 +55,10 @@ class OnPolicy:
             teacher_family: its own family, of the whole vocabulary.
             heard: its encoder states at 30 s.
             keys: key of each utterance's states, by utterance id.
+            languages: each utterance's language, by utterance id.
         """
         self.settings, self.family, self.teacher, self.teacher_family = settings, family, teacher, teacher_family
-        self.heard, self.keys = heard, keys
+        self.heard, self.keys, self.languages = heard, keys, languages
 
     def with_settings(self, settings: OnPolicyRecipe) -> OnPolicy:
         """The same teacher for another stage."""
@@ -83,7 +85,7 @@ class OnPolicy:
         replaced = self._replacer(audio, prompts) if self.settings.method == "speculative" else None
         a_position = POSITION_SECONDS * (2 if batch.encoded.numel() and pool_after(model.config) else 1)
         seconds = (batch.heard.sum(1) * a_position).tolist()
-        limits = [self.family.token_limit(s) for s in seconds]
+        limits = [self.family.token_limit(s, self.languages[name]) for s, name in zip(seconds, batch.ids, strict=True)]
         generator = torch.Generator(device=states.device).manual_seed(
             int(np.random.default_rng([*batch.seed, 4]).integers(2**31))
         )

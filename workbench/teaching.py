@@ -166,7 +166,8 @@ class Teachers:
                 )
         store.reload()
         keys = {u.id: key for u, key in zip(window.utterances, window.keys, strict=True)}
-        return OnPolicy(settings, family, model, own, store, keys)
+        languages = {u.id: u.language for u in window.utterances}
+        return OnPolicy(settings, family, model, own, store, keys, languages)
 
     def dismiss(self) -> None:
         """Free the models."""

@@ -39,7 +39,7 @@ class OptimumClient:
         """Transcribe one utterance at its own length plus the margin, or at 30 s where the model asks for that."""
         from transformers import GenerationMixin
 
-        limit = self.manifest.token_limit(len(wave) / SAMPLE_RATE)
+        limit = self.manifest.token_limit(len(wave) / SAMPLE_RATE, language)
         if self.manifest.content["length"] == "padded":
             return self.transcribe_at_30_s(wave, language)
         margin = float(self.manifest.content["margin_seconds"])
@@ -55,7 +55,7 @@ class OptimumClient:
 
     def transcribe_at_30_s(self, wave: Wave, language: str) -> Transcription:
         """Transcribe as the tutorials do: the processor pads to 30 s, then Whisper's own generate."""
-        limit = self.manifest.token_limit(len(wave) / SAMPLE_RATE)
+        limit = self.manifest.token_limit(len(wave) / SAMPLE_RATE, language)
         features = self.processor(wave, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
         multilingual = self.model.generation_config.is_multilingual
         known = {"language": language, "task": "transcribe"} if multilingual else {}

@@ -48,7 +48,7 @@ class TransformersJsClient:
     def transcribe(self, wave: Wave, language: str) -> Transcription:
         """Transcribe one utterance."""
         samples = base64.b64encode(np.asarray(wave, "<f4").tobytes()).decode()
-        limit = self.manifest.token_limit(len(wave) / SAMPLE_RATE)
+        limit = self.manifest.token_limit(len(wave) / SAMPLE_RATE, language)
         assert self.process.stdin is not None  # noqa: S101  it is a pipe
         self.process.stdin.write(json.dumps({"samples": samples, "language": language, "most": limit}) + "\n")
         self.process.stdin.flush()

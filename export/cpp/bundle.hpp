@@ -78,11 +78,12 @@ class Bundle {
     return std::min(seconds + content_.at("margin_seconds").get<double>(), window());
   }
 
-  // Most tokens that a transcript of a clip may have.
-  size_t token_limit(double seconds) const {
+  // Most tokens that a transcript of a clip in a language may have.
+  size_t token_limit(double seconds, const std::string& language) const {
     const auto& caps = content_.at("decoding");
-    const int most = caps.at("tokens_at_least").get<int>() +
-                     static_cast<int>(caps.at("tokens_per_second").get<double>() * seconds);
+    double rate = caps.at("tokens_per_second").get<double>();
+    if (caps.contains("tokens_per_second_of")) rate = caps.at("tokens_per_second_of").value(language, rate);
+    const int most = caps.at("tokens_at_least").get<int>() + static_cast<int>(rate * seconds);
     return static_cast<size_t>(std::min(most, caps.at("most_tokens").get<int>()));
   }
 

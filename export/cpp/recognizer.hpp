@@ -41,7 +41,7 @@ class Recognizer {
     auto waves = Ort::Value::CreateTensor<float>(memory_, wave.data(), wave.size(), shape, 2);
     auto features = run(frontend_, "waves", waves, {"input_features"});
     auto crossed = run(encoder_, "input_features", features[0], {"n_layer_cross_k", "n_layer_cross_v"});
-    return detokenize_(written(crossed, bundle_.prompt(language), bundle_.token_limit(seconds)));
+    return detokenize_(written(crossed, bundle_.prompt(language), bundle_.token_limit(seconds, language)));
   }
 
  private:

@@ -46,10 +46,12 @@ class Manifest:
         """Whether a token stands for text, rather than for the prompt or the end."""
         return token < int(self.content["tokens"]["end"]) or str(token) in self.content["tokens"].get("added", {})
 
-    def token_limit(self, seconds: float) -> int:
-        """Most tokens that a transcript of a clip of this length may have."""
-        caps: dict[str, float] = self.content["decoding"]
-        return int(min(caps["tokens_at_least"] + int(caps["tokens_per_second"] * seconds), caps["most_tokens"]))
+    def token_limit(self, seconds: float, language: str) -> int:
+        """Most tokens that a transcript of a clip of this length in this language may have."""
+        caps: dict[str, Any] = self.content["decoding"]
+        # languages that are spelled in bytes need more; bundles of earlier versions have one rate for all
+        rate = caps.get("tokens_per_second_of", {}).get(language, caps["tokens_per_second"])
+        return int(min(caps["tokens_at_least"] + int(rate * seconds), caps["most_tokens"]))
 
     def graph(self, part: str, precision: str) -> Path:
         """Path of a graph (`frontend`, `encoder`, `step`, ...) in a precision; raises BundleError if there is none."""

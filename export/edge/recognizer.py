@@ -171,7 +171,9 @@ class Recognizer:
         return Detector(self.manifest.speech_detector())
 
     def _new_shapes(self) -> Shapes:
-        longest = max(map(len, self.prompts.values())) + self.manifest.token_limit(self.window)
+        longest = max(
+            len(prompt) + self.manifest.token_limit(self.window, language) for language, prompt in self.prompts.items()
+        )
         return Shapes(self.encoder, self.step, longest)
 
     def _batches(self, seconds: Sequence[float], most: int) -> Iterator[list[int]]:
@@ -191,7 +193,6 @@ class Recognizer:
         clock: _Clock | None = None,
     ) -> list[Transcript]:  # fmt: skip
         """Transcribe clips of about one length as one batch, or one clip with beams."""
-        limits = [self.manifest.token_limit(length) for length in seconds]
         clock = clock or _Clock()
         crossed = self.states(waves, clock)
         languages = [language] * len(waves)
@@ -199,6 +200,7 @@ class Recognizer:
             languages = self._detected(crossed)
             clock.lap("language")
         prompts = [self.prompts[code] for code in languages]
+        limits = [self.manifest.token_limit(s, code) for s, code in zip(seconds, languages, strict=True)]
         room = len(prompts[0]) + max(limits)
         if beams > 1:
             stepping = Stepping(self.step, crossed, room, beams)

@@ -112,7 +112,7 @@ class Family(Protocol):
         """Ids that every transcript may need."""
         ...
 
-    def token_limit(self, seconds: float) -> int:
+    def token_limit(self, seconds: float, language: str) -> int:
         """Most tokens that a transcript of a clip of this length may have."""
         ...
 
