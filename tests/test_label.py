@@ -212,3 +212,21 @@ def test_whisper_base_labels_real_speech(tmp_path, beams):
     assert len(right) >= 3
     assert {r["language"] for r in kept.values()} == {"en"}
     assert sha256(manifest)
+
+
+def test_segments_of_a_recording_are_labelled_as_segments(settings, tmp_path, cache):
+    write_wav(tmp_path / "joined.wav", tone(5.0))
+    lines = [
+        {"audio_filepath": "joined.wav", "offset": 0.0, "duration": 2.0005, "text": "One."},
+        {"audio_filepath": "joined.wav", "offset": 2.0005, "duration": 1.5, "text": "Two."},
+        {"audio_filepath": "joined.wav", "offset": 3.6, "duration": 1.0, "text": "Three.", "language": "tlh"},
+    ]
+    source = tmp_path / "nemo.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    manifest = label(source, tmp_path / "out" / "labels.jsonl", replace(settings, language=None), LOOSE)
+    given = read_manifest(source)
+    # offset and duration are kept to the last digit, so that cached targets of the segments are found again
+    assert {u.id: u.audio_sha256() for u in read_manifest(manifest)} == {u.id: u.audio_sha256() for u in given[:2]}
+    (rejected,) = rows(manifest.with_name("labels.rejected.jsonl"))
+    assert (rejected["id"], rejected["audio"]) == (given[2].id, str(tmp_path / "joined.wav"))
+    assert (rejected["offset"], rejected["duration"], rejected["reasons"]) == (3.6, 1.0, ["unknown language"])

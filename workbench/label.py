@@ -142,11 +142,18 @@ def _of_known_languages(
                 raise
             unknown[code] = str(error)
     rows = [
-        {"id": c.id, "audio": str(c.audio), "language": c.language, "reasons": [UNKNOWN], "error": unknown[c.language]}
+        {"id": c.id, **_recording(c), "language": c.language, "reasons": [UNKNOWN], "error": unknown[c.language]}
         for c in clips
         if c.language in unknown
     ]
     return [clip for clip in clips if clip.language not in unknown], rows
+
+
+def _recording(clip: Utterance) -> dict[str, Any]:
+    """A row's fields that name the clip's recording, with `offset` and `duration` for a segment of one."""
+    source = clip.source()
+    assert source is not None  # noqa: S101  labels are made of files
+    return source
 
 
 def _has_manifest(folder: Path) -> bool:
@@ -260,8 +267,7 @@ def _write(
     seconds = 0.0
     for clip in clips:
         entry = found[_clip_key(clip)]
-        assert isinstance(clip.audio, Path)  # noqa: S101  labels are made of files
-        row: dict[str, Any] = {"id": clip.id, "audio": str(clip.audio.resolve())}
+        row: dict[str, Any] = {"id": clip.id, **_recording(clip)}
         if "error" in entry:
             why = [UNUSABLE]
             row |= {"reasons": why, "error": entry["error"]}
@@ -269,7 +275,8 @@ def _write(
             made = Label(entry["text"], entry["seconds"], entry["language"], entry["confidence"],
                          entry["language_probability"], clip.text)  # fmt: skip
             why = reasons(made, limits)
-            row |= {"text": made.text, "duration": round(made.seconds, 3), "language": made.language}
+            row.setdefault("duration", round(made.seconds, 3))  # a segment keeps its own
+            row |= {"text": made.text, "language": made.language}
             row |= {"split": chosen} if (chosen := split or clip.split) else {}
             row |= {"reference": clip.text} if clip.text else {}
             row |= {k: v for k, v in made.figures().items() if v is not None}
