@@ -6,9 +6,11 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
+from workbench.audio import LONGEST_SECONDS
 from workbench.corpus import Utterance
 from workbench.corpus.batching import plan_steps
 from workbench.errors import UserError
+from workbench.families import Family
 from workbench.recipe import Recipe
 from workbench.weighting import without_effect
 
@@ -48,3 +50,17 @@ def check_sharding(accelerator: Any) -> None:
         raise UserError("FSDP version 1 is not supported; set `fsdp_version: 2` in the accelerate configuration")
     if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
         raise UserError("DeepSpeed is not supported; use FSDP 2, which shards the same way (docs/scale.md)")
+
+
+def check_transcripts(utterances: Sequence[Utterance], family: Family) -> None:
+    """Raise UserError naming the first clip whose language the model does not know, or whose text its decoder cannot take."""
+    known: set[str] = set()
+    fits = family.token_limit(LONGEST_SECONDS)  # a token is at least one byte, so most texts need not be tokenized
+    for utterance in utterances:
+        if utterance.language in known and len(utterance.text.encode()) < fits:
+            continue
+        try:
+            family.tokens([utterance.text], [utterance.language])
+        except UserError as error:
+            raise UserError(f"{utterance.place}: {error}") from None
+        known.add(utterance.language)

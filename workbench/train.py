@@ -27,7 +27,7 @@ from workbench.files import atomic_folder, filling, write_json
 from workbench.inputs import FILE as INPUTS
 from workbench.inputs import changed_recipe, changed_run, inputs_of
 from workbench.on_policy import OnPolicy
-from workbench.preflight import check_schedules, check_sharding, check_trackers
+from workbench.preflight import check_schedules, check_sharding, check_trackers, check_transcripts
 from workbench.processes import Processes
 from workbench.progress import Progress
 from workbench.recipe import Recipe, load_recipe
@@ -117,8 +117,7 @@ class Distillation:
         self.on_policy: OnPolicy | None = None
         matched = [name for name, stage in recipe.stages.items() if stage.encoder_matching]
         check_pair(self.model.config, self.teachers.models[0].config, matched)
-        first = (self.train_set or self.validation_set)[:1]
-        self.family.tokens([u.text for u in first], [u.language for u in first])
+        check_transcripts([*self.train_set, *self.validation_set], self.family)
         inputs = inputs_of(recipe, self.train_set if recipe.stream is None else None, self.validation_set)
         if checkpoints.latest(self.folder / "checkpoints") is not None:
             _check_inputs(self.folder, changed_run(self.folder, recipe, inputs))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from workbench.audio import LONGEST_SECONDS, SHORTEST_SECONDS, probe_seconds
-from workbench.corpus.manifests import FIELDS
+from workbench.corpus.manifests import FIELDS, LeftOut, is_missing
 from workbench.corpus.utterance import Utterance
 from workbench.errors import UserError
 from workbench.files import sha256_of
+from workbench.languages import language_code, whisper_knows
 
+log = logging.getLogger("workbench")
 TEXT_COLUMNS = (*FIELDS["text"], "normalized_text", "raw_transcription")
+LANGUAGE_COLUMNS = ("locale", "language", "lang", "lang_id")
 
 
 def read_dataset(spec: str, split: str, limit: int | None = None) -> list[Utterance]:
@@ -22,9 +26,13 @@ def read_dataset(spec: str, split: str, limit: int | None = None) -> list[Uttera
     The encoded audio of the clips read is held in memory; `limit` bounds how many.
 
     Raises:
-        UserError: the dataset cannot be opened, or has no audio or no transcript column.
+        UserError: the dataset cannot be opened, or has no audio or no transcript column, or no row with both; a row's
+            language is none.
     """
-    return list(islice(_utterances(*_open(spec, split), split), limit))
+    found = list(islice(_utterances(*_open(spec, split), split, f"hf:{spec}, split {split!r}"), limit))
+    if not found:
+        raise UserError(f"corpus hf:{spec}: its split {split!r} holds no row with audio and text")
+    return found
 
 
 class Stream:
@@ -37,7 +45,7 @@ class Stream:
     def __init__(self, spec: str, seed: int, rank: int, ranks: int, window_seconds: float) -> None:
         from datasets.distributed import split_dataset_by_node
 
-        self.window_seconds = window_seconds
+        self.window_seconds, self.source = window_seconds, f"hf:{spec}, split 'train'"
         dataset, *columns = _open(spec, "train")
         self.audio_column, self.text_column, self.config = columns
         # a buffer of one: only the files' order is shuffled, so the position in the stream says all
@@ -49,7 +57,9 @@ class Stream:
         """Windows from number `first` on, each of about `window_seconds`; ends with the stream."""
         window: list[Utterance] = []
         seconds, number = 0.0, 0
-        for utterance in _utterances(self.dataset, self.audio_column, self.text_column, self.config, "train"):
+        for utterance in _utterances(
+            self.dataset, self.audio_column, self.text_column, self.config, "train", self.source
+        ):
             if not SHORTEST_SECONDS <= utterance.seconds <= LONGEST_SECONDS:
                 self.skipped += 1
                 continue
@@ -93,12 +103,63 @@ def _open(spec: str, split: str) -> tuple[Any, str, str, str]:
     return _undecoded(dataset, audio_column), audio_column, text_column, config
 
 
-def _utterances(dataset: Any, audio_column: str, text_column: str, config: str, split: str) -> Iterator[Utterance]:
-    for number, row in enumerate(dataset):
-        audio = _encoded(row[audio_column])
-        text = str(row[text_column]).strip()
-        if text:
-            yield Utterance(_row_id(row, number), audio, text, probe_seconds(audio), _language(row, config), split)
+def _utterances(
+    dataset: Any, audio_column: str, text_column: str, config: str, split: str, source: str
+) -> Iterator[Utterance]:
+    code_of = _languages(dataset.features or {}, config, source)
+    missing = LeftOut(source)
+    try:
+        for number, row in enumerate(dataset):
+            audio, text = _encoded(row[audio_column]), row[text_column]
+            if audio is None or is_missing(text) or not str(text).strip():
+                missing.add(audio_column if audio is None else text_column, f"row {number}")
+                continue
+            where = f"{source}, row {number}"
+            try:
+                seconds = probe_seconds(audio)
+            except UserError as error:
+                raise UserError(f"{where}: column {audio_column!r}: {error}") from None
+            code = code_of(row, where)
+            yield Utterance(_row_id(row, number), audio, str(text).strip(), seconds, code, split, where=where)
+    finally:  # also where no more rows are asked for
+        missing.report()
+
+
+def _languages(features: Any, config: str, source: str) -> Callable[[dict[str, Any], str], str]:
+    """How a row's language is found: by the dataset's column, else by its configuration, else it is English, with a warning."""
+    from datasets import ClassLabel
+
+    columns = [name for name in LANGUAGE_COLUMNS if name in features]
+    if not columns:
+        code = _config_language(config)
+        if code is None:
+            log.warning("%s: names no language, neither in a column (%s) nor by its configuration; taken as English",
+                        source, ", ".join(LANGUAGE_COLUMNS))  # fmt: skip
+        return lambda _row, _where: code or "en"
+
+    def code_of(row: dict[str, Any], where: str) -> str:
+        wrong = []
+        for column in columns:
+            value, labels = row[column], features[column]
+            if isinstance(labels, ClassLabel) and isinstance(value, int) and 0 <= value < labels.num_classes:
+                value = labels.int2str(value)
+            try:
+                return language_code(str(value))
+            except UserError as error:
+                wrong.append(f"{where}: column {column!r} is {error}")
+        raise UserError(wrong[0])
+
+    return code_of
+
+
+def _config_language(config: str) -> str | None:
+    """Language that a configuration is named after (`es`, `en_us`, `cmn_hans_cn`); None for `clean`, `all`, `sdm`, ..."""
+    try:
+        code = language_code(config)
+    except UserError:
+        return None
+    # of codes that Whisper does not know only those with a region: `raw` and `all` are languages in ISO 639-3, too
+    return code if whisper_knows(code) or "_" in config or "-" in config else None
 
 
 def _undecoded(dataset: Any, column: str) -> Any:
@@ -117,20 +178,18 @@ def _undecoded(dataset: Any, column: str) -> Any:
     return undecoded
 
 
-def _encoded(clip: dict[str, Any] | str) -> bytes:
+def _encoded(clip: dict[str, Any] | str | None) -> bytes | None:
+    """A clip's encoded audio; None for a row without."""
     import fsspec
 
     if isinstance(clip, dict) and clip.get("bytes"):
         return bytes(clip["bytes"])
-    with fsspec.open(clip["path"] if isinstance(clip, dict) else clip, "rb") as file:
+    path = clip.get("path") if isinstance(clip, dict) else clip
+    if not path:
+        return None
+    with fsspec.open(path, "rb") as file:
         return bytes(file.read())
 
 
 def _row_id(row: dict[str, Any], number: int) -> str:
     return str(row["id"]) if row.get("id") not in (None, "") else f"{number:08d}"
-
-
-def _language(row: dict[str, Any], config: str) -> str:
-    named = str(row.get("locale") or row.get("language") or config or "en")
-    code = named.lower().replace("-", "_").split("_")[0]
-    return code if len(code) == 2 else "en"

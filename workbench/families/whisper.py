@@ -149,7 +149,8 @@ class Whisper:
             prompt, said = self.prompt(language), label_ids(self.tokenizer, text)
             if len(prompt) + len(said) > self.config.max_target_positions:
                 raise UserError(
-                    f"transcript {text[:40]!r}… has {len(said)} tokens, more than the decoder's {self.config.max_target_positions}"
+                    f"transcript {text[:40]!r}… has {len(said)} tokens, more than the decoder takes "
+                    f"({self.config.max_target_positions - len(prompt)}); shorten it, or cut the clip into shorter ones"
                 )
             inputs.append(torch.tensor([*prompt, *said]))
             end: int = self.config.eos_token_id

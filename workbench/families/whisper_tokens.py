@@ -90,7 +90,7 @@ def prompt_ids(tokenizer: WhisperTokenizerFast, language: str, multilingual: boo
     if multilingual:
         if token_id(f"<|{language}|>") is None:
             raise UserError(
-                f"language {language!r} is not one this Whisper model knows; expected an ISO 639-1 code such as 'en'"
+                f"language {language!r} is not one this Whisper model knows; leave its clips out, or take a model that does"
             )
         names[1:1] = [f"<|{language}|>", "<|transcribe|>"]
     elif language != "en":
