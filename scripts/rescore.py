@@ -94,8 +94,8 @@ def corrected_run(row: Run) -> Run:
 
 def rescored(name: str) -> list[dict[str, Any]]:
     """A study's groups of arms that are compared: of one student on one corpus, and on the mean of its corpora."""
-    lines = gzip.decompress((RESULTS / f"{name}.hypotheses.jsonl.gz").read_bytes()).decode().splitlines()
-    runs = [corrected_run(json.loads(line)) for line in lines]
+    lines = gzip.decompress((RESULTS / f"{name}.hypotheses.jsonl.gz").read_bytes()).decode().split("\n")
+    runs = [corrected_run(json.loads(line)) for line in lines if line]
     teachers = {run["corpus"]: run for run in runs if "arm" not in run}
     published = read_json(RESULTS / f"{name}.json", "a study's results")
     by_arm: dict[tuple[str, str], dict[str, dict[int, Run]]] = {}

@@ -15,12 +15,13 @@ from workbench.audio import SAMPLE_RATE
 from workbench.augment import add_noise
 from workbench.corpus import Utterance
 from workbench.corpus.batching import StepPlan
-from workbench.divergences import SoftTargets
+from workbench.divergences import SampledTargets, SoftTargets
 from workbench.encoded import silence_after
 from workbench.families.log_mel import SAMPLES_PER_POSITION, positions_of
 from workbench.families.pooling import pooled
 from workbench.families.protocol import IGNORED, Family, Tokens
 from workbench.recipe import Recipe
+from workbench.soft_targets import Kind
 from workbench.store import Store
 from workbench.targets import ClipTargets, TargetCache
 
@@ -43,21 +44,29 @@ class Batch:
     frames: Tensor  # int64 [utterances]: positions of `states` that are not padding
     encoded: Tensor  # fp16 [utterances, positions, width]: the student's own, from its frozen encoder; or empty
     heard: Tensor  # bool [utterances, positions]: encoder positions that a clip has, with its silence
-    top_ids: Tensor  # int64 [teachers, labels, k]
-    top_logits: Tensor  # fp32 [teachers, labels, k]
-    log_normalizer: Tensor  # fp32 [teachers, labels]
+    # what soft_targets.py keeps for `kind`: of `full` all logits below the largest, of `sampled` tokens, weights and entropy
+    top_ids: Tensor  # int64 [teachers, labels, k], the likeliest first
+    top_logits: Tensor  # fp32 [teachers, labels, k]; of `full` fp16 [teachers, labels, vocabulary]
+    log_normalizer: Tensor  # fp32 [teachers, labels]; of `full` the largest logit
     teacher_loss: Tensor  # fp32 [teachers, utterances]
     seed: tuple[int, ...]  # of what is random in this micro-batch
     real: bool = True  # False: stands in on a process that has no clip of this step, and counts for nothing
+    kind: Kind = "top_k"  # of the targets
+    temperature: float = 1.0  # that sampled targets were drawn at, and the others are used at
 
     @property
     def tokens(self) -> Tokens:
         """Decoder inputs and labels."""
         return Tokens(self.inputs, self.labels)
 
-    def targets(self, teacher: int) -> SoftTargets:
+    def targets(self, teacher: int) -> SoftTargets | SampledTargets:
         """What one of the teachers says at each label."""
-        return SoftTargets(self.top_ids[teacher], self.top_logits[teacher], self.log_normalizer[teacher])
+        ids, values, number = self.top_ids[teacher], self.top_logits[teacher], self.log_normalizer[teacher]
+        if self.kind == "sampled":
+            return SampledTargets(ids, values, number)
+        if self.kind == "full":
+            return SoftTargets.full(values.float() + number[:, None], self.temperature)
+        return SoftTargets(ids, values, number)
 
     def flat_labels(self) -> Tensor:
         """The labels of all utterances in order. -> int64 [labels]"""
@@ -153,12 +162,22 @@ class MicroBatches(Dataset[Batch]):
             encoded=encoded,
             heard=heard,
             top_ids=self._narrow(torch.stack([torch.cat([t.top_ids for t in said]) for said in everyone]).long()),
-            top_logits=torch.stack([torch.cat([t.top_logits for t in said]) for said in everyone]),
+            top_logits=self._kept(torch.stack([torch.cat([t.top_logits for t in said]) for said in everyone])),
             log_normalizer=torch.stack([torch.cat([t.log_normalizer for t in said]) for said in everyone]),
             teacher_loss=torch.tensor([[t.task_loss for t in said] for said in everyone]),
             seed=seed,
             real=real,
+            kind=self.recipe.targets.kind,
+            temperature=self.recipe.targets.temperature,
         )
+
+    def _kept(self, values: Tensor) -> Tensor:
+        """Where all logits are there, those of the tokens that a narrowed student knows: the teacher's distribution over these.
+
+        Our interpretation; the k largest logits and sampled tokens are all among the kept ones.
+        """
+        vocabulary = self.family.vocabulary
+        return values if vocabulary is None or self.recipe.targets.kind != "full" else values[..., vocabulary.kept]
 
     def _narrow(self, ids: Tensor) -> Tensor:
         return ids if self.family.vocabulary is None else self.family.vocabulary.narrow(ids)

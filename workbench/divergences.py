@@ -1,8 +1,9 @@
 """Distillation losses between a student and what a teacher says, of each label; pure functions of tensors.
 
-A teacher's word is either its full logits or its k largest with all other tokens as one bucket. Every divergence here but
-`logit_mse` is an f-divergence, which merging tokens into a bucket can only lower: with a bucket each is a lower bound of the
-one over the full vocabulary (our interpretation: the sources keep full logits).
+A teacher's distribution is given by its full logits, by its k largest with all other tokens as one bucket, or by a weighted sample of
+tokens (soft_targets.py). Every divergence here but `logit_mse` is an f-divergence, which merging tokens into a bucket can only lower:
+with a bucket each is a lower bound of the one over the full vocabulary (our interpretation: the sources keep full logits). From a sample
+only forward KL can be taken, whose expectation is the full one; `recipe_sections.TARGETS_OF` lists which divergence takes which targets.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workbench.errors import UserError
 from workbench.objectives import cross_entropy
-from workbench.recipe_sections import DivergenceRecipe
+from workbench.recipe_sections import TARGETS_OF, DivergenceRecipe
 from workbench.token_losses import token_losses
 
 SMALLEST = torch.finfo(torch.float32).eps  # of a bucket's probability, before its logarithm
@@ -35,8 +37,21 @@ class SoftTargets:
         return cls(None, detached, (detached / temperature).logsumexp(-1))
 
 
+@dataclass(frozen=True)
+class SampledTargets:
+    """A teacher's distribution at each label as a weighted sample of tokens."""
+
+    ids: Tensor  # int64 [labels, tokens]; a token may be there more than once
+    weights: Tensor  # [labels, tokens]: the expectation of their sum over a token's places is its probability
+    entropy: Tensor  # [labels]: of the teacher's whole distribution, in nats
+
+
 def losses(
-    logits: Tensor, labels: Tensor, targets: SoftTargets, divergence: DivergenceRecipe, temperature: float
+    logits: Tensor,
+    labels: Tensor,
+    targets: SoftTargets | SampledTargets,
+    divergence: DivergenceRecipe,
+    temperature: float,
 ) -> tuple[Tensor, Tensor]:
     """Task and distillation loss of each label, in fp32, differentiable in the student's logits.
 
@@ -49,18 +64,49 @@ def losses(
 
     Returns:
         Cross-entropy [labels] and tau^2 * divergence [labels].
+
+    Raises:
+        UserError: the divergence cannot be taken from sampled targets.
     """
+    if isinstance(targets, SampledTargets):
+        _check_sampled(divergence)
+        return token_losses(logits, labels, targets.ids, targets.weights, targets.entropy, temperature, sampled=True)
     if divergence.name == "forward_kl" and targets.ids is not None:
         return token_losses(logits, labels, targets.ids, targets.logits, targets.log_normalizer, temperature)
     return cross_entropy(logits, labels), distillation(logits, targets, divergence, temperature)
 
 
-def distillation(logits: Tensor, targets: SoftTargets, divergence: DivergenceRecipe, temperature: float) -> Tensor:
-    """tau^2 * divergence of each label; of `logit_mse` the squared error itself. logits: [labels, vocabulary] -> [labels]"""
+def distillation(
+    logits: Tensor, targets: SoftTargets | SampledTargets, divergence: DivergenceRecipe, temperature: float
+) -> Tensor:
+    """tau^2 * divergence of each label; of `logit_mse` the squared error itself. logits: [labels, vocabulary] -> [labels]
+
+    Raises:
+        UserError: the divergence cannot be taken from sampled targets.
+    """
+    if isinstance(targets, SampledTargets):
+        _check_sampled(divergence)
+        return sampled_kl(logits, targets, temperature)
     if divergence.name == "logit_mse":
         return logit_mse(logits, targets, divergence.teacher_scale)
     log_p, log_q = log_buckets(logits, targets, temperature)
     return temperature**2 * between(log_p, log_q, divergence)
+
+
+def sampled_kl(logits: Tensor, targets: SampledTargets, temperature: float) -> Tensor:
+    """Unbiased estimate of tau^2 * KL(p || q) from tokens drawn from p; one estimate may be below 0. [labels, vocabulary] -> [labels]
+
+    Its gradient by the logits, tau * (q - w), has the expectation of the full one's, tau * (q - p) (arXiv 2503.16870).
+    """
+    log_q = F.log_softmax(logits.float() / temperature, -1).gather(-1, targets.ids)
+    return temperature**2 * (-(targets.weights * log_q).sum(-1) - targets.entropy)
+
+
+def _check_sampled(divergence: DivergenceRecipe) -> None:
+    if "sampled" not in (kinds := TARGETS_OF[divergence.name]):
+        raise UserError(
+            f"divergence {divergence.name} cannot be taken from targets.kind sampled; use {' or '.join(kinds)}"
+        )
 
 
 def between(log_p: Tensor, log_q: Tensor, divergence: DivergenceRecipe) -> Tensor:

@@ -108,10 +108,21 @@ def plan(
     clips = corpus_hours * 3600 / clip_seconds
     teacher_flop = teacher_pass_flop(teacher, clip_seconds)
     states = any(s.encoder_matching for s in recipe.stages.values())
-    settings = TargetSettings("", recipe.targets.top_k, recipe.targets.temperature, recipe.margin.shortest, states)
+    targets = recipe.targets
+    settings = TargetSettings(
+        "",
+        targets.top_k,
+        targets.temperature,
+        recipe.margin.shortest,
+        states,
+        kind=targets.kind,
+        samples=targets.samples,
+    )
     from workbench.corpus import Utterance
 
-    a_clip = estimated_bytes([Utterance("", b"", "", clip_seconds)], settings, teacher.config.d_model)
+    a_clip = estimated_bytes(
+        [Utterance("", b"", "", clip_seconds)], settings, teacher.config.d_model, teacher.config.vocab_size
+    )
     stages = [
         _stage_plan(
             name, stage, student, recipe, clips, clip_seconds, hardware.memory_gb, devices, flops, parameters(teacher)

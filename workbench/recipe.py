@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from workbench.errors import UserError, nearest
 from workbench.files import read_yaml, write_text
 from workbench.recipe_sections import (
+    TARGETS_OF,
     AugmentRecipe,
     DivergenceRecipe,
     MarginRecipe,
@@ -80,6 +81,21 @@ class Recipe(Section):
             facts = stage.facts(stage.epochs, self.stream is not None)
             if (reason := without_effect(stage.weighting, facts)) is not None:
                 raise ValueError(f"stages.{name}.weighting: {reason}")
+        return self
+
+    @model_validator(mode="after")
+    def _targets_fit(self) -> Recipe:
+        for name, stage in self.stages.items():
+            # Annealing-KD brings its own divergence
+            annealing = stage.weighting["name"] == "annealing_kd"
+            divergence = "logit_mse" if annealing else stage.divergence.name
+            kinds = TARGETS_OF[divergence]
+            if stage.decoding and self.targets.kind not in kinds:
+                field = "weighting: annealing_kd, whose" if annealing else "divergence:"
+                raise ValueError(
+                    f"stages.{name}.{field} {divergence} cannot be taken from targets.kind {self.targets.kind}; "
+                    f"use {' or '.join(kinds)}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -59,11 +59,27 @@ class MarginRecipe(Section):
 
 
 class TargetsRecipe(Section):
-    """What is kept of the teacher's pass over the corpus."""
+    """What is kept of the teacher's pass over the corpus; see workbench/soft_targets.py."""
 
-    top_k: int = Field(32, ge=1, description="logits kept a token; the rest is one bucket")
+    kind: Literal["top_k", "full", "sampled"] = Field(
+        "top_k",
+        description="of each token: the k largest logits with the rest as one bucket; all logits in fp16; or the k likeliest tokens and "
+        "some drawn from the rest, whose KL is the full one in expectation",
+    )
+    top_k: int = Field(32, ge=1, description="logits kept a token; the rest is one bucket, or is drawn from")
+    samples: int = Field(48, ge=1, description="of sampled: tokens drawn from the rest")
     temperature: float = Field(1.0, gt=0, description="tau of the distillation loss")
+    accept_tail: bool = Field(
+        False, description="of top_k: train although the bucket holds more than a fifth of the teacher's probability"
+    )
     batch_clips: int = Field(2, ge=1, description="clips in one teacher forward pass")
+
+
+# kinds of targets that a divergence can be taken from: all but forward KL need the teacher's probability of every token
+TARGETS_OF: dict[str, tuple[str, ...]] = {
+    "forward_kl": ("top_k", "full", "sampled"),
+    **dict.fromkeys(("reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "logit_mse"), ("top_k", "full")),
+}
 
 
 class DivergenceRecipe(Section):

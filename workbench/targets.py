@@ -1,7 +1,7 @@
 """The teacher's pass over the corpus, made once and kept on disk.
 
-A clip's targets are the k largest logits and the normalizer at each label, the teacher's own task loss and, if a stage
-matches them, its encoder states on the frames that the student will see too. The decoded audio lies beside them, so
+A clip's targets are what soft_targets.py keeps of the teacher's distribution at each label, by default the k largest logits and the
+normalizer, the teacher's own task loss and, if a stage matches them, its encoder states on the frames that the student will see too. The decoded audio lies beside them, so
 that it is decoded once. Targets are keyed by teacher, audio, transcript and settings: a change of any makes new ones and
 nothing is ever invalidated by hand.
 """
@@ -27,6 +27,7 @@ from workbench.families.log_mel import positions_of
 from workbench.families.protocol import IGNORED, Family
 from workbench.files import cache_dir, check_free_space, sha256_of
 from workbench.objectives import cross_entropy
+from workbench.soft_targets import Kept, Kind, bytes_of_a_label, keep_all, keep_sample, keep_top_k
 from workbench.store import Store, shards_of
 
 log = logging.getLogger("workbench")
@@ -39,6 +40,7 @@ class ClipTargets:
     """What the teacher says of one clip, and the clip's audio."""
 
     wave: Tensor  # int16 [samples]
+    # of top_k; soft_targets.py says what they are of the other kinds
     top_ids: Tensor  # int32 [labels, k]
     top_logits: Tensor  # fp32 [labels, k]
     log_normalizer: Tensor  # fp32 [labels]: logsumexp(logits / temperature)
@@ -57,6 +59,8 @@ class TargetSettings:
     states: bool = True  # whether the encoder states are kept
     precision: str = "fp32"  # that the teacher ran in
     own_margin: float | None = None  # seconds of silence that a teacher hears which reads clips at their own length
+    kind: Kind = "top_k"
+    samples: int = 0  # of sampled
 
     def key(self, utterance: Utterance) -> str:
         """Key of a clip's targets."""
@@ -64,7 +68,14 @@ class TargetSettings:
 
     def folder(self) -> Path:
         """Where they are kept."""
-        return cache_dir() / "targets" / sha256_of([FORMAT, *(v for v in self.__dict__.values() if v is not None)])[:16]
+        shared = {name: value for name, value in self.__dict__.items() if name not in ("kind", "samples")}
+        if self.kind == "full":  # all logits, whatever is made of them
+            del shared["top_k"], shared["temperature"]
+        key = [FORMAT, *(value for value in shared.values() if value is not None)]
+        # targets of the kind that was the only one keep their key
+        if self.kind != "top_k":
+            key += [f"kind {self.kind}", f"samples {self.samples if self.kind == 'sampled' else None}"]
+        return cache_dir() / "targets" / sha256_of(key)[:16]
 
 
 class TargetCache:
@@ -141,7 +152,7 @@ def compute_targets(
     missing = [ordered[i] for shard in shards for i in shard]
     if not missing:
         return
-    needed = estimated_bytes(missing, settings, family.config.d_model)
+    needed = estimated_bytes(missing, settings, family.config.d_model, family.config.vocab_size)
     check_free_space(store.folder, needed, "the teacher's targets")
     device = torch.device("cpu") if teacher is None else next(teacher.parameters()).device
     batches = [shard[i : i + batch_clips] for shard in shards for i in range(0, len(shard), batch_clips)]
@@ -217,25 +228,34 @@ def _teacher_pass(
     states = family.encode(teacher, family.features(waves, seconds, device))
     logits = family.logits(teacher, states, on_device).float()  # [labels, vocabulary]
     losses = cross_entropy(logits, on_device.labels[on_device.labels != IGNORED])
-    top = logits.topk(min(settings.top_k, logits.shape[-1]), -1)
-    normalizer = (logits / settings.temperature).logsumexp(-1)
     counts = (tokens.labels != IGNORED).sum(1).tolist()
     out = []
-    flat = (top.indices.int().cpu(), top.values.cpu(), normalizer.cpu(), losses.cpu())
-    pieces = zip(*(torch.split(values, counts) for values in flat), strict=True)
-    for i, (ids, values, log_normalizer, loss) in enumerate(pieces):
+    pieces = zip(torch.split(logits, counts), torch.split(losses.cpu(), counts), strict=True)
+    for i, (own, loss) in enumerate(pieces):
+        # the seed is the clip's own, so that a cache holds the same tokens whoever computes it
+        seed = int(settings.key(batch[i])[:12], 16)
+        ids, values, log_normalizer = (kept.cpu() for kept in _kept(own, settings, seed))
         kept = positions_of(len(waves[i]) + round(settings.margin * SAMPLE_RATE))
         clip_states = states[i, :kept].half().cpu() if settings.states else None
         out.append(ClipTargets(to_pcm(waves[i]), ids, values, log_normalizer, clip_states, float(loss.mean())))
     return out
 
 
-def estimated_bytes(utterances: Iterable[Utterance], settings: TargetSettings, width: int) -> int:
-    """Size on disk: 16-bit audio, k logits of each token at about 5 tokens a second, and the states if they are kept."""
+def _kept(logits: Tensor, settings: TargetSettings, seed: int) -> Kept:
+    if settings.kind == "full":
+        return keep_all(logits)
+    if settings.kind == "sampled":
+        return keep_sample(logits, settings.top_k, settings.samples, settings.temperature, seed)
+    return keep_top_k(logits, settings.top_k, settings.temperature)
+
+
+def estimated_bytes(utterances: Iterable[Utterance], settings: TargetSettings, width: int, vocabulary: int) -> int:
+    """Size on disk: 16-bit audio, the targets of each token at about 5 tokens a second, and the states if they are kept."""
     total = 0
+    a_label = bytes_of_a_label(settings.kind, settings.top_k, settings.samples, vocabulary)
     for utterance in utterances:
         positions = positions_of(round((utterance.seconds + settings.margin) * SAMPLE_RATE))
         total += round(utterance.seconds * SAMPLE_RATE) * 2
         total += positions * width * 2 if settings.states else 0
-        total += int(5 * utterance.seconds + 5) * (8 * settings.top_k + 4)
+        total += int(5 * utterance.seconds + 5) * a_label
     return total

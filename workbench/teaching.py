@@ -60,6 +60,8 @@ class Teachers:
             matched and number == 0,
             self.recipe.precision,
             self.families[number].own_margin,
+            targets.kind,
+            targets.samples if targets.kind == "sampled" else 0,
         )
 
     def labelled(

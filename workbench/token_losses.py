@@ -16,10 +16,13 @@ CHUNK_ROWS = {"cpu": 32, "cuda": 1024}  # rows upcast at a time: what a CPU's ca
 
 
 class TokenLosses(torch.autograd.Function):
-    """Cross-entropy and top-k forward KL (see `objectives.forward_kl_top_k`) of each label, differentiable in the logits.
+    """Cross-entropy and forward KL of each label from top-k or sampled targets, differentiable in the logits.
+
+    See `objectives.forward_kl_top_k` and `divergences.sampled_kl`.
 
     With q = softmax(z / tau), p the teacher's probabilities of its k largest and p_t, q_t the mass of the rest:
     dKL/dz_j = tau (q_j - p_j) for the k largest, and tau q_j (1 - p_t / q_t) for every other token.
+    From a sample with weights w it is tau (q_j - w_j), which is the same with p_t = 0 and p = w.
     """
 
     @staticmethod
@@ -31,6 +34,7 @@ class TokenLosses(torch.autograd.Function):
         top_logits: Tensor,
         log_normalizer: Tensor,
         temperature: float,
+        sampled: bool,
     ) -> tuple[Tensor, Tensor]:
         """Losses of each label, fp32.
 
@@ -42,6 +46,7 @@ class TokenLosses(torch.autograd.Function):
             top_logits: those logits [labels, k].
             log_normalizer: logsumexp of the teacher's full logits / temperature [labels].
             temperature: tau.
+            sampled: `top_ids` are a sample, `top_logits` its weights, `log_normalizer` the teacher's entropy.
 
         Returns:
             Cross-entropy [labels] and tau^2 * KL [labels].
@@ -49,8 +54,12 @@ class TokenLosses(torch.autograd.Function):
         task, divergence = logits.new_empty(2, len(labels), dtype=torch.float32)
         normalizer = torch.empty_like(task)  # logsumexp(z)
         softened = torch.empty_like(task)  # logsumexp(z / tau)
-        p = (top_logits.float() / temperature - log_normalizer[:, None].float()).exp()  # [labels, k]
-        p_tail = (1 - p.sum(-1)).clamp(min=0)
+        if sampled:
+            p = top_logits.float()  # [labels, k]
+            p_tail = torch.zeros_like(task)
+        else:
+            p = (top_logits.float() / temperature - log_normalizer[:, None].float()).exp()  # [labels, k]
+            p_tail = (1 - p.sum(-1)).clamp(min=0)
         q_tail = torch.empty_like(task)
         for rows in _chunks(logits):
             z = logits[rows].float()
@@ -59,6 +68,10 @@ class TokenLosses(torch.autograd.Function):
             softened[rows] = normalizer[rows] if temperature == 1.0 else (z / temperature).logsumexp(-1)
             log_q = z.gather(-1, top_ids[rows]) / temperature - softened[rows, None]
             q_tail[rows] = (1 - log_q.exp().sum(-1)).clamp(min=torch.finfo(torch.float32).eps)
+            if sampled:
+                cross = -(p[rows] * log_q).sum(-1)
+                divergence[rows] = temperature**2 * (cross - log_normalizer[rows].float())
+                continue
             inside = (torch.special.xlogy(p[rows], p[rows]) - p[rows] * log_q).sum(-1)
             outside = torch.special.xlogy(p_tail[rows], p_tail[rows]) - p_tail[rows] * q_tail[rows].log()
             divergence[rows] = temperature**2 * (inside + outside)
@@ -68,7 +81,7 @@ class TokenLosses(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, task: Tensor, divergence: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, task: Tensor, divergence: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
         """Gradient with respect to the logits, in their type."""
         logits, labels, top_ids, p, tail_ratio, normalizer, softened = ctx.saved_tensors
         tau = ctx.temperature
@@ -87,15 +100,21 @@ class TokenLosses(torch.autograd.Function):
             out.scatter_add_(-1, top_ids[rows], kl_rows * (q_top * tail_ratio[rows, None] - p[rows]))
             out.scatter_add_(-1, labels[rows, None], -task_rows)
             gradient[rows] = out
-        return gradient, None, None, None, None, None
+        return gradient, None, None, None, None, None, None
 
 
 def token_losses(
-    logits: Tensor, labels: Tensor, top_ids: Tensor, top_logits: Tensor, log_normalizer: Tensor, temperature: float
+    logits: Tensor,
+    labels: Tensor,
+    top_ids: Tensor,
+    top_logits: Tensor,
+    log_normalizer: Tensor,
+    temperature: float,
+    sampled: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy [labels] and tau^2 * top-k KL [labels]; see `TokenLosses.forward` for the arguments."""
+    """Cross-entropy [labels] and tau^2 * KL [labels]; see `TokenLosses.forward` for the arguments."""
     losses: tuple[Tensor, Tensor] = TokenLosses.apply(  # type: ignore[no-untyped-call]
-        logits, labels, top_ids, top_logits, log_normalizer, temperature
+        logits, labels, top_ids, top_logits, log_normalizer, temperature, sampled
     )
     return losses
 

@@ -34,9 +34,11 @@ from workbench.recipe import Recipe, load_recipe
 from workbench.recipe_sections import Stage
 from workbench.run_log import RunLog
 from workbench.self_teacher import SelfTeacher
+from workbench.soft_targets import likeliest
 from workbench.stage import StageLoop
 from workbench.store import Store
 from workbench.students import build_student, check_pair, parameters, save_student
+from workbench.tail import check_tail, matters
 from workbench.teachers import resolve_teacher
 from workbench.teaching import Teachers
 from workbench.vocabulary import Vocabulary, narrow_model, widened
@@ -44,6 +46,7 @@ from workbench.weighting import needs_uncertainty
 from workbench.windows import Window
 
 log = logging.getLogger("workbench")
+EARLY_CLIPS = 16  # whose tail is measured before the teacher's whole pass
 
 
 def distill(recipe: Recipe, restart: bool = False) -> Path:
@@ -114,6 +117,7 @@ class Distillation:
         self.whole_matrix = torch.empty(0)  # of a student that knows only some tokens: the matrix of all
         self.shares: tuple[float, ...] = (1.0,)
         self.uncertainty: dict[str, float] | None = None
+        self.tail: float | None = None  # mean mass of the targets' tail bucket
         self.on_policy: OnPolicy | None = None
         matched = [name for name, stage in recipe.stages.items() if stage.encoder_matching]
         check_pair(self.model.config, self.teachers.models[0].config, matched)
@@ -137,7 +141,12 @@ class Distillation:
         started = time.perf_counter()
         self.shares = self.teachers.shares(self.validation_set)
         if self.recipe.stream is None:
+            if self.recipe.targets.temperature > 1 and matters(self.recipe):
+                # a few clips tell before hours of the teacher's pass; at temperature 1 the tail is small
+                few = self.train_set[:: -(-len(self.train_set) // EARLY_CLIPS)]
+                check_tail(self.recipe, self.teachers.labelled(few, None, "teacher's first targets"), self.processes)
             self.whole = self.teachers.labelled(self.train_set, None, "teacher's targets")
+            self.tail = check_tail(self.recipe, self.whole, self.processes)
             if any(needs_uncertainty(stage.weighting) for stage in self.recipe.stages.values()):
                 self.uncertainty = self.processes.gathered(self.teachers.uncertainty(self.whole))
             if self.recipe.student.vocabulary == "corpus":
@@ -165,14 +174,16 @@ class Distillation:
 
     def _narrow(self) -> None:
         """Let the student know only the tokens of the corpus's texts and the teachers' likeliest there."""
-        tokens = set(self.family.special_tokens())
+        tokens, targets = set(self.family.special_tokens()), self.recipe.targets
         known = {(u.text, u.language) for u in [*self.train_set, *self.validation_set]}
         for text, language in known:
             labels = self.family.tokens([text], [language]).labels
             tokens.update(labels[labels >= 0].tolist())
         for cache in self.whole.caches:
             for key in self.whole.keys:
-                tokens.update(cache.read(key, False, False).top_ids.flatten().tolist())
+                said = cache.read(key, False, False)
+                ids = likeliest(targets.kind, said.top_ids, said.top_logits, targets.top_k)
+                tokens.update(ids.flatten().tolist())
         vocabulary = Vocabulary(sorted(tokens), self.model.config.vocab_size)
         log.info("vocabulary: %s of %s tokens", f"{len(vocabulary):,}", f"{self.model.config.vocab_size:,}")
         self.family = self.family.narrowed(vocabulary)
@@ -203,6 +214,8 @@ class Distillation:
                 window = self.teachers.labelled(
                     found, folder / "targets", "window's targets", rank=0, ranks=1, ask=asks_teacher()
                 )
+                if self.tail is None and asks_teacher():
+                    self.tail = check_tail(self.recipe, window, self.processes)
                 labelled = time.perf_counter()
                 window = self._with_encoded(window, name, stage, folder / "encoded" / name, rank=0, ranks=1)
                 position.teacher_seconds += labelled - started
@@ -338,6 +351,11 @@ class Distillation:
                 "more": self.recipe.more_corpora,
                 "clips": len(train) or None,  # a stream is not counted
                 "seconds": round(sum(u.seconds for u in train), 1) or None,
+            },
+            "targets": {
+                "kind": self.recipe.targets.kind,
+                "temperature": self.recipe.targets.temperature,
+                "tail_mass": None if self.tail is None else round(self.tail, 4),
             },
             "validation": position.best,
             "seconds": {
