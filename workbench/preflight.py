@@ -55,7 +55,9 @@ def check_sharding(accelerator: Any) -> None:
 def check_transcripts(utterances: Sequence[Utterance], family: Family) -> None:
     """Raise UserError naming the first clip whose language the model does not know, or whose text its decoder cannot take."""
     known: set[str] = set()
-    fits = family.token_limit(LONGEST_SECONDS, "en")  # a token is at least one byte, so most texts need not be tokenized
+    fits = family.token_limit(
+        LONGEST_SECONDS, "en"
+    )  # a token is at least one byte, so most texts need not be tokenized
     for utterance in utterances:
         if utterance.language in known and len(utterance.text.encode()) < fits:
             continue
