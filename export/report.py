@@ -101,7 +101,7 @@ def print_table(report: dict[str, Any]) -> None:
             table.add_row(*row)
         console.print(table)
     if "robustness" in report:
-        unspoken = Table(title="where nobody speaks: clips on which words were written (their number), loops")
+        unspoken = Table(title="where nobody speaks: clips on which text was written (words), loops")
         header, *body = robustness_rows(report)
         for column in header:
             unspoken.add_column(column, justify="left" if column == "system" else "right")
@@ -114,7 +114,7 @@ def robustness_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """Cells of the table of sounds without speech, its header first."""
     found = report["robustness"]
     kinds = found["sounds"]
-    out = [("system", *(f"{kind}, of {of['clips']}" for kind, of in kinds.items()), "made up %", "one word, WER %")]
+    out = [("system", *(f"{kind}, of {of['clips']}" for kind, of in kinds.items()), "hallucinated %", "one word, WER %")]
     for name, row in found["systems"].items():
         cells = [
             f"{row[kind]['wrote']} ({row[kind]['words']})"
@@ -186,8 +186,8 @@ def _unspoken(report: dict[str, Any]) -> str:
     cells = [[html.escape(cell) for cell in row] for row in robustness_rows(report)]
     table = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cells)
     return (
-        "<h2>Where nobody speaks</h2><p>Clips on which a system wrote words, and how many words; a recording that is cut by the speech "
-        f'detector first loses what that does not let through.</p><div class="scroll"><table>{table}</table></div>'
+        "<h2>Where nobody speaks</h2><p>Clips on which a system wrote text, and how many words: as it is by default, with the speech detector, "
+        f'and with the detector off.</p><div class="scroll"><table>{table}</table></div>'
     )
 
 
