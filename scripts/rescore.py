@@ -75,7 +75,10 @@ def language_of(corpus: str) -> str:
 
 
 def corrected_run(row: Run) -> Run:
-    """A kept run with corrected references, without the clips that are not scored."""
+    """A kept run with corrected references, without the clips that are not scored.
+
+    Kept references have lost their square brackets, for which a build marks clips as well; all of those are training clips.
+    """
     language = language_of(row["corpus"])
     kept = []
     for name, text, hypothesis in zip(row["ids"], row["references"], row["hypotheses"], strict=True):

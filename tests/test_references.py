@@ -76,6 +76,13 @@ def test_a_text_that_is_not_the_corrections_is_an_error_that_names_file_and_id()
         ("it", "è stato eliminato vm-then-pound: poi premere", False),
         ("it", "un suono beep", False),
         ("it", "Voce disattivata. (You are now muted.)", False),
+        ("it", "Spiacente, [quello] non è un interno valido.", False),
+        ("it", "trattino [-]", True),
+        ("ru", "Пробел [ ]", True),
+        ("it", "attivare/disattivare la riproduzione", False),
+        ("ru", "выключить / включить микрофон", False),
+        ("it", "slash [/]", True),
+        ("fr", "1/2", True),
         ("fr", "appuyez sur * pour revenir", False),
         ("ru", "conf-adminmenu: Нажмите 1", False),
         ("ru", "Нажмите 1 для", True),
@@ -140,6 +147,22 @@ def test_whatever_computes_an_error_rate_takes_only_clips_that_are_scored():
     assert found == WITHOUT_RATES
 
 
+# Clips marked for square brackets that their references have lost; scripts/rescore.py, which has only the references, cannot see them.
+BRACKETS = {
+    "es": {"vm-tempgreetactive"},
+    "fr": set(),
+    "it": {"invalid", "pbx-invalid", "pbx-parkingfailed", "vm-msgsaved"},
+    "ru": set(),
+}
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.hypotheses.jsonl.gz")), ids=lambda path: path.name)
+def test_no_published_clip_is_marked_for_brackets_that_its_reference_has_lost(path):
+    for line in gzip.decompress(path.read_bytes()).decode().splitlines():
+        row = json.loads(line)
+        assert not BRACKETS.get(row["corpus"].removeprefix("prompts-")[:2], set()) & set(row["ids"])
+
+
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A package of three Spanish prompts, one corrected and one marked, as it looks when unpacked."""
@@ -177,6 +200,21 @@ def test_a_build_corrects_marks_and_keeps_the_splits(package, tmp_path):
     assert "leaves out a word" in rows["b"]["why"]
     assert "scored" not in rows["c"]
     assert json.loads((folder / "corpus.json").read_text())["version"] == references.VERSION
+
+
+def test_a_clip_is_marked_by_its_text_as_written_and_symbols_in_brackets_are_no_text(package, tmp_path):
+    unpacked = package()
+    lines = "a: telefono\nb: Sus [saludos] están en uso.\nc: el asterisco [*]\n"
+    path = unpacked / "usr/share/doc/asterisk-core-sounds-es/core-sounds-es.txt.gz"
+    path.write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "out").mkdir()
+    build(unpacked, "es", tmp_path / "out")
+    rows = {r["id"]: r for r in map(json.loads, (tmp_path / "out/manifest.jsonl").read_text("utf-8").splitlines())}
+    assert rows["b"]["text"] == "Sus están en uso."
+    assert rows["b"]["scored"] is False
+    assert "brackets" in rows["b"]["why"]
+    assert rows["c"]["text"] == "el asterisco"
+    assert "scored" not in rows["c"]
 
 
 @pytest.mark.skipif("scored" not in FIELDS, reason="read_manifest does not read the field yet")
@@ -261,3 +299,7 @@ def test_the_real_packages_are_the_corrected_ones_and_no_clip_changes_its_split(
     rows = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text("utf-8").splitlines()]
     splits = "".join(f"{row['id']}\t{row['split']}\n" for row in sorted(rows, key=lambda row: row["id"]))
     assert hashlib.sha256(splits.encode()).hexdigest() == SPLITS[language]
+    by_brackets = {
+        row["id"] for row in rows if row.get("scored") is False and not references.why_not_scored(row["text"], language)
+    }
+    assert by_brackets == BRACKETS[language]

@@ -38,6 +38,8 @@ log = logging.getLogger("workbench")
 LANGUAGES = ("en", "es", "fr", "it", "ru")
 BIT_RATE = 40_000
 SHORTEST, LONGEST = 0.3, 30.0  # seconds
+_IN_BRACKETS = re.compile(r"\s*\[[^]]*\]\s*")
+_SYMBOLS_IN_BRACKETS = re.compile(r"\s*\[(?:_|[^]\w])*\]\s*")
 
 
 def build_prompts(language: str, output: Path) -> Path:
@@ -91,7 +93,7 @@ def build(unpacked: Path, language: str, folder: Path) -> None:
     seen: set[str] = set()
     for name, written in transcripts(gzip.decompress((documents / f"core-sounds-{language}.txt.gz").read_bytes())):
         audio = sounds / f"{name}.g722"
-        text = re.sub(r"\s*\[[^]]*\]\s*", " ", written).strip()  # "at [@]" says "at"; "[beep tone]" says nothing
+        text = _IN_BRACKETS.sub(" ", written).strip()  # "at [@]" says "at"; "[beep tone]" says nothing
         key = split_key(text, language)  # of the text before corrections, so that every clip keeps its split
         if not key or not audio.is_file() or name in seen:
             reason = "no speech" if not key else "listed twice" if name in seen else "no recording"
@@ -106,7 +108,8 @@ def build(unpacked: Path, language: str, folder: Path) -> None:
         target = Path("audio") / f"{name.replace('/', '__')}.opus"
         encode(audio, folder / target)
         reference = corrected(name, text, language)
-        why = why_not_scored(reference, language)
+        # of the text as written, too: "[quello] non è" may be said whole or without its bracket, and the reference has lost it
+        why = why_not_scored(reference, language) or why_not_scored(_SYMBOLS_IN_BRACKETS.sub(" ", written), language)
         manifest.append(
             {
                 "id": name,

@@ -3,7 +3,7 @@
 Debian's transcripts of es, fr, it and ru lack accents, hold mojibake and misspellings. One file a language
 (corrections/LANGUAGE.tsv) lists what was corrected, found by reading, never by a recogniser. Only orthography changes: accents, ñ,
 letters lost to mojibake, misspelt words, spaces within or between words. No word is added, removed or replaced by another.
-Texts that are known not to be what is said are marked instead, by patterns that look at nothing but the text.
+Texts that are known, or likely, not to be what is said are marked instead, by patterns that look at nothing but the text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from workbench.errors import UserError
 from workbench.files import file_sha256, read_json
 
 CORRECTED = ("es", "fr", "it", "ru")
-VERSION = 2  # of the built corpora; raise it whenever a text, a mark or a split of the same packages changes
+VERSION = 3  # of the built corpora; raise it whenever a text, a mark or a split of the same packages changes
 VERSION_FILE = "corpus.json"
 _FOLDER = Path(__file__).parent / "corrections"
 _HEADER = ("id", "was", "now", "why")
@@ -32,8 +32,14 @@ NOT_SCORED: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = (
         'the text leaves out a word before numbers ("marque 1" where "marque número 1" is said)',
     ),
     (_ANY, re.compile(r"\b[a-z]+(?:-[a-z0-9]+)+:"), "the text holds the name of a prompt, and often a second prompt's text"),
-    (_ANY, re.compile(r"\([^)]*\)"), "the text has a part in brackets, which may be a note or may be said"),
+    # square brackets count where there is a letter or a digit in them: "at [@]" is no more than "at"
+    (
+        _ANY,
+        re.compile(r"\([^)]*\)|\[[^]]*[^\W_][^]]*\]"),
+        "the text has a part in brackets, which may be a note or may be said",
+    ),
     (_ANY, re.compile(r"[*#]"), "the text has a symbol where its name is said"),
+    (_ANY, re.compile(r"[^\W\d_]\s*/\s*[^\W\d_]"), "the text has a slash between words, where a word is probably said"),
     (("it",), re.compile(r"\bsuono\b.*\bbeep\b"), "the text describes a sound and no speech"),
 )  # fmt: skip
 
