@@ -67,7 +67,7 @@ def measure(
         output: folder for report.json and report.html.
         corpora: where the clips come from. The first one's figures are the report's; each further one has a section of its own.
         split: the part of each corpus; test by default.
-        limit: at most this many clips of each corpus.
+        limit: at most this many scored clips of each corpus.
         threads: of every system; all cores by default.
         repeats: passes over each clip, of which the median counts.
         again: measure anew even if report.json holds these very systems and clips.
@@ -123,11 +123,11 @@ def measure(
 
 
 def _clips(corpus: str, split: str, limit: int | None) -> Clips:
-    found = open_corpus(corpus, split, limit)
-    scored = [u for u in found if u.scored]
+    found = open_corpus(corpus, split, limit if corpus.startswith("hf:") else None)
+    scored = [u for u in found if u.scored][:limit]
     if not scored:
         raise UserError(f"corpus {corpus!r}: all clips of its split {split!r} are marked as not to be scored")
-    return Clips(corpus, split, scored, len(found) - len(scored))
+    return Clips(corpus, split, scored, sum(not u.scored for u in found))
 
 
 def _systems(bundles: Sequence[Path], teacher: str) -> list[System]:
