@@ -24,7 +24,7 @@ test: $(INSTALLED)  ## all tests, the slow ones on the real Whisper base too
 	$(BIN)/pytest -m "not gpu or gpu" --durations=10
 
 test-fast: $(INSTALLED)  ## tests on tiny random models only
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 notebooks: $(INSTALLED)  ## execute the notebooks
 	$(BIN)/pytest --nbmake --nbmake-timeout=600 -m "" notebooks

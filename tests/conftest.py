@@ -133,7 +133,8 @@ def recipe(tiny_checkpoint: Path, cache: Path, speech: Callable[..., Path], tmp_
     def make(name="run", **changes):
         content = {
             "output": str(tmp_path / name), "teacher": str(tiny_checkpoint), "corpus": str(speech()),
-            "student": {"decoder_layers": [0, 2]}, "targets": {"top_k": 8},
+            "student": {"decoder_layers": [0, 2]},
+            "targets": {"top_k": 8, "accept_tail": True},  # a random teacher is unsure: 8 of its 256 tokens hold a third
             "stages": {"encoder": ENCODER, "decoder": DECODER}, **changes,
         }  # fmt: skip
         return parse_recipe(content, "test")

@@ -109,6 +109,7 @@ def test_teachers_are_listed_with_their_cost(tmp_path):
     assert "133 MB" in shown
 
 
+@pytest.mark.slow
 def test_a_bundle_that_failed_its_verification_fails_again(student, exported, tmp_path):
     bundle = tmp_path / "bundle"
     shutil.copytree(exported, bundle)

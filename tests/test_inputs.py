@@ -100,7 +100,7 @@ def small(study, cache, tiny_checkpoint):  # noqa: F811
     return parsed
 
 
-BASE = {"student": {"decoder_layers": [0, 2]}, "targets": {"top_k": 8},
+BASE = {"student": {"decoder_layers": [0, 2]}, "targets": {"top_k": 8, "accept_tail": True},
         "stages": {"decoder": {"trainable": "decoder", "epochs": 1, "learning_rate": 1e-3, "batch_seconds": 6.0}}}  # fmt: skip
 FIXED = {"stages.decoder.weighting": {"name": "fixed"}}
 

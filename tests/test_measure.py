@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from export.latency import System, Timed
+from export.latency import STAGES, System, Timed
 from export.manifest import open_manifest
 from export.measure import Clips, _key, _section, measure, trained_on
 from export.report import columns, print_table, rows, sections
@@ -124,7 +124,7 @@ def test_clips_that_are_not_to_be_scored_are_left_out_and_counted(
 def test_mixed_languages_are_scored_each_by_its_own_and_shown_apart(exported, speech):
     first, second = open_corpus(str(speech(2)), "test")
     clips = [replace(first, text="my favourite colour"), replace(second, text="今天天气很好", language="zh")]
-    stages = dict.fromkeys(("decode", "features", "encoder", "first_token", "rest", "detokenize"), 1.0)
+    stages = dict.fromkeys(STAGES, 1.0)
     said = Timed(["my favorite color", "今天天气很坏"], [stages] * 2, [True] * 2, [False] * 2, [3, 3])
     systems = [System("teacher", "teacher", exported, "fp32"), System("student", "student", exported, "int8")]
     section = _section(systems, [said, said], Clips("prompts-en", "test", clips, 0), [exported])

@@ -48,6 +48,7 @@ def test_the_operations_of_a_step_are_six_a_parameter_and_position():
     assert 6 * encoder * positions / 1e12 < tflop < 2 * 6 * encoder * positions / 1e12
 
 
+@pytest.mark.slow
 def test_more_devices_cost_less_time_and_smaller_ones_hold_less():
     one, eight = (plan(a_recipe(), "h100-80gb", n, 100, 20.0, 0.35) for n in (1, 8))
     assert one.stages[0].hours == pytest.approx(8 * eight.stages[0].hours)
@@ -74,6 +75,7 @@ def test_what_is_kept_for_the_backward_pass_is_counted_once():
     assert saved[0] == 2 * 4 * 8 * 4  # x and the hidden layer; not the weight, and not the hidden layer twice
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", GPU_RECIPES, ids=lambda p: p.stem)
 def test_the_gpu_recipes_fit_their_device(path):
     assert "NOT YET RUN ON A GPU" in path.read_text()

@@ -167,6 +167,7 @@ def test_every_runtime_loads_every_precision(bundle, student):
     assert not errors
 
 
+@pytest.mark.slow
 def test_what_is_not_quantized_is_stored_in_half(student, tmp_path, monkeypatch):
     """Convolutions, positions and scales, in every scheme but fp32 and fp16; what the graphs put out hardly moves."""
     whole = tmp_path / "whole"

@@ -113,6 +113,7 @@ def test_the_logits_are_those_of_the_kept_tokens(checkpoint, pruned):
     torch.testing.assert_close(small.logits(small.load(), states, narrow), expected)
 
 
+@pytest.mark.slow
 def test_a_bundle_of_it_is_verified_and_says_what_is_lost(checkpoint, pruned, tmp_path):
     kept, folder = pruned
     domain = folder.parent / "domain.txt"
@@ -144,6 +145,7 @@ def test_a_bundles_checkpoint_can_be_made_again(checkpoint, pruned, tmp_path):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_number_keeps_the_first_tokens_and_a_language_its_words(checkpoint):
     family = Whisper(checkpoint)
     kept = choose("500", family)
