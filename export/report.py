@@ -114,7 +114,9 @@ def robustness_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """Cells of the table of sounds without speech, its header first."""
     found = report["robustness"]
     kinds = found["sounds"]
-    out = [("system", *(f"{kind}, of {of['clips']}" for kind, of in kinds.items()), "hallucinated %", "one word, WER %")]
+    out = [
+        ("system", *(f"{kind}, of {of['clips']}" for kind, of in kinds.items()), "hallucinated %", "one word, WER %")
+    ]
     for name, row in found["systems"].items():
         cells = [
             f"{row[kind]['wrote']} ({row[kind]['words']})"
