@@ -29,10 +29,12 @@ test-fast: $(INSTALLED)  ## tests on tiny random models only
 notebooks: $(INSTALLED)  ## execute the notebooks
 	$(BIN)/pytest --nbmake --nbmake-timeout=600 -m "" notebooks
 
-lint: $(INSTALLED)  ## ruff and mypy
+lint: $(INSTALLED)  ## ruff, mypy and bandit, and known advisories where they can be looked up
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit -q -c pyproject.toml -r workbench export demo scripts benchmarks
+	$(BIN)/python scripts/audit.py
 
 bench: $(INSTALLED)  ## the engine's benchmarks, an hour on an idle machine; results in runs/bench
 	for name in distill_throughput teacher_pass scaling kills top_k_error; do \
