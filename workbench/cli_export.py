@@ -190,9 +190,13 @@ def measure(
     """Measure WER, latency, memory and size of bundles against their teacher, interleaved on the same clips."""
     from export.measure import measure as run
     from export.report import print_table
+    from workbench.locks import claimed
 
     folder = output or bundles[0].parent
-    report = run(bundles, against, folder, corpus or ["prompts-en"], split, clips, threads, repeats, again, robustness)
+    with claimed(folder / "report.json"):
+        report = run(
+            bundles, against, folder, corpus or ["prompts-en"], split, clips, threads, repeats, again, robustness
+        )
     print_table(report)
     typer.echo(f"{folder / 'report.json'}\n{folder / 'report.html'}")
 
