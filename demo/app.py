@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import html
 import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # it would call home, which also delays an offline start
+import gradio as gr
+from starlette.middleware import Middleware
+
 from demo.difference import COLOURS
-from demo.live import Live
+from demo.guard import Guard, fetch_nothing
+from demo.limits import REFERENCE_CHARACTERS, Limits, private_folder
+from demo.live import Visitors
 from demo.session import Result, Systems, Tally, compare, load_clip, seconds
-from workbench.audio import write_wav
+from workbench.audio import SAMPLE_RATE
 from workbench.corpus import Utterance, scored_clips
 from workbench.errors import UserError
 
@@ -24,127 +31,160 @@ CSS = """
 .card h3{margin:0 0 .3rem}.card .said{font-size:1.15rem;line-height:1.7;min-height:3.4em}
 .card .big{font-size:1.6rem;font-weight:600;font-variant-numeric:tabular-nums}
 .card .bar{height:6px;border-radius:3px;background:#4c6ef5;margin:.4rem 0}
-.card small{opacity:.75}.card .saying{opacity:.6}
+.card small{opacity:.75}.card .saying{opacity:.6}.problem{border-left:4px solid #e03131;padding:.3rem .8rem;overflow-wrap:anywhere}
 """
 STREAM_SECONDS = 0.25  # between blocks of the microphone
-LONGEST_LIVE = 3600  # seconds
+SESSIONS = 200  # of browsers whose state is kept
+OTHER_EVENTS = 16  # that run at once beside transcriptions and microphones
 
 
-def build(systems: Systems, examples: Sequence[Utterance]) -> Any:
+def build(systems: Systems, examples: Sequence[Utterance], limits: Limits) -> Any:
     """Build the page.
 
     Args:
         systems: teacher and students, opened.
         examples: clips to choose from, with their references.
+        limits: what a visitor may ask for.
     """
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # it would call home, which also delays an offline start
-    import gradio as gr
-
-    with gr.Blocks(title="Teacher and students side by side") as page:
+    keep = round(60 * limits.keep_minutes)
+    with gr.Blocks(title="Teacher and students side by side", delete_cache=(max(1, keep // 10), keep)) as page:
         gr.Markdown(
             "# Teacher and students side by side\nThe same speech, transcribed by each in turn on this machine."
         )
         with gr.Tab("A clip"):
-            _clip_tab(systems, examples)
+            _clip_tab(systems, examples, limits)
         with gr.Tab("Live"):
-            _live_tab(systems)
-    return page
+            _live_tab(systems, limits)
+    # without api_open=False whoever calls the API directly passes by the queue
+    return page.queue(max_size=limits.waiting, default_concurrency_limit=OTHER_EVENTS, api_open=False)
 
 
-def _clip_tab(systems: Systems, examples: Sequence[Utterance]) -> None:
+def _clip_tab(systems: Systems, examples: Sequence[Utterance], limits: Limits) -> None:
     """A clip or recording, transcribed as a whole."""
-    import gradio as gr
+    labels = [
+        (f"{u.text[:70]}{'…' if len(u.text) > 70 else ''} ({u.seconds:.1f} s)", i) for i, u in enumerate(examples)
+    ]
 
-    by_label = {f"{u.text[:70]}{'…' if len(u.text) > 70 else ''} ({u.seconds:.1f} s)": u for u in examples}
+    def choose(number: int | None) -> tuple[tuple[int, Any] | None, str, Any]:
+        if number is None:
+            return None, "", gr.skip()
+        utterance = examples[number]
+        # As samples, which Gradio writes to its own folder: it serves no file of the corpus, wherever that lies.
+        samples = (np.clip(utterance.wave(), -1, 1) * 32767).astype(np.int16)
+        return (SAMPLE_RATE, samples), utterance.text, utterance.language
 
-    def choose(label: str | None) -> tuple[str | None, str, str]:
-        if not label:
-            return None, "", "en"
-        utterance = by_label[label]
-        return _as_file(utterance), utterance.text, utterance.language
-
-    def run(path: str | None, reference: str, language: str, tally: Tally) -> tuple[str, Tally]:
-        if not path:
-            raise gr.Error("Choose an example, upload a recording or record one first.", print_exception=False)
+    def run(path: str | None, reference: str, language: str, tally: Tally) -> tuple[str, str, Tally]:
         try:
-            wave = load_clip(Path(path))
+            wave = load_clip(_usable(path, reference, limits), limits.longest_seconds)
             results = compare(systems, wave, reference, language, tally)
         except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-        return cards(results, seconds(wave)), tally
+            return _problem(error), "", tally
+        return "", cards(results, seconds(wave)), tally
 
     tally = gr.State(Tally())
     with gr.Row():
         with gr.Column():
-            example = gr.Dropdown(
-                list(by_label), value=None, label="Example with a known transcript", elem_id="example"
-            )
+            example = gr.Dropdown(labels, value=None, label="Example with a known transcript", elem_id="example")
             audio = gr.Audio(
                 sources=["upload", "microphone"],
                 type="filepath",
-                label="Clip, or a recording of up to ten minutes",
+                label=f"Clip, or a recording of up to {limits.longest_seconds / 60:g} minutes and {limits.upload_mb} MB",
                 elem_id="clip",
             )
+            problem = gr.HTML(elem_id="problem")
         with gr.Column():
-            reference = gr.Textbox(label="What was said (leave empty if not known)", elem_id="reference")
+            reference = gr.Textbox(
+                label="What was said (leave empty if not known)", max_length=REFERENCE_CHARACTERS, elem_id="reference"
+            )
             language = _languages(systems)
             button = gr.Button("Transcribe", variant="primary", elem_id="transcribe")
             gr.HTML(_legend())
     shown = gr.HTML(elem_id="results")
     example.input(choose, example, [audio, reference, language])
-    audio.input(lambda: (None, ""), None, [example, reference])  # an upload has no known transcript
-    button.click(run, [audio, reference, language, tally], [shown, tally], api_name="transcribe", concurrency_limit=1)
+    audio.input(lambda: (None, "", ""), None, [example, reference, problem])  # an upload has no known transcript
+    button.click(
+        run, [audio, reference, language, tally], [problem, shown, tally], api_name="transcribe",
+        concurrency_limit=limits.at_once,
+    )  # fmt: skip
 
 
-def _live_tab(systems: Systems) -> None:
-    """A microphone, written along with."""
-    import gradio as gr
+def _live_tab(systems: Systems, limits: Limits) -> None:
+    """A microphone, transcribed while somebody speaks."""
+    visitors = Visitors(systems, limits.live)
 
-    def listen(chunk: tuple[int, Any] | None, live: Live | None, names: list[str], language: str) -> Any:
-        if chunk is None:
-            return live, gr.skip()
-        try:
-            live = live or Live(systems, names, language, chunk[0])
-            live.hear(chunk[1])
-        except UserError as error:  # shown in place: a message would pop up for every block
-            return live, f'<div class="card">{html.escape(str(error))}</div>'
-        return live, live.as_html()
-
-    def stop(live: Live | None) -> Any:
-        if live is None:
+    def listen(block: str | None, names: list[str], language: str, request: gr.Request) -> Any:
+        if block is None:
             return gr.skip()
-        live.finish()
-        return live.as_html()
+        try:
+            return visitors.hear(str(request.session_hash), Path(block), names, language).as_html()
+        except UserError as error:  # shown in place: a message would pop up for every block
+            return _problem(error)
+
+    def start(request: gr.Request) -> str:
+        visitors.leave(str(request.session_hash))
+        return ""
+
+    def stop(request: gr.Request) -> Iterator[str]:
+        yield from visitors.finish(str(request.session_hash))
+
+    def leave(request: gr.Request) -> None:
+        visitors.leave(str(request.session_hash))
 
     names = list(systems.recognizers)
     with gr.Row():
         listening = gr.CheckboxGroup(names, value=names[1:], label="Who listens")
         language = _languages(systems)
-    microphone = gr.Audio(sources=["microphone"], streaming=True, label="Microphone", elem_id="microphone")
-    heard = gr.HTML(elem_id="heard")
-    live = gr.State(None)
-    microphone.start_recording(lambda: (None, ""), None, [live, heard])
+    microphone = gr.Audio(
+        sources=["microphone"], type="filepath", streaming=True, label="Microphone", elem_id="microphone"
+    )
+    shown = gr.HTML(elem_id="heard")
+    microphone.start_recording(start, None, shown, queue=False)  # before the first block
     microphone.stream(
-        listen, [microphone, live, listening, language], [live, heard], stream_every=STREAM_SECONDS,
-        time_limit=LONGEST_LIVE, concurrency_limit=1, show_progress="hidden",
+        listen, [microphone, listening, language], shown, stream_every=STREAM_SECONDS,
+        time_limit=limits.longest_seconds, concurrency_limit=2 * limits.live, show_progress="hidden",
     )  # fmt: skip
-    microphone.stop_recording(stop, live, heard, show_progress="hidden")
+    microphone.stop_recording(stop, None, shown, concurrency_limit=2 * limits.live, show_progress="hidden")
+    gr.context.Context.root_block.unload(leave)
+
+
+def _usable(path: str | None, reference: str, limits: Limits) -> Path:
+    """The recording, if a visitor may have it transcribed; else raises UserError."""
+    if not path:
+        raise UserError("Choose an example, upload a recording or record one first.")
+    if not Path(path).is_file():
+        raise UserError(f"Recordings are removed after {limits.keep_minutes:g} minutes; choose this one again.")
+    if len(reference) > REFERENCE_CHARACTERS:
+        raise UserError(f"What was said has {len(reference)} characters; expected at most {REFERENCE_CHARACTERS}.")
+    return Path(path)
+
+
+def _problem(error: UserError) -> str:
+    return f'<div class="problem">{html.escape(str(error))}</div>'
 
 
 def _languages(systems: Systems) -> Any:
     """What every system knows, to choose from."""
-    import gradio as gr
-
     known = systems.languages
     return gr.Dropdown(known, value="en" if "en" in known else known[0], label="Language")
 
 
-def launch(page: Any, host: str, port: int, **options: Any) -> Any:
+def launch(page: Any, host: str, port: int, limits: Limits, **options: Any) -> Any:
     """Serve a page with its theme and styles, from this machine alone."""
-    import gradio as gr
-
-    theme = gr.themes.Default(font=SYSTEM_FONT, font_mono=["ui-monospace", "monospace"])
-    return page.launch(server_name=host, server_port=port, theme=theme, css=CSS, share=False, ssr_mode=False, **options)
+    fetch_nothing()
+    return page.launch(
+        server_name=host,
+        server_port=port,
+        theme=gr.themes.Default(font=SYSTEM_FONT, font_mono=["ui-monospace", "monospace"]),
+        css=CSS,
+        share=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        max_file_size=limits.upload_mb * 1_000_000,
+        max_threads=limits.at_once + 4 * limits.live + OTHER_EVENTS,
+        state_session_capacity=SESSIONS,
+        app_kwargs={"middleware": [Middleware(Guard, upload_bytes=limits.upload_mb * 1_000_000 + 10_000)]},
+        **options,
+    )
 
 
 def cards(results: Sequence[Result], clip_seconds: float) -> str:
@@ -168,17 +208,21 @@ def cards(results: Sequence[Result], clip_seconds: float) -> str:
 
 def serve(
     bundles: Sequence[Path], teacher: str, corpus: str, precision: str | None, host: str, port: int, threads: int | None,
-    vad: bool | None = None,
+    vad: bool | None = None, limits: Limits | None = None,
 ) -> None:  # fmt: skip
     """Open the systems and serve the page until interrupted; raises UserError if the port is taken."""
+    limits = limits or Limits()
     systems = Systems.open(bundles, teacher, precision, threads, vad)
     clips = scored_clips(corpus, "test")
     step = max(1, len(clips) // EXAMPLES)
-    page = build(systems, sorted(clips[::step][:EXAMPLES], key=lambda u: u.seconds))
+    examples = sorted(clips[::step][:EXAMPLES], key=lambda u: u.seconds)
     try:
-        launch(page, host, port)
+        with private_folder(limits.keep_minutes):
+            launch(build(systems, examples, limits), host, port, limits)
     except OSError as error:
         raise UserError(f"port {port} on {host} cannot be used ({error}); choose another with --port") from None
+    finally:
+        systems.close()
 
 
 def _legend() -> str:
@@ -187,12 +231,3 @@ def _legend() -> str:
         for kind, colour in COLOURS.items()
     )
     return f"<small>Words as WER counts them: {marks} (a deletion shows the word that is missing).</small>"
-
-
-def _as_file(utterance: Utterance) -> str:
-    """Path of a clip for the player; what is not a file of its own is written to a temporary one first."""
-    if isinstance(utterance.audio, Path):
-        return str(utterance.audio)
-    with tempfile.NamedTemporaryFile(suffix=".wav", delete=False) as file:
-        write_wav(Path(file.name), utterance.wave())
-    return file.name

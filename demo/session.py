@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import html
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
@@ -16,7 +19,8 @@ from workbench.audio import LONGEST_SECONDS, SAMPLE_RATE, Wave, check_length, de
 from workbench.errors import UserError
 from workbench.scoring import normalize, word_errors
 
-RECORDING_SECONDS = 600.0  # of the longest that the page takes
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,21 +39,39 @@ class Result:
 
 @dataclass
 class Systems:
-    """The teacher and the students, each opened once. The teacher is the first."""
+    """The teacher and the students, each opened once. The teacher is the first.
+
+    Each has a thread that all visitors share: who came first is served first, for at most one window of 30 s. A long recording so lets
+    others in between its stretches, and a slow system holds up no other.
+    """
 
     recognizers: dict[str, Recognizer]
+    threads: dict[str, ThreadPoolExecutor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start a thread for each system."""
+        self.threads = {name: ThreadPoolExecutor(1) for name in self.recognizers}
+
+    def turn(self, name: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Have a system's thread do this, and wait for it."""
+        return self.threads[name].submit(work, *args, **kwargs).result()
+
+    def close(self) -> None:
+        """End the threads; what waits for a turn is not done any more."""
+        for thread in self.threads.values():
+            thread.shutdown(wait=False, cancel_futures=True)
 
     @staticmethod
     def open(
         bundles: Sequence[Path], teacher: str, precision: str | None, threads: int | None, vad: bool | None = None
     ) -> Systems:
         """Open bundles, with their speech detector unless `vad` is False; raises UserError for one that is damaged or two of one name."""
-        first = teacher_bundle(teacher)
-        opened = {f"{open_manifest(first).name} (teacher, fp32)": Recognizer(first, "fp32", threads, vad=vad)}
-        for bundle in bundles:
+        wanted = [(teacher_bundle(teacher), "fp32", "teacher, fp32"), *((bundle, precision, "") for bundle in bundles)]
+        opened: dict[str, Recognizer] = {}
+        for bundle, asked, role in wanted:
             manifest = open_manifest(bundle)
-            chosen = precision or manifest.precisions[-1]
-            name = f"{manifest.name} ({chosen})"
+            chosen = asked or manifest.precisions[-1]
+            name = f"{manifest.name} ({role or chosen})"
             if name in opened:
                 raise UserError(f"{bundle}: a bundle named {name!r} is already shown; export it with another --name")
             try:
@@ -77,9 +99,9 @@ class Tally:
     words: int = 0
 
 
-def load_clip(path: Path) -> Wave:
-    """Decode an upload or recording; raises UserError in one line where it cannot be used."""
-    wave = decode(path, path.name, RECORDING_SECONDS)
+def load_clip(path: Path, longest: float) -> Wave:
+    """Decode an upload or recording of at most `longest` seconds; raises UserError in one line where it cannot be used."""
+    wave = decode(path, path.name, longest)
     if seconds(wave) <= LONGEST_SECONDS:
         check_length(wave, path.name)
     if is_silent(wave):
@@ -102,9 +124,9 @@ def compare(systems: Systems, wave: Wave, reference: str, language: str, tally: 
     """
     results: list[Result] = []
     transcripts = {}
-    for name, recognizer in systems.recognizers.items():
+    for name in systems.recognizers:
         try:
-            transcripts[name] = _transcribed(recognizer, wave, language)
+            transcripts[name] = _transcribed(systems, name, wave, language)
         except (AudioError, BundleError) as error:
             raise UserError(str(error)) from None
     teacher = next(iter(transcripts.values()))
@@ -125,7 +147,9 @@ def compare(systems: Systems, wave: Wave, reference: str, language: str, tally: 
                 latency_ms=transcript.latency_ms,
                 stages_ms=transcript.stages_ms,
                 speedup=teacher.latency_ms / max(transcript.latency_ms, 1e-3),  # nothing is done where nobody speaks
-                coloured=as_html(differences(standard, transcript.text, language)) if compared else transcript.text,
+                coloured=as_html(differences(standard, transcript.text, language))
+                if compared
+                else html.escape(transcript.text),
                 compared_with=compared,
                 running_wer=100 * tally.errors[name] / tally.words if tally.words else None,
             )
@@ -133,11 +157,13 @@ def compare(systems: Systems, wave: Wave, reference: str, language: str, tally: 
     return results
 
 
-def _transcribed(recognizer: Recognizer, wave: Wave, language: str) -> Transcript:
-    """A clip at once, a recording stretch by stretch and then as one."""
+def _transcribed(systems: Systems, name: str, wave: Wave, language: str) -> Transcript:
+    """A clip at once, a recording stretch by stretch and then as one; a turn for each."""
+    recognizer = systems.recognizers[name]
     if seconds(wave) <= recognizer.window:
-        return recognizer.transcribe(wave, language)
-    parts = [segment.transcript for segment in recognizer.segments(wave, language)]
+        return systems.turn(name, recognizer.transcribe, wave, language)
+    segments = recognizer.segments(wave, language)
+    parts = [segment.transcript for segment in iter(lambda: systems.turn(name, next, segments, None), None)]
     stages: dict[str, float] = {}
     for part in parts:
         for stage, ms in part.stages_ms.items():

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from workbench.children import end_with_parent
 from workbench.errors import UserError
 from workbench.scoring import is_loop, normalize
 
@@ -164,6 +165,7 @@ def _serve(pipe: Connection, bundle: str, precision: str, threads: int, vad: boo
     """Load a bundle and answer requests, in a process that never imports torch."""
     from export.edge import AudioError, BundleError, Recognizer, read_wav
 
+    end_with_parent()
     try:
         started = time.perf_counter()
         # the parent has checked it

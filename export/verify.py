@@ -17,6 +17,7 @@ from export.clients import available, has_graphs_of, is_exact, known_clients
 from export.edge import read_wav
 from export.manifest import open_manifest, record
 from export.silence import as_trained
+from workbench.children import ending_with_us
 from workbench.corpus import Utterance
 from workbench.errors import UserError
 from workbench.scoring import Score, score_utterances
@@ -220,8 +221,9 @@ def _run(name: str, job: dict[str, Any], folder: Path) -> tuple[dict[str, Any] |
     command = [sys.executable, "-m", "export.clients.worker", name, str(job_path), str(result_path)]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=120 + SECONDS_A_CLIP * len(job["clips"])
-        )
+            ending_with_us(command), capture_output=True, text=True, check=False,
+            timeout=120 + SECONDS_A_CLIP * len(job["clips"]),
+        )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         return None, f"hung for {error.timeout:.0f} s"
     if done.returncode or not result_path.is_file():

@@ -2,13 +2,15 @@
 
 import contextlib
 import socket
+import time
 
 import numpy as np
 import pytest
 
 from demo.app import build, cards, launch
 from demo.difference import as_html, differences
-from demo.live import Live, mono
+from demo.limits import Limits, private_folder
+from demo.live import Live
 from demo.session import Systems, Tally, compare, load_clip
 from tests.browser import CHROMIUM, open_page
 from tests.conftest import tone
@@ -73,7 +75,7 @@ def test_sessions_count_apart():
 def test_clips_that_cannot_be_used_are_named(tmp_path, samples, said):
     write_wav(tmp_path / "clip.wav", samples)
     with pytest.raises(UserError, match=rf"clip\.wav.*{said}"):
-        load_clip(tmp_path / "clip.wav")
+        load_clip(tmp_path / "clip.wav", 600.0)
 
 
 def test_a_recording_is_cut_the_same_for_each_system(systems):
@@ -94,18 +96,22 @@ def test_two_bundles_of_one_name_are_refused(exported):
         Systems.open([exported, exported], str(exported), "int8", 1)
 
 
+LIMITS = Limits()
+
+
 @contextlib.contextmanager
-def served(systems):
+def served(systems, examples=None, limits=LIMITS):
     """Address of the page, served."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    page = build(systems, open_corpus("prompts-en", "test")[:4])
-    launch(page, "127.0.0.1", port, prevent_thread_lock=True, quiet=True)
-    try:
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        page.close()
+    with private_folder(limits.keep_minutes):
+        page = build(systems, examples or open_corpus("prompts-en", "test")[:4], limits)
+        launch(page, "127.0.0.1", port, limits, prevent_thread_lock=True, quiet=True)
+        try:
+            yield f"http://127.0.0.1:{port}/"
+        finally:
+            page.close()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
@@ -134,27 +140,36 @@ def test_a_visitor_clicks_through_the_page(systems, tmp_path):
         assert [url for url in outside if "iframe-resizer" not in url] == []
 
 
+def spoken(systems, seconds=3.0):
+    """Speech and a pause, at 48 kHz."""
+    wave = next(u.wave() for u in open_corpus("prompts-en", "test") if u.seconds > 2)[:32000]
+    return np.repeat(np.concatenate([wave, np.zeros(24000, np.float32)]), 3)
+
+
+def until(met, seconds=60):
+    """Wait for something to come true."""
+    end = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.02)
+
+
 def test_a_microphone_is_heard_by_each_system_block_by_block(systems):
-    wave = np.concatenate([u.wave()[:32000] for u in open_corpus("prompts-en", "test") if u.seconds > 2][:1])
-    loud = (np.repeat(np.concatenate([wave, np.zeros(24000, np.float32)]), 3) * 32767).astype(np.int16)  # at 48 kHz
+    loud = spoken(systems)
     live = Live(systems, list(systems.recognizers), "en", 48000)
-    for block in np.array_split(np.stack([loud, loud], 1), 20):
+    for block in np.array_split(loud, 20):
         live.hear(block)
     live.hear(loud[:0])
     assert live.seconds == pytest.approx(len(loud) / 48000)
-    assert [len(w.said) for w in live.writings.values()] == [1, 1]
-    assert all(w.busy_ms > w.slowest_ms > 0 and not w.saying for w in live.writings.values())
     live.finish()
+    until(lambda: live.done)
+    assert [len(q.said) for q in live.queues.values()] == [1, 1]
+    assert all(q.busy_ms > q.slowest_ms > 0 and not q.saying and q.behind == 0 for q in live.queues.values())
     said = live.as_html()
     live.hear(loud)  # comes late, and is not heard
     live.finish()
     assert live.as_html() == said
     assert 'data-state="over"' in said
-
-
-def test_samples_of_a_microphone_are_averaged_and_scaled():
-    assert mono(np.array([[16384, 0], [-32768, -32768]], np.int16)).tolist() == [0.25, -1.0]
-    assert mono(np.array([0.5], np.float32)).tolist() == [0.5]
 
 
 def test_somebody_has_to_listen(systems):

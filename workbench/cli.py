@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
-from typing import Annotated
+import traceback
+from typing import Annotated, Any
 
 import typer
 
 from workbench import __version__, cli_export, cli_research, cli_train
-from workbench.errors import UserError
+from workbench.command import INTERRUPTED, Command, say
+from workbench.errors import UserError, of_the_system
 
 app = typer.Typer(
     name="workbench",
@@ -20,7 +21,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-INTERRUPTED = 130  # 128 + SIGINT, as shells count it
+BUG = 1  # what is no user's mistake
+# Of the click package, or of the copy of it that newer versions of typer carry: typer itself exports only its subclasses.
+ClickException: Any = typer.BadParameter.__mro__[2]
 
 
 def _version(value: bool) -> None:
@@ -71,33 +74,42 @@ def doctor() -> None:
 
 for commands in (cli_train, cli_export, cli_research):
     commands.add_commands(app)
+for group in (app, *(info.typer_instance for info in app.registered_groups if info.typer_instance)):
+    for registered in group.registered_commands:
+        registered.cls = Command
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line and exit status 2, Ctrl-C is 130, a full disk is 2."""
-    import click
-
+    """Entry point. Exit status: 2 and one line for what a user can correct, 130 for Ctrl-C, 1 and a traceback for a bug."""
     try:
-        status = typer.main.get_command(app).main(standalone_mode=False) or 0
-    except click.ClickException as error:
+        try:
+            status = typer.main.get_command(app).main(prog_name="workbench", standalone_mode=False) or 0
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _close_pipe()
+            status = BUG
+    except ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        status = error.exit_code
     except UserError as error:
-        _say(str(error))
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
+        say(str(error))
+        status = 2
+    except (typer.Abort, KeyboardInterrupt):
+        say("interrupted")
         status = INTERRUPTED
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        _say(
-            f"{error.filename or 'disk'}: {error.strerror}; free some space or choose another place, and run the same command again"
-        )
-        sys.exit(2)
-    if status == INTERRUPTED:  # typer may have caught the signal itself, and returned this
-        _say("interrupted; nothing is lost, run the same command again to go on")
+    except Exception as error:  # noqa: BLE001  shown, and with a traceback unless the system is to blame
+        known = of_the_system(error)
+        if known is None or logging.getLogger().isEnabledFor(logging.INFO):  # the latter: --verbose
+            traceback.print_exc()
+        if known:
+            say(known)
+            status = 2
+        else:
+            say(f"unexpected {type(error).__name__}: a bug of the workbench; please report it with the lines above")
+            status = BUG
     sys.exit(status)
 
 
-def _say(message: str) -> None:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+def _close_pipe() -> None:
+    """The reader of our output has gone (`workbench teachers | head -1`): nothing more is written, at exit neither."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

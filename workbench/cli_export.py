@@ -7,10 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench.command import can_be_written
 from workbench.errors import UserError
 
+FOLDER: dict[str, Any] = {"file_okay": False, "callback": can_be_written}
+FILE: dict[str, Any] = {"dir_okay": False, "callback": can_be_written}
 VERIFIED_CLIPS = 24  # by `export`; `verify` takes as many as it is told
-Threads = Annotated[int | None, typer.Option(help="Threads of each system; all cores by default.", min=1)]
+Threads = Annotated[int | None, typer.Option(help="Threads of each system; all cores by default.", min=1, max=1024)]
 Corpus = Annotated[str, typer.Option(help="Built-in name, manifest, folder with a manifest, or hf:ID[:CONFIG].")]
 Split = Annotated[str, typer.Option(help="train, validation or test.")]
 
@@ -22,8 +25,10 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def export(
-    student: Annotated[Path, typer.Argument(help="Student or any transformers Whisper checkpoint folder.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.")],
+    student: Annotated[
+        Path, typer.Argument(help="Student or any transformers Whisper checkpoint folder.", file_okay=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.", **FOLDER)],
     precision: Annotated[
         str,
         typer.Option(
@@ -51,7 +56,7 @@ def export(
         typer.Option(help="Find the fastest precision on this machine within it: wer<=+0.5,size<=60,rss<=250,p50<=80."),
     ] = "",
     device_profile: Annotated[
-        Path | None, typer.Option(help="JSON that describes another device, with --budget.")
+        Path | None, typer.Option(help="JSON that describes another device, with --budget.", dir_okay=False)
     ] = None,
     threads: Threads = None,
     symmetric: Annotated[bool, typer.Option(help="No zero points: static int8's inputs, weights in blocks.")] = False,
@@ -92,8 +97,8 @@ def export(
 
 
 def pack(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the whole bundle.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    bundle: Annotated[Path, typer.Argument(help="Folder of the whole bundle.", file_okay=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", **FOLDER)],
     client: Annotated[
         str, typer.Option("--for", help="The runtime: edge, sherpa_onnx, onnx_asr, optimum or transformers_js.")
     ] = "edge",
@@ -117,17 +122,19 @@ def _corpus_of(student: Path) -> str:
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.", file_okay=False)],
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint that it was exported from; the student beside the bundle by default."),
+        typer.Option(
+            help="Checkpoint that it was exported from; the student beside the bundle by default.", file_okay=False
+        ),
     ] = None,
     corpus: Corpus = "prompts-en",
     split: Split = "validation",
     clips: Annotated[int | None, typer.Option(help="At most this many clips.", min=1)] = None,
     client: Annotated[list[str] | None, typer.Option(help="Only these runtimes.")] = None,
     threads: Threads = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write what was found as JSON.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write what was found as JSON.", **FILE)] = None,
 ) -> None:
     """Run a bundle in every installed runtime, each in its own process, and compare with torch."""
     beside = bundle.parent / "student"
@@ -166,12 +173,17 @@ def _tell_failures(bundle: Path, found: dict[str, Any]) -> None:
 
 
 def measure(
-    bundles: Annotated[list[Path], typer.Argument(help="Folders of bundles; every precision of each is measured.")],
+    bundles: Annotated[
+        list[Path], typer.Argument(help="Folders of bundles; every precision of each is measured.", file_okay=False)
+    ],
     against: Annotated[str, typer.Option(help="The teacher: a name as for `workbench teachers`, or its bundle.")],
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Folder for report.json and report.html; beside the first bundle by default."
+            "--output",
+            "-o",
+            help="Folder for report.json and report.html; beside the first bundle by default.",
+            **FOLDER,
         ),
     ] = None,
     corpus: Annotated[
@@ -190,21 +202,27 @@ def measure(
     """Measure WER, latency, memory and size of bundles against their teacher, interleaved on the same clips."""
     from export.measure import measure as run
     from export.report import print_table
+    from workbench.locks import claimed
 
     folder = output or bundles[0].parent
-    report = run(bundles, against, folder, corpus or ["prompts-en"], split, clips, threads, repeats, again, robustness)
+    with claimed(folder / "report.json"):
+        report = run(
+            bundles, against, folder, corpus or ["prompts-en"], split, clips, threads, repeats, again, robustness
+        )
     print_table(report)
     typer.echo(f"{folder / 'report.json'}\n{folder / 'report.html'}")
 
 
 def demo(
-    bundles: Annotated[list[Path], typer.Argument(help="Folders of bundles, each shown in its smallest precision.")],
+    bundles: Annotated[
+        list[Path], typer.Argument(help="Folders of bundles, each shown in its smallest precision.", file_okay=False)
+    ],
     against: Annotated[str, typer.Option(help="The teacher, shown beside them.")] = "whisper-base",
     corpus: Corpus = "prompts-en",
     precision: Annotated[
         str | None, typer.Option(help="Precision of the students; the last one of each bundle by default.")
     ] = None,
-    port: Annotated[int, typer.Option(help="Port on this machine.")] = 7860,
+    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 7860,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     threads: Threads = None,
     vad: Annotated[
@@ -220,7 +238,7 @@ def demo(
 
 def prune(
     checkpoint: Annotated[str, typer.Argument(help="Teacher's name, or folder of a checkpoint.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new checkpoint.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new checkpoint.", **FOLDER)],
     vocabulary: Annotated[
         str,
         typer.Option(help="As for export: a language (en, en:16000), corpus:FILE, a number, or several joined by +."),

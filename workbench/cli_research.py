@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from workbench.command import can_be_written
 from workbench.errors import UserError, nearest
 
 corpus_app = typer.Typer(help="Build a corpus that the package does not carry.", no_args_is_help=True)
@@ -29,13 +30,23 @@ def _corpus() -> None:
 def prompts(
     language: Annotated[str, typer.Option(help="en, es, fr, it or ru.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder; by default in the cache, known as prompts-LANGUAGE.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder; by default in the cache, known as prompts-LANGUAGE.",
+            file_okay=False,
+            callback=can_be_written,
+        ),
     ] = None,
     corrupt: Annotated[
-        float | None, typer.Option(help="Also give this share of the training clips a wrong transcript, such as 0.4.")
+        float | None,
+        typer.Option(
+            help="Also give this share of the training clips a wrong transcript, such as 0.4.", min=0.001, max=1
+        ),
     ] = None,
     how: Annotated[str, typer.Option(help="exchange: with another clip; words: half of them replaced.")] = "exchange",
-    seed: Annotated[int, typer.Option(help="Of what is corrupted.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of what is corrupted.", min=0)] = 1,
 ) -> None:
     """Build a language's telephone prompts from Debian's packages, with the split rule of prompts-en."""
     from workbench.corpus.corrupt import write_corrupted
@@ -54,7 +65,9 @@ def prompts(
 
 
 def study(
-    file: Annotated[Path, typer.Argument(help="Study, a YAML file; the shipped ones are in recipes/studies/.")],
+    file: Annotated[
+        Path, typer.Argument(help="Study, a YAML file; the shipped ones are in recipes/studies/.", dir_okay=False)
+    ],
     arm: Annotated[list[str] | None, typer.Option(help="Only these arms.")] = None,
     corpus: Annotated[list[str] | None, typer.Option(help="Only these corpora.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Only these seeds.")] = None,
@@ -102,13 +115,20 @@ def study(
 
 
 def weights(
-    run: Annotated[Path, typer.Argument(help="Run folder, which holds weights.parquet.")],
+    run: Annotated[Path, typer.Argument(help="Run folder, which holds weights.parquet.", file_okay=False)],
     worst: Annotated[int, typer.Option(help="How many of the most distrusted utterances to list.", min=0)] = 20,
     by: Annotated[
         str, typer.Option(help="system: the weights it gave; student_loss; teacher_loss, which needs no training.")
     ] = "system",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Page to write; weights.html in the run's folder by default.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Page to write; weights.html in the run's folder by default.",
+            dir_okay=False,
+            callback=can_be_written,
+        ),
     ] = None,
 ) -> None:
     """Show how a run weighed its utterances, and rank those it learnt to distrust, with audio and both texts."""

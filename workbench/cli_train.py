@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from workbench.command import can_be_written
 from workbench.errors import UserError
 
 
@@ -17,7 +18,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def distill(
-    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.", dir_okay=False)],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, for example stages.decoder.epochs=2")
     ] = None,
@@ -33,16 +34,20 @@ def distill(
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.", dir_okay=False)],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as for distill")] = None,
     device: Annotated[str, typer.Option(help="Such as h100-80gb; a wrong name lists them.")] = "h100-80gb",
     devices: Annotated[int, typer.Option(help="How many of them.", min=1)] = 1,
-    hours: Annotated[float | None, typer.Option(help="Hours of speech; the corpus's own where it lies here.")] = None,
-    clip_seconds: Annotated[float | None, typer.Option(help="Mean length of a clip, likewise.")] = None,
+    hours: Annotated[
+        float | None, typer.Option(help="Hours of speech; the corpus's own where it lies here.", min=0.001)
+    ] = None,
+    clip_seconds: Annotated[float | None, typer.Option(help="Mean length of a clip, likewise.", min=0.01)] = None,
     efficiency: Annotated[
         float, typer.Option(help="Share of the device's peak that is reached: an assumption.", min=0.01, max=1.0)
     ] = 0.35,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write it as JSON.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write it as JSON.", dir_okay=False, callback=can_be_written)
+    ] = None,
 ) -> None:
     """Reckon what a recipe takes on an accelerator: parameters, operations, memory, largest batch, hours. Runs anywhere."""
     from workbench.files import write_json
@@ -62,7 +67,9 @@ def plan(
 
 def label(
     source: Annotated[Path, typer.Argument(help="Folder of audio files, or a manifest; its text is the reference.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Manifest to write (JSONL).")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Manifest to write (JSONL).", dir_okay=False, callback=can_be_written)
+    ],
     teacher: Annotated[str, typer.Option(help="Who transcribes: a name as for `workbench teachers`.")] = "whisper-base",
     language: Annotated[
         str | None,
@@ -77,12 +84,16 @@ def label(
     longest: Annotated[
         float, typer.Option(help="Seconds of an utterance cut out of a longer recording.", min=1, max=30)
     ] = 28.0,
-    max_wer: Annotated[float, typer.Option(help="Percent, against a reference where there is one.")] = 10.0,
-    max_compression: Annotated[float, typer.Option(help="Text bytes over zlib bytes; loops compress well.")] = 2.4,
+    max_wer: Annotated[float, typer.Option(help="Percent, against a reference where there is one.", min=0)] = 10.0,
+    max_compression: Annotated[
+        float, typer.Option(help="Text bytes over zlib bytes; loops compress well.", min=0)
+    ] = 2.4,
     min_confidence: Annotated[float, typer.Option(help="Mean log-probability a token.")] = -1.0,
-    min_rate: Annotated[float, typer.Option(help="Characters a second.")] = 2.0,
-    max_rate: Annotated[float, typer.Option(help="Characters a second.")] = 30.0,
-    min_language: Annotated[float, typer.Option(help="Probability of the language that the teacher tells.")] = 0.5,
+    min_rate: Annotated[float, typer.Option(help="Characters a second.", min=0)] = 2.0,
+    max_rate: Annotated[float, typer.Option(help="Characters a second.", min=0)] = 30.0,
+    min_language: Annotated[
+        float, typer.Option(help="Probability of the language that the teacher tells.", min=0, max=1)
+    ] = 0.5,
 ) -> None:
     """Transcribe audio that has no text, filter the labels, and write a manifest and a rejection report."""
     from workbench.corpus import SPLITS
@@ -101,9 +112,20 @@ def label(
 
 
 def synthesize(
-    text: Annotated[Path, typer.Argument(help="UTF-8 text, one utterance a line.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Manifest to write (JSONL); recordings go beside it.")],
-    voice: Annotated[Path | None, typer.Option(help="A Piper voice, NAME.onnx; the built-in one by default.")] = None,
+    text: Annotated[Path, typer.Argument(help="UTF-8 text, one utterance a line.", dir_okay=False)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Manifest to write (JSONL); recordings go beside it.",
+            dir_okay=False,
+            callback=can_be_written,
+        ),
+    ],
+    voice: Annotated[
+        Path | None, typer.Option(help="A Piper voice, NAME.onnx; the built-in one by default.", dir_okay=False)
+    ] = None,
     language: Annotated[str, typer.Option(help="ISO 639-1 code of the text.")] = "en",
     speed: Annotated[
         list[float] | None, typer.Option(help="Speeds that the lines take in turn, 1.0 by default.")
@@ -112,7 +134,10 @@ def synthesize(
         str | None, typer.Option(help="Corpus of whose validation and test splits no sentence may be said.")
     ] = None,
     join: Annotated[
-        float, typer.Option(help="Join lines to recordings of up to so many seconds: a cheaper teacher's pass.")
+        float,
+        typer.Option(
+            help="Join lines to recordings of up to so many seconds: a cheaper teacher's pass.", min=0, max=30
+        ),
     ] = 0.0,
 ) -> None:
     """Say the lines of a text with a text-to-speech engine: training speech for who has text but no audio."""

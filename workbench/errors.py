@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import re
+import socket
 from collections.abc import Iterable
 
 
@@ -21,3 +25,46 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(names)}"
+
+
+NO_ROOM = "free some space or choose another place, and run the same command again"
+REMEDIES = {
+    errno.ENOSPC: NO_ROOM,
+    errno.EDQUOT: NO_ROOM,
+    errno.EFBIG: NO_ROOM,
+    errno.EACCES: "choose another place, or change its permissions",
+    errno.EPERM: "choose another place, or change its permissions",
+    errno.EROFS: "choose another place",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "expected a folder",
+    errno.EISDIR: "expected a file",
+    errno.EEXIST: "choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "its symbolic links lead back to themselves",
+    errno.EIO: "the disk or network drive cannot be read or written",
+    errno.ENODEV: "check that the device is there",
+    errno.ENXIO: "check that the device is there",
+    errno.EMFILE: "raise the limit on open files (`ulimit -n`)",
+    errno.ECONNREFUSED: "check the network, or use what lies on this machine",
+    errno.ECONNRESET: "check the network, or use what lies on this machine",
+    errno.ETIMEDOUT: "check the network, or use what lies on this machine",
+    errno.EHOSTUNREACH: "check the network, or use what lies on this machine",
+    errno.ENETUNREACH: "check the network, or use what lies on this machine",
+    errno.EADDRINUSE: "choose another port",
+    errno.EADDRNOTAVAIL: "choose another address",
+}
+
+
+def of_the_system(error: Exception) -> str | None:
+    """What to say of an error that lies in the user's disk, files or network; None for any other, which is a bug."""
+    if isinstance(error, socket.gaierror):
+        return f"{error.strerror}; check the host's name and the network"
+    number = error.errno if isinstance(error, OSError) else None
+    # libraries written in Rust (safetensors, tokenizers) raise classes of their own
+    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(found.group(1))
+    if number not in REMEDIES:
+        return None
+    names = [str(name) for name in (getattr(error, "filename", None), getattr(error, "filename2", None)) if name]
+    what = f"{' -> '.join(names)}: " if names else ""
+    return f"{what}{os.strerror(number)}; {REMEDIES[number]}"

@@ -24,6 +24,8 @@ from workbench.errors import UserError
 from workbench.families import Family, open_family
 from workbench.files import json_lines, json_text, sha256_of, write_jsonl
 from workbench.filters import Label, Limits, reasons
+from workbench.locks import lock_of
+from workbench.processes import claimed_by_all, start_processes, wait_for_all
 from workbench.progress import Progress
 from workbench.segment import SpeechFinder, check_disk, cut, is_cut, utterances_of
 from workbench.teachers import fingerprint, resolve_teacher
@@ -58,11 +60,14 @@ def label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits,
         split: split that every line gets; by default the one it has, and for bare audio what its label decides.
 
     Raises:
-        UserError: no audio there, or no label is fit.
+        UserError: no audio there, no label is fit, or another process writes the manifest.
     """
-    from accelerate import PartialState
+    with claimed_by_all(manifest):
+        return _label(source, manifest, settings, limits, split)
 
-    state = PartialState()
+
+def _label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits, split: str | None) -> Path:
+    state = start_processes()
     folder = resolve_teacher(settings.teacher)
     family = open_family(folder)
     recordings, unfit = audio_clips(source, manifest)
@@ -86,13 +91,13 @@ def label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits,
                         entry = {"key": key, "clip": _clip_key(clip), **found}
                         file.write("\n" + json_text(entry))
                 progress.advance(len(labelled) * state.num_processes)
-    state.wait_for_everyone()
+    wait_for_all()
     if state.is_main_process:
         entries = without_speech | dict(_read_journals(manifest, key))
         _write(clips, entries, unfit, source, manifest, limits, split)
         for path in manifest.parent.glob(f".{manifest.name}.*.journal"):
             path.unlink()
-    state.wait_for_everyone()
+    wait_for_all()
     return manifest
 
 
@@ -110,7 +115,7 @@ def audio_clips(source: Path, manifest: Path) -> tuple[list[Utterance], list[dic
     if not source.is_dir() or _has_manifest(source):
         clips = read_manifest(source, transcribed=False)
     else:
-        own = (manifest, _report_of(manifest), _cut_folder(manifest))
+        own = (manifest, _report_of(manifest), _cut_folder(manifest), lock_of(manifest))
         paths = sorted(
             p for p in source.rglob("*")
             if not p.is_dir() and p not in own and _cut_folder(manifest) not in p.parents and not _is_journal(p, manifest)
@@ -194,7 +199,7 @@ def _cut_long(
             for recording in mine:
                 cut(recording, folder, longest, finder)
                 progress.advance()
-    state.wait_for_everyone()
+    wait_for_all()
     found: list[Utterance] = []
     unfit: dict[str, tuple[Utterance, dict[str, Any]]] = {}
     for recording in recordings:

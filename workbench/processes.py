@@ -2,12 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from workbench.errors import UserError
+from workbench.locks import claimed
 from workbench.memory import Peak
+
+LONGEST_WAIT = timedelta(days=7)  # for one process's work, such as validating, or for another run that fills a cache
+_group: list[
+    Any
+] = []  # gloo's, whose waits are so long; collectives keep their timeout, which finds a process that hangs
+
+
+def start_processes() -> Any:
+    """Accelerate's state of this run's processes, which all must ask for before the first of them waits."""
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if state.num_processes > 1 and not _group:
+        _group.append(torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT))
+    return state
+
+
+def wait_for_all() -> None:
+    """Wait until every process of the run is here, however long one of them works."""
+    if _group:
+        torch.distributed.barrier(_group[0])
+
+
+@contextlib.contextmanager
+def claimed_by_all(output: Path, wait: bool = False) -> Iterator[None]:
+    """`claimed` for a run of several processes: the main one has the lock, and all raise its UserError."""
+    state = start_processes()
+    with contextlib.ExitStack() as stack:
+        problem: list[str | None] = [None]
+        if state.is_main_process:
+            try:
+                stack.enter_context(claimed(output, wait))
+            except UserError as error:
+                problem = [str(error)]
+        if _group:
+            torch.distributed.broadcast_object_list(problem, 0, _group[0])
+        if problem[0] is not None:
+            raise UserError(problem[0])
+        yield
 
 
 class Processes:
@@ -24,6 +70,7 @@ class Processes:
             return found
         from accelerate.utils import gather_object
 
+        wait_for_all()  # what they found may have taken them more or less time
         return {key: value for part in gather_object([found]) for key, value in part.items()}
 
     def together(self, wish: bool) -> bool:

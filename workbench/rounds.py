@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader
 
 from workbench.checkpoints import Position
+from workbench.children import end_with_parent
 from workbench.corpus.batching import StepPlan, plan_steps
 from workbench.data import Batch, MicroBatches
 from workbench.families.pooling import pool_after
@@ -86,8 +87,9 @@ class Rounds:
             pool_after(self.run.model.config) > 0,
         )  # fmt: skip
         loader: Any = DataLoader(
-            data, batch_size=None, num_workers=workers, pin_memory=on_gpu, prefetch_factor=4 if workers else None
-        )
+            data, batch_size=None, num_workers=workers, pin_memory=on_gpu, prefetch_factor=4 if workers else None,
+            worker_init_fn=end_with_parent,
+        )  # fmt: skip
         together: list[Batch] = []
         for batch in loader:
             together.append(batch)

@@ -24,6 +24,7 @@ from workbench.look_ahead import LearntWeights
 from workbench.memory import Peak, peak_of
 from workbench.passes import Passes
 from workbench.probe import StudentProbe
+from workbench.processes import wait_for_all
 from workbench.progress import Progress
 from workbench.recipe_sections import Stage
 from workbench.rounds import Rounds
@@ -173,7 +174,7 @@ class StageLoop:
         if (store := self.validation.store) is not None:
             if self.run.main:
                 self.validation.fill(self.run.model, singly)
-            self.run.accelerator.wait_for_everyone()
+            wait_for_all()
             store.reload()
 
     def _weighting(self, window: Window) -> Weighting:
@@ -308,4 +309,4 @@ class StageLoop:
             tensors["itself"] = {k: checkpoints.whole(v) for k, v in self.itself.state_dict().items()}
         if run.main:
             checkpoints.save(run.folder / "checkpoints", self.position, tensors, run.recipe.keep_checkpoints)
-        run.accelerator.wait_for_everyone()
+        wait_for_all()

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.audio import LONGEST_SECONDS, check_length, decode, probe_seconds, write_flac
+from workbench.children import ending_with_us
 from workbench.corpus import Utterance, open_corpus
 from workbench.corpus.more import neighbours
 from workbench.corpus.split import split_key
 from workbench.corpus.utterance import joined
 from workbench.errors import UserError
 from workbench.files import atomic_path, check_free_space, sha256, sha256_of, write_jsonl
+from workbench.locks import claimed
 from workbench.progress import Progress
 
 log = logging.getLogger("workbench")
@@ -68,8 +70,21 @@ def synthesize(
             teacher hears 30 s whatever a recording's length, so its pass over longer ones costs less.
 
     Raises:
-        UserError: no engine or voice here, an unusable text file, or no line that could be said.
+        UserError: no engine or voice here, an unusable text file, no line that could be said, or another process writes the manifest.
     """
+    with claimed(manifest):
+        return _synthesize(text, manifest, voice, language, speeds, avoid, join)
+
+
+def _synthesize(
+    text: Path,
+    manifest: Path,
+    voice: Path | None,
+    language: str,
+    speeds: Sequence[float],
+    avoid: str | None,
+    join: float,
+) -> Path:
     engine, voice = _engine(), voice or _default_voice()
     if not voice.is_file() or not voice.with_name(voice.name + ".json").is_file():
         raise UserError(f"{voice}: no such Piper voice; expected NAME.onnx and NAME.onnx.json side by side")
@@ -214,7 +229,8 @@ def _say(command: list[str], lines: Sequence[Line], folder: Path, voice: str, la
     with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".part") as temporary:
         options = ["--output-dir", temporary, "--length-scale", f"{1 / lines[0].speed:.4f}"]
         done = subprocess.run(
-            [*command, *options], input="\n".join(line.text for line in lines), capture_output=True, text=True, check=False
+            ending_with_us([*command, *options]), input="\n".join(line.text for line in lines), capture_output=True,
+            text=True, check=False,
         )  # fmt: skip
         recordings = sorted(Path(temporary).glob("*.wav"), key=lambda p: int(p.stem))  # named by a rising clock
         if done.returncode or len(recordings) != len(lines):

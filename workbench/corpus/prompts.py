@@ -20,6 +20,7 @@ from pathlib import Path
 import av
 
 from workbench.audio import SAMPLE_RATE, decode
+from workbench.children import ending_with_us
 from workbench.corpus.references import (
     VERSION_FILE,
     build_version,
@@ -74,12 +75,13 @@ def build_prompts(language: str, output: Path) -> Path:
 def unpack(language: str, folder: Path) -> Path:
     """Fetch and unpack both packages; returns the folder they were unpacked to."""
     packages = [f"asterisk-core-sounds-{language}-g722", f"asterisk-core-sounds-{language}"]
-    done = subprocess.run(["apt-get", "download", *packages], cwd=folder, capture_output=True, text=True, check=False)  # noqa: S607
+    fetch = ending_with_us(["apt-get", "download", *packages])
+    done = subprocess.run(fetch, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"apt-get download {' '.join(packages)}: {said}; run `apt-get update`, or check the network")
     for deb in folder.glob("*.deb"):
-        subprocess.run(["dpkg-deb", "-x", deb.name, "unpacked"], cwd=folder, check=True)  # noqa: S607
+        subprocess.run(ending_with_us(["dpkg-deb", "-x", deb.name, "unpacked"]), cwd=folder, check=True)
     return folder / "unpacked"
 
 

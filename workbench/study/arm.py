@@ -18,6 +18,7 @@ from workbench.families import open_family
 from workbench.files import read_json, sha256_of, write_json
 from workbench.host import peak_memory_mb
 from workbench.inputs import changed_run, clips_sha256
+from workbench.processes import claimed_by_all, start_processes, wait_for_all
 from workbench.recipe import Recipe, parse_recipe
 from workbench.study.current import discard_void, read_result, result_inputs
 from workbench.study.plan import Cell, Study, arm_recipe, folder_of
@@ -42,7 +43,7 @@ def prepare(study: Study) -> None:
                 f"{recipe.output}: the student that the arms begin with is not of {study.prepare} as it is now ({reason}); "
                 f"run `workbench distill {study.prepare} --restart`, then the study again"
             )
-        distill(recipe)
+        distill(recipe, wait=True)  # another run of the study may be training it
 
 
 def run_arm(study: Study, cell: Cell) -> dict[str, Any]:
@@ -54,14 +55,17 @@ def run_arm(study: Study, cell: Cell) -> dict[str, Any]:
         The content of result.json: the study's split with WER and CER in percent, loops, references and hypotheses;
         `validation` at the run's best step; seconds; peak memory.
     """
-    from accelerate import PartialState
-
     recipe = arm_recipe(study, cell)
-    done = recipe.output / "result.json"
-    with PartialState().main_process_first():
-        discard_void(study, cell)
-    if (found := read_result(study, cell)) is not None:
-        return found
+    with claimed_by_all(recipe.output):
+        if start_processes().is_main_process:
+            discard_void(study, cell)
+        wait_for_all()
+        if (found := read_result(study, cell)) is not None:
+            return found
+        return _run(study, cell, recipe)
+
+
+def _run(study: Study, cell: Cell, recipe: Recipe) -> dict[str, Any]:
     student = distill(recipe)
     scores = read_json(recipe.output / "scores.json", "a run's scores")
     # torch's own peak on a GPU, the process's on a CPU
@@ -80,7 +84,7 @@ def run_arm(study: Study, cell: Cell) -> dict[str, Any]:
         study.split: _scored(recipe, student, study.split),
         "host": scores["host"],
     }
-    write_json(done, result)
+    write_json(recipe.output / "result.json", result)
     if not study.keep_students:
         shutil.rmtree(student)
     return result

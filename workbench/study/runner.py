@@ -11,8 +11,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from workbench.children import ending_with_us
 from workbench.errors import UserError
 from workbench.files import read_json
+from workbench.locks import claimed
 from workbench.study.current import discard_void
 from workbench.study.plan import Cell, Study, cells
 
@@ -25,10 +27,17 @@ def run_study(study: Study, file: Path, parallel: int, chosen: list[Cell]) -> No
     Results that are not of the study as it stands are removed first, with the reason.
 
     Raises:
-        UserError: after all others are done, if any run failed; its log says why.
+        UserError: another process runs the study, or one of its runs that is void; after all others are done, if any run failed (its
+            log says why).
     """
+    with claimed(study.output):
+        _run_study(study, file, parallel, chosen)
+
+
+def _run_study(study: Study, file: Path, parallel: int, chosen: list[Cell]) -> None:
     for cell in chosen:
-        discard_void(study, cell)
+        with claimed(study.output / cell.name):
+            discard_void(study, cell)
     todo = [cell for cell in chosen if not result_file(study, cell).is_file()]
     log.info("%d of %d runs are done", len(chosen) - len(todo), len(chosen))
     failed: list[Cell] = []
@@ -70,7 +79,7 @@ def _run(study: Study, file: Path, cell: Cell, parallel: int) -> int:
     options = ["--student", cell.student, "--corpus", cell.corpus, "--arm", cell.arm, "--seed", str(cell.seed)]
     with (folder / "log.txt").open("w", encoding="utf-8") as out:
         command = [sys.executable, "-m", "workbench", "study", str(file), *options]
-        return subprocess.run(command, env=environment, stdout=out, stderr=out, check=False).returncode
+        return subprocess.run(ending_with_us(command), env=environment, stdout=out, stderr=out, check=False).returncode
 
 
 class Board:

@@ -1,0 +1,67 @@
+"""What all commands have in common: empty values are refused, and Ctrl-C says what is left of the work."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count it
+RESUMED = "interrupted; what has been saved is kept, run the same command again to resume"
+BEGUN_ANEW = "interrupted; what had not finished is dropped, run the same command again to begin anew"
+LEFT_OF_WORK = {
+    "distill": RESUMED,
+    "label": RESUMED,
+    "synthesize": RESUMED,
+    "study": RESUMED,
+    "export": BEGUN_ANEW,
+    "pack": BEGUN_ANEW,
+    "prune": BEGUN_ANEW,
+    "prompts": BEGUN_ANEW,
+    "verify": BEGUN_ANEW,
+    "measure": BEGUN_ANEW,
+}
+
+
+def say(message: str) -> None:
+    """Tell the user what went wrong, in a line."""
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+
+
+def can_be_written(path: Path | None) -> Path | None:
+    """Callback of an output's option: what cannot be written there later is a usage error now, before the work."""
+    if path is not None:
+        there = next(folder for folder in Path(path).absolute().parents if folder.exists())
+        if not there.is_dir():
+            raise typer.BadParameter(f"{there} is a file; expected a folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise typer.BadParameter(f"{there} may not be written; choose another place")
+    return path
+
+
+class Command(TyperCommand):
+    """A command whose values are checked beyond their types."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer does it, but a value that is empty or not a number is a usage error: it would silently mean something else."""
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        rest: list[str] = super().parse_args(ctx, args)
+        for param in self.get_params(ctx):
+            raw, parsed = (v if isinstance(v, (list, tuple)) else [v] for v in (given.get(param.name), ctx.params.get(param.name)))  # fmt: skip
+            if any(isinstance(value, str) and not value.strip() for value in raw):
+                raise typer.BadParameter("it is empty; give a value, or leave it out", ctx=ctx, param=param)
+            if any(isinstance(value, float) and math.isnan(value) for value in parsed):
+                raise typer.BadParameter("nan is not a number", ctx=ctx, param=param)
+        return rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """As typer does it; Ctrl-C is said in a line."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say(LEFT_OF_WORK.get(self.name or "", "interrupted"))
+            raise typer.Exit(INTERRUPTED) from None
