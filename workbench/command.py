@@ -50,6 +50,7 @@ class Command(TyperCommand):
         """As typer does it, but a value that is empty or not a number is a usage error: it would silently mean something else."""
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         rest: list[str] = super().parse_args(ctx, args)
+        param: Any  # of whichever click typer carries
         for param in self.get_params(ctx):
             raw, parsed = (v if isinstance(v, (list, tuple)) else [v] for v in (given.get(param.name), ctx.params.get(param.name)))  # fmt: skip
             if any(isinstance(value, str) and not value.strip() for value in raw):
