@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -193,10 +194,10 @@ def cards(results: Sequence[Result], clip_seconds: float) -> str:
     out = []
     for result in results:
         stages = " · ".join(
-            f"{stage.replace('_', ' ')} {ms:.0f}" for stage, ms in result.stages_ms.items() if ms >= 0.5
+            f"{html.escape(stage.replace('_', ' '))} {ms:.0f}" for stage, ms in result.stages_ms.items() if ms >= 0.5
         )
         wer = f"running WER {result.running_wer:.1f} %" if result.running_wer is not None else "no reference"
-        against = f"differences from the {result.compared_with}" if result.compared_with else ""
+        against = f"differences from the {html.escape(result.compared_with)}" if result.compared_with else ""
         out.append(
             f'<div class="card"><h3>{html.escape(result.name)}</h3><div class="said">{result.coloured or "<i>nothing</i>"}</div>'
             f'<div class="big">{result.latency_ms:.0f} ms <span class="speedup">{result.speedup:.1f} x</span></div>'
@@ -216,6 +217,7 @@ def serve(
     clips = scored_clips(corpus, "test")
     step = max(1, len(clips) // EXAMPLES)
     examples = sorted(clips[::step][:EXAMPLES], key=lambda u: u.seconds)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are removed whichever way it is ended
     try:
         with private_folder(limits.keep_minutes):
             launch(build(systems, examples, limits), host, port, limits)
