@@ -133,11 +133,11 @@ def robustness_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 def write_html(report: dict[str, Any], path: Path) -> None:
     """Write the page: table, plots, and every clip on which a student and the teacher differ."""
     corpus, host = report["corpus"], report["host"]
-    flags = ", ".join(host["cpu_flags"])
+    flags = html.escape(", ".join(host["cpu_flags"]))
     versions = ", ".join(f"{k} {v}" for k, v in host["versions"].items())
     write_text(
         path,
-        f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(corpus["name"])} {corpus["split"]}</title>
+        f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(corpus["name"])} {html.escape(corpus["split"])}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
 body{{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2rem auto;padding:0 1rem;color:#1b1f24}}
 table{{border-collapse:collapse;font-variant-numeric:tabular-nums}}td,th{{padding:.3rem .6rem;border-bottom:1px solid #d8dee4;text-align:right}}

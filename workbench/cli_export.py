@@ -229,11 +229,21 @@ def demo(
         bool,
         typer.Option("--vad/--no-vad", help="Whether clips in which the speech detector hears nobody give no text."),
     ] = True,
+    longest: Annotated[float, typer.Option(min=1, help="Seconds of the longest recording and live session.")] = 600,
+    upload_mb: Annotated[int, typer.Option(min=1, help="Size of the largest upload.")] = 100,
+    at_once: Annotated[
+        int, typer.Option(min=1, help="Requests that take turns; each holds its recording in memory.")
+    ] = 16,
+    waiting: Annotated[int, typer.Option(min=1, help="Requests that wait; more are refused.")] = 64,
+    live: Annotated[int, typer.Option(min=1, help="Visitors who may speak at the same time.")] = 4,
+    keep_minutes: Annotated[float, typer.Option(min=0.1, help="Minutes until a recording is removed.")] = 10,
 ) -> None:
     """Serve the side-by-side page: teacher and students on the same clip."""
     from demo.app import serve
+    from demo.limits import Limits
 
-    serve(bundles, against, corpus, precision, host, port, threads, None if vad else False)
+    limits = Limits(longest, upload_mb, at_once, waiting, live, keep_minutes)
+    serve(bundles, against, corpus, precision, host, port, threads, None if vad else False, limits)
 
 
 def prune(
