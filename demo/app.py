@@ -91,6 +91,7 @@ def _clip_tab(systems: Systems, examples: Sequence[Utterance], limits: Limits) -
                 type="filepath",
                 label=f"Clip, or a recording of up to {limits.longest_seconds / 60:g} minutes and {limits.upload_mb} MB",
                 elem_id="clip",
+                buttons=["download"],  # Gradio's share button sends a recording to another site
             )
             problem = gr.HTML(elem_id="problem")
         with gr.Column():
@@ -136,7 +137,7 @@ def _live_tab(systems: Systems, limits: Limits) -> None:
         listening = gr.CheckboxGroup(names, value=names[1:], label="Who listens")
         language = _languages(systems)
     microphone = gr.Audio(
-        sources=["microphone"], type="filepath", streaming=True, label="Microphone", elem_id="microphone"
+        sources=["microphone"], type="filepath", streaming=True, label="Microphone", elem_id="microphone", buttons=[]
     )
     shown = gr.HTML(elem_id="heard")
     microphone.start_recording(start, None, shown, queue=False)  # before the first block

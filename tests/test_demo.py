@@ -15,7 +15,7 @@ from demo.session import Systems, Tally, compare, load_clip
 from tests.browser import CHROMIUM, open_page
 from tests.conftest import tone
 from workbench.audio import write_wav
-from workbench.corpus import open_corpus
+from workbench.corpus import Utterance, open_corpus
 from workbench.errors import UserError
 from workbench.scoring import word_errors
 
@@ -116,8 +116,14 @@ def served(systems, examples=None, limits=LIMITS):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
 @pytest.mark.slow
-def test_a_visitor_clicks_through_the_page(systems, tmp_path):
-    with served(systems) as url, open_page(url) as (browser, outside):
+def test_a_visitor_clicks_through_the_page(systems, tmp_path, monkeypatch):
+    for folder in ("elsewhere", "corpus"):  # neither is the repository, which Gradio would serve files of
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    write_wav(tmp_path / "corpus" / "clip.wav", tone(1.0))
+    evil = "<img src=x onerror=\"document.title='run'\"></script>${document.title='run'}{{1+1}}"
+    examples = [Utterance(n, tmp_path / "corpus" / "clip.wav", text, 1.0) for n, text in enumerate(["hello", evil])]
+    with served(systems, examples) as url, open_page(url) as (browser, outside):
         browser.wait_for_selector("#transcribe")
         browser.click("#transcribe")  # before a clip is chosen
         browser.get_by_text("Choose an example, upload a recording or record one first.").wait_for()
@@ -130,12 +136,23 @@ def test_a_visitor_clicks_through_the_page(systems, tmp_path):
         assert len(texts) == 2
         assert "tiny (teacher, fp32)" in texts[0]
         assert all(" ms" in text and "running WER" in text for text in texts)
+        assert "document title run" in browser.locator("#results").inner_text()  # words that nobody wrote
+        assert browser.locator("#results img").count() == 0
         write_wav(tmp_path / "mine.wav", tone(1.0))
         browser.click("#clip [aria-label*=lear], #clip button[title*=lear]")
         browser.set_input_files("#clip input[type=file]", str(tmp_path / "mine.wav"))
         browser.wait_for_function("document.querySelector('#reference textarea, #reference input').value == ''")
         browser.click("#transcribe")
         browser.get_by_text("differences from the teacher").wait_for(timeout=60_000)
+        (tmp_path / "list.m3u8").write_text("#EXTM3U\n/etc/hostname\n")
+        browser.click("#clip [aria-label*=lear], #clip button[title*=lear]")
+        browser.set_input_files("#clip input[type=file]", str(tmp_path / "list.m3u8"))
+        browser.wait_for_selector("#clip [aria-label*=lear], #clip button[title*=lear]")
+        browser.click("#transcribe")
+        browser.wait_for_selector("#problem .problem")
+        assert "list.m3u8: cannot be decoded as audio" in browser.locator("#problem").inner_text()
+        assert browser.locator("#results .card").count() == 0
+        assert browser.title() != "run"
         # Gradio's own template asks for one script that it needs only inside a frame of another site
         assert [url for url in outside if "iframe-resizer" not in url] == []
 
