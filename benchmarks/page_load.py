@@ -61,7 +61,7 @@ def main() -> None:
                 attacks += attack(page)
             page.texts(clip, clips[clip])
             memory.append(page.rss_mb())
-        left = page.uploads()
+        left = page.left()
     first, last = statistics.median(memory[WARM_UP:][:ENDS]), statistics.median(memory[-ENDS:])
     figures = {
         "visitors": VISITORS, "right_answers": right, "seconds_for_all": took,
@@ -69,9 +69,9 @@ def main() -> None:
         "hostile_requests": len(attacks), "hostile_refused_in_one_line": sum(a["one_line"] for a in attacks if a["kind"] != "eight.wav"),
         "eight_channels_transcribed": sum(a["transcribed"] for a in attacks if a["kind"] == "eight.wav"),
         "requests": args.requests, "rss_first_mb": first, "rss_last_mb": last, "rss_growth_mb": last - first, "rss_peak_mb": max(memory),
-        "temporary_files_after_it_ended": left,
+        "temporary_files_left": len(left),
     }  # fmt: skip
-    finish(args.json, figures, over, attacks=attacks, rss_mb=memory)
+    finish(args.json, figures, over, attacks=attacks, rss_mb=memory, files_left=left)
 
 
 class Page:
@@ -103,13 +103,13 @@ class Page:
     def rss_mb(self) -> float:
         """Resident memory of the server."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1000
+        return int(status.split("VmRSS:")[1].split()[0]) / 1000
 
-    def uploads(self) -> int:
-        """End the server; returns how many temporary files it leaves."""
+    def left(self) -> list[str]:
+        """End the server; returns the temporary files that it leaves."""
         self.process.terminate()
         self.process.wait(60)
-        return sum(path.is_file() for path in self.temporary.rglob("*"))
+        return [str(path.relative_to(self.temporary)) for path in self.temporary.rglob("*") if path.is_file()]
 
     def __enter__(self) -> Page:
         return self
@@ -194,20 +194,17 @@ def wav(samples: np.ndarray[Any, Any], channels: int = 1, code: int = 1) -> byte
 
 
 def flac_of_four_hz() -> bytes:
-    """A FLAC whose header says 4 Hz."""
+    """A FLAC whose resampling to 16 kHz once took 6 GB."""
     import av
 
     out = io.BytesIO()
     with av.open(out, "w", format="flac") as container:
-        stream = container.add_stream("flac", rate=RATE, layout="mono")
+        stream = container.add_stream("flac", rate=4, layout="mono")
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.int16), format="s16", layout="mono")
-        frame.sample_rate = RATE
+        frame.sample_rate = 4
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             container.mux(packet)
-    content = bytearray(out.getvalue())
-    at = 4 + 4 + 10  # marker, block header, sizes of blocks and frames; then 20 bits of the sample rate
-    content[at : at + 3] = bytes([0, 0, 4 << 4 | content[at + 2] & 0x0F])
-    return bytes(content)
+    return out.getvalue()
 
 
 def spoken(count: int) -> dict[str, bytes]:

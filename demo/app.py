@@ -76,7 +76,8 @@ def _clip_tab(systems: Systems, examples: Sequence[Utterance], limits: Limits) -
 
     def run(path: str | None, reference: str, language: str, tally: Tally) -> tuple[str, str, Tally]:
         try:
-            wave = load_clip(_usable(path, reference, limits), limits.longest_seconds)
+            clip = _usable(path, reference, limits)
+            wave = systems.decoding.submit(load_clip, clip, limits.longest_seconds).result()
             results = compare(systems, wave, reference, language, tally)
         except UserError as error:
             return _problem(error), "", tally

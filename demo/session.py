@@ -47,10 +47,14 @@ class Systems:
 
     recognizers: dict[str, Recognizer]
     threads: dict[str, ThreadPoolExecutor] = field(init=False)
+    decoding: ThreadPoolExecutor = field(
+        init=False
+    )  # few threads, because each keeps the memory of its longest recording
 
     def __post_init__(self) -> None:
-        """Start a thread for each system."""
+        """Start a thread for each system, and those that decode."""
         self.threads = {name: ThreadPoolExecutor(1) for name in self.recognizers}
+        self.decoding = ThreadPoolExecutor(2)
 
     def turn(self, name: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Have a system's thread do this, and wait for it."""
@@ -58,7 +62,7 @@ class Systems:
 
     def close(self) -> None:
         """End the threads; what waits for a turn is not done any more."""
-        for thread in self.threads.values():
+        for thread in (*self.threads.values(), self.decoding):
             thread.shutdown(wait=False, cancel_futures=True)
 
     @staticmethod
