@@ -198,10 +198,13 @@ def measure(
     ] = True,
 ) -> None:
     """Measure WER, latency, memory and size of bundles against their teacher, interleaved on the same clips."""
+    from export.manifest import open_manifest
     from export.measure import measure as run
     from export.report import print_table
     from workbench.locks import claimed
 
+    for bundle in bundles:
+        open_manifest(bundle)  # before a folder is made for the report
     folder = output or bundles[0].parent
     with claimed(folder / "report.json"):
         report = run(
