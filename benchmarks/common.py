@@ -10,21 +10,38 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from workbench.errors import errors_in_a_line, output_file
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A type of argparse: texts that say something, and numbers above 0."""
+
+    def read(text: str) -> Any:
+        value = kind(text.strip())
+        if value == "" or (isinstance(value, (int, float)) and not 0 < value < float("inf")):
+            raise ValueError(text)
+        return value
+
+    read.__name__ = f"positive {kind.__name__}" if kind in (int, float) else "text"
+    return read
+
+
 def arguments(doc: str | None, **extra: tuple[Any, str]) -> argparse.Namespace:
-    """`--json FILE` and a benchmark's own options, given as name=(default, help)."""
+    """`--json FILE` and a benchmark's own options, given as name=(default, help); numbers are positive."""
+    errors_in_a_line()
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, help="where to write figures, host and raw runs")
+    parser.add_argument("--json", type=output_file, help="where to write figures, host and raw runs")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     for name, (default, text) in extra.items():
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{text} ({default})")
+        parser.add_argument(f"--{name}", type=positive(type(default)), default=default, help=f"{text} ({default})")
     return parser.parse_args()
 
 

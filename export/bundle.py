@@ -245,10 +245,10 @@ def _write_graphs(
     static = any(scheme.name == "int8_static" for _, scheme in used)
     features = calibration_features(origin.checkpoint, calibration) if static else []
     fp32 = Scheme("fp32")
-    for graph, scheme in sorted(used, key=str):
-        if scheme != fp32:
-            log.info("%s in %s", graph, scheme.label)
-            quantize(folder / graph, scheme, options, features)
+    todo = [(graph, scheme) for graph, scheme in sorted(used, key=str) if scheme != fp32]
+    for number, (graph, scheme) in enumerate(todo, 1):
+        log.info("quantizing, %d of %d: %s in %s", number, len(todo), graph, scheme.label)
+        quantize(folder / graph, scheme, options, features)
     for graph in QUANTIZED:
         if (graph, fp32) not in used:
             (folder / graph).unlink()

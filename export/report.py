@@ -12,6 +12,7 @@ from export.latency import STAGES
 from export.robustness import made_up
 from workbench.files import write_text
 from workbench.scoring import normalize
+from workbench.tables import print_rows
 
 TIMES = ("p50 ms", "p95 ms", "speed-up", "RTFx", "MB", "peak RSS MB", "load ms")
 
@@ -88,26 +89,12 @@ def normalizers(section: dict[str, Any]) -> str:
 
 def print_table(report: dict[str, Any]) -> None:
     """Print a result table for each corpus, and what is written where nobody speaks."""
-    from rich.console import Console
-    from rich.table import Table
-
-    # a table squeezed into a log's 80 columns cannot be read
-    console = Console(width=max(Console().width, 170))
     for title, section in sections(report):
-        table = Table(title=f"{title}: {described(section)}, {report['threads']} threads", caption=normalizers(section))
-        for column in columns(section):
-            table.add_column(column, justify="left" if column == "system" else "right", no_wrap=column == "system")
-        for row in rows(section):
-            table.add_row(*row)
-        console.print(table)
+        about = f"{title}: {described(section)}, {report['threads']} threads"
+        print_rows(columns(section), rows(section), about, normalizers(section))
     if "robustness" in report:
-        unspoken = Table(title="where nobody speaks: clips on which text was written (words), loops")
         header, *body = robustness_rows(report)
-        for column in header:
-            unspoken.add_column(column, justify="left" if column == "system" else "right")
-        for row in body:
-            unspoken.add_row(*row)
-        console.print(unspoken)
+        print_rows(header, body, "where nobody speaks: clips on which text was written (words), loops")
 
 
 def robustness_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from export.clients import available, has_graphs_of, is_exact, known_clients
+from export.clients import available, client_module, has_graphs_of, is_exact, known_clients
 from export.edge import read_wav
 from export.manifest import open_manifest, record
 from export.silence import as_trained
 from workbench.children import ending_with_us
 from workbench.corpus import Utterance
 from workbench.errors import UserError
+from workbench.progress import Progress
 from workbench.scoring import Score, score_utterances
 
 log = logging.getLogger("workbench")
@@ -61,14 +62,16 @@ def verify_bundle(
         The record: for each client and precision whether it passed, its equal clips, and its WER beside torch's.
 
     Raises:
-        UserError: a bundle that fails its checksums, or an unknown client.
+        UserError: a bundle that fails its checksums, another checkpoint, or an unknown client.
     """
+    for name in clients:
+        client_module(name)  # an unknown one is said before any work
     manifest = open_manifest(bundle, check=True)
     names = list(clients) or known_clients()
-    results, absent = [], {}
+    results: list[dict[str, Any]] = []
+    absent: dict[str, str] = {}
+    jobs: list[tuple[str, str]] = []
     with tempfile.TemporaryDirectory() as temporary:
-        clips = _write_clips(utterances, Path(temporary))
-        reference = _torch_reference(checkpoint, bundle, clips, manifest.content, Path(temporary))
         for name in names:
             if remedy := available(name):
                 absent[name] = remedy
@@ -77,12 +80,20 @@ def verify_bundle(
             if not has_graphs_of(manifest, name):
                 absent[name] = f"the bundle was packed for {manifest.packed_for}"
                 continue
-            for precision in manifest.precisions:
+            jobs += [(name, precision) for precision in manifest.precisions]
+        clips = _write_clips(utterances, Path(temporary))
+        reference = _torch_reference(checkpoint, bundle, clips, manifest.content, Path(temporary))
+        with Progress("verifying", len(jobs)) as progress:
+            for name, precision in jobs:
+                progress.advance(0, f"{name} {precision}, {len(clips)} clips")
                 job = {"bundle": str(bundle), "precision": precision, "threads": threads, "clips": clips}
                 found = _compare(name, job, Path(temporary), utterances, reference, wer_budget(manifest.content))
                 results.append(found)
-                log.info("%s %s: %s, %s clips equal, WER %s (torch %s) %s", name, precision, "pass" if found["passed"] else "FAIL" if found["required"] else "over the WER budget",
-                         found["tokens_equal"], found["wer"], found["wer_torch"], found["error"] or "")  # fmt: skip
+                progress.advance(1, f"{name} {precision}")
+                log.info(
+                    "%d of %d, %s %s: %s, %s", len(results), len(jobs), name, precision,
+                    "pass" if found["passed"] else "FAIL" if found["required"] else "over the WER budget", summary(found),
+                )  # fmt: skip
     verification = {"corpus": corpus, "clips": len(utterances), "clients": results, "not_installed": absent}
     record(bundle, verification=verification)
     return verification
@@ -101,6 +112,8 @@ def _torch_reference(
     from workbench.families.whisper_tokens import text_of
     from workbench.teachers import fingerprint
 
+    if not checkpoint.is_dir():
+        raise UserError(f"{checkpoint}: no such folder; name the checkpoint that the bundle was exported from")
     if fingerprint(checkpoint) != content["checkpoint_sha256"]:
         raise UserError(
             f"{checkpoint}: is not the checkpoint that the bundle was exported from; name that one with --checkpoint"
@@ -115,8 +128,9 @@ def _torch_reference(
     decode = partial(text_of, family.tokenizer)
     margin = margin_frames(content["length"], content["margin_seconds"])
     out = []
-    with torch.no_grad():
+    with torch.no_grad(), Progress("torch's reference", len(clips)) as progress:
         for clip in clips:
+            progress.advance()
             wave = read_wav(clip["wav"])  # the very samples that the clients get
             seconds = len(wave) / 16_000
             features = family.features(
@@ -178,7 +192,52 @@ def _compare(
         "tokens_equal": f"{equal} of {len(clips)}",
         "prefix_share": round(sum(prefixes) / len(prefixes), 4),
         "wer": round(scored.wer, 3),
+        "threshold": f"{100 * LEAST_EQUAL:g} % of the clips equal"
+        if exact
+        else f"WER at most {points:g} points above torch's" + (f", or {WORDS_ALLOWED} words more" if points else ""),
+        "first_difference": _first_difference(utterances, clips, reference, prefixes),
     }
+
+
+def _first_difference(
+    utterances: Sequence[Utterance], clips: Sequence[dict[str, Any]], reference: Sequence[Written], prefixes: Sequence[float]
+) -> dict[str, str] | None:  # fmt: skip
+    """The first clip whose text is not torch's, or else whose tokens are not."""
+    unequal = [i for i, share in enumerate(prefixes) if share < 1]
+    others = [i for i in unequal if clips[i]["text"].split() != reference[i].text.split()] or unequal
+    if not others:
+        return None
+    return {"id": utterances[others[0]].id, "text": clips[others[0]]["text"], "torch": reference[others[0]].text}
+
+
+def summary(found: dict[str, Any]) -> str:
+    """What was compared of a client and a precision, with its threshold, in a line."""
+    if found["wer"] is None:
+        return f"the client did not run ({found['error']})"
+    return f"{found['tokens_equal']} clips equal torch's, WER {found['wer']:.2f} % (torch {found['wer_torch']:.2f} %)"
+
+
+def explain(found: dict[str, Any]) -> list[str]:
+    """Lines that say why a client and a precision failed, and what to do about it."""
+    first = found.get("first_difference")
+    out = [f"{found['client']} {found['precision']}: {summary(found)}"]
+    if threshold := found.get("threshold"):
+        out.append(f"  expected: {threshold}")
+    if found["wer"] is not None and found["error"]:
+        out.append(f"  {found['error']}")
+    elif first:
+        out.append(f"  first difference, clip {first['id']}: {first['text']!r}, torch {first['torch']!r}")
+    if found["wer"] is None:
+        out.append(f"  to do: see whether the runtime works here; this alone repeats it: --client {found['client']}")
+    elif found["precision"] == "fp32" or found["error"]:
+        out.append(
+            f"  to do: the runtime does not compute what torch does; try another version than {found['client']} {found['version']}, or another runtime"
+        )
+    else:
+        out.append(
+            '  to do: choose another --precision for `workbench export`, or let it find one: --budget "wer<=+0.5"'
+        )
+    return out
 
 
 def expected_text(clip: dict[str, Any], written: Written) -> str | None:

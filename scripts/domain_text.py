@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import random
 import re
-from pathlib import Path
 
 from workbench.corpus import open_corpus
 from workbench.corpus.split import split_key
+from workbench.errors import errors_in_a_line, output_file
 from workbench.files import write_text
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -72,10 +72,11 @@ GRAMMAR: dict[str, list[str]] = {
 
 def main() -> None:
     """Parse arguments and write the lines."""
+    errors_in_a_line()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lines", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=output_file, required=True)
     args = parser.parse_args()
     write_text(args.output, "".join(line + "\n" for line in lines(args.lines, args.seed)))
     print(f"wrote {args.output}")

@@ -19,6 +19,7 @@ import numpy as np
 
 from workbench.comparison import Compared, difference_over_seeds, holm
 from workbench.corpus.references import CORRECTED, build_version, corrected, corrections, why_not_scored
+from workbench.errors import errors_in_a_line, output_file
 from workbench.files import read_json, write_json
 from workbench.normalizers import fold, normalize
 from workbench.scoring import normalizers_of, score
@@ -45,8 +46,9 @@ Run = dict[str, Any]
 
 def main() -> None:
     """Rescore everything, write the JSON file and print the tables."""
+    errors_in_a_line()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--output", type=output_file, default=OUTPUT)
     output = parser.parse_args().output
     groups = [group for name in STUDIES for group in rescored(name)]
     bundle = rescored_bundle("edge/spanish")

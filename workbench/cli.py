@@ -49,15 +49,11 @@ def _options(
 @app.command()
 def teachers() -> None:
     """List the teachers that can be opened here, and what each costs."""
-    from rich.console import Console
-    from rich.table import Table
-
+    from workbench.tables import print_rows
     from workbench.teachers import list_teachers
 
-    table = Table("name", "what", "languages", "licence", "cost")
-    for row in list_teachers():
-        table.add_row(*row.values())
-    Console().print(table)
+    rows = [tuple(row.values()) for row in list_teachers()]
+    print_rows(("name", "what", "languages", "licence", "cost"), rows, prose=True)
     typer.echo("Also: any Whisper id of a model hub, a transformers folder, or a CTranslate2 (faster-whisper) folder.")
 
 

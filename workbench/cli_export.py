@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.command import can_be_written
-from workbench.errors import UserError
+from workbench.errors import UserError, nearest
 
 FOLDER: dict[str, Any] = {"file_okay": False, "callback": can_be_written}
 FILE: dict[str, Any] = {"dir_okay": False, "callback": can_be_written}
@@ -161,15 +161,13 @@ def _verify(
 
 def _tell_failures(bundle: Path, found: dict[str, Any]) -> None:
     """Raise UserError where a runtime that must agree with torch does not; also when a bundle is found to be up to date."""
+    from export.verify import explain
+
     failing = [c for c in found["clients"] if not c["passed"]]
-    for c in failing:
-        if not c["required"]:
-            typer.echo(
-                f"note: {c['client']} {c['precision']} has WER {c['wer']} against {c['wer_torch']} at true length",
-                err=True,
-            )
+    for one in sorted(failing, key=lambda c: c["required"]):
+        typer.echo(("" if one["required"] else "note: ") + "\n".join(explain(one)), err=True)
     if failed := [f"{c['client']} {c['precision']}" for c in failing if c["required"]]:
-        raise UserError(f"{bundle}: fails in {', '.join(failed)}; bundle.json says by how much")
+        raise UserError(f"{bundle}: fails in {', '.join(failed)}; the reasons stand above and in bundle.json")
 
 
 def measure(
@@ -200,10 +198,13 @@ def measure(
     ] = True,
 ) -> None:
     """Measure WER, latency, memory and size of bundles against their teacher, interleaved on the same clips."""
+    from export.manifest import open_manifest
     from export.measure import measure as run
     from export.report import print_table
     from workbench.locks import claimed
 
+    for bundle in bundles:
+        open_manifest(bundle)  # before a folder is made for the report
     folder = output or bundles[0].parent
     with claimed(folder / "report.json"):
         report = run(
@@ -241,9 +242,27 @@ def demo(
     """Serve the side-by-side page: teacher and students on the same clip."""
     from demo.app import serve
     from demo.limits import Limits
+    from export.manifest import open_manifest
+    from workbench.corpus import scored_clips
 
+    _check_address(host, port)
+    for bundle in bundles:
+        manifest = open_manifest(bundle)  # before the teacher is exported, which takes a while
+        if precision is not None and precision not in manifest.precisions:
+            raise UserError(f"{bundle}: --precision {precision!r}{nearest(precision, manifest.precisions)}")
+    scored_clips(corpus, "test")
     limits = Limits(longest, upload_mb, at_once, waiting, live, keep_minutes)
     serve(bundles, against, corpus, precision, host, port, threads, None if vad else False, limits)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raise UserError where no page can be served, before the models are opened."""
+    import socket
+
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: {error.strerror}; choose another") from None
 
 
 def prune(

@@ -141,6 +141,11 @@ def synthesize(
     ] = 0.0,
 ) -> None:
     """Say the lines of a text with a text-to-speech engine: training speech for who has text but no audio."""
+    from workbench.languages import language_code
     from workbench.synthesize import synthesize as run
 
+    try:
+        language = language_code(language)
+    except UserError as error:
+        raise UserError(f"--language {error}") from None
     typer.echo(run(text, output, voice, language, speed or [1.0], avoid, join))

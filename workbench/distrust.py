@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import typer
 
 from workbench.audio import write_wav
 from workbench.corpus import Utterance, scored_clips
@@ -23,6 +24,7 @@ from workbench.corpus.sources import find_corpus
 from workbench.errors import UserError
 from workbench.files import json_lines, write_text
 from workbench.recipe import Recipe, load_recipe
+from workbench.tables import print_rows
 
 log = logging.getLogger("workbench")
 LAST_SHARE = 1 / 3  # of an utterance's visits, over which weights and losses are averaged for a ranking
@@ -118,20 +120,16 @@ class RunWeights:
 
     def print(self, worst: int, by: str = "system") -> None:
         """The ranking, and how right it is where that is known, in the terminal."""
-        from rich.console import Console
-        from rich.table import Table
-
         scores, basis = self.distrust(by)
-        console, texts = Console(), self.utterances
-        table = Table("rank", "utterance", "transcript", "alpha", "task weight", "student's loss", "teacher's loss",
-                      title=f"{self.system}: least trusted labels, by {basis}")  # fmt: skip
+        texts, rows = self.utterances, []
         columns = [self.late(name) for name in ("alpha", "task_weight", "task", "teacher_loss")]
         for rank, name in enumerate(ranked(scores)[:worst], 1):
             text = texts[name].text if name in texts else ""
-            table.add_row(str(rank), name, text, *(f"{column[name]:.3f}" for column in columns))
-        console.print(table)
+            rows.append((str(rank), name, text, *(f"{column[name]:.3f}" for column in columns)))
+        heads = ("rank", "utterance", "transcript", "alpha", "task weight", "student's loss", "teacher's loss")
+        print_rows(heads, rows, f"{self.system}: least trusted labels, by {basis}", prose=True)
         for name, figures in (self.found or {}).items():
-            console.print(
+            typer.echo(
                 f"{name}: of {figures['corrupted']:.0f} corrupted labels the first {figures['corrupted']:.0f} hold "
                 f"{100 * figures['precision']:.1f} % (precision = recall); average precision {figures['average_precision']:.3f}"
             )

@@ -161,11 +161,8 @@ def _disk() -> list[Finding]:
 
 def print_findings(findings: list[Finding]) -> None:
     """Print findings as a table."""
-    from rich.console import Console
-    from rich.table import Table
+    from workbench.tables import print_rows
 
-    colours = {"ok": "green", "note": "yellow", "error": "red"}
-    table = Table("", "topic", "found", "what to do")
-    for finding in findings:
-        table.add_row(f"[{colours[finding.level]}]{finding.level}[/]", finding.topic, finding.found, finding.remedy)
-    Console().print(table)
+    styles = [{"ok": "green", "note": "yellow", "error": "red"}[finding.level] for finding in findings]
+    rows = [(f.level, f.topic, f.found, f.remedy) for f in findings]
+    print_rows(("", "topic", "found", "what to do"), rows, prose=True, styles=styles)

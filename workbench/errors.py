@@ -7,7 +7,12 @@ import errno
 import os
 import re
 import socket
+import sys
+import traceback
+from argparse import ArgumentTypeError
 from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
 
 
 class UserError(Exception):
@@ -68,3 +73,28 @@ def of_the_system(error: Exception) -> str | None:
     names = [str(name) for name in (getattr(error, "filename", None), getattr(error, "filename2", None)) if name]
     what = f"{' -> '.join(names)}: " if names else ""
     return f"{what}{os.strerror(number)}; {REMEDIES[number]}"
+
+
+def errors_in_a_line() -> None:
+    """For scripts that have no command line of typer's: what a user can correct ends them in a line and status 1."""
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        said = str(error) if isinstance(error, UserError) else None
+        if isinstance(error, KeyboardInterrupt):
+            said = "interrupted"
+        elif said is None and isinstance(error, Exception):
+            said = of_the_system(error)
+        if said is None:
+            traceback.print_exception(kind, error, trace)
+        else:
+            sys.stderr.write(f"error: {said}\n")
+
+    sys.excepthook = show
+
+
+def output_file(text: str) -> Path:
+    """A type of argparse: a file that can be written, told before the work that it is for."""
+    path = Path(text)
+    if not text.strip() or path.is_dir() or any(p.exists() and not p.is_dir() for p in path.parents):
+        raise ArgumentTypeError(f"{text!r}: expected a file in a folder")
+    return path

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import typer
 
 from workbench.devices import open_device
 from workbench.errors import UserError
@@ -24,6 +25,7 @@ from workbench.recipe import Recipe
 from workbench.recipe_sections import Stage, StudentRecipe
 from workbench.step import Student
 from workbench.students import build_student, check_pair, parameters
+from workbench.tables import print_rows
 from workbench.targets import TargetSettings, estimated_bytes
 from workbench.teachers import resolve_teacher
 
@@ -210,26 +212,22 @@ def corpus_size(recipe: Recipe) -> tuple[float, float]:
 
 def print_plan(found: Plan) -> None:
     """Print a plan as tables."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=max(Console().width, 130))
-    console.print(
+    typer.echo(
         f"{found.devices} x {found.device}, {found.precision}, {found.corpus_hours:,.1f} h of speech in clips of "
         f"{found.clip_seconds:.1f} s; {100 * found.efficiency:.0f} % of the peak assumed. Reckoned, not run."
     )
-    console.print(
+    typer.echo(
         f"teacher {found.teacher_parameters / 1e6:,.0f} M parameters, {found.teacher_tflop_a_clip:.3f} TFLOP a clip, its "
         f"pass {found.teacher_hours:,.2f} h; targets {found.targets_gb:,.1f} GB; student "
         f"{found.student_parameters / 1e6:,.0f} M parameters"
     )
-    table = Table(
-        "stage", "trained", "TFLOP a clip", "fixed GB", "GB a clip", "largest batch", "micro-batches", "hours"
-    )
-    for s in found.stages:
-        table.add_row(
+    heads = ("stage", "trained", "TFLOP a clip", "fixed GB", "GB a clip", "largest batch", "micro-batches", "hours")
+    rows = [
+        (
             s.name, f"{s.trained_parameters / 1e6:,.0f} M", f"{s.tflop_a_clip:.3f}", f"{s.fixed_gb:.1f}",
             f"{s.activation_gb_a_clip:.3f}", f"{s.largest_batch_clips:,} clips = {s.largest_batch_seconds:,.0f} s",
             str(s.micro_batches) if s.micro_batches else "does not fit", f"{s.hours:,.2f}",
-        )  # fmt: skip
-    console.print(table)
+        )
+        for s in found.stages
+    ]  # fmt: skip
+    print_rows(heads, rows)

@@ -2,46 +2,82 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from types import TracebackType
 from typing import Any
 
 SECONDS_BETWEEN_LINES = 20.0
 
 
+@cache
+def console() -> Any:
+    """The terminal: one for all bars and what is printed while they are drawn."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+@contextmanager
+def live(display: Any) -> Iterator[None]:
+    """Draw a rich Live or Progress at the terminal; log lines and warnings are printed above it.
+
+    Rich takes stderr's place meanwhile, but log handlers, ours and the libraries', hold on to the stream that they were made with.
+    """
+    stream = sys.stderr
+    display.start()
+    named = (log for log in logging.root.manager.loggerDict.values() if isinstance(log, logging.Logger))
+    handlers = [
+        handler
+        for logger in (logging.root, *named)
+        for handler in logger.handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream in (stream, sys.__stderr__)
+    ]
+    try:
+        for handler in handlers:
+            handler.setStream(sys.stderr)
+        yield
+    finally:
+        display.stop()
+        for handler in handlers:
+            handler.setStream(stream)
+
+
+def at_terminal() -> bool:
+    """Whether a live display can be drawn on stderr; in a pipe or a file it would leave control characters."""
+    return sys.stderr.isatty() and not console().is_dumb_terminal
+
+
 class Progress:
-    """A bar named after the work; silent on ranks that are not the main one."""
+    """A bar named after the work; silent on ranks that are not the main one. One begun within another is drawn below it."""
+
+    _shared: Any = None  # rich's display, which all bars that are drawn at a time have a line of
+    _drawn = 0
+    _stack = ExitStack()
 
     def __init__(self, name: str, total: int, shown: bool = True, done: int = 0) -> None:
         self.name, self.total, self.shown, self.done = name, total, shown, done
         self.first, self.started, self.spoke = done, time.monotonic(), time.monotonic()
-        self.bar: Any = None
+        self.task: Any = None
 
     def __enter__(self) -> Progress:
-        if self.shown and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            columns = (
-                "{task.description}",
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                "left",
-                TimeRemainingColumn(),
-            )
-            self.bar = Bar(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
-            self.task = self.bar.add_task(self.name, total=self.total, completed=self.done, note="")
-            self.bar.start()
+        if self.shown and at_terminal():
+            if Progress._shared is None:
+                Progress._shared = _bars()
+                Progress._stack.enter_context(live(Progress._shared))
+            self.task = Progress._shared.add_task(self.name, total=self.total, completed=self.done, note="")
+            Progress._drawn += 1
         return self
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Count steps as done; `note` is shown beside the bar."""
         self.done = min(self.done + steps, self.total)
-        if self.bar is not None:
-            self.bar.update(self.task, completed=self.done, note=note)
+        if self.task is not None:
+            Progress._shared.update(self.task, completed=self.done, note=note)
         elif self.shown and (time.monotonic() - self.spoke > SECONDS_BETWEEN_LINES or self.done == self.total):
             self.spoke = time.monotonic()
             pace = (self.spoke - self.started) / max(self.done - self.first, 1)
@@ -52,5 +88,28 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        if self.task is None:
+            return
+        task, self.task = self.task, None
+        Progress._drawn -= 1
+        if Progress._drawn:
+            Progress._shared.remove_task(task)
+        else:
+            Progress._stack.close()
+            Progress._shared = None
+
+
+def _bars() -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        "left",
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    return Bars(*columns, console=console())

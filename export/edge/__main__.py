@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from . import FORMATS, AudioError, BundleError, Recognizer, Segment, read_wav, w
 from .audio import SAMPLE_RATE
 from .recognizer import LONGEST
 
+MOST = 1024  # threads, or beams
+SHORTEST, WINDOW = 2.0, 30.0  # seconds of a stretch
 PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -18,15 +22,34 @@ PROVIDERS = {
 
 
 def main() -> int:
-    """Print one line a file: its name, its text; returns 0, 1 where a file could not be used (the others are transcribed), or 2."""
+    """Print one line a file: its name, its text.
+
+    Returns:
+        0; 1 where a file could not be used (the others are transcribed); 2 where nothing could be begun; 130 after Ctrl-C.
+    """
+    args = arguments().parse_args()
+    try:
+        status = _run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+    except BrokenPipeError:  # the reader has gone, as in `| head -1`; nothing more is written, at exit neither
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def arguments() -> argparse.ArgumentParser:
+    """What may be given."""
     parser = argparse.ArgumentParser(prog="edge", description="Transcribe PCM WAV files with an exported bundle.")
-    parser.add_argument("files", nargs="+", metavar="FILE.wav")
+    parser.add_argument("files", nargs="+", metavar="FILE.wav", type=_text)
     parser.add_argument(
-        "--bundle", type=Path, default=Path(__file__).resolve().parent.parent, help="folder with bundle.json"
+        "--bundle", type=_path, default=Path(__file__).resolve().parent.parent, help="folder with bundle.json"
     )
-    parser.add_argument("--precision", help="for example int8; the bundle's first by default")
-    parser.add_argument("--language", default="en", help="ISO 639-1 code, or auto")
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--precision", type=_text, help="for example int8; the bundle's first by default")
+    parser.add_argument("--language", type=_text, default="en", help="ISO 639-1 code, or auto")
+    parser.add_argument("--threads", type=_count, help="all cores by default")
     parser.add_argument(
         "--provider", choices=PROVIDERS, default="cpu", help="where to compute; a GPU wants onnxruntime-gpu"
     )
@@ -35,7 +58,7 @@ def main() -> int:
         action="store_true",
         help="with --provider cuda: capture the decoder's step, for clips of one length",
     )
-    parser.add_argument("--beams", type=int, default=1, help="transcripts followed at a time; 1 is the fastest")
+    parser.add_argument("--beams", type=_count, default=1, help="transcripts followed at a time; 1 is the fastest")
     parser.add_argument("--words", action="store_true", help="also when each word was said, in JSON")
     parser.add_argument("--format", choices=FORMATS, default="text", help="subtitles and JSON have times")
     detector = parser.add_mutually_exclusive_group()
@@ -50,10 +73,43 @@ def main() -> int:
         help="leave silence out and cut where nobody speaks, as is done with recordings of more than 30 s",
     )
     parser.add_argument(
-        "--longest", type=float, metavar="SECONDS", help="of a stretch, 28 by default; 7 for subtitles that can be read"
+        "--longest",
+        type=_seconds,
+        metavar="SECONDS",
+        help="of a stretch, 28 by default; 7 for subtitles that can be read",
     )
     parser.add_argument("--timings", action="store_true", help="also print the time of each stage in ms, to stderr")
-    args = parser.parse_args()
+    return parser
+
+
+def _text(value: str) -> str:
+    if not value.strip():
+        raise argparse.ArgumentTypeError("it is empty; give a value, or leave it out")
+    return value
+
+
+def _path(value: str) -> Path:
+    return Path(_text(value))
+
+
+def _count(value: str) -> int:
+    if not value.isdecimal() or not 1 <= int(value) <= MOST:
+        raise argparse.ArgumentTypeError(f"{value!r}: expected a whole number from 1 to {MOST}")
+    return int(value)
+
+
+def _seconds(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not SHORTEST <= seconds <= WINDOW:
+        raise argparse.ArgumentTypeError(f"{value!r}: expected {SHORTEST:g} to {WINDOW:g} seconds")
+    return seconds
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Transcribe the files; returns the exit status."""
     try:
         recognizer = Recognizer(
             args.bundle,
@@ -67,6 +123,9 @@ def main() -> int:
         )
     except BundleError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except OSError as error:
+        print(f"error: {args.bundle}: cannot be read ({error.strerror})", file=sys.stderr)  # noqa: T201
         return 2
     failed = 0
     for name in args.files:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import typer
 
 from workbench.comparison import Compared, difference_over_seeds, holm
 from workbench.errors import UserError
@@ -17,6 +18,7 @@ from workbench.scoring import headline, normalizers_of, score
 from workbench.study.arm import teacher_scores
 from workbench.study.current import read_results
 from workbench.study.plan import Cell, Study
+from workbench.tables import print_rows
 
 POOLED = "mean of the corpora"
 
@@ -203,22 +205,14 @@ def write(study: Study, chosen: list[Cell], results: dict[str, Any]) -> list[Pat
 
 def print_table(study: Study, results: dict[str, Any]) -> None:
     """The table in the terminal, lowest mean CER first."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=max(Console().width, 130))  # squeezed into a log's 80 columns names are cut
     for teacher in results["teacher"]:
-        console.print(
+        typer.echo(
             f"teacher {teacher['name']} on {teacher['corpus']}: WER {teacher['wer']:.2f} %, CER {teacher['cer']:.2f} %"
         )
     for student, corpus in dict.fromkeys((row["student"], row["corpus"]) for row in results["arms"]):
-        rows = rows_of(results, student, corpus)
-        table = Table(
-            *columns_of(study), title=f"{corpus}, {student}: {results['split']}, mean of the seeds (lowest to highest)"
-        )
-        for row in rows:
-            table.add_row(*cells_of(study, row))
-        console.print(table)
+        cells = [cells_of(study, row) for row in rows_of(results, student, corpus)]
+        title = f"{corpus}, {student}: {results['split']}, mean of the seeds (lowest to highest)"
+        print_rows(columns_of(study), cells, title)
 
 
 def markdown(study: Study, results: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from workbench.children import ending_with_us
 from workbench.errors import UserError
 from workbench.files import read_json
 from workbench.locks import claimed
+from workbench.progress import at_terminal, console, live
 from workbench.study.current import discard_void
 from workbench.study.plan import Cell, Study, cells
 
@@ -88,6 +90,7 @@ class Board:
     def __init__(self, study: Study, chosen: list[Cell]) -> None:
         self.study, self.chosen = study, chosen
         self.live: Any = None
+        self.stack = ExitStack()
         self.started = time.monotonic()
         self.first = self._done()
 
@@ -95,12 +98,12 @@ class Board:
         return sum(result_file(self.study, cell).is_file() for cell in self.chosen)
 
     def __enter__(self) -> Board:
-        if sys.stderr.isatty():
-            from rich.console import Console
+        if at_terminal():
             from rich.live import Live
+            from rich.table import Table
 
-            self.live = Live(console=Console(stderr=True), auto_refresh=False)
-            self.live.start()
+            self.live = Live(Table(), console=console(), auto_refresh=False)
+            self.stack.enter_context(live(self.live))
         return self
 
     def show(self, running: list[Cell]) -> None:
@@ -133,5 +136,4 @@ class Board:
         self.live.update(table, refresh=True)
 
     def __exit__(self, *_: object) -> None:
-        if self.live is not None:
-            self.live.stop()
+        self.stack.close()
