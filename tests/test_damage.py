@@ -103,6 +103,22 @@ def test_a_full_disk_while_targets_are_written_is_one_line(targets):  # noqa: F8
     assert not list(settings.folder().iterdir())
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_damaged_during_a_run_is_one_line(recipe, cache, monkeypatch, workers):
+    check = TargetCache.check
+
+    def damaged_after(self, keys, rank=0, ranks=1):
+        check(self, keys, rank, ranks)
+        for shard in cache.glob("targets/*/*.safetensors"):
+            damage(shard)
+
+    distill(recipe("first"))
+    monkeypatch.setattr(TargetCache, "check", damaged_after)
+    monkeypatch.setattr(Store, "drop_damaged", lambda *_: None)
+    with pytest.raises(UserError, match=r"^/[^\n]*shard-000-000000.safetensors: damaged [^\n]*$"):
+        distill(recipe("second", loader_workers=workers))
+
+
 def fill(folder, key="a", value=1.0):
     store = Store(folder)
     store.write(0, [({"key": key, "task_loss": value}, {"x": torch.full((100,), value)})])
