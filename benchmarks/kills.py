@@ -1,164 +1,214 @@
-"""Twenty kills at random moments of labelling, target caching and training: what is lost, and is the result the same?
+"""A hundred kills at random moments of every long command: is anything lost, is the result the same, is anything left?
 
-    python benchmarks/kills.py --json FILE
+    OMP_NUM_THREADS=1 python benchmarks/kills.py --json FILE
 
-Runs are killed with SIGKILL and started again with the same command. Lost is what was finished before a kill and had to be
-done again, beyond the shard, batch or step that was being worked on. The result is compared bit for bit with that of a run
-that nobody killed.
+Commands run on tiny models and are killed with SIGKILL. After every kill the same command is run again; now and then that run
+is killed, too. When it has come to its end, what it wrote is compared byte for byte with what a run wrote that nobody killed
+(times apart), and no process of it, no `.part` and no lock may be left. Lost is what was finished before a kill and is gone
+after it. Then each command is started twice on one output: one has to work, the other to say so and leave. The file is written
+after every kill, and a benchmark that was interrupted goes on where it was.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import yaml
-from common import arguments, finish, sample, small_teacher, workbench, write_manifest
+import psutil
+from common import ROOT, arguments, finish
+from kills_jobs import JOBS, Job, prepare
 
-LOOSE = [
-    "--max-compression",
-    "1000",
-    "--min-confidence",
-    "-1000",
-    "--min-rate",
-    "0",
-    "--max-rate",
-    "1000",
-    "--max-wer",
-    "100000",
-]
+AGAIN = 0.25  # share of the runs after a kill that are killed, too
+LEAVING = 10.0  # seconds that a killed command's children may take to end
+LONGEST = 300.0  # seconds that a command may take
 
 
 def main() -> None:
-    """Kill the labelling, then the distillation."""
-    args = arguments(
-        __doc__,
-        labelling=(6, "kills while labelling"),
-        training=(14, "kills while caching and training"),
-        seed=(1, "of the moments"),
-    )
-    draw = random.Random(args.seed)
-    runs: list[dict[str, Any]] = []
+    """Kill every command its share of times, two commands at a time."""
+    args = arguments(__doc__, kills=(100, "in all"), seed=(1, "of the moments"), parallel=(2, "commands at a time"),
+                     only=("", "these commands, joined by commas"))  # fmt: skip
+    chosen = [job for job in JOBS if not args.only or job.name in args.only.split(",")]
+    book = Book(args.json, {"kills": args.kills, "seed": args.seed, "only": args.only})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        clips = sample(32)
-        manifest = write_manifest(folder, clips)
-        runs += labelling(folder, manifest, args.labelling, draw)
-        runs += training(folder, manifest, small_teacher(folder / "teacher"), args.training, draw)
-    figures = {
-        "kills": float(hits(runs)),
-        "lost": float(sum(r.get("lost", 0) for r in runs)),
-        "identical": float(all(r["identical"] for r in runs if "identical" in r)),
-    }
-    finish(args.json, figures, runs)
+        prepare(folder, environment(folder, folder / "cache"))
+        shares = [args.kills // len(chosen) + (i < args.kills % len(chosen)) for i in range(len(chosen))]
+        with ThreadPoolExecutor(args.parallel) as pool:
+            work = [
+                pool.submit(Killing(job, folder, book, args.seed), n) for job, n in zip(chosen, shares, strict=True)
+            ]
+        for one in work:
+            one.result()
+    book.write()
+    figures = book.figures()
+    finish(None, figures, [])
+    good = figures["identical"] and not any(figures[k] for k in ("lost", "left", "children_left", "failed"))
+    sys.exit(0 if good and figures["second_refused"] else "something was lost, left or different; see the runs")
 
 
-def labelling(folder: Path, manifest: Path, kills: int, draw: random.Random) -> list[dict[str, Any]]:
-    """Kill `workbench label`; a clip that stands twice in the journal was labelled twice."""
+class Book:
+    """The runs so far, in the JSON file."""
 
-    def command(output: str) -> list[str]:
-        return workbench(folder / "cache", "label", str(manifest), "-o", str(folder / output), "--batch", "2", *LOOSE)
+    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
+        self.path, self.settings, self.lock = path, settings, threading.Lock()
+        self.runs: list[dict[str, Any]] = []
+        if path is not None and path.is_file():
+            known = json.loads(path.read_text())
+            if known.get("settings") == settings:
+                self.runs = known["runs"]
 
-    started = time.perf_counter()
-    subprocess.run(command("whole.jsonl"), check=True, capture_output=True)
-    whole = time.perf_counter() - started
-    runs: list[dict[str, Any]] = []
-    before: set[str] = set()
-    while hits(runs) < kills:
-        after = killed(command("killed.jsonl"), draw.uniform(0.1, 0.9) * whole)
-        journal = [json.loads(line)["clip"] for path in folder.glob(".killed.jsonl.*.journal")
-                   for line in path.read_text().splitlines() if line.endswith("}")]  # fmt: skip
-        result = folder / "killed.jsonl"
-        if result.is_file():  # it ended first, or all but: begin again, so that every kill hits something
-            same = result.read_bytes() == (folder / "whole.jsonl").read_bytes()
-            runs.append({"what": "labelling", "identical": same, **({"killed_after": after} if after else {})})
-            result.unlink()
-            before = set()
-        else:
-            lost = len(journal) - len(set(journal)) + len(before - set(journal))
-            before = set(journal)
-            runs.append({"what": "labelling", "killed_after": after, "labels": len(before), "lost": lost})
-        print(runs[-1], flush=True)
-    subprocess.run(command("killed.jsonl"), check=True, capture_output=True)
-    same = (folder / "whole.jsonl").read_bytes() == (folder / "killed.jsonl").read_bytes()
-    return [*runs, {"what": "labelling", "identical": same, "seconds_whole": whole}]
+    def add(self, **run: Any) -> None:
+        """Note what happened, and write the file."""
+        with self.lock:
+            self.runs.append(run)
+            print({k: v for k, v in run.items() if k != "same"}, flush=True)
+            self.write()
 
+    def of(self, command: str, what: str) -> list[dict[str, Any]]:
+        """The runs of a command that were killed, came to their end, or met another."""
+        return [r for r in self.runs if r["command"] == command and r["what"] == what]
 
-def training(folder: Path, manifest: Path, teacher: Path, kills: int, draw: random.Random) -> list[dict[str, Any]]:
-    """Kill `workbench distill` with a checkpoint after every step; targets and steps must never become fewer."""
-    stages = {"encoder": {"trainable": "encoder", "epochs": 2, "learning_rate": 1e-3, "batch_seconds": 12, "encoder_matching": 1.0, "decoding": False},
-              "decoder": {"trainable": "decoder", "epochs": 2, "learning_rate": 1e-3, "batch_seconds": 12}}  # fmt: skip
-    recipe = {"teacher": str(teacher), "corpus": str(manifest), "student": {"decoder_layers": 1}, "stages": stages,
-              "ema": 0.9, "checkpoint_minutes": 1e-9, "augment": {"speeds": [0.9, 1.1], "noise_share": 0.5}}  # fmt: skip
+    def write(self) -> None:
+        """Write the file, with this machine's description."""
+        from workbench.files import write_json
+        from workbench.host import describe_host
 
-    def command(name: str) -> list[str]:
-        path = folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump({**recipe, "output": str(folder / name)}))
-        return workbench(folder / f"cache-{name}", "distill", str(path))
+        if self.path is not None:
+            shown = " ".join(f"--{k} {v}" for k, v in self.settings.items() if v)
+            content = {"figures": self.figures(), "host": describe_host(), "settings": self.settings}
+            write_json(self.path, {**content, "command": f"python benchmarks/kills.py {shown}", "runs": self.runs})
 
-    started = time.perf_counter()
-    subprocess.run(command("whole"), check=True, capture_output=True)
-    whole = time.perf_counter() - started
-    runs: list[dict[str, Any]] = []
-    labelled = step = 0
-    while hits(runs) < kills:
-        after = killed(command("killed"), draw.uniform(0.35, 0.95) * whole)
-        now = sum(
-            len(p.read_text().splitlines()) for p in (folder / "cache-killed" / "targets").glob("*/index-*.jsonl")
-        )
-        steps = [int(p.name.split("-")[1]) for p in (folder / "killed" / "checkpoints").glob("step-*")]
-        if (folder / "killed" / "scores.json").is_file():  # it ended first, or all but
-            runs.append({**compared(folder), **({"killed_after": after} if after else {})})
-            for left in (folder / "killed", folder / "cache-killed"):
-                shutil.rmtree(left)
-            labelled = step = 0
-        else:
-            reached = max(steps, default=0)
-            lost = max(0, labelled - now) + max(0, step - reached)
-            labelled, step = now, reached
-            runs.append({"what": "caching and training", "killed_after": after, "targets": now,
-                         "checkpoint": reached, "lost": lost})  # fmt: skip
-        print(runs[-1], flush=True)
-    subprocess.run(command("killed"), check=True, capture_output=True)
-    return [*runs, {**compared(folder), "seconds_whole": whole}]
+    def figures(self) -> dict[str, float]:
+        """What is claimed."""
+        ended = [r for r in self.runs if r["what"] == "ended"]
+        met = [r for r in self.runs if r["what"] == "two at once"]
+        return {
+            "kills": float(sum(r["what"] == "killed" for r in self.runs)),
+            "lost": float(sum(r["lost"] for r in self.runs if r["what"] == "killed")),
+            "children_left": float(sum(r["children_left"] for r in self.runs if r["what"] == "killed")),
+            "failed": float(sum(r["status"] != 0 for r in ended)),
+            "ended": float(len(ended)),
+            "identical": float(all(all(r["same"].values()) for r in ended)),
+            "left": float(sum(len(r["left"]) for r in ended)),
+            "second_refused": float(all(r["one_worked"] and r["one_said_so"] for r in met)),
+        }
 
 
-def compared(folder: Path) -> dict[str, Any]:
-    """Whether weights, metrics and the weights' log are the same bits."""
-    import pyarrow.parquet as pq
+class Killing:
+    """One command's kills."""
 
-    weights = [pq.read_table(folder / run / "weights.parquet") for run in ("whole", "killed")]
-    same = {"weights.parquet": weights[0].equals(weights[1])}  # rows; how they are grouped in the file may differ
-    for name in ("student/model.safetensors", "metrics.jsonl"):
-        digests = {hashlib.sha256((folder / run / name).read_bytes()).hexdigest() for run in ("whole", "killed")}
-        same[name] = len(digests) == 1
-    return {"what": "caching and training", "identical": all(same.values()), "same": same}
+    def __init__(self, job: Job, folder: Path, book: Book, seed: int) -> None:
+        self.job, self.inputs, self.book, self.seed = job, folder, book, seed
+        self.whole, self.killed = folder / job.name / "whole", folder / job.name / "killed"
+
+    def __call__(self, kills: int) -> None:
+        """Kill it until it has been killed so many times, then let two meet."""
+        if (count := len(self.book.of(self.job.name, "killed"))) < kills:
+            seconds = self._undisturbed()
+            done, before = 0, self._begin()
+            while count < kills or done:
+                draw = random.Random(f"{self.seed} {self.job.name} {count}")
+                again = done == 0 or draw.random() < AGAIN
+                after = draw.uniform(0.3, 1.0) * seconds if again and count < kills else None
+                found = self._run(after)
+                if found is None:  # it came to its end
+                    done, before = 0, self._begin()
+                    continue
+                now = self.job.progress(self.killed)
+                self.book.add(command=self.job.name, what="killed", number=count, after_seconds=round(after or 0, 2),
+                              of_seconds=round(seconds, 2), children=found[0], children_left=found[1],
+                              progress=now, lost=sum(max(0, b - n) for b, n in zip(before, now, strict=True)))  # fmt: skip
+                count, done, before = count + 1, done + 1, now
+        if not self.book.of(self.job.name, "two at once"):
+            self._two_at_once()
+
+    def _begin(self) -> list[int]:
+        shutil.rmtree(self.killed, ignore_errors=True)
+        self.killed.mkdir(parents=True)
+        return self.job.progress(self.killed)
+
+    def _command(self, folder: Path) -> tuple[list[str], dict[str, str]]:
+        program = [sys.executable, "-m", "workbench", *self.job.arguments(self.inputs, folder)]
+        return program, environment(self.inputs, folder / "cache")
+
+    def _undisturbed(self) -> float:
+        """Run it whole; returns the seconds of a second run, when what is imported is in memory."""
+        for _ in range(2):
+            shutil.rmtree(self.whole, ignore_errors=True)
+            self.whole.mkdir(parents=True)
+            command, env = self._command(self.whole)
+            started = time.perf_counter()
+            done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=LONGEST)
+            if done.returncode:
+                raise SystemExit(f"{self.job.name}: {done.stderr[-2000:]}")
+        return time.perf_counter() - started
+
+    def _run(self, kill_after: float | None) -> tuple[int, int] | None:
+        """Run it; returns how many children a kill found and left, or None if it came to its end, which is noted."""
+        command, env = self._command(self.killed)
+        with (self.killed.parent / "stderr").open("w+") as errors:
+            process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=errors)
+            try:
+                process.wait(kill_after or LONGEST)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGSTOP)  # so that it starts no child while they are counted
+                children = psutil.Process(process.pid).children(recursive=True)
+                process.kill()
+                process.wait()
+                if kill_after is None:
+                    raise SystemExit(f"{self.job.name} hangs") from None
+                _, alive = psutil.wait_procs(children, LEAVING)
+                for child in alive:
+                    child.kill()
+                return len(children), len(alive)
+            errors.seek(0)
+            said = errors.read()
+        self.book.add(command=self.job.name, what="ended", status=process.returncode, left=left_in(self.killed),
+                      **({"said": said[-500:], "same": {}} if process.returncode else
+                         {"same": self.job.compare(self.whole, self.killed)}))  # fmt: skip
+        return None
+
+    def _two_at_once(self) -> None:
+        """Stop one as soon as it holds its output, let another try, and let the first one go on."""
+        self._begin()
+        command, env = self._command(self.killed)
+        lock = self.job.lock(self.killed)
+        if lock is None:
+            return
+        first = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        while first.poll() is None and not lock.is_file():
+            time.sleep(0.002)
+        first.send_signal(signal.SIGSTOP)
+        second = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=LONGEST)
+        first.send_signal(signal.SIGCONT)
+        first.communicate()
+        said = second.stderr.strip().splitlines()[-1:]
+        self.book.add(command=self.job.name, what="two at once", one_worked=first.returncode == 0,
+                      one_said_so="another process is at work" in "".join(said) and second.returncode == 2,
+                      said=[line.replace(str(self.killed), "FOLDER") for line in said])  # fmt: skip
 
 
-def hits(runs: list[dict[str, Any]]) -> int:
-    """Runs that were killed before they ended."""
-    return sum("killed_after" in run for run in runs)
+def environment(inputs: Path, cache: Path) -> dict[str, str]:
+    """That of a command: a cache of its own, the engine that beeps, this checkout, one thread."""
+    path = f"{inputs / 'engine'}{os.pathsep}{ROOT}"
+    return {**os.environ, "WORKBENCH_CACHE": str(cache), "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "500"}
 
 
-def killed(command: list[str], seconds: float) -> float | None:
-    """Start a command and kill it after so many seconds; returns them, or None if it had ended by then."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        _, errors = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return seconds
-    if process.returncode:
-        raise SystemExit(errors[-2000:])
-    return None
+def left_in(folder: Path) -> list[str]:
+    """What should not lie there once a command has come to its end."""
+    found = [p for p in folder.rglob("*") if p.name.endswith((".part", ".old", ".lock", ".journal"))]
+    return sorted(p.relative_to(folder).as_posix() for p in found)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from workbench.families.whisper import (
 from workbench.families.whisper_tokens import added_words
 from workbench.files import atomic_folder, check_free_space, read_json, sha256, write_json, write_text
 from workbench.host import describe_host
+from workbench.locks import claimed
 from workbench.recipe import load_recipe
 from workbench.students import parameters
 from workbench.teachers import fingerprint
@@ -114,7 +115,7 @@ def export_bundle(
         The bundle's folder. One that already holds this export, undamaged, is left as it is.
 
     Raises:
-        UserError: the checkpoint cannot be used, the disk is full, or the graphs do not say what torch says.
+        UserError: the checkpoint cannot be used, another process writes the bundle, the disk is full, or the graphs do not say what torch says.
     """
     from export.alignment import find_alignment
     from export.model_card import write_card
@@ -130,7 +131,7 @@ def export_bundle(
     if _is_current(output, source, wanted, overwrite):
         log.info("%s is up to date", output)
         return output
-    with _pruned(checkpoint, vocabulary, texts) as (read, lost), atomic_folder(output) as folder:
+    with claimed(output), _pruned(checkpoint, vocabulary, texts) as (read, lost), atomic_folder(output) as folder:
         family = Whisper(read)
         model = family.load()
         check_free_space(output.parent, parameters(model) * 3 * (4 + len(parsed)), "the bundle")

@@ -24,6 +24,7 @@ from workbench.corpus import Utterance, corpus_identity, open_corpus
 from workbench.errors import UserError
 from workbench.files import cache_dir, read_json, sha256_of, write_json
 from workbench.host import describe_host, usable_cpus
+from workbench.locks import claimed
 from workbench.progress import Progress
 from workbench.scoring import headline, normalizers_of, paired_difference, score_utterances
 from workbench.teachers import fingerprint, resolve_teacher
@@ -153,7 +154,8 @@ def teacher_bundle(teacher: str) -> Path:
     folder = cache_dir() / "bundles" / fingerprint(checkpoint)[:16]
     if not folder.exists():
         log.info("exporting the teacher, once")
-    return export_bundle(checkpoint, folder, ["fp32"], name=_base(teacher), overwrite=True)
+    with claimed(folder, wait=True):
+        return export_bundle(checkpoint, folder, ["fp32"], name=_base(teacher), overwrite=True)
 
 
 def _base(teacher: str) -> str:

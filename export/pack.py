@@ -12,6 +12,7 @@ from export.manifest import GRAPH_FILES, open_manifest, write_manifest
 from export.model_card import write_card
 from workbench.errors import UserError
 from workbench.files import atomic_folder
+from workbench.locks import claimed
 
 
 def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite: bool = False) -> Path:
@@ -62,7 +63,7 @@ def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite
             "systems": _of_precision(measurement, precision),
             "other_corpora": others,
         }
-    with atomic_folder(output) as folder:
+    with claimed(output), atomic_folder(output) as folder:
         for name, source in copied.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / name)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench.disk import disk_errors
 from workbench.errors import UserError, nearest
 from workbench.families.low_rank import merged_state
 from workbench.families.whisper import Whisper
@@ -86,12 +87,12 @@ def prune(checkpoint: Path, kept: Sequence[int], folder: Path) -> Path:
     narrow_model(model, vocabulary)
     for settings in (model.config, model.generation_config):
         _renumber(settings, vocabulary)
-    with tempfile.TemporaryDirectory() as temporary:
+    with disk_errors(folder), tempfile.TemporaryDirectory() as temporary:
         tokenizer = Path(temporary) / "tokenizer.json"
         content = pruned_tokenizer(read_json(checkpoint / "tokenizer.json", "a tokenizer"), vocabulary)
         tokenizer.write_text(json.dumps(content), encoding="utf-8")
         save_tokenizer(tokenizer, model, folder)
-    model.save_pretrained(folder, state_dict=merged_state(model))
+        model.save_pretrained(folder, state_dict=merged_state(model))
     for name in COPIED:
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, folder / name)

@@ -1,11 +1,13 @@
 """Checkpoints of a run: safetensors and JSON, written whole or not at all, so that a killed run resumes.
 
 All randomness of training is derived from (seed, stage, epoch, step), so weights, optimizer and counters are the whole
-state: nothing of any random generator needs keeping.
+state: nothing of any random generator needs keeping. The SHA-256 of every file lies beside them, and is compared before a run
+goes on: a bit that flips would train another student and say nothing.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,9 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.disk import disk_errors
 from workbench.errors import UserError
-from workbench.files import atomic_folder, read_json, write_json
+from workbench.files import atomic_folder, check_hashes, read_json, sha256, write_json
 
+log = logging.getLogger("workbench")
+HASHES = "sha256.json"  # of the checkpoint's files
 TIED = "proj_out.weight"  # Whisper's projection is its embedding
 
 
@@ -57,13 +62,18 @@ def save(
         position: how far the run has come.
         tensors: by name of the file: `model`, `optimizer` and perhaps `average`.
         keep: how many to keep.
+
+    Raises:
+        UserError: the disk is full; the checkpoints that were there stay.
     """
     from safetensors.torch import save_file
 
-    with atomic_folder(folder / f"step-{position.step:08d}") as temporary:
+    path = folder / f"step-{position.step:08d}"
+    with disk_errors(path), atomic_folder(path) as temporary:
         for name, content in tensors.items():
             save_file(dict(content), temporary / f"{name}.safetensors")
         write_json(temporary / "position.json", asdict(position))
+        write_json(temporary / HASHES, {path.name: sha256(path) for path in sorted(temporary.iterdir())})
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
 
@@ -75,7 +85,15 @@ def latest(folder: Path) -> Path | None:
 
 
 def read_position(checkpoint: Path) -> Position:
-    """Read how far the run had come."""
+    """Read how far the run had come; raises UserError if any file of the checkpoint is damaged.
+
+    One of an earlier version, which wrote no hashes, is taken as it is, and a warning says so.
+    """
+    if (checkpoint / HASHES).is_file():
+        remedy = f"delete {checkpoint} to go on without it"
+        check_hashes(checkpoint, read_json(checkpoint / HASHES, "a checkpoint's hashes"), HASHES, remedy)
+    else:
+        log.warning("%s: has no %s, as an earlier version wrote it; it is taken as it is", checkpoint, HASHES)
     return Position(**read_json(checkpoint / "position.json", "a checkpoint's position"))
 
 

@@ -279,12 +279,13 @@ def prune(
     from export.vocabulary import prune as write
     from workbench.families.whisper import Whisper
     from workbench.files import atomic_folder
+    from workbench.locks import claimed
     from workbench.teachers import resolve_teacher
 
     source = resolve_teacher(checkpoint)
     if output.exists() and not overwrite:
         raise UserError(f"{output}: exists; choose another -o, or add --overwrite")
     kept = choose(vocabulary, Whisper(source))
-    with atomic_folder(output) as folder:
+    with claimed(output), atomic_folder(output) as folder:
         write(source, kept, folder)
     typer.echo(f"{output}: {len(kept):,} tokens")

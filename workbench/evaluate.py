@@ -13,7 +13,8 @@ from torch import Tensor
 from workbench.audio import SAMPLE_RATE
 from workbench.corpus import Utterance
 from workbench.families import Family
-from workbench.files import alone, sha256_of
+from workbench.files import sha256_of
+from workbench.locks import claimed
 from workbench.scoring import score
 from workbench.store import Store
 
@@ -94,10 +95,13 @@ class EncodedClips:
         """Write to the folder, if there is one, what it lacks of the batches, or of each clip by itself."""
         if self.store is None:
             return
-        with alone(self.store.folder):
+        batches = [[i] for group in self.batches for i in group] if singly else self.batches
+        names = [self._name(batch) for batch in batches]
+        with claimed(self.store.folder, wait=True):
             self.store.reload()
-            for batch in [[i] for group in self.batches for i in group] if singly else self.batches:
-                if (name := self._name(batch)) not in self.store:
+            self.store.check(names)
+            for batch, name in zip(batches, names, strict=True):
+                if name not in self.store:
                     states, seconds = self.states(model, batch)
                     self.store.write(0, [({"key": name, "seconds": seconds}, {"states": states})])
 

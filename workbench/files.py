@@ -104,25 +104,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def filling(folder: Path, accelerator: Any) -> Iterator[None]:
-    """`alone`, for a run of several processes: they begin together once the main one has the folder, and end together."""
-    with alone(folder) if accelerator.is_main_process else contextlib.nullcontext():
-        accelerator.wait_for_everyone()
-        yield
-        accelerator.wait_for_everyone()
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Wait until no other run on this machine fills a folder of the cache, and keep others waiting meanwhile."""
-    from filelock import FileLock
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
-        yield
-
-
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic_path(path) as temporary:

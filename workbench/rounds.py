@@ -11,6 +11,7 @@ from workbench.checkpoints import Position
 from workbench.children import end_with_parent
 from workbench.corpus.batching import StepPlan, plan_steps
 from workbench.data import Batch, MicroBatches
+from workbench.errors import UserError
 from workbench.families.pooling import pool_after
 from workbench.memory import Peak
 from workbench.recipe_sections import Stage
@@ -91,7 +92,7 @@ class Rounds:
             worker_init_fn=end_with_parent,
         )  # fmt: skip
         together: list[Batch] = []
-        for batch in loader:
+        for batch in _read(loader):
             together.append(batch)
             if len(together) == len(parts):
                 yield together
@@ -121,6 +122,13 @@ class Rounds:
         share = 1 if recipe.stream is None else self.ranks
         seed = (recipe.seed, self.number, round_number, *([self.rank] if share > 1 else []))
         return plan_steps(window.utterances, self.stage.batch_seconds / share, recipe.margin.shortest, seed)
+
+
+def _read(loader: Any) -> Iterator[Batch]:
+    try:
+        yield from loader
+    except UserError as error:  # a worker's holds its traceback, as text, and then the message
+        raise UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]) from None
 
 
 def schedule(step: int, total: int, warmup_share: float) -> float:

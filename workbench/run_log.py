@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from workbench.disk import disk_errors
 from workbench.errors import UserError
 from workbench.files import atomic_path, json_lines
 
@@ -112,7 +113,7 @@ class RunLog:
             # given, because a column that is null in all of a part would have no type to be joined by
             columns = [("stage", pa.string()), ("step", pa.int64()), ("id", pa.string())]
             schema = pa.schema(columns + [(name, pa.float64()) for name in WEIGHTS])
-            with atomic_path(self.parts / f"{step:08d}-{self.rank:03d}.parquet") as temporary:
+            with disk_errors(self.parts), atomic_path(self.parts / f"{step:08d}-{self.rank:03d}.parquet") as temporary:
                 pq.write_table(pa.Table.from_pylist(self.rows, schema), temporary)
         self.rows = []
 
@@ -122,7 +123,8 @@ class RunLog:
 
         parts = sorted(self.parts.glob("*.parquet"))
         if parts:
-            with atomic_path(self.folder / "weights.parquet") as temporary:
+            path = self.folder / "weights.parquet"
+            with disk_errors(path), atomic_path(path) as temporary:
                 schema = pq.read_schema(parts[0])
                 with pq.ParquetWriter(temporary, schema) as writer:
                     for part in parts:
@@ -132,7 +134,7 @@ class RunLog:
     def _append(self, row: dict[str, Any]) -> None:
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self.metrics.open("a", encoding="utf-8") as file:
+            with disk_errors(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
 

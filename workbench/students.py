@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workbench.disk import disk_errors
 from workbench.errors import UserError
 from workbench.families import Family
 from workbench.families.low_rank import merged_state, ranks_of, restore, shaped_like
@@ -137,7 +138,7 @@ def parameters(model: torch.nn.Module) -> int:
 
 def save_student(model: Any, family: Family, folder: Path, margin: float) -> None:
     """Write a student as a transformers checkpoint with its tokenizer; `workbench.json` says how much silence it expects."""
-    with atomic_folder(folder) as temporary:
+    with disk_errors(folder), atomic_folder(folder) as temporary:
         model.save_pretrained(temporary, state_dict=merged_state(model))
         for path in family.folder.iterdir():
             # what describes tokens and features is the teacher's; weights and configuration are the student's own

@@ -93,6 +93,14 @@ class TargetCache:
     def __contains__(self, key: str) -> bool:
         return key in self.store or (self.richer is not None and key in self.richer)
 
+    def check(self, keys: Sequence[str], rank: int = 0, ranks: int = 1) -> None:
+        """`Store.check`, which all processes that fill the cache must call."""
+        if self.richer is not None:  # another run's: only what is damaged is removed
+            self.richer.drop_damaged(keys, rank, ranks)
+        self.store.check(keys, rank, ranks)
+        if self.richer is not None:
+            self.richer.reload()
+
     def task_loss(self, key: str) -> float:
         """The teacher's own loss on a clip."""
         return float(self._store_of(key).index[key]["task_loss"])

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from workbench.children import ending_with_us
 from workbench.ctranslate2 import is_ctranslate2, load_whisper
+from workbench.disk import disk_errors
 from workbench.errors import UserError, nearest
 from workbench.families.weights import weight_files
 from workbench.files import (
@@ -217,7 +218,7 @@ def convert(source: Path, folder: Path) -> Path:
     from workbench.families.whisper_tokens import save_tokenizer
 
     model = load_whisper(source)
-    with atomic_folder(folder) as temporary:
+    with disk_errors(folder), atomic_folder(folder) as temporary:
         save_tokenizer(source / "tokenizer.json", model, temporary)
         model.to(torch.float16).save_pretrained(temporary)
         hashes = {p.name: sha256(p) for p in sorted(temporary.iterdir())}

@@ -14,12 +14,12 @@ from workbench.encoded import encode_whole
 from workbench.errors import UserError
 from workbench.evaluate import EncodedClips, validate_encoded
 from workbench.families import Family, open_family
-from workbench.files import cache_dir, filling, sha256_of
+from workbench.files import cache_dir, sha256_of
 from workbench.on_policy import OnPolicy
 from workbench.progress import Progress
 from workbench.recipe import Recipe
 from workbench.recipe_sections import OnPolicyRecipe
-from workbench.store import Store
+from workbench.store import Store, filling
 from workbench.targets import TargetCache, TargetSettings, compute_targets
 from workbench.teachers import fingerprint, resolve_teacher
 from workbench.uncertainty import measure_uncertainty
@@ -87,8 +87,9 @@ class Teachers:
             settings = self.settings(number)
             place = settings.folder() if folder is None else folder / str(number)
             # several runs may want the same targets; the second one finds them done
-            with filling(place, accelerator):
+            with filling(place):
                 cache = TargetCache(settings, None if folder is None else place)
+                cache.check(keys, rank, ranks)
                 missing = sum(key not in cache for key in keys)
                 if not missing and self.recipe.stream is None:
                     log.info("teacher's targets: all %d clips are cached in %s", len(utterances), cache.store.folder)
@@ -159,8 +160,9 @@ class Teachers:
         own, model = self.families[0], self.models[0].to(self.accelerator.device)
         place = cache_dir() / "encoded" / sha256_of(["teacher", self.hashes[0], self.recipe.precision])[:16]
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        with filling(place, self.accelerator):
+        with filling(place):
             store = Store(place)
+            store.check(window.keys, rank, ranks)
             missing = sum(key not in store for key in window.keys)
             with Progress("teacher's encoder", missing, self.main) as progress, self.accelerator.autocast():
                 encode_whole(

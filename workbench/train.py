@@ -23,7 +23,7 @@ from workbench.errors import UserError
 from workbench.evaluate import EncodedClips, validate_encoded
 from workbench.families import Family, open_family
 from workbench.families.low_rank import compress, shaped_like
-from workbench.files import atomic_folder, filling, write_json
+from workbench.files import atomic_folder, write_json
 from workbench.inputs import FILE as INPUTS
 from workbench.inputs import changed_recipe, changed_run, inputs_of
 from workbench.on_policy import OnPolicy
@@ -36,7 +36,7 @@ from workbench.run_log import RunLog
 from workbench.self_teacher import SelfTeacher
 from workbench.soft_targets import likeliest
 from workbench.stage import StageLoop
-from workbench.store import Store
+from workbench.store import Store, filling
 from workbench.students import build_student, check_pair, parameters, save_student
 from workbench.tail import check_tail, matters
 from workbench.teachers import resolve_teacher
@@ -298,8 +298,9 @@ class Distillation:
         rank = accelerator.process_index if rank is None else rank
         ranks = accelerator.num_processes if ranks is None else ranks
         # several runs with the same frozen encoder may be under way; in a run of its own folder there is no other
-        with filling(folder, accelerator):
+        with filling(folder):
             store = Store(folder)
+            store.check(window.keys, rank, ranks)
             missing = sum(key not in store for key in window.keys)
             with Progress("frozen encoder", missing, self.main) as progress, accelerator.autocast():
                 encode_clips(

@@ -7,15 +7,15 @@ Whisper's base checkpoints were trained without any: noise in it would mostly me
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from workbench.checksums import sealed, sealed_rows
 from workbench.families.protocol import Family
-from workbench.files import cache_dir, json_lines, sha256_of
+from workbench.files import cache_dir, sha256_of
 from workbench.targets import TargetSettings
 from workbench.windows import Window
 
@@ -47,11 +47,7 @@ def measure_uncertainty(
     folder = cache_dir() / "uncertainty" / sha256_of([settings.teacher, settings.precision, SAMPLES, RATE, *own])[:16]
     known: dict[str, float] = {}
     for path in folder.glob("*.jsonl"):
-        for line in json_lines(path):
-            try:
-                known.update([json.loads(line)])
-            except (ValueError, TypeError):
-                continue  # the line that a kill cut short
+        known.update((row["key"], row["value"]) for row in sealed_rows(path))
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, float] = {}
     device = next(model.parameters()).device
@@ -62,7 +58,7 @@ def measure_uncertainty(
                 wave = [utterance.wave()]
                 states = family.encode(model, family.features(wave, family.heard(wave), device))
                 known[key] = float(information(samples(model, family, states, tokens, int(key[:12], 16))).mean())
-                file.write(json.dumps([key, known[key]]) + "\n")
+                file.write("\n" + sealed({"key": key, "value": known[key]}))  # a kill may have cut the last line short
                 file.flush()
             found[utterance.id] = known[key]
             progress(1)
