@@ -126,7 +126,7 @@ def workplace(path: Path) -> Iterator[Path]:
 
 def recover(folder: Path) -> None:
     """Remove the workplaces in a folder whose processes are dead, and put back what they had moved aside and not replaced."""
-    from filelock import FileLock, Timeout
+    from filelock import FileLock
 
     for place in sorted(folder.glob(".*.part")):
         found = WORKPLACE.fullmatch(place.name)
@@ -136,7 +136,10 @@ def recover(folder: Path) -> None:
             with contextlib.suppress(OSError):  # if it is not empty, it is not ours
                 place.rmdir()
             continue
-        with contextlib.suppress(Timeout, FileNotFoundError), FileLock(place / LOCK, timeout=0):
+        with (
+            contextlib.suppress(OSError),
+            FileLock(place / LOCK, timeout=0),
+        ):  # held by a live process, or just removed by one
             _clear(place, folder / found[1])
 
 
