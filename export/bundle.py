@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 from export.detector import copy_detector
 from export.edge.bundle import FORMAT, BundleError, Manifest, read_manifest
 from export.int8 import DEFAULTS, Int8Options
-from export.manifest import CHECKPOINT_FILES, write_manifest
+from export.manifest import BUNDLE, CHECKPOINT_FILES, write_manifest
 from export.precisions import Precision, Scheme, parse_precisions
 from workbench import __version__
 from workbench.audio import SAMPLE_RATE, Wave
@@ -32,9 +31,10 @@ from workbench.families.whisper import (
     tokens_per_second,
 )
 from workbench.families.whisper_tokens import added_words
-from workbench.files import atomic_folder, check_free_space, read_json, sha256, write_json, write_text
+from workbench.files import check_free_space, read_json, sha256, workplace, write_json, write_text
 from workbench.host import describe_host
 from workbench.locks import claimed
+from workbench.ownership import check_output, check_replaceable, replacing
 from workbench.recipe import load_recipe
 from workbench.students import parameters
 from workbench.teachers import fingerprint
@@ -123,6 +123,7 @@ def export_bundle(
 
     parsed = parse_precisions(precisions)
     precisions = [p.name for p in parsed]
+    check_output(output, [checkpoint])
     if missing := [f for f in REQUIRED_FILES if not (checkpoint / f).is_file()]:
         raise UserError(f"{checkpoint}: lacks {', '.join(missing)}; expected a transformers Whisper checkpoint folder")
     origin = find_origin(checkpoint, name)
@@ -131,7 +132,12 @@ def export_bundle(
     if _is_current(output, source, wanted, overwrite):
         log.info("%s is up to date", output)
         return output
-    with claimed(output), _pruned(checkpoint, vocabulary, texts) as (read, lost), atomic_folder(output) as folder:
+    check_replaceable(output, BUNDLE)
+    with (
+        claimed(output),
+        _pruned(checkpoint, vocabulary, texts, output) as (read, lost),
+        replacing(output, BUNDLE) as folder,
+    ):
         family = Whisper(read)
         model = family.load()
         check_free_space(output.parent, parameters(model) * 3 * (4 + len(parsed)), "the bundle")
@@ -154,7 +160,9 @@ def export_bundle(
 
 
 @contextmanager
-def _pruned(checkpoint: Path, choice: str, texts: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+def _pruned(
+    checkpoint: Path, choice: str, texts: Sequence[str], output: Path
+) -> Iterator[tuple[Path, dict[str, Any] | None]]:
     """The checkpoint to export, and what is said of its vocabulary if tokens leave it."""
     from export.vocabulary import choose, loss_of, prune
 
@@ -170,8 +178,9 @@ def _pruned(checkpoint: Path, choice: str, texts: Sequence[str]) -> Iterator[tup
             "of %d texts %d need other tokens now; %s %% of their tokens stay",
             len(texts), lost["lost"]["texts_changed"], lost["lost"]["tokens_kept_percent"],
         )  # fmt: skip
-    with tempfile.TemporaryDirectory() as temporary:
-        yield prune(checkpoint, kept, Path(temporary)), lost
+    with workplace(output) as temporary:
+        (temporary / "pruned").mkdir()
+        yield prune(checkpoint, kept, temporary / "pruned"), lost
 
 
 def _write_clients_files(checkpoint: Path, family: Whisper, folder: Path, heads: list[list[int]]) -> None:
@@ -195,7 +204,7 @@ def _described(options: Int8Options, precisions: Sequence[Precision]) -> dict[st
 
 
 def _is_current(output: Path, source: str, wanted: dict[str, Any], overwrite: bool) -> bool:
-    if not output.exists():
+    if not (output / "bundle.json").is_file():
         return False
     try:
         manifest = read_manifest(output)
@@ -207,12 +216,8 @@ def _is_current(output: Path, source: str, wanted: dict[str, Any], overwrite: bo
         if same and content.get("workbench") == __version__ and _has_this_runtime(manifest):
             manifest.check()
             return True
-    except BundleError as error:
-        if not overwrite and any(output.iterdir()) and not (output / "bundle.json").is_file():
-            raise UserError(
-                f"{output}: exists and is no bundle ({error}); choose another -o, or add --overwrite"
-            ) from None
-        return False
+    except BundleError:
+        return False  # of an earlier version, or damaged
     if same:
         log.info(
             "%s is this export by another version of the workbench, or with another runtime inside; exporting it anew",

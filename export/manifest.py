@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 from export.edge.bundle import BundleError, Manifest, read_manifest
+from export.model_card import CARD, card
 from workbench.errors import UserError
-from workbench.files import sha256, write_json
+from workbench.files import read_json, recover, sha256, write_json, write_text
+from workbench.ownership import Made, Owned
 
 # Names of the graphs in fp32, which are those that runtimes look for first, by their part in a manifest.
 GRAPH_FILES = {
@@ -28,6 +33,8 @@ def open_manifest(bundle: Path, check: bool = False) -> Manifest:
     try:
         manifest = read_manifest(bundle)
         if check:
+            recover(bundle)
+            _mend_card(manifest)
             manifest.check()
     except BundleError as error:
         raise UserError(str(error)) from None
@@ -35,16 +42,56 @@ def open_manifest(bundle: Path, check: bool = False) -> Manifest:
 
 
 def record(bundle: Path, **found: Any) -> None:
-    """Add what was measured of a bundle to its manifest and its model card."""
-    from export.model_card import write_card
+    """Add what was measured of a bundle to its manifest and its model card; every other file keeps the checksum that it has.
 
-    content = open_manifest(bundle).content | {k: v for k, v in found.items() if k in RECORDED}
-    write_card(bundle, content)
-    write_manifest(bundle, content)
+    Raises:
+        UserError: a file is no longer what the manifest says: what was measured may not be of what lies there.
+    """
+    content = open_manifest(bundle, check=True).content | {k: v for k, v in found.items() if k in RECORDED}
+    text = card(content)
+    content["files"] = {**content["files"], CARD: hashlib.sha256(text.encode()).hexdigest()}
+    # the manifest first: the card can be written anew from it, see `open_manifest`
+    write_json(bundle / "bundle.json", content)
+    write_text(bundle / CARD, text)
+
+
+def _mend_card(manifest: Manifest) -> None:
+    """Write the card that the manifest tells of, if a kill came between the two."""
+    expected, path = manifest.content["files"].get(CARD), manifest.folder / CARD
+    if expected is None or (path.is_file() and sha256(path) == expected):
+        return
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # of another version, which wrote other cards
+        text = card(manifest.content)
+        if hashlib.sha256(text.encode()).hexdigest() == expected:
+            write_text(path, text)
+
+
+def _own_files(folder: Path) -> Owned | None:
+    """What a bundle's manifest says is its own, and what Python has made of its runtime."""
+    if not (folder / "bundle.json").is_file():
+        return None
+    content = read_json(folder / "bundle.json", "a bundle's manifest")
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        return None
+    if not isinstance(files := content.get("files"), dict):
+        return None
+
+    def own(name: str) -> bool:
+        compiled = re.fullmatch(r"(edge/(?:.+/)?)__pycache__/([^/.]+)\.[^/]+\.pyc", name)
+        return (
+            name == "bundle.json"
+            or name in files
+            or (compiled is not None and f"{compiled[1]}{compiled[2]}.py" in files)
+        )
+
+    return own
+
+
+BUNDLE = Made("bundle", _own_files)
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Write the manifest last, with the checksum of every other file."""
+    """Write the manifest of a new bundle last, with the checksum of every other file."""
     files = sorted(
         p for p in folder.rglob("*") if p.is_file() and p.name != "bundle.json" and "__pycache__" not in p.parts
     )

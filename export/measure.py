@@ -22,7 +22,7 @@ from export.robustness import check_robustness
 from workbench.audio import write_wav
 from workbench.corpus import Utterance, corpus_identity, open_corpus
 from workbench.errors import UserError
-from workbench.files import cache_dir, read_json, sha256_of, write_json
+from workbench.files import cache_dir, read_json, recover, sha256_of, write_json
 from workbench.host import describe_host, usable_cpus
 from workbench.locks import claimed
 from workbench.progress import Progress
@@ -84,12 +84,13 @@ def measure(
 
     if len(set(corpora)) < len(corpora):
         raise UserError(f"--corpus {' --corpus '.join(corpora)}: a corpus is named twice; name each once")
+    report_path = output / "report.json"
+    _check_report(report_path)
     threads = threads or usable_cpus()
     parts = [_clips(corpus, split, limit) for corpus in corpora]
     utterances = [u for part in parts for u in part.utterances]
     systems = _systems(bundles, teacher)
     key = _key(systems, parts, threads, repeats, robustness)
-    report_path = output / "report.json"
     if report_path.is_file() and not again:
         known = read_json(report_path, "a report")
         if known.get("key") == key:
@@ -121,6 +122,18 @@ def measure(
         ]
         record(bundle, measurement=measurement)
     return report
+
+
+def _check_report(path: Path) -> None:
+    """Raise UserError if another file than a report of ours would be replaced."""
+    recover(path.parent)
+    if not path.exists() and not path.with_suffix(".html").exists():
+        return
+    found = read_json(path, "a report") if path.is_file() else None
+    if not isinstance(found, dict) or not {"schema", "key", "systems"} <= found.keys():
+        raise UserError(
+            f"{path.parent}: holds a report that `workbench measure` did not write ({path.name} or .html); choose another --output, or move it away"
+        )
 
 
 def _clips(corpus: str, split: str, limit: int | None) -> Clips:

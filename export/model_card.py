@@ -7,10 +7,17 @@ from typing import Any
 
 from workbench.files import write_text
 
+CARD = "MODEL_CARD.md"
+
+
+def card(content: dict[str, Any]) -> str:
+    """The card, which follows from the manifest's content."""
+    return "\n\n".join(_sections(content)) + "\n"
+
 
 def write_card(folder: Path, content: dict[str, Any]) -> None:
     """Write the card from the manifest's content."""
-    write_text(folder / "MODEL_CARD.md", "\n\n".join(_sections(content)) + "\n")
+    write_text(folder / CARD, card(content))
 
 
 def _sections(content: dict[str, Any]) -> list[str]:

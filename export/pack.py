@@ -8,11 +8,11 @@ from typing import Any
 
 from export.clients import client_module
 from export.edge.bundle import BundleError
-from export.manifest import GRAPH_FILES, open_manifest, write_manifest
+from export.manifest import BUNDLE, GRAPH_FILES, open_manifest, write_manifest
 from export.model_card import write_card
 from workbench.errors import UserError
-from workbench.files import atomic_folder
 from workbench.locks import claimed
+from workbench.ownership import check_replaceable, replacing
 
 
 def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite: bool = False) -> Path:
@@ -37,6 +37,7 @@ def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite
         raise UserError(f"{output}: exists; choose another -o, or add --overwrite")
     if output.resolve() == bundle.resolve():
         raise UserError(f"{output}: is the bundle itself; choose another -o")
+    check_replaceable(output, BUNDLE, [bundle])
     precision = precision or manifest.precisions[-1]
     try:
         # by their names in fp32, whatever the precision: no runtime has to be told it
@@ -63,7 +64,7 @@ def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite
             "systems": _of_precision(measurement, precision),
             "other_corpora": others,
         }
-    with claimed(output), atomic_folder(output) as folder:
+    with claimed(output), replacing(output, BUNDLE) as folder:
         for name, source in copied.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / name)

@@ -8,7 +8,6 @@ The chosen one is confirmed on the test clips, once.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from export.budget import Budget, Profile, parse_budget, read_profile
 from export.bundle import calibration_features, export_bundle
 from export.int8 import Int8Options
 from export.latency import System
-from export.manifest import open_manifest, record
+from export.manifest import BUNDLE, open_manifest, record
 from export.measure import time_on
 from export.precisions import WITH_LAYERS, Precision, Scheme, parse_precision
 from export.quantize import calibration_clips
@@ -26,7 +25,9 @@ from export.search_table import print_search
 from export.workshop import FP32, Row, Workshop, alone, row
 from workbench.corpus import Utterance, scored_clips
 from workbench.errors import UserError
+from workbench.files import workplace
 from workbench.host import describe_host, has_int8_dot_product, usable_cpus
+from workbench.ownership import check_output, check_replaceable
 from workbench.scoring import paired_difference
 from workbench.teachers import fingerprint
 
@@ -214,6 +215,7 @@ def export_for(
     Raises:
         UserError: budget, device or checkpoint cannot be used, the folder holds something else, or nothing keeps within the budget.
     """
+    check_output(output, [checkpoint])
     profile = read_profile(device) if device else Profile()
     budget = budget or DEFAULT_BUDGET
     limits = parse_budget(budget)
@@ -229,21 +231,20 @@ def export_for(
         "threads": threads,
         "cpu": describe_host()["cpu"],
     }
-    if output.exists() and not how.get("overwrite"):
+    if (output / "bundle.json").is_file() and not how.get("overwrite"):
         _same_search(output, checkpoint, asked, how.get("vocabulary", ""))
         log.info("%s holds what this search found; add --overwrite to search anew", output)
         return output, None
+    check_replaceable(output, BUNDLE)
     waves = calibration_clips(corpus) if "int8_static" in profile.encoder else []
     validation, test = scored_clips(corpus, "validation"), scored_clips(corpus, "test")
-    with tempfile.TemporaryDirectory() as temporary:
+    with workplace(output) as temporary:
         # word times are no part of what is searched for: their heads are chosen once, for the bundle that comes of it
-        first = export_bundle(
-            checkpoint, Path(temporary) / "fp32", ["fp32"], **{**how, "overwrite": False, "aligned": ()}
-        )
+        first = export_bundle(checkpoint, temporary / "fp32", ["fp32"], **{**how, "overwrite": False, "aligned": ()})
         workshop = Workshop(first, options, calibration_features(checkpoint, waves))
         # a vocabulary's loss is part of what the budget is for
         whole = (
-            export_bundle(checkpoint, Path(temporary) / "whole", ["fp32"], how.get("name", ""))
+            export_bundle(checkpoint, temporary / "whole", ["fp32"], how.get("name", ""))
             if how.get("vocabulary")
             else None
         )

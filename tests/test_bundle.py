@@ -14,7 +14,7 @@ from export.edge import AudioError, BundleError, Recognizer, read_wav
 from export.edge.audio import resample
 from export.edge.tokens import Detokenizer
 from export.latency import System, time_systems
-from export.manifest import open_manifest, record, size_mb
+from export.manifest import open_manifest, size_mb, write_manifest
 from export.verify import verify_bundle, within_budget
 from tests.conftest import tone
 from workbench.audio import decode, write_wav
@@ -138,7 +138,7 @@ def test_a_bundle_with_another_runtime_inside_is_exported_anew(bundle, student):
     runtime = bundle / "edge" / "words.py"
     now = runtime.read_text()
     runtime.write_text("# as it was in an older version\n")
-    record(bundle)  # with its checksum, as that version did
+    write_manifest(bundle, open_manifest(bundle).content)  # with its checksum, as that version did
     export_bundle(student, bundle, ["fp32", "int8"], "tiny")
     assert runtime.read_text() == now
 
@@ -262,7 +262,7 @@ def test_verification_runs_the_bundles_runtime_against_torch(bundle, student, sp
 
 def test_a_client_that_crashes_fails_alone(bundle, student, speech):
     (bundle / "edge" / "recognizer.py").write_text("raise SystemExit('broken on purpose')\n")
-    record(bundle)  # new checksums, so that the crash is the client's
+    write_manifest(bundle, open_manifest(bundle).content)  # new checksums, so that the crash is the client's
     found = verify_bundle(bundle, student, open_corpus(str(speech(2)), "validation"), "speech", ["edge"])
     assert not found["clients"][0]["passed"]
     assert "broken on purpose" in found["clients"][0]["error"]

@@ -243,9 +243,11 @@ def test_a_corpus_built_before_the_corrections_is_refused_and_rebuilt(package, c
             open_corpus(source, "train")
         assert "\n" not in str(raised.value)
     (folder / "audio" / "stray.opus").touch()
+    with pytest.raises(UserError, match=r"holds 'audio/stray\.opus'"):  # nobody's file is deleted with what was built
+        build_prompts("es", folder)
+    (folder / "audio" / "stray.opus").unlink()
     build_prompts("es", folder)
     assert open_corpus("prompts-es", split_of("telefono"))
-    assert not (folder / "audio" / "stray.opus").exists()
     (folder / "audio" / "stray.opus").touch()
     build_prompts("es", folder)  # up to date: left alone
     assert (folder / "audio" / "stray.opus").exists()
@@ -267,7 +269,7 @@ def test_a_folder_that_was_not_built_here_is_left_alone(package, tmp_path, kept)
     folder.mkdir()
     for name, text in kept.items():
         (folder / name).write_text(text)
-    with pytest.raises(UserError, match="was not built by `workbench corpus prompts --language es`"):
+    with pytest.raises(UserError, match="is no corpus built by `workbench corpus prompts --language es`"):
         build_prompts("es", folder)
     assert {path.name: path.read_text() for path in folder.iterdir()} == kept
 

@@ -278,14 +278,16 @@ def prune(
     from export.vocabulary import choose
     from export.vocabulary import prune as write
     from workbench.families.whisper import Whisper
-    from workbench.files import atomic_folder
     from workbench.locks import claimed
+    from workbench.ownership import CHECKPOINT, check_replaceable, replacing, write_record
     from workbench.teachers import resolve_teacher
 
     source = resolve_teacher(checkpoint)
     if output.exists() and not overwrite:
         raise UserError(f"{output}: exists; choose another -o, or add --overwrite")
+    check_replaceable(output, CHECKPOINT, [source])
     kept = choose(vocabulary, Whisper(source))
-    with claimed(output), atomic_folder(output) as folder:
+    with claimed(output), replacing(output, CHECKPOINT) as folder:
         write(source, kept, folder)
+        write_record(folder)
     typer.echo(f"{output}: {len(kept):,} tokens")

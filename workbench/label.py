@@ -25,6 +25,7 @@ from workbench.families import Family, open_family
 from workbench.files import json_lines, json_text, sha256_of, write_jsonl
 from workbench.filters import Label, Limits, reasons
 from workbench.locks import lock_of
+from workbench.ownership import audio_of, check_manifest, report_of
 from workbench.processes import claimed_by_all, start_processes, wait_for_all
 from workbench.progress import Progress
 from workbench.segment import SpeechFinder, check_disk, cut, is_cut, utterances_of
@@ -62,6 +63,8 @@ def label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits,
     Raises:
         UserError: no audio there, no label is fit, or another process writes the manifest.
     """
+    own = [source / name for name in MANIFEST_NAMES] if source.is_dir() else [source]
+    check_manifest(manifest, [*own, source])
     with claimed_by_all(manifest):
         return _label(source, manifest, settings, limits, split)
 
@@ -115,10 +118,10 @@ def audio_clips(source: Path, manifest: Path) -> tuple[list[Utterance], list[dic
     if not source.is_dir() or _has_manifest(source):
         clips = read_manifest(source, transcribed=False)
     else:
-        own = (manifest, _report_of(manifest), _cut_folder(manifest), lock_of(manifest))
+        own = (manifest, report_of(manifest), audio_of(manifest), lock_of(manifest))
         paths = sorted(
             p for p in source.rglob("*")
-            if not p.is_dir() and p not in own and _cut_folder(manifest) not in p.parents and not _is_journal(p, manifest)
+            if not p.is_dir() and p not in own and audio_of(manifest) not in p.parents and not _is_journal(p, manifest)
         )  # fmt: skip
         if not paths:
             raise UserError(f"{source}: holds neither a manifest nor any file; expected recordings")
@@ -170,14 +173,6 @@ def _printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _report_of(manifest: Path) -> Path:
-    return manifest.with_name(f"{manifest.stem}.rejected.jsonl")
-
-
-def _cut_folder(manifest: Path) -> Path:
-    return manifest.with_name(f"{manifest.stem}.audio")
-
-
 def _is_journal(path: Path, manifest: Path) -> bool:
     return path.parent == manifest.parent and path.match(f".{manifest.name}.*.journal")
 
@@ -189,7 +184,7 @@ def _cut_long(
     recordings = [clip for clip in clips if clip.seconds > LONGEST_SECONDS]
     if not recordings:
         return clips, {}
-    folder = _cut_folder(manifest)
+    folder = audio_of(manifest)
     share = recordings[state.process_index :: state.num_processes]
     mine = [recording for recording in share if not is_cut(recording, folder, longest)]
     if mine:
@@ -292,7 +287,7 @@ def _write(
         else:
             kept.append(row)
             seconds += row["duration"]
-    report = _report_of(manifest)
+    report = report_of(manifest)
     write_jsonl(report, rejected)
     why_text = ", ".join(f"{name} {count}" for name, count in counts.most_common()) or "none"
     log.info("%d labels kept, %.2f hours; %d rejected (%s); see %s", len(kept), seconds / 3600,

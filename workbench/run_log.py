@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 from workbench.disk import disk_errors
 from workbench.errors import UserError
 from workbench.files import atomic_path, json_lines
+from workbench.run_folder import discard
 
 log = logging.getLogger("workbench")
 STEPS_TOGETHER = 10  # figures are fetched from the device so many steps at a time: each fetch would make a GPU wait
@@ -129,7 +129,7 @@ class RunLog:
                 with pq.ParquetWriter(temporary, schema) as writer:
                     for part in parts:
                         writer.write_table(pq.read_table(part).cast(schema))
-            shutil.rmtree(self.parts)
+            discard(self.folder, self.parts.name)
 
     def _append(self, row: dict[str, Any]) -> None:
         if self.rank == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,10 @@ class StageLoop:
 
     def __call__(self) -> None:
         """Train to the stage's end."""
+        with ExitStack() as shown:  # the bar, which is begun once the number of steps is known
+            self._train(shown)
+
+    def _train(self, shown: ExitStack) -> None:
         position, stage = self.position, self.stage
         last_saved = time.monotonic()
         progress: Progress | None = None
@@ -89,7 +94,7 @@ class StageLoop:
             plan, of, parts = self._plan(window)
             total = self.rounds.total(window, plan)
             if progress is None:
-                progress = Progress(self.name, total, self.run.main, position.stage_step).__enter__()
+                progress = shown.enter_context(Progress(self.name, total, self.run.main, position.stage_step))
                 log.info(
                     "stage %s: %d steps in %d micro-batch(es) on %s, %s parameters trained, padding %.0f %%",
                     self.name, total, of, self.run.accelerator.device, f"{self.trained:,}",
@@ -126,8 +131,7 @@ class StageLoop:
             last_saved = time.monotonic()
         if not position.stage_step:
             raise UserError(f"corpus {self.run.recipe.corpus!r}: its stream holds no clip that could be used")
-        if progress is not None:  # None: killed after a stream's last window, and resumed with nothing left to train on
-            progress.__exit__(None, None, None)
+        shown.close()
         weighting = self.objective.weighting if self.objective is not None else None
         if isinstance(weighting, LearntWeights) and not weighting.weights:
             log.warning(  # of a stream, whose length was not known before

@@ -14,6 +14,7 @@ from workbench.errors import UserError
 from workbench.families import Family
 from workbench.families.low_rank import merged_state, ranks_of, restore, shaped_like
 from workbench.files import atomic_folder, write_json
+from workbench.ownership import write_record
 from workbench.recipe_sections import StudentRecipe
 
 if TYPE_CHECKING:
@@ -146,3 +147,4 @@ def save_student(model: Any, family: Family, folder: Path, margin: float) -> Non
                 shutil.copyfile(path, temporary / path.name)
         settings = {"schema": 1, "length": "true", "margin_seconds": margin}
         write_json(temporary / "workbench.json", settings)
+        write_record(temporary)

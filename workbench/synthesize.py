@@ -11,7 +11,6 @@ import logging
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,9 @@ from workbench.corpus.more import neighbours
 from workbench.corpus.split import split_key
 from workbench.corpus.utterance import joined
 from workbench.errors import UserError
-from workbench.files import atomic_path, check_free_space, sha256, sha256_of, write_jsonl
+from workbench.files import atomic_path, check_free_space, sha256, sha256_of, workplace, write_jsonl
 from workbench.locks import claimed
+from workbench.ownership import audio_of, check_manifest, report_of
 from workbench.progress import Progress
 
 log = logging.getLogger("workbench")
@@ -72,6 +72,7 @@ def synthesize(
     Raises:
         UserError: no engine or voice here, an unusable text file, no line that could be said, or another process writes the manifest.
     """
+    check_manifest(manifest, [text, *([voice] if voice else [])])
     with claimed(manifest):
         return _synthesize(text, manifest, voice, language, speeds, avoid, join)
 
@@ -94,16 +95,16 @@ def _synthesize(
         raise UserError(f"join {join:g}: expected at most {LONGEST_SECONDS:.0f} s, the teacher's window, or 0")
     voice_hash = sha256(voice)
     lines, rejected = _read(text, language, speeds, _held_out(avoid))
-    folder = manifest.parent / f"{manifest.stem}.audio"
+    folder = audio_of(manifest)
     rejected += _say_missing([*engine, "--model", str(voice)], lines, folder, voice_hash, language)
     refused = {line.number for line, _ in rejected}
     said = [line for line in lines if line.number not in refused]
     if not said:
         raise UserError(f"{text}: no line could be said ({rejected[0][1]})")
-    seconds, recordings = _write(said, manifest, folder, voice, voice_hash, language, join)
-    report = manifest.with_name(f"{manifest.stem}.rejected.jsonl")
+    report = report_of(manifest)  # before the manifest, whose sign it is
     write_jsonl(report, ({"line": line.number, "text": line.text, "reason": reason}
                          for line, reason in sorted(rejected, key=lambda item: item[0].number)))  # fmt: skip
+    seconds, recordings = _write(said, manifest, folder, voice, voice_hash, language, join)
     log.info("%d lines said, %.2f hours in %d recordings; %d rejected (%s)",
              len(said), seconds / 3600, recordings, len(rejected), report)  # fmt: skip
     return manifest
@@ -226,13 +227,13 @@ def _say(command: list[str], lines: Sequence[Line], folder: Path, voice: str, la
 
     Where a call fails, its halves are tried apart, so that one line the engine chokes on does not cost the others.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".part") as temporary:
-        options = ["--output-dir", temporary, "--length-scale", f"{1 / lines[0].speed:.4f}"]
+    with workplace(folder / "speech") as temporary:
+        options = ["--output-dir", str(temporary), "--length-scale", f"{1 / lines[0].speed:.4f}"]
         done = subprocess.run(
             ending_with_us([*command, *options]), input="\n".join(line.text for line in lines), capture_output=True,
             text=True, check=False,
         )  # fmt: skip
-        recordings = sorted(Path(temporary).glob("*.wav"), key=lambda p: int(p.stem))  # named by a rising clock
+        recordings = sorted(temporary.glob("*.wav"), key=lambda p: int(p.stem))  # named by a rising clock
         if done.returncode or len(recordings) != len(lines):
             if len(lines) == 1:
                 reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

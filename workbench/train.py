@@ -27,11 +27,13 @@ from workbench.files import atomic_folder, write_json
 from workbench.inputs import FILE as INPUTS
 from workbench.inputs import changed_recipe, changed_run, inputs_of
 from workbench.on_policy import OnPolicy
+from workbench.ownership import check_output
 from workbench.preflight import check_schedules, check_sharding, check_trackers, check_transcripts
-from workbench.processes import Processes, claimed_by_all, start_processes, wait_for_all
+from workbench.processes import Processes, claimed_by_all, wait_for_all
 from workbench.progress import Progress
 from workbench.recipe import Recipe, load_recipe
 from workbench.recipe_sections import Stage
+from workbench.run_folder import check_run, discard, tidy
 from workbench.run_log import RunLog
 from workbench.self_teacher import SelfTeacher
 from workbench.soft_targets import likeliest
@@ -60,14 +62,11 @@ def distill(recipe: Recipe, restart: bool = False, wait: bool = False) -> Path:
     Raises:
         UserError: the recipe cannot be carried out here, or the run folder belongs to another recipe or is being trained.
     """
+    check_output(recipe.output)
     if not restart and (done := _finished(recipe)) is not None:
         return done  # without asking for the folder: runs of a study may look at one student at a time
     with claimed_by_all(recipe.output, wait):
-        if restart:
-            if start_processes().is_main_process:
-                shutil.rmtree(recipe.output, ignore_errors=True)
-            wait_for_all()
-        return _finished(recipe) or Distillation(recipe).run()
+        return (None if restart else _finished(recipe)) or Distillation(recipe, restart).run()
 
 
 def _finished(recipe: Recipe) -> Path | None:
@@ -82,6 +81,7 @@ def _finished(recipe: Recipe) -> Path | None:
         if (run / "scores.json").is_file():
             _check_inputs(run, changed_run(run, recipe))
             log.info("%s is finished; add --restart to train it anew", run)
+            tidy(run)
             return run / "student"
     return None
 
@@ -94,11 +94,13 @@ def _check_inputs(run: Path, reason: str | None) -> None:
 class Distillation:
     """A run's fixed parts: teacher, corpus, student, logs."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, restart: bool = False) -> None:
+        """Open everything; with `restart`, drop what the run folder holds once nothing else can be found wrong."""
         from accelerate import Accelerator
         from accelerate.utils import set_seed
 
         self.recipe, self.folder = recipe, recipe.output
+        check_run(recipe, restart)
         check_trackers(recipe)
         augment = recipe.augment
         self.train_set: list[Utterance] = []
@@ -138,12 +140,15 @@ class Distillation:
         check_pair(self.model.config, self.teachers.models[0].config, matched)
         check_transcripts([*self.train_set, *self.validation_set], self.family)
         inputs = inputs_of(recipe, self.train_set if recipe.stream is None else None, self.validation_set)
-        if checkpoints.latest(self.folder / "checkpoints") is not None:
+        if not restart and checkpoints.latest(self.folder / "checkpoints") is not None:
             _check_inputs(self.folder, changed_run(self.folder, recipe, inputs))
         wait_for_all()  # all have compared before the main process writes
         if self.main:
+            if restart:
+                discard(self.folder)
             recipe.save(self.folder / "recipe.yaml")
             write_json(self.folder / INPUTS, inputs)
+        wait_for_all()  # before any looks for a checkpoint
         track = (lambda values, step: self.accelerator.log(values, step=step)) if recipe.trackers else None
         self.log = RunLog(self.folder, self.accelerator.process_index, track)
         if recipe.trackers:
@@ -176,7 +181,7 @@ class Distillation:
         for number, (name, stage) in enumerate(self.recipe.stages.items()):
             if number >= position.stage:
                 StageLoop(self, number, name, stage, position)()
-                shutil.rmtree(self.folder / "encoded", ignore_errors=True) if self.main else None
+                discard(self.folder, "encoded") if self.main else None
         return self._finish(position, teacher_seconds)
 
     def _compress(self, share: float) -> None:
@@ -236,7 +241,7 @@ class Distillation:
                 position.teacher_seconds += labelled - started
                 position.encoder_seconds += time.perf_counter() - labelled
                 yield window
-                shutil.rmtree(folder, ignore_errors=True)
+                discard(self.folder, folder.name)
             log.info("the stream has ended once around; %d clips of it could not be used", stream.skipped)
             position.stream_pass, position.stream_window = passed + 1, 0
 
@@ -343,10 +348,7 @@ class Distillation:
                 shutil.copytree(self.folder / "best", temporary, dirs_exist_ok=True)
             self.log.finish()
             write_json(self.folder / "scores.json", self._scores(position, teacher_seconds))
-            shutil.rmtree(self.folder / "best")
-            shutil.rmtree(self.folder / "checkpoints")
-            for left in self.folder.glob("stream-*"):
-                shutil.rmtree(left)
+            tidy(self.folder)
         wait_for_all()
         if self.recipe.trackers:
             self.accelerator.end_training()

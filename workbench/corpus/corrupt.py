@@ -16,10 +16,18 @@ import numpy as np
 from workbench.corpus.references import VERSION_FILE
 from workbench.corpus.utterance import Utterance
 from workbench.errors import UserError
-from workbench.files import atomic_folder, write_jsonl
+from workbench.files import write_jsonl
+from workbench.ownership import Made, Owned, check_replaceable, replacing
 
 RECORD = "corrupted.jsonl"
 WORDS_REPLACED = 0.5  # of an utterance, at least one
+
+
+def _own_files(folder: Path) -> Owned | None:
+    return {"manifest.jsonl", RECORD, VERSION_FILE}.__contains__ if (folder / RECORD).is_file() else None
+
+
+CORRUPTED = Made("corrupted corpus", _own_files)
 
 
 def corrupt(utterances: Sequence[Utterance], share: float, how: str, seed: int) -> list[Utterance]:
@@ -65,6 +73,8 @@ def write_corrupted(
         output: the folder to write.
         clean: the clean corpus's folder, if it has one; if that carries a version, the corrupted one carries the same.
     """
+    audio = [u.audio for u in utterances if isinstance(u.audio, Path)]
+    check_replaceable(output, CORRUPTED, [*([clean] if clean else []), *audio])
     wrong = corrupt(utterances, share, how, seed)
     rows = []
     for u in wrong:
@@ -77,7 +87,7 @@ def write_corrupted(
         for old, new in zip(utterances, wrong, strict=True)
         if old.text != new.text
     ]
-    with atomic_folder(output) as folder:
+    with replacing(output, CORRUPTED) as folder:
         for name, lines in (("manifest.jsonl", rows), (RECORD, record)):
             write_jsonl(folder / name, lines)
         if clean is not None and (clean / VERSION_FILE).is_file():

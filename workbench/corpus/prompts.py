@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import av
@@ -33,10 +34,12 @@ from workbench.corpus.references import (
 )
 from workbench.corpus.split import split_key, split_of
 from workbench.errors import UserError, nearest
-from workbench.files import atomic_folder, write_json
+from workbench.files import write_json
+from workbench.ownership import Made, Owned, check_output, check_replaceable, replacing
 
 log = logging.getLogger("workbench")
 LANGUAGES = ("en", "es", "fr", "it", "ru")
+CORRUPTED = "corrupted.jsonl"  # in a corpus that was made from one that was built here
 BIT_RATE = 40_000
 SHORTEST, LONGEST = 0.3, 30.0  # seconds
 _IN_BRACKETS = re.compile(r"\s*\[[^]]*\]\s*")
@@ -52,24 +55,29 @@ def build_prompts(language: str, output: Path) -> Path:
     """
     if language not in LANGUAGES:
         raise UserError(f"--language {language!r}{nearest(language, LANGUAGES)}")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        if not output.is_dir() or built_language(output) != language:
-            raise UserError(
-                f"{output}: is there and was not built by `workbench corpus prompts --language {language}`; "
-                "choose another --output, or remove it"
-            )
+    made = Made(f"corpus built by `workbench corpus prompts --language {language}`", partial(_own_files, language))
+    check_output(output)
+    if made.own(output) is not None:
         if is_current(output, language):
             log.info("%s is there already", output)
             return output
         log.info("%s was built by an earlier version and is built anew", output)
+    check_replaceable(output, made)
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise UserError(f"{tool} is not here; build the corpus on Debian or Ubuntu and copy the folder")
     with tempfile.TemporaryDirectory() as temporary:
         unpacked = unpack(language, Path(temporary))
-        with atomic_folder(output) as folder:
+        with replacing(output, made) as folder:
             build(unpacked, language, folder)
     return output
+
+
+def _own_files(language: str, folder: Path) -> Owned | None:
+    if built_language(folder) != language or (folder / CORRUPTED).exists() or not (folder / "manifest.jsonl").is_file():
+        return None
+    audio = re.findall(r'"audio": "(audio/[^"/]+\.opus)"', (folder / "manifest.jsonl").read_text(encoding="utf-8"))
+    return {"manifest.jsonl", "left_out.tsv", "LICENSE", VERSION_FILE, *audio}.__contains__
 
 
 def unpack(language: str, folder: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from workbench.host import peak_memory_mb
 from workbench.inputs import changed_run, clips_sha256
 from workbench.processes import claimed_by_all, start_processes, wait_for_all
 from workbench.recipe import Recipe, parse_recipe
+from workbench.run_folder import discard
 from workbench.study.current import discard_void, read_result, result_inputs
 from workbench.study.plan import Cell, Study, arm_recipe, folder_of
 from workbench.teachers import fingerprint, resolve_teacher
@@ -86,7 +86,7 @@ def _run(study: Study, cell: Cell, recipe: Recipe) -> dict[str, Any]:
     }
     write_json(recipe.output / "result.json", result)
     if not study.keep_students:
-        shutil.rmtree(student)
+        discard(recipe.output, student.name)
     return result
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +11,12 @@ from workbench.corpus import scored_clips
 from workbench.errors import UserError
 from workbench.files import read_json
 from workbench.inputs import changed_inputs, changed_recipe, changed_run, clips_sha256, read_inputs
+from workbench.ownership import check_replaceable
 from workbench.recipe import Recipe, parse_recipe
+from workbench.run_folder import RUN, discard
 from workbench.study.plan import Cell, Study, arm_recipe
 
 log = logging.getLogger("workbench")
-KEPT = "log.txt"  # the runner's, open while the run goes
 
 
 def result_inputs(recipe: Recipe, split: str) -> dict[str, Any]:
@@ -77,7 +77,11 @@ def read_results(study: Study, chosen: Sequence[Cell]) -> dict[Cell, dict[str, A
 
 
 def discard_void(study: Study, cell: Cell) -> None:
-    """Empty a cell's folder if what it holds, finished or not, is not of the study as it stands."""
+    """Empty a cell's folder if what it holds, finished or not, is not of the study as it stands.
+
+    Raises:
+        UserError: it also holds what is not of a run.
+    """
     folder = study.output / cell.name
     result = folder / "result.json"
     if result.is_file():
@@ -87,9 +91,6 @@ def discard_void(study: Study, cell: Cell) -> None:
         reason = changed_run(folder, recipe)
     if not reason:
         return
+    check_replaceable(folder, RUN)
     log.warning("%s: runs anew: %s", cell.name, reason)
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != KEPT:
-            path.unlink()
+    discard(folder)
