@@ -17,6 +17,7 @@ from pathlib import Path
 from workbench.children import ending_with_us
 from workbench.ctranslate2 import is_ctranslate2, load_whisper
 from workbench.errors import UserError, nearest
+from workbench.families.checkpoint import check_checkpoint
 from workbench.families.weights import weight_files
 from workbench.files import (
     atomic_folder,
@@ -101,8 +102,9 @@ def resolve_teacher(name: str) -> Path:
     if path.is_dir():
         if is_ctranslate2(path):
             return _converted(path)
-        if not (path / "config.json").is_file():
+        if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
             raise UserError(f"{path}: no config.json; expected a transformers or CTranslate2 checkpoint folder")
+        check_checkpoint(path)
         return path
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise UserError(f"{path}: no such folder; expected a transformers or CTranslate2 checkpoint")
@@ -231,12 +233,14 @@ def _from_hub(name: str) -> Path:
 
     patterns = ["*.json", "*.txt", "*.safetensors", "*.model"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"teacher {name!r} is not a folder here{nearest(name, BUILT_IN)}, and the model hub did not give it ({reason})"
         ) from None
+    check_checkpoint(folder)
+    return folder
 
 
 def list_teachers() -> list[dict[str, str]]:

@@ -17,6 +17,7 @@ from workbench.files import read_json
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperTokenizerFast
 
+START, END, NO_TIMES = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
 ENGLISH_ONLY_TOKENS = 51_864  # one fewer than a multilingual model's
 
 
@@ -50,6 +51,42 @@ def save_tokenizer(tokenizer_json: Path, model: WhisperForConditionalGeneration,
         first, last = vocabulary["<|startoftranscript|>"] + 1, vocabulary["<|translate|>"]
         generation.lang_to_id = {token: i for token, i in vocabulary.items() if first <= i < last}
         generation.task_to_id = {task: vocabulary[f"<|{task}|>"] for task in ("transcribe", "translate")}
+
+
+def open_tokenizer(folder: Path, config: Any) -> WhisperTokenizerFast:
+    """Tokenizer of a checkpoint folder.
+
+    Args:
+        folder: that `check_settings` has accepted.
+        config: of the model.
+
+    Raises:
+        UserError: its files cannot be used, or its tokens are not those of the model.
+    """
+    from transformers import WhisperTokenizerFast
+
+    try:
+        tokenizer: WhisperTokenizerFast = WhisperTokenizerFast.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+        known = tokenizer.get_vocab()
+    except Exception as error:  # noqa: BLE001  # the tokenizers library raises nothing narrower
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"{folder}: its tokenizer cannot be loaded ({reason}); copy the original checkpoint's tokenizer files"
+        ) from None
+    wanted = {START: config.decoder_start_token_id, END: config.eos_token_id, NO_TIMES: known.get(NO_TIMES, -1)}
+    if different := [token for token, i in wanted.items() if known.get(token) != i]:
+        raise UserError(
+            f"{folder}: its tokenizer is not the model's: {different[0]} is {known.get(different[0])}; copy the original checkpoint's "
+            f"tokenizer files (config.json: eos_token_id {config.eos_token_id}, decoder_start_token_id {config.decoder_start_token_id})"
+        )
+    if (most := max(known.values())) >= config.vocab_size:
+        raise UserError(
+            f"{folder}: its tokenizer has tokens up to {most:,}, the model {config.vocab_size:,} of them; copy the original checkpoint's "
+            "tokenizer files, or resize the model with resize_token_embeddings()"
+        )
+    return tokenizer
 
 
 def complete_merges(content: dict[str, Any], where: str) -> dict[str, Any]:
