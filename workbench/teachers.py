@@ -216,6 +216,7 @@ def convert(source: Path, folder: Path) -> Path:
     """
     import torch
 
+    from workbench.families.whisper import Whisper
     from workbench.families.whisper_tokens import save_tokenizer
 
     model = load_whisper(source)
@@ -224,6 +225,10 @@ def convert(source: Path, folder: Path) -> Path:
         model.to(torch.float16).save_pretrained(temporary)
         hashes = {p.name: sha256(p) for p in sorted(temporary.iterdir())}
         write_json(temporary / "source.json", {"schema": 1, "sha256": hashes})
+        try:
+            Whisper(temporary)  # what would be refused later is refused before it is kept
+        except UserError as error:
+            raise UserError(str(error).replace(str(temporary), str(source))) from None
     return folder
 
 

@@ -67,7 +67,7 @@ def check_checkpoint(folder: Path) -> WhisperConfig:
             "merge_and_unload(), save that with save_pretrained(), and name its folder"
         )
     check_settings(folder)
-    config = _config(folder)
+    config = checked_config(read_object(folder / "config.json", "a checkpoint's configuration"), folder / "config.json")
     if missing := [name for name in REQUIRED if not (folder / name).is_file()]:
         raise UserError(
             f"{folder}: lacks {', '.join(missing)}; copy what is missing from the checkpoint that it was trained from, or save that "
@@ -112,8 +112,22 @@ def generation_config(folder: Path, config: WhisperConfig) -> GenerationConfig:
 
     path = folder / "generation_config.json"
     content = read_object(path, "a generation configuration")
+    check_generation(content, config, path)
+    try:
+        settings: GenerationConfig = GenerationConfig.from_dict(content)
+    except Exception as error:  # noqa: BLE001  # it checks a hundred settings, each with errors of its own
+        raise UserError(f"{path}: cannot be used ({_first_line(error)}); copy the original checkpoint's") from None
+    return settings
+
+
+def check_generation(content: dict[str, Any], config: WhisperConfig, path: Path) -> None:
+    """Raise UserError, which begins with `path`, for settings of generation that do not fit the model."""
+    from transformers import GenerationConfig
+
     size = config.vocab_size
     for key, value in content.items():
+        if value is None:
+            continue
         if key.endswith("token_id"):
             _check(
                 path,
@@ -135,20 +149,18 @@ def generation_config(folder: Path, config: WhisperConfig) -> GenerationConfig:
             _check(path, key, value, isinstance(value, bool), "true or false")
         elif hasattr(GenerationConfig, key):
             raise UserError(f"{path}: {key!r} is no setting; delete the key")
-    try:
-        settings: GenerationConfig = GenerationConfig.from_dict(content)
-    except Exception as error:  # noqa: BLE001  # it checks a hundred settings, each with errors of its own
-        raise UserError(f"{path}: cannot be used ({_first_line(error)}); copy the original checkpoint's") from None
-    return settings
 
 
-def _config(folder: Path) -> WhisperConfig:
+def checked_config(content: dict[str, Any], path: Path) -> WhisperConfig:
+    """The configuration of a Whisper whose values all have their types and bounds; other keys of `content` are left out.
+
+    Raises:
+        UserError: another architecture, or a value that does not fit; the message begins with `path`.
+    """
     from transformers import WhisperConfig
 
-    path = folder / "config.json"
-    content = read_object(path, "a checkpoint's configuration")
     if (kind := content.get("model_type")) != "whisper":
-        raise UserError(f"{folder}: a {_short(kind)} model; expected a 'whisper' checkpoint")
+        raise UserError(f"{path.parent}: a {_short(kind)} model; expected a 'whisper' checkpoint")
     defaults = {
         name: p.default
         for name, p in inspect.signature(WhisperConfig.__init__).parameters.items()
@@ -226,7 +238,7 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _check(path: Path, key: str, value: Any, fits: bool, expected: str) -> None:
-    if not fits and not (value is None and path.name == "generation_config.json"):
+    if not fits:
         raise UserError(f"{path}: {key} is {_short(value)}; expected {expected}")
 
 
