@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.ctranslate2 import BFLOAT16, FLOAT16, FLOAT32, INT8, is_ctranslate2, load_whisper
+from tests.fuzzing import fuzz, json_mutations, mutated
+from workbench.ctranslate2 import BFLOAT16, FLOAT16, FLOAT32, INT8, is_ctranslate2, load_whisper, read_tensors
 from workbench.errors import UserError
 from workbench.families.whisper import Whisper
 from workbench.teachers import convert, resolve_teacher
@@ -164,3 +165,121 @@ def test_unknown_teachers_are_named(name, cache, monkeypatch):
 def test_nothing_is_lost_in_half_precision(folder, cache):
     loaded = Whisper(resolve_teacher(str(folder(FLOAT16)))).load()
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in loaded.parameters())
+
+
+def text(value):
+    return struct.pack("<H", len(value) + 1) + value.encode() + b"\0"
+
+
+HEAD = struct.pack("<I", 6) + text("WhisperSpec") + struct.pack("<I", 3)
+
+
+def tensor(name, shape, kind=FLOAT32, size=None, data=b""):
+    return text(name) + struct.pack(f"<B{len(shape)}IBI", len(shape), *shape, kind, len(data) if size is None else size) + data  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "has 0 bytes"),
+        (b"\x06", "cut off"),
+        (HEAD[:9], "cut off"),
+        (HEAD + struct.pack("<I", 2**32 - 1), "states 4,294,967,295 tensors; expected at most 20,000"),
+        (HEAD + struct.pack("<I", 1) + tensor("x", [1] * 200), "has 200 dimensions; expected at most 4"),
+        (HEAD + struct.pack("<I", 1) + tensor("x", [2**32 - 1] * 4, size=0), "has 0 bytes, expected"),
+        (HEAD + struct.pack("<I", 1) + tensor("x", [2**30], size=2**32 - 1), "expected 4294967296"),
+        (HEAD + struct.pack("<I", 1) + tensor("x", [2**29], size=2**31), "cut off"),
+        (HEAD + struct.pack("<I", 1) + tensor("x", [1], kind=77, data=b"1234"), "unknown type 77"),
+        (HEAD + struct.pack("<I", 2) + 2 * tensor("x", [1], data=b"1234"), "'x' is there twice"),
+        (HEAD + struct.pack("<II", 0, 2**31), "states 2,147,483,648 aliases"),
+        (HEAD + struct.pack("<II", 0, 1) + text("a") + text("b"), "lacks the tensor 'b'"),
+        (HEAD + struct.pack("<II", 0, 0), "lacks the tensor"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "is a Git LFS pointer"),
+    ],
+)
+def test_counts_and_sizes_beyond_their_bounds_are_refused(folder, content, said):
+    path = folder() / "model.bin"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=said) as error:
+        load_whisper(path.parent)
+    assert str(path) in str(error.value)
+
+
+def replaced(path, **changes):
+    """The folder's tensors with others in place of some, None to leave one out, written anew."""
+    tensors = {**read_tensors(path), **{name.replace("__", "/"): value for name, value in changes.items()}}
+    path.write_bytes(binary({name: value for name, value in tensors.items() if value is not None}, FLOAT32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"encoder__num_heads": np.zeros(7, np.float32)}, "expected one number"),
+        ({"encoder__num_heads": np.float32("nan")}, "encoder_attention_heads is 0"),
+        ({"encoder__num_heads": None}, "lacks the tensor 'encoder/num_heads'"),
+        ({"decoder__embeddings__weight": np.zeros((300, 9000), np.float32)}, "d_model is 9000; expected"),
+        ({"decoder__embeddings__weight": np.zeros(9, np.float32)}, "expected 2 dimensions"),
+        ({"encoder__layer_9999__x": np.zeros(1, np.float32)}, "encoder_layers is 10000; expected a whole number from 1 to 128"),
+        ({"encoder__layer_0__self_attention__linear_0__weight": np.float32(1)}, "has the shape"),
+        ({"encoder__conv2__bias": np.full(32, np.inf, np.float32)}, "holds NaN or infinity"),
+    ],
+)  # fmt: skip
+def test_tensors_that_are_no_whisper_are_refused(folder, changes, said):
+    path = folder() / "model.bin"
+    replaced(path, **changes)
+    with pytest.raises(UserError, match=said):
+        load_whisper(path.parent)
+
+
+def test_a_row_with_many_scales_is_refused_before_it_is_multiplied_out(folder):
+    path = folder() / "model.bin"
+    data = HEAD + struct.pack("<I", 2)
+    data += tensor("w", [1, 50_000], INT8, data=bytes(50_000)) + tensor("w_scale", [50_000], data=np.ones(50_000, "<f4").tobytes())  # fmt: skip
+    path.write_bytes(data + struct.pack("<I", 0))
+    with pytest.raises(UserError, match="has 50000 scales; expected one a row"):
+        load_whisper(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", [], "expected a JSON object"),
+        ("config.json", {"suppress_ids": [10**9]}, "suppress_tokens is"),
+        ("config.json", {"alignment_heads": 3}, "alignment_heads is 3"),
+        ("tokenizer.json", {}, "no byte-pair model"),
+        ("tokenizer.json", {"model": {"vocab": {}, "merges": [3]}, "added_tokens": []}, "'3' is no merge"),
+        ("tokenizer.json", {"model": {"vocab": {"a": -1}, "merges": []}, "added_tokens": []}, "has the id -1"),
+        ("tokenizer.json", {"model": {"vocab": {"a": 1}, "merges": []}, "added_tokens": []}, "lacks the token"),
+    ],
+)
+def test_damaged_settings_and_vocabularies_are_refused(folder, tmp_path, name, content, said):
+    source = folder()
+    (source / name).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=said) as error:
+        convert(source, tmp_path / "out")
+    assert str(source) in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_fuzzed_models_are_read_or_refused(folder):
+    source = folder(INT8)
+    path = source / "model.bin"
+    whole = path.read_bytes()
+
+    def check(data):
+        path.write_bytes(data)
+        load_whisper(source)
+
+    fuzz(mutated([whole], head=600), check, refusals=(UserError,))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_fuzzed_settings_are_read_or_refused(folder, tmp_path, name):
+    source = folder()
+    original = json.loads((source / name).read_text())
+
+    def check(content):
+        (source / name).write_text(json.dumps(content))
+        convert(source, tmp_path / "out")
+
+    fuzz(json_mutations(original), check, refusals=(UserError,))

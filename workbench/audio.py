@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -17,6 +18,7 @@ from workbench.errors import UserError
 SAMPLE_RATE = 16_000  # hz, what Whisper and the wav2vec2 family expect
 SHORTEST_SECONDS = 0.1  # below this there is no word to recognise
 LONGEST_SECONDS = 30.0  # Whisper's window; longer recordings need segmentation first
+LONGEST_RECORDING_HOURS = 6.0  # 1.4 GB at 16 kHz, which a compressed file of silence of 4 MB can hold
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000  # hz; resampling from a few hz would fill the memory
 LOUDEST = 100.0  # full scale is 1; beyond this it is no recording but damage, or integers that were read as floats
 CANCELLED = 1e-6  # share of the loudest channel's power that is left when channels cancel each other (-60 dB)
@@ -29,7 +31,7 @@ FORMATS = (
 Wave = npt.NDArray[np.float32]  # [samples], 16 kHz mono in [-1, 1]
 
 
-def decode(source: Path | bytes, name: str = "", longest: float | None = None) -> Wave:
+def decode(source: Path | bytes, name: str = "", longest: float = LONGEST_RECORDING_HOURS * 3600) -> Wave:
     """Decode a file or encoded bytes of any format PyAV reads, mix to mono, resample to 16 kHz.
 
     Args:
@@ -41,32 +43,33 @@ def decode(source: Path | bytes, name: str = "", longest: float | None = None) -
         float32 wave [samples]: the mean of the channels, or the loudest one where they cancel each other (left = -right).
 
     Raises:
-        UserError: the file is missing, empty, not audio, too long, of an impossible sample rate, holds samples that are no
+        UserError: the file is missing, no regular one, empty, not audio, too long, of an impossible sample rate, holds samples that are no
             finite numbers, or is broken before its first sample.
     """
     label = name or (str(source) if isinstance(source, Path) else "audio bytes")
-    wave, powers = _mixed(source, label, longest)
+    wave, power, powers = _mixed(source, label, longest)
     if not len(wave):
         raise UserError(f"{label}: decodes to no samples; the recording is empty or cut off at its header")
-    if float(np.square(wave, dtype=np.float64).sum()) < CANCELLED * float(powers.max()):
-        wave, _ = _mixed(source, label, longest, channel=int(powers.argmax()))
+    if power < CANCELLED * float(powers.max()):
+        wave, _, _ = _mixed(source, label, longest, channel=int(powers.argmax()))
     return wave
 
 
 def _mixed(
-    source: Path | bytes, label: str, longest: float | None, channel: int | None = None
-) -> tuple[Wave, npt.NDArray[np.float64]]:
-    """The audio stream as one wave, of one channel or the mean of all, and the sum of squares of each channel."""
+    source: Path | bytes, label: str, longest: float, channel: int | None = None
+) -> tuple[Wave, float, npt.NDArray[np.float64]]:
+    """The audio stream as one wave, of one channel or the mean of all; the sum of its squares, and of each channel's."""
     import av
 
     # Packed samples, because PyAV crashes on frames of more than eight planes. Channels are averaged here: swr would add them up.
     resampler = av.AudioResampler(format="flt", rate=SAMPLE_RATE)
-    pieces: list[Wave] = [np.zeros(0, np.float32)]
-    powers = np.zeros(1)
+    pieces: list[Wave] = []
+    power, powers = 0.0, np.zeros(1)
     samples = 0
     with _opened(source, label) as container:
         for frame in chain(container.decode(audio=0), [None]):
             if frame is not None:
+                _check_rate(frame.sample_rate, label)  # a frame's may differ from the header's
                 frame.pts = None  # broken time stamps must not make the resampler drop or insert samples
             for out in resampler.resample(frame):
                 channels = out.to_ndarray().reshape(-1, out.layout.nb_channels)  # [samples, channels]
@@ -75,11 +78,24 @@ def _mixed(
                         f"{label}: holds samples that are NaN, infinite or above {LOUDEST:g}; expected -1 to 1"
                     )
                 powers = powers + np.square(channels, dtype=np.float64).sum(0)
-                pieces.append(channels.mean(1) if channel is None else np.ascontiguousarray(channels[:, channel]))
+                piece = channels.mean(1) if channel is None else np.ascontiguousarray(channels[:, channel])
+                power += float(np.square(piece, dtype=np.float64).sum())
+                pieces.append(piece.astype(np.float32, copy=False))
                 samples += len(channels)
-            if longest is not None and samples > longest * SAMPLE_RATE:
+            if samples > longest * SAMPLE_RATE:
                 raise _too_long(label, longest, longest, at_least=True)
-    return np.concatenate(pieces).astype(np.float32, copy=False), powers
+    wave = np.empty(samples, np.float32)
+    end = samples
+    while pieces:  # from the last one, each given back once it is copied: hours of speech are not held twice
+        piece = pieces.pop()
+        wave[end - len(piece) : end] = piece
+        end -= len(piece)
+    return wave, power, powers
+
+
+def _check_rate(rate: int, label: str) -> None:
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise UserError(f"{label}: has a sample rate of {rate:,} Hz; expected {LOWEST_RATE:,} to {HIGHEST_RATE:,} Hz")
 
 
 @contextmanager
@@ -87,8 +103,9 @@ def _opened(source: Path | bytes, label: str) -> Iterator[Any]:
     """An open recording with an audio stream; what FFmpeg finds wrong with it, now or while it is read, becomes a UserError."""
     import av
 
-    if isinstance(source, Path) and not source.is_file():
-        raise UserError(f"{label}: no such audio file")
+    if isinstance(source, Path) and not os.path.isfile(source):  # noqa: PTH113  # false also for names that no file can have
+        what = "is no regular file" if os.path.exists(source) else "no such audio file"  # noqa: PTH110
+        raise UserError(f"{label}: {what}")
     if not (source.stat().st_size if isinstance(source, Path) else source):
         raise UserError(f"{label}: the audio file is empty")
     try:
@@ -101,11 +118,10 @@ def _opened(source: Path | bytes, label: str) -> Iterator[Any]:
         ) as container:
             if not container.streams.audio:
                 raise UserError(f"{label}: holds no audio stream; expected a speech recording")
-            rate = container.streams.audio[0].rate or 0
-            if not LOWEST_RATE <= rate <= HIGHEST_RATE:
-                raise UserError(
-                    f"{label}: has a sample rate of {rate:,} Hz; expected {LOWEST_RATE:,} to {HIGHEST_RATE:,} Hz"
-                )
+            stream = container.streams.audio[0]
+            if stream.codec_context is None:
+                raise UserError(f"{label}: its audio is in no codec that is known here; convert it to WAV")
+            _check_rate(stream.rate or 0, label)
             yield container
     except av.FFmpegError as error:
         # PyAV's message repeats the path; its first words say what is wrong.
@@ -128,10 +144,18 @@ def probe_seconds(source: Path | bytes) -> float:
     label = str(source) if isinstance(source, Path) else "audio bytes"
     with _opened(source, label) as container:
         stream = container.streams.audio[0]
-        durations = [packet.duration for packet in container.demux(stream) if packet.size]
-        seconds = float(sum(duration or 0 for duration in durations) * stream.time_base)
+        total, complete = 0, True
+        for packet in container.demux(stream):
+            if packet.size:
+                total += packet.duration or 0
+                complete = complete and bool(packet.duration)
+                if total * stream.time_base > LONGEST_RECORDING_HOURS * 3600:
+                    raise _too_long(
+                        label, LONGEST_RECORDING_HOURS * 3600, LONGEST_RECORDING_HOURS * 3600, at_least=True
+                    )
+        seconds = float(total * stream.time_base)
     # Packets count a codec's delay, too: up to a tenth of a second, which must not push a clip over the limit.
-    if not all(durations) or not seconds or LONGEST_SECONDS < seconds < LONGEST_SECONDS + 0.5:
+    if not complete or seconds <= 0 or LONGEST_SECONDS < seconds < LONGEST_SECONDS + 0.5:
         return len(decode(source)) / SAMPLE_RATE
     return seconds
 
@@ -159,7 +183,10 @@ def check_length(wave: Wave, name: str) -> None:
 
 def _too_long(name: str, seconds: float, longest: float, at_least: bool = False) -> UserError:
     lasts = f"{'more than ' * at_least}{seconds:,.1f} s"
-    return UserError(f"{name}: lasts {lasts}, expected at most {longest:.0f} s; `workbench label` cuts long recordings")
+    remedy = (
+        "cut it, with ffmpeg for example" if longest > LONGEST_SECONDS else "`workbench label` cuts long recordings"
+    )
+    return UserError(f"{name}: lasts {lasts}, expected at most {longest:,.0f} s; {remedy}")
 
 
 def is_silent(wave: Wave) -> bool:

@@ -18,6 +18,8 @@ from typing import Any
 
 from workbench.errors import UserError
 
+MOST_JSON_BYTES = 64_000_000  # Whisper's tokenizer.json has 4 million
+LFS = b"version https://git-lfs.github.com/spec/"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 WORKPLACE = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.part")  # of `workplace`
 NEW, OLD, LOCK = "new", "old", "lock"  # what may lie in one
@@ -207,13 +209,39 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file; raises UserError naming `what` and the place if it is missing or malformed."""
+    """Read a JSON file; raises UserError naming `what` and the place if it is missing, too large or malformed."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a file; expected {what}")
     try:
+        if (size := path.stat().st_size) > MOST_JSON_BYTES:
+            raise UserError(f"{path}: has {size:,} bytes, expected at most {MOST_JSON_BYTES:,} of {what}")
+        check_no_pointer(path)
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file (expected {what})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected {what}") from None
+    except RecursionError:
+        raise UserError(f"{path}: is nested too deeply; expected {what}") from None
+    except ValueError as error:  # no JSON, no UTF-8, or a number of more digits than Python reads
         raise UserError(f"{path}: not valid JSON ({error}); expected {what}") from None
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """As `read_json`, of a file that holds a JSON object: anything else is a UserError, too."""
+    content = read_json(path, what)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object with {what}, found {type(content).__name__}")
+    return content
+
+
+def check_no_pointer(path: Path) -> None:
+    """Raise UserError for what `git clone` leaves in place of a large file where Git LFS is not installed."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise UserError(f"{path}: is a Git LFS pointer, not the file itself; run `git lfs install` and `git lfs pull` in its folder")  # fmt: skip
 
 
 def read_yaml(path: Path, what: str, shipped: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import typer
 
 from workbench.devices import open_device
 from workbench.errors import UserError
+from workbench.families.checkpoint import check_checkpoint
 from workbench.families.low_rank import shaped_like
 from workbench.families.whisper import WINDOW_SECONDS
 from workbench.families.whisper_passes import decoder_logits, encode
@@ -147,7 +148,7 @@ def meta_model(name: str) -> Any:
 
     size = name.removeprefix("openai/").removeprefix("whisper-").removesuffix(".en")
     if Path(name).expanduser().is_dir() or size not in SIZES:
-        config: Any = WhisperConfig.from_pretrained(resolve_teacher(name))
+        config: Any = check_checkpoint(resolve_teacher(name))
     else:
         width, encoder, decoder, heads = SIZES[size]
         large = size.startswith("large-v3")

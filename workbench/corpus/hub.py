@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
+from pathlib import Path
 from typing import Any
 
 from workbench.audio import LONGEST_SECONDS, SHORTEST_SECONDS, probe_seconds
@@ -16,6 +18,7 @@ from workbench.files import sha256_of
 from workbench.languages import language_code, whisper_knows
 
 log = logging.getLogger("workbench")
+MOST_CLIP_BYTES = 100_000_000  # 30 s of 8 channels at 96 kHz and 32 bits
 TEXT_COLUMNS = (*FIELDS["text"], "normalized_text", "raw_transcription")
 LANGUAGE_COLUMNS = ("locale", "language", "lang", "lang_id")
 
@@ -89,18 +92,28 @@ def _open(spec: str, split: str) -> tuple[Any, str, str, str]:
     from datasets import Audio, load_dataset
 
     name, _, config = spec.partition(":")
-    try:
+    with _reading(f"corpus hf:{spec}: split {split!r}"):
         dataset = load_dataset(name, config or None, split=split, streaming=True)
-    except (OSError, ValueError) as error:  # what datasets raises for an id, a config or a split that does not exist
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"corpus hf:{spec}: split {split!r} cannot be opened ({reason})") from None
     columns = list(dataset.features or {})
     audio_column = next((c for c in columns if isinstance(dataset.features[c], Audio)), None)
     text_column = next((c for c in TEXT_COLUMNS if c in columns), None)
     if audio_column is None or text_column is None:
         missing = "audio" if audio_column is None else f"transcript (one of {', '.join(TEXT_COLUMNS)})"
         raise UserError(f"corpus hf:{spec}: has no {missing} column; its columns are {', '.join(columns)}")
-    return _undecoded(dataset, audio_column), audio_column, text_column, config
+    with _reading(f"corpus hf:{spec}: split {split!r}"):
+        return _undecoded(dataset, audio_column), audio_column, text_column, config
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Turn what is wrong with a dataset's files, settings or network into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001  # datasets passes on what pyarrow, fsspec and the hub's client raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise UserError(f"{what} cannot be read ({reason})") from None
 
 
 def _utterances(
@@ -108,13 +121,20 @@ def _utterances(
 ) -> Iterator[Utterance]:
     code_of = _languages(dataset.features or {}, config, source)
     missing = LeftOut(source)
+    rows = iter(dataset)
     try:
-        for number, row in enumerate(dataset):
-            audio, text = _encoded(row[audio_column]), row[text_column]
+        for number in count():
+            with _reading(f"{source}: row {number}"):
+                row = next(rows, None)
+                if row is None:
+                    return
+                audio, text = _encoded(row[audio_column], source), row[text_column]
             if audio is None or is_missing(text) or not str(text).strip():
                 missing.add(audio_column if audio is None else text_column, f"row {number}")
                 continue
             where = f"{source}, row {number}"
+            if not isinstance(text, (str, int)) or isinstance(text, bool):
+                raise UserError(f"{where}: column {text_column!r} is {str(text)[:60]!r}; expected a string")
             try:
                 seconds = probe_seconds(audio)
             except UserError as error:
@@ -178,17 +198,31 @@ def _undecoded(dataset: Any, column: str) -> Any:
     return undecoded
 
 
-def _encoded(clip: dict[str, Any] | str | None) -> bytes | None:
-    """A clip's encoded audio; None for a row without."""
+def _encoded(clip: dict[str, Any] | str | None, source: str) -> bytes | None:
+    """A clip's encoded audio; None for a row without.
+
+    Raises:
+        UserError: it is too large, or a dataset of the hub names a file elsewhere: rows must not read this machine's files.
+    """
     import fsspec
 
     if isinstance(clip, dict) and clip.get("bytes"):
-        return bytes(clip["bytes"])
-    path = clip.get("path") if isinstance(clip, dict) else clip
-    if not path:
-        return None
-    with fsspec.open(path, "rb") as file:
-        return bytes(file.read())
+        data = bytes(clip["bytes"])
+    else:
+        path = clip.get("path") if isinstance(clip, dict) else clip
+        if not path:
+            return None
+        folder = Path(source.removeprefix("hf:").split(", split ")[0]).expanduser()
+        here = folder.is_dir() and Path(path).resolve().is_relative_to(folder.resolve())
+        if not here and not path.split("::")[-1].startswith("hf://"):
+            raise UserError(f"{source}: a row names the file {path!r}, which is none of the dataset's")
+        with fsspec.open(path, "rb") as file:
+            data = bytes(file.read(MOST_CLIP_BYTES + 1))
+    if len(data) > MOST_CLIP_BYTES:
+        raise UserError(
+            f"{source}: a clip has more than {MOST_CLIP_BYTES:,} bytes; expected clips of {LONGEST_SECONDS:.0f} s"
+        )
+    return data
 
 
 def _row_id(row: dict[str, Any], number: int) -> str:

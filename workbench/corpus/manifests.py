@@ -207,7 +207,7 @@ def _seconds(row: dict[str, Any], field: str, where: str, fits: Callable[[float]
         return None
     try:
         seconds = math.nan if isinstance(given, bool) else float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not (math.isfinite(seconds) and fits(seconds)):
         raise UserError(f"{where}: field {field!r} is {given!r}; expected {expected}")

@@ -16,6 +16,7 @@ from workbench.errors import UserError
 Row = tuple[int, dict[str, Any]]  # the line that it begins on, counted from 1, and its fields
 
 EXPECTED = "expected JSON lines, a JSON array, CSV (.csv) or TSV (.tsv)"
+MOST_BYTES = 2_000_000_000  # some ten million utterances
 _BOMS = (  # UTF-32's first: its little-endian mark begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
@@ -43,6 +44,10 @@ def read_rows(manifest: Path) -> Iterator[Row]:
 
 
 def _text(manifest: Path) -> str:
+    if (size := manifest.stat().st_size) > MOST_BYTES:
+        raise UserError(
+            f"{manifest}: has {size:,} bytes, expected at most {MOST_BYTES:,}; split it into several corpora"
+        )
     data = manifest.read_bytes()
     for start, kind in _BINARY.items():
         if data.startswith(start):
@@ -74,6 +79,8 @@ def _json_rows(manifest: Path, content: str) -> Iterator[Row]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{manifest}:{number}: not a JSON object ({error.msg}, column {error.colno}); {EXPECTED}") from None  # fmt: skip
+        except (ValueError, RecursionError) as error:
+            raise _unreadable(f"{manifest}:{number}", error) from None
         yield number, _object(row, f"{manifest}:{number}")
 
 
@@ -98,10 +105,17 @@ def _array_rows(manifest: Path, content: str) -> Iterator[Row]:
             row, at = decoder.raw_decode(content, at)
         except json.JSONDecodeError as error:
             raise UserError(f"{manifest}:{error.lineno}: not a JSON object ({error.msg}, column {error.colno}); {EXPECTED}") from None  # fmt: skip
+        except (ValueError, RecursionError) as error:
+            raise _unreadable(where, error) from None
         yield line, _object(row, where)
         first = False
     if content[at + 1 :].strip():
         raise UserError(f"{where}: something follows the JSON array; expected one array, or one object a line")
+
+
+def _unreadable(where: str, error: Exception) -> UserError:
+    """Of JSON that Python does not read: a number of thousands of digits, or objects nested too deeply."""
+    return UserError(f"{where}: cannot be read ({str(error).splitlines()[0]}); {EXPECTED}")
 
 
 def _object(row: Any, where: str) -> dict[str, Any]:

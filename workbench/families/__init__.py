@@ -6,7 +6,7 @@ from pathlib import Path
 
 from workbench.errors import UserError
 from workbench.families.protocol import Family
-from workbench.files import read_json
+from workbench.files import read_object
 
 __all__ = ["Family", "open_family"]
 
@@ -16,7 +16,7 @@ def open_family(folder: Path) -> Family:
     from workbench.families.whisper import Whisper
 
     families = {"whisper": Whisper}
-    kind = read_json(folder / "config.json", "a checkpoint's configuration").get("model_type")
-    if kind not in families:
-        raise UserError(f"{folder}: a {kind!r} model; supported families: {', '.join(families)}")
+    kind = read_object(folder / "config.json", "a checkpoint's configuration").get("model_type")
+    if not isinstance(kind, str) or kind not in families:
+        raise UserError(f"{folder}: a {str(kind)[:60]!r} model; supported families: {', '.join(families)}")
     return families[kind](folder)

@@ -13,9 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workbench.errors import UserError
 from workbench.families.whisper_passes import encode
 
 STEP = 16  # ranks are multiples of it: kernels like that
+LINEAR = frozenset(
+    {"fc1", "fc2", *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out"))}
+)  # of an encoder layer
 WORTHWHILE = 0.9  # share of a product's operations that two thinner ones may cost at most
 
 
@@ -109,6 +113,31 @@ def ranks_of(config: Any) -> Mapping[str, int]:
     """Rank of each encoder layer that is two thinner ones, by its name within the encoder's layers; `config` may be a dict."""
     found = config.get("encoder_ranks") if isinstance(config, dict) else getattr(config, "encoder_ranks", None)
     return {str(name): int(rank) for name, rank in (found or {}).items()}
+
+
+def check_ranks(config: Any, where: str) -> None:
+    """Raise UserError, which begins with `where`, if `encoder_ranks` names layers or ranks that the encoder does not have."""
+    ranks = config.encoder_ranks
+    if not isinstance(ranks, dict):
+        raise UserError(f"{where}: encoder_ranks is no object; expected names of encoder layers with their ranks")
+    width, inner = config.d_model, config.encoder_ffn_dim
+    for name, rank in ranks.items():
+        number, _, rest = name.partition(".")
+        known = (
+            rest in LINEAR
+            and number.isdecimal()
+            and number == str(int(number[:9]))
+            and int(number) < config.encoder_layers
+        )
+        if not known:
+            raise UserError(
+                f"{where}: encoder_ranks names {name[:60]!r}, which is no product of the encoder's {config.encoder_layers} layers"
+            )
+        most = min(width, inner) if rest.startswith("fc") else width
+        if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= most:
+            raise UserError(
+                f"{where}: encoder_ranks of {name} is {str(rank)[:60]}; expected a whole number from 1 to {most}"
+            )
 
 
 def _moments(model: Any, features: Sequence[Tensor]) -> dict[str, tuple[int, Tensor, Tensor]]:

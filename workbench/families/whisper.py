@@ -13,14 +13,15 @@ from torch import Tensor
 
 from workbench.audio import SAMPLE_RATE, Wave
 from workbench.errors import UserError
+from workbench.families.checkpoint import check_checkpoint, generation_config
 from workbench.families.decoding import beam_scored, greedy_scored
 from workbench.families.log_mel import SAMPLES_PER_POSITION, LogMel
 from workbench.families.low_rank import restore
 from workbench.families.protocol import IGNORED, Tokens, Transcript
 from workbench.families.weights import load_whisper_weights
 from workbench.families.whisper_passes import decoder_hidden, decoder_logits, encode
-from workbench.families.whisper_tokens import ENGLISH_ONLY_TOKENS, label_ids, prompt_ids, text_of
-from workbench.files import read_json
+from workbench.families.whisper_tokens import ENGLISH_ONLY_TOKENS, label_ids, open_tokenizer, prompt_ids, text_of
+from workbench.files import read_object
 from workbench.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -42,8 +43,13 @@ PROMPT_TOKENS = 4  # <|startoftranscript|>, language, task, <|notimestamps|>
 def own_margin(folder: Path) -> float | None:
     """Seconds of silence that a checkpoint hears after a clip which reads clips at their own length; None for one that reads 30 s."""
     settings = folder / "workbench.json"  # `save_student` writes it
-    says = read_json(settings, "a student's settings") if settings.is_file() else {}
-    return float(says.get("margin_seconds", 0.0)) if says.get("length") == "true" else None
+    says = read_object(settings, "a student's settings") if settings.is_file() else {}
+    margin = says.get("margin_seconds", 0.0)
+    if not isinstance(margin, (int, float)) or not 0 <= margin <= WINDOW_SECONDS:
+        raise UserError(
+            f"{settings}: margin_seconds is {str(margin)[:60]}; expected seconds from 0 to {WINDOW_SECONDS:g}"
+        )
+    return float(margin) if says.get("length") == "true" else None
 
 
 def tokens_per_second(language: str) -> float:
@@ -58,19 +64,12 @@ class Whisper:
     window_seconds = WINDOW_SECONDS
 
     def __init__(self, folder: Path) -> None:
-        """Open the tokenizer and features of a checkpoint folder; raises UserError if it is not Whisper."""
-        from transformers import AutoConfig, GenerationConfig, WhisperTokenizerFast
-
-        try:
-            self.config = AutoConfig.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder}: config.json cannot be read ({str(error).splitlines()[0]})") from None
-        if self.config.model_type != "whisper":
-            raise UserError(f"{folder}: a {self.config.model_type!r} model; expected a 'whisper' checkpoint")
+        """Open the tokenizer and features of a checkpoint folder; raises UserError for one that `check_checkpoint` does not accept."""
+        self.config: Any = check_checkpoint(folder)
         self.folder = folder
         self.own_margin = own_margin(folder)
-        self.tokenizer: WhisperTokenizerFast = WhisperTokenizerFast.from_pretrained(folder)
-        self.generation = GenerationConfig.from_pretrained(folder)
+        self.tokenizer: WhisperTokenizerFast = open_tokenizer(folder, self.config)
+        self.generation = generation_config(folder, self.config)
         self.frontend = LogMel(self.config.num_mel_bins)
         self.end: int = self.config.eos_token_id
         self.suppressed: list[int] = list(self.generation.suppress_tokens or [])
@@ -112,9 +111,11 @@ class Whisper:
         """Load the weights in fp32 on the CPU, products that were taken apart in two as two again.
 
         Raises:
-            UserError: they are not in safetensors, damaged, incomplete, or do not fit config.json.
+            UserError: they are damaged, or hold NaN or infinity.
         """
-        model: WhisperForConditionalGeneration = restore(load_whisper_weights(self.folder))
+        model: WhisperForConditionalGeneration = restore(
+            load_whisper_weights(self.folder, self.config, copy.deepcopy(self.generation))
+        )
         return model
 
     def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import UserError
-from workbench.files import read_json
+from workbench.files import read_object
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperTokenizerFast
 
+START, END, NO_TIMES = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
+MOST_TOKENS = 1_000_000
 ENGLISH_ONLY_TOKENS = 51_864  # one fewer than a multilingual model's
 
 
@@ -32,9 +34,14 @@ def save_tokenizer(tokenizer_json: Path, model: WhisperForConditionalGeneration,
     with tempfile.TemporaryDirectory() as temporary:
         whole = Path(temporary) / "tokenizer.json"
         whole.write_text(
-            json.dumps(complete_merges(read_json(tokenizer_json, "a tokenizer"), str(tokenizer_json))), encoding="utf-8"
+            json.dumps(complete_merges(read_tokenizer(tokenizer_json), str(tokenizer_json))), encoding="utf-8"
         )
-        tokenizer = WhisperTokenizerFast(tokenizer_file=str(whole), model_max_length=1024)
+        try:
+            tokenizer = WhisperTokenizerFast(tokenizer_file=str(whole), model_max_length=1024)
+        except Exception as error:  # noqa: BLE001  # the tokenizers library raises nothing narrower
+            raise UserError(
+                f"{tokenizer_json}: cannot be loaded ({_first_line(error)}); copy the original checkpoint's"
+            ) from None
     tokenizer.save_pretrained(folder)
     # the slow tokenizer's files (vocab.json, merges.txt), which JavaScript and numpy clients read
     tokenizer._tokenizer.model.save(str(folder))
@@ -50,6 +57,84 @@ def save_tokenizer(tokenizer_json: Path, model: WhisperForConditionalGeneration,
         first, last = vocabulary["<|startoftranscript|>"] + 1, vocabulary["<|translate|>"]
         generation.lang_to_id = {token: i for token, i in vocabulary.items() if first <= i < last}
         generation.task_to_id = {task: vocabulary[f"<|{task}|>"] for task in ("transcribe", "translate")}
+
+
+def read_tokenizer(path: Path) -> dict[str, Any]:
+    """A tokenizer.json whose byte-pair model and added tokens have the form that they must have; raises UserError for another."""
+    if not path.is_file():
+        raise UserError(f"{path.parent}: no tokenizer.json; copy the one of the original checkpoint there")
+    content = read_object(path, "a tokenizer")
+    model, added = content.get("model"), content.get("added_tokens")
+    if (
+        not isinstance(model, dict)
+        or not isinstance(model.get("vocab"), dict)
+        or not isinstance(model.get("merges"), list)
+    ):
+        raise UserError(f"{path}: holds no byte-pair model with vocab and merges; copy the original checkpoint's")
+    if not isinstance(added, list) or not all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in added):
+        raise UserError(f"{path}: added_tokens is no list of tokens; copy the original checkpoint's")
+    for token, i in [*model["vocab"].items(), *((t["content"], t.get("id")) for t in added)]:
+        if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < MOST_TOKENS:
+            raise UserError(f"{path}: token {token[:60]!r} has the id {str(i)[:60]}; expected 0 to {MOST_TOKENS - 1:,}")
+    for merge in model["merges"]:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise UserError(f"{path}: {str(merge)[:60]!r} is no merge of two tokens; copy the original checkpoint's")
+    return content
+
+
+def special_ids(content: dict[str, Any], path: Path) -> dict[str, int]:
+    """Ids of the added tokens of a `read_tokenizer`; raises UserError where one that every Whisper has is missing."""
+    found = {token["content"]: int(token["id"]) for token in content["added_tokens"]}
+    if missing := [token for token in (START, END, NO_TIMES) if token not in found]:
+        raise UserError(
+            f"{path}: lacks the token {missing[0]}, which every Whisper has; copy the original checkpoint's"
+        )
+    if "<|en|>" in found and not {"<|translate|>", "<|transcribe|>"} <= set(found):
+        raise UserError(
+            f"{path}: has tokens of languages, but lacks those of the tasks; copy the original checkpoint's"
+        )
+    return found
+
+
+def open_tokenizer(folder: Path, config: Any) -> WhisperTokenizerFast:
+    """Tokenizer of a checkpoint folder.
+
+    Args:
+        folder: that `check_settings` has accepted.
+        config: of the model.
+
+    Raises:
+        UserError: its files cannot be used, or its tokens are not those of the model.
+    """
+    from transformers import WhisperTokenizerFast
+
+    special_ids(read_tokenizer(folder / "tokenizer.json"), folder / "tokenizer.json")
+    try:
+        tokenizer: WhisperTokenizerFast = WhisperTokenizerFast.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+        known = tokenizer.get_vocab()
+    except Exception as error:  # noqa: BLE001  # the tokenizers library raises nothing narrower
+        raise UserError(
+            f"{folder}: its tokenizer cannot be loaded ({_first_line(error)}); copy the original checkpoint's tokenizer files"
+        ) from None
+    wanted = {START: config.decoder_start_token_id, END: config.eos_token_id, NO_TIMES: known.get(NO_TIMES, -1)}
+    if different := [token for token, i in wanted.items() if known.get(token) != i]:
+        raise UserError(
+            f"{folder}: its tokenizer is not the model's: {different[0]} is {known.get(different[0])}; copy the original checkpoint's "
+            f"tokenizer files (config.json: eos_token_id {config.eos_token_id}, decoder_start_token_id {config.decoder_start_token_id})"
+        )
+    if (most := max(known.values())) >= config.vocab_size:
+        raise UserError(
+            f"{folder}: its tokenizer has tokens up to {most:,}, the model {config.vocab_size:,} of them; copy the original checkpoint's "
+            "tokenizer files, or resize the model with resize_token_embeddings()"
+        )
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def complete_merges(content: dict[str, Any], where: str) -> dict[str, Any]:
