@@ -47,7 +47,7 @@ class Systems:
         first = teacher_bundle(teacher)
         opened = {f"{open_manifest(first).name} (teacher, fp32)": Recognizer(first, "fp32", threads, vad=vad)}
         for bundle in bundles:
-            manifest = open_manifest(bundle)
+            manifest = open_manifest(bundle, check=True)
             chosen = precision or manifest.precisions[-1]
             name = f"{manifest.name} ({chosen})"
             if name in opened:

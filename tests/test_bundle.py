@@ -112,7 +112,7 @@ def test_the_bundles_own_runtime_runs_alone_and_without_torch(exported, tmp_path
         "assert not {'torch', 'transformers', 'workbench', 'export'} & set(sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-c", script], cwd=exported, capture_output=True, text=True, check=False
+        [sys.executable, "-I", "-B", "-c", script], cwd=exported, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     expected = Recognizer(exported, vad=False).transcribe(read_wav(tmp_path / "a.wav")).tokens
@@ -121,7 +121,16 @@ def test_the_bundles_own_runtime_runs_alone_and_without_torch(exported, tmp_path
 
 def test_the_bundles_command_line(exported, tmp_path):
     write_wav(tmp_path / "a.wav", tone(0.5))
-    run = [sys.executable, "-m", "edge", "--no-vad", "--timings", str(tmp_path / "a.wav"), str(tmp_path / "none.wav")]
+    run = [
+        sys.executable,
+        "-B",
+        "-m",
+        "edge",
+        "--no-vad",
+        "--timings",
+        str(tmp_path / "a.wav"),
+        str(tmp_path / "none.wav"),
+    ]
     done = subprocess.run(run, cwd=exported, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "encoder" in done.stderr

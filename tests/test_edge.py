@@ -229,7 +229,7 @@ def test_subtitles_and_json():
 
 def test_the_command_line_writes_subtitles(exported, recording, tmp_path):
     write_wav(tmp_path / "long.wav", np.tile(recording, 3))
-    run = [sys.executable, "-m", "edge", "--format", "srt", "--timings", str(tmp_path / "long.wav")]
+    run = [sys.executable, "-B", "-m", "edge", "--format", "srt", "--timings", str(tmp_path / "long.wav")]
     done = subprocess.run(run, cwd=exported, capture_output=True, text=True, check=True)
     assert "encoder" in done.stderr
     shorter = subprocess.run([*run, "--longest", "5"], cwd=exported, capture_output=True, text=True, check=True)
