@@ -45,21 +45,23 @@ class Systems:
     ) -> Systems:
         """Open bundles, with their speech detector unless `vad` is False; raises UserError for one that is damaged or two of one name."""
         first = teacher_bundle(teacher)
-        opened = {f"{open_manifest(first).name} (teacher, fp32)": Recognizer(first, "fp32", threads, vad=vad)}
-        for bundle in bundles:
-            manifest = open_manifest(bundle, check=True)
-            chosen = precision or manifest.precisions[-1]
-            name = f"{manifest.name} ({chosen})"
-            if name in opened:
-                raise UserError(f"{bundle}: a bundle named {name!r} is already shown; export it with another --name")
-            try:
+        try:
+            opened = {f"{open_manifest(first).name} (teacher, fp32)": Recognizer(first, "fp32", threads, vad=vad)}
+            for bundle in bundles:
+                manifest = open_manifest(bundle, check=True)
+                chosen = precision or manifest.precisions[-1]
+                name = f"{manifest.name} ({chosen})"
+                if name in opened:
+                    raise UserError(
+                        f"{bundle}: a bundle named {name!r} is already shown; export it with another --name"
+                    )
                 opened[name] = Recognizer(bundle, chosen, threads, vad=vad)
-            except BundleError as error:
-                raise UserError(str(error)) from None
-        for recognizer in opened.values():  # the first call of a graph is slow, and would be shown as its latency
-            silence, language = np.zeros(SAMPLE_RATE, np.float32), next(iter(recognizer.prompts))
-            recognizer.transcribe(silence, language)  # the detector
-            recognizer.transcribe(silence, language, vad=False)
+            for recognizer in opened.values():  # the first call of a graph is slow, and would be shown as its latency
+                silence, language = np.zeros(SAMPLE_RATE, np.float32), next(iter(recognizer.prompts))
+                recognizer.transcribe(silence, language)  # the detector
+                recognizer.transcribe(silence, language, vad=False)
+        except BundleError as error:
+            raise UserError(str(error)) from None
         return Systems(opened)
 
     @property

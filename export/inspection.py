@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from export.edge.bundle import BundleError, Manifest, check_graph, read_json
+from export.edge.tokens import Detokenizer
 from workbench.files import sha256
 
 OWN_RUNTIME = Path(__file__).parent / "edge"
@@ -40,6 +41,8 @@ def inspect(manifest: Manifest) -> None:
     for path in found:
         if path.suffix == ".onnx":
             check_graph(path)
+        elif path.name == "vocab.json":
+            Detokenizer(path)
         elif path.name.endswith("config.json"):
             _check_configuration(path)
 

@@ -17,6 +17,7 @@ from export.latency import System, time_systems
 from export.manifest import open_manifest, record, size_mb
 from export.verify import verify_bundle, within_budget
 from tests.conftest import tone
+from tests.malformed import REFUSED
 from workbench.audio import decode, write_wav
 from workbench.corpus import open_corpus
 from workbench.errors import UserError
@@ -270,11 +271,10 @@ def test_verification_runs_the_bundles_runtime_against_torch(bundle, student, sp
 
 
 def test_a_client_that_crashes_fails_alone(bundle, student, speech):
-    (bundle / "edge" / "recognizer.py").write_text("raise SystemExit('broken on purpose')\n")
-    record(bundle)  # new checksums, so that the crash is the client's
+    REFUSED["an output of another name"](bundle)
     found = verify_bundle(bundle, student, open_corpus(str(speech(2)), "validation"), "speech", ["edge"])
     assert not found["clients"][0]["passed"]
-    assert "broken on purpose" in found["clients"][0]["error"]
+    assert "has no n_layer_cross_k" in found["clients"][0]["error"]
 
 
 def test_verification_wants_the_right_checkpoint_and_a_known_client(bundle, student, tmp_path, speech):

@@ -208,6 +208,13 @@ def _of(wave, heard):
     return filled[round(heard.start * RATE) : round(heard.end * RATE)]
 
 
+def test_a_stream_says_when_the_decoder_looped(recognizer, monkeypatch):
+    monkeypatch.setattr(recognizer, "transcribe", lambda *_, **__: Transcript("so so", "en", (1,), {}, False, True))
+    stream = Stream(recognizer, every=100.0)
+    stream.detector = lambda wave: np.ones(len(wave) // 512)
+    assert [heard.looped for heard in [*stream.feed(np.zeros(RATE, np.float32)), *stream.finish()]] == [True]
+
+
 def test_an_utterance_that_never_ends_is_cut(recognizer):
     stream = Stream(recognizer, every=100.0)
     stream.detector = lambda wave: np.ones(len(wave) // 512)

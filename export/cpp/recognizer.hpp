@@ -16,7 +16,7 @@ class Recognizer {
  public:
   Recognizer(const Bundle& bundle, const std::string& precision, int threads)
       : bundle_(bundle),
-        environment_(ORT_LOGGING_LEVEL_ERROR, "transcribe"),
+        environment_(ORT_LOGGING_LEVEL_FATAL, "transcribe"),
         detokenize_(bundle.path("vocab.json"), bundle.added()),
         frontend_(open(bundle.graph("frontend", precision), threads)),
         encoder_(open(bundle.graph("encoder", precision), threads)),

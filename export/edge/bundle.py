@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .fields import MOST_BYTES, check_fields, is_finite
+from .fields import MOST_BYTES, check_fields, is_finite, shown
 from .graph_file import refused
 
 FORMAT = 2
@@ -134,8 +134,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     path = folder / "bundle.json"
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise BundleError(f"{path}: field 'format' is {str(found)[:80]!r}; this runtime reads format {FORMAT}")
+        found = shown(content.get("format") if isinstance(content, dict) else content)
+        raise BundleError(f"{path}: field 'format' is {found}; this runtime reads format {FORMAT}")
     try:
         check_fields(content)
     except ValueError as error:

@@ -44,7 +44,7 @@ def path(field: str, value: Any) -> None:
     if not 0 < len(parts) <= 16 or len(value) > LONGEST_NAME:
         raise _wrong(field, value, f"a relative path of at most {LONGEST_NAME} characters")
     if value.startswith("/") or ".." in parts or re.match("[A-Za-z]:", value):
-        raise ValueError(f"field {field!r}: {_shown(value)} points outside the bundle")
+        raise ValueError(f"field {field!r}: {shown(value)} points outside the bundle")
     if "." in parts or not all(PART.fullmatch(part) for part in parts):
         raise _wrong(field, value, "a relative path with forward slashes")
 
@@ -153,10 +153,10 @@ def _is_unicode(value: str) -> bool:
 
 
 def _wrong(field: str, value: Any, expected: str) -> ValueError:
-    return ValueError(f"field {field!r} is {_shown(value)}; expected {expected}")
+    return ValueError(f"field {field!r} is {shown(value)}; expected {expected}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value in at most some words: it may be huge."""
     if isinstance(value, dict | list):
         return f"{'an object' if isinstance(value, dict) else 'an array'} of {len(value)}"

@@ -22,7 +22,7 @@ def session_options(threads: int | None, spin: bool = False) -> Any:
         spin: let threads wait for work without sleeping while a graph runs.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # an error is raised, and told once
     # three sessions share the cores: a pool that spins after its graph is done slows the next graph by a third
     how = ("session.force_spinning_stop", "1") if spin else ("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry(*how)
