@@ -72,20 +72,22 @@ class Systems:
         """Open bundles, with their speech detector unless `vad` is False; raises UserError for one that is damaged or two of one name."""
         wanted = [(teacher_bundle(teacher), "fp32", "teacher, fp32"), *((bundle, precision, "") for bundle in bundles)]
         opened: dict[str, Recognizer] = {}
-        for bundle, asked, role in wanted:
-            manifest = open_manifest(bundle)
-            chosen = asked or manifest.precisions[-1]
-            name = f"{manifest.name} ({role or chosen})"
-            if name in opened:
-                raise UserError(f"{bundle}: a bundle named {name!r} is already shown; export it with another --name")
-            try:
+        try:
+            for bundle, asked, role in wanted:
+                manifest = open_manifest(bundle, check=True)
+                chosen = asked or manifest.precisions[-1]
+                name = f"{manifest.name} ({role or chosen})"
+                if name in opened:
+                    raise UserError(
+                        f"{bundle}: a bundle named {name!r} is already shown; export it with another --name"
+                    )
                 opened[name] = Recognizer(bundle, chosen, threads, vad=vad)
-            except BundleError as error:
-                raise UserError(str(error)) from None
-        for recognizer in opened.values():  # the first call of a graph is slow, and would be shown as its latency
-            silence, language = np.zeros(SAMPLE_RATE, np.float32), next(iter(recognizer.prompts))
-            recognizer.transcribe(silence, language)  # the detector
-            recognizer.transcribe(silence, language, vad=False)
+            for recognizer in opened.values():  # the first call of a graph is slow, and would be shown as its latency
+                silence, language = np.zeros(SAMPLE_RATE, np.float32), next(iter(recognizer.prompts))
+                recognizer.transcribe(silence, language)  # the detector
+                recognizer.transcribe(silence, language, vad=False)
+        except BundleError as error:
+            raise UserError(str(error)) from None
         return Systems(opened)
 
     @property

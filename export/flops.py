@@ -3,9 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from export.edge.bundle import BundleError, read_json
+from export.edge.fields import number, record, table, text, whole
+from workbench.errors import UserError
 from workbench.families.low_rank import ranks_of
+
+LARGEST = 65_536  # of a width or length
+SIZES = record(
+    d_model=whole(1, LARGEST),
+    num_mel_bins=whole(1, 1024),
+    encoder_layers=whole(1, 1024),
+    decoder_layers=whole(1, 1024),
+    encoder_ffn_dim=whole(1, LARGEST),
+    decoder_ffn_dim=whole(1, LARGEST),
+    max_source_positions=whole(1, LARGEST),
+    vocab_size=whole(1, 1 << 20),
+)
+OPTIONAL_SIZES = {"pool_after": number(0, 1024), "encoder_ranks": table(text, whole(1, LARGEST))}
+
+
+def read_sizes(bundle: Path) -> dict[str, Any]:
+    """A bundle's config.json, its sizes within bounds; raises UserError."""
+    path = bundle / "config.json"
+    try:
+        config = read_json(path)
+        SIZES("configuration", config)
+        for field, check in OPTIONAL_SIZES.items():
+            if config.get(field) is not None:
+                check(field, config[field])
+    except (BundleError, ValueError) as error:
+        said = str(error)
+        raise UserError(said if str(path) in said else f"{path}: {said}; export the bundle again") from None
+    found: dict[str, Any] = config
+    return found
 
 
 def encoder_flops(config: Mapping[str, Any], positions: int) -> int:

@@ -22,7 +22,7 @@ from optimum.exporters.utils import get_encoder_decoder_models_for_export
 from torch import Tensor, nn
 
 from export.manifest import GRAPH_FILES
-from export.onnx_edit import hoist_transposes
+from export.onnx_edit import hoist_transposes, name_weights_by_use
 from export.sherpa_graph import sherpa_graph, sherpa_metadata
 from export.silence import as_trained
 from export.step_graph import lowered, step_graph
@@ -120,6 +120,7 @@ def _export_merged(model: Any, folder: Path) -> None:
     for name in names:
         if name != DECODER:
             (folder / name).unlink(missing_ok=True)
+    _rewrite(folder / DECODER, name_weights_by_use)
     _rewrite(folder / DECODER, hoist_transposes)
 
 

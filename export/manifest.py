@@ -10,6 +10,7 @@ from typing import Any
 
 from export.edge.bundle import BundleError, Manifest, read_manifest
 from export.model_card import CARD, card
+from export.recorded import check_recorded
 from workbench.errors import UserError
 from workbench.files import read_json, recover, sha256, write_json, write_text
 from workbench.ownership import Made, Owned
@@ -29,15 +30,20 @@ RECORDED = ("parity", "verification", "measurement", "search")  # what is added 
 
 
 def open_manifest(bundle: Path, check: bool = False) -> Manifest:
-    """Read a bundle's manifest, and with `check` compare every file with its checksum; raises UserError."""
+    """Read a bundle's manifest; with `check` inspect its files and compare each with its checksum. Raises UserError."""
+    from export.inspection import inspect
+
     try:
         manifest = read_manifest(bundle)
+        check_recorded(manifest.content)
         if check:
             recover(bundle)
             _mend_card(manifest)
-            manifest.check()
+            inspect(manifest)
     except BundleError as error:
         raise UserError(str(error)) from None
+    except ValueError as error:
+        raise UserError(f"{bundle / 'bundle.json'}: {error}; export the bundle again") from None
     return manifest
 
 

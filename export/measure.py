@@ -15,7 +15,7 @@ from export.bundle import export_bundle
 from export.clients import has_graphs_of
 from export.curves import read_curves
 from export.edge.bundle import Manifest
-from export.flops import encoder_flops, token_flops
+from export.flops import encoder_flops, read_sizes, token_flops
 from export.latency import STAGES, System, Timed, time_systems
 from export.manifest import open_manifest, record, size_mb
 from export.robustness import check_robustness
@@ -153,6 +153,7 @@ def _systems(bundles: Sequence[Path], teacher: str) -> list[System]:
             raise UserError(
                 f"{bundle}: was packed for {manifest.packed_for}, measuring takes our own runtime's graphs; measure the whole bundle"
             )
+        read_sizes(bundle)
         systems += [System(f"{manifest.name} {p}", "student", bundle, p) for p in manifest.precisions]
     if len({s.name for s in systems}) < len(systems):
         raise UserError("two of the bundles have the same name and precision; export them with different --name")
@@ -161,7 +162,12 @@ def _systems(bundles: Sequence[Path], teacher: str) -> list[System]:
 
 def teacher_bundle(teacher: str) -> Path:
     """The teacher's own bundle: one given as a path, else an fp32 export of its checkpoint, kept in the cache."""
-    if (Path(teacher) / "bundle.json").is_file():
+    if (Path(teacher) / "bundle.json").exists():
+        manifest = open_manifest(Path(teacher), check=True)
+        if "fp32" not in manifest.precisions or not has_graphs_of(manifest, "edge"):
+            raise UserError(
+                f"{teacher}: has no fp32 graphs of our own runtime; export the teacher with --precision fp32"
+            )
         return Path(teacher)
     checkpoint = resolve_teacher(teacher)
     folder = cache_dir() / "bundles" / fingerprint(checkpoint)[:16]
@@ -269,7 +275,7 @@ def _row(system: System, found: Timed, utterances: Sequence[Utterance]) -> dict[
     raw = score_utterances(utterances, found.hypotheses, normalized=False)
     totals = _totals(found)
     loops = found.loops({i: (u.text, u.language) for i, u in enumerate(utterances)})
-    config = read_json(system.bundle / "config.json", "a bundle's configuration")
+    config = read_sizes(system.bundle)
     return {
         "name": system.name,
         "kind": system.kind,

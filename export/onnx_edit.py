@@ -28,6 +28,30 @@ def replace(graph: Any, node: Any, by: list[Any]) -> None:
         graph.node.insert(at + i, new)
 
 
+def name_weights_by_use(model: onnx.ModelProto) -> None:
+    """Name and order the weights of a graph by the node that reads them first.
+
+    Optimum merges equal weights of both branches in the order of a set: which of their names stays, and where, would differ from
+    process to process, and with it every checksum.
+    """
+    weights = {i.name: i for i in model.graph.initializer}
+    new: dict[str, str] = {}
+    for graph in (model.graph, *branches(model)):
+        for node in graph.node:
+            for i, name in enumerate(node.input):
+                if name in weights and name not in new:
+                    first = f"{node.name or node.output[0]}.{i}"
+                    new[name] = first if first not in new.values() else f"{first}_of_branch_1"
+    for graph in (model.graph, *branches(model)):
+        for node in graph.node:
+            for i, name in enumerate(node.input):
+                node.input[i] = new.get(name, name)
+    del model.graph.initializer[:]
+    for old, name in new.items():
+        weights[old].name = name
+        model.graph.initializer.append(weights[old])
+
+
 def hoist_transposes(model: onnx.ModelProto) -> int:
     """Move transposes of weights out of the branches of a merged decoder to its main graph; returns how many moved.
 

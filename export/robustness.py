@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.edge import BundleError, read_manifest
+from export.edge import BundleError
 from export.edge.speech import Detector, anybody_speaks
 from export.latency import System, Timed, time_systems
+from export.manifest import open_manifest
 from workbench.audio import SAMPLE_RATE, Wave, write_wav
 from workbench.corpus import Utterance
+from workbench.errors import UserError
 from workbench.scoring import normalize, score_utterances
 
 SECONDS = (0.5, 3.0, 10.0)  # of silence, noise and music
@@ -117,13 +119,17 @@ def _written(sounds: dict[str, list[Wave]], folder: Path, language: str) -> Iter
 
 def _taken_for_speech(bundle: Path, sounds: dict[str, list[Wave]]) -> dict[str, dict[str, int]]:
     """How many speechless sounds of each kind a bundle's detector takes for speech; nothing where it has none."""
-    try:
-        detector = Detector(read_manifest(bundle).speech_detector())
-    except BundleError:
+    manifest = open_manifest(bundle)
+    if not manifest.content.get("speech_detector"):
         return {}
-    return {
-        kind: {"taken_for_speech": sum(anybody_speaks(wave, detector) for wave in sounds[kind])} for kind in SPEECHLESS
-    }
+    try:
+        detector = Detector(manifest.speech_detector())
+        return {
+            kind: {"taken_for_speech": sum(anybody_speaks(wave, detector) for wave in sounds[kind])}
+            for kind in SPEECHLESS
+        }
+    except BundleError as error:
+        raise UserError(str(error)) from None
 
 
 def _of_kind(out: Timed, mine: Sequence[int], language: str) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any
 
 from export.clients import available, client_module, has_graphs_of, is_exact, known_clients
 from export.edge import read_wav
+from export.inspection import changed_runtime
 from export.manifest import open_manifest, record
 from export.silence import as_trained
 from workbench.children import ending_with_us
@@ -67,6 +69,8 @@ def verify_bundle(
     for name in clients:
         client_module(name)  # an unknown one is said before any work
     manifest = open_manifest(bundle, check=True)
+    if changed := changed_runtime(manifest):
+        log.warning("%s: edge/ is of another version, or was changed: %s; the workbench runs its own copy", bundle, ", ".join(changed))  # fmt: skip
     names = list(clients) or known_clients()
     results: list[dict[str, Any]] = []
     absent: dict[str, str] = {}
@@ -86,7 +90,7 @@ def verify_bundle(
         with Progress("verifying", len(jobs)) as progress:
             for name, precision in jobs:
                 progress.advance(0, f"{name} {precision}, {len(clips)} clips")
-                job = {"bundle": str(bundle), "precision": precision, "threads": threads, "clips": clips}
+                job = {"bundle": str(bundle.resolve()), "precision": precision, "threads": threads, "clips": clips}
                 found = _compare(name, job, Path(temporary), utterances, reference, wer_budget(manifest.content))
                 results.append(found)
                 progress.advance(1, f"{name} {precision}")
@@ -278,10 +282,13 @@ def _run(name: str, job: dict[str, Any], folder: Path) -> tuple[dict[str, Any] |
     job_path.write_text(json.dumps(job), encoding="utf-8")
     result_path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "export.clients.worker", name, str(job_path), str(result_path)]
+    # Python imports from the current folder first, which may be the bundle: the worker runs in ours, and asks nobody anything
+    places = [str(Path(__file__).parent.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(place).resolve()) for place in places)}
     try:
         done = subprocess.run(
-            ending_with_us(command), capture_output=True, text=True, check=False,
-            timeout=120 + SECONDS_A_CLIP * len(job["clips"]),
+            ending_with_us(command), capture_output=True, text=True, check=False, cwd=folder, env=environment,
+            stdin=subprocess.DEVNULL, timeout=120 + SECONDS_A_CLIP * len(job["clips"]),
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         return None, f"hung for {error.timeout:.0f} s"

@@ -17,6 +17,7 @@ from export.latency import System, time_systems
 from export.manifest import open_manifest, size_mb, write_manifest
 from export.verify import verify_bundle, within_budget
 from tests.conftest import tone
+from tests.malformed import REFUSED
 from workbench.audio import decode, write_wav
 from workbench.corpus import open_corpus
 from workbench.errors import UserError
@@ -112,7 +113,7 @@ def test_the_bundles_own_runtime_runs_alone_and_without_torch(exported, tmp_path
         "assert not {'torch', 'transformers', 'workbench', 'export'} & set(sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-c", script], cwd=exported, capture_output=True, text=True, check=False
+        [sys.executable, "-I", "-B", "-c", script], cwd=exported, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     expected = Recognizer(exported, vad=False).transcribe(read_wav(tmp_path / "a.wav")).tokens
@@ -121,7 +122,16 @@ def test_the_bundles_own_runtime_runs_alone_and_without_torch(exported, tmp_path
 
 def test_the_bundles_command_line(exported, tmp_path):
     write_wav(tmp_path / "a.wav", tone(0.5))
-    run = [sys.executable, "-m", "edge", "--no-vad", "--timings", str(tmp_path / "a.wav"), str(tmp_path / "none.wav")]
+    run = [
+        sys.executable,
+        "-B",
+        "-m",
+        "edge",
+        "--no-vad",
+        "--timings",
+        str(tmp_path / "a.wav"),
+        str(tmp_path / "none.wav"),
+    ]
     done = subprocess.run(run, cwd=exported, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "encoder" in done.stderr
@@ -261,11 +271,10 @@ def test_verification_runs_the_bundles_runtime_against_torch(bundle, student, sp
 
 
 def test_a_client_that_crashes_fails_alone(bundle, student, speech):
-    (bundle / "edge" / "recognizer.py").write_text("raise SystemExit('broken on purpose')\n")
-    write_manifest(bundle, open_manifest(bundle).content)  # new checksums, so that the crash is the client's
+    REFUSED["an output of another name"](bundle)
     found = verify_bundle(bundle, student, open_corpus(str(speech(2)), "validation"), "speech", ["edge"])
     assert not found["clients"][0]["passed"]
-    assert "broken on purpose" in found["clients"][0]["error"]
+    assert "has no n_layer_cross_k" in found["clients"][0]["error"]
 
 
 def test_verification_wants_the_right_checkpoint_and_a_known_client(bundle, student, tmp_path, speech):

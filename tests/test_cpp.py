@@ -1,5 +1,10 @@
-"""The C++ example: built against onnxruntime's own library, it writes what the Python runtime writes."""
+"""The C++ example: built against onnxruntime's own library, it writes what the Python runtime writes.
 
+It is built with sanitizers, which end it at the first read or write out of bounds and at undefined behaviour.
+"""
+
+import os
+import random
 import shutil
 import subprocess
 import wave
@@ -10,12 +15,14 @@ import onnxruntime
 import pytest
 
 from export.edge import Recognizer, read_wav
+from tests.malformed import REFUSED, copied
 from tests.test_wav import chunk, form, riff, stored
 from workbench.audio import write_wav
 from workbench.corpus import open_corpus
 
 pytestmark = pytest.mark.slow
 SOURCE = Path(__file__).parent.parent / "export/cpp"
+SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
 INSTALL = "the C++ example needs its tools; on Debian: apt-get install cmake make g++ npm nlohmann-json3-dev"
 
 
@@ -30,6 +37,7 @@ def program(tmp_path_factory):
     library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
     (build / "libonnxruntime.so.1").symlink_to(library)
     places = [f"-DONNXRUNTIME_INCLUDE={build / 'include'}", f"-DONNXRUNTIME_LIBRARY={build / 'libonnxruntime.so.1'}"]
+    places += ["-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DCMAKE_CXX_FLAGS={SANITIZERS}"]
     for command in (["cmake", "-S", SOURCE, "-B", build / "out", *places], ["cmake", "--build", build / "out"]):
         done = subprocess.run(command, capture_output=True, text=True)
         if "nlohmann_jsonConfig.cmake" in done.stderr:
@@ -127,3 +135,41 @@ def test_a_manifest_cannot_name_files_elsewhere(program, exported, tmp_path):
     manifest = copy / "bundle.json"
     manifest.write_text(manifest.read_text().replace("onnx/frontend.onnx", "onnx/../../frontend.onnx"))
     assert "points outside the bundle" in run(program, copy, "any.wav").stderr
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_bundle_of_a_stranger_is_one_line(program, exported, name, tmp_path):
+    bundle = copied(exported, tmp_path / "bundle")
+    REFUSED[name](bundle)
+    write_wav(tmp_path / "a.wav", np.full(8000, 0.1, np.float32))
+    done = run(program, bundle, tmp_path / "a.wav", "--threads", 1)
+    assert done.returncode in (1, 2), done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+
+
+def test_recordings_with_faulty_headers_are_read_or_refused(program, exported, tmp_path):
+    one, chance = (np.arange(3000) % 200 / 400).astype(np.float32), random.Random(0)
+    good = [
+        riff(form(code, channels, 16000, bits, bits == 24), chunk(b"LIST", b"abc"), chunk(b"data", stored(np.repeat(one[:, None], channels, 1), code, bits)))
+        for code, bits, channels in [(1, 8, 1), (1, 16, 2), (1, 24, 1), (3, 32, 1), (3, 64, 2)]
+    ]  # fmt: skip
+    files = []
+    for i in range(300):
+        data = bytearray(chance.choice(good))
+        for _ in range(chance.randint(1, 3)):
+            at, width = chance.randrange(4, 70), chance.choice([1, 2, 4])
+            data[at : at + width] = chance.choice([0, 1, 2, 0x7F, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, chance.getrandbits(32)]).to_bytes(8, "little")[:width]  # fmt: skip
+        files.append(tmp_path / f"{i}.wav")
+        files[-1].write_bytes(data[: chance.choice([len(data), len(data), chance.randrange(100)])])
+    done = run(program, exported, *files, "--threads", 1)
+    assert done.returncode == 1, done.stderr
+    said = done.stderr.splitlines()
+    assert sum(line.startswith("error: ") for line in said) + done.stdout.count(f"{tmp_path}") == 300
+    assert all(line.startswith(("error: ", "warning: ")) or ": is cut off, " in line for line in said)
+
+
+def test_a_pipe_is_refused(program, exported, tmp_path):
+    os.mkfifo(tmp_path / "a.wav")
+    assert "is no regular file" in run(program, exported, tmp_path / "a.wav").stderr

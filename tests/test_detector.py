@@ -96,7 +96,7 @@ def test_the_command_has_a_switch(exported, tmp_path):
     write_wav(tmp_path / "zeros.wav", np.zeros(RATE, np.float32))
     said = [
         subprocess.run(
-            [sys.executable, "-m", "edge", *flags, str(tmp_path / "zeros.wav")],
+            [sys.executable, "-B", "-m", "edge", *flags, str(tmp_path / "zeros.wav")],
             cwd=exported, capture_output=True, encoding="utf-8", errors="replace", check=True,
         ).stdout.split("\t", 1)[1].strip()
         for flags in ([], ["--no-vad"])

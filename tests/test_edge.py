@@ -208,6 +208,13 @@ def _of(wave, heard):
     return filled[round(heard.start * RATE) : round(heard.end * RATE)]
 
 
+def test_a_stream_says_when_the_decoder_looped(recognizer, monkeypatch):
+    monkeypatch.setattr(recognizer, "transcribe", lambda *_, **__: Transcript("so so", "en", (1,), {}, False, True))
+    stream = Stream(recognizer, every=100.0)
+    stream.detector = lambda wave: np.ones(len(wave) // 512)
+    assert [heard.looped for heard in [*stream.feed(np.zeros(RATE, np.float32)), *stream.finish()]] == [True]
+
+
 def test_an_utterance_that_never_ends_is_cut(recognizer):
     stream = Stream(recognizer, every=100.0)
     stream.detector = lambda wave: np.ones(len(wave) // 512)
@@ -229,7 +236,7 @@ def test_subtitles_and_json():
 
 def test_the_command_line_writes_subtitles(exported, recording, tmp_path):
     write_wav(tmp_path / "long.wav", np.tile(recording, 3))
-    run = [sys.executable, "-m", "edge", "--format", "srt", "--timings", str(tmp_path / "long.wav")]
+    run = [sys.executable, "-B", "-m", "edge", "--format", "srt", "--timings", str(tmp_path / "long.wav")]
     done = subprocess.run(run, cwd=exported, capture_output=True, text=True, check=True)
     assert "encoder" in done.stderr
     shorter = subprocess.run([*run, "--longest", "5"], cwd=exported, capture_output=True, text=True, check=True)

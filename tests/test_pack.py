@@ -24,7 +24,7 @@ def test_our_own_runtime_says_the_same_from_its_part(exported, tmp_path):
     write_wav(tmp_path / "a.wav", tone(1.5))
     expected = Recognizer(exported, "int8", 1).transcribe(read_wav(tmp_path / "a.wav")).text
     done = subprocess.run(
-        [sys.executable, "-m", "edge", "../a.wav", "--threads", "1"],
+        [sys.executable, "-B", "-m", "edge", "../a.wav", "--threads", "1"],
         cwd=folder, capture_output=True, check=True, encoding="utf-8",
     )  # fmt: skip
     assert done.stdout == f"../a.wav\t{expected}\n"

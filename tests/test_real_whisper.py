@@ -161,7 +161,7 @@ def test_the_whole_chain_from_the_command_line(tmp_path):
     copied = shutil.copytree(bundle, tmp_path / "device")
     clip = tmp_path / "clip.wav"
     write_wav(clip, open_corpus("prompts-en", "test")[0].wave())
-    assert _output([sys.executable, "-m", "edge", "--precision", "int8", str(clip)], copied).startswith(str(clip))
+    assert _output([sys.executable, "-B", "-m", "edge", "--precision", "int8", str(clip)], copied).startswith(str(clip))
 
 
 def test_the_teachers_own_export_is_right_in_every_client(teacher, tmp_path):

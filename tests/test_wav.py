@@ -153,7 +153,7 @@ def test_the_command_goes_on_after_a_file_that_cannot_be_used(exported, tmp_path
     names = ["a.wav", "none.wav", "bad.wav", "folder", "b.wav"]
     put(b"no audio", "bad.wav")
     (tmp_path / "folder").mkdir()
-    run = [sys.executable, "-m", "edge", *(str(tmp_path / name) for name in names)]
+    run = [sys.executable, "-B", "-m", "edge", *(str(tmp_path / name) for name in names)]
     done = subprocess.run(run, cwd=exported, capture_output=True, encoding="utf-8", errors="replace", check=False)
     assert done.returncode == 1
     assert [line.split("\t")[0] for line in done.stdout.split("\n") if str(tmp_path) in line] == [

@@ -37,7 +37,7 @@ def is_ctranslate2(folder: Path) -> bool:
     return (folder / "model.bin").is_file() and (folder / "config.json").is_file()
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+def read_tensors(path: Path) -> _Tensors:
     """Read model.bin into named arrays: weights as float32, dequantized where they are stored as int8 or int16.
 
     Raises:
@@ -92,7 +92,8 @@ class _Tensors(dict[str, Any]):
 
 
 def _dequantized(key: str, stored: _Tensors) -> np.ndarray[Any, Any]:
-    value, scale = stored[key], stored.get(f"{key}_scale")
+    value: np.ndarray[Any, Any] = stored[key]
+    scale = stored.get(f"{key}_scale")
     if scale is None:
         return value.astype(np.float32) if value.dtype == np.float16 else value
     # one scale a row for int8, one for the whole tensor for int16; stored = round(weight * scale)

@@ -50,7 +50,11 @@ class OnnxAsrClient:
 
     def transcribe(self, wave: Wave, language: str) -> Transcription:
         """Transcribe one utterance."""
-        text = self.model.recognize(np.asarray(wave, np.float32), sample_rate=SAMPLE_RATE, language=language)
+        try:
+            text = self.model.recognize(np.asarray(wave, np.float32), sample_rate=SAMPLE_RATE, language=language)
+        except KeyError as error:  # it reads every character as a byte of a byte-level token
+            added = ", ".join(map(repr, self.manifest.added.values()))
+            raise RuntimeError(f"onnx-asr cannot write the added words {added}: no byte is spelled {error}") from None
         tokens = tuple(i for i in self.written[0].tolist() if self.manifest.is_text(i))
         return Transcription(str(text).strip(), tokens)
 

@@ -15,81 +15,197 @@ struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// The bundles and recordings that a program is given are a stranger's: everything is checked before it is used to count, allocate or index.
+constexpr int64_t MOST_TOKENS = 1 << 20, MOST_WRITTEN = 4096, LONGEST_PROMPT = 16;
+constexpr uint64_t MOST_JSON = 64u << 20;  // bytes
+
+// A file to read, which must not be a pipe or a device: they may never end.
+inline void check_regular(const std::filesystem::path& path, uint64_t most, const char* remedy) {
+  std::error_code failed;
+  const auto status = std::filesystem::status(path, failed);
+  if (!std::filesystem::exists(status)) throw Error(path.string() + ": no such file" + remedy);
+  if (std::filesystem::is_directory(status)) throw Error(path.string() + ": cannot be read (Is a directory)");
+  if (!std::filesystem::is_regular_file(status)) throw Error(path.string() + ": is no regular file; write it to one first");
+  const auto size = std::filesystem::file_size(path, failed);
+  if (failed || size > most)
+    throw Error(path.string() + ": has " + std::to_string(size) + " bytes; expected at most " + std::to_string(most));
+}
+
 inline nlohmann::json read_json(const std::filesystem::path& path) {
+  check_regular(path, MOST_JSON, "; expected the folder that `workbench export` wrote");
   std::ifstream file(path);
-  if (!file) throw Error(path.string() + ": no such file; expected the folder that `workbench export` wrote");
   auto content = nlohmann::json::parse(file, nullptr, false);
   if (content.is_discarded()) throw Error(path.string() + ": not valid JSON; copy the bundle again");
+  if (!content.is_object()) throw Error(path.string() + ": is no JSON object; export the bundle again");
   return content;
 }
 
+// Fields of a JSON object, each within its bounds.
+class Fields {
+ public:
+  Fields(const nlohmann::json& content, const std::string& where) : content_(content), where_(where) {
+    if (!content.is_object()) refuse("is no object");
+  }
+
+  [[noreturn]] void refuse(const std::string& what) const { throw Error(where_ + " " + what + "; export the bundle again"); }
+
+  bool has(const std::string& name) const { return content_.contains(name) && !content_.at(name).is_null(); }
+
+  const nlohmann::json& at(const std::string& name) const {
+    if (!has(name)) refuse("has no field '" + name + "'");
+    return content_.at(name);
+  }
+
+  Fields inside(const std::string& name) const { return Fields(at(name), where_ + " '" + name + "'"); }
+
+  std::string text(const std::string& name) const {
+    const auto& value = at(name);
+    if (!value.is_string()) refuse("field '" + name + "' is no text");
+    return value.get<std::string>();
+  }
+
+  double number(const std::string& name, double least, double most) const {
+    const auto& value = at(name);
+    const double found = value.is_number() ? value.get<double>() : least - 1;
+    if (!(found >= least && found <= most))
+      refuse("field '" + name + "' is no number from " + std::to_string(least) + " to " + std::to_string(most));
+    return found;
+  }
+
+  int64_t whole(const std::string& name, int64_t least, int64_t most) const { return whole(at(name), name, least, most); }
+
+  int64_t whole(const nlohmann::json& value, const std::string& name, int64_t least, int64_t most) const {
+    const bool fits = value.is_number_integer() &&
+                      (!value.is_number_unsigned() || value.get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX));
+    const int64_t found = fits ? value.get<int64_t>() : 0;
+    if (!fits || found < least || found > most)
+      refuse("field '" + name + "' is no whole number from " + std::to_string(least) + " to " + std::to_string(most));
+    return found;
+  }
+
+  auto entries() const { return content_.items(); }
+  size_t size() const { return content_.size(); }
+
+ private:
+  const nlohmann::json& content_;
+  std::string where_;
+};
+
 class Bundle {
  public:
-  explicit Bundle(const std::filesystem::path& folder)
-      : folder_(folder), content_(read_json(folder / "bundle.json")) {
-    const auto format = content_.is_object() ? content_.value("format", 0) : 0;
-    if (format != 2)
+  explicit Bundle(const std::filesystem::path& folder) : folder_(folder), content_(read_json(folder / "bundle.json")) {
+    const auto all = fields();
+    if (const auto format = all.whole("format", INT64_MIN, INT64_MAX); format != 2)
       throw Error((folder / "bundle.json").string() + ": field 'format' is " + std::to_string(format) +
                   "; this program reads format 2");
+    if (!all.inside("precisions").size()) all.refuse("has no precisions");
+    const auto length = all.text("length");
+    if (length != "true" && length != "padded") all.refuse("field 'length' is neither true nor padded");
+    padded_ = length == "padded";
+    window_ = all.number("window_seconds", 1, 30);
+    margin_ = all.number("margin_seconds", 0, 30);
+    if (all.has("sample_rate")) all.whole("sample_rate", 16000, 16000);
+    const auto tokens = all.inside("tokens");
+    end_ = tokens.whole("end", 0, MOST_TOKENS - 1);
+    const auto prompts = tokens.inside("prompts");
+    if (!prompts.size()) tokens.refuse("has no prompts");
+    for (const auto& entry : prompts.entries()) {
+      const auto& prompt = entry.value();
+      if (!prompt.is_array() || prompt.empty() || prompt.size() > static_cast<size_t>(LONGEST_PROMPT))
+        prompts.refuse("holds a prompt that is no array of 1 to " + std::to_string(LONGEST_PROMPT) + " tokens");
+      auto& ids = prompts_[entry.key()];
+      for (const auto& id : prompt) ids.push_back(prompts.whole(id, entry.key(), 0, MOST_TOKENS - 1));
+    }
+    if (tokens.has("added"))
+      for (const auto& entry : tokens.inside("added").entries()) {
+        const auto& id = entry.key();
+        if (id.empty() || id.size() > 7 || id.find_first_not_of("0123456789") != std::string::npos ||
+            std::stol(id) >= MOST_TOKENS || !entry.value().is_string())
+          tokens.refuse("adds a word that is no text, or whose id is not below " + std::to_string(MOST_TOKENS));
+        added_[static_cast<size_t>(std::stol(id))] = entry.value().get<std::string>();
+      }
+    const auto caps = all.inside("decoding");
+    least_ = caps.whole("tokens_at_least", 1, MOST_WRITTEN);
+    most_ = caps.whole("most_tokens", 1, MOST_WRITTEN);
+    rate_ = caps.number("tokens_per_second", 0, 1000);
+    if (caps.has("tokens_per_second_of")) {
+      const auto rates = caps.inside("tokens_per_second_of");
+      for (const auto& entry : rates.entries()) rates_[entry.key()] = rates.number(entry.key(), 0, 1000);
+    }
+    const auto files = all.inside("files");
+    for (const auto& entry : files.entries()) {
+      const auto digest = files.text(entry.key());
+      if (digest.size() != 64 || digest.find_first_not_of("0123456789abcdef") != std::string::npos)
+        files.refuse("holds a SHA-256 that is not 64 hexadecimal digits");
+    }
   }
 
   std::string first_precision() const { return content_.at("precisions").begin().key(); }
 
   std::filesystem::path graph(const std::string& part, const std::string& precision) const {
-    const auto& known = content_.at("precisions");
-    if (!known.contains(precision)) {
+    const auto known = fields().inside("precisions");
+    if (!known.has(precision)) {
       std::string names;
-      for (const auto& one : known.items()) names += (names.empty() ? "" : ", ") + one.key();
+      for (const auto& one : known.entries()) names += (names.empty() ? "" : ", ") + one.key();
       throw Error(folder_.string() + ": no precision '" + precision + "'; it has " + names);
     }
-    return path(known.at(precision).at(part).get<std::string>());
+    const auto name = known.inside(precision).text(part);
+    const auto found = path(name);
+    if (found.extension() != ".onnx") throw Error(found.string() + ": is no .onnx file; export the bundle again");
+    return found;
   }
 
-  // A file that the manifest names; one outside the bundle is refused.
+  // A file that the manifest lists; one outside the bundle, a link or a pipe is refused.
   std::filesystem::path path(const std::string& name) const {
-    const auto inside = std::filesystem::path(name).lexically_normal();
-    if (inside.is_absolute() || inside.empty() || *inside.begin() == "..")
-      throw Error((folder_ / "bundle.json").string() + ": '" + name + "' points outside the bundle");
-    return folder_ / inside;
+    const std::filesystem::path inside(name);
+    auto place = folder_;
+    bool outside = inside.is_absolute() || inside.has_root_name() || inside.empty();
+    for (const auto& part : inside) outside = outside || part == "..";
+    if (outside) throw Error((folder_ / "bundle.json").string() + ": '" + name + "' points outside the bundle");
+    for (const auto& part : inside) {
+      place /= part;
+      std::error_code failed;
+      if (std::filesystem::is_symlink(std::filesystem::symlink_status(place, failed)))
+        throw Error(place.string() + ": is a symbolic link, which may point outside the bundle");
+    }
+    check_regular(place, INT64_MAX, ", though bundle.json names it; copy the whole folder again");
+    if (!fields().inside("files").has(name)) throw Error(place.string() + ": bundle.json does not list it; export the bundle again");
+    return place;
   }
 
-  std::vector<int64_t> prompt(const std::string& language) const {
-    const auto& prompts = content_.at("tokens").at("prompts");
-    if (!prompts.contains(language)) throw Error(folder_.string() + ": does not know language '" + language + "'");
-    return prompts.at(language).get<std::vector<int64_t>>();
+  const std::vector<int64_t>& prompt(const std::string& language) const {
+    const auto found = prompts_.find(language);
+    if (found == prompts_.end()) throw Error(folder_.string() + ": does not know language '" + language + "'");
+    return found->second;
   }
 
   // Words that were added to the tokenizer, by id; vocab.json does not have them.
-  std::map<size_t, std::string> added() const {
-    std::map<size_t, std::string> words;
-    const auto& tokens = content_.at("tokens");
-    if (tokens.contains("added"))
-      for (const auto& entry : tokens.at("added").items())
-        words[std::stoul(entry.key())] = entry.value().get<std::string>();
-    return words;
-  }
+  const std::map<size_t, std::string>& added() const { return added_; }
 
-  int64_t end() const { return content_.at("tokens").at("end").get<int64_t>(); }
-  double window() const { return content_.at("window_seconds").get<double>(); }
+  int64_t end() const { return end_; }
+  double window() const { return window_; }
 
   // Seconds that the model hears of a clip: with a margin of silence after it, or all of the window.
-  double heard(double seconds) const {
-    if (content_.at("length") == "padded") return window();
-    return std::min(seconds + content_.at("margin_seconds").get<double>(), window());
-  }
+  double heard(double seconds) const { return padded_ ? window_ : std::min(seconds + margin_, window_); }
 
   // Most tokens that a transcript of a clip in a language may have.
   size_t token_limit(double seconds, const std::string& language) const {
-    const auto& caps = content_.at("decoding");
-    double rate = caps.at("tokens_per_second").get<double>();
-    if (caps.contains("tokens_per_second_of")) rate = caps.at("tokens_per_second_of").value(language, rate);
-    const int most = caps.at("tokens_at_least").get<int>() + static_cast<int>(rate * seconds);
-    return static_cast<size_t>(std::min(most, caps.at("most_tokens").get<int>()));
+    const auto found = rates_.find(language);
+    const double rate = found == rates_.end() ? rate_ : found->second;
+    return static_cast<size_t>(std::min(least_ + static_cast<int64_t>(rate * seconds), most_));
   }
 
  private:
+  Fields fields() const { return Fields(content_, (folder_ / "bundle.json").string() + ":"); }
+
   std::filesystem::path folder_;
   nlohmann::json content_;
+  bool padded_ = false;
+  double window_ = 0, margin_ = 0, rate_ = 0;
+  int64_t end_ = 0, least_ = 0, most_ = 0;
+  std::map<std::string, std::vector<int64_t>> prompts_;
+  std::map<std::string, double> rates_;
+  std::map<size_t, std::string> added_;
 };
 
 // Byte-level BPE: every character of a token's name stands for one byte, itself where that is printable, else shifted.
@@ -102,8 +218,9 @@ class Detokenizer {
       const bool printable = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
       bytes[printable ? byte : shifted++] = static_cast<char>(byte);
     }
-    const auto entries = read_json(vocabulary);
-    for (const auto& entry : entries.items()) {
+    const auto content = read_json(vocabulary);
+    const Fields entries(content, vocabulary.string() + ":");
+    for (const auto& entry : entries.entries()) {
       std::string piece;
       bool plain = true;
       for (size_t at = 0; at < entry.key().size() && plain;) {
@@ -111,7 +228,7 @@ class Detokenizer {
         plain = found != bytes.end();
         if (plain) piece += found->second;
       }
-      const auto id = entry.value().get<size_t>();
+      const auto id = static_cast<size_t>(entries.whole(entry.value(), entry.key().substr(0, 80), 0, MOST_TOKENS - 1));
       if (id >= pieces_.size()) pieces_.resize(id + 1);
       if (plain) pieces_[id] = piece;  // a special token says nothing
     }

@@ -10,12 +10,13 @@
 #include <vector>
 
 #include "bundle.hpp"
+#include "graph_file.hpp"
 
 class Recognizer {
  public:
   Recognizer(const Bundle& bundle, const std::string& precision, int threads)
       : bundle_(bundle),
-        environment_(ORT_LOGGING_LEVEL_ERROR, "transcribe"),
+        environment_(ORT_LOGGING_LEVEL_FATAL, "transcribe"),
         detokenize_(bundle.path("vocab.json"), bundle.added()),
         frontend_(open(bundle.graph("frontend", precision), threads)),
         encoder_(open(bundle.graph("encoder", precision), threads)),
@@ -23,7 +24,9 @@ class Recognizer {
     for (size_t i = 0; i < step_.GetInputCount(); ++i) {
       const auto name = step_.GetInputNameAllocated(i, allocator_);
       if (std::string(name.get()) != "cache_k.0") continue;
-      const auto type = step_.GetInputTypeInfo(i).GetTensorTypeAndShapeInfo().GetElementType();
+      const auto info = step_.GetInputTypeInfo(i);
+      if (info.GetONNXType() != ONNX_TYPE_TENSOR) throw Error("the decoder's caches are no tensors; export the bundle again");
+      const auto type = info.GetTensorTypeAndShapeInfo().GetElementType();
       if (type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT)
         throw Error("precision '" + precision + "' keeps 16-bit caches, which this example does not; take another one");
     }
@@ -45,9 +48,11 @@ class Recognizer {
   }
 
  private:
+  static constexpr int64_t MOST_CACHED = int64_t{1} << 31;  // numbers in all caches; Whisper large takes 37 million
   static constexpr int RATE = 16000, POSITION = 320;  // samples a second, and of one encoder position
 
   Ort::Session open(const std::filesystem::path& path, int threads) {
+    GraphFile::check(path);
     Ort::SessionOptions options;
     options.SetIntraOpNumThreads(threads);  // 0: all cores
     // three sessions share the cores: a pool that spins after its graph is done slows the next graph
@@ -60,10 +65,25 @@ class Recognizer {
     return session.Run(Ort::RunOptions(), &input, &value, 1, outputs.data(), outputs.size());
   }
 
+  // Shape of floats that a graph gave, of a rank and below bounds: memory is taken and addressed by it.
+  static std::vector<int64_t> shape_of(const Ort::Value& value, const char* name, const std::vector<int64_t>& most) {
+    if (!value.IsTensor()) throw Error(std::string(name) + " is no tensor; export the bundle again");
+    const auto info = value.GetTensorTypeAndShapeInfo();
+    const auto shape = info.GetShape();
+    bool fits = info.GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT && shape.size() == most.size();
+    for (size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] > 0 && shape[i] <= most[i];
+    if (!fits) throw Error(std::string(name) + " has not the shape or type that is expected; export the bundle again");
+    return shape;
+  }
+
   // The likeliest tokens until the end or the limit; of a loop that runs into the limit one round.
   std::vector<int64_t> written(std::vector<Ort::Value>& crossed, std::vector<int64_t> tokens, size_t limit) {
-    const auto shape = crossed[0].GetTensorTypeAndShapeInfo().GetShape();  // [layers, 1, positions, width]
+    const std::vector<int64_t> most = {64, 1, 3000, 8192};  // layers, clips, positions, width
+    const auto shape = shape_of(crossed[0], "n_layer_cross_k", most);
+    if (shape != shape_of(crossed[1], "n_layer_cross_v", most)) throw Error("the encoder's keys and values differ in shape");
     const int64_t layers = shape[0], positions = shape[2], width = shape[3];
+    if (2 * layers * width * static_cast<int64_t>(tokens.size() + limit) > MOST_CACHED)
+      throw Error("the decoder's caches would take more than " + std::to_string(MOST_CACHED) + " numbers");
     const int64_t cross_shape[] = {1, positions, width};
     const int64_t cache_shape[] = {1, static_cast<int64_t>(tokens.size() + limit), width};
     const auto cross_size = static_cast<size_t>(positions * width);
@@ -103,8 +123,9 @@ class Recognizer {
       step_.Run(Ort::RunOptions(), binding);
       offset += static_cast<int64_t>(tokens.size());
       const auto outputs = binding.GetOutputValues();
-      const auto& logits = outputs[logits_at];
-      const auto vocabulary = logits.GetTensorTypeAndShapeInfo().GetElementCount();
+      const auto& logits = outputs.at(logits_at);
+      const int64_t vocabulary = shape_of(logits, "logits", {1, MOST_TOKENS})[1];
+      if (bundle_.end() >= vocabulary) throw Error("the decoder writes fewer tokens than bundle.json names; export the bundle again");
       const float* scores = logits.GetTensorData<float>();
       const int64_t token = std::max_element(scores, scores + vocabulary) - scores;
       if (token == bundle_.end()) return found;

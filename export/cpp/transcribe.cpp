@@ -1,6 +1,6 @@
 // Transcribe recordings of at most 30 s: transcribe BUNDLE FILE.wav ... [--language en] [--precision int8] [--threads 2]
 
-#include <cstdlib>
+#include <exception>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -17,6 +17,21 @@ struct Arguments {
   int threads = 0;
 };
 
+// A number from 1 to 1024, else 0.
+int number(const std::string& text) {
+  const bool digits = !text.empty() && text.size() <= 4 && text.find_first_not_of("0123456789") == std::string::npos;
+  const int found = digits ? std::stoi(text) : 0;
+  return found <= 1024 ? found : 0;
+}
+
+// What an error says, in one line: it may quote a file.
+std::string one_line(const std::exception& error) {
+  std::string said = error.what();
+  for (auto& c : said)
+    if (static_cast<unsigned char>(c) < 32) c = ' ';
+  return said;
+}
+
 Arguments parse(int count, char** given) {
   Arguments out;
   for (int i = 1; i < count; ++i) {
@@ -29,7 +44,7 @@ Arguments parse(int count, char** given) {
     const std::string value = given[++i];
     if (name == "--language") out.language = value;
     else if (name == "--precision") out.precision = value;
-    else if (name == "--threads" && (out.threads = std::atoi(value.c_str())) > 0) continue;
+    else if (name == "--threads" && (out.threads = number(value)) > 0) continue;
     else throw Error(name + " " + value + ": expected --language CODE, --precision NAME or --threads N");
   }
   if (out.places.size() < 2)
@@ -49,13 +64,13 @@ int main(int count, char** given) {
     for (size_t i = 1; i < arguments.places.size(); ++i) try {
         const auto text = recognizer.transcribe(read_wav(arguments.places[i]), arguments.language);
         std::cout << arguments.places[i] << "\t" << text << std::endl;
-      } catch (const Error& error) {  // the other files are transcribed still
-        std::cerr << "error: " << error.what() << std::endl;
+      } catch (const std::exception& error) {  // the other files are transcribed still
+        std::cerr << "error: " << one_line(error) << std::endl;
         failed = 1;
       }
     return failed;
   } catch (const std::exception& error) {
-    std::cerr << "error: " << error.what() << std::endl;
+    std::cerr << "error: " << one_line(error) << std::endl;
     return 2;
   }
 }

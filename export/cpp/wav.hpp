@@ -18,10 +18,9 @@
 class WavFile {
  public:
   explicit WavFile(const std::filesystem::path& path) : path_(path) {
-    std::error_code ignored;
+    check_regular(path, MOST_BYTES, "");
     std::ifstream file(path, std::ios::binary);
-    if (!file) throw Error(path.string() + ": no such file");
-    if (std::filesystem::is_directory(path, ignored)) throw Error(path.string() + ": cannot be read (Is a directory)");
+    if (!file) throw Error(path.string() + ": cannot be read");
     bytes_.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
     parse();
   }
@@ -53,6 +52,7 @@ class WavFile {
 
  private:
   static constexpr uint64_t RATE = 16000, PCM = 1, FLOAT = 3, EXTENSIBLE = 0xFFFE, UNKNOWN = 0xFFFFFFFF;
+  static constexpr uint64_t MOST_BYTES = uint64_t{1} << 30;  // nine hours in 16 bits, of which 30 s are taken
   static constexpr double CANCELS = 0.01;
 
   [[noreturn]] void refuse(const std::string& why) const {

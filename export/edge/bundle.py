@@ -1,4 +1,4 @@
-"""The manifest of a bundle, read with care: every path stays inside the folder, every file matches its checksum."""
+"""The manifest of a bundle, read with care: every field is within bounds, every path inside the folder, every file matches its checksum."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .fields import MOST_BYTES, check_fields, is_finite, shown
+from .graph_file import refused
 
 FORMAT = 2
 
@@ -64,11 +67,18 @@ class Manifest:
         return self.path(str(graphs[part]))
 
     def path(self, name: str) -> Path:
-        """Path of a file named in the manifest; raises BundleError if it points outside the bundle."""
-        path = (self.folder / name).resolve()
-        if Path(name).is_absolute() or not path.is_relative_to(self.folder.resolve()):
+        """Path of a file named in the manifest; raises BundleError if it points outside the bundle or is no regular file."""
+        path = self.folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BundleError(f"{self.folder / 'bundle.json'}: {name!r} points outside the bundle")
-        return path
+        if link := next((p for p in (path, *path.parents) if p.is_relative_to(self.folder) and p != self.folder and p.is_symlink()), None):  # fmt: skip
+            raise BundleError(
+                f"{link}: is a symbolic link, which may point outside the bundle; copy the bundle with what its links point to"
+            )
+        if not path.is_file():  # a pipe or device might never end
+            what = "is no regular file" if path.exists() else "missing"
+            raise BundleError(f"{path}: {what}, though bundle.json lists it; copy the whole folder again")
+        return path.resolve()
 
     def speech_detector(self) -> Path:
         """Path of the speech detector, checked; raises BundleError if there is none."""
@@ -86,8 +96,6 @@ class Manifest:
             path = self.path(name)
             if name not in recorded:
                 raise BundleError(f"{path}: bundle.json does not list it; export the bundle again")
-            if not path.is_file():
-                raise BundleError(f"{path}: missing, though bundle.json lists it; copy the whole folder again")
             digest = hashlib.sha256()
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
@@ -98,20 +106,38 @@ class Manifest:
                 )
 
 
-def read_manifest(folder: str | Path) -> Manifest:
-    """Read bundle.json; raises BundleError if it is missing, malformed or of another format version."""
-    folder = Path(folder)
-    path = folder / "bundle.json"
+def check_graph(path: Path) -> None:
+    """Raise BundleError where a graph holds what is not run (see `graph_file`)."""
+    if why := refused(path):
+        raise BundleError(f"{path}: {why}")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a bundle; raises BundleError if it is missing, too large, no regular file or malformed."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise BundleError(f"{path}: is no regular file; copy the bundle again")
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise BundleError(f"{path}: has {size} bytes; expected at most {MOST_BYTES}")
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=is_finite)
     except FileNotFoundError:
         raise BundleError(f"{path}: no such file; expected the folder that `workbench export` wrote") from None
-    except ValueError as error:
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not valid JSON ({error}); copy the bundle again") from None
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Read bundle.json; raises BundleError if it is missing, malformed, of another format version, or has a field out of bounds."""
+    folder = Path(folder)
+    path = folder / "bundle.json"
+    content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise BundleError(f"{path}: field 'format' is {found!r}; this runtime reads format {FORMAT}")
-    for field in ("name", "family", "precisions", "tokens", "files", "length", "decoding"):
-        if field not in content:
-            raise BundleError(f"{path}: field {field!r} is missing; export the bundle again")
+        found = shown(content.get("format") if isinstance(content, dict) else content)
+        raise BundleError(f"{path}: field 'format' is {found}; this runtime reads format {FORMAT}")
+    try:
+        check_fields(content)
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}; export the bundle again") from None
     return Manifest(folder, content)

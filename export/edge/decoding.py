@@ -14,12 +14,17 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from .sessions import as_value, device_of
+from .bundle import BundleError
+from .fields import check_shape
+from .sessions import as_value, device_of, explained
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 # of a session whose steps are captured as CUDA graphs (captured.py), this run is not; others take no notice
 NOT_CAPTURED = ort.RunOptions()
 NOT_CAPTURED.add_run_config_entry("gpu_graph_id", "-1")
+# of the encoder's states: layers, clips, positions, width
+MOST_STATES = (64, 4096, 3000, 8192)
+MOST_CACHE = 8 << 30  # bytes of all caches; Whisper large takes 75 MB a clip
 LEAST_TIMES = 3  # rounds of a phrase, and
 LEAST_REPEATED = 12  # tokens of all rounds together, from which on an end is a loop: telephone numbers repeat a digit
 
@@ -41,11 +46,16 @@ class Stepping:
         crossed: keys and values of the encoder's states, onnxruntime's values [layers, clips, positions, width].
         room: most tokens, the prompt's included.
         beams: rows for each clip.
+
+    Raises:
+        BundleError: the graphs do not fit each other, or caches would take too much memory.
     """
 
     def __init__(self, session: Any, crossed: Sequence[Any], room: int, beams: int = 1) -> None:
         wanted = {i.name: i.type for i in session.get_inputs()}
-        layers, clips, _, width = crossed[0].shape()
+        layers, clips, _, width = fitting(crossed, wanted)
+        if (needed := 2 * layers * clips * beams * room * width * 4) > MOST_CACHE:
+            raise BundleError(f"the decoder's caches would take {needed} bytes; expected at most {MOST_CACHE}")
         self.session, self.binding, self.done, self.rows = session, session.io_binding(), 0, clips * beams
         self.crossed: list[Any] = []  # kept: a binding does not keep what it was given alive
         self.caches: dict[str, Any] = {}
@@ -58,8 +68,9 @@ class Stepping:
             room_of = (self.rows, room, width), DTYPES[wanted["cache_k.0"]]
             # on a CPU a value is the array that it was made of: one for each
             self.caches |= {f"{kind}.{i}": as_value(np.zeros(*room_of), device) for i in range(layers)}
-        self.bind_memory(self.binding)
-        self.binding.bind_output("logits")
+        with explained("the bundle's step graph does not fit its encoder's"):
+            self.bind_memory(self.binding)
+            self.binding.bind_output("logits")
         self.place = len(self.caches)  # of the logits among the outputs, which come in the order of binding
 
     def bind_memory(self, binding: Any) -> None:
@@ -79,18 +90,28 @@ class Stepping:
     def __call__(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Logits after some more tokens. [rows, tokens] -> [rows, vocabulary]"""
         given = np.ascontiguousarray(tokens, np.int64), np.full(self.rows, self.done, np.int64)
-        self.binding.bind_cpu_input("input_ids", given[0])
-        self.binding.bind_cpu_input("offset", given[1])
-        self.session.run_with_iobinding(self.binding, NOT_CAPTURED)
-        self.done += tokens.shape[1]
-        logits: npt.NDArray[np.float32] = self.binding.get_outputs()[self.place].numpy()
+        with explained("the bundle's step graph does not run"):
+            self.binding.bind_cpu_input("input_ids", given[0])
+            self.binding.bind_cpu_input("offset", given[1])
+            self.session.run_with_iobinding(self.binding, NOT_CAPTURED)
+            self.done += tokens.shape[1]
+            logits: npt.NDArray[np.float32] = self.binding.get_outputs()[self.place].numpy()
+        if logits.ndim != 2 or len(logits) != self.rows or not logits.shape[1]:
+            raise BundleError(
+                f"the bundle's step graph gives logits of shape {logits.shape}; expected [{self.rows}, tokens]"
+            )
         return logits
 
     def looks_at(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Where the heads that follow the speech look before each token that comes next. [rows, tokens] -> [rows, tokens, positions]"""
-        self.binding.bind_output("alignment")
+        with explained("the bundle's step graph does not say where its heads look"):
+            self.binding.bind_output("alignment")
         self(tokens)
         found: npt.NDArray[np.float32] = self.binding.get_outputs()[-1].numpy()
+        if found.ndim != 3 or found.shape[:2] != tokens.shape or not found.shape[2]:
+            raise BundleError(
+                f"the bundle's step graph gives 'alignment' of shape {found.shape}; expected [rows, tokens, positions]"
+            )
         return found.astype(np.float32, copy=False)
 
     def reorder(self, rows: npt.NDArray[np.intp]) -> None:
@@ -99,6 +120,23 @@ class Stepping:
             return
         for cache in self.caches.values():
             cache.update_inplace(np.ascontiguousarray(cache.numpy()[rows]))
+
+
+def fitting(crossed: Sequence[Any], wanted: dict[str, str]) -> list[int]:
+    """Shape of the keys and values of the states, checked: their places in memory are computed from it. Raises BundleError."""
+    shapes = [list(value.shape()) for value in crossed]
+    try:
+        for shape in shapes:
+            check_shape("the encoder's output", shape, [None] * 4, MOST_STATES)
+    except ValueError as error:
+        raise BundleError(str(error)) from None
+    layers = sum(name.startswith("cache_k.") for name in wanted)
+    types = {value.data_type() for value in crossed} | {wanted.get("cross_k.0", ""), wanted.get("cache_k.0", "")}
+    if shapes[0] != shapes[1] or shapes[0][0] != layers or not types <= set(DTYPES):
+        raise BundleError(
+            f"the encoder gives keys and values of shapes {shapes} and types {sorted(types)} for a decoder of {layers} layers; export the bundle again"
+        )
+    return shapes[0]
 
 
 def greedy(

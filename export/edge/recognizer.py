@@ -17,6 +17,7 @@ from .bundle import BundleError, Manifest, read_manifest
 from .captured import Shapes
 from .continued import continued
 from .decoding import Stepping, Written, beam_search, greedy
+from .fields import MOST_TOKENS
 from .memory import given_back_at_once
 from .sessions import as_value, open_sessions, run_on_device, session_options
 from .speech import Detector, anybody_speaks, pieces_of
@@ -40,7 +41,7 @@ class Recognizer:
         precision: one that the bundle holds; the first by default.
         threads: of onnxruntime; all cores by default.
         providers: of onnxruntime, in order of preference, names or (name, options); the CPU by default.
-        check: compare the graphs' SHA-256 with the manifest first.
+        check: compare the SHA-256 of the graphs and the vocabulary with the manifest first.
         spin: let threads wait for work without sleeping while a graph runs. Clips that follow each other take 8 % less time,
             single short ones after a rest 10 to 20 % more.
         cuda_graphs: capture the decoder's step, for the CUDA provider and clips whose lengths recur (see `captured`).
@@ -69,11 +70,12 @@ class Recognizer:
         graphs = {part: self.manifest.graph(part, self.precision) for part in ("frontend", "encoder", "step")}
         if check:
             inside = self.manifest.folder.resolve()
-            self.manifest.check([path.relative_to(inside).as_posix() for path in graphs.values()])
+            self.manifest.check(["vocab.json", *(path.relative_to(inside).as_posix() for path in graphs.values())])
         self.detokenize = Detokenizer(self.manifest.path("vocab.json"), self.manifest.added)
         with given_back_at_once() if frugal else nullcontext():
             opened = open_sessions(graphs, session_options(threads, spin), providers, cuda_graphs)
         self.frontend, self.encoder, self.step = (opened[part] for part in graphs)
+        self._check_graphs()
         content = self.manifest.content
         self.length: str = content["length"]
         self.margin, self.window = float(content["margin_seconds"]), float(content["window_seconds"])
@@ -169,6 +171,26 @@ class Recognizer:
     def new_detector(self) -> Detector:
         """The speech detector that lies in the bundle; raises BundleError if it has none."""
         return Detector(self.manifest.speech_detector())
+
+    def _check_graphs(self) -> None:
+        """Raise BundleError where a graph has not the inputs and outputs that it is called with, or knows too few tokens."""
+        for part, session, inputs, outputs in (
+            ("frontend", self.frontend, {"waves"}, {"input_features"}),
+            ("encoder", self.encoder, {"input_features"}, {"n_layer_cross_k", "n_layer_cross_v"}),
+            ("step", self.step, {"input_ids", "offset", "cache_k.0", "cross_k.0"}, {"logits", "next_k.0"}),
+        ):
+            found = {i.name for i in session.get_inputs()}, {o.name for o in session.get_outputs()}
+            if missing := sorted((inputs - found[0]) | (outputs - found[1])):
+                raise BundleError(
+                    f"{self.manifest.graph(part, self.precision)}: has no {', '.join(missing)}; export the bundle again"
+                )
+        size = next(o.shape[-1:] for o in self.step.get_outputs() if o.name == "logits")
+        tokens = self.manifest.content["tokens"]
+        highest = max(tokens["end"], *(max(prompt) for prompt in tokens["prompts"].values()))
+        if not size or not isinstance(size[0], int) or not highest < size[0] <= MOST_TOKENS:
+            raise BundleError(
+                f"{self.manifest.name}: its decoder writes {size} tokens, and bundle.json names token {highest}; export the bundle again"
+            )
 
     def _new_shapes(self) -> Shapes:
         longest = max(
@@ -268,7 +290,13 @@ class Recognizer:
         names = ["n_layer_cross_k", "n_layer_cross_v"]
         if self._shapes:
             return self._shapes.encode(features, names)
-        return run_on_device(self.encoder, {"input_features": features}, names)
+        crossed = run_on_device(self.encoder, {"input_features": features}, names)
+        clips, found = features.shape()[0], [value.shape() for value in crossed]
+        if any(len(shape) != 4 or shape[1] != clips for shape in found):
+            raise BundleError(
+                f"{self.manifest.name}: its encoder gives shapes {found} for {clips} clips; expected [layers, clips, positions, width]"
+            )
+        return crossed
 
     def first_logits(self, crossed: Sequence[Any], language: str) -> npt.NDArray[np.float32]:
         """Logits after the prompt, those of suppressed tokens lowered. -> [1, vocabulary]"""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
-from .bundle import BundleError
+from .bundle import BundleError, check_graph
 
 ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
@@ -21,7 +22,7 @@ def session_options(threads: int | None, spin: bool = False) -> Any:
         spin: let threads wait for work without sleeping while a graph runs.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # an error is raised, and told once
     # three sessions share the cores: a pool that spins after its graph is done slows the next graph by a third
     how = ("session.force_spinning_stop", "1") if spin else ("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry(*how)
@@ -44,13 +45,28 @@ def open_sessions(graphs: dict[str, Path], options: Any, providers: Sequence[Any
     # the largest first: what loading it needed is free again for the others, which keeps the peak of memory low
     for part in sorted(graphs, key=lambda part: -graphs[part].stat().st_size):
         wanted = captured if cuda_graphs and part == "step" else list(providers)
-        try:
-            opened[part] = ort.InferenceSession(str(graphs[part]), options, providers=wanted)
-        except Exception as error:  # onnxruntime's errors have no common base
-            raise BundleError(f"{graphs[part]}: onnxruntime {ort.__version__} cannot load it ({error})") from error
+        opened[part] = open_session(graphs[part], options, wanted)
     if opened["step"].get_providers()[0] != first:  # onnxruntime goes on without a provider that fails to start
         raise BundleError(f"{first} is installed but does not start; onnxruntime's warnings say why")
     return opened
+
+
+def open_session(path: Path, options: Any, providers: Sequence[Any]) -> Any:
+    """A graph's session; raises BundleError where it holds what is not run, or onnxruntime cannot load it."""
+    check_graph(path)
+    with explained(f"{path}: onnxruntime {ort.__version__} cannot load it"):
+        return ort.InferenceSession(str(path), options, providers=list(providers))
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn onnxruntime's errors, which have no common base, into BundleError of one line."""
+    try:
+        yield
+    except BundleError:
+        raise
+    except Exception as error:
+        raise BundleError(f"{what} ({' '.join(str(error).split())[:500]})") from error
 
 
 def as_value(array: Any, device: str = "cpu") -> Any:
@@ -67,13 +83,14 @@ def run_on_device(
     session: Any, given: dict[str, Any], names: Sequence[str], places: Sequence[Any] | None = None
 ) -> list[Any]:
     """Run a graph; what it gives stays where it was computed, or is written to `places`. Values in, values out."""
-    binding = session.io_binding()
-    for name, value in given.items():
-        binding.bind_ortvalue_input(name, value)
-    for i, name in enumerate(names):
-        if places is None:
-            binding.bind_output(name, device_of(session))
-        else:
-            binding.bind_ortvalue_output(name, places[i])
-    session.run_with_iobinding(binding)
-    return list(places if places is not None else binding.get_outputs())
+    with explained(f"the graph from {', '.join(given)} to {', '.join(names)} does not run"):
+        binding = session.io_binding()
+        for name, value in given.items():
+            binding.bind_ortvalue_input(name, value)
+        for i, name in enumerate(names):
+            if places is None:
+                binding.bind_output(name, device_of(session))
+            else:
+                binding.bind_ortvalue_output(name, places[i])
+        session.run_with_iobinding(binding)
+        return list(places if places is not None else binding.get_outputs())

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from .audio import SAMPLE_RATE, Wave
+from .bundle import BundleError
+from .sessions import explained, open_session, session_options
 
 FRAME = 512  # samples that the detector judges at a time: 32 ms
 CONTEXT = 64  # samples before them that it sees again
@@ -40,10 +41,7 @@ class Detector:
     """Probability of speech, frame by frame; it remembers what it has heard, so that a stream may come in blocks."""
 
     def __init__(self, path: Path) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = 1
-        self.session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.session: Any = open_session(path, session_options(1), ["CPUExecutionProvider"])
         self.forget()
 
     def forget(self) -> None:
@@ -60,7 +58,10 @@ class Detector:
             contexts = np.concatenate([self.before[None], block[:-1, -CONTEXT:]])
             self.before = block[-1, -CONTEXT:]
             given = {"input": np.concatenate([contexts, block], 1), "h": self.state[0], "c": self.state[1]}
-            likely, *self.state = self.session.run(["speech_probs", "hn", "cn"], given)
+            with explained("the bundle's speech detector does not run"):
+                likely, *self.state = self.session.run(["speech_probs", "hn", "cn"], given)
+            if likely.size != len(block):
+                raise BundleError(f"the bundle's speech detector gives {likely.size} values for {len(block)} frames")
             found.append(likely.reshape(-1))
         return np.concatenate(found)
 

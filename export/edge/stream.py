@@ -24,6 +24,7 @@ class Heard:
     start: float  # seconds since the stream began
     end: float
     final: bool  # a partial text may still change, its successor replaces it
+    looped: bool = False  # whether the decoder repeated itself until its cap; one round is kept
 
 
 class Stream:
@@ -86,9 +87,9 @@ class Stream:
 
     def _heard(self, final: bool) -> Heard:
         said = self.kept[: len(self.kept) - max(0, self.quiet - int(PAD * SAMPLE_RATE))]
-        text = self.recognizer.transcribe(said, self.language, vad=False).text  # the stream's detector has heard it
+        found = self.recognizer.transcribe(said, self.language, vad=False)  # the stream's detector has heard it
         start = self.begun / SAMPLE_RATE
-        return Heard(text, start, start + len(said) / SAMPLE_RATE, final)
+        return Heard(found.text, start, start + len(said) / SAMPLE_RATE, final, found.looped)
 
     def _drop(self, samples: int) -> None:
         if samples > 0:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+
+from .bundle import BundleError, read_json
+from .fields import check_vocabulary
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -22,11 +24,17 @@ class Detokenizer:
     Args:
         vocabulary: path of vocab.json, the byte-level tokens; special tokens have no text.
         added: words that were added to the tokenizer, by id, as they stand in a text.
+
+    Raises:
+        BundleError: the vocabulary is no JSON object of tokens and ids within bounds.
     """
 
     def __init__(self, vocabulary: Path, added: Mapping[int, str] | None = None) -> None:
         alphabet = byte_alphabet()
-        entries: dict[str, int] = json.loads(vocabulary.read_text(encoding="utf-8"))
+        try:
+            entries = check_vocabulary(read_json(vocabulary))
+        except ValueError as error:
+            raise BundleError(f"{vocabulary}: {error}; export the bundle again") from None
         added = added or {}
         pieces = [b""] * (max([*entries.values(), *added], default=-1) + 1)
         for token, i in entries.items():

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 log = logging.getLogger("edge")
+MOST_BYTES = 4 << 30  # of a file
+LONGEST = 24 * 3600  # seconds
 RATES = (1_000, 768_000)  # hz, the lowest and the highest that are read
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # format codes
 UNKNOWN = {0, 0xFFFFFFFF}  # data sizes of a writer that cannot seek back to its header
@@ -59,6 +61,10 @@ def read_pcm(path: str | Path) -> tuple[npt.NDArray[np.float32], int]:
         AudioError: no such file, not PCM WAV, a rate out of bounds, no samples, or samples that are not finite.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir():  # a pipe might never end
+            raise AudioError(f"{path}: is no regular file; write it to one first")
+        if (size := Path(path).stat().st_size) > MOST_BYTES:
+            raise AudioError(f"{path}: has {size} bytes; expected at most {MOST_BYTES}, cut it first")
         content = Path(path).read_bytes()
     except FileNotFoundError:
         raise AudioError(f"{path}: no such file") from None
@@ -74,6 +80,8 @@ def read_pcm(path: str | Path) -> tuple[npt.NDArray[np.float32], int]:
     frames = len(data) // frame
     if not frames:
         raise AudioError(f"{path}: holds no samples")
+    if frames / stored.rate > LONGEST:
+        raise AudioError(f"{path}: lasts {frames / stored.rate:.0f} s; expected at most {LONGEST} s, cut it first")
     if missing >= frame:
         announced = (frames + missing // frame) / stored.rate
         log.warning("%s: is cut off, %.2f of %.2f s are there", path, frames / stored.rate, announced)
