@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 OUTPUTS = {"output", "json_file"}
 FREE_TEXT = {"name"}  # any text will do
 ALSO = {"against"}  # given although it has a default, which would be fetched
-NONE = "no-such-value"
+NONE = "nonesuch"
 
 
 def walk(command, path=()):
