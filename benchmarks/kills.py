@@ -115,13 +115,17 @@ class Killing:
     def __call__(self, kills: int) -> None:
         """Kill it until it has been killed so many times, then let two meet."""
         if (count := len(self.book.of(self.job.name, "killed"))) < kills:
-            seconds = self._undisturbed()
+            begins, seconds = self._undisturbed()
             done, before = 0, self._begin()
             while count < kills or done:
                 draw = random.Random(f"{self.seed} {self.job.name} {count}")
                 again = done == 0 or draw.random() < AGAIN
-                after = draw.uniform(0.3, 1.0) * seconds if again and count < kills else None
+                # from shortly before it holds its output, since what comes earlier only imports
+                after = begins + draw.uniform(-0.05, 1.0) * (seconds - begins) if again and count < kills else None
+                started = time.perf_counter()
                 found = self._run(after)
+                if found is None and after is not None:
+                    seconds = max(begins + 0.2, time.perf_counter() - started)  # other work on the machine has ended
                 if found is None:  # it came to its end
                     done, before = 0, self._begin()
                     continue
@@ -142,17 +146,24 @@ class Killing:
         program = [sys.executable, "-m", "workbench", *self.job.arguments(self.inputs, folder)]
         return program, environment(self.inputs, folder / "cache")
 
-    def _undisturbed(self) -> float:
-        """Run it whole; returns the seconds of a second run, when what is imported is in memory."""
-        for _ in range(2):
-            shutil.rmtree(self.whole, ignore_errors=True)
-            self.whole.mkdir(parents=True)
-            command, env = self._command(self.whole)
-            started = time.perf_counter()
-            done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=LONGEST)
-            if done.returncode:
-                raise SystemExit(f"{self.job.name}: {done.stderr[-2000:]}")
-        return time.perf_counter() - started
+    def _undisturbed(self) -> tuple[float, float]:
+        """Run it whole; returns the seconds until it holds its output, and until its end."""
+        shutil.rmtree(self.whole, ignore_errors=True)
+        self.whole.mkdir(parents=True)
+        command, env = self._command(self.whole)
+        lock, begins = self.job.lock(self.whole), None
+        started = time.perf_counter()
+        with (self.whole.parent / "stderr").open("w+") as errors:
+            process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=errors)
+            while process.poll() is None:
+                time.sleep(0.005)
+                if begins is None and lock is not None and lock.is_file():
+                    begins = time.perf_counter() - started
+            if process.returncode:
+                errors.seek(0)
+                raise SystemExit(f"{self.job.name}: {errors.read()[-2000:]}")
+        seconds = time.perf_counter() - started
+        return begins or 0.4 * seconds, seconds
 
     def _run(self, kill_after: float | None) -> tuple[int, int] | None:
         """Run it; returns how many children a kill found and left, or None if it came to its end, which is noted."""
