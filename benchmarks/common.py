@@ -90,11 +90,12 @@ def small_teacher(folder: Path, width: int = 128) -> Path:
     import torch
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
+    from workbench.families.checkpoint import check_checkpoint
     from workbench.teachers import resolve_teacher
 
     torch.manual_seed(0)
     source = resolve_teacher("whisper-base")
-    base = WhisperConfig.from_pretrained(source).to_dict()
+    base = check_checkpoint(source).to_dict()
     sizes = {"d_model": width, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
              "decoder_attention_heads": 4, "encoder_ffn_dim": 4 * width, "decoder_ffn_dim": 4 * width}  # fmt: skip
     model = WhisperForConditionalGeneration(WhisperConfig.from_dict({**base, **sizes}))

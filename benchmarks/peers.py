@@ -89,8 +89,10 @@ def optimum(source: Path, threads: int) -> Transcribe:
     from optimum.onnxruntime import ORTModelForSpeechSeq2Seq
     from transformers import WhisperProcessor
 
-    model = ORTModelForSpeechSeq2Seq.from_pretrained(source, session_options=session_options(threads))
-    processor = WhisperProcessor.from_pretrained(source)
+    model = ORTModelForSpeechSeq2Seq.from_pretrained(
+        source, session_options=session_options(threads), trust_remote_code=False
+    )
+    processor = WhisperProcessor.from_pretrained(source, trust_remote_code=False)
 
     def transcribe(wave: Wave) -> str:
         features = processor(wave, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features

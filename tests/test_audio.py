@@ -1,11 +1,16 @@
 """Audio that people really have: any rate and channels are read, what cannot be used is said in one line."""
 
+import inspect
+import os
 import wave as wav
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 
+import workbench.audio
 from tests.conftest import tone
 from workbench.audio import SAMPLE_RATE, check_length, decode, is_silent, probe_seconds, write_wav
 from workbench.errors import UserError
@@ -205,3 +210,52 @@ def test_an_impossible_rate_is_refused_before_it_fills_the_memory(tmp_path, rate
     path = wav_of(tmp_path / "rate.wav", [tone(0.1)], rate)
     with pytest.raises(UserError, match=f"has a sample rate of {rate:,} Hz; expected 1,000 to 768,000 Hz"):
         decode(path)
+
+
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "fifo.wav")
+    (tmp_path / "zero.wav").symlink_to("/dev/zero")
+    for path in (tmp_path / "fifo.wav", tmp_path / "zero.wav", tmp_path):
+        for use in (decode, probe_seconds):
+            with pytest.raises(UserError, match="is no regular file"):
+                use(path)
+    for name in ("x" * 300, "a\0b"):
+        with pytest.raises(UserError, match="no such audio file"):
+            decode(tmp_path / name)
+
+
+def test_a_recording_of_many_hours_is_refused_with_the_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr("workbench.audio.LONGEST_RECORDING_HOURS", 1 / 3600)
+    write_wav(tmp_path / "long.wav", tone(1.5))
+    with pytest.raises(UserError, match=r"lasts more than 1\.0 s, expected at most 1 s"):
+        probe_seconds(tmp_path / "long.wav")
+    assert inspect.signature(decode).parameters["longest"].default == 6 * 3600
+    with pytest.raises(UserError, match=r"expected at most 1 s"):
+        decode(tmp_path / "long.wav", longest=1.0)
+
+
+@pytest.mark.parametrize("rate", [4, 1_000_000])
+def test_the_rate_of_a_frame_is_checked_as_the_headers_is(tmp_path, monkeypatch, rate):
+    path = tmp_path / "x.wav"
+    write_wav(path, tone(0.2))
+    frame = av.AudioFrame.from_ndarray(tone(0.2)[None], format="fltp", layout="mono")
+    frame.sample_rate = rate
+    opened = workbench.audio._opened
+
+    @contextmanager
+    def other(source, label):
+        with opened(source, label):
+            yield SimpleNamespace(decode=lambda **_: [frame])
+
+    monkeypatch.setattr("workbench.audio._opened", other)
+    with pytest.raises(UserError, match=f"has a sample rate of {rate:,} Hz"):
+        decode(path)
+
+
+def test_a_codec_that_is_not_known_is_named(tmp_path):
+    write_wav(tmp_path / "x.wav", tone(0.2))
+    data = bytearray((tmp_path / "x.wav").read_bytes())
+    data[34:36] = b"\0\0"  # no bits a sample
+    for use in (decode, probe_seconds):
+        with pytest.raises(UserError):
+            use(bytes(data))

@@ -108,3 +108,31 @@ def test_a_configuration_is_a_language_only_where_it_looks_like_one(config, code
     from workbench.corpus.hub import _config_language
 
     assert _config_language(config) == code
+
+
+def test_a_row_names_no_file_outside_its_dataset(dataset, tmp_path):
+    write_wav(tmp_path / "secret.wav", tone(1.0))
+    source = dataset([{"audio": {"bytes": None, "path": str(tmp_path / "secret.wav")}, "text": "x"}])
+    with pytest.raises(UserError, match=r"names the file .*secret\.wav', which is none of the dataset's"):
+        open_corpus(source, "train")
+
+
+def test_a_text_that_is_a_list_is_refused_with_its_row(dataset):
+    source = dataset([{"audio": clip(), "text": ["a", "b"]}], text=[Value("string")])
+    with pytest.raises(UserError, match=r"row 0: column 'text' is .*expected a string"):
+        open_corpus(source, "train")
+
+
+def test_a_clip_of_many_bytes_is_refused_with_the_bound(dataset, monkeypatch):
+    monkeypatch.setattr("workbench.corpus.hub.MOST_CLIP_BYTES", 1000)
+    with pytest.raises(UserError, match="a clip has more than 1,000 bytes"):
+        open_corpus(dataset([{"audio": clip(), "text": "x"}]), "train")
+
+
+def test_half_a_parquet_file_is_one_line(dataset, tmp_path):
+    source = dataset([{"audio": clip(), "text": "x"}])
+    path = tmp_path / "dataset" / "data" / "train-00000-of-00001.parquet"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match="cannot be read") as error:
+        open_corpus(source, "train")
+    assert "\n" not in str(error.value)

@@ -289,3 +289,16 @@ def test_scored_is_true_or_false_and_nothing_else(folder, given):
     assert f"m.jsonl:1: field 'scored' is {given!r}; expected true or false" in refused(
         manifest(folder, {**A, "scored": given})
     )
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000, "1e999", "9" * 400])
+@pytest.mark.parametrize("name", ["m.jsonl", "m.json"])
+def test_numbers_and_nesting_without_end_are_one_line(folder, name, value):
+    row = '{"audio": "a.wav", "text": "Hello.", "duration": ' + value + "}"
+    (folder / name).write_text(f"[{row}]" if name == "m.json" else row)
+    assert f"{name}:1" in refused(folder / name)
+
+
+def test_a_manifest_beyond_its_bound_is_refused_unread(folder, monkeypatch):
+    monkeypatch.setattr("workbench.corpus.rows.MOST_BYTES", 10)
+    assert "expected at most 10; split it" in refused(manifest(folder, A))

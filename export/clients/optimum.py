@@ -11,6 +11,7 @@ from export.clients.protocol import HUGGING_FACE, Transcription
 from export.edge.bundle import Manifest, read_manifest
 from export.linked import Linked
 from workbench.audio import SAMPLE_RATE, Wave
+from workbench.families.checkpoint import check_settings
 
 EXACT = True
 GRAPHS, FILES = HUGGING_FACE
@@ -26,12 +27,13 @@ class OptimumClient:
         from transformers import WhisperProcessor
 
         manifest = read_manifest(bundle)
+        check_settings(bundle)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads:
             options.intra_op_num_threads = threads
         self.model: Any = _open_model(bundle, manifest, precision, options)
-        self.processor: Any = WhisperProcessor.from_pretrained(bundle)
+        self.processor: Any = WhisperProcessor.from_pretrained(bundle, trust_remote_code=False)
         self.manifest = manifest
         self.version = __version__
 
@@ -80,6 +82,7 @@ def _open_model(bundle: Path, manifest: Manifest, precision: str, options: Any) 
         linked.folder,
         generation_config=GenerationConfig.from_pretrained(bundle),
         session_options=options,
+        trust_remote_code=False,
     )
 
 
