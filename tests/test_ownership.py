@@ -14,6 +14,7 @@ from export.manifest import BUNDLE, open_manifest, record
 from export.measure import measure
 from export.pack import pack
 from export.search import export_for
+from workbench import checkpoints
 from workbench.cli import app
 from workbench.corpus.corrupt import write_corrupted
 from workbench.corpus.prompts import build_prompts
@@ -238,6 +239,7 @@ def test_a_run_is_begun_anew_only_where_all_is_a_runs(recipe, exported, tmp_path
     run = distill(recipe()).parent
     shutil.copytree(exported, run / "bundle")
     (run / "report.json").write_text("{}")
+    (run / ".bundle.lock").touch()
     finished = everything(run)
     for name in ("notes.txt", "student/notes.txt", "checkpoints/step-00000001-backup/model.safetensors"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
@@ -355,3 +357,11 @@ def test_a_report_of_others_is_not_replaced(exported, tmp_path):
         with pytest.raises(UserError, match="holds a report that `workbench measure` did not write"):
             measure([exported], str(exported), folder)
         assert (folder / name).read_text() == '{"quarter": 3}'
+
+
+def test_a_copy_beside_the_checkpoints_is_no_checkpoint(tmp_path):
+    for name in ("step-00000001", "step-00000002", "step-00000009-backup"):
+        (tmp_path / name).mkdir()
+    assert checkpoints.latest(tmp_path) == tmp_path / "step-00000002"
+    checkpoints.save(tmp_path, checkpoints.Position(step=3), {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000009-backup"]

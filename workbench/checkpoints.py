@@ -23,6 +23,7 @@ from workbench.files import atomic_folder, check_hashes, read_json, sha256, writ
 
 log = logging.getLogger("workbench")
 HASHES = "sha256.json"  # of the checkpoint's files
+STEPS = "step-" + 8 * "[0-9]"  # checkpoints, and not what somebody copied beside them
 TIED = "proj_out.weight"  # Whisper's projection is its embedding
 
 
@@ -74,13 +75,13 @@ def save(
             save_file(dict(content), temporary / f"{name}.safetensors")
         write_json(temporary / "position.json", asdict(position))
         write_json(temporary / HASHES, {path.name: sha256(path) for path in sorted(temporary.iterdir())})
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    for old in sorted(folder.glob(STEPS))[:-keep]:
         shutil.rmtree(old)
 
 
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint, or None."""
-    found = sorted(folder.glob("step-*"))
+    found = sorted(folder.glob(STEPS))
     return found[-1] if found else None
 
 

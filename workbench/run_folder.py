@@ -13,7 +13,7 @@ _STORE = r"(shard-\d{3}-\d{6}\.safetensors|index-\d{3}\.jsonl)"
 _OWN = re.compile(
     r"recipe\.yaml|inputs\.json|metrics\.jsonl|scores\.json|result\.json|weights\.(parquet|html)"
     r"|weights/\d{8}-\d{3}\.parquet"
-    r"|checkpoints/step-\d{8}/[a-z]+\.(safetensors|json)"
+    r"|checkpoints/step-\d{8}/[a-z0-9]+\.(safetensors|json)"
     rf"|(stream-\d{{3}}/)?encoded/[^/]+/{_STORE}|stream-\d{{3}}/targets/{_STORE}"
     r"|(stream-\d{3}/)?encoded/\.?[^/]+\.lock|stream-\d{3}/\.?targets\.lock"
     r"|distill-workbench/(.+/)?(events\.out\.tfevents\.[^/]+|hparams\.yml)"  # of TensorBoard
@@ -45,7 +45,8 @@ def _own_or_bundles(run: Path) -> Owned | None:
         return None
     own = _own(run)
     bundles = {path.parent.name for path in run.glob("*/bundle.json")}
-    return lambda name: name.partition("/")[0] in bundles or own(name)
+    lock = re.compile(r"\.[^/]+\.lock")  # of a command that writes there
+    return lambda name: name.partition("/")[0] in bundles or bool(lock.fullmatch(name)) or own(name)
 
 
 # bundles, reports and the log of a study's runner are of other commands, which put them there by default: they stay
