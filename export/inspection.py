@@ -25,12 +25,8 @@ LOADS_CODE = re.compile(r"auto_map|custom_pipelines|_?attn_implementation.*")
 
 def inspect(manifest: Manifest) -> None:
     """Check a bundle's files: names, kinds, checksums, then what they hold. Raises BundleError at the first that is not accepted."""
+    check_names(manifest)
     listed = manifest.content["files"]
-    for name in listed:
-        if not WRITTEN.fullmatch(name):
-            raise BundleError(
-                f"{manifest.folder / name}: is listed in bundle.json, and no file that `workbench export` writes; export the bundle again"
-            )
     found = list(_files(manifest.folder))
     for path in found:
         name = path.relative_to(manifest.folder).as_posix()
@@ -45,6 +41,15 @@ def inspect(manifest: Manifest) -> None:
             Detokenizer(path)
         elif path.name.endswith("config.json"):
             _check_configuration(path)
+
+
+def check_names(manifest: Manifest) -> None:
+    """Raise BundleError where bundle.json lists a file that `workbench export` does not write."""
+    for name in manifest.content["files"]:
+        if not WRITTEN.fullmatch(name):
+            raise BundleError(
+                f"{manifest.folder / name}: is listed in bundle.json, and no file that `workbench export` writes; export the bundle again"
+            )
 
 
 def changed_runtime(manifest: Manifest) -> list[str]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 from export.clients import client_module
 from export.edge.bundle import BundleError
+from export.inspection import changed_runtime, check_names
 from export.manifest import BUNDLE, GRAPH_FILES, open_manifest, write_manifest
 from export.model_card import write_card
 from workbench.errors import UserError
 from workbench.locks import claimed
 from workbench.ownership import check_replaceable, replacing
+
+log = logging.getLogger("workbench")
 
 
 def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite: bool = False) -> Path:
@@ -40,6 +44,7 @@ def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite
     check_replaceable(output, BUNDLE, [bundle])
     precision = precision or manifest.precisions[-1]
     try:
+        check_names(manifest)
         # by their names in fp32, whatever the precision: no runtime has to be told it
         graphs = {f"onnx/{GRAPH_FILES[part]}": manifest.graph(part, precision) for part in needs.GRAPHS}
         files = {name: manifest.path(name) for name in needs.FILES if (bundle / name).is_file()}
@@ -49,9 +54,11 @@ def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite
         manifest.check([path.relative_to(bundle.resolve()).as_posix() for path in copied.values()])
     except BundleError as error:
         raise UserError(str(error)) from None
+    if changed := changed_runtime(manifest):
+        log.warning("%s: edge/ is of another version, or was changed: %s; it is packed as it is", bundle, ", ".join(changed))  # fmt: skip
     content = {**manifest.content, "packed_for": client}
     content["precisions"] = {precision: {part: f"onnx/{GRAPH_FILES[part]}" for part in needs.GRAPHS}}
-    content["parity"] = {precision: manifest.content.get("parity", {}).get(precision)}
+    content["parity"] = {precision: (manifest.content.get("parity") or {}).get(precision)}
     if verification := content.get("verification"):
         kept = [c for c in verification["clients"] if c["client"] == client and c["precision"] == precision]
         content["verification"] = {**verification, "clients": kept, "not_installed": {}}

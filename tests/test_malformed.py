@@ -11,6 +11,7 @@ from export.edge import AudioError, BundleError, Recognizer, read_manifest
 from export.edge.__main__ import main
 from export.manifest import open_manifest
 from export.measure import measure
+from export.pack import pack
 from export.recorded import check_recorded
 from export.verify import verify_bundle
 from tests.conftest import tone
@@ -82,6 +83,20 @@ def test_what_only_running_finds_is_told_in_one_line(bundle, exported, student, 
         with pytest.raises(UserError) as caught:
             use()
         assert one_line(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted({*REFUSED, *DAMAGED, *FOREIGN}))
+def test_packing_it_works_or_is_refused_in_one_line(bundle, name, tmp_path):
+    (REFUSED | DAMAGED | FOREIGN)[name](bundle)
+    try:
+        folder = pack(bundle, tmp_path / "device", "edge", "fp32")
+    except UserError as error:
+        said = str(error)
+        assert len(said.splitlines()) == 1
+    else:
+        written = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+        assert written <= {"bundle.json", "MODEL_CARD.md", "vocab.json", *(f"edge/{p.name}" for p in (bundle / "edge").iterdir()),
+                           "onnx/frontend.onnx", "onnx/encoder_model.onnx", "onnx/step_decoder.onnx", "onnx/speech_detector.onnx"}  # fmt: skip
 
 
 def test_every_mutated_manifest_is_read_or_refused(exported):

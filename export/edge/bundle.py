@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,14 +73,16 @@ class Manifest:
         path = self.folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BundleError(f"{self.folder / 'bundle.json'}: {name!r} points outside the bundle")
-        if link := next((p for p in (path, *path.parents) if p.is_relative_to(self.folder) and p != self.folder and p.is_symlink()), None):  # fmt: skip
-            raise BundleError(
-                f"{link}: is a symbolic link, which may point outside the bundle; copy the bundle with what its links point to"
-            )
-        if not path.is_file():  # a pipe or device might never end
-            what = "is no regular file" if path.exists() else "missing"
-            raise BundleError(f"{path}: {what}, though bundle.json lists it; copy the whole folder again")
-        return path.resolve()
+        with readable(path):
+            for place in (path, *(self.folder / above for above in Path(name).parents[:-1])):
+                if place.is_symlink():
+                    raise BundleError(
+                        f"{place}: is a symbolic link, which may point outside the bundle; copy the bundle with what its links point to"
+                    )
+            if not path.is_file():  # a pipe or device might never end
+                what = "is no regular file" if path.exists() else "missing"
+                raise BundleError(f"{path}: {what}, though bundle.json lists it; copy the whole folder again")
+            return path.resolve()
 
     def speech_detector(self) -> Path:
         """Path of the speech detector, checked; raises BundleError if there is none."""
@@ -97,7 +101,7 @@ class Manifest:
             if name not in recorded:
                 raise BundleError(f"{path}: bundle.json does not list it; export the bundle again")
             digest = hashlib.sha256()
-            with path.open("rb") as file:
+            with readable(path), path.open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
             if digest.hexdigest() != recorded[name]:
@@ -108,8 +112,19 @@ class Manifest:
 
 def check_graph(path: Path) -> None:
     """Raise BundleError where a graph holds what is not run (see `graph_file`)."""
-    if why := refused(path):
+    with readable(path):
+        why = refused(path)
+    if why:
         raise BundleError(f"{path}: {why}")
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn the system's refusals to read a file into BundleError."""
+    try:
+        yield
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def read_json(path: Path) -> Any:

@@ -45,7 +45,7 @@ def path(field: str, value: Any) -> None:
         raise _wrong(field, value, f"a relative path of at most {LONGEST_NAME} characters")
     if value.startswith("/") or ".." in parts or re.match("[A-Za-z]:", value):
         raise ValueError(f"field {field!r}: {shown(value)} points outside the bundle")
-    if "." in parts or not all(PART.fullmatch(part) for part in parts):
+    if "." in parts or not all(PART.fullmatch(part) for part in parts) or not _is_unicode(value):
         raise _wrong(field, value, "a relative path with forward slashes")
 
 

@@ -17,9 +17,8 @@ from .bundle import BundleError, Manifest, read_manifest
 from .captured import Shapes
 from .continued import continued
 from .decoding import Stepping, Written, beam_search, greedy
-from .fields import MOST_TOKENS
 from .memory import given_back_at_once
-from .sessions import as_value, open_sessions, run_on_device, session_options
+from .sessions import as_value, check_sessions, open_sessions, run_on_device, session_options
 from .speech import Detector, anybody_speaks, pieces_of
 from .tokens import Detokenizer
 from .transcript import Segment, Transcript
@@ -75,7 +74,7 @@ class Recognizer:
         with given_back_at_once() if frugal else nullcontext():
             opened = open_sessions(graphs, session_options(threads, spin), providers, cuda_graphs)
         self.frontend, self.encoder, self.step = (opened[part] for part in graphs)
-        self._check_graphs()
+        check_sessions(opened, graphs, self.manifest)
         content = self.manifest.content
         self.length: str = content["length"]
         self.margin, self.window = float(content["margin_seconds"]), float(content["window_seconds"])
@@ -171,26 +170,6 @@ class Recognizer:
     def new_detector(self) -> Detector:
         """The speech detector that lies in the bundle; raises BundleError if it has none."""
         return Detector(self.manifest.speech_detector())
-
-    def _check_graphs(self) -> None:
-        """Raise BundleError where a graph has not the inputs and outputs that it is called with, or knows too few tokens."""
-        for part, session, inputs, outputs in (
-            ("frontend", self.frontend, {"waves"}, {"input_features"}),
-            ("encoder", self.encoder, {"input_features"}, {"n_layer_cross_k", "n_layer_cross_v"}),
-            ("step", self.step, {"input_ids", "offset", "cache_k.0", "cross_k.0"}, {"logits", "next_k.0"}),
-        ):
-            found = {i.name for i in session.get_inputs()}, {o.name for o in session.get_outputs()}
-            if missing := sorted((inputs - found[0]) | (outputs - found[1])):
-                raise BundleError(
-                    f"{self.manifest.graph(part, self.precision)}: has no {', '.join(missing)}; export the bundle again"
-                )
-        size = next(o.shape[-1:] for o in self.step.get_outputs() if o.name == "logits")
-        tokens = self.manifest.content["tokens"]
-        highest = max(tokens["end"], *(max(prompt) for prompt in tokens["prompts"].values()))
-        if not size or not isinstance(size[0], int) or not highest < size[0] <= MOST_TOKENS:
-            raise BundleError(
-                f"{self.manifest.name}: its decoder writes {size} tokens, and bundle.json names token {highest}; export the bundle again"
-            )
 
     def _new_shapes(self) -> Shapes:
         longest = max(

@@ -9,8 +9,15 @@ from typing import Any
 
 import onnxruntime as ort
 
-from .bundle import BundleError, check_graph
+from .bundle import BundleError, Manifest, check_graph
+from .fields import MOST_TOKENS
 
+# what each graph is called with, and what it must give
+CALLED = {
+    "frontend": ({"waves"}, {"input_features"}),
+    "encoder": ({"input_features"}, {"n_layer_cross_k", "n_layer_cross_v"}),
+    "step": ({"input_ids", "offset", "cache_k.0", "cross_k.0"}, {"logits", "next_k.0"}),
+}
 ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 
@@ -56,6 +63,21 @@ def open_session(path: Path, options: Any, providers: Sequence[Any]) -> Any:
     check_graph(path)
     with explained(f"{path}: onnxruntime {ort.__version__} cannot load it"):
         return ort.InferenceSession(str(path), options, providers=list(providers))
+
+
+def check_sessions(opened: dict[str, Any], graphs: dict[str, Path], manifest: Manifest) -> None:
+    """Raise BundleError where a graph has not the inputs and outputs that it is called with, or the decoder knows too few tokens."""
+    for part, (inputs, outputs) in CALLED.items():
+        known = {i.name for i in opened[part].get_inputs()}, {o.name for o in opened[part].get_outputs()}
+        if missing := sorted((inputs - known[0]) | (outputs - known[1])):
+            raise BundleError(f"{graphs[part]}: has no {', '.join(missing)}; export the bundle again")
+    shape = next(o.shape for o in opened["step"].get_outputs() if o.name == "logits")
+    tokens = manifest.content["tokens"]
+    highest = max(tokens["end"], *(max(prompt) for prompt in tokens["prompts"].values()))
+    if len(shape) != 2 or not isinstance(shape[1], int) or not highest < shape[1] <= MOST_TOKENS:
+        raise BundleError(
+            f"{graphs['step']}: its logits have shape {shape}; expected [batch, {highest + 1} to {MOST_TOKENS}], since bundle.json names token {highest}"
+        )
 
 
 @contextmanager
