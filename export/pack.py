@@ -58,7 +58,7 @@ def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite
         log.warning("%s: edge/ is of another version, or was changed: %s; it is packed as it is", bundle, ", ".join(changed))  # fmt: skip
     content = {**manifest.content, "packed_for": client}
     content["precisions"] = {precision: {part: f"onnx/{GRAPH_FILES[part]}" for part in needs.GRAPHS}}
-    content["parity"] = {precision: manifest.content.get("parity", {}).get(precision)}
+    content["parity"] = {precision: (manifest.content.get("parity") or {}).get(precision)}
     if verification := content.get("verification"):
         kept = [c for c in verification["clients"] if c["client"] == client and c["precision"] == precision]
         content["verification"] = {**verification, "clients": kept, "not_installed": {}}
