@@ -241,7 +241,7 @@ def test_the_command_line_writes_subtitles(exported, recording, tmp_path):
     assert "encoder" in done.stderr
     shorter = subprocess.run([*run, "--longest", "5"], cwd=exported, capture_output=True, text=True, check=True)
     wrong = subprocess.run([*run, "--longest", "40"], cwd=exported, capture_output=True, text=True)
-    assert wrong.returncode == 1
+    assert wrong.returncode == 2
     assert "expected 2 to 30 s" in wrong.stderr
     assert shorter.stdout.count(" --> ") > done.stdout.count(" --> ") > 0
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -250,9 +251,9 @@ def test_a_student_that_cannot_learn_from_the_teacher_is_refused(recipe, tiny_ch
     other = WhisperForConditionalGeneration.from_pretrained(tiny_checkpoint)
     other.resize_token_embeddings(other.config.vocab_size + 8)
     other.save_pretrained(tmp_path / "other")
-    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "special_tokens_map.json"):
-        if (tiny_checkpoint / name).is_file():
-            (tmp_path / "other" / name).write_bytes((tiny_checkpoint / name).read_bytes())
+    for path in tiny_checkpoint.glob("*.json"):
+        if not (tmp_path / "other" / path.name).exists():
+            shutil.copyfile(path, tmp_path / "other" / path.name)
     with pytest.raises(UserError, match=r"student vocabulary .* they use different tokenizers"):
         distill(recipe(student={"initial": str(tmp_path / "other")}))
 
