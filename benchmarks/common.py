@@ -41,8 +41,13 @@ def arguments(doc: str | None, **extra: tuple[Any, str]) -> argparse.Namespace:
     parser.add_argument("--json", type=output_file, help="where to write figures, host and raw runs")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     for name, (default, text) in extra.items():
-        parser.add_argument(f"--{name}", type=positive(type(default)), default=default, help=f"{text} ({default})")
-    return parser.parse_args()
+        # argparse would convert a default that is a text, and refuse the empty one, which stands for "not given"
+        parser.add_argument(f"--{name}", type=positive(type(default)), help=f"{text} ({default})" if default else text)
+    given = parser.parse_args()
+    for name, (default, _) in extra.items():
+        if getattr(given, name) is None:
+            setattr(given, name, default)
+    return given
 
 
 def finish(path: Path | None, figures: dict[str, float], runs: list[dict[str, Any]], **more: Any) -> None:
