@@ -69,8 +69,9 @@ class GraphFile {
   }
 
   void node(const Field& message, int depth) {
-    static const std::set<std::string> refused = {"Loop", "Scan", "SequenceMap", "BeamSearch", "GreedySearch",
-                                                  "Sampling", "EPContext", "PythonOp", "PyOp"};
+    static const std::set<std::string> refused = {"Loop",         "Scan",     "SequenceMap", "BeamSearch", "WhisperBeamSearch",
+                                                  "GreedySearch", "Sampling", "EPContext",   "Snpe",       "PythonOp",
+                                                  "PyOp"};
     static const std::set<std::string> domains = {"", "ai.onnx", "com.microsoft", "com.ms.internal.nhwc"};
     for (size_t at = message.begin; at < message.end;) {
       const auto field = next(at, message.end);

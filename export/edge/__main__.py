@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def _path(value: str) -> Path:
 
 
 def _count(value: str) -> int:
-    if not value.isdecimal() or not 1 <= int(value) <= MOST:
+    if not re.fullmatch("[0-9]{1,4}", value) or not 1 <= int(value) <= MOST:
         raise argparse.ArgumentTypeError(f"{value!r}: expected a whole number from 1 to {MOST}")
     return int(value)
 

@@ -17,14 +17,10 @@ NODE, INITIALIZER, SPARSE = 1, 5, 15  # of a graph
 OP_TYPE, ATTRIBUTE, DOMAIN = 4, 5, 7  # of a node
 TENSOR, SUBGRAPH, TENSORS, SUBGRAPHS, SPARSE_TENSOR, SPARSE_TENSORS = 5, 6, 10, 11, 22, 23  # of an attribute
 EXTERNAL, LOCATION = 13, 14  # of a tensor: `external_data`, and `data_location`, which is 1 for another file
-LOOPS = {b"Loop", b"Scan", b"SequenceMap", b"BeamSearch", b"GreedySearch", b"Sampling"}
-DOMAINS = {
-    b"",
-    b"ai.onnx",
-    b"com.microsoft",
-    b"com.ms.internal.nhwc",
-}  # operators that every build of onnxruntime knows
-LOADERS = {b"EPContext", b"PythonOp", b"PyOp"}
+LOOPS = {b"Loop", b"Scan", b"SequenceMap", b"BeamSearch", b"WhisperBeamSearch", b"GreedySearch", b"Sampling"}
+LOADERS = {b"EPContext", b"Snpe", b"PythonOp", b"PyOp"}
+# of operators that every build of onnxruntime knows
+DOMAINS = {b"", b"ai.onnx", b"com.microsoft", b"com.ms.internal.nhwc"}
 DEEPEST = 4  # of branches in branches; a merged decoder has 1
 MOST_FIELDS = 4_000_000  # in all, seconds of reading; Whisper large has a tenth
 LARGEST = 2**31 - 1  # bytes of one protobuf
