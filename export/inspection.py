@@ -10,21 +10,20 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from export.edge.bundle import BundleError, Manifest, check_graph, read_json
+from export.edge.bundle import BundleError, Manifest, check_graph
 from export.edge.tokens import Detokenizer
+from workbench.families.checkpoint import check_settings
 from workbench.files import sha256
 
 OWN_RUNTIME = Path(__file__).parent / "edge"
 # What `workbench export` writes; anything else has no business in a bundle, whether listed or not.
 WRITTEN = re.compile(r"[A-Za-z_]+\.(json|md|txt)|onnx/[\w.+-]+\.onnx|edge/(\w+\.py|README\.md|requirements\.txt)")
-# What file managers leave behind, and at the top what version control does: no runtime reads either.
-BY_OTHERS = {".DS_Store", "Thumbs.db", "desktop.ini"}
-# Keys by which transformers loads code: modules that lie beside a configuration, and kernels from a hub.
-LOADS_CODE = re.compile(r"auto_map|custom_pipelines|_?attn_implementation.*")
+# What file managers leave behind (macOS a `._NAME` beside each file on a foreign disk): no runtime reads it.
+BY_OTHERS = re.compile(r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini")
 
 
 def inspect(manifest: Manifest) -> None:
-    """Check a bundle's files: names, kinds, checksums, then what they hold. Raises BundleError at the first that is not accepted."""
+    """Check a bundle's files: names, kinds, checksums, then what they hold. Raises BundleError or UserError at the first that is not accepted."""
     check_names(manifest)
     listed = manifest.content["files"]
     found = list(_files(manifest.folder))
@@ -39,8 +38,7 @@ def inspect(manifest: Manifest) -> None:
             check_graph(path)
         elif path.name == "vocab.json":
             Detokenizer(path)
-        elif path.name.endswith("config.json"):
-            _check_configuration(path)
+    check_settings(manifest.folder)
 
 
 def check_names(manifest: Manifest) -> None:
@@ -63,27 +61,14 @@ def _files(folder: Path) -> Iterator[Path]:
     """Everything in a folder but folders, links to folders included."""
     for place, folders, files in os.walk(folder):
         here = Path(place)
-        if here == folder:
+        if here == folder:  # version control and hubs keep hidden files there
             folders[:] = [name for name in folders if not name.startswith(".")]
             files = [name for name in files if not name.startswith(".")]
         links = [name for name in folders if (here / name).is_symlink()]
-        yield from (here / name for name in sorted([*files, *links]) if name not in BY_OTHERS)
+        yield from (here / name for name in sorted([*files, *links]) if not BY_OTHERS.fullmatch(name))
 
 
 def _remedy(path: Path) -> str:
     if "__pycache__" in path.parts:
         return f"Python wrote it when the bundle's own runtime ran: delete {path.parent}, and run `python -B -m edge`"
     return "move it elsewhere if it is yours, else do not trust the bundle"
-
-
-def _check_configuration(path: Path) -> None:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise BundleError(f"{path}: holds {type(content).__name__}; expected an object")
-    todo = [content]
-    while todo:
-        one = todo.pop()
-        for key, value in one.items():
-            if LOADS_CODE.fullmatch(key) and value is not None:
-                raise BundleError(f"{path}: field {key!r} would load code; `workbench export` never writes it")
-            todo += [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, dict)]

@@ -5,17 +5,30 @@ import os
 import subprocess
 import sys
 
+import onnx
 import pytest
 
 from export.edge import AudioError, BundleError, Recognizer, read_manifest
 from export.edge.__main__ import main
+from export.edge.graph_file import refused
 from export.manifest import open_manifest
 from export.measure import measure
 from export.pack import pack
 from export.recorded import check_recorded
 from export.verify import verify_bundle
 from tests.conftest import tone
-from tests.malformed import DAMAGED, FOREIGN, REFUSED, copied, mutated_manifests, put, seal, write_manifest
+from tests.malformed import (
+    DAMAGED,
+    FOREIGN,
+    REFUSED,
+    copied,
+    mutated_manifests,
+    put,
+    seal,
+    with_file,
+    with_json,
+    write_manifest,
+)
 from workbench.audio import write_wav
 from workbench.corpus import open_corpus
 from workbench.errors import UserError
@@ -51,6 +64,17 @@ FOUND_BY_RUNNING = ("a prompt beyond the vocabulary", "an end beyond the vocabul
 
 
 @pytest.mark.parametrize("name", sorted({*REFUSED, *DAMAGED, *FOREIGN} - {*FOUND_BY_RUNNING}))
+def test_the_workbench_refuses_it_in_one_line(bundle, name):
+    (REFUSED | DAMAGED | FOREIGN)[name](bundle)
+    with pytest.raises(UserError) as caught:
+        open_manifest(bundle, check=True)
+    assert one_line(caught.value)
+
+
+# one of each kind of check, since every command opens bundles in the same way
+@pytest.mark.parametrize(
+    "name", ["no JSON", "no checkpoint", "an extra module", "a linked file", "two tokens swapped", "an endless loop", "a kernel"]
+)  # fmt: skip
 def test_verify_measure_and_demo_refuse_it_in_one_line(bundle, exported, student, name, tmp_path):
     from demo.session import Systems
 
@@ -145,8 +169,39 @@ def test_workers_do_not_import_from_the_current_folder(exported, student, speech
     assert [c["error"] for c in found["clients"]] == [None, None]
 
 
+@pytest.mark.parametrize("name", ["Loop", "EPContext", "Snpe"])
+def test_a_graph_with_an_operator_that_is_not_run_is_refused(name, tmp_path):
+    assert name in refused(graph_of(name, tmp_path))
+
+
+def test_every_operator_that_runs_a_graph_again_and_again_is_refused(tmp_path):
+    """Of all that onnxruntime knows; a branch of `If` is run once."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
+
+    schemas = get_all_operator_schema()
+    names = {s.name for s in schemas if any("GRAPH" in str(a.type) for a in s.attributes.values())} - {"If"}
+    assert {"Loop", "WhisperBeamSearch"} <= names
+    assert not [name for name in names if not refused(graph_of(name, tmp_path))]
+
+
+def graph_of(operator, folder):
+    model = onnx.helper.make_model(onnx.helper.make_graph([onnx.helper.make_node(operator, [], ["y"])], "g", [], []))
+    path = folder / "graph.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_settings_that_name_no_code_are_accepted(bundle):
+    """A flag that older versions of transformers wrote, and an added word that reads like a key."""
+    with_json("config.json", _attn_implementation_autoset=True)(bundle)
+    with_file("added_tokens.json", b'{"kernel": 51864}')(bundle)
+    assert open_manifest(bundle, check=True).name == "tiny"
+
+
 def test_what_others_leave_in_a_folder_does_no_harm(bundle):
     put(bundle / "onnx/.DS_Store", b"")
+    for name in ("._config.json", "onnx/._encoder_model.onnx", "edge/._words.py"):
+        put(bundle / name, b"\x00\x05\x16\x07")
     put(bundle / ".git/config", b"")
     put(bundle / ".gitattributes", b"")
     assert open_manifest(bundle, check=True).name == "tiny"

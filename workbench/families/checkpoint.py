@@ -87,8 +87,10 @@ def check_checkpoint(folder: Path) -> WhisperConfig:
 def check_settings(folder: Path) -> None:
     """Raise UserError if a JSON file of a checkpoint or bundle names code to load, or a file to read in place of its own."""
     for path in sorted(folder.glob("*.json")):
+        if path.name.startswith("."):
+            continue  # what file managers leave behind, which nobody reads
         check_no_pointer(path)
-        if path.name in ("tokenizer.json", "vocab.json", "normalizer.json"):
+        if path.name in ("tokenizer.json", "vocab.json", "added_tokens.json", "normalizer.json"):
             continue  # tables of words, of which any may be a key
         content = read_object(path, "settings of a checkpoint")
         for key, value in _items(content):
