@@ -16,6 +16,7 @@ from typing import Any
 from export.detector import copy_detector
 from export.edge.bundle import FORMAT, BundleError, Manifest, read_manifest
 from export.int8 import DEFAULTS, Int8Options
+from export.lint import LARGEST
 from export.manifest import BUNDLE, CHECKPOINT_FILES, write_manifest
 from export.precisions import Precision, Scheme, parse_precisions
 from workbench import __version__
@@ -140,6 +141,7 @@ def export_bundle(
     ):
         family = Whisper(read)
         model = family.load()
+        _check_sizes(checkpoint, model)
         check_free_space(output.parent, parameters(model) * 3 * (4 + len(parsed)), "the bundle")
         graphs = folder / "onnx"
         graphs.mkdir()
@@ -157,6 +159,16 @@ def export_bundle(
         write_card(folder, content)
         write_manifest(folder, content)
     return output
+
+
+def _check_sizes(checkpoint: Path, model: Any) -> None:
+    """Raise UserError, before hours of work, for a model whose graphs would not fit an ONNX file; weights in other files are not written."""
+    for name, part in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
+        if (size := 4 * parameters(part)) > LARGEST:
+            raise UserError(
+                f"{checkpoint}: its {name} takes {size / 1e9:.1f} GB in fp32, which every bundle holds, and an ONNX file at most "
+                f"{LARGEST / 1e9:.1f}; export a student with fewer layers"
+            )
 
 
 @contextmanager

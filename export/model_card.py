@@ -98,7 +98,7 @@ def _usage(content: dict[str, Any]) -> str:
         "edge": f"""Without torch (numpy and onnxruntime):
 
     pip install -r edge/requirements.txt
-    python -m edge --precision {precision} speech.wav
+    python -B -m edge --precision {precision} speech.wav
 
 {_detector(content)}""",
         "onnx_asr": """onnx-asr:

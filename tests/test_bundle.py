@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+import export.bundle
 from export.bundle import export_bundle
 from export.edge import AudioError, BundleError, Recognizer, read_wav
 from export.edge.audio import resample
@@ -307,3 +308,10 @@ def test_a_language_spelled_in_bytes_has_room_for_its_tokens(exported):
     assert georgian.token_limit(30.0, "ka") == 200
     older = {k: v for k, v in decoding.items() if k != "tokens_per_second_of"}
     assert type(manifest)(manifest.folder, manifest.content | {"decoding": older}).token_limit(2.0, "ka") == 28
+
+
+def test_a_model_whose_graphs_fit_no_onnx_file_is_refused_before_the_work(student, tmp_path, monkeypatch):
+    monkeypatch.setattr(export.bundle, "LARGEST", 1000)
+    with pytest.raises(UserError, match="its encoder takes .* GB in fp32"):
+        export_bundle(student, tmp_path / "bundle", ["int8"])
+    assert not (tmp_path / "bundle").exists()

@@ -33,7 +33,7 @@ def test_our_own_runtime_says_the_same_from_its_part(exported, tmp_path):
     ]  # fmt: skip
     assert len(Recognizer(folder).new_detector()(tone(2.0))) == 63  # the detector came along
     card = (folder / "MODEL_CARD.md").read_text()
-    assert "python -m edge --precision int8" in card
+    assert "python -B -m edge --precision int8" in card
     assert "sherpa" not in card
 
 
@@ -41,7 +41,7 @@ def test_a_card_shows_only_what_runs_from_there(exported):
     content = json.loads((exported / "bundle.json").read_text())
     assert "sherpa_decoder.onnx" in _usage(content)
     del content["precisions"]["fp32"]
-    assert "python -m edge --precision int8" in _usage(content)
+    assert "python -B -m edge --precision int8" in _usage(content)
     assert "sherpa_decoder.onnx" not in _usage(content)
 
 
