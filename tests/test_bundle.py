@@ -312,6 +312,6 @@ def test_a_language_spelled_in_bytes_has_room_for_its_tokens(exported):
 
 def test_a_model_whose_graphs_fit_no_onnx_file_is_refused_before_the_work(student, tmp_path, monkeypatch):
     monkeypatch.setattr(export.bundle, "LARGEST", 1000)
-    with pytest.raises(UserError, match="its encoder takes .* GB in fp32"):
+    with pytest.raises(UserError, match=r"its encoder takes .* GB in fp32"):
         export_bundle(student, tmp_path / "bundle", ["int8"])
     assert not (tmp_path / "bundle").exists()
