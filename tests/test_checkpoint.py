@@ -161,7 +161,7 @@ def test_a_kernel_in_a_loaded_configuration_would_not_be_used(tiny_checkpoint):
 
 
 def test_a_flag_that_older_versions_wrote_is_no_code(folder):
-    edit(folder / "config.json", _attn_implementation_autoset=True)
+    edit(folder / "config.json", _attn_implementation_autoset=True, _attn_implementation="flash_attention_2")
     open_family(folder).load()
 
 

@@ -110,9 +110,10 @@ def test_a_configuration_is_a_language_only_where_it_looks_like_one(config, code
     assert _config_language(config) == code
 
 
-def test_a_row_names_no_file_outside_its_dataset(dataset, tmp_path):
+@pytest.mark.parametrize("how", ["", "file://", "simplecache::file://", "local://", "hf://x::"])
+def test_a_row_names_no_file_outside_its_dataset(dataset, tmp_path, how):
     write_wav(tmp_path / "secret.wav", tone(1.0))
-    source = dataset([{"audio": {"bytes": None, "path": str(tmp_path / "secret.wav")}, "text": "x"}])
+    source = dataset([{"audio": {"bytes": None, "path": f"{how}{tmp_path / 'secret.wav'}"}, "text": "x"}])
     with pytest.raises(UserError, match=r"names the file .*secret\.wav', which is none of the dataset's"):
         open_corpus(source, "train")
 

@@ -166,9 +166,20 @@ def _claimed(path: Path) -> tuple[Path, Any]:
 
 
 def _clear(place: Path, path: Path) -> None:
-    """Remove a workplace; what was moved aside from `path` is put back first if nothing has taken its place."""
+    """Remove a workplace; what was moved aside from `path` is put back first if nothing has taken its place.
+
+    The lock goes last: without it, what a kill leaves half removed would be nobody's.
+    """
     if os.path.lexists(place / OLD) and not os.path.lexists(path):
         (place / OLD).replace(path)
+    with contextlib.suppress(OSError):
+        for left in place.iterdir():
+            if left.name == LOCK:
+                continue
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink()
     shutil.rmtree(place, ignore_errors=True)
 
 
@@ -252,7 +263,9 @@ def read_yaml(path: Path, what: str, shipped: str) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such {what}; the shipped ones are in {shipped}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UserError(f"{path}: is nested too deeply; expected a {what}") from None
+    except (yaml.YAMLError, ValueError) as error:  # the latter: no UTF-8, no date, or a number of thousands of digits
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
