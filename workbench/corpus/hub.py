@@ -19,6 +19,7 @@ from workbench.languages import language_code, whisper_knows
 
 log = logging.getLogger("workbench")
 MOST_CLIP_BYTES = 100_000_000  # 30 s of 8 channels at 96 kHz and 32 bits
+ARCHIVES = ("zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd")  # as datasets names what a clip may be packed in
 TEXT_COLUMNS = (*FIELDS["text"], "normalized_text", "raw_transcription")
 LANGUAGE_COLUMNS = ("locale", "language", "lang", "lang_id")
 
@@ -212,9 +213,11 @@ def _encoded(clip: dict[str, Any] | str | None, source: str) -> bytes | None:
         path = clip.get("path") if isinstance(clip, dict) else clip
         if not path:
             return None
-        folder = Path(source.removeprefix("hf:").split(", split ")[0]).expanduser()
-        here = folder.is_dir() and Path(path).resolve().is_relative_to(folder.resolve())
-        if not here and not path.split("::")[-1].startswith("hf://"):
+        folder = Path(source.removeprefix("hf:").split(", split ")[0].partition(":")[0]).expanduser()
+        *archives, place = path.split("::")  # what it is packed in comes last
+        here = folder.is_dir() and Path(place).resolve().is_relative_to(folder.resolve())
+        packed = all(part.partition("://")[0] in ARCHIVES for part in archives)
+        if not packed or not (here or place.startswith("hf://")):
             raise UserError(f"{source}: a row names the file {path!r}, which is none of the dataset's")
         with fsspec.open(path, "rb") as file:
             data = bytes(file.read(MOST_CLIP_BYTES + 1))
