@@ -73,3 +73,13 @@ def test_a_missing_or_broken_recipe_is_one_line(tmp_path):
     broken.write_text(yaml.safe_dump(["list"]))
     with pytest.raises(UserError, match="expected keys and values"):
         load_recipe(broken)
+
+
+@pytest.mark.parametrize("value", ["2026-13-45", "9" * 6000, "[" * 3000], ids=["date", "digits", "nested"])
+def test_what_yaml_cannot_read_is_one_line(tmp_path, value):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"seed: {value}\n")
+    with pytest.raises(UserError, match=r"recipe\.yaml: (not valid YAML|is nested too deeply)"):
+        load_recipe(path)
+    with pytest.raises(UserError, match=r"override 'seed=.* is not a YAML value"):
+        load_recipe(RECIPES[0], [f"seed={value}"])

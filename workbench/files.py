@@ -252,7 +252,9 @@ def read_yaml(path: Path, what: str, shipped: str) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such {what}; the shipped ones are in {shipped}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UserError(f"{path}: is nested too deeply; expected a {what}") from None
+    except (yaml.YAMLError, ValueError) as error:  # the latter: no UTF-8, no date, or a number of thousands of digits
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")

@@ -187,8 +187,8 @@ def _parsed_override(content: dict[str, Any], given: str) -> None:
         raise UserError(f"override {given!r}: expected key=value, for example stages.decoder.epochs=2")
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"override {given!r}: {value!r} is not a YAML value") from None
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: no date, or a number of thousands of digits
+        raise UserError(f"override {given[:60]!r}: {value[:60]!r} is not a YAML value") from None
     if isinstance(parsed, str):
         # YAML 1.1 reads 5e-5 as text; whoever types a number means one
         with contextlib.suppress(ValueError):
