@@ -166,9 +166,20 @@ def _claimed(path: Path) -> tuple[Path, Any]:
 
 
 def _clear(place: Path, path: Path) -> None:
-    """Remove a workplace; what was moved aside from `path` is put back first if nothing has taken its place."""
+    """Remove a workplace; what was moved aside from `path` is put back first if nothing has taken its place.
+
+    The lock goes last: without it, what a kill leaves half removed would be nobody's.
+    """
     if os.path.lexists(place / OLD) and not os.path.lexists(path):
         (place / OLD).replace(path)
+    with contextlib.suppress(OSError):
+        for left in place.iterdir():
+            if left.name == LOCK:
+                continue
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink()
     shutil.rmtree(place, ignore_errors=True)
 
 
