@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import UserError
 from workbench.families.low_rank import check_ranks
-from workbench.files import check_no_pointer, read_object
+from workbench.files import check_no_pointer, read_json, read_object
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, WhisperConfig
@@ -23,6 +23,8 @@ REQUIRED = ("config.json", "generation_config.json", "preprocessor_config.json",
 # Keys whose value names code: kernels, modules, quantizers with code of their own. Any key that contains one of these counts.
 NAMES_CODE = ("attn_implementation", "experts_implementation", "auto_map", "quantization_config", "custom_generate",
               "custom_pipeline", "kernel")  # fmt: skip
+ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")  # transformers' own names, which checkpoints carry
+TABLES = ("tokenizer.json", "vocab.json", "added_tokens.json", "normalizer.json")  # words, any of which may be a key
 NAMES_FILE = ("tokenizer_file", "vocab_file", "merges_file", "normalizer_file", "gguf_file")
 CLASSES = {
     "tokenizer_class": ("WhisperTokenizer", "WhisperTokenizerFast"),
@@ -90,11 +92,14 @@ def check_settings(folder: Path) -> None:
         if path.name.startswith("."):
             continue  # what file managers leave behind, which nobody reads
         check_no_pointer(path)
-        if path.name in ("tokenizer.json", "vocab.json", "added_tokens.json", "normalizer.json"):
-            continue  # tables of words, of which any may be a key
-        content = read_object(path, "settings of a checkpoint")
-        for key, value in _items(content):
+        if path.name in TABLES:
+            continue
+        # what nobody here reads, such as CTranslate2's vocabulary.json, may be a list
+        read = read_object if path.name.endswith("config.json") else read_json
+        for key, value in _items(read(path, "settings of a checkpoint")):
             named = next((part for part in NAMES_CODE if part in key), None)
+            if named == "attn_implementation" and value in ATTENTION:
+                continue
             if named and not (value is None or isinstance(value, bool)):
                 raise UserError(
                     f"{path}: {key} is {_short(value)}, which names code to load, and no code of a checkpoint is run; "
@@ -229,14 +234,15 @@ def _parameters(config: Any) -> int:
 
 
 def _items(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every key of nested objects with its value."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield key, inner
-            yield from _items(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _items(inner)
+    """Every key of nested objects with its value; without recursion, which deep nesting would exhaust."""
+    left = [value]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, dict):
+            yield from inner.items()
+            left += inner.values()
+        elif isinstance(inner, list):
+            left += inner
 
 
 def _check(path: Path, key: str, value: Any, fits: bool, expected: str) -> None:
