@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.fuzzing import fuzz, json_mutations
 from workbench.errors import UserError
 from workbench.families import open_family
-from workbench.families.checkpoint import check_checkpoint
+from workbench.families.checkpoint import check_checkpoint, check_settings
 from workbench.families.whisper import Whisper
 from workbench.plan import meta_model
 from workbench.recipe_sections import StudentRecipe
@@ -160,9 +160,31 @@ def test_a_kernel_in_a_loaded_configuration_would_not_be_used(tiny_checkpoint):
     assert build_student(model, StudentRecipe()).config._attn_implementation in ("sdpa", "eager")
 
 
-def test_a_flag_that_older_versions_wrote_is_no_code(folder):
-    edit(folder / "config.json", _attn_implementation_autoset=True, _attn_implementation="flash_attention_2")
-    open_family(folder).load()
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("config.json", {"_attn_implementation_autoset": True}),  # of older versions
+        ("config.json", {"attn_implementation": "sdpa"}),
+        ("config.json", {"_attn_implementation": "flash_attention_2"}),
+        ("training_args.json", {"attn_implementation": "eager"}),
+        ("added_tokens.json", {"kernel": 3}),  # a word
+    ],
+)
+def test_what_only_sounds_like_code_is_accepted(folder, name, changes):
+    if not (folder / name).exists():
+        (folder / name).write_text("{}")
+    edit(folder / name, **changes)
+    if name == "added_tokens.json":
+        check_settings(folder)
+    else:
+        open_family(folder).load()
+
+
+def test_a_file_of_others_may_hold_a_list(folder):
+    (folder / "vocabulary.json").write_text('["a", "b"]')
+    open_family(folder)
+    (folder / "vocabulary.json").write_text('[{"auto_map": "code.Model"}]')
+    assert "names code to load" in refused(folder)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import zipfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -115,6 +116,26 @@ def test_a_row_names_no_file_outside_its_dataset(dataset, tmp_path, how):
     write_wav(tmp_path / "secret.wav", tone(1.0))
     source = dataset([{"audio": {"bytes": None, "path": f"{how}{tmp_path / 'secret.wav'}"}, "text": "x"}])
     with pytest.raises(UserError, match=r"names the file .*secret\.wav', which is none of the dataset's"):
+        open_corpus(source, "train")
+
+
+@pytest.mark.parametrize("configuration", ["", ":default"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_row_names_a_file_of_its_dataset(dataset, tmp_path, packed, configuration):
+    folder = tmp_path / "dataset"
+    source = dataset([{"audio": {"bytes": None, "path": f"zip://a.wav::{folder / 'a.zip'}" if packed else str(folder / "a.wav")}, "text": "x"}])  # fmt: skip
+    write_wav(folder / "a.wav", tone(1.0))
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        archive.write(folder / "a.wav", "a.wav")
+    assert [u.text for u in open_corpus(source + configuration, "train")] == ["x"]
+
+
+def test_a_file_of_this_machine_is_not_read_under_a_datasets_address(dataset, tmp_path):
+    """fsspec opens the first address of a chain, and `file://` does not care what it is said to lie in."""
+    write_wav(tmp_path / "secret.wav", tone(1.0))
+    chain = f"file://{tmp_path / 'secret.wav'}::hf://datasets/someone/speech/a.zip"
+    source = dataset([{"audio": {"bytes": None, "path": chain}, "text": "x"}])
+    with pytest.raises(UserError, match="which is none of the dataset's"):
         open_corpus(source, "train")
 
 

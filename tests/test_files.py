@@ -129,6 +129,23 @@ def test_what_another_process_works_on_is_left_alone(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_lock_goes_last(tmp_path, monkeypatch):
+    """What is killed half removed is still known as a dead process's."""
+    rmtree, kept = files.shutil.rmtree, []
+
+    def removing(path, **options):
+        kept.append(place if place.exists() and sorted(p.name for p in place.iterdir()) == ["lock"] else path)
+        rmtree(path, **options)
+
+    with workplace(tmp_path / "target") as place:
+        for name in ("a", "m", "z"):
+            (place / name).touch()
+        (place / "new").mkdir()
+        monkeypatch.setattr(files.shutil, "rmtree", removing)
+    assert kept == [place / "new", place]
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_only_looks_like_a_workplace_is_left_alone(tmp_path):
     (tmp_path / ".notes.abcdefgh.part").mkdir()
     (tmp_path / ".notes.abcdefgh.part" / "mine.txt").touch()

@@ -75,10 +75,11 @@ def test_a_missing_or_broken_recipe_is_one_line(tmp_path):
         load_recipe(broken)
 
 
-@pytest.mark.parametrize("value", ["[" * 5000, "9" * 6000, "2020-99-99"], ids=["nested", "digits", "date"])
-def test_a_value_that_yaml_chokes_on_is_one_line(tmp_path, value):
-    (tmp_path / "r.yaml").write_text(f"seed: {value}\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"r\.yaml: (is nested too deeply|not valid YAML)"):
-        load_recipe(tmp_path / "r.yaml")
-    with pytest.raises(UserError, match="is not a YAML value"):
+@pytest.mark.parametrize("value", ["2026-13-45", "9" * 6000, "[" * 3000], ids=["date", "digits", "nested"])
+def test_what_yaml_cannot_read_is_one_line(tmp_path, value):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"seed: {value}\n")
+    with pytest.raises(UserError, match=r"recipe\.yaml: (not valid YAML|is nested too deeply)"):
+        load_recipe(path)
+    with pytest.raises(UserError, match=r"override 'seed=.* is not a YAML value"):
         load_recipe(RECIPES[0], [f"seed={value}"])

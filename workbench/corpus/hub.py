@@ -213,7 +213,7 @@ def _encoded(clip: dict[str, Any] | str | None, source: str) -> bytes | None:
         path = clip.get("path") if isinstance(clip, dict) else clip
         if not path:
             return None
-        folder = Path(source.removeprefix("hf:").split(", split ")[0].partition(":")[0])
+        folder = Path(source.removeprefix("hf:").split(", split ")[0].partition(":")[0]).expanduser()
         *archives, place = path.split("::")  # what it is packed in comes last
         here = folder.is_dir() and Path(place).resolve().is_relative_to(folder.resolve())
         packed = all(part.partition("://")[0] in ARCHIVES for part in archives)

@@ -24,7 +24,7 @@ REQUIRED = ("config.json", "generation_config.json", "preprocessor_config.json",
 NAMES_CODE = ("attn_implementation", "experts_implementation", "auto_map", "quantization_config", "custom_generate",
               "custom_pipeline", "kernel")  # fmt: skip
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")  # transformers' own names, which checkpoints carry
-TABLES = ("tokenizer.json", "vocab.json", "added_tokens.json", "normalizer.json")  # of words, of which any may be a key
+TABLES = ("tokenizer.json", "vocab.json", "added_tokens.json", "normalizer.json")  # words, any of which may be a key
 NAMES_FILE = ("tokenizer_file", "vocab_file", "merges_file", "normalizer_file", "gguf_file")
 CLASSES = {
     "tokenizer_class": ("WhisperTokenizer", "WhisperTokenizerFast"),
@@ -94,7 +94,8 @@ def check_settings(folder: Path) -> None:
         check_no_pointer(path)
         if path.name in TABLES:
             continue
-        read = read_object if path.name.endswith(("config.json", "special_tokens_map.json")) else read_json  # of others
+        # what nobody here reads, such as CTranslate2's vocabulary.json, may be a list
+        read = read_object if path.name.endswith("config.json") else read_json
         for key, value in _items(read(path, "settings of a checkpoint")):
             named = next((part for part in NAMES_CODE if part in key), None)
             if named == "attn_implementation" and value in ATTENTION:
@@ -233,14 +234,15 @@ def _parameters(config: Any) -> int:
 
 
 def _items(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every key of nested objects with its value."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield key, inner
-            yield from _items(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _items(inner)
+    """Every key of nested objects with its value; without recursion, which deep nesting would exhaust."""
+    left = [value]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, dict):
+            yield from inner.items()
+            left += inner.values()
+        elif isinstance(inner, list):
+            left += inner
 
 
 def _check(path: Path, key: str, value: Any, fits: bool, expected: str) -> None:
