@@ -11,7 +11,7 @@ from tests.fuzzing import fuzz, json_mutations, mutated
 from workbench.ctranslate2 import BFLOAT16, FLOAT16, FLOAT32, INT8, is_ctranslate2, load_whisper, read_tensors
 from workbench.errors import UserError
 from workbench.families.whisper import Whisper
-from workbench.teachers import convert, resolve_teacher
+from workbench.teachers import convert, list_teachers, resolve_teacher
 
 
 def write_model(path, model, kind):
@@ -160,6 +160,26 @@ def test_unknown_teachers_are_named(name, cache, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match=r"nowhere|whisper-bas"):
         resolve_teacher(name)
+
+
+def test_a_conversion_that_was_damaged_since_is_refused(folder, cache):
+    source = str(folder())
+    converted = resolve_teacher(source)
+    path = converted / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(UserError, match=r"model\.safetensors: SHA-256 is .* delete .* and run the same command again"):
+        resolve_teacher(source)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_a_damaged_download_does_not_hide_the_other_teachers(cache, tmp_path, monkeypatch, content):
+    snapshot = tmp_path / "hub" / "models--someone--whisper-x" / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(content)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    rows = {row["name"]: row for row in list_teachers()}
+    assert "whisper-base" in rows
+    assert "config.json is damaged" in rows[str(snapshot)]["what"]
 
 
 def test_nothing_is_lost_in_half_precision(folder, cache):

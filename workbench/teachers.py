@@ -6,7 +6,6 @@ module sees one kind of thing.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from workbench.files import (
     cache_dir,
     check_hashes,
     file_sha256,
-    read_json,
+    read_object,
     sha256,
     sha256_of,
     write_json,
@@ -135,9 +134,7 @@ def _converted_root() -> Path:
 
 def _built_in(name: str) -> Path:
     folder = _converted_root() / name
-    if (folder / "source.json").is_file():
-        recorded = read_json(folder / "source.json", "the record of a converted teacher")
-        check_hashes(folder, recorded["sha256"], "source.json", f"delete {folder} and run again to fetch it anew")
+    if _is_kept(folder):
         return folder
     with tempfile.TemporaryDirectory() as temporary:
         return convert(fetch_ctranslate2(name, Path(temporary)), folder)
@@ -221,7 +218,19 @@ def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
 def _converted(source: Path) -> Path:
     files = {p.name: sha256(p) for p in sorted(source.iterdir()) if p.is_file()}
     folder = _converted_root() / f"ctranslate2-{sha256_of(files)[:16]}"
-    return folder if (folder / "source.json").is_file() else convert(source, folder)
+    return folder if _is_kept(folder) else convert(source, folder)
+
+
+def _is_kept(folder: Path) -> bool:
+    """Whether a teacher was converted before; raises UserError if it has been damaged since."""
+    if not (folder / "source.json").is_file():
+        return False
+    recorded = read_object(folder / "source.json", "the record of a converted teacher").get("sha256")
+    remedy = f"delete {folder} and run the same command again"
+    if not isinstance(recorded, dict):
+        raise UserError(f"{folder / 'source.json'}: has no sha256 of the files; {remedy}")
+    check_hashes(folder, recorded, "source.json", remedy)
+    return True
 
 
 def convert(source: Path, folder: Path) -> Path:
@@ -279,10 +288,17 @@ def list_teachers() -> list[dict[str, str]]:
         for name, teacher in BUILT_IN.items()
     ]
     for folder in _on_disk():
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file()) / 1e6
-        what = f"{config.get('model_type', 'CTranslate2')}, {size:,.0f} MB"
-        rows.append({"name": str(folder), "what": what, "languages": "?", "licence": "?", "cost": "ready"})
+        try:
+            kind, cost = (
+                read_object(folder / "config.json", "a configuration").get("model_type", "CTranslate2"),
+                "ready",
+            )
+        except UserError:  # as a download that was cut off leaves it; it must not hide the others
+            kind, cost = "config.json is damaged", "delete it, fetch it again"
+        rows.append(
+            {"name": str(folder), "what": f"{kind}, {size:,.0f} MB", "languages": "?", "licence": "?", "cost": cost}
+        )
     return rows
 
 
