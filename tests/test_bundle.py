@@ -159,7 +159,7 @@ def test_another_export_does_not_replace_a_bundle_unasked(bundle, student):
         export_bundle(student, bundle, ["fp32"], "tiny")
     (bundle.parent / "other").mkdir()
     (bundle.parent / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="is no bundle"):
+    with pytest.raises(UserError, match="is not a bundle"):
         export_bundle(student, bundle.parent / "other", ["fp32"], "tiny")
     assert (bundle.parent / "other" / "thesis.txt").read_text() == "mine"
 

@@ -84,7 +84,7 @@ def test_a_file_that_the_manifest_does_not_list_is_in_the_way(bundle, name):
     (bundle / "edge" / "__pycache__" / "bundle.cpython-311.pyc").touch()  # of running it
     check_replaceable(bundle, BUNDLE)
     (bundle / name).write_text("mine")
-    with pytest.raises(UserError, match=f"holds '{name}', which is not of its bundle"):
+    with pytest.raises(UserError, match=f"holds '{name}', which is no part of the bundle"):
         check_replaceable(bundle, BUNDLE)
 
 
@@ -141,7 +141,7 @@ def test_every_command_says_before_it_works_that_something_is_in_the_way(
         raise found.exception
 
     for command in commands:
-        with pytest.raises(UserError, match=r"mine: is no .*holds 'thesis\.txt'"):
+        with pytest.raises(UserError, match=r"mine: is not a .*: it holds 'thesis\.txt'"):
             command(mine)
         assert everything(mine) == {"thesis.txt": b"mine"}
     for command in [commands[1], commands[2], commands[7]]:
@@ -189,7 +189,7 @@ def test_a_pruned_checkpoint_is_replaced_and_no_other(student, tmp_path):
     assert "README.md" in str(prune(out, "--overwrite").exception)
     shutil.copytree(student, tmp_path / "checkpoint")
     before = everything(tmp_path / "checkpoint")
-    assert "is no checkpoint" in str(prune(tmp_path / "checkpoint", "--overwrite").exception)
+    assert "is not a checkpoint" in str(prune(tmp_path / "checkpoint", "--overwrite").exception)
     assert everything(tmp_path / "checkpoint") == before
 
 
@@ -243,7 +243,7 @@ def test_a_run_is_begun_anew_only_where_all_is_a_runs(recipe, exported, tmp_path
     for name in ("notes.txt", "student/notes.txt", "checkpoints/step-00000001-backup/model.safetensors"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("mine")
-        with pytest.raises(UserError, match=f"holds '{name}', which is not of its run"):
+        with pytest.raises(UserError, match=f"holds '{name}', which is no part of the run"):
             distill(recipe(seed=2), restart=True)
         (run / name).unlink()
         assert everything(run) == finished
@@ -263,7 +263,7 @@ def test_a_run_is_not_begun_in_a_folder_of_others(recipe, tmp_path):
     (tmp_path / "run" / "student").mkdir(parents=True)
     (tmp_path / "run" / "student" / "essay.txt").write_text("mine")
     for restart in (False, True):
-        with pytest.raises(UserError, match=r"is no run but holds 'student/essay\.txt'"):
+        with pytest.raises(UserError, match=r"is not a run: it holds 'student/essay\.txt'"):
             distill(recipe(), restart)
     assert [p.name for p in (tmp_path / "run").rglob("*")] == ["student", "essay.txt"]
 

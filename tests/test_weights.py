@@ -122,3 +122,14 @@ def test_tensors_of_others_are_ignored_and_named(checkpoint, caplog):
     changed(checkpoint / "model.safetensors", lambda tensors: {**tensors, "head.weight": torch.ones(2)})
     open_family(checkpoint).load()
     assert "head.weight" in caplog.text
+
+
+def test_a_shard_may_hold_the_projection_alone(checkpoint):
+    tensors = load_file(checkpoint / "model.safetensors")
+    parts = {"a.safetensors": tensors, "b.safetensors": {"proj_out.weight": tensors["model.decoder.embed_tokens.weight"].clone()}}  # fmt: skip
+    for name, part in parts.items():
+        save_file(part, checkpoint / name)
+    (checkpoint / "model.safetensors").unlink()
+    places = {key: name for name, part in parts.items() for key in part}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    open_family(checkpoint).load()

@@ -79,9 +79,13 @@ def check_replaceable(output: Path, made: Made, inputs: Sequence[Path] = (), wit
     if found is None:
         return
     reason = (
-        f"is no {made.name} but holds {found!r}" if own is None else f"holds {found!r}, which is not of its {made.name}"
+        f"is not a {made.name}: it holds {found!r}"
+        if own is None
+        else f"holds {found!r}, which is no part of the {made.name}"
     )
-    raise UserError(f"{output}: {reason}, and nothing of others is deleted; choose another output, or move it away")
+    raise UserError(
+        f"{output}: {reason}, and only what the workbench made is deleted; choose another output, or move it away"
+    )
 
 
 def check_manifest(manifest: Path, inputs: Sequence[Path]) -> None:

@@ -164,7 +164,8 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _prefix(keys: Iterable[str]) -> str:
     """What stands before the names of a bare WhisperModel's tensors in the whole model."""
-    return "" if any(key.startswith("model.") for key in keys) else "model."
+    # a shard of a whole model may hold its projection alone
+    return "" if any(key.startswith(("model.", "proj_out.")) for key in keys) else "model."
 
 
 def _some(names: list[str]) -> str:
