@@ -269,7 +269,7 @@ def test_a_folder_that_was_not_built_here_is_left_alone(package, tmp_path, kept)
     folder.mkdir()
     for name, text in kept.items():
         (folder / name).write_text(text)
-    with pytest.raises(UserError, match="is no corpus built by `workbench corpus prompts --language es`"):
+    with pytest.raises(UserError, match="is not a corpus built by `workbench corpus prompts --language es`"):
         build_prompts("es", folder)
     assert {path.name: path.read_text() for path in folder.iterdir()} == kept
 
