@@ -8,6 +8,7 @@ pass. Exceptions are named here; docs/security.md gives the reason for each.
 
 from __future__ import annotations
 
+import argparse
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ EXCEPTED = ("CVE-2026-1839", "CVE-2026-4372", "CVE-2026-5241", "CVE-2026-9856", 
 
 def main() -> int:
     """Exit status of pip-audit; 0 with a message where no source can be reached."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     try:
         socket.create_connection((SOURCE, 443), timeout=10).close()
     except OSError as error:

@@ -237,7 +237,10 @@ def test_the_runtimes_wrong_usage_is_a_line(wrong, tmp_path, monkeypatch, capsys
 
 
 SCRIPTS = sorted(
-    p for folder in ("benchmarks", "scripts") for p in (ROOT / folder).glob("*.py") if "__main__" in p.read_text()
+    p
+    for folder in ("benchmarks", "scripts")
+    for p in (ROOT / folder).glob("*.py")
+    if '__name__ == "__main__"' in p.read_text()
 )
 
 

@@ -174,6 +174,8 @@ def checked_config(content: dict[str, Any], path: Path) -> WhisperConfig:
         if name not in ("self", "kwargs")
     }
     values = {key: content[key] for key in (*defaults, *OURS) if key in content}
+    # a key that is not there means the stock value, which may not fit a smaller vocabulary
+    values = {key: value for key, value in defaults.items() if key.endswith("token_id")} | values
     size = values.get("vocab_size", defaults["vocab_size"])
     for key, value in values.items():
         default = defaults.get(key)

@@ -75,7 +75,9 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: added_tokens is no list of tokens; copy the original checkpoint's")
     for token, i in [*model["vocab"].items(), *((t["content"], t.get("id")) for t in added)]:
         if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < MOST_TOKENS:
-            raise UserError(f"{path}: token {token[:60]!r} has the id {str(i)[:60]}; expected 0 to {MOST_TOKENS - 1:,}")
+            raise UserError(
+                f"{path}: token {token[:60]!r} has the id {str(i)[:60]!r}; expected 0 to {MOST_TOKENS - 1:,}"
+            )
     for merge in model["merges"]:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
@@ -112,7 +114,7 @@ def open_tokenizer(folder: Path, config: Any) -> WhisperTokenizerFast:
     special_ids(read_tokenizer(folder / "tokenizer.json"), folder / "tokenizer.json")
     try:
         tokenizer: WhisperTokenizerFast = WhisperTokenizerFast.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
+            folder, trust_remote_code=False, local_files_only=True, model_max_length=1024
         )
         known = tokenizer.get_vocab()
     except Exception as error:  # noqa: BLE001  # the tokenizers library raises nothing narrower
