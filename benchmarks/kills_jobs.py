@@ -152,12 +152,12 @@ def _study(inputs: Path, folder: Path) -> list[str]:
 def _same_study(whole: Path, killed: Path) -> dict[str, bool]:
     """Results without times, memory and host."""
     found = [
-        {p.parent.name: {k: json.loads(p.read_text())[k] for k in ("validation", "steps", "inputs", "parameters")}
-         for p in (folder / "study").glob("*/result.json")}
+        {p.parent.relative_to(folder).as_posix(): {k: json.loads(p.read_text())[k] for k in ("validation", "steps", "inputs", "parameters")}
+         for p in (folder / "study").rglob("result.json")}
         for folder in (whole, killed)
     ]  # fmt: skip
     return {"results": len(found[0]) == 2 and found[0] == found[1],
-            **same_files(whole, killed, "study/*/metrics.jsonl", "study/teacher/*.json")}  # fmt: skip
+            **same_files(whole, killed, "study/**/metrics.jsonl", "study/**/teacher/*.json")}  # fmt: skip
 
 
 def _copied(inputs: Path, folder: Path) -> str:
@@ -206,7 +206,7 @@ JOBS = (
         lambda a, b: same_files(a, b, "out.jsonl", "out.rejected.jsonl", "out.audio/*"),
         lambda f: f / ".out.jsonl.lock", lambda f: [len(list((f / "out.audio").glob("*.flac")))]),
     Job("study", _study, _same_study, lambda f: f / ".study.lock",
-        lambda f: [len(list((f / "study").glob("*/result.json")))]),
+        lambda f: [len(list((f / "study").rglob("result.json")))]),
     Job("export", lambda i, f: _export(i, i / "student", f / "bundle", "fp32,int8"),
         lambda a, b: same_files(a, b, "bundle/**/*"), lambda f: f / ".bundle.lock"),
     Job("measure", _measure, _same_report, lambda f: f / "report" / ".report.json.lock"),

@@ -12,7 +12,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["distill", "label", "synthesize", "study", "pack"])
+@pytest.mark.parametrize("command", ["synthesize", "pack", "export"])
 def test_a_killed_command_loses_nothing(tmp_path, command):
     path = tmp_path / "kills.json"
     kill = [sys.executable, str(BENCHMARKS / "kills.py"), "--kills", "2", "--only", command, "--json", str(path)]

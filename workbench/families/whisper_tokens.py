@@ -76,7 +76,7 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
     for token, i in [*model["vocab"].items(), *((t["content"], t.get("id")) for t in added)]:
         if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < MOST_TOKENS:
             raise UserError(
-                f"{path}: token {token[:60]!r} has the id {str(i)[:60]!r}; expected 0 to {MOST_TOKENS - 1:,}"
+                f"{path}: token {token[:60]!r} has the id {repr(i)[:60]}; expected 0 to {MOST_TOKENS - 1:,}"
             )
     for merge in model["merges"]:
         pair = merge.split(" ") if isinstance(merge, str) else merge
