@@ -74,7 +74,7 @@ class Systems:
         opened: dict[str, Recognizer] = {}
         try:
             for bundle, asked, role in wanted:
-                manifest = open_manifest(bundle, check=True)
+                manifest = open_manifest(bundle, check=not role)  # `teacher_bundle` has checked the teacher's
                 chosen = asked or manifest.precisions[-1]
                 name = f"{manifest.name} ({role or chosen})"
                 if name in opened:

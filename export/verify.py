@@ -21,7 +21,7 @@ from export.manifest import open_manifest, record
 from export.silence import as_trained
 from workbench.children import ending_with_us
 from workbench.corpus import Utterance
-from workbench.errors import UserError
+from workbench.errors import UserError, last_line
 from workbench.progress import Progress
 from workbench.scoring import Score, score_utterances
 
@@ -293,8 +293,7 @@ def _run(name: str, job: dict[str, Any], folder: Path) -> tuple[dict[str, Any] |
     except subprocess.TimeoutExpired as error:
         return None, f"hung for {error.timeout:.0f} s"
     if done.returncode or not result_path.is_file():
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        return None, f"exit status {done.returncode}: {lines[-1]}"
+        return None, f"exit status {done.returncode}: {last_line(done.stderr)}"
     result: dict[str, Any] = json.loads(result_path.read_text(encoding="utf-8"))
     return result, ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,11 @@ def recipe(tiny_checkpoint: Path, cache: Path, speech: Callable[..., Path], tmp_
 def tone(seconds: float, rate: int = 16_000, amplitude: float = 0.3) -> np.ndarray:
     """A 440 Hz sine."""
     return (amplitude * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def until(met, seconds=60):
+    """Wait for something to come true."""
+    end = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.02)

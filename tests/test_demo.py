@@ -2,7 +2,6 @@
 
 import contextlib
 import socket
-import time
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from demo.limits import Limits, private_folder
 from demo.live import Live
 from demo.session import Systems, Tally, compare, load_clip
 from tests.browser import CHROMIUM, open_page
-from tests.conftest import tone
+from tests.conftest import tone, until
 from workbench.audio import write_wav
 from workbench.corpus import Utterance, open_corpus
 from workbench.errors import UserError
@@ -161,14 +160,6 @@ def spoken(systems, seconds=3.0):
     """Speech and a pause, at 48 kHz."""
     wave = next(u.wave() for u in open_corpus("prompts-en", "test") if u.seconds > 2)[:32000]
     return np.repeat(np.concatenate([wave, np.zeros(24000, np.float32)]), 3)
-
-
-def until(met, seconds=60):
-    """Wait for something to come true."""
-    end = time.monotonic() + seconds
-    while not met():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.02)
 
 
 def test_a_microphone_is_heard_by_each_system_block_by_block(systems):

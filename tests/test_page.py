@@ -7,7 +7,6 @@ import os
 import socket
 import struct
 import threading
-import time
 from pathlib import Path
 
 import httpx
@@ -19,7 +18,7 @@ from demo.app import build, cards, launch
 from demo.limits import Limits, private_folder, sweep
 from demo.live import Live, Visitors
 from demo.session import Result, Systems, Tally, compare
-from tests.conftest import tone
+from tests.conftest import tone, until
 from workbench.audio import write_wav
 from workbench.corpus import Utterance, open_corpus
 from workbench.errors import UserError
@@ -94,14 +93,6 @@ def wav(samples, rate=16000, channels=1, code=1):
 
 def speech(seconds, rate=16000):
     return (tone(seconds, rate) * 32767).astype(np.int16)
-
-
-def until(met, seconds=60):
-    """Wait for something to come true."""
-    end = time.monotonic() + seconds
-    while not met():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.02)
 
 
 def test_an_example_works_from_any_folder_and_examples_of_one_text_are_told_apart(page):
@@ -282,6 +273,15 @@ def gated(systems, monkeypatch):
     return systems, slow, fast, gate
 
 
+def hears(systems, names, wave, after_each=lambda _: None):
+    """A visitor whose microphone has sent a wave in blocks of a quarter of a second."""
+    visitor = Live(systems, names, "en", 16000)
+    for i in range(0, len(wave), 4000):
+        visitor.hear(wave[i : i + 4000])
+        after_each(visitor)
+    return visitor
+
+
 def said_aloud():
     """Three utterances with pauses, [samples] at 16 kHz."""
     clips = [u.wave() for u in open_corpus("prompts-en", "test") if 1.5 < u.seconds < 3][:3]
@@ -291,9 +291,7 @@ def said_aloud():
 def test_a_slow_system_falls_behind_and_no_system_loses_speech(gated):
     systems, slow, fast, gate = gated
     wave = said_aloud()
-    visitor = Live(systems, [slow, fast], "en", 16000)
-    for i in range(0, len(wave), 4000):
-        visitor.hear(wave[i : i + 4000])
+    visitor = hears(systems, [slow, fast], wave)
     until(lambda: visitor.queues[fast].behind == 0)
     assert len(visitor.queues[fast].said) >= 3
     assert visitor.queues[slow].said == []
@@ -310,10 +308,7 @@ def test_a_system_too_far_behind_says_so_and_transcribes_what_it_heard(gated, mo
     monkeypatch.setattr(live, "QUEUE_SECONDS", 2.0)
     systems, slow, fast, gate = gated
     wave = said_aloud()
-    visitor = Live(systems, [slow, fast], "en", 16000)
-    for i in range(0, len(wave), 4000):
-        visitor.hear(wave[i : i + 4000])
-        until(lambda: visitor.queues[fast].behind == 0)
+    visitor = hears(systems, [slow, fast], wave, lambda one: until(lambda: one.queues[fast].behind == 0))
     assert "2 s behind and hears nothing more" in visitor.as_html()
     visitor.finish()
     gate.set()

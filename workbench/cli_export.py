@@ -7,11 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.command import can_be_written
+from workbench.command import FILE, FOLDER
 from workbench.errors import UserError, nearest
 
-FOLDER: dict[str, Any] = {"file_okay": False, "callback": can_be_written}
-FILE: dict[str, Any] = {"dir_okay": False, "callback": can_be_written}
 VERIFIED_CLIPS = 24  # by `export`; `verify` takes as many as it is told
 Threads = Annotated[int | None, typer.Option(help="Threads of each system; all cores by default.", min=1, max=1024)]
 Corpus = Annotated[str, typer.Option(help="Built-in name, manifest, folder with a manifest, or hf:ID[:CONFIG].")]

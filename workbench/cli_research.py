@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.command import can_be_written
+from workbench.command import FILE, FOLDER
 from workbench.errors import UserError, nearest
 
 corpus_app = typer.Typer(help="Build a corpus that the package does not carry.", no_args_is_help=True)
@@ -31,13 +31,7 @@ def prompts(
     language: Annotated[str, typer.Option(help="en, es, fr, it or ru.")],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Folder; by default in the cache, known as prompts-LANGUAGE.",
-            file_okay=False,
-            callback=can_be_written,
-        ),
+        typer.Option("--output", "-o", help="Folder; by default in the cache, known as prompts-LANGUAGE.", **FOLDER),
     ] = None,
     corrupt: Annotated[
         float | None,
@@ -122,13 +116,7 @@ def weights(
     ] = "system",
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Page to write; weights.html in the run's folder by default.",
-            dir_okay=False,
-            callback=can_be_written,
-        ),
+        typer.Option("--output", "-o", help="Page to write; weights.html in the run's folder by default.", **FILE),
     ] = None,
 ) -> None:
     """Show how a run weighed its utterances, and rank those it learnt to distrust, with audio and both texts."""

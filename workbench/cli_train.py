@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.command import can_be_written
+from workbench.command import FILE
 from workbench.errors import UserError
 
 
@@ -45,11 +45,9 @@ def plan(
     efficiency: Annotated[
         float, typer.Option(help="Share of the device's peak that is reached: an assumption.", min=0.01, max=1.0)
     ] = 0.35,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write it as JSON.", dir_okay=False, callback=can_be_written)
-    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write it as JSON.", **FILE)] = None,
 ) -> None:
-    """Reckon what a recipe takes on an accelerator: parameters, operations, memory, largest batch, hours. Runs anywhere."""
+    """Estimate what a recipe takes on an accelerator: parameters, operations, memory, largest batch, hours. Runs anywhere."""
     from workbench.files import write_json
     from workbench.plan import corpus_size, print_plan
     from workbench.plan import plan as run
@@ -67,9 +65,7 @@ def plan(
 
 def label(
     source: Annotated[Path, typer.Argument(help="Folder of audio files, or a manifest; its text is the reference.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Manifest to write (JSONL).", dir_okay=False, callback=can_be_written)
-    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Manifest to write (JSONL).", **FILE)],
     teacher: Annotated[str, typer.Option(help="Who transcribes: a name as for `workbench teachers`.")] = "whisper-base",
     language: Annotated[
         str | None,
@@ -115,13 +111,7 @@ def synthesize(
     text: Annotated[Path, typer.Argument(help="UTF-8 text, one utterance a line.", dir_okay=False)],
     output: Annotated[
         Path,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Manifest to write (JSONL); recordings go beside it.",
-            dir_okay=False,
-            callback=can_be_written,
-        ),
+        typer.Option("--output", "-o", help="Manifest to write (JSONL); recordings go beside it.", **FILE),
     ],
     voice: Annotated[
         Path | None, typer.Option(help="A Piper voice, NAME.onnx; the built-in one by default.", dir_okay=False)

@@ -43,6 +43,10 @@ def can_be_written(path: Path | None) -> Path | None:
     return path
 
 
+FOLDER: dict[str, Any] = {"file_okay": False, "callback": can_be_written}  # of an option that names what is written
+FILE: dict[str, Any] = {"dir_okay": False, "callback": can_be_written}
+
+
 class Command(TyperCommand):
     """A command whose values are checked beyond their types."""
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from workbench.errors import UserError
+from workbench.errors import NO_ROOM, UserError, system_error
 
 
 @contextlib.contextmanager
@@ -19,10 +19,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        # libraries in Rust have exceptions of their own: safetensors' is no OSError, tokenizers' is a bare Exception
-        if not isinstance(error, OSError | SafetensorError) and "(os error " not in str(error):
+        if not isinstance(error, OSError | SafetensorError) and system_error(error) is None:
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(
-            f"{path}: cannot be written ({reason}); free some space or choose another place, and run the same command again"
-        ) from None
+        raise UserError(f"{path}: cannot be written ({reason}); {NO_ROOM}") from None

@@ -60,14 +60,29 @@ REMEDIES = {
 }
 
 
+def first_line(error: BaseException, most: int = 200) -> str:
+    """The first line of a library's message, at most so many characters; the error's class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
+def last_line(said: str) -> str:
+    """The last line that a program wrote, which is where it says what went wrong."""
+    return (said.strip().splitlines() or ["no message"])[-1]
+
+
+def system_error(error: Exception) -> int | None:
+    """The system's number of an error; libraries written in Rust (safetensors, tokenizers) have it in their text alone."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(found.group(1))
+    return number
+
+
 def of_the_system(error: Exception) -> str | None:
     """What to say of an error that lies in the user's disk, files or network; None for any other, which is a bug."""
     if isinstance(error, socket.gaierror):
         return f"{error.strerror}; check the host's name and the network"
-    number = error.errno if isinstance(error, OSError) else None
-    # libraries written in Rust (safetensors, tokenizers) raise classes of their own
-    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
-        number = int(found.group(1))
+    number = system_error(error)
     if number not in REMEDIES:
         return None
     names = [str(name) for name in (getattr(error, "filename", None), getattr(error, "filename2", None)) if name]

@@ -138,10 +138,8 @@ def recover(folder: Path) -> None:
             with contextlib.suppress(OSError):  # if it is not empty, it is not ours
                 place.rmdir()
             continue
-        with (
-            contextlib.suppress(OSError),
-            FileLock(place / LOCK, timeout=0),
-        ):  # held by a live process, or just removed by one
+        # suppressed: it is held by a live process, or was just removed by one
+        with contextlib.suppress(OSError), FileLock(place / LOCK, timeout=0):
             _clear(place, folder / found[1])
 
 

@@ -51,7 +51,6 @@ def claimed(output: Path, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         if lock.lock_counter == 1:
-            path.unlink(
-                missing_ok=True
-            )  # while it is held: whoever opened it meanwhile sees that it has no name, and tries again
+            # while it is held: whoever opened it meanwhile sees that it has no name, and tries again
+            path.unlink(missing_ok=True)
         lock.release()

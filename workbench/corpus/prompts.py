@@ -22,6 +22,7 @@ import av
 
 from workbench.audio import SAMPLE_RATE, decode
 from workbench.children import ending_with_us
+from workbench.corpus.corrupt import RECORD
 from workbench.corpus.references import (
     VERSION_FILE,
     build_version,
@@ -33,13 +34,12 @@ from workbench.corpus.references import (
     why_not_scored,
 )
 from workbench.corpus.split import split_key, split_of
-from workbench.errors import UserError, nearest
+from workbench.errors import UserError, last_line, nearest
 from workbench.files import write_json
 from workbench.ownership import Made, Owned, check_output, check_replaceable, replacing
 
 log = logging.getLogger("workbench")
 LANGUAGES = ("en", "es", "fr", "it", "ru")
-CORRUPTED = "corrupted.jsonl"  # in a corpus that was made from one that was built here
 BIT_RATE = 40_000
 SHORTEST, LONGEST = 0.3, 30.0  # seconds
 _IN_BRACKETS = re.compile(r"\s*\[[^]]*\]\s*")
@@ -74,7 +74,7 @@ def build_prompts(language: str, output: Path) -> Path:
 
 
 def _own_files(language: str, folder: Path) -> Owned | None:
-    if built_language(folder) != language or (folder / CORRUPTED).exists() or not (folder / "manifest.jsonl").is_file():
+    if built_language(folder) != language or (folder / RECORD).exists() or not (folder / "manifest.jsonl").is_file():
         return None
     audio = re.findall(r'"audio": "(audio/[^"/]+\.opus)"', (folder / "manifest.jsonl").read_text(encoding="utf-8"))
     return {"manifest.jsonl", "left_out.tsv", "LICENSE", VERSION_FILE, *audio}.__contains__
@@ -86,8 +86,9 @@ def unpack(language: str, folder: Path) -> Path:
     fetch = ending_with_us(["apt-get", "download", *packages])
     done = subprocess.run(fetch, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"apt-get download {' '.join(packages)}: {said}; run `apt-get update`, or check the network")
+        raise UserError(
+            f"apt-get download {' '.join(packages)}: {last_line(done.stderr)}; run `apt-get update`, or check the network"
+        )
     for deb in folder.glob("*.deb"):
         subprocess.run(ending_with_us(["dpkg-deb", "-x", deb.name, "unpacked"]), cwd=folder, check=True)
     return folder / "unpacked"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import UserError
+from workbench.errors import UserError, first_line
 from workbench.families.low_rank import check_ranks
 from workbench.files import check_no_pointer, read_json, read_object
 
@@ -41,12 +41,8 @@ MOST_OTHERS = 100_000
 MOST_PARAMETERS = 5_000_000_000  # three times those of Whisper large-v3; 20 GB in fp32
 POSITIONS = 1500
 FEATURES = {"sampling_rate": 16_000, "hop_length": 160, "n_fft": 400, "chunk_length": 30}
-OURS = (
-    "encoder_ranks",
-    "pool_after",
-    "tie_word_embeddings",
-    "architectures",
-)  # kept of config.json beside Whisper's own keys
+# kept of config.json beside Whisper's own keys
+OURS = ("encoder_ranks", "pool_after", "tie_word_embeddings", "architectures")
 
 
 def check_checkpoint(folder: Path) -> WhisperConfig:
@@ -123,7 +119,7 @@ def generation_config(folder: Path, config: WhisperConfig) -> GenerationConfig:
     try:
         settings: GenerationConfig = GenerationConfig.from_dict(content)
     except Exception as error:  # noqa: BLE001  # it checks a hundred settings, each with errors of its own
-        raise UserError(f"{path}: cannot be used ({_first_line(error)}); copy the original checkpoint's") from None
+        raise UserError(f"{path}: cannot be used ({first_line(error)}); copy the original checkpoint's") from None
     return settings
 
 
@@ -178,28 +174,7 @@ def checked_config(content: dict[str, Any], path: Path) -> WhisperConfig:
     values = {key: value for key, value in defaults.items() if key.endswith("token_id")} | values
     size = values.get("vocab_size", defaults["vocab_size"])
     for key, value in values.items():
-        default = defaults.get(key)
-        if key == "architectures":
-            _check(
-                path, key, value, value is None or _all(value, lambda name: isinstance(name, str)), "a list of names"
-            )
-        elif key == "activation_function":
-            _check(path, key, value, value in ("gelu", "relu", "gelu_new", "silu", "swish"), "gelu, relu or silu")
-        elif key in ("suppress_tokens", "begin_suppress_tokens"):
-            fits = value is None or _all(value, lambda i: _is_token(i, size))
-            _check(path, key, value, fits, "a list of tokens below vocab_size")
-        elif key.endswith("token_id"):
-            _check(path, key, value, _is_token(value, size), "a token below vocab_size")
-        elif isinstance(default, bool) or key == "tie_word_embeddings":
-            _check(path, key, value, isinstance(value, bool), "true or false")
-        elif isinstance(default, float):
-            fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
-            _check(path, key, value, fits, "a number from 0 to 1")
-        elif isinstance(default, int):
-            most, least = MOST.get(key, MOST_OTHERS), 1 if key in MOST else 0
-            _check(
-                path, key, value, _is_int(value) and least <= value <= most, f"a whole number from {least} to {most:,}"
-            )
+        _check_value(path, key, value, defaults.get(key), size)
     config = WhisperConfig(**values, attn_implementation="sdpa")
     if config.max_source_positions != POSITIONS:
         raise UserError(
@@ -224,6 +199,29 @@ def checked_config(content: dict[str, Any], path: Path) -> WhisperConfig:
     if (parameters := _parameters(config)) > MOST_PARAMETERS:
         raise UserError(f"{path}: describes a model of {parameters:,} parameters; expected at most {MOST_PARAMETERS:,}")
     return config
+
+
+def _check_value(path: Path, key: str, value: Any, default: Any, size: Any) -> None:
+    """Check one value of config.json: its type is its default's; raises UserError."""
+    fits, expected = True, ""
+    if key == "architectures":
+        fits, expected = value is None or _all(value, lambda name: isinstance(name, str)), "a list of names"
+    elif key == "activation_function":
+        fits, expected = value in ("gelu", "relu", "gelu_new", "silu", "swish"), "gelu, relu or silu"
+    elif key in ("suppress_tokens", "begin_suppress_tokens"):
+        fits = value is None or _all(value, lambda i: _is_token(i, size))
+        expected = "a list of tokens below vocab_size"
+    elif key.endswith("token_id"):
+        fits, expected = _is_token(value, size), "a token below vocab_size"
+    elif isinstance(default, bool) or key == "tie_word_embeddings":
+        fits, expected = isinstance(value, bool), "true or false"
+    elif isinstance(default, float):
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+        expected = "a number from 0 to 1"
+    elif isinstance(default, int):
+        most, least = MOST.get(key, MOST_OTHERS), 1 if key in MOST else 0
+        fits, expected = _is_int(value) and least <= value <= most, f"a whole number from {least} to {most:,}"
+    _check(path, key, value, fits, expected)
 
 
 def _parameters(config: Any) -> int:
@@ -278,7 +276,3 @@ def _short(value: Any) -> str:
         return str(value)
     shown = repr(value)
     return shown if len(shown) <= 60 else f"{shown[:60]}…"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

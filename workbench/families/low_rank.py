@@ -17,9 +17,8 @@ from workbench.errors import UserError
 from workbench.families.whisper_passes import encode
 
 STEP = 16  # ranks are multiples of it: kernels like that
-LINEAR = frozenset(
-    {"fc1", "fc2", *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out"))}
-)  # of an encoder layer
+# of an encoder layer
+LINEAR = frozenset({"fc1", "fc2", *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out"))})
 WORTHWHILE = 0.9  # share of a product's operations that two thinner ones may cost at most
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.errors import UserError
+from workbench.errors import UserError, first_line
 from workbench.files import check_no_pointer, path_inside, read_object
 
 if TYPE_CHECKING:
@@ -156,9 +156,8 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"{path}: its weights cannot be loaded ({reason}); the file is cut off or damaged, download it again"
+            f"{path}: its weights cannot be loaded ({first_line(error)}); the file is cut off or damaged, download it again"
         ) from None
 
 

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import UserError
+from workbench.errors import UserError, first_line
 from workbench.files import read_object
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def save_tokenizer(tokenizer_json: Path, model: WhisperForConditionalGeneration,
             tokenizer = WhisperTokenizerFast(tokenizer_file=str(whole), model_max_length=1024)
         except Exception as error:  # noqa: BLE001  # the tokenizers library raises nothing narrower
             raise UserError(
-                f"{tokenizer_json}: cannot be loaded ({_first_line(error)}); copy the original checkpoint's"
+                f"{tokenizer_json}: cannot be loaded ({first_line(error)}); copy the original checkpoint's"
             ) from None
     tokenizer.save_pretrained(folder)
     # the slow tokenizer's files (vocab.json, merges.txt), which JavaScript and numpy clients read
@@ -119,7 +119,7 @@ def open_tokenizer(folder: Path, config: Any) -> WhisperTokenizerFast:
         known = tokenizer.get_vocab()
     except Exception as error:  # noqa: BLE001  # the tokenizers library raises nothing narrower
         raise UserError(
-            f"{folder}: its tokenizer cannot be loaded ({_first_line(error)}); copy the original checkpoint's tokenizer files"
+            f"{folder}: its tokenizer cannot be loaded ({first_line(error)}); copy the original checkpoint's tokenizer files"
         ) from None
     wanted = {START: config.decoder_start_token_id, END: config.eos_token_id, NO_TIMES: known.get(NO_TIMES, -1)}
     if different := [token for token, i in wanted.items() if known.get(token) != i]:
@@ -133,10 +133,6 @@ def open_tokenizer(folder: Path, config: Any) -> WhisperTokenizerFast:
             "tokenizer files, or resize the model with resize_token_embeddings()"
         )
     return tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def complete_merges(content: dict[str, Any], where: str) -> dict[str, Any]:
