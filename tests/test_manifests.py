@@ -302,3 +302,10 @@ def test_numbers_and_nesting_without_end_are_one_line(folder, name, value):
 def test_a_manifest_beyond_its_bound_is_refused_unread(folder, monkeypatch):
     monkeypatch.setattr("workbench.corpus.rows.MOST_BYTES", 10)
     assert "expected at most 10; split it" in refused(manifest(folder, A))
+
+
+@pytest.mark.parametrize("name", ["\n", "a\r\nb.wav", "\x1b[2Ja.wav", "\u2028", "\ud800"])
+def test_a_name_that_no_line_can_hold_is_shown_as_its_escape(folder, name):
+    said = refused(manifest(folder, {**A, "audio": name}))
+    assert said.isprintable()
+    assert ascii(name)[1:-1] in said

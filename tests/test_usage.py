@@ -182,6 +182,7 @@ workbench.cli.main()
     [
         ("IsADirectoryError(21, 'x', 'runs')", 2, "error: runs: Is a directory; expected a file"),
         ("OSError(36, 'x', 'xxx')", 2, "error: xxx: File name too long; choose a shorter name"),
+        ("IsADirectoryError(21, 'x', 'a\\nb')", 2, "error: a\\nb: Is a directory"),
         ("ConnectionRefusedError(111, 'x')", 2, "error: Connection refused; check the network"),
         ("RuntimeError('I/O error: No space left on device (os error 28)')", 2, "error: No space left on device; free"),
         ("ValueError('a bug')", 1, "error: unexpected ValueError: a bug of the workbench"),

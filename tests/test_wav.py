@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from export.edge import AudioError, read_wav
+from export.edge import AudioError, BundleError, read_wav
 from export.edge.audio import Resampler
 from tests.conftest import tone
 from workbench.audio import decode, write_wav
@@ -162,3 +162,8 @@ def test_the_command_goes_on_after_a_file_that_cannot_be_used(exported, tmp_path
     errors = done.stderr.splitlines()
     assert len(errors) == 3
     assert all(f"{name}: " in line for name, line in zip(("none.wav", "bad.wav", "folder"), errors, strict=True))
+
+
+@pytest.mark.parametrize("error", [AudioError, BundleError])
+def test_a_name_that_no_line_can_hold_is_shown_as_its_escape(error):
+    assert str(error("a\r\n\x1b[2J\u2028b.wav: nö")) == r"a\r\n\x1b[2J\u2028b.wav: nö"

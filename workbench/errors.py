@@ -22,6 +22,14 @@ class UserError(Exception):
     The command line prints it without a traceback and exits with status 2.
     """
 
+    def __str__(self) -> str:
+        return in_one_line(super().__str__())
+
+
+def in_one_line(text: str) -> str:
+    """The text with what cannot be printed as its escape: a file's name may hold line breaks and codes that command a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the known name most like `name`, or the list of known names."""
@@ -85,7 +93,9 @@ def of_the_system(error: Exception) -> str | None:
     number = system_error(error)
     if number not in REMEDIES:
         return None
-    names = [str(name) for name in (getattr(error, "filename", None), getattr(error, "filename2", None)) if name]
+    names = [
+        in_one_line(str(name)) for name in (getattr(error, "filename", None), getattr(error, "filename2", None)) if name
+    ]
     what = f"{' -> '.join(names)}: " if names else ""
     return f"{what}{os.strerror(number)}; {REMEDIES[number]}"
 

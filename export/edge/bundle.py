@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .fields import MOST_BYTES, check_fields, is_finite, shown
+from .fields import MOST_BYTES, check_fields, in_one_line, is_finite, shown
 from .graph_file import refused
 
 FORMAT = 2
 
 
 class BundleError(Exception):
-    """A bundle that cannot be used; the message names the file and says what to do."""
+    """A bundle that cannot be used; the message is one line that names the file and says what to do."""
+
+    def __str__(self) -> str:
+        return in_one_line(super().__str__())
 
 
 @dataclass(frozen=True)

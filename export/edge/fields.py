@@ -166,6 +166,11 @@ def shown(value: Any) -> str:
     return shown if len(shown) <= 80 else f"{shown[:80]}…"
 
 
+def in_one_line(text: str) -> str:
+    """The text with what cannot be printed as its escape: a file's name may hold line breaks and codes that command a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def is_finite(value: str) -> float:
     """For `json.loads(parse_constant=...)`: NaN and infinity are no JSON."""
     raise ValueError(f"{value} is no JSON number")

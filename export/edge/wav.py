@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from .fields import in_one_line
+
 log = logging.getLogger("edge")
 MOST_BYTES = 4 << 30  # of a file
 LONGEST = 24 * 3600  # seconds
@@ -35,7 +37,10 @@ ADVICE = "convert it, for example: ffmpeg -i IN -ac 1 -ar 16000 OUT.wav"
 
 
 class AudioError(Exception):
-    """A recording that cannot be used; the message says why and what to do."""
+    """A recording that cannot be used; the message is one line that says why and what to do."""
+
+    def __str__(self) -> str:
+        return in_one_line(super().__str__())
 
 
 @dataclass(frozen=True)
