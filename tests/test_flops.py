@@ -4,6 +4,7 @@ import json
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache, EncoderDecoderCache
 
 from export.flops import encoder_flops, token_flops
 from export.graphs import Encoder
@@ -21,10 +22,9 @@ def test_operations_are_those_that_torch_counts(tiny_checkpoint):
         Encoder(model, 0)(features)
     assert counter.get_total_flops() == encoder_flops(config, 150)
     states = torch.randn(1, 150, 32)
-    cache = model.model.decoder(input_ids=torch.tensor([[1, 2, 3]]), encoder_hidden_states=states).past_key_values
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    model.model.decoder(torch.tensor([[1, 2, 3]]), None, states, cache, use_cache=True)
     with FlopCounterMode(display=False) as counter:
-        hidden = model.model.decoder(
-            input_ids=torch.tensor([[4]]), encoder_hidden_states=states, past_key_values=cache
-        ).last_hidden_state
+        hidden = model.model.decoder(torch.tensor([[4]]), None, states, cache, use_cache=True).last_hidden_state
         model.proj_out(hidden)
     assert counter.get_total_flops() == token_flops(config, 150, before=3)

@@ -131,7 +131,7 @@ class OnPolicy:
 
         def stand(proposed: Tensor, generator: torch.Generator) -> Tensor:
             decoder = self.teacher.model.decoder
-            out = decoder(input_ids=given[0], encoder_hidden_states=audio, past_key_values=cache, use_cache=True)
+            out = decoder(given[0], None, audio, cache, use_cache=True)
             logits = self.teacher.proj_out(out.last_hidden_state[:, -1]).float()
             if self.family.vocabulary is not None:
                 logits = logits[:, self.family.vocabulary.kept.to(logits.device)]

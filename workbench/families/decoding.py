@@ -55,7 +55,8 @@ def greedy_scored(
     running = set(rows)
     totals, counts = [0.0] * len(prompts), [0] * len(prompts)
     for step in range(max(limits)):
-        out = model.model.decoder(input_ids=tokens, encoder_hidden_states=states, past_key_values=cache, use_cache=True)
+        # by position: the cache was called past_key_values until transformers 5.24
+        out = model.model.decoder(tokens, None, states, cache, use_cache=True)
         logits = model.proj_out(out.last_hidden_state[:, -1]).float()  # [utterances, vocabulary]
         logits[:, list(suppressed)] = -torch.inf
         if step == 0:

@@ -48,7 +48,7 @@ def _run_layers(layers: Any, hidden: Tensor, heard: Tensor | None, checkpointing
         return run_packed(layers, hidden, heard, checkpointing)
     mask = None if heard is None else heard[:, None, None, :].expand(-1, 1, hidden.shape[1], -1)
     for layer in layers:
-        hidden = run_layer(lambda layer, *given: layer(*given)[0], checkpointing, layer, hidden, mask, None)
+        hidden = run_layer(lambda layer, *given: layer(*given), checkpointing, layer, hidden, mask)
     return hidden
 
 
@@ -114,7 +114,7 @@ def decoder_hidden(
     else:
         mask = None if heard is None else heard[:, None, None, :].expand(-1, 1, tokens.inputs.shape[1], -1)
         # without a mask of its own, self-attention is causal
-        rows, given, call = hidden, (None, states, mask), lambda layer, *given: layer(*given)[0]
+        rows, given, call = hidden, (None, states, mask), lambda layer, *given: layer(*given)
     early_rows = None
     for number, layer in enumerate(decoder.layers):
         rows = run_layer(call, checkpointing, layer, rows, *given)
