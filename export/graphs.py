@@ -27,8 +27,9 @@ QUANTIZED = (ENCODER, DECODER, STEP, SHERPA)
 
 
 def export_graphs(
-    model: Any, family: Whisper, folder: Path, margin: int | None, heads: Sequence[Sequence[int]] = ()
-) -> None:
+    model: Any, family: Whisper, folder: Path, margin: int | None, heads: Sequence[Sequence[int]] = (),
+    through: str = "workbench",
+) -> None:  # fmt: skip
     """Write all graphs of a Whisper model in fp32.
 
     Args:
@@ -37,13 +38,22 @@ def export_graphs(
         folder: an existing folder for the files.
         margin: as `margin_frames` gives it.
         heads: as `alignment.choose_heads` gives them, for word times.
+        through: whose exporter writes the merged decoder, `workbench` or `optimum`.
     """
     suppressed, first = family.suppressed, family.suppressed_first
     encoder = encoder_graph(model, margin)
     helper.set_model_props(encoder, sherpa_metadata(family))
     onnx.save(frontend_graph(model.config.num_mel_bins), folder / FRONTEND)
     onnx.save(encoder, folder / ENCODER)
-    onnx.save(merged_graph(model, suppressed, first), folder / DECODER)
+    if through == "optimum":
+        from export.optimum.decoder import merged_decoder
+
+        merged_decoder(model, folder / DECODER)
+        merged = onnx.load(folder / DECODER)
+        suppress(merged, suppressed, first)
+        onnx.save(merged, folder / DECODER)
+    else:
+        onnx.save(merged_graph(model, suppressed, first), folder / DECODER)
     onnx.save(step_graph(model, suppressed, first, heads), folder / STEP)
     onnx.save(sherpa_graph(model, suppressed, first), folder / SHERPA)
 
