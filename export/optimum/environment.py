@@ -44,9 +44,9 @@ class Environment:
 
     def variables(self) -> dict[str, str]:
         """Environment variables for the command: ours, with the folder on the path and no model hub."""
-        theirs = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-        places = [*([self.folder] if self.folder else []), *theirs]
-        path = os.pathsep.join(str(Path(place).resolve()) for place in places)
+        theirs = [Path(place) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+        places = [self.folder, *theirs] if self.folder else theirs
+        path = os.pathsep.join(str(place.resolve()) for place in places)
         return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
 
 
@@ -105,7 +105,7 @@ def _make(folder: Path) -> None:
 
 
 def _installer() -> Sequence[str]:
-    """pip of our own environment, or uv, whose environments have no pip."""
+    """The pip of our own environment, or uv, whose environments have no pip."""
     if importlib.util.find_spec("pip"):
         # no bytecode: most modules are never imported
         return [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-compile", "--no-user"]
