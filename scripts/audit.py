@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SOURCE = "api.osv.dev"
+PINS = ("constraints.txt", "export/optimum/requirements.txt")
 EXCEPTED = ("CVE-2026-1839", "CVE-2026-4372", "CVE-2026-5241", "CVE-2026-9856", "PYSEC-2026-139")
 
 
@@ -30,10 +31,10 @@ def main() -> int:
         )
         return 0
     command = [sys.executable, "-m", "pip_audit", "--vulnerability-service", "osv", "--disable-pip", "--no-deps"]
-    command += ["--requirement", str(ROOT / "constraints.txt")]
     for name in EXCEPTED:
         command += ["--ignore-vuln", name]
-    return subprocess.run(command, check=False).returncode
+    statuses = [subprocess.run([*command, "--requirement", str(ROOT / pins)], check=False).returncode for pins in PINS]
+    return max(statuses)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,18 @@ def test_the_environment_is_made_once_and_holds_what_was_asked_for(there, cache,
     assert environment() == made
 
 
+def test_an_environment_that_cannot_be_imported_is_not_kept(there, cache, tmp_path, monkeypatch):
+    """Of what is needed one package alone: it is installed, and then it shows that Optimum is not there."""
+    monkeypatch.setattr(place, "is_satisfied", lambda _: False)
+    lines = place.REQUIREMENTS.read_text().split("\n")
+    start = next(i for i, line in enumerate(lines) if line.startswith("optimum=="))
+    (tmp_path / "few.txt").write_text("\n".join(lines[start : start + 2]) + "\n")
+    monkeypatch.setattr(place, "REQUIREMENTS", tmp_path / "few.txt")
+    with pytest.raises(UserError, match=r"cannot be imported beside the packages here \(ModuleNotFoundError: .*optimum"):
+        environment()
+    assert [p for p in (cache / "optimum").iterdir() if not p.name.endswith(".lock")] == []
+
+
 def test_what_libraries_print_is_no_answer_and_an_error_is_one_line(there, tmp_path):
     (tmp_path / "noisy.py").write_text(NOISY.format(transcribe=str(HERE / "transcribe.py")))
     script = Script(there, str(tmp_path / "noisy.py"))

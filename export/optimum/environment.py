@@ -29,7 +29,13 @@ from workbench.locks import claimed
 log = logging.getLogger("workbench")
 PACKAGE = "optimum-onnx"
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
-NEEDED_BYTES = 250_000_000  # 73 MB of files, as much of bytecode later, and the wheels themselves
+NEEDED_BYTES = 150_000_000  # 85 MB of files, and the wheels while they are unpacked
+# what the scripts import, with all that it imports in turn
+IMPORTS = """
+from optimum.exporters.onnx import export_models, model_configs
+from optimum.onnxruntime import ORTModelForSpeechSeq2Seq
+from transformers import GenerationConfig, GenerationMixin, WhisperForConditionalGeneration, WhisperProcessor
+"""
 
 
 @dataclass(frozen=True)
@@ -91,23 +97,34 @@ def _make(folder: Path) -> None:
     started = time.monotonic()
     log.info("making the environment for Optimum, once: fetching %s and what it needs, 17 MB", PACKAGE)
     with atomic_folder(folder) as new:
-        command = [*_installer(), "--target", str(new), "--no-deps", "--require-hashes", "--only-binary", ":all:", "--quiet"]  # fmt: skip
-        done = subprocess.run(
-            ending_with_us([*command, "--requirement", str(REQUIREMENTS)]),
-            capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        if done.returncode:
+        options = ["--target", str(new), "--no-deps", "--require-hashes", "--only-binary", ":all:", "--quiet"]
+        if said := _failure([*_installer(), *options, "--requirement", str(REQUIREMENTS)], dict(os.environ)):
             raise UserError(
-                f"the environment for Optimum cannot be made ({last_line(done.stderr)}); it is fetched once: "
+                f"the environment for Optimum cannot be made ({said}); it is fetched once: "
                 "let pip reach its package index and run the same command again"
             )
+        # proves that it goes together with our own packages, and leaves the bytecode of what is used
+        variables = {k: v for k, v in Environment(new).variables().items() if k != "PYTHONDONTWRITEBYTECODE"}
+        if said := _failure([sys.executable, "-P", "-c", IMPORTS], variables):
+            raise UserError(
+                f"Optimum cannot be imported beside the packages here ({said}); "
+                "install the versions that are tested together: pip install -c constraints.txt -e '.[cpu,demo]'"
+            )
     log.info("made the environment for Optimum in %.0f s: %s", time.monotonic() - started, folder)
+
+
+def _failure(command: Sequence[str], variables: dict[str, str]) -> str:
+    """Run a command; the last line that it says where it fails, otherwise nothing."""
+    done = subprocess.run(
+        ending_with_us(command), capture_output=True, text=True, check=False, env=variables, stdin=subprocess.DEVNULL
+    )
+    return last_line(done.stderr) if done.returncode else ""
 
 
 def _installer() -> Sequence[str]:
     """The pip of our own environment, or uv, whose environments have no pip."""
     if importlib.util.find_spec("pip"):
-        # no bytecode: most modules are never imported
+        # no bytecode yet: most modules are never imported
         return [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-compile", "--no-user"]
     if uv := shutil.which("uv"):
         return [uv, "pip", "install", "--python", sys.executable]
