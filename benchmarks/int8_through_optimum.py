@@ -70,8 +70,9 @@ def main() -> None:
     }
     for key, values in (("mb", sizes), ("wer", scores), ("median_ms", medians)):
         figures |= {f"{key}_{name.replace(' ', '_').lower()}": value for name, value in values.items()}
-    more = {"checkpoint_sha256": manifest.content["checkpoint_sha256"], "clips": len(utterances), "threads": options.threads}
-    finish(options.json, figures, runs, **more, client=clients[OURS].version, operators=options.operators or "Optimum's")
+    more = {"checkpoint_sha256": manifest.content["checkpoint_sha256"], "client": clients[OURS].version}
+    asked = {"clips": len(utterances), "threads": options.threads, "operators": options.operators or "Optimum's"}
+    finish(options.json, figures, runs, **more, **asked)
 
 
 def _through_optimum(bundle: Path, folder: Path, operators: str) -> Path:

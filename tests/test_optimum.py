@@ -121,7 +121,7 @@ def test_an_environment_that_cannot_be_imported_is_not_kept(there, cache, tmp_pa
     start = next(i for i, line in enumerate(lines) if line.startswith("optimum=="))
     (tmp_path / "few.txt").write_text("\n".join(lines[start : start + 2]) + "\n")
     monkeypatch.setattr(place, "REQUIREMENTS", tmp_path / "few.txt")
-    with pytest.raises(UserError, match=r"cannot be imported beside the packages here \(ModuleNotFoundError: .*optimum"):
+    with pytest.raises(UserError, match=r"cannot be imported beside the packages here \(ModuleNotFound.*optimum"):
         environment()
     assert [p for p in (cache / "optimum").iterdir() if not p.name.endswith(".lock")] == []
 
