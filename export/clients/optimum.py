@@ -1,89 +1,65 @@
-"""Hugging Face Optimum: `ORTModelForSpeechSeq2Seq` with the bundle's own processor, as its users write it."""
+"""Hugging Face Optimum: `ORTModelForSpeechSeq2Seq` with the bundle's own processor, as its users write it.
+
+It runs in an environment of its own, since its ONNX package wants an older transformers than ours (export/optimum).
+"""
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from export.clients.protocol import HUGGING_FACE, Transcription
-from export.edge.bundle import Manifest, read_manifest
+from export.edge.bundle import read_manifest
 from export.linked import Linked
+from export.optimum.environment import environment
+from export.optimum.script import Script
 from workbench.audio import SAMPLE_RATE, Wave
+from workbench.errors import UserError
 from workbench.families.checkpoint import check_settings
 
 EXACT = True
 GRAPHS, FILES = HUGGING_FACE
-REQUIRES, INSTALL = "optimum.onnxruntime", "pip install optimum optimum-onnx onnxruntime"
+SAMPLES_A_POSITION = 320  # of the encoder's output
+
+
+def missing() -> str | None:
+    """None if Optimum can run here; its environment is made for that. Else why not, and what to do."""
+    try:
+        environment()
+    except UserError as error:
+        return str(error)
+    return None
 
 
 class OptimumClient:
-    """A bundle in Optimum, read at true length where the bundle is length-adaptive."""
+    """A bundle in Optimum, read at true length where the bundle is length-adaptive, or always at 30 s as the tutorials do."""
 
-    def __init__(self, bundle: Path, precision: str, threads: int | None) -> None:
-        import onnxruntime
-        from optimum.version import __version__
-        from transformers import WhisperProcessor
-
-        manifest = read_manifest(bundle)
+    def __init__(self, bundle: Path, precision: str, threads: int | None, always_30_s: bool = False) -> None:
+        self.manifest = read_manifest(bundle)
         check_settings(bundle)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if threads:
-            options.intra_op_num_threads = threads
-        self.model: Any = _open_model(bundle, manifest, precision, options)
-        self.processor: Any = WhisperProcessor.from_pretrained(bundle, trust_remote_code=False)
-        self.manifest = manifest
-        self.version = __version__
+        self.padded = always_30_s or self.manifest.content["length"] == "padded"
+        # it finds graphs by their standard names alone
+        self.linked = Linked(self.manifest, precision, graphs=".")
+        places = (str(self.linked.folder), str(bundle.resolve()))
+        self.script = Script(environment(), "transcribe.py", *places, str(threads or 0))
+        self.version = str(self.script.ready["version"])
 
     def transcribe(self, wave: Wave, language: str) -> Transcription:
-        """Transcribe one utterance at its own length plus the margin, or at 30 s where the model asks for that."""
-        from transformers import GenerationMixin
-
+        """Transcribe one utterance at its own length plus the margin, or at 30 s."""
+        how: dict[str, Any] = {"language": language}
         limit = self.manifest.token_limit(len(wave) / SAMPLE_RATE, language)
-        if self.manifest.content["length"] == "padded":
-            return self.transcribe_at_30_s(wave, language)
-        margin = float(self.manifest.content["margin_seconds"])
-        positions = -(-round(len(wave) + margin * SAMPLE_RATE) // 320)
-        wave = np.pad(wave, (0, max(0, positions * 320 - len(wave))))
-        features = self.processor(
-            wave, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding="longest"
-        ).input_features
-        prompt = features.new_tensor([self.manifest.content["tokens"]["prompts"][language]]).long()
-        # Whisper's own generate pads features to 30 s whatever it is told; the one it overrides takes them as they are
-        ids = GenerationMixin.generate(self.model, features, decoder_input_ids=prompt, max_new_tokens=limit)
-        return self._transcription(ids)
-
-    def transcribe_at_30_s(self, wave: Wave, language: str) -> Transcription:
-        """Transcribe as the tutorials do: the processor pads to 30 s, then Whisper's own generate."""
-        limit = self.manifest.token_limit(len(wave) / SAMPLE_RATE, language)
-        features = self.processor(wave, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
-        multilingual = self.model.generation_config.is_multilingual
-        known = {"language": language, "task": "transcribe"} if multilingual else {}
-        return self._transcription(self.model.generate(features, max_new_tokens=limit, **known))
-
-    def _transcription(self, ids: Any) -> Transcription:
-        tokens = tuple(i for i in ids[0].tolist() if self.manifest.is_text(i))
-        return Transcription(self.processor.tokenizer.decode(tokens).strip(), tokens)
-
-
-def _open_model(bundle: Path, manifest: Manifest, precision: str, options: Any) -> Any:
-    """Load by the standard names, linked to this precision's graphs in a folder of their own.
-
-    optimum-onnx 0.1.0 looks for a second decoder as soon as one is named, so a quantized merged decoder cannot be loaded
-    by its name. It also looks for the generation config beside the graphs, so that one is handed over.
-    """
-    from optimum.onnxruntime import ORTModelForSpeechSeq2Seq
-    from transformers import GenerationConfig
-
-    linked = Linked(manifest, precision, graphs=".")
-    return ORTModelForSpeechSeq2Seq.from_pretrained(
-        linked.folder,
-        generation_config=GenerationConfig.from_pretrained(bundle),
-        session_options=options,
-        trust_remote_code=False,
-    )
+        if not self.padded:
+            margin = float(self.manifest.content["margin_seconds"])
+            positions = -(-round(len(wave) + margin * SAMPLE_RATE) // SAMPLES_A_POSITION)
+            wave = np.pad(wave, (0, max(0, positions * SAMPLES_A_POSITION - len(wave))))
+            how = {"prompt": self.manifest.content["tokens"]["prompts"][language]}
+        samples = base64.b64encode(np.asarray(wave, "<f4").tobytes()).decode()
+        ids = self.script.ask(samples=samples, most=limit, **how)["tokens"]
+        tokens = tuple(i for i in ids if self.manifest.is_text(i))
+        return Transcription(str(self.script.ask(decode=tokens)["text"]).strip(), tokens)
 
 
 def open_client(bundle: Path, precision: str, threads: int | None) -> OptimumClient:

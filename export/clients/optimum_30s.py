@@ -7,22 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export.clients.optimum import FILES, GRAPHS, INSTALL, REQUIRES, OptimumClient
-from export.clients.protocol import Transcription
-from workbench.audio import Wave
+from export.clients.optimum import FILES, GRAPHS, OptimumClient, missing
 
-__all__ = ["EXACT", "FILES", "GRAPHS", "INSTALL", "REQUIRES", "open_client"]
+__all__ = ["EXACT", "FILES", "GRAPHS", "missing", "open_client"]
 EXACT = True
 
 
-class PaddedOptimumClient(OptimumClient):
-    """A bundle in Optimum, always read at 30 s."""
-
-    def transcribe(self, wave: Wave, language: str) -> Transcription:
-        """Transcribe one utterance."""
-        return self.transcribe_at_30_s(wave, language)
-
-
-def open_client(bundle: Path, precision: str, threads: int | None) -> PaddedOptimumClient:
+def open_client(bundle: Path, precision: str, threads: int | None) -> OptimumClient:
     """Open a bundle."""
-    return PaddedOptimumClient(bundle, precision, threads)
+    return OptimumClient(bundle, precision, threads, always_30_s=True)

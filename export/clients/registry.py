@@ -29,8 +29,11 @@ def client_module(name: str) -> ModuleType:
 
 
 def available(name: str) -> str | None:
-    """None if a runtime is installed, else how to install it."""
+    """None if a runtime can be used, else how to install it. A runtime whose environment we make is installed by this."""
     module = client_module(name)
+    if hasattr(module, "missing"):
+        remedy: str | None = module.missing()
+        return remedy
     there = module.installed() if hasattr(module, "installed") else importlib.util.find_spec(module.REQUIRES)
     return None if there else str(module.INSTALL)
 

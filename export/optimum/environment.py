@@ -1,0 +1,133 @@
+"""Where Optimum's ONNX package runs: with our interpreter and a folder of what it needs that differs from our own packages.
+
+torch, numpy, onnx and onnxruntime are those of our own environment; a folder of the workbench's cache, first on the path, has
+the few packages of requirements.txt. Where our own packages suit Optimum as they are, there is no folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from workbench.children import ending_with_us
+from workbench.errors import UserError, last_line
+from workbench.files import atomic_folder, cache_dir, check_free_space, sha256_of
+from workbench.locks import claimed
+
+log = logging.getLogger("workbench")
+PACKAGE = "optimum-onnx"
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+NEEDED_BYTES = 150_000_000  # 85 MB of files, and the wheels while they are unpacked
+# what the scripts import, with all that it imports in turn
+IMPORTS = """
+from optimum.exporters.onnx import export_models, model_configs
+from optimum.onnxruntime import ORTModelForSpeechSeq2Seq
+from transformers import GenerationConfig, GenerationMixin, WhisperForConditionalGeneration, WhisperProcessor
+"""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Our interpreter, and the folder that comes first on its path; None where our own packages do."""
+
+    folder: Path | None
+
+    def command(self, script: Path, *arguments: str) -> list[str]:
+        """A command line that runs a script in it and ends with this process; neither its folder nor the current one is on the path."""
+        return ending_with_us([sys.executable, "-P", str(script), *arguments])
+
+    def variables(self) -> dict[str, str]:
+        """Environment variables for the command: ours, with the folder on the path and no model hub."""
+        theirs = [Path(place) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+        places = [self.folder, *theirs] if self.folder else theirs
+        path = os.pathsep.join(str(place.resolve()) for place in places)
+        return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+
+
+def environment() -> Environment:
+    """The environment for Optimum, made if it is not there yet.
+
+    Raises:
+        UserError: it has to be made, and pip cannot fetch what it needs.
+    """
+    if is_satisfied(PACKAGE):
+        return Environment(None)
+    folder = _folder()
+    if not folder.is_dir():
+        with claimed(folder, wait=True):
+            if not folder.is_dir():  # another process may have made it meanwhile
+                _make(folder)
+    return Environment(folder)
+
+
+def is_satisfied(package: str) -> bool:
+    """Whether a package is installed here together with versions of all that it requires (extras aside)."""
+    try:
+        wanted = [Requirement(text) for text in requires(package) or []]
+        return all(
+            requirement.specifier.contains(version(requirement.name), prereleases=True)
+            for requirement in wanted
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        )
+    except PackageNotFoundError:
+        return False
+
+
+def _folder() -> Path:
+    """Its place in the cache, named after what decides its content."""
+    text = REQUIREMENTS.read_text(encoding="utf-8")
+    key = [text, sys.implementation.name, sys.version_info[:2], sysconfig.get_platform()]
+    return cache_dir() / "optimum" / sha256_of(key)[:16]
+
+
+def _make(folder: Path) -> None:
+    check_free_space(folder, NEEDED_BYTES, "the environment for Optimum")
+    started = time.monotonic()
+    log.info("making the environment for Optimum, once: fetching %s and what it needs, 17 MB", PACKAGE)
+    with atomic_folder(folder) as new:
+        options = ["--target", str(new), "--no-deps", "--require-hashes", "--only-binary", ":all:", "--quiet"]
+        if said := _failure([*_installer(), *options, "--requirement", str(REQUIREMENTS)], dict(os.environ)):
+            raise UserError(
+                f"the environment for Optimum cannot be made ({said}); it is fetched once: "
+                "let pip reach its package index and run the same command again"
+            )
+        # proves that it goes together with our own packages, and leaves the bytecode of what is used
+        variables = {k: v for k, v in Environment(new).variables().items() if k != "PYTHONDONTWRITEBYTECODE"}
+        if said := _failure([sys.executable, "-P", "-c", IMPORTS], variables):
+            raise UserError(
+                f"Optimum cannot be imported beside the packages here ({said}); "
+                "install the versions that are tested together: pip install -c constraints.txt -e '.[cpu,demo]'"
+            )
+    log.info("made the environment for Optimum in %.0f s: %s", time.monotonic() - started, folder)
+
+
+def _failure(command: Sequence[str], variables: dict[str, str]) -> str:
+    """Run a command; the last line that it says where it fails, otherwise nothing."""
+    done = subprocess.run(
+        ending_with_us(command), capture_output=True, text=True, check=False, env=variables, stdin=subprocess.DEVNULL
+    )
+    return last_line(done.stderr) if done.returncode else ""
+
+
+def _installer() -> Sequence[str]:
+    """The pip of our own environment, or uv, whose environments have no pip."""
+    if importlib.util.find_spec("pip"):
+        # no bytecode yet: most modules are never imported
+        return [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-compile", "--no-user"]
+    if uv := shutil.which("uv"):
+        return [uv, "pip", "install", "--python", sys.executable]
+    raise UserError(
+        f"{sys.executable}: neither pip nor uv is there, and one of them has to fetch what Optimum needs; install pip (`python -m ensurepip`)"
+    )

@@ -1,0 +1,100 @@
+"""Optimum in an environment of its own: load a bundle, then answer each line of JSON on stdin.
+
+    python transcribe.py GRAPHS BUNDLE THREADS
+    {"samples": base64 of float32 at 16 kHz, "most": 60, "prompt": [50258]}   ->  {"tokens": [...]}, read at the clip's own length
+    {"samples": ..., "most": 60, "language": "en"}                            ->  {"tokens": [...]}, read as the tutorials do, at 30 s
+    {"decode": [...]}                                                         ->  {"text": ...}
+
+GRAPHS is a folder with one precision's graphs under the standard names, THREADS 0 for onnxruntime's own choice. What goes wrong is
+{"error": one line}. Nothing of the workbench is imported: it is not installed for this transformers.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+
+def main(graphs: str, bundle: str, threads: str) -> None:
+    """Serve until stdin ends."""
+    # what libraries print must not be taken for an answer: from here on their stdout is stderr
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(value: dict[str, Any]) -> None:
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
+
+    try:
+        recognizer = Recognizer(graphs, bundle, int(threads))
+        say({"version": ", ".join([version("optimum"), *(f"{p} {version(p)}" for p in ("optimum-onnx", "transformers"))])})  # fmt: skip
+        for line in sys.stdin:
+            say(recognizer.answer(**json.loads(line)))
+    except Exception as error:
+        say({"error": " ".join(f"{type(error).__name__}: {error}".split())})
+        raise
+
+
+class Recognizer:
+    """A bundle in `ORTModelForSpeechSeq2Seq` with its own processor."""
+
+    def __init__(self, graphs: str, bundle: str, threads: int) -> None:
+        import onnxruntime
+        from optimum.onnxruntime import ORTModelForSpeechSeq2Seq
+        from transformers import GenerationConfig, WhisperProcessor
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = threads
+        # optimum-onnx 0.1.0 looks for a second decoder as soon as one is named, so a quantized merged decoder cannot be loaded
+        # by its name. It also looks for the generation config beside the graphs, so that one is handed over.
+        self.model: Any = ORTModelForSpeechSeq2Seq.from_pretrained(
+            graphs,
+            generation_config=GenerationConfig.from_pretrained(bundle),
+            session_options=options,
+            trust_remote_code=False,
+        )
+        self.processor: Any = WhisperProcessor.from_pretrained(bundle, trust_remote_code=False)
+
+    def answer(
+        self,
+        samples: str = "",
+        most: int = 0,
+        prompt: list[int] | None = None,
+        language: str = "",
+        decode: list[int] | None = None,
+    ) -> dict[str, Any]:
+        """The answer to one request."""
+        if decode is not None:
+            return {"text": self.processor.tokenizer.decode(decode)}
+        wave = np.frombuffer(base64.b64decode(samples), "<f4")
+        ids = self._at_its_length(wave, most, prompt) if prompt else self._at_30_s(wave, most, language)
+        return {"tokens": ids[0].tolist()}
+
+    def _at_its_length(self, wave: Any, most: int, prompt: list[int]) -> Any:
+        """Token ids, [1, tokens], of a wave whose length is whole encoder positions."""
+        from transformers import GenerationMixin
+
+        features = self.processor(
+            wave, sampling_rate=16_000, return_tensors="pt", padding="longest"
+        ).input_features  # [1, mels, frames]
+        given = features.new_tensor([prompt]).long()
+        # Whisper's own generate pads features to 30 s whatever it is told; the one it overrides takes them as they are
+        return GenerationMixin.generate(self.model, features, decoder_input_ids=given, max_new_tokens=most)
+
+    def _at_30_s(self, wave: Any, most: int, language: str) -> Any:
+        features = self.processor(wave, sampling_rate=16_000, return_tensors="pt").input_features
+        multilingual = self.model.generation_config.is_multilingual
+        known = {"language": language, "task": "transcribe"} if multilingual else {}
+        return self.model.generate(features, max_new_tokens=most, **known)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
