@@ -79,10 +79,12 @@ def frontend_graph(mels: int) -> Any:
 
 def _as_trained(w: Writer, features: str, margin: int | None) -> str:
     """`silence.as_trained` as nodes. [clips, mels, frames] -> [clips, mels, an even number of frames]"""
-    zero = w.add("Equal", w.add("ReduceMax", w.add("Abs", features), w.integers(1)), w.constant("0.0", np.float32(0)))
-    spoken = w.add("Where", zero, w.constant("infinity", np.float32(np.inf)), features)  # zero: [clips, 1, frames]
-    floor = w.add("ReduceMin", spoken, w.integers(1, 2))
-    floor = w.add("Where", w.add("IsInf", floor), w.constant("silence", np.float32(LEAST)), floor)  # [clips, 1, 1]
+    nothing, size = w.constant("0.0", np.float32(0)), w.add("ReduceMax", w.add("Abs", features), w.integers(1))
+    zero = w.add("Equal", size, nothing)  # [clips, 1, frames]
+    spoken = w.add("Where", zero, w.constant("infinity", np.float32(np.inf)), features)
+    floor = w.add("ReduceMin", spoken, w.integers(1, 2))  # [clips, 1, 1]
+    all_zero = w.add("Equal", w.add("ReduceMax", size, w.integers(2)), nothing)
+    floor = w.add("Where", all_zero, w.constant("silence", np.float32(LEAST)), floor)
     features = w.add("Where", zero, floor, features)
     if margin is None:
         missing = w.add("Sub", w.integers(WINDOW_FRAMES), _size(w, features, 2))

@@ -119,7 +119,10 @@ def test_what_is_loaded_is_what_transformers_loads(tiny_checkpoint):
     ours, theirs = Whisper(tiny_checkpoint).load(), WhisperForConditionalGeneration.from_pretrained(tiny_checkpoint)
     for (name, found), expected in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
         assert torch.equal(found, expected), name
-    assert [p.requires_grad for p in ours.parameters()] == [p.requires_grad for p in theirs.parameters()]
+    # from_pretrained of transformers 5 forgets that the encoder's positions are not trained
+    assert [name for name, p in ours.named_parameters() if not p.requires_grad] == [
+        "model.encoder.embed_positions.weight"
+    ]
     assert ours.proj_out.weight is ours.model.decoder.embed_tokens.weight
     different = {"_name_or_path", "dtype"}
     ours_says, theirs_says = ours.config.to_dict(), theirs.config.to_dict()
@@ -150,7 +153,14 @@ def test_what_is_loaded_is_what_transformers_loads(tiny_checkpoint):
 def test_a_file_that_names_code_is_refused_with_its_key(folder, monkeypatch, name, changes):
     from transformers.integrations import hub_kernels
 
-    monkeypatch.setattr(hub_kernels, "load_and_register_kernel", lambda *_: pytest.fail("a kernel was loaded"))
+    loaders = [
+        name
+        for name in vars(hub_kernels)
+        if name in ("get_kernel", "lazy_load_kernel") or name.startswith("load_and_register")
+    ]
+    assert len(loaders) >= 2  # whatever they are called in this version
+    for loader in loaders:
+        monkeypatch.setattr(hub_kernels, loader, lambda *_, **__: pytest.fail("a kernel was loaded"))
     edit(folder / name, **changes)
     said = refused(folder)
     assert name in said
@@ -291,6 +301,10 @@ def test_the_tokenizer_of_another_model_is_refused(folder):
 )  # fmt: skip
 def test_fuzzed_files_of_a_checkpoint_are_used_or_refused(folder, name):
     path = folder / name
+    if name == "special_tokens_map.json":  # transformers 4 saved one
+        path.write_text(
+            json.dumps({"eos_token": "<|endoftext|>", "pad_token": {"content": "<|endoftext|>", "lstrip": False}})
+        )
     original = json.loads(path.read_text())
 
     def check(content):

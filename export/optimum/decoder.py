@@ -12,6 +12,7 @@ import onnx
 from export.onnx_edit import hoist_transposes, name_weights_by_use
 from export.optimum.environment import environment
 from export.optimum.script import HERE
+from workbench.children import ending_with_us
 from workbench.errors import last_line
 
 OPSET, TRACED_FRAMES = 18, 480  # those of graphs.py
@@ -38,7 +39,7 @@ def merged_decoder(model: Any, path: Path) -> None:
         save_file(_weights(model), folder / "decoder.safetensors")
         command = there.command(HERE / "export_decoder.py", str(folder), str(TRACED_FRAMES), str(OPSET))
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, cwd=folder, env=there.variables(), stdin=subprocess.DEVNULL
+            ending_with_us(command), capture_output=True, text=True, check=False, cwd=folder, env=there.variables(), stdin=subprocess.DEVNULL
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"Optimum's exporter ended with exit status {done.returncode}: {last_line(done.stderr)}")

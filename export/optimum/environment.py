@@ -45,8 +45,8 @@ class Environment:
     folder: Path | None
 
     def command(self, script: Path, *arguments: str) -> list[str]:
-        """A command line that runs a script in it and ends with this process; neither its folder nor the current one is on the path."""
-        return ending_with_us([sys.executable, "-P", str(script), *arguments])
+        """A command line that runs a script in it; neither its folder nor the current one is on the path."""
+        return [sys.executable, "-P", str(script), *arguments]
 
     def variables(self) -> dict[str, str]:
         """Environment variables for the command: ours, with the folder on the path and no model hub."""

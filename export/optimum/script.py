@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.optimum.environment import Environment
+from workbench.children import ending_with_us
 
 HERE = Path(__file__).parent
 
@@ -18,7 +19,7 @@ class Script:
     def __init__(self, environment: Environment, name: str, *arguments: str) -> None:
         """Start `name`, a file of this folder, and wait for its first line, which is kept as `ready`."""
         self.process = subprocess.Popen(
-            environment.command(HERE / name, *arguments),
+            ending_with_us(environment.command(HERE / name, *arguments)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
