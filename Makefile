@@ -10,7 +10,7 @@ RUN := runs/quickstart
 TEACHER := whisper-base
 export WORKBENCH := $(BIN)/workbench
 
-.PHONY: quickstart demo test test-fast notebooks lint format bench clean
+.PHONY: quickstart demo test test-fast test-lowest notebooks lint format bench clean
 
 quickstart: $(INSTALLED)  ## the whole chain on real speech: distil, export, verify, measure
 	$(WORKBENCH) distill recipes/quickstart.yaml output=$(RUN)
@@ -25,6 +25,9 @@ test: $(INSTALLED)  ## all tests, the slow ones on the real Whisper base too
 
 test-fast: $(INSTALLED)  ## tests on tiny random models only
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical
+
+test-lowest: .venv-lowest/.installed  ## the fast tests on the lowest versions that pyproject.toml allows
+	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -n logical
 
 notebooks: $(INSTALLED)  ## execute the notebooks
 	$(BIN)/pytest --nbmake --nbmake-timeout=600 -m "" notebooks
@@ -45,7 +48,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-lowest runs
 
 # transformers.js is verified where Node is installed.
 # pip's resolver backtracks for long on ranges; the constraints leave it one choice each.
@@ -54,4 +57,10 @@ $(INSTALLED): pyproject.toml constraints.txt export/clients/node/package-lock.js
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(RUNTIME),$(SPEECH)demo,notebooks,vocabulary,clients,dev]"
 	! command -v npm >/dev/null || npm ci --ignore-scripts --no-audit --no-fund --prefix export/clients/node \
 	  || echo 'npm could not install transformers.js: bundles are not verified in it'
+	touch $@
+
+.venv-lowest/.installed: pyproject.toml constraints-lowest.txt
+	test -d .venv-lowest || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --disable-pip-version-check -q -c constraints-lowest.txt -e ".[cpu,demo,vocabulary,clients,tracking]" \
+	  pytest pytest-xdist hypothesis playwright kaldi-native-fbank
 	touch $@

@@ -22,7 +22,8 @@ from export.precisions import Precision, Scheme, parse_precisions
 from workbench import __version__
 from workbench.audio import SAMPLE_RATE, Wave
 from workbench.corpus import Utterance, corpus_identity
-from workbench.errors import UserError
+from workbench.errors import UserError, nearest
+from workbench.families.checkpoint import check_files, feature_settings
 from workbench.families.whisper import (
     TOKENS_AT_LEAST,
     TOKENS_PER_SECOND,
@@ -41,7 +42,7 @@ from workbench.students import parameters
 from workbench.teachers import fingerprint
 
 log = logging.getLogger("workbench")
-REQUIRED_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", "vocab.json")
+EXPORTERS = ("workbench", "optimum")  # of the merged decoder
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def export_bundle(
     options: Int8Options = DEFAULTS,
     calibration: Sequence[Wave] = (),
     aligned: Sequence[Utterance] = (),
+    through: str = "workbench",
 ) -> Path:
     """Export a Whisper checkpoint folder as a bundle and check its tensors against torch.
 
@@ -111,12 +113,13 @@ def export_bundle(
         options: of the quantizers.
         calibration: clips [samples] on which static int8 measures its inputs' ranges.
         aligned: clips with texts on which the heads are chosen that word times are read off; without, those that the checkpoint names.
+        through: whose exporter writes the merged decoder, `workbench` or `optimum`.
 
     Returns:
         The bundle's folder. One that already holds this export, undamaged, is left as it is.
 
     Raises:
-        UserError: the checkpoint cannot be used, another process writes the bundle, the disk is full, or the graphs do not say what torch says.
+        UserError: the checkpoint cannot be used, Optimum is asked for and cannot be had, another process writes the bundle, the disk is full, or the graphs do not say what torch says.
     """
     from export.alignment import find_alignment
     from export.model_card import write_card
@@ -125,11 +128,17 @@ def export_bundle(
     parsed = parse_precisions(precisions)
     precisions = [p.name for p in parsed]
     check_output(output, [checkpoint])
-    if missing := [f for f in REQUIRED_FILES if not (checkpoint / f).is_file()]:
-        raise UserError(f"{checkpoint}: lacks {', '.join(missing)}; expected a transformers Whisper checkpoint folder")
+    check_files(checkpoint)
     origin = find_origin(checkpoint, name)
     source = fingerprint(checkpoint)
-    wanted = {"precisions": precisions, "vocabulary": vocabulary, "int8": _described(options, parsed)}
+    if through not in EXPORTERS:
+        raise UserError(f"--through {through!r}{nearest(through, EXPORTERS)}")
+    wanted = {
+        "precisions": precisions,
+        "vocabulary": vocabulary,
+        "int8": _described(options, parsed),
+        "through": through,
+    }
     if _is_current(output, source, wanted, overwrite):
         log.info("%s is up to date", output)
         return output
@@ -148,9 +157,13 @@ def export_bundle(
         silence = origin.margin_seconds if origin.length == "true" else WINDOW_SECONDS
         alignment = find_alignment(model, family, aligned, silence)
         heads = alignment["heads"]
-        _write_graphs(model, family, origin, graphs, parsed, options, calibration, heads)
+        _write_graphs(model, family, origin, graphs, parsed, options, calibration, heads, through)
         _write_clients_files(read, family, folder, heads)
-        content = _manifest(origin, family, model, parsed, source) | {"vocabulary": lost, "int8": wanted["int8"]}
+        content = _manifest(origin, family, model, parsed, source) | {
+            "vocabulary": lost,
+            "int8": wanted["int8"],
+            "through": through,
+        }
         content |= {"speech_detector": copy_detector(graphs), "alignment": alignment}
         # what the check reads; checksums are computed once, when no file changes any more
         write_json(folder / "bundle.json", content)
@@ -203,6 +216,11 @@ def _write_clients_files(checkpoint: Path, family: Whisper, folder: Path, heads:
     for file in CHECKPOINT_FILES:
         if (checkpoint / file).is_file():
             shutil.copyfile(checkpoint / file, folder / file)
+    # which transformers 5 does not save, and JavaScript's, numpy's and older clients read
+    if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
+        family.tokenizer.backend_tokenizer.model.save(str(folder))
+    if not (folder / "preprocessor_config.json").is_file():
+        write_json(folder / "preprocessor_config.json", feature_settings(checkpoint)[1])
     generation = read_json(folder / "generation_config.json", "a generation configuration")
     write_json(folder / "generation_config.json", {**generation, "alignment_heads": heads or None})
     shutil.copytree(Path(__file__).parent / "edge", folder / "edge", ignore=shutil.ignore_patterns("__pycache__"))
@@ -224,6 +242,7 @@ def _is_current(output: Path, source: str, wanted: dict[str, Any], overwrite: bo
         same = content.get("checkpoint_sha256") == source and manifest.precisions == wanted["precisions"]
         same = same and ((content.get("vocabulary") or {}).get("choice") or "") == wanted["vocabulary"]
         same = same and content.get("int8") == wanted["int8"]
+        same = same and content.get("through", "workbench") == wanted["through"]
         same = same and not manifest.packed_for
         if same and content.get("workbench") == __version__ and _has_this_runtime(manifest):
             manifest.check()
@@ -237,7 +256,7 @@ def _is_current(output: Path, source: str, wanted: dict[str, Any], overwrite: bo
         )
     elif not overwrite:
         raise UserError(
-            f"{output}: holds a bundle of another checkpoint, another vocabulary, other precisions or other options; choose another -o, or add --overwrite"
+            f"{output}: holds a bundle of another checkpoint, another vocabulary, other precisions, another exporter or other options; choose another -o, or add --overwrite"
         )
     return False
 
@@ -251,14 +270,14 @@ def _has_this_runtime(manifest: Manifest) -> bool:
 
 def _write_graphs(
     model: Any, family: Whisper, origin: Origin, folder: Path, precisions: Sequence[Precision],
-    options: Int8Options, calibration: Sequence[Wave], heads: list[list[int]],
+    options: Int8Options, calibration: Sequence[Wave], heads: list[list[int]], through: str,
 ) -> None:  # fmt: skip
     from export.graphs import ENCODER, QUANTIZED, export_graphs, margin_frames
     from export.lint import lint_graphs
     from export.quantize import quantize
 
     log.info("exporting graphs")
-    export_graphs(model, family, folder, margin_frames(origin.length, origin.margin_seconds), heads)
+    export_graphs(model, family, folder, margin_frames(origin.length, origin.margin_seconds), heads, through)
     used = {(graph, p.encoder if graph == ENCODER else p.decoder) for p in precisions for graph in QUANTIZED}
     static = any(scheme.name == "int8_static" for _, scheme in used)
     features = calibration_features(origin.checkpoint, calibration) if static else []

@@ -98,7 +98,7 @@ def _differences(sessions: dict[str, Any], scene: _Scene) -> dict[str, float]:
     found = {
         "features": _relative(sessions["frontend"].run(None, {"waves": scene.waves})[0], scene.features),
         "encoder": _relative(states, scene.states),
-        "merged decoder": scene.differ(_merged(sessions["decoder"], scene), scene.prompt - 1),
+        "merged decoder": _largest(scene, _merged(sessions["decoder"], scene)),
         "step decoder": _largest(scene, _stepped(sessions["step"], scene, keys, values)),
         "sherpa decoder": _largest(scene, _as_sherpa(sessions["sherpa"], scene, keys, values)),
     }
@@ -124,18 +124,22 @@ def _pieces(scene: _Scene) -> list[tuple[int, npt.NDArray[Any]]]:
     return [(a, scene.ids[:, a:z]) for a, z in pairwise(places)]
 
 
-def _merged(decoder: Any, scene: _Scene) -> npt.NDArray[Any]:
+def _merged(decoder: Any, scene: _Scene) -> list[npt.NDArray[Any]]:
     clips = len(scene.ids)
-    feed = {
-        "input_ids": scene.ids[:, : scene.prompt],
-        "encoder_hidden_states": scene.states,
-        "use_cache_branch": np.array([False]),
+    past = {
+        i.name: np.zeros((clips, i.shape[1], 1, i.shape[3]), np.float32)
+        for i in decoder.get_inputs()
+        if i.name.startswith("past_key_values")
     }
-    for past in decoder.get_inputs():
-        if past.name.startswith("past_key_values"):
-            feed[past.name] = np.zeros((clips, past.shape[1], 1, past.shape[3]), np.float32)
-    logits: npt.NDArray[Any] = decoder.run(["logits"], feed)[0][:, -1]
-    return logits
+    names = ["logits", *(name.replace("past_key_values", "present") for name in past)]
+    found = []
+    for before, ids in _pieces(scene):
+        feed = {"input_ids": ids, "encoder_hidden_states": scene.states, "use_cache_branch": np.array([before > 0])}
+        logits, *new = decoder.run(names, feed | past)
+        # with a past the encoder's keys and values stay what they were
+        past = {name: old if before and ".encoder." in name else now for (name, old), now in zip(past.items(), new, strict=True)}  # fmt: skip
+        found.append(logits[:, -1])
+    return found
 
 
 def _stepped(decoder: Any, scene: _Scene, keys: npt.NDArray[Any], values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:

@@ -207,7 +207,7 @@ def export_for(
         corpus: its validation clips are chosen on, its test clips confirm, its training clips calibrate.
         options: of the quantizers; the device says of how many bits, unless they do.
         threads: of the runtime; the device's by default.
-        how: what else `export_bundle` takes: name, overwrite, vocabulary, texts, aligned.
+        how: what else `export_bundle` takes: name, overwrite, vocabulary, texts, aligned, through.
 
     Returns:
         The bundle's folder, and what was found; None where the folder holds what this very search found on this kind of machine.
@@ -240,7 +240,12 @@ def export_for(
     validation, test = scored_clips(corpus, "validation"), scored_clips(corpus, "test")
     with workplace(output) as temporary:
         # word times are no part of what is searched for: their heads are chosen once, for the bundle that comes of it
-        first = export_bundle(checkpoint, temporary / "fp32", ["fp32"], **{**how, "overwrite": False, "aligned": ()})
+        first = export_bundle(
+            checkpoint,
+            temporary / "fp32",
+            ["fp32"],
+            **{**how, "overwrite": False, "aligned": (), "through": "workbench"},
+        )
         workshop = Workshop(first, options, calibration_features(checkpoint, waves))
         # a vocabulary's loss is part of what the budget is for
         whole = (

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from export.graph_parts import attend, causal_mask, feed_forward, split_heads
 from export.onnx_writer import FLOAT, INT64, Writer
 from export.step_graph import EMBEDDING, TRANSPOSED, suppression
 
@@ -38,9 +39,7 @@ def sherpa_graph(model: Any, suppressed: list[int], suppressed_first: list[int])
     embedding = w.constant(EMBEDDING, decoder.embed_tokens.weight.detach().numpy())
     positions = w.constant("positions", decoder.embed_positions.weight.detach().numpy())
     x = w.add("Add", w.add("Gather", embedding, ids), w.add("Gather", positions, places))
-    seen = w.add("Range", w.constant("zero", np.array(0)), w.add("Squeeze", until), w.constant("one", np.array(1)))
-    later = w.add("Greater", seen, w.add("Unsqueeze", places, w.integers(1)))  # [tokens, tokens so far]
-    mask = w.add("Where", later, w.constant("far", np.float32(FAR)), w.constant("near", np.float32(0)))
+    mask = causal_mask(w, places, w.add("Squeeze", until), FAR)
     kept: tuple[list[str], list[str]] = ([], [])
     for i, layer in enumerate(decoder.layers):
         name, attention, other = f"layers.{i}", layer.self_attn, layer.encoder_attn
@@ -56,14 +55,13 @@ def sherpa_graph(model: Any, suppressed: list[int], suppressed_first: list[int])
             out.append(w.add("Unsqueeze", w.add("Concat", now, after, axis=1), w.integers(0)))
             so_far.append(now)
         x = w.add(
-            "Add", x, w.linear(f"{name}.self_out", attention.out_proj, _attention(w, attention, query, so_far, mask))
+            "Add", x, w.linear(f"{name}.self_out", attention.out_proj, _attend(w, attention, query, so_far, mask))
         )
         normed = w.norm(f"{name}.cross_norm", layer.encoder_attn_layer_norm, x)
         query = w.linear(f"{name}.cross_q", other.q_proj, normed)
         heard = [w.add("Gather", c, w.constant(f"layer_{i}", np.array(i))) for c in cross]
-        x = w.add("Add", x, w.linear(f"{name}.cross_out", other.out_proj, _attention(w, other, query, heard)))
-        normed = w.norm(f"{name}.norm", layer.final_layer_norm, x)
-        x = w.add("Add", x, w.linear(f"{name}.fc2", layer.fc2, _gelu(w, w.linear(f"{name}.fc1", layer.fc1, normed))))
+        x = w.add("Add", x, w.linear(f"{name}.cross_out", other.out_proj, _attend(w, other, query, heard)))
+        x = feed_forward(w, name, layer, x)
     last = w.norm("norm", decoder.layer_norm, w.add("Gather", x, w.integers(-1), axis=1))  # [batch, 1, width]
     logits = w.add("MatMul", last, w.add("Transpose", embedding, to=TRANSPOSED, perm=[1, 0]))
     w.add("Add", logits, suppression(w, offset, config.vocab_size, suppressed, suppressed_first), to="logits")
@@ -128,22 +126,9 @@ def sherpa_tokens(family: Any) -> str:
     return "".join(f"{base64.b64encode(piece).decode()} {i}\n" for i, piece in sorted(pieces.items()))
 
 
-def _attention(w: Writer, attention: Any, query: str, kept: list[str], mask: str = "") -> str:
-    heads, width = int(attention.num_heads), int(attention.head_dim)
-    by_head = w.integers(0, 0, heads, width)
-    q = w.add("Transpose", w.add("Reshape", query, by_head), perm=[0, 2, 1, 3])
-    k = w.add("Transpose", w.add("Reshape", kept[0], by_head), perm=[0, 2, 3, 1])
-    v = w.add("Transpose", w.add("Reshape", kept[1], by_head), perm=[0, 2, 1, 3])
-    scores = w.add("Mul", w.add("MatMul", q, k), w.constant(f"scale_{width}", np.float32(width**-0.5)))
-    if mask:
-        scores = w.add("Add", scores, mask)
-    mixed = w.add("MatMul", w.add("Softmax", scores, axis=-1), v)
-    return w.add("Reshape", w.add("Transpose", mixed, perm=[0, 2, 1, 3]), w.integers(0, 0, heads * width))
-
-
-def _gelu(w: Writer, x: str) -> str:
-    """X / 2 * (1 + erf(x / sqrt 2)), which onnxruntime fuses."""
-    erf = w.add("Erf", w.add("Div", x, w.constant("root_2", np.float32(np.sqrt(2)))))
-    return w.add(
-        "Mul", w.add("Mul", x, w.add("Add", erf, w.constant("1.0", np.float32(1)))), w.constant("0.5", np.float32(0.5))
+def _attend(w: Writer, attention: Any, query: str, kept: list[str], mask: str = "") -> str:
+    """`attend` to keys and values as they are kept, [batch, positions, width]."""
+    key, value = kept
+    return attend(
+        w, attention, query, split_heads(w, attention, key, turned=True), split_heads(w, attention, value), mask
     )

@@ -146,8 +146,8 @@ def suppression(w: Writer, offset: str, size: int, always: list[int], first: lis
     )
 
 
-def lowered(size: int, tokens: list[int]) -> npt.NDArray[np.float32]:
+def lowered(size: int, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
     """What is added to the logits of a vocabulary so that some tokens are not written."""
     row = np.zeros(size, np.float32)
-    row[tokens] = UNSAID
+    row[list(tokens)] = UNSAID
     return row

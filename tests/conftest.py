@@ -148,6 +148,16 @@ def tone(seconds: float, rate: int = 16_000, amplitude: float = 0.3) -> np.ndarr
     return (amplitude * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
 
 
+def encode_for_decoder(model: Any, features: Any) -> None:
+    """What the encoder's graph computes, in torch: the states, and every decoder layer's keys and values of them."""
+    from workbench.families.whisper_passes import encode
+
+    states = encode(model, features)
+    for layer in model.model.decoder.layers:
+        layer.encoder_attn.k_proj(states)
+        layer.encoder_attn.v_proj(states)
+
+
 def until(met, seconds=60):
     """Wait for something to come true."""
     end = time.monotonic() + seconds

@@ -7,11 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from export.bundle import export_bundle
+from export.edge import Recognizer
+from tests.conftest import tone
 from tests.fuzzing import fuzz, json_mutations
 from workbench.errors import UserError
 from workbench.families import open_family
 from workbench.families.checkpoint import check_checkpoint, check_settings
 from workbench.families.whisper import Whisper
+from workbench.families.whisper_tokens import label_ids
 from workbench.plan import meta_model
 from workbench.recipe_sections import StudentRecipe
 from workbench.students import build_student
@@ -37,7 +41,9 @@ def refused(folder):
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", "vocab.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json"]
+)
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     assert name in refused(folder)
@@ -294,3 +300,41 @@ def test_fuzzed_files_of_a_checkpoint_are_used_or_refused(folder, name):
         family.tokens(["a b"], ["en"])
 
     fuzz(json_mutations(original), check, refusals=(UserError,))
+
+
+@pytest.fixture
+def saved_by_transformers(student, tmp_path):
+    """A checkpoint as the installed transformers saves it: no vocab.json, no preprocessor_config.json."""
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    folder = tmp_path / "saved"
+    WhisperForConditionalGeneration.from_pretrained(student).save_pretrained(folder)
+    WhisperProcessor.from_pretrained(student).save_pretrained(folder)
+    shutil.copyfile(student / "workbench.json", folder / "workbench.json")
+    assert not (folder / "vocab.json").exists()
+    assert not (folder / "preprocessor_config.json").exists()
+    return folder
+
+
+def test_what_transformers_5_saves_is_read_and_exported_for_every_client(
+    saved_by_transformers, student, exported, tmp_path
+):
+    family, before = Whisper(saved_by_transformers), Whisper(student)
+    assert family.prompt("es") == before.prompt("es")
+    assert family.suppressed == before.suppressed
+    assert label_ids(family.tokenizer, "Él dijo: 3 años.") == label_ids(before.tokenizer, "Él dijo: 3 años.")
+    bundle = export_bundle(saved_by_transformers, tmp_path / "bundle", ["fp32"])
+    for name in ("vocab.json", "merges.txt"):
+        assert (bundle / name).read_text() == (exported / name).read_text()
+    features = json.loads((bundle / "preprocessor_config.json").read_text())
+    assert features["feature_size"] == 80
+    assert Recognizer(bundle, "fp32", vad=False).transcribe(tone(1.0), "es").tokens == Recognizer(exported, "fp32", vad=False).transcribe(tone(1.0), "es").tokens  # fmt: skip
+
+
+def test_a_processors_file_without_features_is_named(saved_by_transformers):
+    path = saved_by_transformers / "processor_config.json"
+    path.write_text(json.dumps({"processor_class": "WhisperProcessor"}))
+    assert "processor_config.json: feature_extractor is None" in refused(saved_by_transformers)
+    content = {"feature_extractor": {"feature_size": 128}}
+    path.write_text(json.dumps(content))
+    assert "processor_config.json: feature_size is 128; Whisper's features have 80" in refused(saved_by_transformers)

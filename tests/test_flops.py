@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, EncoderDecoderCache
 
 from export.flops import encoder_flops, token_flops
-from export.graphs import Encoder
+from tests.conftest import encode_for_decoder
 from workbench.families.whisper import Whisper
 
 
@@ -19,7 +19,7 @@ def test_operations_are_those_that_torch_counts(tiny_checkpoint):
     features = torch.randn(1, 80, 300)
     features[:, :, -1] = 2.0  # nothing is cut off its end
     with FlopCounterMode(display=False) as counter:
-        Encoder(model, 0)(features)
+        encode_for_decoder(model, features)
     assert counter.get_total_flops() == encoder_flops(config, 150)
     states = torch.randn(1, 150, 32)
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from export.clients import available, known_clients
+from export.encoder_graph import encoder_graph, frontend_graph
 from export.graphs import DECODER, ENCODER, SHERPA, STEP
+from export.merged_graph import merged_graph
 from export.silence import as_trained
 from export.step_graph import UNSAID
 from export.verify import verify_bundle
@@ -18,6 +20,9 @@ from tests.conftest import tone
 from workbench.corpus import open_corpus
 from workbench.families.log_mel import LogMel
 from workbench.families.whisper import Whisper
+from workbench.families.whisper_passes import encode
+from workbench.recipe import StudentRecipe
+from workbench.students import build_student
 
 
 def features(*seconds, length):
@@ -62,6 +67,59 @@ def test_the_encoders_graph_cuts_padding_off(exported):
     assert [o.name for o in session.get_outputs()] == ["n_layer_cross_k", "n_layer_cross_v", "last_hidden_state"]
     for a, b in zip(short, long, strict=True):
         assert abs(a.shape[-2] - b.shape[-2]) <= 2
+
+
+@pytest.mark.parametrize("margin", [None, 6, 40])
+@pytest.mark.parametrize("pool_after", [None, 2])
+def test_the_encoders_graph_computes_what_torch_does(tiny_checkpoint, margin, pool_after):
+    model = build_student(Whisper(tiny_checkpoint).load(), StudentRecipe(pool_after=pool_after)).eval()
+    session = ort.InferenceSession(encoder_graph(model, margin).SerializeToString())
+    silent, zeros = torch.zeros(1, 80, 500), features(1.0, length=1.5)
+    zeros[:, :, 110:] = 0
+    for given in (features(1.3, 0.4, length=3.01), features(0.7, length=0.7), zeros, silent, torch.randn(2, 80, 77)):
+        with torch.no_grad():
+            states = encode(model, as_trained(given, margin))
+        keys, values, found = session.run(None, {"input_features": given.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), states, atol=2e-5, rtol=1e-4)
+        for i, layer in enumerate(model.model.decoder.layers):
+            for projection, kept in ((layer.encoder_attn.k_proj, keys), (layer.encoder_attn.v_proj, values)):
+                torch.testing.assert_close(torch.from_numpy(kept[i]), projection(states).detach(), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mels", [80, 128])
+def test_the_frontends_graph_computes_what_torch_does(mels):
+    session = ort.InferenceSession(frontend_graph(mels).SerializeToString())
+    waves = np.stack(
+        [tone(1.23), np.resize(open_corpus("prompts-en", "validation")[0].wave(), len(tone(1.23))), 0 * tone(1.23)]
+    )
+    for given in (waves, waves[:1, :400], waves[1:2, :1001]):
+        found = session.run(None, {"waves": given})[0]
+        torch.testing.assert_close(torch.from_numpy(found), LogMel(mels)(torch.from_numpy(given)), atol=1e-4, rtol=1e-4)
+
+
+def test_the_merged_decoder_computes_what_torch_does(student):
+    """Several clips, a prompt, one token at a time and then three at once, as beams, assistants and prompts ask of it."""
+    family = Whisper(student)
+    model = family.load()
+    session = ort.InferenceSession(merged_graph(model, [], []).SerializeToString())
+    ids, states = torch.randint(0, family.end, (2, 9)), torch.randn(2, 11, 32)
+    with torch.no_grad():
+        expected = model.proj_out(model.model.decoder(ids, None, states).last_hidden_state)
+    past = {
+        i.name: np.zeros((2, i.shape[1], 1, i.shape[3]), np.float32) for i in session.get_inputs() if "past" in i.name
+    }
+    names = [o.name for o in session.get_outputs()]
+    for begin, end in ((0, 4), (4, 5), (5, 6), (6, 9)):
+        feed = {"input_ids": ids[:, begin:end].numpy(), "encoder_hidden_states": states.numpy(), "use_cache_branch": np.array([begin > 0])}  # fmt: skip
+        out = dict(zip(names, session.run(None, feed | past), strict=True))
+        torch.testing.assert_close(torch.from_numpy(out["logits"]), expected[:, begin:end], atol=1e-4, rtol=1e-4)
+        for name in past:
+            new = out[name.replace("past_key_values", "present")]
+            if begin and ".encoder." in name:
+                assert new.size == 0  # what Hugging Face's clients expect: they keep the one they have
+            else:
+                past[name] = new
+        assert past["past_key_values.0.decoder.key"].shape[2] == end
 
 
 def test_tokens_that_must_not_be_written_are_lowered_in_the_merged_decoder(exported, student):

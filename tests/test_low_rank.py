@@ -10,8 +10,7 @@ from transformers import WhisperForConditionalGeneration
 from export.bundle import export_bundle
 from export.edge import Recognizer
 from export.flops import encoder_flops
-from export.graphs import Encoder
-from tests.conftest import tone
+from tests.conftest import encode_for_decoder, tone
 from workbench.families.low_rank import LowRank, compress, merged_state, ranks_of, restore
 from workbench.families.whisper import Whisper
 from workbench.families.whisper_passes import encode
@@ -94,5 +93,5 @@ def test_such_a_student_is_trained_exported_and_counted(recipe, cache, tmp_path)
     given = torch.randn(1, 80, 300)
     given[:, :, -1] = 2.0
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        Encoder(model, 0)(given)
+        encode_for_decoder(model, given)
     assert counter.get_total_flops() == encoder_flops(config, 150)

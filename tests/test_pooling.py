@@ -9,8 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from export.bundle import export_bundle
 from export.edge import Recognizer
 from export.flops import encoder_flops, states_of
-from export.graphs import Encoder
-from tests.conftest import tone
+from tests.conftest import encode_for_decoder, tone
 from workbench.errors import UserError
 from workbench.families.decoding import greedy
 from workbench.families.pooling import pooled, pooled_mask
@@ -77,7 +76,7 @@ def test_operations_are_those_that_torch_counts(tiny_checkpoint):
     features = torch.randn(1, 80, 302)
     features[:, :, -1] = 2.0
     with FlopCounterMode(display=False) as counter:
-        Encoder(model, 0)(features)
+        encode_for_decoder(model, features)
     assert counter.get_total_flops() == encoder_flops(model.config.to_dict(), 151)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -225,6 +226,22 @@ def test_learning_curves_go_to_tensorboard(recipe):
 
     events = EventAccumulator(str(next(parsed.output.rglob("events.out.tfevents.*")).parent)).Reload()
     assert {"loss", "k"} <= set(events.Tags()["scalars"])
+
+
+def test_learning_curves_go_to_trackio(recipe, cache, tmp_path):
+    pytest.importorskip("trackio")
+    parsed = recipe(trackers=["trackio"], stages={"decoder": {**DECODER, "epochs": 1}})
+    parsed.save(tmp_path / "recipe.yaml")
+    # its folder is chosen when it is imported
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "workbench", "distill", str(tmp_path / "recipe.yaml")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (database,) = (tmp_path / "trackio").glob("distill-workbench*.db")
+    with sqlite3.connect(database) as connection:
+        steps = [json.loads(row) for (row,) in connection.execute("select metrics from metrics order by step")]
+    assert {"loss", "k"} <= set(steps[0])
+    assert len(steps) == len((parsed.output / "metrics.jsonl").read_text().splitlines())
 
 
 def test_a_tracker_that_is_not_installed_is_named(recipe, monkeypatch):

@@ -58,6 +58,9 @@ def export(
     ] = None,
     threads: Threads = None,
     symmetric: Annotated[bool, typer.Option(help="No zero points: static int8's inputs, weights in blocks.")] = False,
+    through: Annotated[
+        str, typer.Option(help="Whose exporter writes the decoder of Hugging Face's runtimes: workbench or optimum.")
+    ] = "workbench",
 ) -> None:
     """Export a student as a bundle: ONNX graphs, tokenizer, manifest, model card, torch-free runtime."""
     from export.alignment import alignment_clips
@@ -77,14 +80,21 @@ def export(
     if budget or device_profile:
         from export.search import export_for
 
-        how = {"name": name, "overwrite": overwrite, "vocabulary": vocabulary, "texts": texts, "aligned": aligned}
+        how = {
+            "name": name,
+            "overwrite": overwrite,
+            "vocabulary": vocabulary,
+            "texts": texts,
+            "aligned": aligned,
+            "through": through,
+        }
         bundle, _ = export_for(student, output, budget, device_profile, corpus, options, threads, **how)
     else:
         from export.quantize import calibration_clips
 
         calibration = calibration_clips(corpus) if "int8_static" in precision else []
         bundle = export_bundle(
-            student, output, precisions, name, overwrite, vocabulary, texts, options, calibration, aligned
+            student, output, precisions, name, overwrite, vocabulary, texts, options, calibration, aligned, through
         )
     if verify:
         if found := open_manifest(bundle).content.get("verification"):

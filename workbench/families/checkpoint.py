@@ -19,7 +19,9 @@ from workbench.files import check_no_pointer, read_json, read_object
 if TYPE_CHECKING:
     from transformers import GenerationConfig, WhisperConfig
 
-REQUIRED = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", "vocab.json")
+REQUIRED = ("config.json", "generation_config.json", "tokenizer.json")
+# Where a checkpoint says how its features are computed: transformers 4 wrote the first, a processor of transformers 5 writes the second.
+FEATURES_FILES = ("preprocessor_config.json", "processor_config.json")
 # Keys whose value names code: kernels, modules, quantizers with code of their own. Any key that contains one of these counts.
 NAMES_CODE = ("attn_implementation", "experts_implementation", "auto_map", "quantization_config", "custom_generate",
               "custom_pipeline", "kernel")  # fmt: skip
@@ -66,20 +68,38 @@ def check_checkpoint(folder: Path) -> WhisperConfig:
         )
     check_settings(folder)
     config = checked_config(read_object(folder / "config.json", "a checkpoint's configuration"), folder / "config.json")
-    if missing := [name for name in REQUIRED if not (folder / name).is_file()]:
+    check_files(folder)
+    source, features = feature_settings(folder)
+    for key, expected in {**FEATURES, "feature_size": config.num_mel_bins}.items():
+        if features.get(key, expected) != expected:
+            raise UserError(f"{source}: {key} is {_short(features[key])}; Whisper's features have {expected}")
+    generation_config(folder, config)
+    check_weights(folder, config)
+    return config
+
+
+def check_files(folder: Path) -> None:
+    """Raise UserError if a checkpoint folder lacks a file that every use of it needs."""
+    missing = [name for name in REQUIRED if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in FEATURES_FILES):
+        missing.append(FEATURES_FILES[0])
+    if missing:
         raise UserError(
             f"{folder}: lacks {', '.join(missing)}; copy what is missing from the checkpoint that it was trained from, or save that "
             "one's WhisperProcessor and GenerationConfig here with save_pretrained()"
         )
-    features = read_object(folder / "preprocessor_config.json", "settings of the features")
-    for key, expected in {**FEATURES, "feature_size": config.num_mel_bins}.items():
-        if features.get(key, expected) != expected:
-            raise UserError(
-                f"{folder / 'preprocessor_config.json'}: {key} is {_short(features[key])}; Whisper's features have {expected}"
-            )
-    generation_config(folder, config)
-    check_weights(folder, config)
-    return config
+
+
+def feature_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file that says how a checkpoint's features are computed, and what it says; raises UserError if it is no such file."""
+    path = folder / FEATURES_FILES[0]
+    if path.is_file():
+        return path, read_object(path, "settings of the features")
+    path = folder / FEATURES_FILES[1]
+    settings = read_object(path, "settings of a processor").get("feature_extractor")
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: feature_extractor is {_short(settings)}; expected the settings of the features")
+    return path, settings
 
 
 def check_settings(folder: Path) -> None:

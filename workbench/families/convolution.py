@@ -12,10 +12,9 @@ def convolve(layer: nn.Conv1d, inputs: Tensor) -> Tensor:
 
     torch's own convolution on a CPU makes machine code for every shape of its operands and leaks some of it (torch 2.13,
     oneDNN 3.12: 25 kB a shape, besides what its cache keeps), and hardly two training steps have the same shapes. The
-    product with the unfolded frames takes as long. Compiled and exported graphs keep the convolution.
+    product with the unfolded frames takes as long. Compiled graphs keep the convolution.
     """
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[no-untyped-call,attr-defined]
-    if inputs.device.type != "cpu" or tracing:
+    if inputs.device.type != "cpu" or torch.compiler.is_compiling():
         out: Tensor = layer(inputs)
         return out
     width, stride, padding = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
