@@ -181,7 +181,8 @@ def test_the_teachers_own_export_is_right_in_every_client(teacher, tmp_path):
     found = verify_bundle(bundle, teacher, clips, "prompts-en validation")
     there = {name for name in known_clients() if not available(name)}
     assert {c["client"] for c in found["clients"]} == there
-    assert there >= set(known_clients()) - {"transformers_js"}  # all others come with the tests' own requirements
+    fetched = {"transformers_js", "optimum", "optimum_30s"}  # all others come with the tests' own requirements
+    assert there >= set(known_clients()) - fetched
     for client in found["clients"]:
         assert client["passed"], client
         if client["precision"] == "fp32":
@@ -219,5 +220,6 @@ def test_a_narrow_student_with_learnt_weights_writes_the_same_in_every_client(tm
     bundle = export_bundle(student, tmp_path / "bundle", ["fp32"])
     clips = open_corpus("prompts-en", "validation", 4)
     # so young a student hangs by a hair; these compute the very features that torch does
-    found = verify_bundle(bundle, student, clips, "prompts-en validation", ["edge", "optimum", "optimum_30s"])
-    assert [client["tokens_equal"] for client in found["clients"]] == ["4 of 4"] * 3, found
+    clients = [name for name in ("edge", "optimum", "optimum_30s") if not available(name)]  # the latter are fetched
+    found = verify_bundle(bundle, student, clips, "prompts-en validation", clients)
+    assert [client["tokens_equal"] for client in found["clients"]] == ["4 of 4"] * len(clients), found
