@@ -34,8 +34,8 @@ def examine() -> list[Finding]:
 
 def _python() -> list[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
-    ok = sys.version_info >= (3, 10)
-    return [Finding("Python", "ok" if ok else "error", version, "" if ok else "use Python 3.10 or newer")]
+    ok = sys.version_info >= (3, 11)
+    return [Finding("Python", "ok" if ok else "error", version, "" if ok else "use Python 3.11 or newer")]
 
 
 def _packages() -> list[Finding]:
