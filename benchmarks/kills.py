@@ -118,7 +118,8 @@ class Killing:
             begins, seconds = self._undisturbed()
             done, before = 0, self._begin()
             while count < kills or done:
-                draw = random.Random(f"{self.seed} {self.job.name} {count}")
+                tries = len(self.book.of(self.job.name, "ended"))  # a moment too near the end is not drawn for ever
+                draw = random.Random(f"{self.seed} {self.job.name} {count} {tries}")
                 again = done == 0 or draw.random() < AGAIN
                 # from shortly before it holds its output, since what comes earlier only imports
                 after = begins + draw.uniform(-0.05, 1.0) * (seconds - begins) if again and count < kills else None
