@@ -54,7 +54,7 @@ clean:
 # pip's resolver backtracks for long on ranges; the constraints leave it one choice each.
 $(INSTALLED): pyproject.toml constraints.txt export/clients/node/package-lock.json
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(RUNTIME),$(SPEECH)demo,notebooks,vocabulary,clients,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(RUNTIME),$(SPEECH)demo,notebooks,vocabulary,clients,tracking,dev]"
 	! command -v npm >/dev/null || npm ci --ignore-scripts --no-audit --no-fund --prefix export/clients/node \
 	  || echo 'npm could not install transformers.js: bundles are not verified in it'
 	touch $@

@@ -119,11 +119,19 @@ def workbench(cache: Path, *args: str, **environment: str) -> list[str]:
 
 
 class Worker:
-    """This script again in a process of its own, told what to do line by line."""
+    """This script again in a process of its own, told what to do line by line.
 
-    def __init__(self, script: str, name: str, **options: Any) -> None:
+    Args:
+        script: the script.
+        name: what its process is told to be.
+        packages: a folder whose packages come before those that are installed.
+        options: of the script.
+    """
+
+    def __init__(self, script: str, name: str, packages: Path | None = None, **options: Any) -> None:
         flags = [part for key, value in options.items() for part in (f"--{key}", str(value))]
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"}
+        path = [*([packages] if packages else []), ROOT, ROOT / "benchmarks"]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
         self.process = subprocess.Popen(
             [sys.executable, script, "--worker", name, *flags],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,

@@ -72,7 +72,7 @@ def _measure(
     from workbench.files import cache_dir
     from workbench.scoring import paired_difference, score_utterances
 
-    sources = prepare(cache_dir() / "peers")
+    sources = prepare(cache_dir() / "peers", {peer.source for peer in peers.values()})
     edges = {name: (Path(options.bundle), precision) for name, precision in ours.items()}
     edges[TEACHER] = (teacher_bundle("whisper-base"), "fp32")
     reads = edges | {name: (sources[peer.source], "-") for name, peer in peers.items()}
@@ -81,7 +81,14 @@ def _measure(
         for wav, utterance in zip(wavs, utterances, strict=True):
             write_wav(wav, utterance.wave())
         workers = {
-            name: Worker(__file__, name, threads=options.threads, bundle=str(folder), precision=precision)
+            name: Worker(
+                __file__,
+                name,
+                peers[name].packages() if name in peers else None,
+                threads=options.threads,
+                bundle=str(folder),
+                precision=precision,
+            )
             for name, (folder, precision) in reads.items()
         }
         runs = _take_turns(workers, wavs, options.repeats)

@@ -1,8 +1,8 @@
 """A bundle's int8 against the int8 that Optimum's own quantizer makes of its fp32 graphs: size, WER, time.
 
 Both run in the same runtime, `ORTModelForSpeechSeq2Seq` in Optimum's environment, each in a process of its own; clip by clip in
-turns, whose order is reversed from clip to clip and round to round. The bundle's fp32 takes its turns, too: it is what both come
-from. Optimum quantizes as its guide does (`AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)`). Times are whole
+turns, whose order is reversed from clip to clip and round to round. The fp32 graphs, from which both are quantized, are timed as well.
+Optimum quantizes as its guide does (`AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)`, `avx2` on CPUs without VNNI). Times are whole
 calls: features, encoder, decoding, text.
 """
 
@@ -81,12 +81,14 @@ def _through_optimum(bundle: Path, folder: Path, operators: str) -> Path:
     from export.linked import Linked
     from export.manifest import GRAPH_FILES
     from export.optimum.environment import environment
+    from workbench.host import has_int8_dot_product
 
     manifest, there = read_manifest(bundle), environment()
     linked = Linked(manifest, "fp32", graphs=".")
     names = [GRAPH_FILES[part] for part in ("encoder", "decoder")]
     made = folder / "quantized"
-    command = there.command(HERE / "optimum_int8.py", str(linked.folder), str(made), operators, *names)
+    cpu = "avx512_vnni" if has_int8_dot_product() else "avx2"  # as ours: 7 bits where 8 would saturate
+    command = there.command(HERE / "optimum_int8.py", str(linked.folder), str(made), cpu, operators, *names)
     subprocess.run(command, check=True, env=there.variables(), stdout=subprocess.DEVNULL)
     # copied, since a bundle may hold no links
     other = shutil.copytree(bundle, folder / "bundle", ignore=shutil.ignore_patterns("step_*", "sherpa_*"))

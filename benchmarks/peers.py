@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
 import numpy as np
 
 from export.edge.sessions import session_options  # as ours: theirs are two sessions, too
+from export.optimum.environment import environment
 from workbench.audio import SAMPLE_RATE, Wave
 
 Transcribe = Callable[[Wave], str]
@@ -30,10 +32,15 @@ class Peer:
     package: str
     source: str  # what `prepare` makes
     open: Callable[[Path, int], Transcribe]
+    apart: bool = False  # in Optimum's environment
+
+    def packages(self) -> Path | None:
+        """The folder of packages that its process wants before those that are installed; None for those alone."""
+        return environment().folder if self.apart else None
 
 
-def prepare(folder: Path) -> dict[str, Path]:
-    """Make what the peers read, unless it is there: CTranslate2 folders, the plain export, a ggml file."""
+def prepare(folder: Path, sources: Container[str]) -> dict[str, Path]:
+    """Make what some peers read, unless it is there: CTranslate2 folders, the plain export, a ggml file."""
     from ggml import write_ggml
 
     from workbench.files import atomic_folder
@@ -41,7 +48,7 @@ def prepare(folder: Path) -> dict[str, Path]:
 
     made = {"ct2_base": BASE, "ct2_tiny": TINY, "plain": BASE, "ggml": BASE}
     for name, model in made.items():
-        if (folder / name).is_dir():
+        if name not in sources or (folder / name).is_dir():
             continue
         with atomic_folder(folder / name) as new:
             if name.startswith("ct2"):
@@ -127,7 +134,7 @@ PEERS = {
     "faster-whisper tiny.en int8, greedy": Peer("faster-whisper", "ct2_tiny", faster_whisper(1)),
     "faster-whisper tiny.en int8, beam 5": Peer("faster-whisper", "ct2_tiny", faster_whisper(5)),
     "onnx-asr base, plain export": Peer("onnx-asr", "plain", onnx_asr),
-    "Optimum base, plain export": Peer("optimum-onnx", "plain", optimum),
+    "Optimum base, plain export": Peer("optimum-onnx", "plain", optimum, apart=True),
     "whisper.cpp base fp16": Peer("pywhispercpp", "ggml", whisper_cpp(False)),
     "whisper.cpp base fp16, audio_ctx": Peer("pywhispercpp", "ggml", whisper_cpp(True)),
 }
@@ -136,9 +143,16 @@ PEERS = {
 def versions(peers: Iterable[Peer]) -> dict[str, str]:
     """Version of every package that is compared; exits with a line where one is not installed."""
     try:
-        return {peer.package: version(peer.package) for peer in peers}
+        return {peer.package: _version(peer) for peer in peers}
     except PackageNotFoundError as error:
         sys.exit(f"error: {error.name} is not installed; pip install -c constraints.txt -e '.[peers]'")
+
+
+def _version(peer: Peer) -> str:
+    packages = peer.packages()
+    if packages is None:
+        return version(peer.package)
+    return next(iter(distributions(name=peer.package, path=[str(packages)]))).version
 
 
 def _complete(folder: Path) -> None:
@@ -152,6 +166,9 @@ def _complete(folder: Path) -> None:
 
 def _plain_export(checkpoint: Path, folder: Path) -> None:
     """What `optimum-cli export onnx` writes."""
-    from optimum.exporters.onnx import main_export
-
-    main_export(str(checkpoint), folder, task="automatic-speech-recognition-with-past")
+    there = environment()
+    code = (
+        "import sys; from optimum.exporters.onnx import main_export; "
+        "main_export(sys.argv[1], sys.argv[2], task='automatic-speech-recognition-with-past')"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code, str(checkpoint), str(folder)], check=True, env=there.variables())

@@ -144,7 +144,7 @@ def _importance(model: onnx.ModelProto, projection: str) -> Any:
 
 
 def _weight(model: onnx.ModelProto, name: str) -> Any:
-    """An initializer's values; the exporter names equal ones after each other by Identity."""
+    """An initializer's values; Optimum's exporter names equal ones after each other by Identity."""
     found: Any = next((i for i in model.graph.initializer if i.name == name), None)
     if found is not None:
         return numpy_helper.to_array(found)

@@ -127,12 +127,11 @@ def export_bundle(
 
     parsed = parse_precisions(precisions)
     precisions = [p.name for p in parsed]
+    check_exporter(through)
     check_output(output, [checkpoint])
     check_files(checkpoint)
     origin = find_origin(checkpoint, name)
     source = fingerprint(checkpoint)
-    if through not in EXPORTERS:
-        raise UserError(f"--through {through!r}{nearest(through, EXPORTERS)}")
     wanted = {
         "precisions": precisions,
         "vocabulary": vocabulary,
@@ -172,6 +171,16 @@ def export_bundle(
         write_card(folder, content)
         write_manifest(folder, content)
     return output
+
+
+def check_exporter(through: str) -> None:
+    """Raise UserError for an exporter that there is not, or that cannot be had here."""
+    from export.optimum.environment import environment
+
+    if through not in EXPORTERS:
+        raise UserError(f"--through {through!r}{nearest(through, EXPORTERS)}")
+    if through == "optimum":
+        environment()
 
 
 def _check_sizes(checkpoint: Path, model: Any) -> None:
@@ -221,6 +230,16 @@ def _write_clients_files(checkpoint: Path, family: Whisper, folder: Path, heads:
         family.tokenizer.backend_tokenizer.model.save(str(folder))
     if not (folder / "preprocessor_config.json").is_file():
         write_json(folder / "preprocessor_config.json", feature_settings(checkpoint)[1])
+    tokenizer = (
+        read_json(folder / "tokenizer_config.json", "a tokenizer's settings")
+        if (folder / "tokenizer_config.json").is_file()
+        else {}
+    )
+    if isinstance(
+        tokenizer.get("extra_special_tokens"), list
+    ):  # so called by transformers 5, which 4 cannot read; both read the older name
+        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
+        write_json(folder / "tokenizer_config.json", tokenizer)
     generation = read_json(folder / "generation_config.json", "a generation configuration")
     write_json(folder / "generation_config.json", {**generation, "alignment_heads": heads or None})
     shutil.copytree(Path(__file__).parent / "edge", folder / "edge", ignore=shutil.ignore_patterns("__pycache__"))
@@ -242,6 +261,7 @@ def _is_current(output: Path, source: str, wanted: dict[str, Any], overwrite: bo
         same = content.get("checkpoint_sha256") == source and manifest.precisions == wanted["precisions"]
         same = same and ((content.get("vocabulary") or {}).get("choice") or "") == wanted["vocabulary"]
         same = same and content.get("int8") == wanted["int8"]
+        # a bundle without the field is older, and made anew: its edge/ is another
         same = same and content.get("through", "workbench") == wanted["through"]
         same = same and not manifest.packed_for
         if same and content.get("workbench") == __version__ and _has_this_runtime(manifest):

@@ -1,6 +1,6 @@
 """The encoder's graph, and the frontend's: features of any length, states, and every decoder layer's keys and values of them.
 
-Written node by node, as the decoders are: torch's tracer is deprecated, and what it writes has three times the nodes
+Written node by node, as the decoders are: torch's tracer is deprecated, and what it writes has two to four times the nodes
 (docs/decisions/0022-no-tracer.md).
 """
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from export.encoder_graph import encoder_graph, frontend_graph
 from export.manifest import GRAPH_FILES
 from export.merged_graph import merged_graph
 from export.sherpa_graph import sherpa_graph, sherpa_metadata
-from export.step_graph import lowered, step_graph
+from export.step_graph import step_graph
 from workbench.families.whisper import Whisper
 
 FRONTEND, ENCODER, DECODER, STEP, SHERPA = (
@@ -48,10 +48,7 @@ def export_graphs(
     if through == "optimum":
         from export.optimum.decoder import merged_decoder
 
-        merged_decoder(model, folder / DECODER)
-        merged = onnx.load(folder / DECODER)
-        suppress(merged, suppressed, first)
-        onnx.save(merged, folder / DECODER)
+        merged_decoder(model, suppressed, first, folder / DECODER)
     else:
         onnx.save(merged_graph(model, suppressed, first), folder / DECODER)
     onnx.save(step_graph(model, suppressed, first, heads), folder / STEP)
@@ -61,27 +58,3 @@ def export_graphs(
 def margin_frames(length: str, margin_seconds: float) -> int | None:
     """Frames of silence, of 10 ms, that a model hears after a clip; None for one that reads 30 s (see `bundle.Origin`)."""
     return round(100 * margin_seconds) if length == "true" else None
-
-
-def suppress(model: onnx.ModelProto, always: list[int], first: list[int]) -> None:
-    """Lower the logits of tokens that must not be written, in both branches of a merged decoder: not every runtime does.
-
-    Args:
-        model: the merged decoder.
-        always: ids never written.
-        first: ids not written first, which is what the branch without a past writes.
-    """
-    size = next(d for d in reversed(model.graph.output[0].type.tensor_type.shape.dim) if d.dim_value).dim_value
-    branching = next(node for node in model.graph.node if node.op_type == "If")
-    for attribute in branching.attribute:
-        begins = attribute.name == "else_branch"
-        row = lowered(size, [*always, *first] if begins else always)
-        name = "suppressed_first" if begins else "suppressed"
-        model.graph.initializer.append(numpy_helper.from_array(row, name))
-        branch = attribute.g
-        out = branch.output[0].name
-        for node in branch.node:
-            for i, output in enumerate(node.output):
-                if output == out:
-                    node.output[i] = f"{out}_as_computed"
-        branch.node.append(helper.make_node("Add", [f"{out}_as_computed", name], [out], name=f"{name}_add"))

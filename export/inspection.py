@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from export.edge.bundle import BundleError, Manifest, check_graph
+from export.edge.fields import shown
 from export.edge.tokens import Detokenizer
+from workbench.errors import UserError
 from workbench.families.checkpoint import check_settings
-from workbench.files import sha256
+from workbench.files import read_object, sha256
 
 OWN_RUNTIME = Path(__file__).parent / "edge"
 # What `workbench export` writes; anything else has no business in a bundle, whether listed or not.
@@ -39,6 +41,9 @@ def inspect(manifest: Manifest) -> None:
         elif path.name == "vocab.json":
             Detokenizer(path)
     check_settings(manifest.folder)
+    config = manifest.folder / "config.json"
+    if config.is_file() and (kind := read_object(config, "a bundle's configuration").get("model_type")) != "whisper":
+        raise UserError(f"{config}: model_type is {shown(kind)}; expected 'whisper'")
 
 
 def check_names(manifest: Manifest) -> None:

@@ -27,8 +27,9 @@ def merged_graph(model: Any, suppressed: Sequence[int], suppressed_first: Sequen
     Inputs: input_ids int64 [batch_size, tokens]; encoder_hidden_states [batch_size, positions, width];
     past_key_values.{layer}.{decoder,encoder}.{key,value} [batch_size, heads, tokens or positions before, head width];
     use_cache_branch bool [1].
-    Outputs: logits [batch_size, tokens, vocabulary]; present.{layer}.{decoder,encoder}.{key,value}. Without a past the
-    past is not read; with one the encoder's states are not, and the encoder's presents are empty: they are the past's.
+    Outputs: logits [batch_size, tokens, vocabulary]; present.{layer}.{decoder,encoder}.{key,value}. The first
+    branch ignores the past. The branch with a past ignores encoder_hidden_states, and its encoder presents are empty: the caller keeps
+    those of the first call.
 
     Args:
         model: in fp32 on the CPU.

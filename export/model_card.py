@@ -121,7 +121,7 @@ def _usage(content: dict[str, Any]) -> str:
     python -m venv ~/optimum-onnx
     ~/optimum-onnx/bin/pip install 'optimum-onnx[onnxruntime]==0.1.0'
 
-For `~/optimum-onnx/bin/python`:
+Then, in `~/optimum-onnx/bin/python`:
 
     from edge import read_wav
     from optimum.onnxruntime import ORTModelForSpeechSeq2Seq

@@ -91,7 +91,7 @@ def nodes_of_layers(model: onnx.ModelProto, layers: Sequence[int]) -> list[str]:
         for node in graph.node:
             if node.op_type != "MatMul":
                 continue
-            # traced nodes are called after their module, those of onnx_writer.py after their weight
+            # Optimum's nodes are called after their module, ours after their weight
             layer = LAYER.search(node.name) or LAYER.search(node.input[1])
             if layer and int(layer[1]) in layers:
                 found.append(node.name)

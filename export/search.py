@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from export.budget import Budget, Profile, parse_budget, read_profile
-from export.bundle import calibration_features, export_bundle
+from export.bundle import calibration_features, check_exporter, export_bundle
 from export.int8 import Int8Options
 from export.latency import System
 from export.manifest import BUNDLE, open_manifest, record
@@ -215,6 +215,8 @@ def export_for(
     Raises:
         UserError: budget, device or checkpoint cannot be used, the folder holds something else, or nothing keeps within the budget.
     """
+    through = how.get("through", "workbench")
+    check_exporter(through)
     check_output(output, [checkpoint])
     profile = read_profile(device) if device else Profile()
     budget = budget or DEFAULT_BUDGET
@@ -232,7 +234,7 @@ def export_for(
         "cpu": describe_host()["cpu"],
     }
     if (output / "bundle.json").is_file() and not how.get("overwrite"):
-        _same_search(output, checkpoint, asked, how.get("vocabulary", ""))
+        _same_search(output, checkpoint, asked, how.get("vocabulary", ""), through)
         log.info("%s holds what this search found; add --overwrite to search anew", output)
         return output, None
     check_replaceable(output, BUNDLE)
@@ -263,7 +265,7 @@ def export_for(
     return bundle, found
 
 
-def _same_search(output: Path, checkpoint: Path, asked: dict[str, Any], vocabulary: str) -> None:
+def _same_search(output: Path, checkpoint: Path, asked: dict[str, Any], vocabulary: str, through: str) -> None:
     """Raise UserError, before anything is measured, unless a folder holds the outcome of this very search."""
     other = f"{output}: holds something else than this search's outcome; choose another -o, or add --overwrite"
     if not (output / "bundle.json").is_file():
@@ -271,5 +273,6 @@ def _same_search(output: Path, checkpoint: Path, asked: dict[str, Any], vocabula
     content = open_manifest(output, check=True).content
     done = content.get("search") or {}
     same = content["checkpoint_sha256"] == fingerprint(checkpoint) and all(done.get(k) == v for k, v in asked.items())
+    same = same and content.get("through", "workbench") == through
     if not same or ((content.get("vocabulary") or {}).get("choice") or "") != vocabulary:
         raise UserError(other)

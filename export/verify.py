@@ -77,12 +77,12 @@ def verify_bundle(
     jobs: list[tuple[str, str]] = []
     with tempfile.TemporaryDirectory() as temporary:
         for name in names:
+            if not has_graphs_of(manifest, name):
+                absent[name] = f"the bundle was packed for {manifest.packed_for}"
+                continue
             if remedy := available(name):
                 absent[name] = remedy
                 log.info("client %s is not installed; %s", name, remedy)
-                continue
-            if not has_graphs_of(manifest, name):
-                absent[name] = f"the bundle was packed for {manifest.packed_for}"
                 continue
             jobs += [(name, precision) for precision in manifest.precisions]
         clips = _write_clips(utterances, Path(temporary))

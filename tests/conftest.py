@@ -149,7 +149,7 @@ def tone(seconds: float, rate: int = 16_000, amplitude: float = 0.3) -> np.ndarr
 
 
 def encode_for_decoder(model: Any, features: Any) -> None:
-    """What the encoder's graph computes, in torch: the states, and every decoder layer's keys and values of them."""
+    """Run in torch what the encoder's graph computes, so that a FlopCounterMode can count it."""
     from workbench.families.whisper_passes import encode
 
     states = encode(model, features)

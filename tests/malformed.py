@@ -287,6 +287,7 @@ FOREIGN = {
     "a listed pyc": _listed("edge/__pycache__/words.cpython-311.pyc"),
     "code for the tokenizer": with_json("tokenizer_config.json", auto_map={"AutoTokenizer": ["x.Y", None]}),
     "code for the model": with_json("config.json", auto_map={"AutoConfig": "x.Y"}),
+    "another model": with_json("config.json", model_type="lightglue"),
     "a kernel": with_json("config.json", _attn_implementation_internal="someone/kernel"),
     "a configuration of a list": with_file("config.json", b"[]"),
     "a graph of others with a loop": with_graph("sherpa_decoder.onnx", _endless),

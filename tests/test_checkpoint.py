@@ -8,9 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export.bundle import export_bundle
+from export.clients import available, known_clients
 from export.edge import Recognizer
+from export.verify import verify_bundle
 from tests.conftest import tone
 from tests.fuzzing import fuzz, json_mutations
+from workbench.corpus import open_corpus
 from workbench.errors import UserError
 from workbench.families import open_family
 from workbench.families.checkpoint import check_checkpoint, check_settings
@@ -323,7 +326,12 @@ def saved_by_transformers(student, tmp_path):
 
     folder = tmp_path / "saved"
     WhisperForConditionalGeneration.from_pretrained(student).save_pretrained(folder)
-    WhisperProcessor.from_pretrained(student).save_pretrained(folder)
+    original = shutil.copytree(
+        student, tmp_path / "original"
+    )  # with special tokens listed, as the hub's Whispers have them
+    edit(original / "tokenizer_config.json", additional_special_tokens=["<|startoftranscript|>", "<|en|>", "<|es|>"])
+    WhisperProcessor.from_pretrained(original).save_pretrained(folder)
+    assert isinstance(json.loads((folder / "tokenizer_config.json").read_text())["extra_special_tokens"], list)
     shutil.copyfile(student / "workbench.json", folder / "workbench.json")
     assert not (folder / "vocab.json").exists()
     assert not (folder / "preprocessor_config.json").exists()
@@ -342,6 +350,10 @@ def test_what_transformers_5_saves_is_read_and_exported_for_every_client(
         assert (bundle / name).read_text() == (exported / name).read_text()
     features = json.loads((bundle / "preprocessor_config.json").read_text())
     assert features["feature_size"] == 80
+    clients = [name for name in known_clients() if name != "onnx_asr" and not available(name)]
+    clips = [u for u in open_corpus("prompts-en", "validation") if u.seconds < 3][:1]
+    found = verify_bundle(bundle, saved_by_transformers, clips, "prompts-en", clients, 1)
+    assert [client["error"] for client in found["clients"]] == [None] * len(clients)
     assert Recognizer(bundle, "fp32", vad=False).transcribe(tone(1.0), "es").tokens == Recognizer(exported, "fp32", vad=False).transcribe(tone(1.0), "es").tokens  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def _python() -> list[Finding]:
 
 
 def _packages() -> list[Finding]:
-    required = ("torch", "transformers", "optimum", "onnx", "accelerate", "datasets", "jiwer", "av")
+    required = ("torch", "transformers", "onnx", "accelerate", "datasets", "jiwer", "av")
     missing = [name for name in required if importlib.util.find_spec(name) is None]
     if missing:
         return [

@@ -13,8 +13,6 @@ from typing import Any
 PACKAGES = (
     "torch",
     "transformers",
-    "optimum",
-    "optimum-onnx",
     "onnx",
     "onnxruntime",
     "onnxruntime-gpu",

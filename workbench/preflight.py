@@ -19,7 +19,8 @@ def check_trackers(recipe: Recipe) -> None:
     """Raise UserError for a tracker that is not installed: Accelerate would go on without it, and say nothing."""
     for name in recipe.trackers:
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"trackers names {name!r}, which is not installed; pip install {name}, or leave it out")
+            how = "-c constraints.txt -e '.[tracking]'" if name == "trackio" else name
+            raise UserError(f"trackers names {name!r}, which is not installed; pip install {how}, or leave it out")
 
 
 def check_schedules(recipe: Recipe, train_set: Sequence[Utterance]) -> None:

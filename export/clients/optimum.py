@@ -6,6 +6,7 @@ It runs in an environment of its own, since its ONNX package wants an older tran
 from __future__ import annotations
 
 import base64
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from export.linked import Linked
 from export.optimum.environment import environment
 from export.optimum.script import Script
 from workbench.audio import SAMPLE_RATE, Wave
-from workbench.errors import UserError
+from workbench.errors import UserError, of_the_system
 from workbench.families.checkpoint import check_settings
 
 EXACT = True
@@ -25,12 +26,13 @@ GRAPHS, FILES = HUGGING_FACE
 SAMPLES_A_POSITION = 320  # of the encoder's output
 
 
+@cache
 def missing() -> str | None:
-    """None if Optimum can run here; its environment is made for that. Else why not, and what to do."""
+    """None if Optimum can run here; its environment is made for that. Else why not, and what to do; it is tried once a process."""
     try:
         environment()
-    except UserError as error:
-        return str(error)
+    except (UserError, OSError) as error:
+        return str(error) if isinstance(error, UserError) else of_the_system(error) or str(error)
     return None
 
 

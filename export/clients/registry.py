@@ -29,7 +29,7 @@ def client_module(name: str) -> ModuleType:
 
 
 def available(name: str) -> str | None:
-    """None if a runtime can be used, else how to install it. A runtime whose environment we make is installed by this."""
+    """None if a runtime can be used, else how to install it. Calling this makes the environment of a runtime that has one."""
     module = client_module(name)
     if hasattr(module, "missing"):
         remedy: str | None = module.missing()

@@ -1,7 +1,7 @@
-"""Where Optimum's ONNX package runs: with our interpreter and a folder of what it needs that differs from our own packages.
+"""Where Optimum's ONNX package runs: our interpreter, with a folder first on its path that holds the packages it needs in other versions.
 
-torch, numpy, onnx and onnxruntime are those of our own environment; a folder of the workbench's cache, first on the path, has
-the few packages of requirements.txt. Where our own packages suit Optimum as they are, there is no folder.
+torch, numpy, onnx and onnxruntime are those of our own environment; the folder, in the workbench's cache, has the few packages of
+requirements.txt. If the installed packages already satisfy optimum-onnx, no folder is made.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from workbench.locks import claimed
 log = logging.getLogger("workbench")
 PACKAGE = "optimum-onnx"
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+# of a user's pip or uv: they would send the packages elsewhere, or ask for other versions
+NOT_PASSED_ON = ("PIP_CONSTRAINT", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "UV_CONSTRAINT")
 NEEDED_BYTES = 150_000_000  # 85 MB of files, and the wheels while they are unpacked
 # what the scripts import, with all that it imports in turn
 IMPORTS = """
@@ -98,7 +100,8 @@ def _make(folder: Path) -> None:
     log.info("making the environment for Optimum, once: fetching %s and what it needs, 17 MB", PACKAGE)
     with atomic_folder(folder) as new:
         options = ["--target", str(new), "--no-deps", "--require-hashes", "--only-binary", ":all:", "--quiet"]
-        if said := _failure([*_installer(), *options, "--requirement", str(REQUIREMENTS)], dict(os.environ)):
+        variables = {k: v for k, v in os.environ.items() if k not in NOT_PASSED_ON}
+        if said := _failure([*_installer(), *options, "--requirement", str(REQUIREMENTS)], variables):
             raise UserError(
                 f"the environment for Optimum cannot be made ({said}); it is fetched once: "
                 "let pip reach its package index and run the same command again"
@@ -125,7 +128,18 @@ def _installer() -> Sequence[str]:
     """The pip of our own environment, or uv, whose environments have no pip."""
     if importlib.util.find_spec("pip"):
         # no bytecode yet: most modules are never imported
-        return [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-compile", "--no-user"]
+        # a package index that does not answer is not waited for long
+        waiting = ["--retries", "1", "--timeout", "30"]
+        return [
+            sys.executable,
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            *waiting,
+            "install",
+            "--no-compile",
+            "--no-user",
+        ]
     if uv := shutil.which("uv"):
         return [uv, "pip", "install", "--python", sys.executable]
     raise UserError(
