@@ -88,7 +88,8 @@ def _through_optimum(bundle: Path, folder: Path, operators: str) -> Path:
     names = [GRAPH_FILES[part] for part in ("encoder", "decoder")]
     made = folder / "quantized"
     cpu = "avx512_vnni" if has_int8_dot_product() else "avx2"  # as ours: 7 bits where 8 would saturate
-    command = there.command(HERE / "optimum_int8.py", str(linked.folder), str(made), cpu, operators, *names)
+    asked = [str(linked.folder), str(made), *names, "--cpu", cpu, "--operators", operators]
+    command = there.command(HERE / "optimum_int8.py", *asked)
     subprocess.run(command, check=True, env=there.variables(), stdout=subprocess.DEVNULL)
     # copied, since a bundle may hold no links
     other = shutil.copytree(bundle, folder / "bundle", ignore=shutil.ignore_patterns("step_*", "sherpa_*"))

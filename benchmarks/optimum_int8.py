@@ -1,26 +1,36 @@
-"""Run in Optimum's environment by int8_through_optimum.py: `python optimum_int8.py FOLDER TARGET CPU OPERATORS GRAPH...`.
+"""Quantize graphs with Optimum's `ORTQuantizer`; int8_through_optimum.py runs this in Optimum's environment.
 
-Quantizes each graph of a folder with `ORTQuantizer` as Optimum's guide does, dynamically and per channel. CPU is the configuration:
-avx512_vnni, or avx2, which takes 7 bits.
-OPERATORS, joined by commas, are the kinds to quantize, none for Optimum's own choice.
+As Optimum's guide does: dynamically and per channel.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 
-def main(folder: str, target: str, cpu: str, operators: str, *graphs: str) -> None:
-    """Write the quantized graphs to TARGET under their own names."""
+def main() -> None:
+    """Write the quantized graphs under their own names."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="of the fp32 graphs")
+    parser.add_argument("target", type=Path, help="folder of the quantized ones")
+    parser.add_argument("graphs", nargs="+", help="names of the graphs' files")
+    parser.add_argument(
+        "--cpu", choices=("avx512_vnni", "avx2"), required=True, help="Optimum's settings; avx2 takes 7 bits"
+    )
+    parser.add_argument(
+        "--operators", default="", help="kinds to quantize, joined by commas; Optimum's choice by default"
+    )
+    args = parser.parse_args()
     from optimum.onnxruntime import ORTQuantizer
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
 
-    chosen = operators.split(",") if operators else None
-    for graph in graphs:
-        how = getattr(AutoQuantizationConfig, cpu)(is_static=False, per_channel=True, operators_to_quantize=chosen)
-        ORTQuantizer.from_pretrained(Path(folder), file_name=graph).quantize(how, save_dir=target, file_suffix="")
+    chosen = args.operators.split(",") if args.operators else None
+    for graph in args.graphs:
+        settings = getattr(AutoQuantizationConfig, args.cpu)
+        how = settings(is_static=False, per_channel=True, operators_to_quantize=chosen)
+        ORTQuantizer.from_pretrained(args.folder, file_name=graph).quantize(how, save_dir=args.target, file_suffix="")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -1,9 +1,11 @@
 """Bundles of a tiny model: graphs that agree with torch, a runtime without torch, files that are checked."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -119,6 +121,18 @@ def test_the_bundles_own_runtime_runs_alone_and_without_torch(exported, tmp_path
     assert done.returncode == 0, done.stderr
     expected = Recognizer(exported, vad=False).transcribe(read_wav(tmp_path / "a.wav")).tokens
     assert done.stdout.strip() == repr(expected)
+
+
+@pytest.mark.parametrize(
+    "first", ["import sys; sys.path.insert(0, '.'); import edge", "import workbench", "import export.edge"]
+)
+def test_onnxruntime_writes_to_nobody(exported, tmp_path, first):
+    """Its telemetry leaves the number of its session in the folder for temporary files."""
+    code = f"{first}; import onnxruntime as o; o.InferenceSession('onnx/frontend.onnx', providers=['CPUExecutionProvider'])"
+    told = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
+    told.pop("ORT_DISABLE_TELEMETRY", None)
+    subprocess.run([sys.executable, "-B", "-c", code], cwd=exported, env=told, check=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_bundles_command_line(exported, tmp_path):

@@ -9,6 +9,7 @@ This package travels inside every bundle, and is importable from the workbench a
         print(segment.start, segment.end, segment.transcript.text)
 """
 
+from . import no_telemetry  # isort: skip  # noqa: F401  before anything that imports onnxruntime
 from .audio import AudioError, read_wav
 from .bundle import BundleError, Manifest, read_manifest
 from .formats import FORMATS, written
