@@ -174,6 +174,8 @@ def _languages(systems: Systems) -> Any:
 def launch(page: Any, host: str, port: int, limits: Limits, **options: Any) -> Any:
     """Serve a page with its theme and styles, from this machine alone."""
     fetch_nothing()
+    # 6.31 keeps what was said in the visitor's browser otherwise; 6.16 has no such argument of launch()
+    os.environ["GRADIO_RUN_HISTORY"] = "False"
     return page.launch(
         server_name=host,
         server_port=port,

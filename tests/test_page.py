@@ -113,6 +113,12 @@ def test_no_file_of_the_server_is_served(page):
     assert page.get("/proxy=http://127.0.0.1/").status_code == 404
 
 
+def test_no_run_is_kept_in_the_visitors_browser(page):
+    config = page.get("/config").json()
+    assert not config.get("run_history", False)
+    assert "runs" not in config.get("footer_links", [])
+
+
 @pytest.mark.parametrize("meta", [META, {}])
 @pytest.mark.parametrize("field", ["path", "url", "both"])
 def test_a_request_that_names_a_file_or_an_address_is_refused(page, field, meta):
