@@ -12,6 +12,7 @@ import torch
 
 from export.bundle import export_bundle
 from export.clients import available
+from export.clients.optimum import missing
 from export.graphs import DECODER
 from export.optimum import environment as place
 from export.optimum.environment import Environment, environment, is_satisfied
@@ -89,7 +90,15 @@ def test_the_path_has_the_environment_first_and_never_the_current_folder(tmp_pat
     assert not {"", str(tmp_path)} & set(places)
 
 
-def test_without_a_network_the_client_is_not_there_and_says_what_to_do(cache, monkeypatch):
+@pytest.fixture
+def asked_anew():
+    """Whether Optimum is there is found out once a process: not from what another test found, nor for the next one."""
+    missing.cache_clear()
+    yield
+    missing.cache_clear()
+
+
+def test_without_a_network_the_client_is_not_there_and_says_what_to_do(cache, monkeypatch, asked_anew):
     monkeypatch.setattr(place, "is_satisfied", lambda _: False)
     for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "UV_FIND_LINKS"):
         monkeypatch.delenv(name, raising=False)
