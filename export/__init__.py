@@ -3,7 +3,3 @@
 Public: `export.bundle.export_bundle`, `export.verify.verify_bundle`, `export.measure.measure`, and `export.edge`, the
 torch-free runtime that travels inside a bundle. Importing this package loads nothing heavy.
 """
-
-import os
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime is imported; see edge/no_telemetry.py

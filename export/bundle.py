@@ -6,85 +6,41 @@ Whole or not at all: it is made beside its place and moved there when everything
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from export.client_files import write_client_files
 from export.detector import copy_detector
 from export.edge.bundle import FORMAT, BundleError, Manifest, read_manifest
 from export.int8 import DEFAULTS, Int8Options
 from export.lint import LARGEST
-from export.manifest import BUNDLE, CHECKPOINT_FILES, write_manifest
+from export.manifest import BUNDLE, write_manifest
+from export.origin import Origin, find_origin
 from export.precisions import Precision, Scheme, parse_precisions
 from workbench import __version__
 from workbench.audio import SAMPLE_RATE, Wave
-from workbench.corpus import Utterance, corpus_identity
+from workbench.corpus import Utterance
 from workbench.errors import UserError, nearest
-from workbench.families.checkpoint import check_files, feature_settings
+from workbench.families.checkpoint import check_files
 from workbench.families.whisper import (
     TOKENS_AT_LEAST,
     TOKENS_PER_SECOND,
     WINDOW_SECONDS,
     Whisper,
-    own_margin,
     tokens_per_second,
 )
 from workbench.families.whisper_tokens import added_words
-from workbench.files import check_free_space, read_json, sha256, workplace, write_json, write_text
+from workbench.files import check_free_space, sha256, workplace, write_json
 from workbench.host import describe_host
 from workbench.locks import claimed
 from workbench.ownership import check_output, check_replaceable, replacing
-from workbench.recipe import load_recipe
 from workbench.students import parameters
 from workbench.teachers import fingerprint
 
 log = logging.getLogger("workbench")
 EXPORTERS = ("workbench", "optimum")  # of the merged decoder
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where an exported checkpoint came from."""
-
-    name: str
-    checkpoint: Path
-    length: str  # "true": reads clips at their own length; "padded": reads 30 s, as stock Whisper does
-    margin_seconds: float
-    run: dict[str, Any] | None  # recipe hash, teacher and validation scores, where a run made it
-
-
-def find_origin(checkpoint: Path, name: str = "") -> Origin:
-    """Read what a checkpoint folder says of itself; `workbench.json` marks a length-adaptive student."""
-    margin = own_margin(checkpoint)
-    run = checkpoint.parent
-    made = None
-    if (run / "scores.json").is_file() and (run / "recipe.yaml").is_file():
-        scores = read_json(run / "scores.json", "a run's scores")
-        made = {
-            "recipe_sha256": sha256(run / "recipe.yaml"),
-            "teacher": scores["teacher"],
-            "validation": scores["validation"],
-            "corpora": _trained_on(run / "recipe.yaml"),
-        }
-    label = name or (run.name if made else checkpoint.name)
-    return Origin(label, checkpoint, "padded" if margin is None else "true", margin or 0.0, made)
-
-
-def _trained_on(recipe_file: Path) -> list[dict[str, str]] | None:
-    """Which corpora a run's student was trained on, the run that it began with included; None where that cannot be told any more."""
-    recipe = load_recipe(recipe_file)
-    try:
-        found = [corpus_identity(source) for source in (recipe.corpus, *recipe.more_corpora)]
-    except UserError:
-        return None  # a corpus has moved
-    if recipe.student.initial is None:
-        return found
-    earlier = Path(recipe.student.initial).parent / "recipe.yaml"
-    before = _trained_on(earlier) if earlier.is_file() else None
-    return None if before is None else [*found, *(corpus for corpus in before if corpus not in found)]
 
 
 def export_bundle(
@@ -157,7 +113,7 @@ def export_bundle(
         alignment = find_alignment(model, family, aligned, silence)
         heads = alignment["heads"]
         _write_graphs(model, family, origin, graphs, parsed, options, calibration, heads, through)
-        _write_clients_files(read, family, folder, heads)
+        write_client_files(read, family, folder, heads)
         content = _manifest(origin, family, model, parsed, source) | {
             "vocabulary": lost,
             "int8": wanted["int8"],
@@ -175,11 +131,11 @@ def export_bundle(
 
 def check_exporter(through: str) -> None:
     """Raise UserError for an exporter that there is not, or that cannot be had here."""
-    from export.optimum.environment import environment
-
     if through not in EXPORTERS:
         raise UserError(f"--through {through!r}{nearest(through, EXPORTERS)}")
     if through == "optimum":
+        from export.optimum.environment import environment
+
         environment()
 
 
@@ -215,34 +171,6 @@ def _pruned(
     with workplace(output) as temporary:
         (temporary / "pruned").mkdir()
         yield prune(checkpoint, kept, temporary / "pruned"), lost
-
-
-def _write_clients_files(checkpoint: Path, family: Whisper, folder: Path, heads: list[list[int]]) -> None:
-    """What clients read besides graphs, and the runtime that travels along."""
-    from export.sherpa_graph import sherpa_tokens
-
-    write_text(folder / "tokens.txt", sherpa_tokens(family))
-    for file in CHECKPOINT_FILES:
-        if (checkpoint / file).is_file():
-            shutil.copyfile(checkpoint / file, folder / file)
-    # which transformers 5 does not save, and JavaScript's, numpy's and older clients read
-    if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
-        family.tokenizer.backend_tokenizer.model.save(str(folder))
-    if not (folder / "preprocessor_config.json").is_file():
-        write_json(folder / "preprocessor_config.json", feature_settings(checkpoint)[1])
-    tokenizer = (
-        read_json(folder / "tokenizer_config.json", "a tokenizer's settings")
-        if (folder / "tokenizer_config.json").is_file()
-        else {}
-    )
-    if isinstance(
-        tokenizer.get("extra_special_tokens"), list
-    ):  # so called by transformers 5, which 4 cannot read; both read the older name
-        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
-        write_json(folder / "tokenizer_config.json", tokenizer)
-    generation = read_json(folder / "generation_config.json", "a generation configuration")
-    write_json(folder / "generation_config.json", {**generation, "alignment_heads": heads or None})
-    shutil.copytree(Path(__file__).parent / "edge", folder / "edge", ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def _described(options: Int8Options, precisions: Sequence[Precision]) -> dict[str, Any] | None:

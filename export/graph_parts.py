@@ -8,6 +8,8 @@ import numpy as np
 
 from export.onnx_writer import Writer
 
+FAR = -1e9  # so low that its exponential is zero
+
 
 def split_heads(w: Writer, attention: Any, x: str, turned: bool = False) -> str:
     """[batch, tokens, width] -> [batch, heads, tokens, head width]; `turned`, as `attend` takes keys, with the last two exchanged."""
@@ -51,18 +53,17 @@ def gelu(w: Writer, x: str) -> str:
     return w.add("Mul", grown, w.constant("0.5", np.float32(0.5)))
 
 
-def causal_mask(w: Writer, places: str, until: str, far: float) -> str:
-    """What is added to a decoder's scores: nothing for tokens up to a token's own place, `far` for later ones.
+def causal_mask(w: Writer, places: str, until: str) -> str:
+    """What is added to a decoder's scores: nothing for tokens up to a token's own place, FAR for later ones.
 
     Args:
         w: the graph.
         places: the tokens' places, int64 [tokens].
         until: how many tokens there are with those before, an int64 scalar.
-        far: a number so low that its exponential is zero.
 
     Returns:
         [tokens, until].
     """
     each = w.add("Range", w.constant("zero", np.array(0)), until, w.constant("one", np.array(1)))
     later = w.add("Greater", each, w.add("Unsqueeze", places, w.integers(1)))
-    return w.add("Where", later, w.constant("far", np.float32(far)), w.constant("near", np.float32(0)))
+    return w.add("Where", later, w.constant("far", np.float32(FAR)), w.constant("near", np.float32(0)))

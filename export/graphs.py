@@ -56,5 +56,5 @@ def export_graphs(
 
 
 def margin_frames(length: str, margin_seconds: float) -> int | None:
-    """Frames of silence, of 10 ms, that a model hears after a clip; None for one that reads 30 s (see `bundle.Origin`)."""
+    """Frames of silence, of 10 ms, that a model hears after a clip; None for one that reads 30 s (see `origin.Origin`)."""
     return round(100 * margin_seconds) if length == "true" else None

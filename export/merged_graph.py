@@ -16,7 +16,6 @@ from export.onnx_writer import BOOL, FLOAT, INT64, Writer
 from export.step_graph import EMBEDDING, TRANSPOSED, lowered
 
 OPSET = 18
-FAR = -1e9  # added to scores of tokens that are yet to come
 PAST, STATES, TOKENS = "past_decoder_sequence_length", "encoder_sequence_length", "decoder_sequence_length"
 PARTS = [f"{whose}.{what}" for whose in ("decoder", "encoder") for what in ("key", "value")]
 
@@ -75,7 +74,7 @@ def _branch(w: Writer, decoder: Any, cached: bool, row: Any, outputs: Sequence[t
     places = b.add("Range", start, until, b.constant("one", np.array(1)))  # [tokens]
     positions = b.constant("positions", decoder.embed_positions.weight.detach().numpy())
     x = b.add("Add", b.add("Gather", EMBEDDING, "input_ids"), b.add("Gather", positions, places))
-    mask = causal_mask(b, places, until, FAR)
+    mask = causal_mask(b, places, until)
     presents: list[str] = []
     for i, layer in enumerate(decoder.layers):
         x, kept = _layer(b, i, layer, x, mask, cached)

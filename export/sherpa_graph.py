@@ -15,7 +15,6 @@ from export.onnx_writer import FLOAT, INT64, Writer
 from export.step_graph import EMBEDDING, TRANSPOSED, suppression
 
 OPSET = 17
-FAR = -1e9  # added to scores of tokens that are yet to come
 
 
 def sherpa_graph(model: Any, suppressed: list[int], suppressed_first: list[int]) -> Any:
@@ -39,7 +38,7 @@ def sherpa_graph(model: Any, suppressed: list[int], suppressed_first: list[int])
     embedding = w.constant(EMBEDDING, decoder.embed_tokens.weight.detach().numpy())
     positions = w.constant("positions", decoder.embed_positions.weight.detach().numpy())
     x = w.add("Add", w.add("Gather", embedding, ids), w.add("Gather", positions, places))
-    mask = causal_mask(w, places, w.add("Squeeze", until), FAR)
+    mask = causal_mask(w, places, w.add("Squeeze", until))
     kept: tuple[list[str], list[str]] = ([], [])
     for i, layer in enumerate(decoder.layers):
         name, attention, other = f"layers.{i}", layer.self_attn, layer.encoder_attn

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,9 +15,9 @@ from export.bundle import export_bundle
 from export.clients import available
 from export.clients.optimum import missing
 from export.graphs import DECODER
+from export.json_process import JsonProcess
 from export.optimum import environment as place
 from export.optimum.environment import Environment, environment, is_satisfied
-from export.optimum.script import HERE, Script
 from export.step_graph import UNSAID
 from workbench.errors import UserError
 from workbench.families.whisper import Whisper
@@ -140,8 +141,8 @@ def test_an_environment_that_cannot_be_imported_is_not_kept(there, cache, tmp_pa
 
 
 def test_what_libraries_print_is_no_answer_and_an_error_is_one_line(there, tmp_path):
-    (tmp_path / "noisy.py").write_text(NOISY.format(transcribe=str(HERE / "transcribe.py")))
-    script = Script(there, str(tmp_path / "noisy.py"))
+    (tmp_path / "noisy.py").write_text(NOISY.format(transcribe=str(Path(place.__file__).parent / "transcribe.py")))
+    script = JsonProcess("it", there.command(tmp_path / "noisy.py"), there.variables())
     assert "transformers 4" in script.ready["version"]
     assert script.ask(divisor=4) == {"echo": 0.25}
     with pytest.raises(RuntimeError, match=r"^ZeroDivisionError: division by zero$"):
@@ -152,7 +153,7 @@ def test_what_libraries_print_is_no_answer_and_an_error_is_one_line(there, tmp_p
 def test_a_script_that_ends_is_told_from_one_that_answers(tmp_path):
     (tmp_path / "ends.py").write_text("raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="exit status 3"):
-        Script(Environment(None), str(tmp_path / "ends.py"))
+        JsonProcess("it", Environment(None).command(tmp_path / "ends.py"))
 
 
 @pytest.mark.slow
@@ -203,7 +204,7 @@ def test_optimum_exports_a_decoder_whatever_the_encoder_is(there, tiny_checkpoin
 
 
 @pytest.mark.slow
-def test_a_bundle_is_exported_through_optimum(there, student, exported, tmp_path, caplog):
+def test_a_bundle_is_exported_through_optimum(there, student, exported, tmp_path):
     # compares with torch; each precision finds its nodes in a graph of Optimum's, too
     precisions = ["fp32", "int8-0/int8-0", "fp16", "q4"]
     bundle = export_bundle(student, tmp_path / "bundle", precisions, through="optimum")

@@ -77,25 +77,18 @@ def export(
         texts = [u.text for u in open_corpus(corpus, "validation")]
     aligned = alignment_clips(corpus)
     options = Int8Options(per_channel, reduce_range, symmetric)
+    how: dict[str, Any] = {
+        "name": name, "overwrite": overwrite, "vocabulary": vocabulary, "texts": texts, "aligned": aligned, "through": through,
+    }  # fmt: skip
     if budget or device_profile:
         from export.search import export_for
 
-        how = {
-            "name": name,
-            "overwrite": overwrite,
-            "vocabulary": vocabulary,
-            "texts": texts,
-            "aligned": aligned,
-            "through": through,
-        }
         bundle, _ = export_for(student, output, budget, device_profile, corpus, options, threads, **how)
     else:
         from export.quantize import calibration_clips
 
         calibration = calibration_clips(corpus) if "int8_static" in precision else []
-        bundle = export_bundle(
-            student, output, precisions, name, overwrite, vocabulary, texts, options, calibration, aligned, through
-        )
+        bundle = export_bundle(student, output, precisions, options=options, calibration=calibration, **how)
     if verify:
         if found := open_manifest(bundle).content.get("verification"):
             _tell_failures(bundle, found)

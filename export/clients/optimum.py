@@ -14,9 +14,9 @@ import numpy as np
 
 from export.clients.protocol import HUGGING_FACE, Transcription
 from export.edge.bundle import read_manifest
+from export.json_process import JsonProcess
 from export.linked import Linked
 from export.optimum.environment import environment
-from export.optimum.script import Script
 from workbench.audio import SAMPLE_RATE, Wave
 from workbench.errors import UserError, of_the_system
 from workbench.families.checkpoint import check_settings
@@ -46,8 +46,10 @@ class OptimumClient:
         # it finds graphs by their standard names alone
         self.linked = Linked(self.manifest, precision, graphs=".")
         places = (str(self.linked.folder), str(bundle.resolve()))
-        self.script = Script(environment(), "transcribe.py", *places, str(threads or 0))
-        self.version = str(self.script.ready["version"])
+        there = environment()
+        command = there.command("transcribe.py", *places, str(threads or 0))
+        self.process = JsonProcess("Optimum's process", command, there.variables())
+        self.version = str(self.process.ready["version"])
 
     def transcribe(self, wave: Wave, language: str) -> Transcription:
         """Transcribe one utterance at its own length plus the margin, or at 30 s."""
@@ -59,9 +61,9 @@ class OptimumClient:
             wave = np.pad(wave, (0, max(0, positions * SAMPLES_A_POSITION - len(wave))))
             how = {"prompt": self.manifest.content["tokens"]["prompts"][language]}
         samples = base64.b64encode(np.asarray(wave, "<f4").tobytes()).decode()
-        ids = self.script.ask(samples=samples, most=limit, **how)["tokens"]
+        ids = self.process.ask(samples=samples, most=limit, **how)["tokens"]
         tokens = tuple(i for i in ids if self.manifest.is_text(i))
-        return Transcription(str(self.script.ask(decode=tokens)["text"]).strip(), tokens)
+        return Transcription(str(self.process.ask(decode=tokens)["text"]).strip(), tokens)
 
 
 def open_client(bundle: Path, precision: str, threads: int | None) -> OptimumClient:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import base64
-import json
 import shutil
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from export.clients.protocol import HUGGING_FACE, Transcription
 from export.edge.bundle import read_manifest
+from export.json_process import JsonProcess
 from export.linked import Linked, is_found
 from workbench.audio import SAMPLE_RATE, Wave
-from workbench.children import ending_with_us
 
 EXACT = True
 GRAPHS, FILES = HUGGING_FACE
@@ -43,28 +40,16 @@ class TransformersJsClient:
             "fp32" if self.linked else DTYPES[precision],
             str(threads or 1),
         ]
-        self.process = subprocess.Popen(
-            ending_with_us(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.version = str(self._answer()["version"])
+        self.node = JsonProcess("node", command)
+        self.version = str(self.node.ready["version"])
 
     def transcribe(self, wave: Wave, language: str) -> Transcription:
         """Transcribe one utterance."""
         samples = base64.b64encode(np.asarray(wave, "<f4").tobytes()).decode()
         limit = self.manifest.token_limit(len(wave) / SAMPLE_RATE, language)
-        assert self.process.stdin is not None  # noqa: S101  it is a pipe
-        self.process.stdin.write(json.dumps({"samples": samples, "language": language, "most": limit}) + "\n")
-        self.process.stdin.flush()
-        answer = self._answer()
+        answer = self.node.ask(samples=samples, language=language, most=limit)
         tokens = tuple(i for i in answer["tokens"] if self.manifest.is_text(i))
         return Transcription(str(answer["text"]).strip(), tokens)
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None  # noqa: S101  it is a pipe
-        if not (line := self.process.stdout.readline()):
-            raise RuntimeError(f"node ended with exit status {self.process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
 
 def open_client(bundle: Path, precision: str, threads: int | None) -> TransformersJsClient:

@@ -13,7 +13,6 @@ from onnx import helper, numpy_helper
 
 from export.onnx_edit import hoist_transposes, name_weights_by_use
 from export.optimum.environment import environment
-from export.optimum.script import HERE
 from export.step_graph import lowered
 from workbench.children import ending_with_us
 from workbench.errors import last_line
@@ -43,7 +42,7 @@ def merged_decoder(model: Any, suppressed: Sequence[int], suppressed_first: Sequ
         # whole: what is left out because it is the default here may have another default there
         model.config.to_json_file(folder / "config.json", use_diff=False)
         save_file(_weights(model), folder / "decoder.safetensors")
-        command = there.command(HERE / "export_decoder.py", str(folder), str(FRAMES), str(OPSET))
+        command = there.command("export_decoder.py", str(folder), str(FRAMES), str(OPSET))
         done = subprocess.run(
             ending_with_us(command), capture_output=True, text=True, check=False, cwd=folder, env=there.variables(), stdin=subprocess.DEVNULL
         )  # fmt: skip

@@ -46,9 +46,9 @@ class Environment:
 
     folder: Path | None
 
-    def command(self, script: Path, *arguments: str) -> list[str]:
-        """A command line that runs a script in it; neither its folder nor the current one is on the path."""
-        return [sys.executable, "-P", str(script), *arguments]
+    def command(self, script: str | Path, *arguments: str) -> list[str]:
+        """A command line that runs a script of this folder, or any other by its whole path; neither its folder nor the current one is on Python's path."""
+        return [sys.executable, "-P", str(Path(__file__).parent / script), *arguments]
 
     def variables(self) -> dict[str, str]:
         """Environment variables for the command: ours, with the folder on the path and no model hub."""
@@ -127,19 +127,9 @@ def _failure(command: Sequence[str], variables: dict[str, str]) -> str:
 def _installer() -> Sequence[str]:
     """The pip of our own environment, or uv, whose environments have no pip."""
     if importlib.util.find_spec("pip"):
-        # no bytecode yet: most modules are never imported
-        # a package index that does not answer is not waited for long
-        waiting = ["--retries", "1", "--timeout", "30"]
-        return [
-            sys.executable,
-            "-m",
-            "pip",
-            "--disable-pip-version-check",
-            *waiting,
-            "install",
-            "--no-compile",
-            "--no-user",
-        ]
+        # an index that does not answer is not waited for long; no bytecode yet, since most modules are never imported
+        options = ["--disable-pip-version-check", "--retries", "1", "--timeout", "30"]
+        return [sys.executable, "-m", "pip", *options, "install", "--no-compile", "--no-user"]
     if uv := shutil.which("uv"):
         return [uv, "pip", "install", "--python", sys.executable]
     raise UserError(

@@ -48,8 +48,14 @@ def _run_layers(layers: Any, hidden: Tensor, heard: Tensor | None, checkpointing
         return run_packed(layers, hidden, heard, checkpointing)
     mask = None if heard is None else heard[:, None, None, :].expand(-1, 1, hidden.shape[1], -1)
     for layer in layers:
-        hidden = run_layer(lambda layer, *given: layer(*given), checkpointing, layer, hidden, mask)
+        hidden = run_layer(_stock_layer, checkpointing, layer, hidden, mask)
     return hidden
+
+
+def _stock_layer(layer: Any, *given: Any) -> Tensor:
+    """A layer as transformers has it."""
+    out: Tensor = layer(*given)
+    return out
 
 
 def decoder_logits(
@@ -114,7 +120,7 @@ def decoder_hidden(
     else:
         mask = None if heard is None else heard[:, None, None, :].expand(-1, 1, tokens.inputs.shape[1], -1)
         # without a mask of its own, self-attention is causal
-        rows, given, call = hidden, (None, states, mask), lambda layer, *given: layer(*given)
+        rows, given, call = hidden, (None, states, mask), _stock_layer
     early_rows = None
     for number, layer in enumerate(decoder.layers):
         rows = run_layer(call, checkpointing, layer, rows, *given)
