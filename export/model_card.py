@@ -116,7 +116,7 @@ def _usage(content: dict[str, Any]) -> str:
     stream.accept_waveform(16_000, np.concatenate([wave[80:0:-1], wave]))
     recognizer.decode_stream(stream)
     print(stream.result.text)""",
-        "optimum": f"""Optimum, whose ONNX package wants transformers below 4.58 and therefore an environment of its own:
+        "optimum": f"""Optimum, in an environment of its own, because its ONNX package requires transformers below 4.58:
 
     python -m venv ~/optimum-onnx
     ~/optimum-onnx/bin/pip install 'optimum-onnx[onnxruntime]==0.1.0'
