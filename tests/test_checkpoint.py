@@ -298,6 +298,12 @@ def test_the_tokenizer_of_another_model_is_refused(folder):
     assert "its tokenizer is not the model's: <|endoftext|> is 256" in refused(folder)
 
 
+@pytest.mark.parametrize("dtype", ["gelu", ["float32"], 5, "x" * 5000])
+def test_the_data_type_that_a_configuration_names_is_not_used(folder, dtype):
+    edit(folder / "config.json", dtype=dtype, torch_dtype=dtype)
+    assert next(open_family(folder).load().parameters()).dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     "name",
     ["config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"],

@@ -38,6 +38,13 @@ def refused(path):
 A = {"audio": "a.wav", "text": "Hello."}
 
 
+@pytest.mark.parametrize("name", ["gone.wav", "x" * 5000, "~nobody-of-that-name/a.wav", 10**400, "a\0b", "\ud800"])
+def test_audio_that_cannot_be_there_is_named_with_its_line(folder, name):
+    said = refused(manifest(folder, {"audio": name, "text": "Hello."}))
+    assert "m.jsonl:1: field 'audio' names" in said
+    assert len(said) < 1000
+
+
 # segments
 
 

@@ -28,10 +28,18 @@ NEW, OLD, LOCK = "new", "old", "lock"  # what may lie in one
 def cache_dir() -> Path:
     """Folder for what can be computed or fetched again; `WORKBENCH_CACHE` overrides the platform's default."""
     if configured := os.environ.get("WORKBENCH_CACHE"):
-        return Path(configured).expanduser()
+        return expanded(configured)
     from platformdirs import user_cache_path
 
     return user_cache_path("distill-workbench", appauthor=False)
+
+
+def expanded(name: str | Path) -> Path:
+    """The path that a user named: a leading `~` is their home; `~nobody`, where there is no such user, stays as it is."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
 
 
 def sha256(path: Path) -> str:

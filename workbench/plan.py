@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +20,7 @@ from workbench.families.checkpoint import check_checkpoint
 from workbench.families.low_rank import shaped_like
 from workbench.families.whisper import WINDOW_SECONDS
 from workbench.families.whisper_passes import decoder_logits, encode
+from workbench.files import expanded
 from workbench.meta_cost import step_cost, teacher_pass_flop
 from workbench.recipe import Recipe
 from workbench.recipe_sections import Stage, StudentRecipe
@@ -147,7 +147,7 @@ def meta_model(name: str) -> Any:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     size = name.removeprefix("openai/").removeprefix("whisper-").removesuffix(".en")
-    if Path(name).expanduser().is_dir() or size not in SIZES:
+    if expanded(name).is_dir() or size not in SIZES:
         config: Any = check_checkpoint(resolve_teacher(name))
     else:
         width, encoder, decoder, heads = SIZES[size]

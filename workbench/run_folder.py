@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from workbench.errors import UserError
+from workbench.files import expanded
 from workbench.ownership import CHECKPOINT, Made, Owned, check_output, check_replaceable, foreign, recover_below, remove
 from workbench.recipe import Recipe
 
@@ -59,7 +60,7 @@ def check_run(recipe: Recipe, restart: bool) -> None:
     To begin a run, or to begin it anew, all there must be a run's; to go on with one, all in the folders that it deletes.
     """
     named = [recipe.teacher, *recipe.more_teachers, recipe.corpus, *recipe.more_corpora, recipe.student.initial]
-    inputs = [Path(name).expanduser() for name in named if name]
+    inputs = [expanded(name) for name in named if name]
     run = recipe.output
     if restart or not (run / "recipe.yaml").is_file():
         check_replaceable(run, RUN, inputs, within=True)

@@ -24,6 +24,7 @@ from workbench.files import (
     atomic_folder,
     cache_dir,
     check_hashes,
+    expanded,
     file_sha256,
     read_object,
     sha256,
@@ -101,7 +102,7 @@ def resolve_teacher(name: str) -> Path:
     """
     if name in BUILT_IN:
         return _built_in(name)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         if is_ctranslate2(path):
             return _converted(path)

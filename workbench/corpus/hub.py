@@ -14,7 +14,7 @@ from workbench.audio import LONGEST_SECONDS, SHORTEST_SECONDS, probe_seconds
 from workbench.corpus.manifests import FIELDS, LeftOut, is_missing
 from workbench.corpus.utterance import Utterance
 from workbench.errors import UserError, first_line
-from workbench.files import sha256_of
+from workbench.files import expanded, sha256_of
 from workbench.languages import language_code, whisper_knows
 
 log = logging.getLogger("workbench")
@@ -212,7 +212,7 @@ def _encoded(clip: dict[str, Any] | str | None, source: str) -> bytes | None:
         path = clip.get("path") if isinstance(clip, dict) else clip
         if not path:
             return None
-        folder = Path(source.removeprefix("hf:").split(", split ")[0].partition(":")[0]).expanduser()
+        folder = expanded(source.removeprefix("hf:").split(", split ")[0].partition(":")[0])
         *archives, place = path.split("::")  # what it is packed in comes last
         here = folder.is_dir() and Path(place).resolve().is_relative_to(folder.resolve())
         packed = all(part.partition("://")[0] in ARCHIVES for part in archives)

@@ -13,6 +13,7 @@ from workbench.corpus.rows import read_rows
 from workbench.corpus.split import split_key, split_of
 from workbench.corpus.utterance import SPLITS, Segment, Utterance
 from workbench.errors import UserError, nearest
+from workbench.files import expanded
 from workbench.languages import language_code
 
 log = logging.getLogger("workbench")
@@ -158,13 +159,16 @@ def _field(row: dict[str, Any], field: str, where: str) -> Any:
 def _audio_path(manifest: Path, value: str, where: str) -> Path:
     if not value:
         raise UserError(f"{where}: field 'audio' is empty; expected the path of a recording, or drop the line")
-    given = Path(value).expanduser()
+    given = expanded(value)
     path = given if given.is_absolute() else manifest.parent / given
-    if path.is_file():
-        return path
-    if (in_clips := manifest.parent / "clips" / given).is_file():
-        return in_clips
-    raise UserError(f"{where}: field 'audio' names {value!r}, but {path} does not exist")
+    wrong = f"{where}: field 'audio' names {value!r:.200}, but {path!s:.300}"
+    try:
+        found = next((p for p in (path, manifest.parent / "clips" / given) if p.is_file()), None)
+    except OSError as error:  # a name that is too long, a folder that must not be read
+        raise UserError(f"{wrong} cannot be looked up: {error.strerror}") from error
+    if found is None:
+        raise UserError(f"{wrong} does not exist")
+    return found
 
 
 def _relative(audio: Path, folder: Path) -> str:

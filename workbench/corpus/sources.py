@@ -13,7 +13,7 @@ from workbench.corpus.more import at_speeds, concatenated
 from workbench.corpus.references import CORRECTED, check_current
 from workbench.corpus.utterance import SPLITS, Utterance
 from workbench.errors import UserError, nearest
-from workbench.files import cache_dir, file_sha256
+from workbench.files import cache_dir, expanded, file_sha256
 
 BUILT_IN = {"prompts-en": Path(__file__).parent / "prompts-en"}
 BUILDABLE = tuple(f"prompts-{language}" for language in CORRECTED)
@@ -32,7 +32,7 @@ def find_corpus(source: str) -> Path:
     if "/" not in source and (built / "manifest.jsonl").is_file():
         check_current(built, source)
         return built
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.exists():
         if source.split("-corrupt")[0] in ("prompts-en", *BUILDABLE):
             language, _, percent = source.removeprefix("prompts-").partition("-corrupt")

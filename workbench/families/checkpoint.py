@@ -187,7 +187,8 @@ def checked_config(content: dict[str, Any], path: Path) -> WhisperConfig:
     defaults = {
         name: p.default
         for name, p in inspect.signature(WhisperConfig.__init__).parameters.items()
-        if name not in ("self", "kwargs")
+        if name
+        in WhisperConfig.__annotations__  # what every model has besides (dtype, labels) is not taken from a file
     }
     values = {key: content[key] for key in (*defaults, *OURS) if key in content}
     # a key that is not there means the stock value, which may not fit a smaller vocabulary
