@@ -42,7 +42,7 @@ def main() -> None:
     worst: dict[str, float] = {}
     for graph, task, run in _tasks(sessions["before"]):
         outputs = {which: run(sessions[which]) for which in sessions}  # untimed, too
-        difference = max(map(_relative, outputs["before"], outputs["after"], strict=True))
+        difference = max(_relative(a, b) for a, b in zip(outputs["before"], outputs["after"], strict=True))
         worst[graph] = max(worst.get(graph, 0.0), difference)
         for number in range(options.rounds):
             for which in list(sessions)[:: 1 if number % 2 else -1]:
