@@ -32,10 +32,11 @@ test-lowest: .venv-lowest/.installed  ## the fast tests on the lowest versions t
 notebooks: $(INSTALLED)  ## execute the notebooks
 	$(BIN)/pytest --nbmake --nbmake-timeout=600 -m "" notebooks
 
-lint: $(INSTALLED)  ## ruff, mypy and bandit, and known advisories where they can be looked up
+lint: $(INSTALLED)  ## ruff, mypy, the import rules and bandit, and known advisories where they can be looked up
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/bandit -q -c pyproject.toml -r workbench export demo scripts benchmarks
 	$(BIN)/python scripts/audit.py
 
@@ -52,10 +53,10 @@ clean:
 
 # transformers.js is verified where Node is installed.
 # pip's resolver backtracks for long on ranges; the constraints leave it one choice each.
-$(INSTALLED): pyproject.toml constraints.txt export/clients/node/package-lock.json
+$(INSTALLED): pyproject.toml constraints.txt export/verification/clients/node/package-lock.json
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(RUNTIME),$(SPEECH)demo,notebooks,vocabulary,clients,tracking,dev]"
-	! command -v npm >/dev/null || npm ci --ignore-scripts --no-audit --no-fund --prefix export/clients/node \
+	! command -v npm >/dev/null || npm ci --ignore-scripts --no-audit --no-fund --prefix export/verification/clients/node \
 	  || echo 'npm could not install transformers.js: bundles are not verified in it'
 	touch $@
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.errors import errors_in_a_line, output_file
+from workbench.core.errors import errors_in_a_line, output_file
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,8 +52,8 @@ def arguments(doc: str | None, **extra: tuple[Any, str]) -> argparse.Namespace:
 
 def finish(path: Path | None, figures: dict[str, float], runs: list[dict[str, Any]], **more: Any) -> None:
     """Print the figures and write the file, with `more` fields if there are any."""
-    from workbench.files import write_json
-    from workbench.host import describe_host
+    from workbench.core.files import write_json
+    from workbench.core.host import describe_host
 
     for name, value in figures.items():
         print(f"{name}: {value:.4g}")
@@ -95,8 +95,8 @@ def small_teacher(folder: Path, width: int = 128) -> Path:
     import torch
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
-    from workbench.families.checkpoint import check_checkpoint
-    from workbench.teachers import resolve_teacher
+    from workbench.models.resolve import resolve_teacher
+    from workbench.models.whisper.checkpoint import check_checkpoint
 
     torch.manual_seed(0)
     source = resolve_teacher("whisper-base")
@@ -125,15 +125,25 @@ class Worker:
         script: the script.
         name: what its process is told to be.
         packages: a folder whose packages come before those that are installed.
+        root: the checkout that the script belongs to.
+        python: the interpreter that runs it.
         options: of the script.
     """
 
-    def __init__(self, script: str, name: str, packages: Path | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        script: str | Path,
+        name: str,
+        packages: Path | None = None,
+        root: Path = ROOT,
+        python: str = sys.executable,
+        **options: Any,
+    ) -> None:
         flags = [part for key, value in options.items() for part in (f"--{key}", str(value))]
-        path = [*([packages] if packages else []), ROOT, ROOT / "benchmarks"]
+        path = [*([packages] if packages else []), root, root / "benchmarks"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
         self.process = subprocess.Popen(
-            [sys.executable, script, "--worker", name, *flags],
+            [python, str(script), "--worker", name, *flags],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         self.ready = self._read()

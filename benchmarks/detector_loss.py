@@ -3,7 +3,7 @@
     python benchmarks/detector_loss.py --bundle BUNDLE --corpora CORPUS,CORPUS --noise MANIFEST --wavs FILE.wav,FILE.wav --json FILE
 
 Speech: the built-in prompts, those of one word at full level and 20, 30 and 40 dB below it (rounded to 16 bits again), and every clip of some corpora.
-What is dropped is transcribed with the detector off, to see whether a word is lost. Noise: the sounds of `measure` (export/robustness.py), the
+What is dropped is transcribed with the detector off, to see whether a word is lost. Noise: the sounds of `measure` (export/measurement/robustness.py), the
 clips of a manifest's lines of kind `noise`, and single files; all of the former and every fourth of the latter are transcribed without the detector.
 """
 
@@ -68,8 +68,8 @@ def _groups(corpora: str) -> Iterator[tuple[str, list[tuple[str, str, Any]]]]:
 def _sounds(manifest: str, wavs: str) -> Iterator[tuple[str, list[Any], int]]:
     """Groups of waves without speech, and every which of them is transcribed."""
     from export.edge import read_wav
-    from export.robustness import unspoken
-    from workbench.audio import decode
+    from export.measurement.robustness import unspoken
+    from workbench.audio.decode import decode
 
     for kind, waves in unspoken().items():
         yield kind, waves, 1

@@ -94,12 +94,12 @@ def reference(frozen: bool, clips: int, folder: Path) -> None:
     import torch
     from reference_recipe import Reference, Tricks
 
-    from workbench.families import open_family
-    from workbench.memory import peak_resident_bytes
-    from workbench.recipe_sections import StudentRecipe
-    from workbench.students import build_student
-    from workbench.targets import TargetCache
-    from workbench.teachers import resolve_teacher
+    from workbench.cache.teacher_targets import TargetCache
+    from workbench.config.sections import StudentRecipe
+    from workbench.core.memory import peak_resident_bytes
+    from workbench.models import open_family
+    from workbench.models.resolve import resolve_teacher
+    from workbench.models.whisper.students import build_student
 
     torch.manual_seed(1)
     family = open_family(resolve_teacher("whisper-base"))
@@ -128,8 +128,8 @@ def reference(frozen: bool, clips: int, folder: Path) -> None:
 
 
 def _settings() -> Any:
-    from workbench.targets import TargetSettings
-    from workbench.teachers import fingerprint, resolve_teacher
+    from workbench.cache.teacher_targets import TargetSettings
+    from workbench.models.resolve import fingerprint, resolve_teacher
 
     return TargetSettings(fingerprint(resolve_teacher("whisper-base")), 32, 2.0, 0.2, states=False)
 
@@ -139,11 +139,11 @@ def ours(frozen: bool, clips: int, folder: Path) -> None:
     os.environ["WORKBENCH_CACHE"] = str(folder)
     import torch
 
-    from workbench.checkpoints import Position
-    from workbench.memory import peak_resident_bytes
-    from workbench.recipe import parse_recipe
-    from workbench.stage import StageLoop
-    from workbench.train import Distillation
+    from workbench.config.recipe import parse_recipe
+    from workbench.core.memory import peak_resident_bytes
+    from workbench.distill.stage import StageTrainer
+    from workbench.distill.trainer import Trainer
+    from workbench.run.checkpoints import TrainingProgress, TrainingState
 
     work = folder / ("frozen" if frozen else "trained")
     work.mkdir()
@@ -154,36 +154,32 @@ def ours(frozen: bool, clips: int, folder: Path) -> None:
              "micro_batches": 1, "weighting": {"name": "fixed", "task": 0.8, "distillation": 1.0}}  # fmt: skip
     recipe = parse_recipe(
         {"output": str(work / "run"), "teacher": "whisper-base", "corpus": str(write_manifest(work, utterances)),
-         "student": {"decoder_layers": 2}, "targets": {"top_k": 32, "temperature": 2.0}, "stages": {"stage": stage}},
+         "student": {"decoder_layers": 2}, "targets": {"top_k": 32, "temperature": 2.0, "accept_tail": True}, "stages": {"stage": stage}},
         "benchmark",
     )  # fmt: skip
-    run = Distillation(recipe)
+    trainer = Trainer(recipe)
     passed: dict[str, float] = {}
-
-    def label(where: Path | None) -> None:
-        run.whole = run.teachers.labelled(run.train_set, where, "teacher's targets")
-
     # each case measures a teacher's pass of its own; the first one's targets also serve the reference
-    first = not run.teachers.settings(0).folder().exists()
-    passed["teacher_pass"] = timed(lambda: label(None if first else work / "targets"))
-    run.teachers.dismiss()
-    position = Position(parts=1)
-    settings = recipe.stages["stage"]
-    loop = StageLoop(run, 0, "stage", settings, position)
-    windows = run.windows("stage", settings, position)
+    first = not trainer.teachers.settings(0).folder().exists()
     started = time.perf_counter()
-    window = next(windows)
+    context, datasets, validation = trainer.prepare(None if first else work / "targets")
+    passed["teacher_pass"] = time.perf_counter() - started
+    state = TrainingState(TrainingProgress(micro_batches=1))
+    settings = recipe.stages["stage"]
+    loop = StageTrainer(context, datasets, validation, 0, "stage", settings, state)
+    started = time.perf_counter()
+    dataset = next(datasets.epochs("stage", settings, state.progress, state.timers))
     passed["encoder_pass"] = time.perf_counter() - started
-    objective = loop._begin(window)
-    audio = sum(u.seconds for u in run.train_set)
+    objective = loop.begin(dataset)
+    audio = sum(u.seconds for u in trainer.train_set)
 
     def epoch() -> int:
-        plan, of, parts = loop._plan(window)
-        for batches in loop.rounds.batches(window, plan, parts, of):
-            loop._step(batches, objective, 100_000)
-        position.round += 1
-        run.log.settle()
-        return len(plan)
+        planned = loop.plan(dataset)
+        for batches in loop.epochs.batches(planned):
+            loop.step(batches, objective, 100_000)
+        state.progress.epoch += 1
+        context.log.settle()
+        return len(planned.steps)
 
     def answer(what: str) -> dict[str, Any]:
         if what == "memory":
@@ -197,7 +193,7 @@ def ours(frozen: bool, clips: int, folder: Path) -> None:
         return {"seconds": seconds, "rate": audio / seconds}
 
     steps = epoch()  # warm-up
-    serve(answer, {**passed, "audio": audio, "steps": steps, "clips_a_step": len(run.train_set) / steps})
+    serve(answer, {**passed, "audio": audio, "steps": steps, "clips_a_step": len(trainer.train_set) / steps})
 
 
 def _budget_of(utterances: list[Any]) -> float:

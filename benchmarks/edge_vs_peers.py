@@ -38,7 +38,7 @@ def main() -> None:
         return
     from peers import PEERS, versions
 
-    from export.report import interval
+    from export.measurement.report import interval
     from workbench.corpus import scored_clips
 
     peers = {name: peer for name, peer in PEERS.items() if options.only in name}
@@ -65,12 +65,12 @@ def _measure(
     """A row for every system, and what each made of every clip."""
     from peers import prepare, size_mb
 
-    from export.manifest import open_manifest
-    from export.manifest import size_mb as bundle_mb
-    from export.measure import teacher_bundle
-    from workbench.audio import write_wav
-    from workbench.files import cache_dir
-    from workbench.scoring import paired_difference, score_utterances
+    from export.assembly.teacher import teacher_bundle
+    from export.bundle.manifest import open_manifest
+    from export.bundle.manifest import size_mb as bundle_mb
+    from workbench.audio.decode import write_wav
+    from workbench.core.files import cache_dir
+    from workbench.evaluation.scoring import paired_difference, score_utterances
 
     sources = prepare(cache_dir() / "peers", {peer.source for peer in peers.values()})
     edges = {name: (Path(options.bundle), precision) for name, precision in ours.items()}
@@ -158,7 +158,7 @@ def _work(options: Any) -> None:
     """A system's process; ours imports nothing of the workbench but the runtime that travels in the bundle."""
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     from export.edge import Recognizer, read_wav
-    from export.latency import peak_rss_mb
+    from export.measurement.latency import peak_rss_mb
 
     started = time.perf_counter()
     if options.precision == "-":

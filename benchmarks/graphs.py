@@ -29,8 +29,8 @@ TOKENS = 12  # of the decoder, after the prompt
 def main() -> None:
     """Run both in turns, print the figures."""
     options = arguments(__doc__, **OPTIONS)
-    from export.manifest import open_manifest
-    from workbench.errors import UserError
+    from export.bundle.manifest import open_manifest
+    from workbench.core.errors import UserError
 
     if not options.before or not options.after:
         raise UserError("--before and --after name two bundles of one checkpoint")
@@ -110,7 +110,7 @@ def _nodes(path: Path) -> float:
     """Nodes of a graph, those of its branches included."""
     import onnx
 
-    from export.onnx_edit import branches
+    from export.graphs.edit import branches
 
     model = onnx.load(path)
     return float(sum(len(graph.node) for graph in (model.graph, *branches(model))))

@@ -32,12 +32,12 @@ HERE = Path(__file__).parent
 def main() -> None:
     """Quantize, transcribe in turns, print the figures."""
     options = arguments(__doc__, **OPTIONS)
-    from export.clients.optimum import OptimumClient
+    from export.bundle.manifest import open_manifest
     from export.edge.bundle import read_manifest
-    from export.manifest import open_manifest
+    from export.verification.clients.optimum import OptimumClient
+    from workbench.core.errors import UserError
     from workbench.corpus import scored_clips
-    from workbench.errors import UserError
-    from workbench.scoring import score_utterances
+    from workbench.evaluation.scoring import score_utterances
 
     manifest = open_manifest(Path(options.bundle), check=True)
     if lacking := {"fp32", "int8"} - set(manifest.precisions):
@@ -77,11 +77,11 @@ def main() -> None:
 
 def _through_optimum(bundle: Path, folder: Path, operators: str) -> Path:
     """A bundle like the given one whose int8 graphs are Optimum's."""
+    from export.bundle.view import Linked
     from export.edge.bundle import read_manifest
-    from export.linked import Linked
-    from export.manifest import GRAPH_FILES
+    from export.graphs.names import GRAPH_FILES
     from export.optimum.environment import environment
-    from workbench.host import has_int8_dot_product
+    from workbench.core.host import has_int8_dot_product
 
     manifest, there = read_manifest(bundle), environment()
     linked = Linked(manifest, "fp32", graphs=".")

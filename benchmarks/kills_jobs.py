@@ -71,7 +71,7 @@ def _recordings(folder: Path, clips: list[Any]) -> None:
     """Each clip, and all of them one after another, which `label` cuts."""
     import numpy as np
 
-    from workbench.audio import write_flac
+    from workbench.audio.decode import write_flac
 
     folder.mkdir()
     waves = [clip.wave() for clip in clips]
@@ -134,7 +134,7 @@ def _content(folder: Path, path: Path) -> bytes | None:
 
 def _labeller() -> Path:
     """Whisper base, from the cache of whoever runs this: a random model repeats itself, and `label` rejects that."""
-    from workbench.teachers import resolve_teacher
+    from workbench.models.resolve import resolve_teacher
 
     return resolve_teacher("whisper-base")
 

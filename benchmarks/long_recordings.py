@@ -31,11 +31,11 @@ def main() -> None:
 
 def measured(language: str, corpus: str) -> dict[str, Any]:
     """WER of both ways."""
-    from workbench.audio import SAMPLE_RATE, write_wav
+    from workbench.audio.decode import SAMPLE_RATE, write_wav
     from workbench.corpus import scored_clips
-    from workbench.filters import Limits
-    from workbench.label import LabelSettings, label
-    from workbench.scoring import score
+    from workbench.evaluation.scoring import score
+    from workbench.labelling.filters import Limits
+    from workbench.labelling.pseudo_labels import LabelSettings, label
 
     clips = [u for u in scored_clips(corpus, "validation") if u.seconds > 1.5][:CLIPS]
     draw, noise = random.Random(3), np.random.default_rng(0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,39 +43,37 @@ def main() -> None:
 
 def work(place: Path, clips: int, vocabulary: str) -> list[dict[str, Any]]:
     """Steps of fixed KD with looks ahead between them."""
-    run, loop = begin(place, clips, "decoder", vocabulary, learning_rate=1e-4)
-    window = next(run.windows("stage", loop.stage, loop.position))
-    objective = loop._begin(window)
-    plan, of, parts = loop._plan(window)
+    loop, dataset = begin(place, clips, "decoder", vocabulary, learning_rate=1e-4)
+    objective = loop.begin(dataset)
+    planned = loop.plan(dataset)
     found = []
     for steps in range(STEPS[-1] + 1):
         if steps in STEPS:
-            found += [{"vocabulary": vocabulary, "steps": steps, **row} for row in compare(loop, objective, window)]
-            batches = loop.rounds.batches(window, plan, parts, of)
+            found += [{"vocabulary": vocabulary, "steps": steps, **row} for row in compare(loop, objective, planned)]
+            batches = loop.epochs.batches(planned)
         if (batch := next(batches, None)) is None:
-            batches = loop.rounds.batches(window, plan, parts, of)
+            batches = loop.epochs.batches(planned)
             batch = next(batches)
-        loop._step(batch, objective, STEPS[-1])
+        loop.step(batch, objective, STEPS[-1])
     return found
 
 
-def compare(loop: Any, objective: Any, window: Any) -> list[dict[str, Any]]:
+def compare(loop: Any, objective: Any, planned: Any) -> list[dict[str, Any]]:
     """Both gradients of some micro-batches."""
-    from workbench.probe import StudentProbe
-    from workbench.step import Moment
+    from workbench.distill.meta_batches import StudentMetaBatches
+    from workbench.distill.step import StageProgress
 
-    plan, of, parts = loop._plan(window)
-    batches = (batch for step in loop.rounds.batches(window, plan[:BATCHES], parts, of) for batch in step)
-    moment = Moment(0.5, 0, 1)
-    probe = StudentProbe(
-        loop.run.model, loop.run.family, batches, loop.passes.audio, loop.validation, objective, moment, 1e-4, dict
-    )
-    return [both(batch, outer) for batch, outer in probe.pairs(False)]
+    few = replace(planned, steps=planned.steps[:BATCHES])
+    batches = (batch for step in loop.epochs.batches(few) for batch in step)
+    at = StageProgress(0.5, 0, 1)
+    model, family, audio = loop.context.model, loop.context.family, loop.forward_backward.audio
+    meta_batches = StudentMetaBatches(model, family, batches, audio, loop.clips, objective, at, 1e-4, dict)
+    return [both(batch, outer) for batch, outer in meta_batches.pairs(False)]
 
 
 def both(batch: Any, outer: Any) -> dict[str, Any]:
     """Difference and median times of the two, in turns."""
-    from workbench.look_ahead import concentrated, outer_gradients
+    from workbench.weighting.meta_gradients import concentrated, outer_gradients
 
     weights = torch.full((2, len(batch.ids)), 0.5)
     fewer = concentrated(batch, outer)

@@ -18,7 +18,7 @@ import numpy as np
 
 from export.edge.sessions import session_options  # as ours: theirs are two sessions, too
 from export.optimum.environment import environment
-from workbench.audio import SAMPLE_RATE, Wave
+from workbench.audio.decode import SAMPLE_RATE, Wave
 
 Transcribe = Callable[[Wave], str]
 BASE, TINY = "whisper-base", "whisper-tiny.en"
@@ -43,8 +43,8 @@ def prepare(folder: Path, sources: Container[str]) -> dict[str, Path]:
     """Make what some peers read, unless it is there: CTranslate2 folders, the plain export, a ggml file."""
     from ggml import write_ggml
 
-    from workbench.files import atomic_folder
-    from workbench.teachers import fetch_ctranslate2, resolve_teacher
+    from workbench.core.files import atomic_folder
+    from workbench.models.resolve import fetch_ctranslate2, resolve_teacher
 
     made = {"ct2_base": BASE, "ct2_tiny": TINY, "plain": BASE, "ggml": BASE}
     for name, model in made.items():

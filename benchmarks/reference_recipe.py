@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from workbench.families.protocol import IGNORED, Tokens
-from workbench.families.whisper_passes import decoder_logits, encode
-from workbench.objectives import cross_entropy, forward_kl_top_k
+from workbench.losses.objectives import cross_entropy, forward_kl_top_k
+from workbench.models.protocol import IGNORED, Tokens
+from workbench.models.whisper.passes import decoder_logits, encode
 
 LABEL_TOKENS = 448
 TEMPERATURE = 2.0

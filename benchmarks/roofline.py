@@ -32,7 +32,7 @@ def main() -> None:
     import torch
 
     from export.edge import Recognizer
-    from workbench.files import read_json
+    from workbench.core.files import read_json
 
     torch.set_num_threads(options.threads)
     bundle = Path(options.bundle)
@@ -87,7 +87,7 @@ def _write(stepping: Any) -> None:
 
 def _lengths(runs: list[dict[str, Any]], config: Any, peak: float) -> list[dict[str, Any]]:
     """A row for each length of clip; prints them."""
-    from export.flops import encoder_flops
+    from export.measurement.flops import encoder_flops
 
     rows = []
     for seconds in SECONDS:

@@ -55,7 +55,7 @@ def corpus(folder: Path, clips: int) -> None:
     import pyarrow.parquet as pq
     from datasets import Audio, Features, Value
 
-    from workbench.audio import write_wav
+    from workbench.audio.decode import write_wav
     from workbench.corpus import open_corpus
 
     draw = np.random.default_rng(clips)
@@ -101,8 +101,8 @@ def run(folder: Path, teacher: Path, clips: int, streamed: bool, turn: str) -> d
     path.write_text(yaml.safe_dump(recipe))
     script = (
         "import sys, logging; from pathlib import Path\n"
-        "from workbench.recipe import load_recipe; from workbench.train import distill\n"
-        "from workbench.memory import peak_resident_bytes\n"
+        "from workbench.config.recipe import load_recipe; from workbench.distill.trainer import distill\n"
+        "from workbench.core.memory import peak_resident_bytes\n"
         "distill(load_recipe(Path(sys.argv[1])))\n"
         "print(peak_resident_bytes())\n"
     )

@@ -94,18 +94,18 @@ def speech(folder: Path, hours: float, most: float) -> Path:
 
 def command(*args: str) -> None:
     """Run the workbench of this checkout."""
-    from workbench.files import cache_dir
+    from workbench.core.files import cache_dir
 
     subprocess.run(workbench(cache_dir(), *args), check=True)
 
 
 def transcribed(student: Path, split: str, baseline: list[str] | None) -> dict[str, Any]:
     """Transcripts of a real split at true length, their scores, and how sure the difference to a baseline's is."""
+    from workbench.config.sections import MarginRecipe
     from workbench.corpus import scored_clips
-    from workbench.evaluate import validate
-    from workbench.families import open_family
-    from workbench.recipe_sections import MarginRecipe
-    from workbench.scoring import normalize, paired_difference, score
+    from workbench.evaluation.scoring import normalize, paired_difference, score
+    from workbench.evaluation.transcribe import validate
+    from workbench.models import open_family
 
     family = open_family(student)
     utterances = scored_clips("prompts-en", split)

@@ -36,9 +36,9 @@ def passes(clips: int, repeats: int, folder: Path) -> list[dict[str, Any]]:
     os.environ["WORKBENCH_CACHE"] = str(folder / "passes")
     import torch
 
-    from workbench.families import open_family
-    from workbench.targets import TargetCache, TargetSettings, compute_targets
-    from workbench.teachers import resolve_teacher
+    from workbench.cache.teacher_targets import TargetCache, TargetSettings, compute_targets
+    from workbench.models import open_family
+    from workbench.models.resolve import resolve_teacher
 
     family = open_family(resolve_teacher("whisper-base"))
     teacher = family.load()

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from common import arguments, finish
 
+from workbench.config.sections import StudentRecipe
 from workbench.corpus import open_corpus
-from workbench.families import open_family
-from workbench.families.protocol import IGNORED
-from workbench.objectives import forward_kl, forward_kl_top_k, per_utterance
-from workbench.recipe_sections import StudentRecipe
-from workbench.students import build_student
-from workbench.teachers import resolve_teacher
+from workbench.losses.objectives import forward_kl, forward_kl_top_k, per_utterance
+from workbench.models import open_family
+from workbench.models.protocol import IGNORED
+from workbench.models.resolve import resolve_teacher
+from workbench.models.whisper.students import build_student
 
 SIZES = (4, 8, 16, 32, 64, 128)
 
@@ -42,14 +42,14 @@ def main() -> None:
         tokens = family.tokens([clip.text], [clip.language])
         theirs = family.logits(teacher, states, tokens)
         logits = family.logits(student, states, tokens)
-        owner = torch.zeros(int((tokens.labels != IGNORED).sum()), dtype=torch.int64)
+        utterance_index = torch.zeros(int((tokens.labels != IGNORED).sum()), dtype=torch.int64)
         tau = args.temperature
-        full = float(per_utterance(forward_kl(logits, theirs, tau), owner, 1))
+        full = float(per_utterance(forward_kl(logits, theirs, tau), utterance_index, 1))
         row: dict[str, Any] = {"clip": clip.id, "full": full}
         for k in SIZES:
             top = theirs.topk(k, -1)
             kept = forward_kl_top_k(logits, top.indices, top.values, (theirs / tau).logsumexp(-1), tau)
-            row[f"k{k}"] = float(per_utterance(kept, owner, 1))
+            row[f"k{k}"] = float(per_utterance(kept, utterance_index, 1))
         runs.append(row)
     total = sum(row["full"] for row in runs)
     figures = {f"kl_missing_percent_k{k}": 100 * (1 - sum(r[f"k{k}"] for r in runs) / total) for k in SIZES}

@@ -66,11 +66,11 @@ def ratio(runs: list[dict[str, Any]], case: str, system: str) -> float:
 
 
 def begin(place: Path, clips: int, trainable: str, vocabulary: str, **stage: Any) -> tuple[Any, Any]:
-    """A run on clips of the built-in corpus, an eighth as many for validation, and its one stage, about to step."""
-    from workbench.checkpoints import Position
-    from workbench.recipe import parse_recipe
-    from workbench.stage import StageLoop
-    from workbench.train import Distillation
+    """The one stage of a run on clips of the built-in corpus, an eighth as many for validation, about to step; and what it trains on."""
+    from workbench.config.recipe import parse_recipe
+    from workbench.distill.stage import StageTrainer
+    from workbench.distill.trainer import Trainer
+    from workbench.run.checkpoints import TrainingProgress, TrainingState
 
     place.mkdir()
     settings = {
@@ -84,35 +84,34 @@ def begin(place: Path, clips: int, trainable: str, vocabulary: str, **stage: Any
         {"output": str(place / "run"), "corpus": str(write_manifest(place, sample(clips), clips // 8)),
          "student": {"decoder_layers": 2, "vocabulary": vocabulary}, "stages": {"stage": {**settings, **stage}}}, "benchmark",
     )  # fmt: skip
-    run = Distillation(recipe)
-    run.whole = run.teachers.labelled(run.train_set, None, "teacher's targets")
-    if vocabulary == "corpus":
-        run._narrow()
-    return run, StageLoop(run, 0, "stage", recipe.stages["stage"], Position(parts=1))
+    context, datasets, validation = Trainer(recipe).prepare()
+    state = TrainingState(TrainingProgress(micro_batches=1))
+    loop = StageTrainer(context, datasets, validation, 0, "stage", recipe.stages["stage"], state)
+    return loop, next(datasets.epochs("stage", loop.stage, state.progress, state.timers))
 
 
 def work(case: str, clips: int, folder: Path) -> None:
     """Answers for one case."""
     os.environ.setdefault("WORKBENCH_CACHE", str(folder / "cache"))
-    from workbench.recipe_sections import OnPolicyRecipe
+    from workbench.config.sections import OnPolicyRecipe
     from workbench.weighting import TeacherStatistics, build_weighting
 
-    run, loop = begin(folder / case.replace(", ", "-").replace(" ", "-"), clips, *CASES[case], learning_rate=1e-4)
-    on_policy = run.teachers.on_policy(OnPolicyRecipe(), run.whole, run.family)
-    window = next(run.windows("stage", loop.stage, loop.position))
-    fixed = loop._begin(window)
-    plan, of, parts = loop._plan(window)
+    place = folder / case.replace(", ", "-").replace(" ", "-")
+    loop, dataset = begin(place, clips, *CASES[case], learning_rate=1e-4, on_policy={"share": 1.0})
+    on_policy = loop.context.on_policy
+    fixed = loop.begin(dataset)
+    planned = loop.plan(dataset)
 
     def epoch(method: str | None = None, steps: int | None = None) -> None:
         settings = OnPolicyRecipe(method=method, share=1.0) if method else None  # type: ignore[arg-type]
-        loop.passes.on_policy = on_policy.with_settings(settings) if settings else None
-        for batches in islice(loop.rounds.batches(window, plan, parts, of), steps):
-            loop._step(batches, fixed, 100_000)
-        run.log.settle()
+        loop.forward_backward.on_policy = on_policy.with_settings(settings) if settings else None
+        for batches in islice(loop.epochs.batches(planned), steps):
+            loop.step(batches, fixed, 100_000)
+        loop.context.log.settle()
 
     def update(name: str) -> None:
         weighting = build_weighting({"name": name, "first": 0, "every": 1}, TeacherStatistics((1.0,)))
-        loop._begin_round(replace(fixed, weighting=weighting), window, plan, parts, of, 100_000)
+        loop.begin_epoch(replace(fixed, weighting=weighting), planned, 100_000)
 
     update("almkd")  # the validation set's encoder states are computed once
     for _ in range(EPOCHS_BEFORE):

@@ -23,7 +23,7 @@ OPTIONS = {
 def main() -> None:
     """Read the runs, print both tables."""
     options = arguments(__doc__, **OPTIONS)
-    from workbench.distrust import RANKINGS
+    from workbench.study.label_errors import RANKINGS
     from workbench.study.plan import load_study
 
     study = load_study(Path(options.study))
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _result(study: Any, student: str, corpus: str, arm: str, seed: int) -> Any:
-    from workbench.files import read_json
+    from workbench.core.files import read_json
     from workbench.study.plan import Cell
     from workbench.study.runner import result_file
 
@@ -67,7 +67,7 @@ def _result(study: Any, student: str, corpus: str, arm: str, seed: int) -> Any:
 
 
 def _lost(wrong: dict[int, Any], right: dict[int, Any], seeds: list[int]) -> dict[str, Any]:
-    from workbench.comparison import Compared, difference_over_seeds
+    from workbench.evaluation.comparison import Compared, difference_over_seeds
 
     first = wrong[seeds[0]]
     ours, theirs = ([side[s]["hypotheses"] for s in seeds] for side in (wrong, right))
@@ -75,7 +75,7 @@ def _lost(wrong: dict[int, Any], right: dict[int, Any], seeds: list[int]) -> dic
 
 
 def _found(study: Any, student: str, corpus: str, arm: str, seed: int) -> dict[str, Any]:
-    from workbench.distrust import read_run
+    from workbench.study.label_errors import read_run
     from workbench.study.plan import Cell
 
     run = read_run(study.output / Cell(student, corpus, arm, seed).name)

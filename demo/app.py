@@ -20,9 +20,9 @@ from demo.guard import Guard, fetch_nothing
 from demo.limits import REFERENCE_CHARACTERS, Limits, private_folder
 from demo.live import Visitors
 from demo.session import Result, Systems, Tally, compare, load_clip, seconds
-from workbench.audio import SAMPLE_RATE
+from workbench.audio.decode import SAMPLE_RATE
+from workbench.core.errors import UserError
 from workbench.corpus import Utterance, scored_clips
-from workbench.errors import UserError
 
 EXAMPLES = 12
 SYSTEM_FONT = ["system-ui", "sans-serif"]  # Gradio's default theme fetches fonts from the network

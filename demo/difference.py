@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from workbench.scoring import normalize
+from workbench.evaluation.scoring import normalize
 
 COLOURS = {"substitution": "#ffd8a8", "insertion": "#b2f2bb", "deletion": "#ffc9c9"}
 

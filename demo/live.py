@@ -17,8 +17,8 @@ from export.edge import AudioError, BundleError, Heard, Stream
 from export.edge.audio import Resampler
 from export.edge.stream import EVERY
 from export.edge.wav import read_pcm
-from workbench.audio import SAMPLE_RATE, Wave
-from workbench.errors import UserError
+from workbench.audio.decode import SAMPLE_RATE, Wave
+from workbench.core.errors import UserError
 
 QUEUE_SECONDS = 60.0  # of speech that a system may be behind
 LATE_SECONDS = 1.0  # behind which a system writes no partial texts, and says how far behind it is

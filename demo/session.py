@@ -12,12 +12,12 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 
 from demo.difference import as_html, differences
+from export.assembly.teacher import teacher_bundle
+from export.bundle.manifest import open_manifest
 from export.edge import AudioError, BundleError, Recognizer, Transcript
-from export.manifest import open_manifest
-from export.measure import teacher_bundle
-from workbench.audio import LONGEST_SECONDS, SAMPLE_RATE, Wave, check_length, decode, is_silent
-from workbench.errors import UserError
-from workbench.scoring import normalize, word_errors
+from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave, check_length, decode, is_silent
+from workbench.core.errors import UserError
+from workbench.evaluation.scoring import normalize, word_errors
 
 P = ParamSpec("P")
 T = TypeVar("T")

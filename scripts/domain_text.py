@@ -13,10 +13,10 @@ import argparse
 import random
 import re
 
+from workbench.core.errors import errors_in_a_line, output_file
+from workbench.core.files import write_text
 from workbench.corpus import open_corpus
 from workbench.corpus.split import split_key
-from workbench.errors import errors_in_a_line, output_file
-from workbench.files import write_text
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from workbench.comparison import Compared, difference_over_seeds, holm
+from workbench.core.errors import errors_in_a_line, output_file
+from workbench.core.files import read_json, write_json
 from workbench.corpus.references import CORRECTED, build_version, corrected, corrections, why_not_scored
-from workbench.errors import errors_in_a_line, output_file
-from workbench.files import read_json, write_json
-from workbench.normalizers import fold, normalize
-from workbench.scoring import normalizers_of, score
+from workbench.evaluation.comparison import Compared, difference_over_seeds, holm
+from workbench.evaluation.scoring import normalizers_of, score
+from workbench.text.normalizers import fold, normalize
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 OUTPUT = RESULTS / "studies" / "rescored.json"

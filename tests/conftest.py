@@ -15,6 +15,7 @@ import pytest
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+ROOT = Path(__file__).parents[1]
 SPECIALS = [
     "<|endoftext|>",
     "<|startoftranscript|>",
@@ -47,7 +48,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     from export.edge.tokens import byte_alphabet
-    from workbench.families.whisper_tokens import save_tokenizer
+    from workbench.models.whisper.tokens import save_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny") / "tiny-teacher"
     folder.mkdir()
@@ -89,7 +90,7 @@ def student(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def exported(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle, in fp32 and int8."""
-    from export.bundle import export_bundle
+    from export.assembly.build import export_bundle
 
     return export_bundle(student, tmp_path_factory.mktemp("bundles") / "tiny", ["fp32", "int8"], "tiny")
 
@@ -127,7 +128,7 @@ def recipe(tiny_checkpoint: Path, cache: Path, speech: Callable[..., Path], tmp_
     """Factory of recipes for the tiny checkpoint."""
     from accelerate.state import AcceleratorState
 
-    from workbench.recipe import parse_recipe
+    from workbench.config.recipe import parse_recipe
 
     AcceleratorState._reset_state(reset_partial_state=True)  # one process holds one; here many runs share a process
 
@@ -150,7 +151,7 @@ def tone(seconds: float, rate: int = 16_000, amplitude: float = 0.3) -> np.ndarr
 
 def encode_for_decoder(model: Any, features: Any) -> None:
     """Run in torch what the encoder's graph computes, so that a FlopCounterMode can count it."""
-    from workbench.families.whisper_passes import encode
+    from workbench.models.whisper.passes import encode
 
     states = encode(model, features)
     for layer in model.model.decoder.layers:

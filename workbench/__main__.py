@@ -1,5 +1,5 @@
 """`python -m workbench`, which is what `accelerate launch -m workbench distill ...` runs."""
 
-from workbench.cli import main
+from workbench.cli.app import main
 
 main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,7 +14,8 @@ import numpy.typing as npt
 from .audio import SAMPLE_RATE, AudioError, Wave
 from .bundle import BundleError, Manifest, read_manifest
 from .captured import Shapes
-from .continued import continued
+from .clock import Clock
+from .continued import joined, rest_after
 from .decoding import Stepping, Written, beam_search, greedy
 from .memory import given_back_at_once
 from .sessions import as_value, check_sessions, open_sessions, run_on_device, session_options
@@ -107,7 +107,7 @@ class Recognizer:
         """
         seconds = self._checked(wave)
         self._allowed(language, words)
-        clock = _Clock()
+        clock = Clock()
         if vad and not self._spoken(wave, clock):
             return Transcript("", language, (), clock.laps, True)
         return self._transcribed([wave], [seconds], language, beams, words, clock)[0]
@@ -128,7 +128,7 @@ class Recognizer:
         found: dict[int, Transcript] = {}
         seconds = [self._checked(wave) for wave in waves]
         self._allowed(language)
-        clock = _Clock()
+        clock = Clock()
         unspoken = [i for i, wave in enumerate(waves) if not self._spoken(wave, clock)]
         found |= {i: Transcript("", language, (), clock.laps, True) for i in unspoken}
         for batch in self._batches(seconds, most):
@@ -191,10 +191,10 @@ class Recognizer:
 
     def _transcribed(
         self, waves: Sequence[Wave], seconds: Sequence[float], language: str, beams: int = 1, words: bool = False,
-        clock: _Clock | None = None,
+        clock: Clock | None = None,
     ) -> list[Transcript]:  # fmt: skip
         """Transcribe clips of about one length as one batch, or one clip with beams."""
-        clock = clock or _Clock()
+        clock = clock or Clock()
         crossed = self.states(waves, clock)
         languages = [language] * len(waves)
         if language == AUTO:
@@ -222,9 +222,23 @@ class Recognizer:
             for text, code, one, said in zip(texts, languages, written, timed, strict=True)
         ]
         return [
-            continued(self, wave, said, beams, words) if said.looped else said
+            self._continued(wave, said, beams, words) if said.looped else said
             for wave, said in zip(waves, found, strict=True)
         ]
+
+    def _continued(self, wave: Wave, said: Transcript, beams: int, words: bool) -> Transcript:
+        """A transcript that ends in a loop, with what is said after the round of it that is kept.
+
+        That takes heads that follow the speech, to tell where the round ends, and the detector, to tell whether anything is said after
+        it. Without them the transcript stays as it is.
+        """
+        if not said.tokens or not self.has_heads or self.detector is None:
+            return said
+        looked = self.looked(self.states([wave]), self.prompts[said.language], said.tokens, len(wave))
+        rest = rest_after(wave, looked, self.detector, self.window)
+        if rest is None:
+            return said
+        return joined(said, self.transcribe(rest, said.language, beams, words), (len(wave) - len(rest)) / SAMPLE_RATE)
 
     def _words(
         self, samples: int, crossed: Sequence[Any], prompt: list[int], written: Written, language: str
@@ -250,9 +264,9 @@ class Recognizer:
         """Whether attention heads are known that follow the speech."""
         return bool((self.manifest.content.get("alignment") or {}).get("heads"))
 
-    def states(self, waves: Sequence[Wave], clock: _Clock | None = None) -> list[Any]:
+    def states(self, waves: Sequence[Wave], clock: Clock | None = None) -> list[Any]:
         """Keys and values of the encoder's states for every decoder layer, as onnxruntime's values [layers, clips, positions, width]."""
-        clock = clock or _Clock()
+        clock = clock or Clock()
         features = self.features(waves)
         clock.lap("features")
         crossed = self.encode(features)
@@ -299,7 +313,7 @@ class Recognizer:
         if words and not self.has_heads:
             raise BundleError(f"{self.manifest.name}: has no attention heads that word times can be read off")
 
-    def _spoken(self, wave: Wave, clock: _Clock) -> bool:
+    def _spoken(self, wave: Wave, clock: Clock) -> bool:
         """Whether the detector hears anybody; True where there is none."""
         if self.detector is None:
             return True
@@ -333,16 +347,3 @@ class Recognizer:
         """Samples of a clip and the silence after it: a margin, or up to the whole window."""
         seconds = self.window if self.length == "padded" else min(samples / SAMPLE_RATE + self.margin, self.window)
         return -(-round(seconds * SAMPLE_RATE) // POSITION_SAMPLES) * POSITION_SAMPLES
-
-
-class _Clock:
-    """Wall-clock time of consecutive stages, in ms; a stage timed twice adds up."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self.at = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.laps[stage] = self.laps.get(stage, 0.0) + 1000 * (now - self.at)
-        self.at = now

@@ -21,10 +21,10 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from workbench.children import ending_with_us
-from workbench.errors import UserError, last_line
-from workbench.files import atomic_folder, cache_dir, check_free_space, sha256_of
-from workbench.locks import claimed
+from workbench.core.children import ending_with_us
+from workbench.core.errors import UserError, last_line
+from workbench.core.files import atomic_folder, cache_dir, check_free_space, sha256_of
+from workbench.core.locks import claimed
 
 log = logging.getLogger("workbench")
 PACKAGE = "optimum-onnx"

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tests.conftest import DECODER
-from workbench.families.whisper import Whisper
-from workbench.families.whisper_passes import encode
-from workbench.memory import peak_of
-from workbench.recipe import parse_recipe
-from workbench.train import distill
+from workbench.config.recipe import parse_recipe
+from workbench.core.memory import peak_of
+from workbench.distill.trainer import distill
+from workbench.models.whisper.family import Whisper
+from workbench.models.whisper.passes import encode
 from workbench.weighting import known_weightings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -30,10 +30,10 @@ def test_padding_behind_a_mask_on_cuda_is_padding_left_out_on_the_cpu(tiny_check
     family = Whisper(tiny_checkpoint)
     model = family.load()
     features = family.features([torch.randn(48_000).numpy() * 0.1] * 2, 3.0)
-    heard = torch.arange(150)[None] < torch.tensor([[150], [40]])
-    expected = encode(model, features, heard)
-    found = encode(model.cuda(), features.cuda(), heard.cuda()).cpu()
-    torch.testing.assert_close(found[heard], expected[heard], atol=1e-3, rtol=1e-3)
+    attention_mask = torch.arange(150)[None] < torch.tensor([[150], [40]])
+    expected = encode(model, features, attention_mask)
+    found = encode(model.cuda(), features.cuda(), attention_mask.cuda()).cpu()
+    torch.testing.assert_close(found[attention_mask], expected[attention_mask], atol=1e-3, rtol=1e-3)
 
 
 def test_work_that_does_not_fit_is_told_from_work_that_does():

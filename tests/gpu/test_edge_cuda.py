@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from export.bundle import export_bundle
+from export.assembly.build import export_bundle
 from export.edge import Recognizer
 from export.edge.__main__ import PROVIDERS
 from export.edge.decoding import Stepping

@@ -20,9 +20,9 @@ class StepPlan:
     clips: tuple[int, ...]  # indices, by rising length
     seconds: float  # of the longest clip
 
-    def part(self, number: int, parts: int) -> tuple[int, ...]:
-        """Clips of one of so many micro-batches; each has short and long ones. May be empty."""
-        return self.clips[number::parts]
+    def micro_batch(self, number: int, count: int) -> tuple[int, ...]:
+        """Clips of one of `count` micro-batches; each has short and long ones. May be empty."""
+        return self.clips[number::count]
 
 
 def plan_steps(utterances: Sequence[Utterance], budget: float, margin: float, seed: Sequence[int]) -> list[StepPlan]:

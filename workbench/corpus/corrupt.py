@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from workbench.core.errors import UserError
+from workbench.core.files import write_jsonl
+from workbench.core.ownership import Made, Owned, check_replaceable, replacing
 from workbench.corpus.references import VERSION_FILE
 from workbench.corpus.utterance import Utterance
-from workbench.errors import UserError
-from workbench.files import write_jsonl
-from workbench.ownership import Made, Owned, check_replaceable, replacing
 
 RECORD = "corrupted.jsonl"
 WORDS_REPLACED = 0.5  # of an utterance, at least one

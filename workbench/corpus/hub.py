@@ -10,12 +10,12 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from workbench.audio import LONGEST_SECONDS, SHORTEST_SECONDS, probe_seconds
+from workbench.audio.decode import LONGEST_SECONDS, SHORTEST_SECONDS, probe_seconds
+from workbench.core.errors import UserError, first_line
+from workbench.core.files import expanded, sha256_of
 from workbench.corpus.manifests import FIELDS, LeftOut, is_missing
 from workbench.corpus.utterance import Utterance
-from workbench.errors import UserError, first_line
-from workbench.files import expanded, sha256_of
-from workbench.languages import language_code, whisper_knows
+from workbench.text.languages import language_code, whisper_knows
 
 log = logging.getLogger("workbench")
 MOST_CLIP_BYTES = 100_000_000  # 30 s of 8 channels at 96 kHz and 32 bits

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from workbench.audio import probe_seconds
+from workbench.audio.decode import probe_seconds
+from workbench.core.errors import UserError, nearest
+from workbench.core.files import expanded
 from workbench.corpus.rows import read_rows
 from workbench.corpus.split import split_key, split_of
 from workbench.corpus.utterance import SPLITS, Segment, Utterance
-from workbench.errors import UserError, nearest
-from workbench.files import expanded
-from workbench.languages import language_code
+from workbench.text.languages import language_code
 
 log = logging.getLogger("workbench")
 # Our name of a field -> the names other tools give it (NeMo, Common Voice, LibriSpeech exports, audiofolder).

@@ -20,8 +20,11 @@ from pathlib import Path
 
 import av
 
-from workbench.audio import SAMPLE_RATE, decode
-from workbench.children import ending_with_us
+from workbench.audio.decode import SAMPLE_RATE, decode
+from workbench.core.children import ending_with_us
+from workbench.core.errors import UserError, last_line, nearest
+from workbench.core.files import write_json
+from workbench.core.ownership import Made, Owned, check_output, check_replaceable, replacing
 from workbench.corpus.corrupt import RECORD
 from workbench.corpus.references import (
     VERSION_FILE,
@@ -34,9 +37,6 @@ from workbench.corpus.references import (
     why_not_scored,
 )
 from workbench.corpus.split import split_key, split_of
-from workbench.errors import UserError, last_line, nearest
-from workbench.files import write_json
-from workbench.ownership import Made, Owned, check_output, check_replaceable, replacing
 
 log = logging.getLogger("workbench")
 LANGUAGES = ("en", "es", "fr", "it", "ru")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import UserError
+from workbench.core.errors import UserError
 
 Row = tuple[int, dict[str, Any]]  # the line that it begins on, counted from 1, and its fields
 

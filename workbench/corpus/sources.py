@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from workbench.audio import LONGEST_SECONDS
+from workbench.audio.decode import LONGEST_SECONDS
+from workbench.core.errors import UserError, nearest
+from workbench.core.files import cache_dir, expanded, file_sha256
 from workbench.corpus.hub import read_dataset
 from workbench.corpus.manifests import find_manifest, read_manifest
-from workbench.corpus.more import at_speeds, concatenated
+from workbench.corpus.perturb import at_speeds, concatenated
 from workbench.corpus.references import CORRECTED, check_current
 from workbench.corpus.utterance import SPLITS, Utterance
-from workbench.errors import UserError, nearest
-from workbench.files import cache_dir, expanded, file_sha256
 
 BUILT_IN = {"prompts-en": Path(__file__).parent / "prompts-en"}
 BUILDABLE = tuple(f"prompts-{language}" for language in CORRECTED)

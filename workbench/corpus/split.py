@@ -28,7 +28,7 @@ def split_key(text: str, language: str = "en") -> str:
     """What two transcripts must share to count as the same sentence: the text under Whisper's own normalizer.
 
     Frozen: it decides splits, and a sentence that changed its part would be tested on after it was trained on. Scoring has
-    normalizers of its own (workbench.normalizers), which may change.
+    normalizers of its own (workbench.text.normalizers), which may change.
 
     Args:
         text: a transcript.
@@ -44,7 +44,7 @@ def split_key(text: str, language: str = "en") -> str:
 def _whisper_normalizer(english: bool) -> Callable[[str], str]:
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
-    from workbench.normalizers import spelling_table
+    from workbench.text.normalizers import spelling_table
 
     normalizer: Callable[[str], str] = (
         EnglishTextNormalizer(json.loads(spelling_table().read_text("utf-8"))) if english else BasicTextNormalizer()

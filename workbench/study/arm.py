@@ -9,21 +9,21 @@ from typing import Any
 
 import torch
 
+from workbench.cache.encoder_cache import calibration_clips, encoded_folder
+from workbench.config.recipe import Recipe, parse_recipe
+from workbench.core.distributed import claimed_by_all, start_processes, wait_for_all
+from workbench.core.errors import UserError
+from workbench.core.files import read_json, sha256_of, write_json
+from workbench.core.host import peak_memory_mb
 from workbench.corpus import Utterance, scored_clips, training_set
-from workbench.encoded import calibration_clips, encoded_folder
-from workbench.errors import UserError
-from workbench.evaluate import EncodedClips, Validation, validate, validate_encoded
-from workbench.families import open_family
-from workbench.files import read_json, sha256_of, write_json
-from workbench.host import peak_memory_mb
-from workbench.inputs import changed_run, clips_sha256
-from workbench.processes import claimed_by_all, start_processes, wait_for_all
-from workbench.recipe import Recipe, parse_recipe
-from workbench.run_folder import discard
+from workbench.distill.trainer import distill
+from workbench.evaluation.transcribe import EncodedClips, Validation, validate, validate_encoded
+from workbench.models import open_family
+from workbench.models.resolve import fingerprint, resolve_teacher
+from workbench.run.folder import discard
+from workbench.run.inputs import changed_run, clips_sha256
 from workbench.study.current import discard_void, read_result, result_inputs
 from workbench.study.plan import Cell, Study, arm_recipe, folder_of
-from workbench.teachers import fingerprint, resolve_teacher
-from workbench.train import distill
 
 log = logging.getLogger("workbench")
 
@@ -35,7 +35,7 @@ def prepare(study: Study) -> None:
         UserError: the student there was trained by another recipe, or on other speech.
     """
     if study.prepare is not None:
-        from workbench.recipe import load_recipe
+        from workbench.config.recipe import load_recipe
 
         recipe = load_recipe(study.prepare)
         if reason := changed_run(recipe.output, recipe):

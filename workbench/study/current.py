@@ -7,13 +7,13 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from workbench.config.recipe import Recipe, parse_recipe
+from workbench.core.errors import UserError
+from workbench.core.files import read_json
+from workbench.core.ownership import check_replaceable
 from workbench.corpus import scored_clips
-from workbench.errors import UserError
-from workbench.files import read_json
-from workbench.inputs import changed_inputs, changed_recipe, changed_run, clips_sha256, read_inputs
-from workbench.ownership import check_replaceable
-from workbench.recipe import Recipe, parse_recipe
-from workbench.run_folder import RUN, discard
+from workbench.run.folder import RUN, discard
+from workbench.run.inputs import changed_inputs, changed_recipe, changed_run, clips_sha256, read_inputs
 from workbench.study.plan import Cell, Study, arm_recipe
 
 log = logging.getLogger("workbench")

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from workbench.errors import UserError, nearest
-from workbench.files import read_yaml, sha256_of
-from workbench.recipe import Recipe, load_recipe, override, parse_recipe
-from workbench.recipe_sections import Section
+from workbench.config.recipe import Recipe, load_recipe, override, parse_recipe
+from workbench.config.sections import Section
+from workbench.core.errors import UserError, nearest
+from workbench.core.files import read_yaml, sha256_of
 
 PLAIN = re.compile(r"[\w+-][\w.+-]*")  # what may be a folder's name; not "..", nor a path
 

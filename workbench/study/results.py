@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import typer
 
-from workbench.comparison import Compared, difference_over_seeds, holm
-from workbench.errors import UserError
-from workbench.files import atomic_path, write_json, write_text
-from workbench.host import describe_host
-from workbench.scoring import headline, normalizers_of, score
+from workbench.core.errors import UserError
+from workbench.core.files import atomic_path, write_json, write_text
+from workbench.core.host import describe_host
+from workbench.core.tables import print_rows
+from workbench.evaluation.comparison import Compared, difference_over_seeds, holm
+from workbench.evaluation.scoring import headline, normalizers_of, score
 from workbench.study.arm import teacher_scores
 from workbench.study.current import read_results
 from workbench.study.plan import Cell, Study
-from workbench.tables import print_rows
 
 POOLED = "mean of the corpora"
 

@@ -12,11 +12,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from workbench.children import ending_with_us
-from workbench.errors import UserError
-from workbench.files import read_json
-from workbench.locks import claimed
-from workbench.progress import at_terminal, console, live
+from workbench.core.children import ending_with_us
+from workbench.core.errors import UserError
+from workbench.core.files import read_json
+from workbench.core.locks import claimed
+from workbench.core.progress import at_terminal, console, live
 from workbench.study.current import discard_void
 from workbench.study.plan import Cell, Study, cells
 

@@ -1,17 +1,27 @@
-"""Instance-level weighting systems: one file each, picked in a recipe by the file's name.
+"""Instance-level weighting: what each utterance's losses count for. The systems are in `systems`, picked in a recipe by the file's name."""
 
-A file defines `Settings`, a pydantic model of the options a recipe may set, and `build(settings, statistics)`, which
-returns a `Weighting`. Adding a system is adding a file; nothing else names it.
-"""
-
-from workbench.weighting.protocol import Evidence, SelfTeacherPlan, StageFacts, TeacherStatistics, Weighting, Weights
-from workbench.weighting.registry import (
-    build_weighting,
+from workbench.config.weightings import (
+    StageFacts,
+    WeightingSettings,
     known_weightings,
     needs_uncertainty,
     parse_settings,
     without_effect,
 )
+from workbench.weighting.protocol import SelfTeacherPlan, TeacherStatistics, Weighting, WeightingInput, Weights
+from workbench.weighting.registry import build_weighting
 
-__all__ = ["Evidence", "SelfTeacherPlan", "StageFacts", "TeacherStatistics", "Weighting", "Weights", "build_weighting",
-           "known_weightings", "needs_uncertainty", "parse_settings", "without_effect"]  # fmt: skip
+__all__ = [
+    "SelfTeacherPlan",
+    "StageFacts",
+    "TeacherStatistics",
+    "Weighting",
+    "WeightingInput",
+    "WeightingSettings",
+    "Weights",
+    "build_weighting",
+    "known_weightings",
+    "needs_uncertainty",
+    "parse_settings",
+    "without_effect",
+]  # fmt: skip

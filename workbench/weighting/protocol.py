@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from workbench.look_ahead import Probe
-    from workbench.recipe_sections import DivergenceRecipe
+from workbench.config.sections import DivergenceRecipe
+from workbench.weighting.meta_batches import MetaBatches
 
 
 def _nothing() -> Tensor:
     return torch.empty(0)
 
 
-@dataclass(frozen=True)
-class Evidence:
+@dataclass(frozen=True, kw_only=True)
+class WeightingInput:
     """What a weighting sees of a micro-batch. All tensors are detached; labels lie flat, in order of utterance."""
 
     ids: Sequence[str]  # of the utterances, the key of any state
@@ -32,7 +30,7 @@ class Evidence:
     epoch: int = 0
     epochs: int = 1
     by_teacher: Tensor = field(default_factory=_nothing)  # distillation losses [teachers, utterances]
-    owner: Tensor = field(default_factory=_nothing)  # int64 [labels]: utterance of each label
+    utterance_index: Tensor = field(default_factory=_nothing)  # int64 [labels]: utterance of each label
     teacher_right: Tensor = field(default_factory=_nothing)  # bool [labels]: its likeliest token is the label
 
     @property
@@ -79,35 +77,6 @@ class TeacherStatistics:
 
 
 @dataclass(frozen=True)
-class StageFacts:
-    """What decides whether a weighting's schedule takes effect in a stage."""
-
-    epochs: int  # that are reached
-    steps: int | None = None  # optimizer steps, where they are known
-    stream: bool = False  # an epoch is then a pass over the stream
-    decoding: bool = True
-    on_policy_share: float = 0.0  # of the micro-batches
-
-
-class WeightingSettings(BaseModel):
-    """Base of the options of a system that can be set up so that it does nothing."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    def without_effect(self, stage: StageFacts) -> str | None:
-        """Why the system would never do anything in such a stage, and what to set instead; None if it does."""
-        if not stage.decoding:
-            return (
-                "it weighs the decoder's losses, which decoding: false leaves out; set decoding: true, or leave it out"
-            )
-        if stage.on_policy_share >= 1:
-            return (
-                "on_policy.share is 1, and on-policy micro-batches are not weighed; set share below 1, or leave it out"
-            )
-        return None
-
-
-@dataclass(frozen=True)
 class SelfTeacherPlan:
     """Which earlier or smoother self of the student it learns from, and how."""
 
@@ -127,12 +96,12 @@ class Weighting:
     logged: tuple[str, ...] = ()  # names in `Weights.log`; all processes average the same ones
     seed: int = 0  # of the run, for whatever a system draws at random; set by `build_weighting`
 
-    def __call__(self, evidence: Evidence) -> Weights:
+    def __call__(self, inputs: WeightingInput) -> Weights:
         """Weigh a micro-batch."""
         raise NotImplementedError
 
-    def observe(self, evidence: Evidence) -> None:
-        """Called after `__call__` with each micro-batch that counts in the step's loss; on-policy ones have no evidence."""
+    def observe(self, inputs: WeightingInput) -> None:
+        """Called after `__call__` with each micro-batch that counts in the step's loss; on-policy ones have no inputs."""
 
     def stepped(self, total: Callable[[Tensor], Tensor]) -> None:
         """Called after each optimizer step; `total` sums a tensor over the processes, which all must call alike."""
@@ -154,8 +123,8 @@ class Weighting:
         """Whether `look_ahead` is wanted before an epoch, which begins with this learning rate of the optimizer."""
         return False
 
-    def look_ahead(self, probe: Probe) -> None:
-        """Learn from the gradients of training and validation utterances; see `look_ahead.Probe`."""
+    def look_ahead(self, meta_batches: MetaBatches) -> None:
+        """Learn from the gradients of training and validation utterances; see `meta_batches.MetaBatches`."""
 
     def state_dict(self) -> dict[str, Any]:
         """State to checkpoint, as JSON."""

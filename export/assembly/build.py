@@ -1,0 +1,297 @@
+"""Write a bundle: one folder that every runtime loads (docs/BUNDLE.md).
+
+Whole or not at all: it is made beside its place and moved there when everything in it has been checked.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from export.assembly.client_files import write_client_files
+from export.assembly.detector import copy_detector
+from export.assembly.origin import Origin, find_origin
+from export.bundle.manifest import BUNDLE, write_manifest
+from export.edge.bundle import FORMAT, BundleError, Manifest, read_manifest
+from export.graphs.lint import LARGEST
+from export.quantization.int8 import DEFAULTS, Int8Options
+from export.quantization.precisions import Precision, Scheme, parse_precisions
+from workbench import __version__
+from workbench.audio.decode import SAMPLE_RATE, Wave
+from workbench.core.errors import UserError, nearest
+from workbench.core.files import check_free_space, sha256, workplace, write_json
+from workbench.core.host import describe_host
+from workbench.core.locks import claimed
+from workbench.core.ownership import check_output, check_replaceable, replacing
+from workbench.corpus import Utterance
+from workbench.models.resolve import fingerprint
+from workbench.models.students import parameters
+from workbench.models.whisper.checkpoint import check_files
+from workbench.models.whisper.family import (
+    TOKENS_AT_LEAST,
+    TOKENS_PER_SECOND,
+    WINDOW_SECONDS,
+    Whisper,
+    tokens_per_second,
+)
+from workbench.models.whisper.tokens import added_words
+
+log = logging.getLogger("workbench")
+EXPORTERS = ("workbench", "optimum")  # of the merged decoder
+
+
+def export_bundle(
+    checkpoint: Path,
+    output: Path,
+    precisions: list[str],
+    name: str = "",
+    overwrite: bool = False,
+    vocabulary: str = "",
+    texts: Sequence[str] = (),
+    options: Int8Options = DEFAULTS,
+    calibration: Sequence[Wave] = (),
+    aligned: Sequence[Utterance] = (),
+    through: str = "workbench",
+) -> Path:
+    """Export a Whisper checkpoint folder as a bundle and check its tensors against torch.
+
+    Args:
+        checkpoint: a student's or any transformers Whisper folder.
+        output: the bundle's folder.
+        precisions: names of precisions (export/quantization/precisions.py), the first is the clients' default.
+        name: what the bundle is called; the run's or the checkpoint's name by default.
+        overwrite: replace a bundle of other content.
+        vocabulary: which tokens to keep, as for `vocabulary.choose`; all by default.
+        texts: what the loss of tokens is told on.
+        options: of the quantizers.
+        calibration: clips [samples] on which static int8 measures its inputs' ranges.
+        aligned: clips with texts on which the heads are chosen that word times are read off; without, those that the checkpoint names.
+        through: whose exporter writes the merged decoder, `workbench` or `optimum`.
+
+    Returns:
+        The bundle's folder. One that already holds this export, undamaged, is left as it is.
+
+    Raises:
+        UserError: the checkpoint cannot be used, Optimum is asked for and cannot be had, another process writes the bundle, the disk is full, or the graphs do not say what torch says.
+    """
+    from export.assembly.alignment import find_alignment
+    from export.bundle.card import write_card
+    from export.verification.parity import check_tensors
+
+    parsed = parse_precisions(precisions)
+    precisions = [p.name for p in parsed]
+    check_exporter(through)
+    check_output(output, [checkpoint])
+    check_files(checkpoint)
+    origin = find_origin(checkpoint, name)
+    source = fingerprint(checkpoint)
+    wanted = {
+        "precisions": precisions,
+        "vocabulary": vocabulary,
+        "int8": _described(options, parsed),
+        "through": through,
+    }
+    if _is_current(output, source, wanted, overwrite):
+        log.info("%s is up to date", output)
+        return output
+    check_replaceable(output, BUNDLE)
+    with (
+        claimed(output),
+        _pruned(checkpoint, vocabulary, texts, output) as (read, lost),
+        replacing(output, BUNDLE) as folder,
+    ):
+        family = Whisper(read)
+        model = family.load()
+        _check_sizes(checkpoint, model)
+        check_free_space(output.parent, parameters(model) * 3 * (4 + len(parsed)), "the bundle")
+        graphs = folder / "onnx"
+        graphs.mkdir()
+        silence = origin.margin_seconds if origin.length == "true" else WINDOW_SECONDS
+        alignment = find_alignment(model, family, aligned, silence)
+        heads = alignment["heads"]
+        _write_graphs(model, family, origin, graphs, parsed, options, calibration, heads, through)
+        write_client_files(read, family, folder, heads)
+        content = _manifest(origin, family, model, parsed, source) | {
+            "vocabulary": lost,
+            "int8": wanted["int8"],
+            "through": through,
+        }
+        content |= {"speech_detector": copy_detector(graphs), "alignment": alignment}
+        # what the check reads; checksums are computed once, when no file changes any more
+        write_json(folder / "bundle.json", content)
+        log.info("checking tensors against torch")
+        content["parity"] = check_tensors(folder, model, family, precisions)
+        write_card(folder, content)
+        write_manifest(folder, content)
+    return output
+
+
+def check_exporter(through: str) -> None:
+    """Raise UserError for an exporter that there is not, or that cannot be had here."""
+    if through not in EXPORTERS:
+        raise UserError(f"--through {through!r}{nearest(through, EXPORTERS)}")
+    if through == "optimum":
+        from export.optimum.environment import environment
+
+        environment()
+
+
+def _check_sizes(checkpoint: Path, model: Any) -> None:
+    """Raise UserError, before hours of work, for a model whose graphs would not fit an ONNX file; weights in other files are not written."""
+    for name, part in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
+        if (size := 4 * parameters(part)) > LARGEST:
+            raise UserError(
+                f"{checkpoint}: its {name} takes {size / 1e9:.1f} GB in fp32, which every bundle holds, and an ONNX file at most "
+                f"{LARGEST / 1e9:.1f}; export a student with fewer layers"
+            )
+
+
+@contextmanager
+def _pruned(
+    checkpoint: Path, choice: str, texts: Sequence[str], output: Path
+) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+    """The checkpoint to export, and what is said of its vocabulary if tokens leave it."""
+    from export.bundle.vocabulary import choose, loss_of, prune
+
+    if not choice:
+        yield checkpoint, None
+        return
+    family = Whisper(checkpoint)
+    kept = choose(choice, family)
+    lost = {"choice": choice, "size": len(kept), "of": family.config.vocab_size, "lost": loss_of(kept, family, texts)}
+    log.info("vocabulary: %s of %s tokens", f"{len(kept):,}", f"{lost['of']:,}")
+    if texts:
+        log.info(
+            "of %d texts %d need other tokens now; %s %% of their tokens stay",
+            len(texts), lost["lost"]["texts_changed"], lost["lost"]["tokens_kept_percent"],
+        )  # fmt: skip
+    with workplace(output) as temporary:
+        (temporary / "pruned").mkdir()
+        yield prune(checkpoint, kept, temporary / "pruned"), lost
+
+
+def _described(options: Int8Options, precisions: Sequence[Precision]) -> dict[str, Any] | None:
+    """The quantizers' options, where any was at work."""
+    if {s.name for p in precisions for s in (p.encoder, p.decoder)} <= {"fp32", "fp16"}:
+        return None
+    return {"per_channel": options.per_channel, "reduce_range": options.reduced, "symmetric": options.symmetric}
+
+
+def _is_current(output: Path, source: str, wanted: dict[str, Any], overwrite: bool) -> bool:
+    if not (output / "bundle.json").is_file():
+        return False
+    try:
+        manifest = read_manifest(output)
+        content = manifest.content
+        same = content.get("checkpoint_sha256") == source and manifest.precisions == wanted["precisions"]
+        same = same and ((content.get("vocabulary") or {}).get("choice") or "") == wanted["vocabulary"]
+        same = same and content.get("int8") == wanted["int8"]
+        # a bundle without the field is older, and made anew: its edge/ is another
+        same = same and content.get("through", "workbench") == wanted["through"]
+        same = same and not manifest.packed_for
+        if same and content.get("workbench") == __version__ and _has_this_runtime(manifest):
+            manifest.check()
+            return True
+    except BundleError:
+        return False  # of an earlier version, or damaged
+    if same:
+        log.info(
+            "%s is this export by another version of the workbench, or with another runtime inside; exporting it anew",
+            output,
+        )
+    elif not overwrite:
+        raise UserError(
+            f"{output}: holds a bundle of another checkpoint, another vocabulary, other precisions, another exporter or other options; choose another -o, or add --overwrite"
+        )
+    return False
+
+
+def _has_this_runtime(manifest: Manifest) -> bool:
+    """Whether the runtime that lies in a bundle is the one that would be put there now."""
+    own = Path(__file__).parents[1] / "edge"
+    inside: dict[str, str] = manifest.content["files"]
+    return all(inside.get(f"edge/{p.relative_to(own).as_posix()}") == sha256(p) for p in own.rglob("*.py"))
+
+
+def _write_graphs(
+    model: Any, family: Whisper, origin: Origin, folder: Path, precisions: Sequence[Precision],
+    options: Int8Options, calibration: Sequence[Wave], heads: list[list[int]], through: str,
+) -> None:  # fmt: skip
+    from export.graphs.build import export_graphs, margin_frames
+    from export.graphs.lint import lint_graphs
+    from export.graphs.names import ENCODER, QUANTIZED
+    from export.quantization.quantize import quantize
+
+    log.info("exporting graphs")
+    export_graphs(model, family, folder, margin_frames(origin.length, origin.margin_seconds), heads, through)
+    used = {(graph, p.encoder if graph == ENCODER else p.decoder) for p in precisions for graph in QUANTIZED}
+    static = any(scheme.name == "int8_static" for _, scheme in used)
+    features = calibration_features(origin.checkpoint, calibration) if static else []
+    fp32 = Scheme("fp32")
+    todo = [(graph, scheme) for graph, scheme in sorted(used, key=str) if scheme != fp32]
+    for number, (graph, scheme) in enumerate(todo, 1):
+        log.info("quantizing, %d of %d: %s in %s", number, len(todo), graph, scheme.label)
+        quantize(folder / graph, scheme, options, features)
+    for graph in QUANTIZED:
+        if (graph, fp32) not in used:
+            (folder / graph).unlink()
+    lint_graphs(folder)
+
+
+def calibration_features(checkpoint: Path, waves: Sequence[Wave]) -> list[Any]:
+    """What an encoder is given of some clips [samples], at the length it reads. -> each [1, mels, frames]"""
+    family, origin = Whisper(checkpoint), find_origin(checkpoint)
+    seconds = [
+        WINDOW_SECONDS if origin.length == "padded" else len(w) / SAMPLE_RATE + origin.margin_seconds for w in waves
+    ]
+    return [family.features([wave], length).numpy() for wave, length in zip(waves, seconds, strict=True)]
+
+
+def _manifest(
+    origin: Origin, family: Whisper, model: Any, precisions: Sequence[Precision], source: str
+) -> dict[str, Any]:
+    from export.graphs.names import DECODER, ENCODER, FRONTEND, SHERPA, STEP
+
+    languages = sorted(family.language_ids or ["en"])
+    return {
+        "format": FORMAT,
+        "workbench": __version__,
+        "name": origin.name,
+        "family": family.name,
+        "licence": "that of the teacher's weights; see MODEL_CARD.md",
+        "checkpoint_sha256": source,
+        "parameters": parameters(model),
+        "length": origin.length,
+        "margin_seconds": origin.margin_seconds,
+        "window_seconds": WINDOW_SECONDS,
+        "sample_rate": 16_000,
+        "precisions": {
+            precision.name: {
+                "frontend": f"onnx/{FRONTEND}",
+                "encoder": f"onnx/{precision.encoder.file(ENCODER)}",
+                "step": f"onnx/{precision.decoder.file(STEP)}",
+                "decoder": f"onnx/{precision.decoder.file(DECODER)}",
+                "sherpa": f"onnx/{precision.decoder.file(SHERPA)}",
+            }
+            for precision in precisions
+        },
+        "tokens": {
+            "prompts": {language: family.prompt(language) for language in languages},
+            "end": family.end,
+            "added": {str(i): word for i, word in sorted(added_words(family.tokenizer).items())},
+        },
+        "decoding": {
+            "tokens_at_least": TOKENS_AT_LEAST,
+            "tokens_per_second": TOKENS_PER_SECOND,
+            "tokens_per_second_of": {
+                language: rate for language in languages if (rate := tokens_per_second(language)) != TOKENS_PER_SECOND
+            },
+            "most_tokens": family.most_tokens,
+        },
+        "run": origin.run,
+        "host": describe_host(),
+        "files": {},
+    }

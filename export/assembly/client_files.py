@@ -1,0 +1,45 @@
+"""What runtimes read of a bundle besides its graphs: a checkpoint's files as every one of them can read them, and our own runtime."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from export.bundle.manifest import CHECKPOINT_FILES
+from export.graphs.sherpa import sherpa_tokens
+from workbench.core.files import read_json, write_json, write_text
+from workbench.models.whisper.checkpoint import feature_settings
+from workbench.models.whisper.family import Whisper
+
+
+def write_client_files(checkpoint: Path, family: Whisper, folder: Path, heads: list[list[int]]) -> None:
+    """Write them into a bundle's folder.
+
+    Args:
+        checkpoint: the checkpoint that is exported.
+        family: its configuration and tokens.
+        folder: of the bundle.
+        heads: [layer, head] of the cross-attention heads that word times are read off.
+    """
+    write_text(folder / "tokens.txt", sherpa_tokens(family))
+    for file in CHECKPOINT_FILES:
+        if (checkpoint / file).is_file():
+            shutil.copyfile(checkpoint / file, folder / file)
+    _complete(checkpoint, family, folder)
+    generation = read_json(folder / "generation_config.json", "a generation configuration")
+    write_json(folder / "generation_config.json", {**generation, "alignment_heads": heads or None})
+    shutil.copytree(Path(__file__).parents[1] / "edge", folder / "edge", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def _complete(checkpoint: Path, family: Whisper, folder: Path) -> None:
+    """Add what transformers 5 does not save, and JavaScript's, numpy's and older clients read."""
+    if not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+        family.tokenizer.backend_tokenizer.model.save(str(folder))
+    if not (folder / "preprocessor_config.json").is_file():
+        write_json(folder / "preprocessor_config.json", feature_settings(checkpoint)[1])
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path, "a tokenizer's settings") if path.is_file() else {}
+    # the name that transformers 5 gives this list makes transformers 4 fail; both read the older name
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+        write_json(path, settings)

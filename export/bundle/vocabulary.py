@@ -1,0 +1,249 @@
+"""A smaller vocabulary: tokens that a language or a domain never uses leave the model and every client's token list.
+
+The tied embedding is a third of Whisper base and is read whole for each token written. What is left is a checkpoint of its
+own, with its tokens numbered anew in their old order: text, then <|endoftext|> and the other specials, then timestamps, as
+Whisper's clients expect. Bytes always stay, so that any text can still be written, only in more tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench.core.disk import disk_errors
+from workbench.core.errors import UserError, nearest
+from workbench.core.files import read_json
+from workbench.models.vocabulary import Vocabulary
+from workbench.models.whisper.family import Whisper
+from workbench.models.whisper.low_rank import merged_state
+from workbench.models.whisper.narrowing import narrow_model
+from workbench.models.whisper.tokens import label_ids, save_tokenizer
+
+WORDS = 50_000  # of a language, the most frequent
+FORMS_OF_A_WORD = {" {0}": 1.0, " {1}": 0.1, "{0}": 0.01, " {2}": 0.001}  # and how often it stands so, about
+LONGEST_SIGN = 5  # bytes of a number or punctuation mark; longer ones are rules of dashes and the like
+COPIED = ("preprocessor_config.json", "normalizer.json", "workbench.json")
+FORMS = "trained, a language such as 'en' or 'en:16000', 'corpus:FILE', a number of tokens, or several joined by +"
+
+
+def choose(choice: str, family: Whisper) -> list[int]:
+    """Ids of the tokens to keep, closed under the merges that make them.
+
+    Args:
+        choice: `trained`: those that the student was trained with, where it knows only some; a language code, the tokens of
+            its most frequent words, with `:N` at most N of them; `corpus:FILE`, those of a corpus's or a text file's
+            transcripts; a number N, the N text tokens that Whisper's tokenizer made first; several of these joined by `+`, as in
+            `en:12000+corpus:FILE`, what any of them keeps.
+        family: the checkpoint's tokenizer.
+
+    Raises:
+        UserError: the choice is none of these, or its source cannot be read.
+    """
+    if "+" in choice and not Path(choice.removeprefix("corpus:")).exists():
+        return sorted({token for part in choice.split("+") for token in choose(part, family)})
+    first, _, rest = choice.partition(":")
+    if choice == "trained":
+        return _closed(family, _trained(family))
+    if first == "corpus" and rest:
+        return _closed(family, _counted(family, corpus_texts(rest)))
+    if choice.isdigit():
+        return _closed(family, range(int(choice)))
+    if rest and not rest.isdigit():
+        raise UserError(f"--vocabulary {choice!r}: {rest!r} is no number; expected {FORMS}")
+    counted = _counted_words(family, choice, first)
+    ranked = [token for token, _ in counted.most_common()]
+    return _closed(family, ranked, int(rest) if rest else None)
+
+
+def corpus_texts(name: str) -> list[str]:
+    """Texts of a text file, one a line, or of all splits of a corpus; raises UserError if it cannot be read."""
+    from workbench.corpus import SPLITS, open_corpus
+
+    path = Path(name)
+    if path.suffix == ".txt":
+        try:
+            return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--vocabulary corpus:{name}: cannot be read ({error}); expected UTF-8 text") from None
+    return [u.text for split in SPLITS if split != "test" for u in open_corpus(name, split)]
+
+
+def prune(checkpoint: Path, kept: Sequence[int], folder: Path) -> Path:
+    """Write a checkpoint that knows only some tokens.
+
+    Args:
+        checkpoint: a transformers Whisper folder.
+        kept: ids, as `choose` gives them.
+        folder: an empty folder for the new checkpoint.
+    """
+    family = Whisper(checkpoint)
+    model: Any = family.load()
+    vocabulary = Vocabulary(kept, model.config.vocab_size)
+    narrow_model(model, vocabulary)
+    for settings in (model.config, model.generation_config):
+        _renumber(settings, vocabulary)
+    with disk_errors(folder), tempfile.TemporaryDirectory() as temporary:
+        tokenizer = Path(temporary) / "tokenizer.json"
+        content = pruned_tokenizer(read_json(checkpoint / "tokenizer.json", "a tokenizer"), vocabulary)
+        tokenizer.write_text(json.dumps(content), encoding="utf-8")
+        save_tokenizer(tokenizer, model, folder)
+        model.save_pretrained(folder, state_dict=merged_state(model))
+    for name in COPIED:
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, folder / name)
+    return folder
+
+
+def prune_like(checkpoint: Path, bundle: Path, folder: Path) -> Path:
+    """Prune a checkpoint to the tokens that a bundle knows."""
+    family = Whisper(checkpoint)
+    whole = family.tokenizer.get_vocab()
+    known = read_json(bundle / "tokenizer.json", "a tokenizer")["model"]["vocab"]
+    return prune(checkpoint, sorted({*(whole[token] for token in known), *_always(family)}), folder)
+
+
+def loss_of(kept: Sequence[int], family: Whisper, texts: Sequence[str]) -> dict[str, Any]:
+    """What texts lose: how many of them need a token that is gone, and which share of their tokens stays."""
+    known = set(kept)
+    tokens = [label_ids(family.tokenizer, text) for text in texts]
+    missing = Counter(i for row in tokens for i in row if i not in known)
+    total = sum(map(len, tokens))
+    return {
+        "texts": len(texts),
+        "texts_changed": sum(any(i not in known for i in row) for row in tokens),
+        "tokens_kept_percent": round(100 * (1 - missing.total() / max(total, 1)), 3),
+        "most_missed": [family.tokenizer.decode([i]) for i, _ in missing.most_common(10)],
+    }
+
+
+def pruned_tokenizer(content: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+    """A tokenizer.json with some of its tokens, renumbered; merges that make others are gone."""
+    model = content["model"]
+    kept = {token: place for token, i in model["vocab"].items() if (place := _place(vocabulary, i)) is not None}
+    merges = [merge for merge in map(_pair, model["merges"]) if "".join(merge) in kept]
+    added = [
+        {**token, "id": place}
+        for token in content["added_tokens"]
+        if (place := _place(vocabulary, token["id"])) is not None
+    ]
+    processor = json.loads(json.dumps(content.get("post_processor")))
+    for special in ((processor or {}).get("special_tokens") or {}).values():
+        special["ids"] = [vocabulary.place(i) for i in special["ids"]]
+    return {
+        **content,
+        "model": {**model, "vocab": kept, "merges": [list(merge) for merge in merges]},
+        "added_tokens": added,
+        "post_processor": processor,
+    }
+
+
+def _place(vocabulary: Vocabulary, token: int) -> int | None:
+    place = vocabulary.place(token)
+    return None if place < 0 else place
+
+
+def _pair(merge: str | list[str]) -> tuple[str, str]:
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
+
+
+def _renumber(settings: Any, vocabulary: Vocabulary) -> None:
+    """Translate every token id of a model's or generation's configuration."""
+    for name in [n for n in vars(settings) if n.endswith("token_id")]:
+        value = getattr(settings, name)
+        if isinstance(value, int):
+            setattr(settings, name, vocabulary.place(value))
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        if getattr(settings, name, None):
+            setattr(settings, name, vocabulary.places(getattr(settings, name)))
+    if getattr(settings, "forced_decoder_ids", None):
+        settings.forced_decoder_ids = [
+            [at, None if i is None else vocabulary.place(i)] for at, i in settings.forced_decoder_ids
+        ]
+    for name in ("lang_to_id", "task_to_id"):
+        if getattr(settings, name, None):
+            setattr(settings, name, {key: vocabulary.place(i) for key, i in getattr(settings, name).items()})
+
+
+def _always(family: Whisper) -> list[int]:
+    """Bytes, and everything from <|endoftext|> on."""
+    return [*family.special_tokens(), *range(int(family.config.eos_token_id), int(family.config.vocab_size))]
+
+
+def _trained(family: Whisper) -> list[int]:
+    """Text tokens that the generation config does not suppress."""
+    end = int(family.config.eos_token_id)
+    suppressed = {i for i in family.suppressed if i < end}
+    kept = [i for i in range(end) if i not in suppressed]
+    if len(suppressed) < len(kept) / 100:
+        raise UserError(
+            "--vocabulary trained: this checkpoint was trained with its whole vocabulary; "
+            "train it with student.vocabulary=corpus, or choose a language, corpus or number"
+        )
+    return kept
+
+
+def _counted(family: Whisper, texts: Iterable[str]) -> Counter[int]:
+    return Counter(i for text in texts for i in label_ids(family.tokenizer, text))
+
+
+def _counted_words(family: Whisper, choice: str, language: str) -> Counter[int]:
+    """How often tokens are needed for a language's words, as they stand within and at the start of sentences."""
+    try:
+        from wordfreq import available_languages, top_n_list, word_frequency
+    except ImportError:
+        raise UserError(
+            f"--vocabulary {choice!r}: word frequencies are not installed; pip install 'distill-workbench[vocabulary]'"
+        ) from None
+    if language not in (known := available_languages("best")):
+        raise UserError(f"--vocabulary {choice!r}{nearest(language, [*known, 'trained', 'corpus'])}; expected {FORMS}")
+    counted: Counter[int] = Counter()
+    words = top_n_list(language, WORDS)
+    frequencies = [1e12 * word_frequency(word, language) for word in words]
+    for form, share in FORMS_OF_A_WORD.items():
+        said = [form.format(word, word.capitalize(), word.upper()) for word in words]
+        for found, frequency in zip(
+            family.tokenizer.backend_tokenizer.encode_batch(said, add_special_tokens=False), frequencies, strict=True
+        ):
+            for i in found.ids:
+                counted[i] += int(share * frequency)
+    # numbers and punctuation are not among a language's words, and in every text
+    for token, i in family.tokenizer.get_vocab().items():
+        if i < family.config.eos_token_id and len(token) <= LONGEST_SIGN and _is_sign(family.tokenizer.decode([i])):
+            counted[i] += int(1e9)
+    return counted
+
+
+def _is_sign(text: str) -> bool:
+    """Whether nothing in a text is a letter, and all of it is whole characters."""
+    return all(unicodedata.category(c)[0] in "PNSZ" and c != "\ufffd" for c in text)
+
+
+def _closed(family: Whisper, wanted: Iterable[int], most: int | None = None) -> list[int]:
+    """With each token all that it is merged from; bytes and specials always; at most so many, in the order given."""
+    content = json.loads(family.tokenizer.backend_tokenizer.to_str())["model"]
+    ids: dict[str, int] = content["vocab"]
+    parts = {"".join(pair): pair for pair in map(_pair, content["merges"])}
+    name = {i: token for token, i in ids.items()}
+    kept = set(_always(family))
+    if most is not None and most < len(kept):
+        raise UserError(f"--vocabulary: {most} tokens are fewer than the {len(kept)} that every model needs")
+    for token in wanted:
+        if token not in name:
+            continue
+        chain, todo = {token}, [name[token]]
+        while todo:
+            for part in parts.get(todo.pop(), ()):
+                if ids[part] not in chain:
+                    chain.add(ids[part])
+                    todo.append(part)
+        if most is not None and len(kept | chain) > most:
+            break
+        kept |= chain
+    return sorted(kept)

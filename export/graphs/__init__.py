@@ -1,0 +1,1 @@
+"""A checkpoint's ONNX graphs: written node by node, edited and checked."""

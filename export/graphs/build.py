@@ -1,0 +1,55 @@
+"""A checkpoint's ONNX graphs: features, encoder and one decoder for each way of calling it.
+
+The encoder takes any number of frames and gives the states and, computed once, every decoder layer's keys and values of them. All are
+written node by node (graphs/writer.py); the decoder that Hugging Face's clients call can be had from Optimum's exporter, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from export.graphs.encoder import encoder_graph, frontend_graph
+from export.graphs.merged import merged_graph
+from export.graphs.names import DECODER, ENCODER, FRONTEND, SHERPA, STEP
+from export.graphs.sherpa import sherpa_graph, sherpa_metadata
+from export.graphs.step import step_graph
+from workbench.models.whisper.family import Whisper
+
+
+def export_graphs(
+    model: Any, family: Whisper, folder: Path, margin: int | None, heads: Sequence[Sequence[int]] = (),
+    through: str = "workbench",
+) -> None:  # fmt: skip
+    """Write all graphs of a Whisper model in fp32.
+
+    Args:
+        model: a WhisperForConditionalGeneration in fp32 on the CPU.
+        family: its configuration and tokens.
+        folder: an existing folder for the files.
+        margin: as `margin_frames` gives it.
+        heads: as `alignment.choose_heads` gives them, for word times.
+        through: whose exporter writes the merged decoder, `workbench` or `optimum`.
+    """
+    suppressed, first = family.suppressed, family.suppressed_first
+    encoder = encoder_graph(model, margin)
+    helper.set_model_props(encoder, sherpa_metadata(family))
+    onnx.save(frontend_graph(model.config.num_mel_bins), folder / FRONTEND)
+    onnx.save(encoder, folder / ENCODER)
+    if through == "optimum":
+        from export.graphs.merged_by_optimum import merged_decoder
+
+        merged_decoder(model, suppressed, first, folder / DECODER)
+    else:
+        onnx.save(merged_graph(model, suppressed, first), folder / DECODER)
+    onnx.save(step_graph(model, suppressed, first, heads), folder / STEP)
+    onnx.save(sherpa_graph(model, suppressed, first), folder / SHERPA)
+
+
+def margin_frames(length: str, margin_seconds: float) -> int | None:
+    """Frames of silence, of 10 ms, that a model hears after a clip; None for one that reads 30 s (see `origin.Origin`)."""
+    return round(100 * margin_seconds) if length == "true" else None

@@ -1,0 +1,103 @@
+"""What every graph of a bundle must keep to, so that the runtimes that read it do: opset, axes, types, size.
+
+Exports that work at one length or one batch only are the field's most common defect; a fixed axis shows before any runtime runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from export.graphs.names import DECODER, ENCODER, FRONTEND, SHERPA, STEP
+from workbench.core.errors import UserError
+
+HIGHEST_OPSET = {
+    FRONTEND: 18,
+    ENCODER: 18,
+    DECODER: 18,
+    SHERPA: 17,  # sherpa-onnx brings a runtime of its own
+    STEP: 24,  # TensorScatter; our own runtime alone reads it
+}
+DOMAINS = {"", "com.microsoft", "com.ms.internal.nhwc"}  # operators that every build of onnxruntime knows
+LARGEST = 2**31 - 1  # bytes of one protobuf, and no weights beside it
+# by how their names begin: the axes of inputs and outputs that must take any size
+FREE_AXES: dict[str, dict[str, tuple[int, ...]]] = {
+    FRONTEND: {"waves": (0, 1), "input_features": (0, 2)},
+    ENCODER: {"input_features": (0, 2), "n_layer_cross_": (1, 2), "last_hidden_state": (0, 1)},
+    DECODER: {
+        "input_ids": (0, 1), "encoder_hidden_states": (0, 1), "past_key_values": (0, 2), "logits": (0, 1), "present": (0, 2),
+    },
+    STEP: {"input_ids": (0, 1), "offset": (0,), "cache_": (0, 1), "cross_": (0, 1), "logits": (0,), "next_": (0, 1)},
+    SHERPA: {"tokens": (0, 1), "in_n_layer_self": (1,), "n_layer_cross": (1, 2), "logits": (0,), "out_n_layer_self": (1,)},
+}  # fmt: skip
+
+
+def lint_graphs(folder: Path) -> None:
+    """Check all graphs in a bundle's `onnx` folder; raises UserError with every finding."""
+    findings = [f"{path.name}: {finding}" for path in sorted(folder.glob("*.onnx")) for finding in lint(path)]
+    if findings:
+        raise UserError(f"{folder}: {len(findings)} graph(s) that not every runtime would read: {'; '.join(findings)}")
+
+
+def lint(path: Path) -> list[str]:
+    """What is wrong with a graph's file, in a few words each."""
+    kind = _kind(path.name)
+    if kind is None:
+        return []  # the speech detector is its maker's
+    if path.stat().st_size > LARGEST:
+        return [f"{path.stat().st_size / 1e9:.1f} GB, more than the 2.1 GB of a protobuf"]
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        return [f"not valid ({str(error).strip().splitlines()[0]})"]
+    model = onnx.load(path)
+    return [*_versions(model, kind), *_axes(model, kind), *_tensors(model), *_attentions(model)]
+
+
+def _kind(name: str) -> str | None:
+    stems = {kind.removesuffix(".onnx"): kind for kind in HIGHEST_OPSET}
+    stem = name.removesuffix(".onnx")
+    # step_decoder_quantized_but_0 is a step_decoder
+    return next((kind for known, kind in stems.items() if stem == known or stem.startswith(f"{known}_")), None)
+
+
+def _versions(model: Any, kind: str) -> list[str]:
+    found = {o.domain: o.version for o in model.opset_import}
+    strange = sorted(set(found) - DOMAINS - {"ai.onnx"})
+    out = [f"operators of {', '.join(strange)}"] if strange else []
+    if (opset := found.get("", found.get("ai.onnx", 0))) > HIGHEST_OPSET[kind]:
+        out.append(f"opset {opset}, above {HIGHEST_OPSET[kind]}")
+    return out
+
+
+def _axes(model: Any, kind: str) -> list[str]:
+    values = {v.name: v.type.tensor_type.shape.dim for v in [*model.graph.input, *model.graph.output]}
+    out = []
+    for begin, axes in FREE_AXES[kind].items():
+        mine = [name for name in values if name.startswith(begin)]
+        if not mine:
+            out.append(f"no {begin}")
+        out += [f"axis {a} of {name} is fixed at {values[name][a].dim_value}" for name in mine for a in axes if values[name][a].dim_value]  # fmt: skip
+    return out
+
+
+def _tensors(model: Any) -> list[str]:
+    out = []
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
+        out.append("weights in another file")
+    if double := [t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.DOUBLE]:
+        out.append(f"64-bit floats ({double[0]})")
+    return out
+
+
+def _attentions(model: Any) -> list[str]:
+    """An Attention's scores in a mode that onnxruntime's CUDA provider has not: it gives them before mask and softmax, or none."""
+    modes = {
+        attribute.i
+        for node in model.graph.node
+        for attribute in node.attribute
+        if node.op_type == "Attention" and attribute.name == "qk_matmul_output_mode"
+    }
+    return [f"Attention's scores in mode {mode}, which the CUDA provider has not" for mode in sorted(modes - {0})]

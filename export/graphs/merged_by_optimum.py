@@ -1,0 +1,89 @@
+"""The merged decoder by Optimum's own exporter, `workbench export --through optimum`: what graphs/merged.py's is compared with."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import helper, numpy_helper
+
+from export.graphs.edit import hoist_transposes, name_weights_by_use
+from export.graphs.step import lowered
+from export.optimum.environment import environment
+from workbench.core.children import ending_with_us
+from workbench.core.errors import last_line
+
+OPSET = 18  # as graphs/merged.py
+FRAMES = 480  # of the example that is traced; any even number will do
+
+
+def merged_decoder(model: Any, suppressed: Sequence[int], suppressed_first: Sequence[int], path: Path) -> None:
+    """Write `decoder_model_merged.onnx` of a model as Optimum exports it, in fp32, with the logits of suppressed tokens lowered.
+
+    Args:
+        model: a WhisperForConditionalGeneration in fp32 on the CPU, its encoder of any kind.
+        suppressed: ids never written.
+        suppressed_first: ids not written first.
+        path: the file to write.
+
+    Raises:
+        UserError: Optimum's environment has to be made and cannot be.
+        RuntimeError: the exporter failed.
+    """
+    from safetensors.torch import save_file
+
+    there = environment()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        # whole: what is left out because it is the default here may have another default there
+        model.config.to_json_file(folder / "config.json", use_diff=False)
+        save_file(_weights(model), folder / "decoder.safetensors")
+        command = there.command("export_decoder.py", str(folder), str(FRAMES), str(OPSET))
+        done = subprocess.run(
+            ending_with_us(command), capture_output=True, text=True, check=False, cwd=folder, env=there.variables(), stdin=subprocess.DEVNULL
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"Optimum's exporter ended with exit status {done.returncode}: {last_line(done.stderr)}")
+        exported = onnx.load(folder / "decoder_model_merged.onnx")
+    name_weights_by_use(exported)
+    hoist_transposes(exported)
+    _suppress(exported, suppressed, suppressed_first)
+    onnx.save(exported, path)
+
+
+def _weights(model: Any) -> dict[str, Any]:
+    """All weights but the encoder's; the projection only where it is not the embedding."""
+    tied = model.config.tie_word_embeddings
+    return {
+        name: weight.contiguous()
+        for name, weight in model.state_dict().items()
+        if not name.startswith("model.encoder.") and not (tied and name == "proj_out.weight")
+    }
+
+
+def _suppress(model: onnx.ModelProto, always: Sequence[int], first: Sequence[int]) -> None:
+    """Lower the logits of tokens that must not be written, in both branches of a merged decoder: not every runtime does.
+
+    Args:
+        model: the merged decoder.
+        always: ids never written.
+        first: ids not written first, which is what the branch without a past writes.
+    """
+    size = next(d for d in reversed(model.graph.output[0].type.tensor_type.shape.dim) if d.dim_value).dim_value
+    branching = next(node for node in model.graph.node if node.op_type == "If")
+    for attribute in branching.attribute:
+        begins = attribute.name == "else_branch"
+        row = lowered(size, [*always, *first] if begins else always)
+        name = "suppressed_first" if begins else "suppressed"
+        model.graph.initializer.append(numpy_helper.from_array(row, name))
+        branch = attribute.g
+        out = branch.output[0].name
+        for node in branch.node:
+            for i, output in enumerate(node.output):
+                if output == out:
+                    node.output[i] = f"{out}_as_computed"
+        branch.node.append(helper.make_node("Add", [f"{out}_as_computed", name], [out], name=f"{name}_add"))

@@ -1,0 +1,69 @@
+"""Parts of Whisper's layers, in operators that every onnxruntime knows: the encoder's graph and two of the decoders share them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from export.graphs.writer import Writer
+
+FAR = -1e9  # so low that its exponential is zero
+
+
+def split_heads(w: Writer, attention: Any, x: str, turned: bool = False) -> str:
+    """[batch, tokens, width] -> [batch, heads, tokens, head width]; `turned`, as `attend` takes keys, with the last two exchanged."""
+    shape = w.integers(0, 0, int(attention.num_heads), int(attention.head_dim))
+    return w.add("Transpose", w.add("Reshape", x, shape), perm=[0, 2, 3, 1] if turned else [0, 2, 1, 3])
+
+
+def attend(w: Writer, attention: Any, query: str, key: str, value: str, mask: str = "") -> str:
+    """Attention before its output projection.
+
+    Args:
+        w: the graph.
+        attention: a WhisperAttention, for its sizes.
+        query: [batch, tokens, width].
+        key: [batch, heads, head width, positions].
+        value: [batch, heads, positions, head width].
+        mask: added to the scores, [tokens, positions].
+
+    Returns:
+        [batch, tokens, width].
+    """
+    heads, width = int(attention.num_heads), int(attention.head_dim)
+    product = w.add("MatMul", split_heads(w, attention, query), key)
+    scores = w.add("Mul", product, w.constant(f"scale_{width}", np.float32(width**-0.5)))
+    if mask:
+        scores = w.add("Add", scores, mask)
+    mixed = w.add("MatMul", w.add("Softmax", scores, axis=-1), value)
+    return w.add("Reshape", w.add("Transpose", mixed, perm=[0, 2, 1, 3]), w.integers(0, 0, heads * width))
+
+
+def feed_forward(w: Writer, name: str, layer: Any, x: str) -> str:
+    """The second half of a layer: norm, two products around GELU, residual. [..., width] -> the same"""
+    hidden = w.linear(f"{name}.fc1", layer.fc1, w.norm(f"{name}.norm", layer.final_layer_norm, x))
+    return w.add("Add", x, w.linear(f"{name}.fc2", layer.fc2, gelu(w, hidden)))
+
+
+def gelu(w: Writer, x: str) -> str:
+    """X / 2 * (1 + erf(x / sqrt 2)), which onnxruntime fuses."""
+    erf = w.add("Erf", w.add("Div", x, w.constant("root_2", np.float32(np.sqrt(2)))))
+    grown = w.add("Mul", x, w.add("Add", erf, w.constant("1.0", np.float32(1))))
+    return w.add("Mul", grown, w.constant("0.5", np.float32(0.5)))
+
+
+def causal_mask(w: Writer, places: str, until: str) -> str:
+    """What is added to a decoder's scores: nothing for tokens up to a token's own place, FAR for later ones.
+
+    Args:
+        w: the graph.
+        places: the tokens' places, int64 [tokens].
+        until: how many tokens there are with those before, an int64 scalar.
+
+    Returns:
+        [tokens, until].
+    """
+    each = w.add("Range", w.constant("zero", np.array(0)), until, w.constant("one", np.array(1)))
+    later = w.add("Greater", each, w.add("Unsqueeze", places, w.integers(1)))
+    return w.add("Where", later, w.constant("far", np.float32(FAR)), w.constant("near", np.float32(0)))

@@ -1,0 +1,153 @@
+"""The decoder that our own runtime steps with: one graph for the prompt and for every token after it.
+
+Caches are laid out beforehand and written in place (TensorScatter, ONNX opset 24): bound as input and output, the past is never
+copied. Keys and values of the encoder's states come from the encoder's graph. The projection reads the last position alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.graphs.writer import FLOAT, INT64, Writer
+
+OPSET = 24
+EMBEDDING = "embedding"
+TRANSPOSED = f"{EMBEDDING}_transposed_once"  # export.quantization.quantize finds the tied matrix by it
+UNSAID = -1e4  # added to the logit of a token that must not be written
+
+
+def step_graph(
+    model: Any, suppressed: list[int], suppressed_first: list[int], heads: Sequence[Sequence[int]] = ()
+) -> Any:
+    """The graph of a WhisperForConditionalGeneration's decoder.
+
+    Inputs: input_ids int64 [batch, tokens]; offset int64 [batch], positions written before; cache_{k,v}.{layer}
+    [batch, room, width]; cross_{k,v}.{layer} [batch, positions, width].
+    Outputs: logits [batch, vocabulary] of the last position, those of suppressed tokens lowered; next_{k,v}.{layer}, to be
+    bound to the memory of cache_{k,v}.{layer}; with `heads`, alignment [batch, tokens, positions], their mean attention to the states.
+
+    Args:
+        model: in fp32 on the CPU.
+        suppressed: ids never written.
+        suppressed_first: ids not written first.
+        heads: [layer, head] of the cross-attention heads that follow the speech.
+    """
+    decoder, config = model.model.decoder, model.config
+    width = int(config.d_model)
+    w = Writer()
+    ids = w.input("input_ids", INT64, ["batch", "tokens"])
+    offset = w.input("offset", INT64, ["batch"])
+    caches = [
+        [w.input(f"cache_{kind}.{i}", FLOAT, ["batch", "room", width]) for kind in "kv"]
+        for i in range(len(decoder.layers))
+    ]
+    crosses = [
+        [w.input(f"cross_{kind}.{i}", FLOAT, ["batch", "positions", width]) for kind in "kv"]
+        for i in range(len(decoder.layers))
+    ]
+    places = _places(w, ids, offset)
+    embedding = w.constant(EMBEDDING, decoder.embed_tokens.weight.detach().numpy())
+    positions = w.constant("positions", decoder.embed_positions.weight.detach().numpy())
+    x = w.add("Add", w.add("Gather", embedding, ids), w.add("Gather", positions, places))
+    mask = _mask(w, places, caches[0][0])
+    looked: list[str] = []
+    for i, layer in enumerate(decoder.layers):
+        mine = [int(head) for number, head in heads if number == i]
+        x = _layer(w, f"layers.{i}", layer, x, offset, caches[i], crosses[i], mask, i, (mine, looked))
+    last = w.norm("norm", decoder.layer_norm, w.add("Gather", x, w.constant("last", np.array(-1)), axis=1))
+    transposed = w.add("Transpose", embedding, to=TRANSPOSED, perm=[1, 0])
+    logits = w.add("MatMul", last, transposed)
+    w.add("Add", logits, suppression(w, offset, config.vocab_size, suppressed, suppressed_first), to="logits")
+    w.output("logits", FLOAT, ["batch", int(config.vocab_size)])
+    if looked:
+        together = looked[0] if len(looked) == 1 else w.add("Concat", *looked, axis=1)
+        w.add("ReduceMean", together, w.integers(1), to="alignment", keepdims=0)
+        w.output("alignment", FLOAT, ["batch", "tokens", "positions"])
+    for i in range(len(decoder.layers)):
+        for kind in "kv":
+            w.output(f"next_{kind}.{i}", FLOAT, ["batch", "room", width])
+    return w.model("step", OPSET)
+
+
+def _places(w: Writer, ids: str, offset: str) -> str:
+    """Positions of the tokens. -> [batch, tokens]"""
+    count = w.add("Gather", w.add("Shape", ids), w.constant("one", np.array(1)), axis=0)
+    steps = w.add("Range", w.constant("zero", np.array(0)), count, w.constant("one", np.array(1)))
+    return w.add("Add", w.add("Unsqueeze", offset, w.integers(1)), steps)
+
+
+def _mask(w: Writer, places: str, cache: str) -> str:
+    """Which places of the cache each token attends to: those up to its own. -> bool [batch, 1, tokens, room]"""
+    room = w.add("Gather", w.add("Shape", cache), w.constant("one", np.array(1)), axis=0)
+    each = w.add("Range", w.constant("zero", np.array(0)), room, w.constant("one", np.array(1)))
+    return w.add("LessOrEqual", each, w.add("Unsqueeze", places, w.integers(1, 3)))
+
+
+def _layer(
+    w: Writer, name: str, layer: Any, x: str, offset: str, cache: list[str], cross: list[str], mask: str, number: int,
+    heads: tuple[list[int], list[str]],
+) -> str:  # fmt: skip
+    """One decoder layer. [batch, tokens, width] -> the same. What its `heads` look at is added to the list beside them."""
+    import torch
+
+    own = layer.self_attn
+    weight = torch.cat([p.weight for p in (own.q_proj, own.k_proj, own.v_proj)])
+    bias = torch.cat([own.q_proj.bias, torch.zeros_like(own.q_proj.bias), own.v_proj.bias])
+    normed = w.norm(f"{name}.self_norm", layer.self_attn_layer_norm, x)
+    joined = w.affine(f"{name}.self_qkv", weight, bias, normed)
+    query, *new = w.split("Split", joined, to=[f"{name}.{part}" for part in "qkv"], axis=-1, num_outputs=3)
+    kept = [
+        w.add("TensorScatter", old, part, offset, to=f"next_{kind}.{number}", axis=1, mode="linear")
+        for kind, old, part in zip("kv", cache, new, strict=True)
+    ]
+    x = w.add("Add", x, w.linear(f"{name}.self_out", own.out_proj, _attention(w, own, query, kept, mask)))
+    other = layer.encoder_attn
+    normed = w.norm(f"{name}.cross_norm", layer.encoder_attn_layer_norm, x)
+    query = w.linear(f"{name}.cross_q", other.q_proj, normed)
+    x = w.add("Add", x, w.linear(f"{name}.cross_out", other.out_proj, _attention(w, other, query, cross, heads=heads)))
+    normed = w.norm(f"{name}.norm", layer.final_layer_norm, x)
+    hidden = w.add("Gelu", w.linear(f"{name}.fc1", layer.fc1, normed))
+    return w.add("Add", x, w.linear(f"{name}.fc2", layer.fc2, hidden))
+
+
+def _attention(
+    w: Writer,
+    attention: Any,
+    query: str,
+    kept: list[str],
+    mask: str = "",
+    heads: tuple[list[int], list[str]] = ([], []),
+) -> str:
+    count = int(attention.num_heads)
+    given = [query, *kept, *([mask] if mask else [])]
+    how = {"q_num_heads": count, "kv_num_heads": count, "scale": float(attention.head_dim) ** -0.5, "is_causal": 0}
+    mine, looked = heads
+    if not mine:
+        return w.add("Attention", *given, **how)
+    out = f"Attention_{len(w.nodes)}"
+    # the fourth output before the softmax: the CUDA provider knows no other mode
+    w.split("Attention", *given, to=[out, "", "", f"{out}_scores"], qk_matmul_output_mode=0, **how)
+    chosen = w.constant(f"{out}_heads", np.array(mine, np.int64))
+    scores = w.add("Gather", f"{out}_scores", chosen, axis=1)  # [batch, heads, tokens, positions]
+    looked.append(w.add("Softmax", scores, axis=-1))
+    return out
+
+
+def suppression(w: Writer, offset: str, size: int, always: list[int], first: list[int]) -> str:
+    """What is added to the logits: more where nothing has been written yet. offset: [rows] -> [rows, vocabulary]"""
+    begin, later = lowered(size, [*always, *first]), lowered(size, always)
+    starts = w.add("Equal", offset, w.constant("zero", np.array(0)))
+    return w.add(
+        "Where", w.add("Unsqueeze", starts, w.integers(1)), w.constant("begin", begin), w.constant("later", later)
+    )
+
+
+def lowered(size: int, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+    """What is added to the logits of a vocabulary so that some tokens are not written."""
+    row = np.zeros(size, np.float32)
+    row[list(tokens)] = UNSAID
+    return row

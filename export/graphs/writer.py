@@ -1,0 +1,108 @@
+"""Write an ONNX graph node by node: names, constants and shapes in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from workbench.models.whisper.low_rank import LowRank
+
+BOOL, FLOAT, INT64 = TensorProto.BOOL, TensorProto.FLOAT, TensorProto.INT64
+Axes = Sequence[int | str]
+
+
+class Writer:
+    """A graph being written; every method returns the name of what it adds.
+
+    Args:
+        begin: how the names of what it computes begin; names must not meet those of another branch.
+    """
+
+    def __init__(self, begin: str = "") -> None:
+        self.begin = begin
+        self.nodes: list[Any] = []
+        self.weights: dict[str, Any] = {}
+        self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
+
+    def input(self, name: str, kind: int, axes: Axes) -> str:
+        """An input with its axes, fixed or named."""
+        self.inputs.append(helper.make_tensor_value_info(name, kind, list(axes)))
+        return name
+
+    def output(self, name: str, kind: int, axes: Axes) -> None:
+        """Declare a tensor an output."""
+        self.outputs.append(helper.make_tensor_value_info(name, kind, list(axes)))
+
+    def constant(self, name: str, value: npt.ArrayLike) -> str:
+        """A weight or constant, stored once under its name."""
+        if name not in self.weights:
+            self.weights[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
+        return name
+
+    def integers(self, *values: int) -> str:
+        """A vector of int64."""
+        return self.constant("ints_" + "_".join(str(v).replace("-", "m") for v in values), np.array(values, np.int64))
+
+    def add(self, op: str, *inputs: str, to: str = "", **attributes: Any) -> str:
+        """A node of one output, called `to` or after its operator."""
+        return self.split(op, *inputs, to=[to or f"{self.begin}{op}_{len(self.nodes)}"], **attributes)[0]
+
+    def cast(self, x: str, kind: int) -> str:
+        """A tensor as another type."""
+        out = f"{self.begin}Cast_{len(self.nodes)}"
+        self.nodes.append(helper.make_node("Cast", [x], [out], name=out, to=kind))
+        return out
+
+    def value(self, value: npt.ArrayLike) -> str:
+        """A constant made by a node of this graph: what a branch puts out must be made in it."""
+        return self.add("Constant", value=numpy_helper.from_array(np.asarray(value)))
+
+    def split(self, op: str, *inputs: str, to: Sequence[str], **attributes: Any) -> list[str]:
+        """A node of several outputs."""
+        self.nodes.append(helper.make_node(op, list(inputs), list(to), name=f"{to[0]}_{op}", **attributes))
+        return list(to)
+
+    def branch(self, name: str) -> Writer:
+        """A branch of an `If`, to be written and then given to it as an attribute; its weights are this graph's."""
+        made = Writer(f"{name}.")
+        made.weights = self.weights
+        return made
+
+    def linear(self, name: str, layer: Any, x: str) -> str:
+        """Product with the weight of a torch Linear, or of the two of a LowRank, and the bias."""
+        if isinstance(layer, LowRank):
+            return self.linear(f"{name}.up", layer.up, self.linear(f"{name}.down", layer.down, x))
+        return self.affine(name, layer.weight, layer.bias, x)
+
+    def affine(self, name: str, weight: Any, bias: Any, x: str) -> str:
+        """X W' + b of torch tensors. weight: [out, in]"""
+        matrix = self.constant(f"{name}.weight", weight.detach().numpy().T)
+        product = self.add("MatMul", x, matrix)
+        if bias is None:
+            return product
+        return self.add("Add", product, self.constant(f"{name}.bias", bias.detach().numpy()))
+
+    def norm(self, name: str, layer: Any, x: str, to: str = "") -> str:
+        """A torch LayerNorm over the last axis."""
+        scale = self.constant(f"{name}.scale", layer.weight.detach().numpy())
+        bias = self.constant(f"{name}.shift", layer.bias.detach().numpy())
+        return self.add("LayerNormalization", x, scale, bias, to=to, axis=-1, epsilon=float(layer.eps))
+
+    def graph(self, name: str) -> Any:
+        """A finished branch: its weights stay with the graph that it is a branch of."""
+        return helper.make_graph(self.nodes, name, [], self.outputs)
+
+    def model(self, name: str, opset: int) -> Any:
+        """The finished model, checked."""
+        graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, list(self.weights.values()))
+        made = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10, producer_name="distill-workbench"
+        )
+        onnx.checker.check_model(made)
+        return made

@@ -1,0 +1,77 @@
+"""Learning curves of the run that a bundle's student comes from, for the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from workbench.core.files import json_lines
+
+POINTS = 300  # of a curve in the report; longer ones are averaged
+LOSSES = ("loss", "task", "distillation", "matching")
+
+
+def read_curves(bundle: Path) -> dict[str, Any] | None:
+    """Loss and validation curves of the run folder that holds a bundle, or None if it holds no run.
+
+    Returns:
+        `steps` (the last one of each point), `stage` (of each point), the losses by name, averaged over the steps between
+        points, and `validation`: step, WER and CER in percent of each validation.
+    """
+    path = bundle.resolve().parent / "metrics.jsonl"
+    if not path.is_file():
+        return None
+    rows = [json.loads(line) for line in json_lines(path)]
+    trained = [row for row in rows if "loss" in row]
+    if not trained:
+        return None
+    # points end with a stage, so that none is a mean over two
+    stages = list(dict.fromkeys(row["stage"] for row in trained))
+    groups: list[list[dict[str, Any]]] = []
+    for stage in stages:
+        own = [row for row in trained if row["stage"] == stage]
+        size = max(1, -(-len(trained) // POINTS))
+        groups += [own[i : i + size] for i in range(0, len(own), size)]
+    curves: dict[str, Any] = {
+        "steps": [group[-1]["step"] for group in groups],
+        "stage": [group[0]["stage"] for group in groups],
+    }
+    for name in LOSSES:
+        # a step without the corpus's transcripts (on-policy) has no task loss, which is not one of 0
+        known = [[row[name] for row in group if name in row] for group in groups]
+        curves[name] = [float(f"{sum(values) / max(len(values), 1):.6g}") for values in known]
+    curves["validation"] = [
+        {"step": row["step"], "wer": row["validation_wer"], "cer": row["validation_cer"]}
+        for row in rows
+        if "validation_wer" in row
+    ]
+    return curves
+
+
+def figures(training: dict[str, dict[str, Any]]) -> list[Any]:
+    """One plot a run: losses on a logarithmic axis, WER on the validation split on another."""
+    import plotly.graph_objects as go
+
+    out = []
+    for name, curves in training.items():
+        figure = go.Figure(
+            layout={
+                "title": f"Training of {name} ({', '.join(dict.fromkeys(curves['stage']))})",
+                "xaxis_title": "optimizer steps",
+                "yaxis": {"title": "loss", "type": "log"},
+                "yaxis2": {"title": "validation WER, %", "overlaying": "y", "side": "right", "rangemode": "tozero"},
+            }
+        )
+        for loss in LOSSES:
+            # a loss that a stage has not is 0 there, and no point on a logarithmic axis
+            values = [value or None for value in curves[loss]]
+            if any(values):
+                figure.add_scatter(x=curves["steps"], y=values, name=loss, mode="lines")
+        figure.add_scatter(
+            x=[v["step"] for v in curves["validation"]],
+            y=[v["wer"] for v in curves["validation"]],
+            name="validation WER", mode="lines+markers", yaxis="y2",
+        )  # fmt: skip
+        out.append(figure)
+    return out

@@ -1,0 +1,82 @@
+"""Floating-point operations of a Whisper model, counted from its sizes: a multiplication and an addition are two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from export.edge.bundle import BundleError, read_json
+from export.edge.fields import number, record, table, text, whole
+from workbench.core.errors import UserError
+from workbench.models.whisper.low_rank import ranks_of
+
+LARGEST = 65_536  # of a width or length
+SIZES = record(
+    d_model=whole(1, LARGEST),
+    num_mel_bins=whole(1, 1024),
+    encoder_layers=whole(1, 1024),
+    decoder_layers=whole(1, 1024),
+    encoder_ffn_dim=whole(1, LARGEST),
+    decoder_ffn_dim=whole(1, LARGEST),
+    max_source_positions=whole(1, LARGEST),
+    vocab_size=whole(1, 1 << 20),
+)
+OPTIONAL_SIZES = {"pool_after": number(0, 1024), "encoder_ranks": table(text, whole(1, LARGEST))}
+
+
+def read_sizes(bundle: Path) -> dict[str, Any]:
+    """A bundle's config.json, its sizes within bounds; raises UserError."""
+    path = bundle / "config.json"
+    try:
+        config = read_json(path)
+        SIZES("configuration", config)
+        for field, check in OPTIONAL_SIZES.items():
+            if config.get(field) is not None:
+                check(field, config[field])
+    except (BundleError, ValueError) as error:
+        said = str(error)
+        raise UserError(said if str(path) in said else f"{path}: {said}; export the bundle again") from None
+    found: dict[str, Any] = config
+    return found
+
+
+def encoder_flops(config: Mapping[str, Any], positions: int) -> int:
+    """Operations of convolutions, encoder layers, and the decoder's keys and values of the states.
+
+    Args:
+        config: a checkpoint's or bundle's config.json.
+        positions: of 20 ms.
+    """
+    width, ffn, mels = (int(config[k]) for k in ("d_model", "encoder_ffn_dim", "num_mel_bins"))
+    convolutions = 2 * 3 * width * (2 * positions * mels + positions * width)
+    pools = int(config.get("pool_after") or config["encoder_layers"])
+    ranks, read = ranks_of(config), states_of(config, positions)
+    shapes = {
+        **{f"self_attn.{p}_proj": (width, width) for p in ("q", "k", "v", "out")},
+        "fc1": (width, ffn),
+        "fc2": (ffn, width),
+    }
+
+    def layer(number: int) -> int:
+        at = positions if number < pools else read
+        weights = sum(
+            ranks[name] * (a + b) if (name := f"{number}.{part}") in ranks else a * b for part, (a, b) in shapes.items()
+        )
+        return 2 * at * weights + 4 * at**2 * width
+
+    crossed = int(config["decoder_layers"]) * 2 * (2 * read * width**2)
+    return convolutions + sum(layer(i) for i in range(int(config["encoder_layers"]))) + crossed
+
+
+def states_of(config: Mapping[str, Any], positions: int) -> int:
+    """States that the encoder makes of so many positions: half as many where it pools them."""
+    return -(-positions // 2) if config.get("pool_after") else positions
+
+
+def token_flops(config: Mapping[str, Any], positions: int, before: int = 0) -> int:
+    """Operations of one decoder step: a token after `before` others, reading the states of so many positions, and its projection."""
+    positions = states_of(config, positions)
+    width, ffn = int(config["d_model"]), int(config["decoder_ffn_dim"])
+    layer = 2 * (6 * width**2 + 2 * width * ffn) + 4 * width * (positions + before + 1)
+    return int(config["decoder_layers"]) * layer + 2 * width * int(config["vocab_size"])

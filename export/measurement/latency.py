@@ -1,0 +1,197 @@
+"""Latency of several systems on the same clips, interleaved: every clip goes to each system in turn.
+
+Each system lives in a process of its own (its load time and memory are its own), waits while the others work, and gets
+the same threads. What the machine does meanwhile then hits all alike, so ratios hold where absolute times drift.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from workbench.core.children import end_with_parent
+from workbench.core.errors import UserError
+from workbench.core.memory import peak_resident_bytes
+from workbench.evaluation.scoring import is_loop, normalize
+
+STAGES = ("decode", "detector", "features", "encoder", "first_token", "rest", "detokenize")
+
+
+@dataclass(frozen=True)
+class System:
+    """A bundle in one precision."""
+
+    name: str
+    kind: str  # teacher or student
+    bundle: Path
+    precision: str
+
+
+@dataclass
+class Timed:
+    """What a system wrote and how long it took, clip by clip."""
+
+    hypotheses: list[str] = field(default_factory=list)
+    stages_ms: list[dict[str, float]] = field(default_factory=list)
+    finished: list[bool] = field(default_factory=list)
+    looped: list[bool] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    load_ms: float = 0.0
+    peak_rss_mb: float = 0.0
+
+    def loops(self, references: Mapping[int, tuple[str, str]]) -> int:
+        """Of clips, by number with reference and language, those whose loop the runtime stopped or whose text loops."""
+        return sum(
+            self.looped[i] or is_loop(normalize(self.hypotheses[i], language), normalize(text, language))
+            for i, (text, language) in references.items()
+        )
+
+    def part(self, clips: slice) -> Timed:
+        """The same system on some of the clips; load time and memory are those of the whole run."""
+        lists = {
+            name: getattr(self, name)[clips] for name in ("hypotheses", "stages_ms", "finished", "looped", "tokens")
+        }
+        return replace(self, **lists)
+
+    def stopped_by_cap(self, clips: Iterable[int]) -> int:
+        """How many of some clips ran into their cap on tokens."""
+        return sum(not self.finished[i] and not self.looped[i] for i in clips)
+
+
+def time_systems(
+    systems: Sequence[System],
+    wavs: Sequence[tuple[Path, str]],
+    threads: int,
+    warmup: int = 2,
+    repeats: int = 1,
+    progress: Callable[[int], None] = lambda _: None,
+    vad: bool | None = None,
+) -> list[Timed]:
+    """Transcribe clips with every system, one system at a time, clip by clip.
+
+    Args:
+        systems: what to compare.
+        wavs: 16 kHz WAV files and their languages.
+        threads: of each system's runtime.
+        warmup: clips that each system transcribes first, untimed.
+        repeats: passes over the clips; the median of a clip's times is kept.
+        progress: called with the number of transcriptions finished since the last call.
+        vad: whether the runtime asks its speech detector first, as it does by default.
+
+    Raises:
+        UserError: a system died or failed; the message is its own.
+    """
+    context = multiprocessing.get_context("spawn")  # a forked onnxruntime would share its parent's thread pools
+    workers = [_Worker(context, system, threads, vad) for system in systems]
+    try:
+        found = [Timed(load_ms=worker.ready()) for worker in workers]
+        for wav, language in wavs[:warmup]:
+            for worker in workers:
+                worker.transcribe(wav, language)
+        for wav, language in wavs:
+            runs = [[worker.transcribe(wav, language) for worker in workers] for _ in range(repeats)]
+            for i, timed in enumerate(found):
+                _keep(timed, [run[i] for run in runs])
+            progress(len(systems) * repeats)
+        for timed, worker in zip(found, workers, strict=True):
+            timed.peak_rss_mb = worker.peak_rss_mb()
+    finally:
+        for worker in workers:
+            worker.stop()
+    return found
+
+
+def _keep(timed: Timed, runs: Sequence[dict[str, Any]]) -> None:
+    """Keep the run whose total time is the median; its stages then add up."""
+    chosen = sorted(runs, key=lambda run: sum(run["stages_ms"].values()))[len(runs) // 2]
+    timed.hypotheses.append(chosen["text"])
+    timed.stages_ms.append({k: round(v, 3) for k, v in chosen["stages_ms"].items()})
+    timed.finished.append(chosen["finished"])
+    timed.looped.append(chosen["looped"])
+    timed.tokens.append(chosen["tokens"])
+
+
+class _Worker:
+    """The parent's end of a system's process."""
+
+    def __init__(self, context: Any, system: System, threads: int, vad: bool | None) -> None:
+        self.system = system
+        self.pipe, child = context.Pipe()
+        self.process = context.Process(
+            target=_serve, args=(child, str(system.bundle), system.precision, threads, vad), daemon=True
+        )
+        self.process.start()
+        child.close()
+
+    def ready(self) -> float:
+        """Wait until the system is loaded; returns the time that took, in ms."""
+        return float(self._answer()["load_ms"])
+
+    def transcribe(self, wav: Path, language: str) -> dict[str, Any]:
+        """Transcribe one clip."""
+        self.pipe.send((str(wav), language))
+        return self._answer()
+
+    def peak_rss_mb(self) -> float:
+        """Largest resident memory so far, in MB (10^6 bytes)."""
+        self.pipe.send(None)
+        return float(self._answer()["peak_rss_mb"])
+
+    def _answer(self) -> dict[str, Any]:
+        try:
+            answer: dict[str, Any] = self.pipe.recv()
+        except EOFError:
+            self.process.join(5)
+            raise UserError(
+                f"{self.system.name}: its process ended with exit status {self.process.exitcode}, perhaps for lack of memory"
+            ) from None
+        if "error" in answer:
+            raise UserError(f"{self.system.name}: {answer['error']}")
+        return answer
+
+    def stop(self) -> None:
+        """End the process."""
+        self.pipe.close()
+        self.process.join(2)
+        if self.process.is_alive():
+            self.process.kill()
+
+
+def _serve(pipe: Connection, bundle: str, precision: str, threads: int, vad: bool | None) -> None:
+    """Load a bundle and answer requests, in a process that never imports torch."""
+    from export.edge import AudioError, BundleError, Recognizer, read_wav
+
+    end_with_parent()
+    try:
+        started = time.perf_counter()
+        # the parent has checked it
+        recognizer = Recognizer(bundle, precision, threads, check=False, frugal=True, vad=vad)
+        pipe.send({"load_ms": 1000 * (time.perf_counter() - started)})
+        while True:
+            request = pipe.recv()
+            if request is None:
+                pipe.send({"peak_rss_mb": peak_rss_mb()})
+                continue
+            started = time.perf_counter()
+            wave = read_wav(request[0])
+            decode_ms = 1000 * (time.perf_counter() - started)
+            out = recognizer.transcribe(wave, request[1])
+            stages = {"decode": decode_ms, **{stage: out.stages_ms.get(stage, 0.0) for stage in STAGES[1:]}}
+            said = {"text": out.text, "finished": out.finished, "looped": out.looped, "tokens": len(out.tokens)}
+            pipe.send({**said, "stages_ms": stages})
+    except EOFError:
+        return  # the parent is done
+    except KeyboardInterrupt:
+        return  # Ctrl-C goes to the whole group; the parent says so
+    except (AudioError, BundleError) as error:
+        pipe.send({"error": str(error)})
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process, in MB."""
+    return (peak_resident_bytes() or 0) / 1e6

@@ -1,0 +1,307 @@
+"""Measure bundles against their teacher: WER, CER, latency, memory and size, on the same clips in one run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.assembly.teacher import short_name, teacher_bundle
+from export.bundle.manifest import open_manifest, record, size_mb
+from export.edge.bundle import Manifest
+from export.measurement.curves import read_curves
+from export.measurement.flops import encoder_flops, read_sizes, token_flops
+from export.measurement.latency import STAGES, System, Timed
+from export.measurement.robustness import check_robustness
+from export.measurement.timing import time_on
+from export.verification.clients import has_graphs_of
+from workbench.core.errors import UserError
+from workbench.core.files import read_json, recover, sha256_of, write_json
+from workbench.core.host import describe_host, usable_cpus
+from workbench.corpus import Utterance, corpus_identity, open_corpus
+from workbench.evaluation.scoring import headline, normalizers_of, paired_difference, score_utterances
+
+log = logging.getLogger("workbench")
+SCHEMA = 3
+
+
+@dataclass(frozen=True)
+class Clips:
+    """The clips of one corpus to measure on."""
+
+    corpus: str
+    split: str
+    utterances: Sequence[Utterance]  # those with a reference that can be scored
+    left_out: int  # clips whose reference is known to leave words out
+
+    @property
+    def languages(self) -> list[str]:
+        """Whisper's language code of each clip."""
+        return [u.language for u in self.utterances]
+
+
+def measure(
+    bundles: Sequence[Path],
+    teacher: str,
+    output: Path,
+    corpora: Sequence[str] = ("prompts-en",),
+    split: str = "test",
+    limit: int | None = None,
+    threads: int | None = None,
+    repeats: int = 1,
+    again: bool = False,
+    robustness: bool = True,
+) -> dict[str, Any]:
+    """Measure every precision of some bundles, and their teacher as ONNX fp32 at 30 s in the same runtime.
+
+    Args:
+        bundles: folders of bundles; all precisions of each are measured.
+        teacher: name of the teacher, as for `resolve_teacher`; or the path of a bundle of it.
+        output: folder for report.json and report.html.
+        corpora: where the clips come from. The first one's figures are the report's; each further one has a section of its own.
+        split: the part of each corpus; test by default.
+        limit: at most this many scored clips of each corpus.
+        threads: of every system; all cores by default.
+        repeats: passes over each clip, of which the median counts.
+        again: measure anew even if report.json holds these very systems and clips.
+        robustness: also let every system hear sounds without speech (`export/measurement/robustness.py`).
+
+    Returns:
+        The report's content (docs/measuring.md describes it).
+
+    Raises:
+        UserError: a bundle is damaged, corpus or teacher cannot be had, or a corpus is named twice.
+    """
+    from export.measurement.report import write_html
+
+    if len(set(corpora)) < len(corpora):
+        raise UserError(f"--corpus {' --corpus '.join(corpora)}: a corpus is named twice; name each once")
+    report_path = output / "report.json"
+    _check_report(report_path)
+    threads = threads or usable_cpus()
+    parts = [_clips(corpus, split, limit) for corpus in corpora]
+    utterances = [u for part in parts for u in part.utterances]
+    systems = _systems(bundles, teacher)
+    key = _key(systems, parts, threads, repeats, robustness)
+    if report_path.is_file() and not again:
+        known = read_json(report_path, "a report")
+        if known.get("key") == key:
+            log.info("%s holds this measurement; add --again to repeat it", report_path)
+            return dict(known)
+    timed = time_on(systems, utterances, threads, repeats)
+    sections = _sections(systems, timed, parts, bundles)
+    report: dict[str, Any] = {
+        "schema": SCHEMA,
+        "key": key,
+        "host": describe_host(),
+        "threads": threads,
+        "repeats": repeats,
+    }
+    report |= sections[0] | {"other_corpora": sections[1:]}
+    if robustness:
+        log.info("silence, noise, music and the shortest clips")
+        first = [found.part(slice(len(parts[0].utterances))) for found in timed]
+        report["robustness"] = check_robustness(systems, first, parts[0].utterances, threads)
+    curves = {open_manifest(bundle).name: read_curves(bundle) for bundle in bundles}
+    report["training"] = {name: found for name, found in curves.items() if found}
+    write_json(report_path, report)
+    write_html(report, output / "report.html")
+    for bundle in bundles:
+        measurement = {k: report[k] for k in ("corpus", "host", "threads")}
+        measurement["systems"] = _brief(sections[0], systems, bundle)
+        measurement["other_corpora"] = [
+            {"corpus": s["corpus"], "systems": _brief(s, systems, bundle)} for s in sections[1:]
+        ]
+        record(bundle, measurement=measurement)
+    return report
+
+
+def _check_report(path: Path) -> None:
+    """Raise UserError if another file than a report of ours would be replaced."""
+    recover(path.parent)
+    if not path.exists() and not path.with_suffix(".html").exists():
+        return
+    found = read_json(path, "a report") if path.is_file() else None
+    if not isinstance(found, dict) or not {"schema", "key", "systems"} <= found.keys():
+        raise UserError(
+            f"{path.parent}: holds a report that `workbench measure` did not write ({path.name} or .html); choose another --output, or move it away"
+        )
+
+
+def _clips(corpus: str, split: str, limit: int | None) -> Clips:
+    found = open_corpus(corpus, split, limit if corpus.startswith("hf:") else None)
+    scored = [u for u in found if u.scored][:limit]
+    if not scored:
+        raise UserError(f"corpus {corpus!r}: all clips of its split {split!r} are marked as not to be scored")
+    return Clips(corpus, split, scored, sum(not u.scored for u in found))
+
+
+def _systems(bundles: Sequence[Path], teacher: str) -> list[System]:
+    """The teacher and every precision of the bundles, each checked."""
+    systems = [System(f"{short_name(teacher)} (teacher)", "teacher", teacher_bundle(teacher), "fp32")]
+    for bundle in bundles:
+        manifest = open_manifest(bundle, check=True)
+        if not has_graphs_of(manifest, "edge"):
+            raise UserError(
+                f"{bundle}: was packed for {manifest.packed_for}, measuring takes our own runtime's graphs; measure the whole bundle"
+            )
+        read_sizes(bundle)
+        systems += [System(f"{manifest.name} {p}", "student", bundle, p) for p in manifest.precisions]
+    if len({s.name for s in systems}) < len(systems):
+        raise UserError("two of the bundles have the same name and precision; export them with different --name")
+    return systems
+
+
+def _key(systems: Sequence[System], parts: Sequence[Clips], threads: int, repeats: int, robustness: bool) -> str:
+    """Hash of everything that decides a report: graphs, clips with references and languages, normalizers, and how it is measured."""
+    graphs = [
+        [s.name, sorted(open_manifest(s.bundle).content["files"].get(g, "") for g in _graphs(s))] for s in systems
+    ]
+    clips = [
+        [part.corpus, part.split, [[u.id, u.text, u.language, u.audio_sha256()] for u in part.utterances]]
+        for part in parts
+    ]
+    normalizers = [normalizers_of(part.languages) for part in parts]
+    return sha256_of([SCHEMA, graphs, clips, normalizers, threads, repeats, robustness, describe_host()["cpu"]])
+
+
+def _graphs(system: System) -> list[str]:
+    return list(open_manifest(system.bundle).content["precisions"][system.precision].values())
+
+
+def _sections(
+    systems: Sequence[System], timed: Sequence[Timed], parts: Sequence[Clips], bundles: Sequence[Path]
+) -> list[dict[str, Any]]:
+    """What was measured on each corpus."""
+    out, start = [], 0
+    for part in parts:
+        stop = start + len(part.utterances)
+        out.append(_section(systems, [found.part(slice(start, stop)) for found in timed], part, bundles))
+        start = stop
+    return out
+
+
+def _section(systems: Sequence[System], timed: Sequence[Timed], part: Clips, bundles: Sequence[Path]) -> dict[str, Any]:
+    """One corpus's description, a row a system, and every clip's transcripts and times."""
+    utterances = part.utterances
+    rows = [_row(system, found, utterances) for system, found in zip(systems, timed, strict=True)]
+    texts = [u.text for u in utterances]
+    for row, found in zip(rows[1:], timed[1:], strict=True):
+        for unit in ("wer", "cer"):
+            row[f"{unit}_difference"] = paired_difference(
+                texts, found.hypotheses, timed[0].hypotheses, part.languages, unit=unit
+            )
+        row["speedup"] = round(rows[0]["latency_ms"]["p50"] / row["latency_ms"]["p50"], 2)
+        ratios = [a / b for a, b in zip(_totals(timed[0]), _totals(found), strict=True)]
+        row["speedup_per_clip_p50"] = round(float(np.median(ratios)), 2)
+    return {
+        "corpus": {
+            "name": part.corpus,
+            "split": part.split,
+            "clips": len(utterances),
+            "not_scored": part.left_out,
+            "seconds": round(sum(u.seconds for u in utterances), 1),
+            "headline": headline(part.languages),
+            "normalizers": normalizers_of(part.languages),
+            "trained_on": trained_on(part.corpus, bundles),
+        },
+        "systems": rows,
+        "clips": [
+            {
+                "id": u.id,
+                "seconds": u.seconds,
+                "language": u.language,
+                "reference": u.text,
+                "hypotheses": {s.name: t.hypotheses[i] for s, t in zip(systems, timed, strict=True)},
+                "stages_ms": {s.name: t.stages_ms[i] for s, t in zip(systems, timed, strict=True)},
+            }
+            for i, u in enumerate(utterances)
+        ],
+    }
+
+
+def trained_on(corpus: str, bundles: Sequence[Path]) -> bool | None:
+    """Whether any of the bundles' students was trained on a corpus's training split; None where a bundle does not say."""
+    here = corpus_identity(corpus)
+    said = [(open_manifest(bundle).content.get("run") or {}).get("corpora") for bundle in bundles]
+    if any(here in corpora for corpora in said if corpora):
+        return True
+    return None if any(corpora is None for corpora in said) else False
+
+
+def _row(system: System, found: Timed, utterances: Sequence[Utterance]) -> dict[str, Any]:
+    manifest = open_manifest(system.bundle)
+    scores = score_utterances(utterances, found.hypotheses)
+    raw = score_utterances(utterances, found.hypotheses, normalized=False)
+    totals = _totals(found)
+    loops = found.loops({i: (u.text, u.language) for i, u in enumerate(utterances)})
+    config = read_sizes(system.bundle)
+    return {
+        "name": system.name,
+        "kind": system.kind,
+        "runtime": f"onnxruntime {describe_host()['versions'].get('onnxruntime', '?')} (edge)",
+        "precision": system.precision,
+        "length": manifest.content["length"],
+        "parameters": manifest.content["parameters"],
+        "size_mb": round(size_mb(manifest, system.precision), 1),
+        "graphs_sha256": {g: manifest.content["files"][g] for g in _graphs(system)},
+        **scores.as_dict(),
+        "by_language": _by_language(utterances, found.hypotheses),
+        "loops": loops,
+        "wer_raw": round(raw.wer, 3),
+        "cer_raw": round(raw.cer, 3),
+        "stopped_by_cap": found.stopped_by_cap(range(len(utterances))),
+        "looping_rate": round(100.0 * loops / len(utterances), 2),
+        "latency_ms": {f"p{q}": round(float(np.percentile(totals, q)), 1) for q in (50, 95)},
+        "stages_ms": {stage: round(float(np.median([s[stage] for s in found.stages_ms])), 2) for stage in STAGES},
+        "tokens": sum(found.tokens),
+        "gflop": round(
+            float(
+                np.mean([_flops(config, manifest, u.seconds, n) for u, n in zip(utterances, found.tokens, strict=True)])
+            )
+            / 1e9,
+            3,
+        ),
+        "rtfx": round(1000 * sum(u.seconds for u in utterances) / sum(totals), 2),
+        "load_ms": round(found.load_ms, 1),
+        "peak_rss_mb": round(found.peak_rss_mb, 1),
+    }
+
+
+def _flops(config: dict[str, Any], manifest: Manifest, seconds: float, tokens: int) -> float:
+    """Operations for a clip: its encoder, the prompt and every token."""
+    content = manifest.content
+    heard = seconds + content["margin_seconds"] if content["length"] == "true" else content["window_seconds"]
+    positions = min(int(50 * heard + 0.5), int(config["max_source_positions"]))
+    steps = tokens + len(next(iter(content["tokens"]["prompts"].values())))
+    return encoder_flops(config, positions) + sum(token_flops(config, positions, i) for i in range(steps))
+
+
+def _totals(found: Timed) -> list[float]:
+    return [sum(stages.values()) for stages in found.stages_ms]
+
+
+def _by_language(utterances: Sequence[Utterance], hypotheses: Sequence[str]) -> dict[str, Any]:
+    """Scores of each language's clips, where there is more than one language."""
+    languages = sorted({u.language for u in utterances})
+    if len(languages) == 1:
+        return {}
+    out = {}
+    for language in languages:
+        of_it = [i for i, u in enumerate(utterances) if u.language == language]
+        found = score_utterances([utterances[i] for i in of_it], [hypotheses[i] for i in of_it]).as_dict()
+        names = ("wer", "wer_ci", "wer_folded", "cer", "cer_ci", "headline")
+        out[language] = {"clips": len(of_it), **{name: found[name] for name in names}}
+    return out
+
+
+def _brief(section: dict[str, Any], systems: Sequence[System], bundle: Path) -> list[dict[str, Any]]:
+    """What a bundle's manifest keeps of its own rows."""
+    names = ("name", "precision", "wer", "wer_ci", "wer_folded", "cer", "cer_ci", "headline", "latency_ms", "rtfx", "size_mb",
+             "peak_rss_mb", "speedup", "wer_difference", "cer_difference")  # fmt: skip
+    rows = [row for row, system in zip(section["systems"], systems, strict=True) if system.bundle == bundle]
+    return [{name: row[name] for name in names if name in row} for row in rows]

@@ -1,0 +1,23 @@
+"""Systems timed on utterances; apart from latency.py, which the timed processes import."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from export.measurement.latency import System, Timed, time_systems
+from workbench.audio.decode import write_wav
+from workbench.core.progress import Progress
+from workbench.corpus import Utterance
+
+
+def time_on(systems: Sequence[System], utterances: Sequence[Utterance], threads: int, repeats: int = 1) -> list[Timed]:
+    """Time systems on a corpus's clips, in turns (see `time_systems`)."""
+    with tempfile.TemporaryDirectory() as temporary:
+        wavs = []
+        for i, utterance in enumerate(utterances):
+            wavs.append((Path(temporary) / f"{i}.wav", utterance.language))
+            write_wav(wavs[-1][0], utterance.wave())
+        with Progress("measuring", len(utterances) * len(systems) * repeats) as progress:
+            return time_systems(systems, wavs, threads, repeats=repeats, progress=lambda n: progress.advance(n))

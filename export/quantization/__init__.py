@@ -1,0 +1,1 @@
+"""Precisions: graphs made smaller or faster."""

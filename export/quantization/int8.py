@@ -1,0 +1,167 @@
+"""int8: weights and inputs of matrix products as integers, inputs as they come (dynamic) or by ranges measured before (static).
+
+Weights are quantized per output channel. Convolutions stay fp32: quantized they cost accuracy and gain nothing here. The decoder's
+embedding, which is also its projection, is stored once, as int8 rows with a scale each; onnxruntime's quantizer would leave it fp32
+because it reaches the product through a transpose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from export.graphs.edit import branches, replace, tied_transpose
+from workbench.core.host import has_int8_dot_product
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """Choices of onnxruntime's quantizer.
+
+    Args:
+        per_channel: a scale for each output channel of a weight, instead of one for the whole.
+        reduce_range: use 7 bits, so that CPUs without an int8 dot product (x86 before VNNI) do not saturate; None: where this
+            host lacks one.
+        symmetric: no zero points: of inputs in static int8, of weights in blocks.
+    """
+
+    per_channel: bool = True
+    reduce_range: bool | None = None
+    symmetric: bool = False
+
+    @property
+    def reduced(self) -> bool:
+        """Whether 7 bits are used."""
+        return not has_int8_dot_product() if self.reduce_range is None else self.reduce_range
+
+
+DEFAULTS = Int8Options()
+
+
+def quantize_dynamic(source: Path, target: Path, options: Int8Options, leave: Sequence[str] = ()) -> None:
+    """Quantize the matrix products of an fp32 graph to int8, inputs as they come; nodes named in `leave` stay fp32."""
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization import quantize_dynamic as quantize
+
+    with _quiet():
+        quantize(
+            source,
+            target,
+            op_types_to_quantize=["MatMul"],
+            per_channel=options.per_channel,
+            reduce_range=options.reduced,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(leave),
+            extra_options={"EnableSubgraph": True, "MatMulConstBOnly": True},
+        )
+    model = onnx.load(target)
+    if quantize_tied_embedding(model, levels=63 if options.reduced else 127):
+        onnx.checker.check_model(model)
+        onnx.save(model, target)
+
+
+def quantize_static(
+    source: Path, target: Path, options: Int8Options, features: Sequence[Any], leave: Sequence[str] = ()
+) -> None:
+    """Quantize an encoder's matrix products to int8 with inputs' ranges measured on features [1, mels, frames] (QDQ)."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
+    from onnxruntime.quantization import quantize_static as quantize
+
+    class Clips(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = iter(features)
+
+        def get_next(self) -> dict[str, Any] | None:
+            clip = next(self.left, None)
+            return None if clip is None else {"input_features": clip}
+
+    with _quiet():
+        quantize(
+            source,
+            target,
+            Clips(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul"],
+            per_channel=options.per_channel,
+            reduce_range=options.reduced,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(leave),
+            extra_options={"MatMulConstBOnly": True, "ActivationSymmetric": options.symmetric},
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the quantizer, which logs each step, and advice that does not fit these graphs, on the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+def quantize_tied_embedding(model: onnx.ModelProto, levels: int = 127) -> bool:
+    """Replace an embedding that is also the projection by int8 rows with a scale each, stored once.
+
+    Rows are looked up and scaled; the projection multiplies the transposed rows as integers. Returns whether the model
+    has such an embedding.
+    """
+    graph = model.graph
+    transpose = tied_transpose(model)
+    if transpose is None:
+        return False
+    weight = next(i for i in graph.initializer if i.name == transpose.input[0])
+    rows = numpy_helper.to_array(weight)  # [vocabulary, width]
+    scale = np.maximum(np.abs(rows).max(1, keepdims=True), 1e-12) / levels  # [vocabulary, 1]
+    name = weight.name
+    graph.initializer.remove(weight)
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.round(rows / scale).astype(np.int8), f"{name}_int8"),
+            numpy_helper.from_array(scale.astype(np.float32), f"{name}_scale"),
+            numpy_helper.from_array(scale.astype(np.float32)[:, 0], f"{name}_scale_row"),
+        ]
+    )
+    transpose.input[0] = f"{name}_int8"
+    for stale in [v for v in graph.value_info if v.name == transpose.output[0]]:
+        graph.value_info.remove(stale)  # shape inference had recorded it as float
+    for branch in branches(model) or [graph]:
+        for node in list(branch.node):
+            if node.op_type == "Gather" and node.input[0] == name:
+                replace(branch, node, _lookup(name, node))
+            elif node.op_type == "MatMul" and node.input[1] == transpose.output[0]:
+                replace(branch, node, _projection(name, transpose.output[0], node))
+    return True
+
+
+def _lookup(name: str, node: Any) -> list[Any]:
+    """Gather int8 rows and their scales."""
+    out = node.output[0]
+    return [
+        helper.make_node("Gather", [f"{name}_int8", node.input[1]], [f"{out}_int8"]),
+        helper.make_node("Cast", [f"{out}_int8"], [f"{out}_cast"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Gather", [f"{name}_scale", node.input[1]], [f"{out}_scale"]),
+        helper.make_node("Mul", [f"{out}_cast", f"{out}_scale"], [out]),
+    ]
+
+
+def _projection(name: str, transposed: str, node: Any) -> list[Any]:
+    """Integer product of the dynamically quantized states with the transposed rows, scaled back."""
+    states, out = node.input[0], node.output[0]
+    return [
+        helper.make_node("DynamicQuantizeLinear", [states], [f"{out}_q", f"{out}_qs", f"{out}_qz"]),
+        helper.make_node("MatMulInteger", [f"{out}_q", transposed, f"{out}_qz"], [f"{out}_int"]),
+        helper.make_node("Cast", [f"{out}_int"], [f"{out}_float"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", [f"{out}_qs", f"{name}_scale_row"], [f"{out}_scales"]),
+        helper.make_node("Mul", [f"{out}_float", f"{out}_scales"], [out]),
+    ]

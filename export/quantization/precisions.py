@@ -1,0 +1,73 @@
+"""Precisions by name: `int8`, `fp32/int8` (encoder/decoder), `int8-0-5/q4` (the encoder's layers 0 and 5 stay fp32)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from workbench.core.errors import UserError, nearest
+
+# Suffixes of file names: those of transformers.js and Optimum where they have one.
+SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized", "int8_static": "_int8", "w8": "_w8", "q4": "_q4"}
+ENCODER_ONLY = ("int8_static",)  # the decoder's caches would want ranges of their own
+WITH_LAYERS = ("int8", "int8_static", "w8", "q4")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one graph is stored and computed, and which of its layers are left in fp32."""
+
+    name: str
+    kept: tuple[int, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """As a precision names it."""
+        return "-".join([self.name, *map(str, self.kept)])
+
+    def file(self, graph: str) -> str:
+        """File name of a graph: encoder_model.onnx, encoder_model_quantized.onnx, encoder_model_quantized_but_0_5.onnx."""
+        but = "_".join(["_but", *map(str, self.kept)]) if self.kept else ""
+        return graph.replace(".onnx", f"{SUFFIXES[self.name]}{but}.onnx")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A scheme for the encoder's graph and one for each decoder's."""
+
+    encoder: Scheme
+    decoder: Scheme
+
+    @property
+    def name(self) -> str:
+        """The shortest name that parses to this."""
+        both = self.encoder.label, self.decoder.label
+        return both[0] if both[0] == both[1] else "/".join(both)
+
+
+def parse_precision(text: str) -> Precision:
+    """Read a precision's name; raises UserError for one that is not known."""
+    parts = text.strip().split("/")
+    if len(parts) > 2:
+        raise UserError(f"--precision {text!r}: expected one scheme, or two as encoder/decoder")
+    schemes = [_scheme(part, text) for part in parts]
+    if schemes[-1].name in ENCODER_ONLY:
+        raise UserError(f"--precision {text!r}: {schemes[-1].name} is for the encoder; try {schemes[0].label}/int8")
+    return Precision(schemes[0], schemes[-1])
+
+
+def parse_precisions(names: Sequence[str]) -> list[Precision]:
+    """Read precisions, each once, in their order; raises UserError."""
+    if not names:
+        raise UserError(f"--precision is empty; expected some of {', '.join(SUFFIXES)}, or encoder/decoder")
+    return list(dict.fromkeys(parse_precision(name) for name in names))
+
+
+def _scheme(part: str, text: str) -> Scheme:
+    name, *layers = part.split("-")
+    if name not in SUFFIXES:
+        where = "" if part == text else f": {name!r}"
+        raise UserError(f"--precision {text!r}{where}{nearest(name, SUFFIXES)}")
+    if layers and (name not in WITH_LAYERS or not all(layer.isdigit() for layer in layers)):
+        raise UserError(f"--precision {text!r}: expected numbers of layers to leave in fp32 after a quantized scheme")
+    return Scheme(name, tuple(sorted({int(layer) for layer in layers})))

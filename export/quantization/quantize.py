@@ -1,0 +1,84 @@
+"""Turn an fp32 graph into one of another precision (export/quantization/precisions.py has their names)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import TopologicalSortPass
+
+from export.graphs.edit import nodes_of_layers, rename_in_branches
+from export.quantization.fp16_storage import store_in_half
+from export.quantization.int8 import Int8Options, quantize_dynamic, quantize_static
+from export.quantization.precisions import Scheme
+from export.quantization.weight_only import quantize_weights
+from workbench.audio.decode import Wave
+from workbench.core.errors import UserError
+from workbench.corpus import open_corpus
+
+CALIBRATION_CLIPS = 64
+BITS = {"w8": 8, "q4": 4}
+
+
+def calibration_clips(corpus: str) -> list[Wave]:
+    """Clips [samples] to measure static int8's ranges on, of a corpus's training split."""
+    return [u.wave() for u in open_corpus(corpus, "train", CALIBRATION_CLIPS)]
+
+
+def quantize(source: Path, scheme: Scheme, options: Int8Options, calibration: Sequence[Any] = ()) -> Path:
+    """Write a graph in a scheme, beside the fp32 one.
+
+    Args:
+        source: the fp32 graph.
+        scheme: how it is to be stored; fp32 is there already.
+        options: of the quantizers.
+        calibration: features [1, mels, frames] of clips, for static int8.
+
+    Returns:
+        The new graph's path.
+
+    Raises:
+        UserError: the graph has no such layer, or static int8 has no clips.
+    """
+    target = source.parent / scheme.file(source.name)
+    leave: list[str] = []
+    if scheme.kept:
+        model = onnx.load(source, load_external_data=False)
+        for layer in scheme.kept:
+            if not (nodes := nodes_of_layers(model, [layer])):
+                raise UserError(
+                    f"--precision {scheme.label!r}: {source.name} has no layer {layer}; they are numbered from 0"
+                )
+            leave += nodes
+    if scheme.name == "int8":
+        quantize_dynamic(source, target, options, leave)
+    elif scheme.name == "int8_static":
+        if not calibration:
+            raise UserError("int8_static wants clips to measure on; name some with --corpus")
+        quantize_static(source, target, options, calibration, leave)
+    elif scheme.name in BITS:
+        quantize_weights(source, target, BITS[scheme.name], options.symmetric, leave)
+    elif scheme.name == "fp16":
+        _halve(source, target, keep_inputs="step" not in source.name)
+        return target
+    model = onnx.load(target)
+    store_in_half(model)
+    onnx.save(model, target)
+    return target
+
+
+def _halve(source: Path, target: Path, keep_inputs: bool) -> None:
+    """All weights and products in fp16. What other clients call stays fp32; our own runtime hands over caches in fp16."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model = onnx.load(source)
+    rename_in_branches(model)
+    # the encoder gives keys and values in fp32, and a copy in fp16 would go through the host
+    ours = ["logits", *(i.name for i in model.graph.input if i.name.startswith("cross_"))]
+    half = convert_float_to_float16(model, keep_io_types=True if keep_inputs else ours)
+    # it puts the casts of inputs last, after the nodes that read them
+    ordered = TopologicalSortPass()(ir.from_proto(half)).model
+    onnx.save(ir.to_proto(ordered), target)

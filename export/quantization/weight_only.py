@@ -1,0 +1,182 @@
+"""Weights alone in 8 or 4 bits, in blocks along the input with a scale each; inputs stay as they are (MatMulNBits)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from export.graphs.edit import branches, replace, tied_transpose
+from workbench.core.errors import UserError
+
+BLOCK = 32  # weights that share a scale
+CLIPPED = np.linspace(0.6, 1.0, 17)  # shares of a block's largest weight that 4 bits may end at
+ROWS = 4096  # of a matrix, worked on at a time
+ACCURACY = 4  # onnxruntime may multiply as int8, which is what makes it quick
+
+
+def quantize_weights(source: Path, target: Path, bits: int, symmetric: bool = False, leave: Sequence[str] = ()) -> None:
+    """Quantize the weights of a graph's matrix products.
+
+    Args:
+        source: an fp32 graph.
+        target: where to write the other.
+        bits: 8 or 4.
+        symmetric: no zero points; the tied embedding has none in either case.
+        leave: names of nodes that stay fp32.
+    """
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    model = onnx.load(source)
+    embedding = _quantize_tied(model, bits)
+    config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=symmetric, accuracy_level=ACCURACY, bits=bits)
+    quantizer = MatMulNBitsQuantizer(model, nodes_to_exclude=list(leave), algo_config=config)
+    log = logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it tells of every node
+    try:
+        quantizer.process()
+    finally:
+        log.setLevel(level)
+    made = quantizer.model.model
+    if embedding and not any(o.domain == "com.microsoft" for o in made.opset_import):
+        made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(made, target)
+
+
+def _quantize_tied(model: onnx.ModelProto, bits: int) -> bool:
+    """Store an embedding that is also the projection once, in blocks: rows are looked up and unpacked, or multiplied."""
+    transpose = tied_transpose(model)
+    if transpose is None:
+        return False
+    graph = model.graph
+    weight = next(i for i in graph.initializer if i.name == transpose.input[0])
+    rows = numpy_helper.to_array(weight)  # [vocabulary, width]
+    name, (count, width) = weight.name, rows.shape
+    if width % BLOCK:
+        raise UserError(f"this model is {width} wide; w8 and q4 want a multiple of {BLOCK}, take int8")
+    packed, scales = pack(rows, bits, _importance(model, transpose.output[0]))
+    graph.initializer.remove(weight)
+    graph.node.remove(transpose)
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(packed, f"{name}_Q{bits}"),
+            numpy_helper.from_array(scales, f"{name}_scales"),
+            numpy_helper.from_array(np.float32(1 << (bits - 1)), f"{name}_middle"),
+            numpy_helper.from_array(np.float32(16), f"{name}_16"),
+            numpy_helper.from_array(np.array([-1], np.int64), f"{name}_last"),
+            numpy_helper.from_array(np.array([0, 0, width // BLOCK, BLOCK], np.int64), f"{name}_blocks"),
+            numpy_helper.from_array(np.array([0, 0, width], np.int64), f"{name}_row"),
+        ]
+    )
+    for branch in branches(model) or [graph]:
+        for node in list(branch.node):
+            if node.op_type == "Gather" and node.input[0] == name:
+                replace(branch, node, _lookup(name, node, bits))
+            elif node.op_type == "MatMul" and node.input[1] == transpose.output[0]:
+                replace(branch, node, [helper.make_node(
+                    "MatMulNBits", [node.input[0], f"{name}_Q{bits}", f"{name}_scales"], list(node.output), domain="com.microsoft",
+                    K=width, N=count, bits=bits, block_size=BLOCK, accuracy_level=ACCURACY,
+                )])  # fmt: skip
+    return True
+
+
+def pack(rows: Any, bits: int, importance: Any = None) -> tuple[Any, Any]:
+    """Symmetric blocks as MatMulNBits reads them.
+
+    With 4 bits a block's scale, which may be negative, is the one of some whose weights differ least from the given ones, in squares.
+
+    Args:
+        rows: float32 [outputs, inputs].
+        bits: 8 or 4.
+        importance: [inputs], of an input's weights in that difference; the mean square of the input says how much of it comes out.
+
+    Returns:
+        uint8 [outputs, blocks, bytes], the lower of two 4-bit values first, and float32 scales [outputs, blocks].
+    """
+    middle = 1 << (bits - 1)
+    blocks = rows.reshape(len(rows), -1, BLOCK)
+    if bits == 4:
+        counts = np.ones(rows.shape[1]) if importance is None else importance
+        counts = counts.astype(np.float32).reshape(-1, BLOCK)
+        scales = np.concatenate([_scales(blocks[i : i + ROWS], counts) for i in range(0, len(blocks), ROWS)])
+    else:
+        scales = np.maximum(np.abs(blocks).max(2), 1e-12) / (middle - 1)  # [outputs, blocks]
+    whole = (_rounded(blocks, scales, middle) + middle).astype(np.uint8)
+    if bits == 4:
+        whole = whole[..., 0::2] | (whole[..., 1::2] << 4)
+    return whole, scales.astype(np.float32)
+
+
+def _scales(blocks: Any, importance: Any) -> Any:
+    """Scales of 4 bits, from -8 to 7, with the least difference. [outputs, blocks, weights], [blocks, weights] -> [outputs, blocks]"""
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(2)[..., None], 2)[..., 0]
+    largest = np.where(np.abs(largest) < 1e-12, np.float32(1e-12), largest)
+    best, least = largest, np.full_like(largest, np.inf)
+    for end in (-8, 7):
+        for share in CLIPPED:
+            scales = largest * np.float32(share / end)
+            off = _rounded(blocks, scales, 8) * scales[..., None] - blocks
+            difference = np.einsum("obw,obw,bw->ob", off, off, importance)
+            closer = difference < least
+            best, least = np.where(closer, scales, best), np.where(closer, difference, least)
+    return best
+
+
+def _rounded(blocks: Any, scales: Any, middle: int) -> Any:
+    return np.clip(np.round(blocks / scales[..., None]), -middle, middle - 1)
+
+
+def _importance(model: onnx.ModelProto, projection: str) -> Any:
+    """Mean square of what a tied embedding is multiplied with, as the norm before it says; None where no norm is. -> [width]"""
+    for graph in branches(model) or [model.graph]:
+        product = next(n for n in graph.node if n.op_type == "MatMul" and n.input[1] == projection)
+        norm = next((n for n in graph.node if product.input[0] in n.output and n.op_type == "LayerNormalization"), None)
+        if norm is not None:
+            gain, bias = (_weight(model, name) for name in norm.input[1:3])
+            return gain**2 + bias**2  # what is normed has a mean square of one
+    return None
+
+
+def _weight(model: onnx.ModelProto, name: str) -> Any:
+    """An initializer's values; Optimum's exporter names equal ones after each other by Identity."""
+    found: Any = next((i for i in model.graph.initializer if i.name == name), None)
+    if found is not None:
+        return numpy_helper.to_array(found)
+    nodes = [n for graph in (model.graph, *branches(model)) for n in graph.node]
+    return _weight(model, next(n.input[0] for n in nodes if n.op_type == "Identity" and name in n.output))
+
+
+def _lookup(name: str, node: Any, bits: int) -> list[Any]:
+    """Gather packed rows, unpack and scale them. ids [batch, tokens] -> [batch, tokens, width]"""
+    out, ids = node.output[0], node.input[1]
+    nodes = [
+        helper.make_node("Gather", [f"{name}_Q{bits}", ids], [f"{out}_packed"]),  # [batch, tokens, blocks, bytes]
+        helper.make_node("Cast", [f"{out}_packed"], [f"{out}_float"], to=onnx.TensorProto.FLOAT),
+    ]
+    whole = f"{out}_float"
+    if bits == 4:  # by arithmetic, which older opsets have, too
+        nodes += [
+            helper.make_node("Div", [whole, f"{name}_16"], [f"{out}_16ths"]),
+            helper.make_node("Floor", [f"{out}_16ths"], [f"{out}_odd"]),
+            helper.make_node("Mul", [f"{out}_odd", f"{name}_16"], [f"{out}_upper"]),
+            helper.make_node("Sub", [whole, f"{out}_upper"], [f"{out}_even"]),
+            helper.make_node("Unsqueeze", [f"{out}_even", f"{name}_last"], [f"{out}_even_1"]),
+            helper.make_node("Unsqueeze", [f"{out}_odd", f"{name}_last"], [f"{out}_odd_1"]),
+            helper.make_node("Concat", [f"{out}_even_1", f"{out}_odd_1"], [f"{out}_pairs"], axis=-1),
+            helper.make_node("Reshape", [f"{out}_pairs", f"{name}_blocks"], [f"{out}_whole"]),
+        ]
+        whole = f"{out}_whole"
+    return [
+        *nodes,
+        helper.make_node("Sub", [whole, f"{name}_middle"], [f"{out}_signed"]),
+        helper.make_node("Gather", [f"{name}_scales", ids], [f"{out}_scale"]),
+        helper.make_node("Unsqueeze", [f"{out}_scale", f"{name}_last"], [f"{out}_scale_1"]),
+        helper.make_node("Mul", [f"{out}_signed", f"{out}_scale_1"], [f"{out}_scaled"]),
+        helper.make_node("Reshape", [f"{out}_scaled", f"{name}_row"], [out]),
+    ]

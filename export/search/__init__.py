@@ -1,0 +1,1 @@
+"""The fastest form of a student that keeps within a budget."""

@@ -1,0 +1,94 @@
+"""A student's fp32 bundle to which precisions are added one by one, and what is measured of them on some clips."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.bundle.manifest import open_manifest, size_mb
+from export.measurement.latency import System, Timed
+from export.measurement.timing import time_on
+from export.quantization.int8 import Int8Options
+from export.quantization.precisions import Precision, Scheme
+from export.quantization.quantize import quantize
+from export.search.sensitivity import Probe
+from workbench.core.files import read_json, write_json
+from workbench.corpus import Utterance
+from workbench.evaluation.scoring import score_utterances
+
+log = logging.getLogger("workbench")
+FP32 = Scheme("fp32")
+SENSITIVITY_CLIPS = 8
+Row = dict[str, Any]
+
+
+class Workshop:
+    """The bundle, in a folder of its own, with our own runtime's graphs in every precision that was asked for."""
+
+    def __init__(self, bundle: Path, options: Int8Options, calibration: Sequence[Any]) -> None:
+        self.bundle, self.options, self.calibration = bundle, options, calibration
+        self.content = open_manifest(bundle).content
+
+    def add(self, precision: Precision) -> System:
+        """Make a precision's graphs unless they are there; returns it as a system to be timed."""
+        parts = dict(self.content["precisions"]["fp32"])
+        parts["encoder"] = self._graph(parts["encoder"], precision.encoder)
+        parts["step"] = self._graph(parts["step"], precision.decoder)
+        self.content["precisions"][precision.name] = parts
+        write_json(self.bundle / "bundle.json", self.content)
+        return System(precision.name, "student", self.bundle, precision.name)
+
+    def measure(self, precisions: Sequence[Precision], clips: Sequence[Utterance], threads: int) -> dict[str, Row]:
+        """A row for each precision, by name; all take turns on each clip."""
+        systems = [self.add(precision) for precision in dict.fromkeys(precisions)]
+        timed = time_on(systems, clips, threads)
+        manifest = open_manifest(self.bundle)
+        return {
+            s.name: row(s.name, t, clips) | {"size_mb": round(size_mb(manifest, s.precision), 1)}
+            for s, t in zip(systems, timed, strict=True)
+        }
+
+    def layer_errors(self, part: str, scheme: Scheme, clips: Sequence[Utterance]) -> list[float]:
+        """How far each layer moves the part's output when it alone is in the scheme, mean over clips, relative to fp32's."""
+        count = int(read_json(self.bundle / "config.json", "a bundle's configuration")[f"{part}_layers"])
+        if count < 2:
+            return []
+        log.info("sensitivity of the %s's %d layers in %s", part, count, scheme.name)
+        probe = Probe(self.bundle, part, clips[:SENSITIVITY_CLIPS])
+        errors = []
+        for layer in range(count):
+            others = tuple(i for i in range(count) if i != layer)
+            system = self.add(alone(part, Scheme(scheme.name, others)))
+            errors.append(round(probe.error(system.precision), 5))
+            self.content["precisions"].pop(system.precision)
+        write_json(self.bundle / "bundle.json", self.content)
+        return errors
+
+    def _graph(self, name: str, scheme: Scheme) -> str:
+        source = self.bundle / name
+        target = source.parent / scheme.file(source.name)
+        if not target.is_file():
+            quantize(source, scheme, self.options, self.calibration)
+        return target.relative_to(self.bundle).as_posix()
+
+
+def alone(part: str, scheme: Scheme) -> Precision:
+    """One part in a scheme, the other in fp32."""
+    return Precision(scheme, FP32) if part == "encoder" else Precision(FP32, scheme)
+
+
+def row(name: str, timed: Timed, clips: Sequence[Utterance]) -> Row:
+    """What was measured of a system."""
+    said = score_utterances(clips, timed.hypotheses)
+
+    def middle(*stages: str) -> float:
+        return round(float(np.median([sum(ms[s] for s in stages) for ms in timed.stages_ms])), 2)
+
+    return {
+        "name": name, "wer": round(said.wer, 3), "loops": said.loops, "p50_ms": middle(*timed.stages_ms[0]), "encoder_ms": middle("encoder"),
+        "decoder_ms": middle("first_token", "rest"), "peak_rss_mb": round(timed.peak_rss_mb, 1),
+    }  # fmt: skip

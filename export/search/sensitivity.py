@@ -1,0 +1,42 @@
+"""How far a part's output moves when some of its layers change precision, on real clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.graphs.step import UNSAID
+from workbench.corpus import Utterance
+
+
+class Probe:
+    """A part's graph in fp32 on some clips, to compare others with: the encoder's states, or the decoder's first logits."""
+
+    def __init__(self, bundle: Path, part: str, clips: Sequence[Utterance]) -> None:
+        from export.edge import Recognizer
+
+        self.bundle, self.part = bundle, part
+        self.recognizer = Recognizer(bundle, "fp32", check=False, vad=False)
+        self.waves = [(u.wave(), u.language) for u in clips]
+        self.expected = [self._output(self.recognizer, *given) for given in self.waves]
+
+    def error(self, precision: str) -> float:
+        """Mean over the clips of the largest difference from fp32, relative to the largest value."""
+        from export.edge import Recognizer
+
+        other = Recognizer(self.bundle, precision, check=False, vad=False)
+        differences = [
+            np.abs(self._output(other, *given) - expected).max() / max(float(np.abs(expected).max()), 1e-9)
+            for given, expected in zip(self.waves, self.expected, strict=True)
+        ]
+        return float(np.mean(differences))
+
+    def _output(self, recognizer: Any, wave: Any, language: str) -> Any:
+        crossed = recognizer.states([wave])
+        if self.part == "encoder":
+            return crossed[0].numpy()
+        logits = recognizer.first_logits(crossed, language)
+        return logits[logits > UNSAID / 2]  # without those that are lowered

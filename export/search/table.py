@@ -1,0 +1,31 @@
+"""What a search found, as a table in the terminal."""
+
+from __future__ import annotations
+
+import typer
+
+from export.search.outcome import Search
+
+
+def print_search(found: Search) -> None:
+    """Print the precisions, the choice first, and what the test clips say of it."""
+    from export.measurement.report import interval
+    from workbench.core.tables import print_rows
+
+    rows = []
+    for row in sorted(found.rows, key=lambda r: (r["name"] != found.name, r["p50_ms"])):
+        mark = (
+            "chosen" if row["name"] == found.name else ", ".join(row["breaks"]) or ("Pareto" if row["pareto"] else "")
+        )
+        numbers = (f"{row[k]:g}" for k in ("wer", "p50_ms", "encoder_ms", "decoder_ms", "size_mb", "peak_rss_mb"))
+        rows.append((row["name"], *numbers, mark))
+    heads = ("precision", "WER %", "p50 ms", "encoder ms", "decoder ms", "MB", "peak RSS MB", "")
+    print_rows(heads, rows, "on validation")
+    for note in found.notes:
+        typer.echo(note)
+    if found.test:
+        against = found.test["wer_difference"]
+        typer.echo(
+            f"{found.name} on {found.test['clips']} test clips: WER {found.test['systems'][-1]['wer']:.2f} %, "
+            f"{against['points']:+.2f} points against fp32 ({interval(against['ci'], '+')}), {found.test['speedup']} times as fast"
+        )

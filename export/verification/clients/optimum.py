@@ -1,0 +1,71 @@
+"""Hugging Face Optimum: `ORTModelForSpeechSeq2Seq` with the bundle's own processor, as its users write it.
+
+It runs in an environment of its own, since its ONNX package wants an older transformers than ours (export/optimum).
+"""
+
+from __future__ import annotations
+
+import base64
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.bundle.view import Linked
+from export.edge.bundle import read_manifest
+from export.optimum.environment import environment
+from export.verification.clients.protocol import HUGGING_FACE, Transcription
+from export.verification.json_process import JsonProcess
+from workbench.audio.decode import SAMPLE_RATE, Wave
+from workbench.core.errors import UserError, of_the_system
+from workbench.models.whisper.checkpoint import check_settings
+
+EXACT = True
+GRAPHS, FILES = HUGGING_FACE
+SAMPLES_A_POSITION = 320  # of the encoder's output
+
+
+@cache
+def missing() -> str | None:
+    """None if Optimum can run here; its environment is made for that. Else why not, and what to do; it is tried once a process."""
+    try:
+        environment()
+    except (UserError, OSError) as error:
+        return str(error) if isinstance(error, UserError) else of_the_system(error) or str(error)
+    return None
+
+
+class OptimumClient:
+    """A bundle in Optimum, read at true length where the bundle is length-adaptive, or always at 30 s as the tutorials do."""
+
+    def __init__(self, bundle: Path, precision: str, threads: int | None, always_30_s: bool = False) -> None:
+        self.manifest = read_manifest(bundle)
+        check_settings(bundle)
+        self.padded = always_30_s or self.manifest.content["length"] == "padded"
+        # it finds graphs by their standard names alone
+        self.linked = Linked(self.manifest, precision, graphs=".")
+        places = (str(self.linked.folder), str(bundle.resolve()))
+        there = environment()
+        command = there.command("transcribe.py", *places, str(threads or 0))
+        self.process = JsonProcess("Optimum's process", command, there.variables())
+        self.version = str(self.process.ready["version"])
+
+    def transcribe(self, wave: Wave, language: str) -> Transcription:
+        """Transcribe one utterance at its own length plus the margin, or at 30 s."""
+        how: dict[str, Any] = {"language": language}
+        limit = self.manifest.token_limit(len(wave) / SAMPLE_RATE, language)
+        if not self.padded:
+            margin = float(self.manifest.content["margin_seconds"])
+            positions = -(-round(len(wave) + margin * SAMPLE_RATE) // SAMPLES_A_POSITION)
+            wave = np.pad(wave, (0, max(0, positions * SAMPLES_A_POSITION - len(wave))))
+            how = {"prompt": self.manifest.content["tokens"]["prompts"][language]}
+        samples = base64.b64encode(np.asarray(wave, "<f4").tobytes()).decode()
+        ids = self.process.ask(samples=samples, most=limit, **how)["tokens"]
+        tokens = tuple(i for i in ids if self.manifest.is_text(i))
+        return Transcription(str(self.process.ask(decode=tokens)["text"]).strip(), tokens)
+
+
+def open_client(bundle: Path, precision: str, threads: int | None) -> OptimumClient:
+    """Open a bundle."""
+    return OptimumClient(bundle, precision, threads)

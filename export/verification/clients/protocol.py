@@ -1,0 +1,30 @@
+"""The seam between verification and the runtimes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from export.bundle.manifest import CHECKPOINT_FILES
+from workbench.audio.decode import Wave
+
+# What Hugging Face's runtimes read of a bundle: graphs, and files that lie where they are there.
+HUGGING_FACE = ("encoder", "decoder"), CHECKPOINT_FILES
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """What a runtime wrote of one clip."""
+
+    text: str
+    tokens: tuple[int, ...] | None  # without prompt and end; None where the runtime does not hand them out
+
+
+class Client(Protocol):
+    """A bundle opened in some runtime."""
+
+    version: str
+
+    def transcribe(self, wave: Wave, language: str) -> Transcription:
+        """Transcribe one utterance, [samples] at 16 kHz."""
+        ...

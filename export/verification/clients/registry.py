@@ -1,0 +1,54 @@
+"""Find a runtime by the name of its file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+
+from export.edge.bundle import Manifest
+from export.verification.clients.protocol import Client
+from workbench.core.errors import UserError, nearest
+
+NOT_CLIENTS = {"protocol", "registry", "worker"}
+
+
+def known_clients() -> list[str]:
+    """Names of the runtimes, which are the files of this folder."""
+    names = (m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return sorted(name for name in names if name not in NOT_CLIENTS and not name.startswith("_"))
+
+
+def client_module(name: str) -> ModuleType:
+    """The module of a runtime; raises UserError for an unknown name."""
+    if name not in known_clients():
+        raise UserError(f"client {name!r}{nearest(name, known_clients())}")
+    return importlib.import_module(f"export.verification.clients.{name}")
+
+
+def available(name: str) -> str | None:
+    """None if a runtime can be used, else how to install it. Calling this makes the environment of a runtime that has one."""
+    module = client_module(name)
+    if hasattr(module, "missing"):
+        remedy: str | None = module.missing()
+        return remedy
+    there = module.installed() if hasattr(module, "installed") else importlib.util.find_spec(module.REQUIRES)
+    return None if there else str(module.INSTALL)
+
+
+def is_exact(name: str) -> bool:
+    """Whether a runtime's tokens must equal torch's in fp32."""
+    return bool(client_module(name).EXACT)
+
+
+def has_graphs_of(manifest: Manifest, name: str) -> bool:
+    """Whether a bundle has every graph that a runtime asks for."""
+    return all(set(client_module(name).GRAPHS) <= set(graphs) for graphs in manifest.content["precisions"].values())
+
+
+def open_client(name: str, bundle: Path, precision: str, threads: int | None) -> Client:
+    """Open a bundle in a runtime."""
+    client: Client = client_module(name).open_client(bundle, precision, threads)
+    return client

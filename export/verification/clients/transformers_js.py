@@ -1,0 +1,57 @@
+"""transformers.js in Node, which is what runs in browsers, too: Whisper's `generate` with the bundle's own processor, padded to 30 s."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from export.bundle.view import Linked, is_found
+from export.edge.bundle import read_manifest
+from export.verification.clients.protocol import HUGGING_FACE, Transcription
+from export.verification.json_process import JsonProcess
+from workbench.audio.decode import SAMPLE_RATE, Wave
+
+EXACT = True
+GRAPHS, FILES = HUGGING_FACE
+FOLDER = Path(__file__).parent / "node"
+INSTALL = f"install Node 18 or later, then: npm ci --ignore-scripts --prefix {FOLDER}"
+DTYPES = {"fp32": "fp32", "fp16": "fp16", "int8": "q8", "q4": "q4"}  # its names of precisions, by which it finds files
+
+
+def installed() -> bool:
+    """Whether Node and the package are there."""
+    return shutil.which("node") is not None and (FOLDER / "node_modules" / "@huggingface" / "transformers").is_dir()
+
+
+class TransformersJsClient:
+    """A bundle in a Node process of its own, asked a clip at a time."""
+
+    def __init__(self, bundle: Path, precision: str, threads: int | None) -> None:
+        self.manifest = read_manifest(bundle)
+        self.linked = None if is_found(self.manifest, precision, DTYPES) else Linked(self.manifest, precision)
+        folder = self.linked.folder if self.linked else bundle.resolve()
+        command = [
+            "node",
+            str(FOLDER / "transcribe.mjs"),
+            str(folder),
+            "fp32" if self.linked else DTYPES[precision],
+            str(threads or 1),
+        ]
+        self.node = JsonProcess("node", command)
+        self.version = str(self.node.ready["version"])
+
+    def transcribe(self, wave: Wave, language: str) -> Transcription:
+        """Transcribe one utterance."""
+        samples = base64.b64encode(np.asarray(wave, "<f4").tobytes()).decode()
+        limit = self.manifest.token_limit(len(wave) / SAMPLE_RATE, language)
+        answer = self.node.ask(samples=samples, language=language, most=limit)
+        tokens = tuple(i for i in answer["tokens"] if self.manifest.is_text(i))
+        return Transcription(str(answer["text"]).strip(), tokens)
+
+
+def open_client(bundle: Path, precision: str, threads: int | None) -> TransformersJsClient:
+    """Open a bundle."""
+    return TransformersJsClient(bundle, precision, threads)

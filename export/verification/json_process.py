@@ -1,0 +1,48 @@
+"""A program in a process of its own that answers each line of JSON with another: how runtimes are driven that are not in our environment."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from workbench.core.children import ending_with_us
+
+
+class JsonProcess:
+    """A running program; it ends with our process.
+
+    Args:
+        name: what the program is called where it has ended.
+        command: its command line. Before it is asked anything it says one line, which is kept as `ready`.
+        variables: its environment variables; ours by default.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
+        self.name = name
+        self.process = subprocess.Popen(
+            ending_with_us(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env=variables,
+        )
+        self.ready = self._answer()
+
+    def ask(self, **what: Any) -> dict[str, Any]:
+        """Send a request and wait for the answer. Raises RuntimeError with what the program says went wrong."""
+        assert self.process.stdin is not None  # noqa: S101  it is a pipe
+        self.process.stdin.write(json.dumps(what) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None  # noqa: S101  it is a pipe
+        if not (line := self.process.stdout.readline()):
+            raise RuntimeError(f"{self.name} ended with exit status {self.process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer

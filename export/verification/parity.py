@@ -1,0 +1,175 @@
+"""Do a bundle's graphs compute what torch computes? At several lengths and batch sizes, because that is what breaks."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from export.edge.bundle import read_manifest
+from export.graphs.build import margin_frames
+from export.graphs.names import GRAPH_FILES
+from export.graphs.padding import WINDOW_FRAMES, as_trained
+from workbench.audio.decode import SAMPLE_RATE
+from workbench.core.errors import UserError
+from workbench.models.whisper.family import Whisper
+from workbench.models.whisper.passes import encode
+
+# (clips, seconds): exports that work at one length only are the most common defect of all
+SHAPES = ((1, 0.3), (16, 3.0), (1, 7.0), (3, 9.5), (1, 29.0))
+TOLERANCE = 2e-3  # fp32: largest difference over the largest value
+STEPS = 3  # tokens after the prompt
+
+
+def check_tensors(folder: Path, model: Any, family: Whisper, precisions: list[str]) -> dict[str, Any]:
+    """Compare features, encoder states and every decoder's logits at the prompt and after it with torch.
+
+    Args:
+        folder: the bundle.
+        model: the torch model that was exported.
+        family: its features and tokens.
+        precisions: which to compare; fp32 must agree, int8 is reported.
+
+    Returns:
+        For each precision and tensor the largest difference, relative to the tensor's largest value.
+
+    Raises:
+        UserError: an fp32 graph differs from torch by more than rounding.
+    """
+    return {precision: _compare(folder, model, family, precision) for precision in precisions}
+
+
+def _compare(folder: Path, model: Any, family: Whisper, precision: str) -> dict[str, float]:
+    import onnxruntime as ort
+
+    manifest = read_manifest(folder)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    sessions = {
+        part: ort.InferenceSession(str(manifest.graph(part, precision)), options, providers=["CPUExecutionProvider"])
+        for part in GRAPH_FILES
+    }
+    margin = margin_frames(manifest.content["length"], manifest.content["margin_seconds"])
+    worst: dict[str, float] = {}
+    for clips, seconds in SHAPES:
+        scene = _Scene(model, family, clips, seconds, margin)
+        for name, difference in _differences(sessions, scene).items():
+            worst[name] = max(worst.get(name, 0.0), difference)
+            if precision == "fp32" and not difference <= TOLERANCE:
+                raise UserError(
+                    f"{folder}: {name} of the fp32 graph differ from torch by {difference:.1e} of their largest value at "
+                    f"{clips} clips of {seconds} s, expected at most {TOLERANCE:.0e}; please report this checkpoint"
+                )
+    return {name: float(f"{value:.2e}") for name, value in worst.items()}
+
+
+class _Scene:
+    """Clips of speech-like noise, bursts over silence, the same in every run, and what torch makes of them."""
+
+    @torch.no_grad()
+    def __init__(self, model: Any, family: Whisper, clips: int, seconds: float, margin: int | None) -> None:
+        generator = np.random.default_rng(0)
+        self.waves = generator.normal(0, 0.1, (clips, round(seconds * SAMPLE_RATE))).astype(np.float32)
+        self.waves *= np.abs(np.sin(np.arange(self.waves.shape[1]) / 4000.0)).astype(np.float32)
+        features = family.features(list(self.waves), seconds)
+        states = encode(model, as_trained(features, margin))
+        prompt = family.prompt("en")
+        written = generator.integers(0, family.end, (clips, STEPS))
+        self.prompt, self.margin = len(prompt), margin
+        self.ids = np.concatenate([np.tile(prompt, (clips, 1)), written], 1)
+        hidden = model.model.decoder(input_ids=torch.tensor(self.ids), encoder_hidden_states=states).last_hidden_state
+        self.features, self.states = features.numpy(), states.numpy()
+        self.logits = model.proj_out(hidden).numpy()  # [clips, tokens, vocabulary]
+        # the graphs lower what must not be written
+        self.said = np.setdiff1d(np.arange(self.logits.shape[2]), [*family.suppressed, *family.suppressed_first])
+
+    def differ(self, logits: npt.NDArray[Any], token: int) -> float:
+        """Of some logits [clips, vocabulary] from torch's after so many tokens."""
+        return _relative(logits[:, self.said], self.logits[:, token][:, self.said])
+
+
+def _differences(sessions: dict[str, Any], scene: _Scene) -> dict[str, float]:
+    names = ["n_layer_cross_k", "n_layer_cross_v", "last_hidden_state"]
+    keys, values, states = sessions["encoder"].run(names, {"input_features": scene.features})
+    found = {
+        "features": _relative(sessions["frontend"].run(None, {"waves": scene.waves})[0], scene.features),
+        "encoder": _relative(states, scene.states),
+        "merged decoder": _largest(scene, _merged(sessions["decoder"], scene)),
+        "step decoder": _largest(scene, _stepped(sessions["step"], scene, keys, values)),
+        "sherpa decoder": _largest(scene, _as_sherpa(sessions["sherpa"], scene, keys, values)),
+    }
+    silence = np.zeros((*scene.features.shape[:2], WINDOW_FRAMES - scene.features.shape[2]), np.float32)
+    padded = np.concatenate([scene.features, silence], 2)
+    heard = sessions["encoder"].run(["last_hidden_state"], {"input_features": padded})[0]
+    # what a runtime pads with may add the margin, no more
+    found["padding"] = (
+        _relative(heard[:, : scene.states.shape[1]], scene.states)
+        if scene.margin is None
+        else float(heard.shape[1] - scene.states.shape[1] > scene.margin)
+    )
+    return found
+
+
+def _largest(scene: _Scene, steps: list[npt.NDArray[Any]]) -> float:
+    return max(scene.differ(logits, scene.prompt - 1 + i) for i, logits in enumerate(steps))
+
+
+def _pieces(scene: _Scene) -> list[tuple[int, npt.NDArray[Any]]]:
+    """The prompt, then token by token, each with how many came before."""
+    places = [0, *range(scene.prompt, scene.ids.shape[1] + 1)]
+    return [(a, scene.ids[:, a:z]) for a, z in pairwise(places)]
+
+
+def _merged(decoder: Any, scene: _Scene) -> list[npt.NDArray[Any]]:
+    clips = len(scene.ids)
+    past = {
+        i.name: np.zeros((clips, i.shape[1], 1, i.shape[3]), np.float32)
+        for i in decoder.get_inputs()
+        if i.name.startswith("past_key_values")
+    }
+    names = ["logits", *(name.replace("past_key_values", "present") for name in past)]
+    found = []
+    for before, ids in _pieces(scene):
+        feed = {"input_ids": ids, "encoder_hidden_states": scene.states, "use_cache_branch": np.array([before > 0])}
+        logits, *new = decoder.run(names, feed | past)
+        # with a past the encoder's keys and values stay what they were
+        past = {name: old if before and ".encoder." in name else now for (name, old), now in zip(past.items(), new, strict=True)}  # fmt: skip
+        found.append(logits[:, -1])
+    return found
+
+
+def _stepped(decoder: Any, scene: _Scene, keys: npt.NDArray[Any], values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    clips, layers, width = len(scene.ids), len(keys), keys.shape[3]
+    dtype = np.float16 if any("float16" in i.type for i in decoder.get_inputs()) else np.float32
+    feed = {f"cross_{kind}.{i}": part[i] for kind, part in (("k", keys), ("v", values)) for i in range(layers)}
+    names = [f"{kind}.{i}" for i in range(layers) for kind in "kv"]
+    caches = {name: np.zeros((clips, scene.ids.shape[1], width), dtype) for name in names}
+    found = []
+    for before, ids in _pieces(scene):
+        given = {"input_ids": ids, "offset": np.full(clips, before), **{f"cache_{n}": c for n, c in caches.items()}}
+        logits, *new = decoder.run(["logits", *(f"next_{name}" for name in names)], feed | given)
+        caches = dict(zip(names, new, strict=True))
+        found.append(logits)
+    return found
+
+
+def _as_sherpa(decoder: Any, scene: _Scene, keys: npt.NDArray[Any], values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    inputs = {i.name: i for i in decoder.get_inputs()}
+    layers, _, context, width = inputs["in_n_layer_self_k_cache"].shape
+    own = [np.zeros((layers, len(scene.ids), context, width), np.float32)] * 2
+    found = []
+    for before, ids in _pieces(scene):
+        given = (ids, *own, keys, values, np.array([before]))
+        logits, *own = decoder.run(None, dict(zip(inputs, given, strict=True)))
+        found.append(logits[:, -1])
+    return found
+
+
+def _relative(ours: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> float:
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float(np.abs(ours - theirs).max() / max(float(np.abs(theirs).max()), 1e-9))

@@ -1,0 +1,160 @@
+"""When words were said: the path, the words, the heads that are chosen, and the graph that tells where they look."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from export.assembly.alignment import Recording, _first_rows, choose_heads, recordings
+from export.assembly.build import export_bundle
+from export.edge import BundleError, Recognizer
+from export.edge.decoding import Stepping
+from export.edge.words import grouped, path, spans, timed_words
+from tests.conftest import tone
+from workbench.corpus import open_corpus
+from workbench.models.whisper.family import Whisper
+from workbench.models.whisper.passes import encode
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_path_is_the_cheapest_of_all(seed):
+    cost = np.random.default_rng(seed).normal(size=(3, 5))
+
+    def paths(i, j):
+        if (i, j) == (2, 4):
+            yield [(i, j)]
+        for a, b in ((i + 1, j), (i, j + 1), (i + 1, j + 1)):
+            if a < 3 and b < 5:
+                yield from ([(i, j), *rest] for rest in paths(a, b))
+
+    best = min(paths(0, 0), key=lambda p: sum(cost[at] for at in p))
+    starts = [min(j for i, j in best if i == row) for row in range(3)]
+    assert path(cost).tolist() == starts
+
+
+def test_words_are_timed_where_the_decoder_looked():
+    attention = np.full((4, 40), 0.001, np.float32)  # three tokens and the end
+    for row, place in enumerate((2, 14, 26, 38)):
+        attention[row, place - 2 : place + 3] = 0.2
+    spelt = {1: b" one", 2: b" tw", 3: b"o."}
+    words = timed_words(attention, [1, 2, 3], spelt.get, "en", 4.0)
+    assert [w.text for w in words] == ["one", "two."]
+    assert words[0].start == 0.0
+    assert words[0].end == words[1].start == pytest.approx(0.8, abs=0.45)  # between the first and the second place
+    assert words[1].end == pytest.approx(3.3, abs=0.5)
+    assert timed_words(attention, [], spelt.get, "en", 4.0) == []
+
+
+def test_words_of_several_tokens_and_without_spaces():
+    spelt = {
+        1: b" He",
+        2: b"llo",
+        3: b",",
+        4: b" world",
+        5: "世".encode()[:2],
+        6: "世".encode()[2:],
+        7: "界".encode(),
+        8: b" -",
+    }
+    assert grouped([1, 2, 3, 4, 8], spelt.get, "en") == [("Hello,", 0, 3), ("world -", 3, 5)]
+    assert grouped([5, 6, 7], spelt.get, "zh") == [("世", 0, 2), ("界", 2, 3)]
+    assert grouped([5, 6, 7], spelt.get, "en") == [("世界", 0, 3)]
+    assert grouped([7, 5], spelt.get, "zh")[-1][0] == "\ufffd"  # cut off within a character
+
+
+def test_a_word_begins_after_the_pause_before_it():
+    attention = np.full((3, 40), 0.001, np.float32)
+    attention[0, 2:8] = 0.2
+    attention[1, 24:30] = 0.2  # positions 8 to 23 are a pause
+    attention[2, 38:] = 0.2
+    begins, ends = spans(attention, 4.0)
+    assert begins[1] == pytest.approx(2.4, abs=0.31)
+    assert ends[0] <= begins[1]
+
+
+def test_clips_are_joined_with_what_was_said_when():
+    clips = open_corpus("prompts-en", "train", 40)
+    found = recordings(clips)
+    assert found
+    for one in found:
+        assert len(one.texts) == len(one.times) == 3
+        assert one.times[0][0] == 0.0
+        assert all(0.3 < end - begin < 2.6 for begin, end in one.times)
+        pauses = [b[0] - a[1] for a, b in itertools.pairwise(one.times)]
+        assert all(0.1 <= pause <= 0.6 for pause in pauses)
+        begin, end = (round(16000 * at) for at in (one.times[0][1], one.times[1][0]))
+        assert not one.wave[begin:end].any()
+    assert all(np.array_equal(a.wave, b.wave) for a, b in zip(found, recordings(clips), strict=True))
+
+
+def test_the_heads_with_the_least_error_are_chosen(student, monkeypatch):
+    family = Whisper(student)
+    one = Recording(np.zeros(48000, np.float32), ["ab", "cd", "ef"], [(0.0, 0.8), (1.0, 1.8), (2.0, 2.8)], "en")
+    rows = _first_rows(family, one)[-1] + 1
+    random = np.random.default_rng(0)
+
+    def looked(shift):
+        out = np.full((rows, 150), 1e-3)
+        firsts = _first_rows(family, one)
+        for k, (begin, end) in enumerate(one.times):
+            edges = np.linspace(begin, end, firsts[k + 1] - firsts[k] + 1) * 50
+            for i, (a, z) in enumerate(itertools.pairwise(edges)):
+                out[firsts[k] + i, max(0, int(a) + shift) : int(z) + shift] = 0.2
+        out[-1, -3:] = 0.3
+        return out
+
+    noise = random.dirichlet(np.ones(150), rows)
+    heads = np.array([[looked(8), noise], [looked(0), looked(3)]])
+    monkeypatch.setattr("export.assembly.alignment._looked", lambda *_: heads)
+    chosen, error = choose_heads(None, family, [one], 0.4)
+    assert chosen[0] == [1, 0]
+    assert [0, 1] not in chosen[:3]
+    assert error < 0.2
+    heads[:] = noise
+    assert choose_heads(None, family, [one], 0.4)[0] in ([], [[0, 0], [0, 1], [1, 0], [1, 1]])
+    assert choose_heads(None, family, [], 0.4) == ([], None)
+
+
+@torch.no_grad()
+def test_the_graph_tells_what_torchs_heads_look_at(student, tmp_path):
+    bundle = export_bundle(
+        student, tmp_path / "bundle", ["fp32", "int8", "fp16"]
+    )  # of the heads that the checkpoint names
+    recognizer = Recognizer(bundle, "fp32", vad=False)
+    heads = recognizer.manifest.content["alignment"]["heads"]
+    assert heads == [[0, 1], [2, 0]]
+    family, wave = Whisper(student), tone(1.0)
+    model = family.load()
+    model.config._attn_implementation = "eager"
+    read = [*recognizer.prompts["en"], 65, 66, 67]
+    states = encode(model, family.features([wave], 1.4))
+    looked = model.model.decoder(
+        input_ids=torch.tensor([read]), encoder_hidden_states=states, output_attentions=True
+    ).cross_attentions
+    expected = torch.stack([looked[layer][0, head] for layer, head in heads]).mean(0).numpy()
+    found = Stepping(recognizer.step, recognizer.states([wave]), len(read)).looks_at(np.array([read]))
+    np.testing.assert_allclose(found[0], expected, atol=1e-5)
+    for precision in ("fp32", "int8", "fp16"):
+        said = Recognizer(bundle, precision, vad=False).transcribe(wave, words=True)
+        assert said.tokens == Recognizer(bundle, precision, vad=False).transcribe(wave).tokens
+        assert "words" in said.stages_ms
+        assert all(0 <= w.start <= w.end <= 1.0 for w in said.words)
+        assert all(a.start <= b.start for a, b in itertools.pairwise(said.words))
+
+
+def test_an_export_chooses_heads_or_has_none(student, tmp_path):
+    clips = open_corpus("prompts-en", "train", 30)
+    bundle = export_bundle(student, tmp_path / "bundle", ["fp32"], aligned=clips)
+    recognizer = Recognizer(bundle, vad=False)
+    alignment = recognizer.manifest.content["alignment"]
+    assert json.loads((bundle / "generation_config.json").read_text())["alignment_heads"] == (
+        alignment["heads"] or None
+    )
+    if alignment["heads"]:
+        assert alignment["error_seconds"] <= 0.5
+        assert recognizer.transcribe(tone(1.0), words=True).stages_ms["words"] > 0
+        return
+    with pytest.raises(BundleError, match="no attention heads"):  # those of a random model follow nothing
+        recognizer.transcribe(tone(1.0), words=True)

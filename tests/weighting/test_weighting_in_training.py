@@ -1,0 +1,164 @@
+"""What reaches a weighting's state and the logs in training: each clip once, whatever way a step is cut into parts."""
+
+import json
+from collections import defaultdict
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from export.measurement.curves import read_curves
+from tests.conftest import DECODER, ENCODER
+from workbench.core.errors import UserError
+from workbench.distill.step import StepLosses
+from workbench.distill.step_metrics import StepMetrics
+from workbench.distill.trainer import distill
+from workbench.study.label_errors import read_run
+
+MORE_THAN_CLIPS = 5  # micro-batches of a step that has two or three clips: the others are stand-ins
+
+
+def stage(**changes):
+    return {"decoder": {**DECODER, **changes}}
+
+
+def steps(run):
+    rows = [json.loads(line) for line in (run.output / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "loss" in row]
+
+
+def weights_by_step(run):
+    found = defaultdict(list)
+    for row in pq.read_table(run.output / "weights.parquet").to_pylist():
+        found[row["step"]].append(row)
+    return found
+
+
+@pytest.mark.parametrize(("name", "figure"), [("superloss", "t"), ("homoscedastic", "task_weight_mean")])
+def test_stand_ins_do_not_reach_the_state_of_a_weighting(recipe, name, figure):
+    found = []
+    for parts in (1, MORE_THAN_CLIPS):
+        run = recipe(str(parts), stages=stage(epochs=1, micro_batches=parts, weighting={"name": name}))
+        distill(run)
+        found.append(steps(run)[1][figure])  # the state after one step, whose losses are those of the same student
+        assert len(weights_by_step(run)[1]) < MORE_THAN_CLIPS
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "figure"), [("superloss", "t"), ("homoscedastic", "task_weight_mean")])
+def test_steps_that_are_on_policy_as_a_whole_leave_a_weighting_alone(recipe, name, figure):
+    on_policy = {"method": "gkd", "share": 0.6}
+    run = recipe(stages=stage(epochs=3, micro_batches=1, weighting={"name": name}, on_policy=on_policy))
+    distill(run)
+    lines = steps(run)
+    assert {line["on_policy"] for line in lines} == {0.0, 1.0}
+    for line in lines:
+        assert (figure in line) == (line["on_policy"] == 0.0)
+
+
+def test_on_policy_utterances_are_left_out_of_what_the_weighting_logs(recipe):
+    on_policy = {"method": "gkd", "share": 0.5}
+    run = recipe(stages=stage(epochs=3, micro_batches=2, weighting={"name": "adakd"}, on_policy=on_policy))
+    distill(run)
+    rows, lines = weights_by_step(run), steps(run)
+    assert any(0 < line["on_policy"] < 1 for line in lines)
+    for line in lines:
+        mine = rows[line["step"]]
+        assert all(row["task"] > 0 and row["task_weight"] + row["alpha"] == pytest.approx(1) for row in mine)
+        assert bool(mine) == (line["on_policy"] < 1)
+        if mine:  # not diluted by zeros of utterances that have no task loss
+            assert line["task"] == pytest.approx(sum(row["task"] for row in mine) / len(mine), rel=1e-4)
+            assert line["alpha_mean"] == pytest.approx(sum(row["alpha"] for row in mine) / len(mine), rel=1e-4)
+        else:
+            assert not {"task", "alpha_mean", "task_weight_mean", "k"} & set(line)
+    assert min(read_run(run.output).late("task_weight").values()) > 0
+
+
+def test_a_run_without_weighed_utterances_has_no_ranking(recipe):
+    decoder = {**DECODER, "epochs": 1, "weighting": {"name": "fixed"}, "on_policy": {"share": 1.0}}
+    run = recipe(stages={"encoder": ENCODER, "decoder": decoder})
+    distill(run)
+    with pytest.raises(UserError, match="stage decoder weighed no utterance"):
+        read_run(run.output)
+
+
+def test_a_students_own_transcripts_and_its_early_layer_do_not_meet(recipe):
+    """ASKD's phase 2 is without the teacher, so without on-policy micro-batches; `intermediate` doubles the logits there."""
+    weighting = {"name": "askd", "phase1": 0.5, "self_teacher": "intermediate"}
+    run = recipe(
+        stages=stage(epochs=4, micro_batches=1, weighting=weighting, on_policy={"method": "gkd", "share": 0.6})
+    )
+    distill(run)
+    lines = steps(run)
+    late = [line for line in lines if line.get("self_teaching") == 1.0]
+    assert len(late) >= len(lines) // 2 - 1
+    assert all(line["on_policy"] == 0.0 for line in late)
+    assert any(line["on_policy"] == 1.0 for line in lines)
+
+
+@pytest.mark.parametrize("weighting", [
+    {"name": "adakd"}, {"name": "almkd", "first": 0, "step": 0.01}, {"name": "superloss"},
+    {"name": "focal"},
+], ids=lambda weighting: weighting["name"])  # fmt: skip
+def test_logged_means_are_over_the_whole_step(recipe, weighting):
+    run = recipe(stages=stage(epochs=1, micro_batches=3, weighting=weighting))
+    distill(run)
+    rows = weights_by_step(run)
+    assert any(len({row["alpha"] for row in mine}) > 1 for mine in rows.values())
+    for line in steps(run):
+        mine = rows[line["step"]]
+        for column, figure in (("alpha", "alpha_mean"), ("task_weight", "task_weight_mean")):
+            assert line[figure] == pytest.approx(sum(row[column] for row in mine) / len(mine), rel=1e-4)
+        if "factor_mean" in line:
+            factors = [row["alpha"] + row["task_weight"] for row in mine]
+            assert line["factor_mean"] == pytest.approx(sum(factors) / len(factors), rel=1e-4)
+
+
+def test_what_a_stage_does_not_compute_is_not_logged_as_zero(recipe):
+    run = recipe(stages={"encoder": ENCODER, "decoder": DECODER})
+    distill(run)
+    encoder = [line for line in steps(run) if line["stage"] == "encoder"]
+    assert encoder
+    for line in encoder:
+        assert not {"task", "distillation", "alpha_mean", "disagreement", "on_policy"} & set(line)
+    for row in pq.read_table(run.output / "weights.parquet").to_pylist():
+        computed = row["stage"] == "decoder"
+        assert [row[name] is not None for name in ("alpha", "task_weight", "task", "distillation")] == [computed] * 4
+        assert (row["matching"] is not None) != computed
+
+
+def test_curves_do_not_take_a_missing_task_loss_for_zero(tmp_path):
+    rows = [{"step": n, "stage": "decoder", "loss": 2.0, **({"task": 3.0} if n % 2 else {})} for n in range(1, 601)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curves = read_curves(tmp_path / "bundle")
+    assert set(curves["task"]) == {3.0}
+    assert set(curves["loss"]) == {2.0}
+
+
+def a_micro_batch(alpha, log=None, **changes):
+    alpha = torch.tensor(alpha)
+    same = {"task": alpha, "distillation": alpha, "matching": alpha, "task_weight": 1 - alpha, "alpha": alpha}
+    return StepLosses(**({"loss": torch.tensor(0.5), **same, "disagreeing": torch.tensor(1), "compared": 4,
+                          "log": log or {}} | changes))  # fmt: skip
+
+
+def test_figures_are_means_over_micro_batches_and_processes():
+    mine, other = (StepMetrics(["k"], torch.device("cpu")) for _ in range(2))
+    mine.add(a_micro_batch([1.0], {"k": 2.0}))
+    mine.add(a_micro_batch([0.0, 0.5, 0.0], {"k": torch.tensor([1.0, 1.0, 0.0])}))
+    other.add(a_micro_batch([0.25], {"k": 1.0}))
+    means = mine.means(lambda totals: totals + other.totals)
+    assert means["alpha_mean"].item() == pytest.approx(1.75 / 5)
+    assert means["task_weight_mean"].item() == pytest.approx(1 - 1.75 / 5)
+    assert means["k"].item() == pytest.approx(1.0)
+    assert means["disagreement"].item() == pytest.approx(3 / 12)
+    assert means["loss"].item() == pytest.approx(1.5)  # a sum of shares
+    with pytest.raises(ValueError, match=r"\['t'\]"):
+        mine.add(a_micro_batch([0.5], {"t": 1.0}))
+
+
+def test_a_process_with_nothing_to_log_takes_part_in_the_sums():
+    alone = StepMetrics(["k"], torch.device("cpu"))
+    means = alone.means(lambda totals: totals)
+    assert means["loss"].item() == 0.0
+    assert all(means[name].isnan() for name in ("alpha_mean", "k", "task", "disagreement"))

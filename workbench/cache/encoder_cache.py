@@ -1,0 +1,160 @@
+"""The states of a frozen encoder, computed once for every clip of a stage instead of in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from workbench.audio.decode import SAMPLE_RATE
+from workbench.cache.labelled_dataset import LabelledDataset
+from workbench.cache.tensor_shards import Store, shards_of
+from workbench.config.recipe import Recipe
+from workbench.config.sections import MarginRecipe
+from workbench.core.files import cache_dir, check_free_space, sha256_of
+from workbench.corpus import Utterance
+from workbench.models.protocol import Family
+from workbench.models.resolve import fingerprint, resolve_teacher
+
+ENCODED_FORMAT = 1  # raise when what the store holds changes
+CALIBRATION_CLIPS = 64  # that show which dimensions of the encoder's products are used
+BUCKET = 5  # encoder positions (0.1 s) that lengths are rounded up to, so that clips share one
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingSettings:
+    """How clips are read, and which of them this process reads."""
+
+    margin: MarginRecipe  # range of the silence after a clip
+    seed: int  # of the run
+    rank: int = 0  # number of this process
+    ranks: int = 1  # how many there are
+
+
+@torch.no_grad()
+def encode_clips(
+    model: Any,
+    family: Family,
+    dataset: LabelledDataset,
+    store: Store,
+    settings: EncodingSettings,
+    progress: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Write the encoder states (fp16 [positions, width]) of the clips that the store lacks and that fall to this rank.
+
+    Each clip keeps states of its own length and a margin of silence of its own, drawn from the seed and its key.
+
+    Args:
+        model: the student, on its device, under the autocast that training uses.
+        family: its features.
+        dataset: the clips, with their decoded audio.
+        store: where the states go.
+        settings: silence, and this process's share.
+        progress: called with the number of clips finished since the last call.
+    """
+    utterances, keys, cache = dataset.utterances, dataset.keys, dataset.caches[0]
+    margin, seed, rank, ranks = settings.margin, settings.seed, settings.rank, settings.ranks
+    device = next(model.parameters()).device
+    # ties are broken by key, so that every run batches alike
+    order = sorted(range(len(utterances)), key=lambda i: (utterances[i].seconds, keys[i]))[rank::ranks]
+    mine = [keys[i] for i in order]
+    shards = list(shards_of(mine, store))
+    width = family.width
+    needed = (
+        sum(utterances[order[j]].seconds + margin.longest for shard in shards for j in shard)
+        * SAMPLE_RATE
+        / family.position_samples
+        * width
+        * 2
+    )
+    longest = family.positions(round(family.window_seconds * SAMPLE_RATE))
+    if shards:
+        check_free_space(store.folder, int(needed), "the frozen encoder's states")
+    for shard in shards:
+        waves = {mine[j]: (cache.read(mine[j], states=False).wave.float() / 32767).numpy() for j in shard}
+        # A state depends on all the silence its clip was read with, so only clips of one length are read together: the
+        # result is then the same for any number of processes.
+        groups: dict[int, list[str]] = {}
+        for key, wave in waves.items():
+            positions = family.positions(len(wave) + round(silence_after(key, margin, [seed]) * SAMPLE_RATE))
+            groups.setdefault(min(-(-positions // BUCKET) * BUCKET, longest), []).append(key)
+        items = []
+        for positions, group in sorted(groups.items()):
+            features = family.features(
+                [waves[key] for key in group], positions * family.position_samples / SAMPLE_RATE, device
+            )
+            states = family.encode(model, features)
+            items += [({"key": key}, {"states": s.half()}) for key, s in zip(group, states, strict=True)]
+        store.write(rank, items)
+        progress(len(shard))
+
+
+@torch.no_grad()
+def encode_whole(
+    model: Any,
+    family: Family,
+    utterances: Sequence[Utterance],
+    keys: Sequence[str],
+    store: Store,
+    rank: int = 0,
+    ranks: int = 1,
+    progress: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Write a teacher's encoder states at its whole window (fp16 [positions, width]) of this rank's clips that the store lacks."""
+    device = next(model.parameters()).device
+    order = sorted(range(len(utterances)), key=lambda i: keys[i])[rank::ranks]
+    mine = [keys[i] for i in order]
+    shards = list(shards_of(mine, store))
+    window = family.positions(round(family.window_seconds * SAMPLE_RATE))
+    check_free_space(store.folder, sum(map(len, shards)) * window * family.width * 2, "the teacher's states")
+    for shard in shards:
+        items = []
+        for j in shard:
+            features = family.features([utterances[order[j]].wave()], family.window_seconds, device)
+            items.append(({"key": mine[j]}, {"states": family.encode(model, features)[0].half()}))
+        store.write(rank, items)
+        progress(len(shard))
+
+
+def calibration_clips(
+    recipe: Recipe, train: Sequence[Utterance], validation: Sequence[Utterance]
+) -> Sequence[Utterance]:
+    """Clips that decide how `student.encoder_variance` takes the encoder's products apart; none where it is not set."""
+    return [] if recipe.student.encoder_variance is None else (train or validation)[:CALIBRATION_CLIPS]
+
+
+def encoded_folder(recipe: Recipe, what: str, calibration: Sequence[Utterance]) -> Path:
+    """Where every run with the same initial encoder keeps its states.
+
+    Args:
+        recipe: of the run.
+        what: `trained` (random silence) or `evaluated`.
+        calibration: `calibration_clips` of the run.
+    """
+    source = resolve_teacher(recipe.student.initial or recipe.teacher)
+    margin, layers = recipe.margin, recipe.student.encoder_layers
+    key: list[Any] = [
+        ENCODED_FORMAT,
+        what,
+        fingerprint(source),
+        str(layers),
+        margin.shortest,
+        margin.longest,
+        recipe.precision,
+    ]
+    # whose default leaves older states valid
+    key += [
+        f"{name} {value}" for name in ("pool_after", "encoder_variance") if (value := getattr(recipe.student, name))
+    ]
+    if calibration:
+        key += [margin.inference, *([u.audio_sha256(), round(u.seconds, 3)] for u in calibration)]
+    return cache_dir() / "encoded" / sha256_of([*key, recipe.seed if what == "trained" else None])[:16]
+
+
+def silence_after(key: str, margin: MarginRecipe, seed: Sequence[int]) -> float:
+    """Seconds of silence that a clip is read with, drawn from its key and the seed alone."""
+    return float(np.random.default_rng([*seed, int(key[:12], 16)]).uniform(margin.shortest, margin.longest))

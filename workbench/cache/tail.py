@@ -1,0 +1,85 @@
+"""How much of the teacher's probability top-k targets leave to the tail bucket, and the refusal to train where it is too much.
+
+At temperature 2 Whisper base leaves four fifths there: the KL over k tokens and a bucket is then a fraction of the full one, with another
+gradient (METHODS: temperature and truncated targets).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from workbench.cache.labelled_dataset import LabelledDataset
+from workbench.cache.teacher_targets import TargetCache
+from workbench.config.recipe import Recipe
+from workbench.config.sections import Stage
+from workbench.core.distributed import Processes
+from workbench.core.errors import UserError
+
+log = logging.getLogger("workbench")
+TOLERATED = 0.2  # of the teacher's probability, in the mean over the labels
+MEASURED_CLIPS = 256  # at most, spread over the corpus
+
+
+def tail_mass(top_logits: Tensor, log_normalizer: Tensor, temperature: float) -> Tensor:
+    """Probability of all tokens but the k kept. top_logits: [labels, k], log_normalizer: [labels] -> [labels]"""
+    return (1 - (top_logits.double() / temperature - log_normalizer[:, None].double()).exp().sum(-1)).clamp(min=0)
+
+
+def matters(recipe: Recipe) -> bool:
+    """Whether a stage's loss has a tail bucket in it."""
+    return recipe.targets.kind == "top_k" and any(_distils(stage) for stage in recipe.stages.values())
+
+
+def _distils(stage: Stage) -> bool:
+    weighting = stage.weighting
+    plain = weighting["name"] == "fixed" and not (
+        weighting["alpha"] if weighting["task"] is weighting["distillation"] is None else weighting["distillation"]
+    )
+    squared = stage.divergence.name == "logit_mse" or weighting["name"] == "annealing_kd"
+    return stage.decoding and not plain and not squared
+
+
+def check_tail(recipe: Recipe, window: LabelledDataset, processes: Processes) -> float | None:
+    """Mean tail mass of the teacher that has most, at the recipe's temperature; None where no loss has a tail bucket.
+
+    All processes must call it.
+
+    Raises:
+        UserError: it is above TOLERATED, and `targets.accept_tail` is false.
+    """
+    if not matters(recipe):
+        return None
+    step = -(-len(window.keys) // MEASURED_CLIPS)
+    masses: list[float] = []
+    labels = 0.0
+    for cache in window.caches:
+        mass = _of(window.keys[::step], cache, recipe.targets.temperature)
+        total, labels = processes.all_reduce_sum(torch.tensor([mass.sum(), len(mass)], dtype=torch.float64)).tolist()
+        masses.append(total / max(labels, 1))
+    worst, targets = max(masses), recipe.targets
+    found = (
+        f"the {targets.top_k} likeliest tokens hold {100 * (1 - worst):.1f} % of the teacher's probability at temperature "
+        f"{targets.temperature:g} (mean over {labels:.0f} labels) and the bucket of all others {100 * worst:.1f} %"
+    )
+    if worst <= TOLERATED:
+        log.info("targets: %s", found)
+        return worst
+    if targets.accept_tail:
+        log.warning("targets: %s: the distillation loss is not that of the whole vocabulary", found)
+        return worst
+    raise UserError(
+        f"targets: {found}, more than {100 * TOLERATED:.0f} %, so their KL is not that of the whole vocabulary; set targets.kind to "
+        "sampled (unbiased) or full (fp16, 2 bytes a token of the vocabulary), targets.temperature to 1, or targets.accept_tail to true"
+    )
+
+
+def _of(keys: Sequence[str], cache: TargetCache, temperature: float) -> Tensor:
+    found = [cache.read(key, wave=False, states=False) for key in keys]
+    kept = [t for t in found if t.top_ids.shape[1]]  # a stream's teacher may not have been asked
+    if not kept:
+        return torch.zeros(0, dtype=torch.float64)
+    return torch.cat([tail_mass(t.top_logits, t.log_normalizer, temperature) for t in kept])

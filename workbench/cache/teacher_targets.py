@@ -1,0 +1,274 @@
+"""The teacher's pass over the corpus, made once and kept on disk.
+
+A clip's targets are what soft_targets.py keeps of the teacher's distribution at each label, by default the k largest logits and the
+normalizer, the teacher's own task loss and, if a stage matches them, its encoder states on the frames that the student will see too. The decoded audio lies beside them, so
+that it is decoded once. Targets are keyed by teacher, audio, transcript and settings: a change of any makes new ones and
+nothing is ever invalidated by hand.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.audio.decode import SAMPLE_RATE, Wave
+from workbench.cache.tensor_shards import Store, shards_of
+from workbench.core.files import cache_dir, check_free_space, sha256_of
+from workbench.corpus import Utterance
+from workbench.losses.objectives import cross_entropy
+from workbench.losses.soft_targets import Kept, Kind, bytes_of_a_label, keep_all, keep_sample, keep_top_k
+from workbench.models.protocol import IGNORED, Family
+
+log = logging.getLogger("workbench")
+FORMAT = 2  # raise when the content of the shards changes
+TENSORS = ("wave", "top_ids", "top_logits", "log_normalizer")
+
+
+@dataclass(frozen=True)
+class ClipTargets:
+    """What the teacher says of one clip, and the clip's audio."""
+
+    wave: Tensor  # int16 [samples]
+    # of top_k; soft_targets.py says what they are of the other kinds
+    top_ids: Tensor  # int32 [labels, k]
+    top_logits: Tensor  # fp32 [labels, k]
+    log_normalizer: Tensor  # fp32 [labels]: logsumexp(logits / temperature)
+    states: Tensor | None  # fp16 [positions, width]
+    task_loss: float  # mean cross-entropy of the labels under the teacher
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """What targets depend on besides the clip."""
+
+    teacher: str  # fingerprint of the checkpoint
+    top_k: int
+    temperature: float
+    margin: float  # seconds of silence after the clip whose states are kept
+    states: bool = True  # whether the encoder states are kept
+    precision: str = "fp32"  # that the teacher ran in
+    own_margin: float | None = None  # seconds of silence that a teacher hears which reads clips at their own length
+    kind: Kind = "top_k"
+    samples: int = 0  # of sampled
+
+    def key(self, utterance: Utterance) -> str:
+        """Key of a clip's targets."""
+        return sha256_of([utterance.audio_sha256(), utterance.text, utterance.language])[:32]
+
+    def folder(self) -> Path:
+        """Where they are kept."""
+        shared = {name: value for name, value in self.__dict__.items() if name not in ("kind", "samples")}
+        if self.kind == "full":  # all logits, whatever is made of them
+            del shared["top_k"], shared["temperature"]
+        key = [FORMAT, *(value for value in shared.values() if value is not None)]
+        # targets of the kind that was the only one keep their key
+        if self.kind != "top_k":
+            key += [f"kind {self.kind}", f"samples {self.samples if self.kind == 'sampled' else None}"]
+        return cache_dir() / "targets" / sha256_of(key)[:16]
+
+
+class TargetCache:
+    """Targets on disk, read a clip at a time.
+
+    Where the states are not wanted, those of a run that did want them serve as well.
+    """
+
+    def __init__(self, settings: TargetSettings, folder: Path | None = None) -> None:
+        self.settings = settings
+        self.store = Store(folder or settings.folder())
+        richer = replace(settings, states=True)
+        self.richer = None if folder or settings.states else Store(richer.folder())
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.store or (self.richer is not None and key in self.richer)
+
+    def check(self, keys: Sequence[str], rank: int = 0, ranks: int = 1) -> None:
+        """`Store.check`, which all processes that fill the cache must call."""
+        if self.richer is not None:  # another run's: only what is damaged is removed
+            self.richer.drop_damaged(keys, rank, ranks)
+        self.store.check(keys, rank, ranks)
+        if self.richer is not None:
+            self.richer.reload()
+
+    def task_loss(self, key: str) -> float:
+        """The teacher's own loss on a clip."""
+        return float(self._store_of(key).index[key]["task_loss"])
+
+    def _store_of(self, key: str) -> Store:
+        return self.richer if self.richer is not None and key not in self.store else self.store
+
+    def read(self, key: str, wave: bool = True, states: bool = True) -> ClipTargets:
+        """Read a clip's targets, the audio and the states only if wanted; raises UserError if its shard is damaged."""
+        states = states and self.settings.states
+        names = [*TENSORS[not wave :], *(["states"] if states else [])]
+        found = dict(zip(names, self._store_of(key).read(key, names), strict=True))
+        return ClipTargets(
+            found.get("wave", torch.empty(0, dtype=torch.int16)),
+            found["top_ids"],
+            found["top_logits"],
+            found["log_normalizer"],
+            found.get("states"),
+            self.task_loss(key),
+        )
+
+
+def to_pcm(wave: Wave) -> Tensor:
+    """A wave in [-1, 1] as 16-bit samples."""
+    return torch.from_numpy((np.clip(wave, -1, 1) * 32767).round().astype(np.int16))
+
+
+def compute_targets(
+    teacher: Any,
+    family: Family,
+    utterances: Sequence[Utterance],
+    cache: TargetCache,
+    batch_clips: int = 1,
+    rank: int = 0,
+    ranks: int = 1,
+    progress: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Compute what the cache lacks of the utterances that fall to this rank; each rank writes its own shards.
+
+    Args:
+        teacher: the model, on its device; None to keep the audio alone, for a student that teaches itself.
+        family: its features and tokens.
+        utterances: the training set.
+        cache: where the targets go.
+        batch_clips: clips in one forward pass, of similar length so that few labels are padding.
+        rank: number of this process.
+        ranks: how many processes there are.
+        progress: called with the number of clips finished since the last call.
+
+    Raises:
+        UserError: the disk cannot hold the targets, or a clip cannot be used.
+    """
+    settings, store = cache.settings, cache.store
+    ordered = sorted(utterances, key=lambda u: (u.seconds, u.id))[rank::ranks]
+    keys = [settings.key(u) for u in ordered]
+    shards = list(shards_of(keys, cache))
+    missing = [ordered[i] for shard in shards for i in shard]
+    if not missing:
+        return
+    needed = estimated_bytes(missing, settings, family.width, family.vocabulary_size, family.positions)
+    check_free_space(store.folder, needed, "the teacher's targets")
+    device = torch.device("cpu") if teacher is None else next(teacher.parameters()).device
+    batches = [shard[i : i + batch_clips] for shard in shards for i in range(0, len(shard), batch_clips)]
+    started, done = time.perf_counter(), 0
+    items: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
+    last_of_shard = {shard[-1] for shard in shards}
+    for batch, waves in zip(batches, _decoded_ahead([[ordered[i] for i in b] for b in batches]), strict=True):
+        asked = [ordered[i] for i in batch]
+        if teacher is None:
+            clips = _unasked(family, asked, waves)
+        else:
+            clips = _teacher_pass(teacher, family, asked, waves, settings, device)
+        for i, clip in zip(batch, clips, strict=True):
+            tensors = {name: value for name, value in clip.__dict__.items() if isinstance(value, Tensor)}
+            items.append(({"key": keys[i], "id": ordered[i].id, "task_loss": clip.task_loss}, tensors))
+        if batch[-1] in last_of_shard:
+            store.write(rank, items)
+            items = []
+        if not done and rank == 0:
+            seconds = (time.perf_counter() - started) / len(batch) * len(missing)
+            log.info("teacher's targets: %d clips a process, %.0f MB on disk, about %.1f min",
+                     len(missing), needed / 1e6, seconds / 60)  # fmt: skip
+        done += len(batch)
+        progress(len(batch))
+
+
+def _decoded_ahead(batches: Sequence[Sequence[Utterance]]) -> Iterator[list[Wave]]:
+    """Waves of each batch, the next one being decoded while the teacher is busy with this one."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(_decode, batches[0])
+        for following in [*batches[1:], []]:
+            waves = coming.result()
+            coming = pool.submit(_decode, following)
+            yield waves
+
+
+def _decode(batch: Sequence[Utterance]) -> list[Wave]:
+    return [utterance.wave() for utterance in batch]
+
+
+def _unasked(family: Family, batch: Sequence[Utterance], waves: Sequence[Wave]) -> list[ClipTargets]:
+    """Targets that say nothing, of the right number of labels."""
+    tokens = family.tokens([u.text for u in batch], [u.language for u in batch])
+    counts = (tokens.labels != IGNORED).sum(1).tolist()
+    return [
+        ClipTargets(
+            to_pcm(wave),
+            torch.empty(count, 0, dtype=torch.int32),
+            torch.empty(count, 0),
+            torch.zeros(count),
+            None,
+            math.nan,
+        )
+        for wave, count in zip(waves, counts, strict=True)
+    ]
+
+
+@torch.no_grad()
+def _teacher_pass(
+    teacher: Any,
+    family: Family,
+    batch: Sequence[Utterance],
+    waves: Sequence[Wave],
+    settings: TargetSettings,
+    device: torch.device,
+) -> list[ClipTargets]:
+    """One forward pass at what the teacher was trained to hear: 30 s, or a clip's own length."""
+    tokens = family.tokens([u.text for u in batch], [u.language for u in batch])
+    on_device = tokens.to(device)
+    seconds = family.reading_seconds(waves)
+    if settings.states:  # which the student's are compared with, however little silence the teacher wants
+        seconds = max(seconds, max(map(len, waves)) / SAMPLE_RATE + settings.margin)
+    states = family.encode(teacher, family.features(waves, seconds, device))
+    logits = family.logits(teacher, states, on_device).float()  # [labels, vocabulary]
+    losses = cross_entropy(logits, on_device.labels[on_device.labels != IGNORED])
+    counts = (tokens.labels != IGNORED).sum(1).tolist()
+    out = []
+    pieces = zip(torch.split(logits, counts), torch.split(losses.cpu(), counts), strict=True)
+    for i, (own, loss) in enumerate(pieces):
+        # the seed is the clip's own, so that a cache holds the same tokens whoever computes it
+        seed = int(settings.key(batch[i])[:12], 16)
+        ids, values, log_normalizer = (kept.cpu() for kept in _kept(own, settings, seed))
+        kept = family.positions(len(waves[i]) + round(settings.margin * SAMPLE_RATE))
+        clip_states = states[i, :kept].half().cpu() if settings.states else None
+        out.append(ClipTargets(to_pcm(waves[i]), ids, values, log_normalizer, clip_states, float(loss.mean())))
+    return out
+
+
+def _kept(logits: Tensor, settings: TargetSettings, seed: int) -> Kept:
+    if settings.kind == "full":
+        return keep_all(logits)
+    if settings.kind == "sampled":
+        return keep_sample(logits, settings.top_k, settings.samples, settings.temperature, seed)
+    return keep_top_k(logits, settings.top_k, settings.temperature)
+
+
+def estimated_bytes(
+    utterances: Iterable[Utterance],
+    settings: TargetSettings,
+    width: int,
+    vocabulary: int,
+    positions_of: Callable[[int], int],
+) -> int:
+    """Size on disk: 16-bit audio, the targets of each token at about 5 tokens a second, and the states if they are kept."""
+    total = 0
+    a_label = bytes_of_a_label(settings.kind, settings.top_k, settings.samples, vocabulary)
+    for utterance in utterances:
+        positions = positions_of(round((utterance.seconds + settings.margin) * SAMPLE_RATE))
+        total += round(utterance.seconds * SAMPLE_RATE) * 2
+        total += positions * width * 2 if settings.states else 0
+        total += int(5 * utterance.seconds + 5) * a_label
+    return total

@@ -1,0 +1,162 @@
+"""Tensors on disk by key: safetensors shards with an index beside them, written as they come.
+
+A shard is whole or absent, and a line of index-RANK.jsonl is appended only after its shard is whole, so a kill costs the
+shard being filled. Each process of a distributed run writes shards of its own.
+
+Every line has a checksum, of itself and of its shard. A shard is checked once in a process, before anything of it is used;
+one that is damaged, or that an earlier version wrote without a checksum, is removed and its items are computed anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from workbench.cache.checksums import file_crc32, sealed, sealed_rows
+from workbench.core.disk import disk_errors
+from workbench.core.distributed import claimed_by_all, wait_for_all
+from workbench.core.errors import UserError
+from workbench.core.files import atomic_path
+
+log = logging.getLogger("workbench")
+SHARD_ITEMS = 32
+OPEN_SHARDS = 4  # pages read of an open shard count as this process's memory; opening one again takes a millisecond
+AGAIN = "run the same command again: what it holds is computed anew"
+
+
+class Keys(Protocol):
+    """What knows which items are there already."""
+
+    def __contains__(self, key: str, /) -> bool: ...
+
+
+class Store:
+    """A folder of shards, read an item at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.index: dict[str, dict[str, Any]] = {}
+        self._named: set[str] = set()  # shards that the index names, those that were removed too
+        self._sound: set[str] = set()  # shards that were checked
+        self._open: OrderedDict[str, Any] = OrderedDict()
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the index again, to see what other processes have written or removed."""
+        self.index = {}
+        for path in sorted(self.folder.glob("index-*.jsonl")):
+            for entry in sealed_rows(path):
+                self._named.add(entry["shard"])
+                if entry["key"] not in self.index and (self.folder / entry["shard"]).is_file():
+                    self.index[entry["key"]] = entry
+
+    def check(self, keys: Iterable[str], rank: int = 0, ranks: int = 1) -> None:
+        """Remove what is damaged of the shards of these items, and what no line names, so that their items count as missing.
+
+        Only the process that fills the folder may call it, or all of a run that does, each of which reads its share.
+        """
+        self.drop_damaged(keys, rank, ranks)
+        unnamed = [p for p in self.folder.glob("shard-*.safetensors") if rank == 0 and p.name not in self._named]
+        for path in unnamed:
+            path.unlink()
+        if unnamed:
+            log.warning("%s: %d file(s) without a checksum, of a run that was killed or of an earlier version, were removed",
+                        self.folder, len(unnamed))  # fmt: skip
+        if ranks > 1:
+            wait_for_all()
+        self.reload()
+
+    def drop_damaged(self, keys: Iterable[str], rank: int = 0, ranks: int = 1) -> None:
+        """Remove this rank's share of the damaged shards that hold any of these items."""
+        shards = {entry["shard"]: entry["crc32"] for key in keys if (entry := self.index.get(key))}
+        for name, crc32 in sorted(shards.items()):
+            if crc32 % ranks != rank:  # which another process reads, whatever it finds removed already
+                continue
+            if name not in self._sound and file_crc32(self.folder / name) != crc32:
+                lost = sum(entry["shard"] == name for entry in self.index.values())
+                log.warning("%s: damaged; its %d items are computed anew", self.folder / name, lost)
+                (self.folder / name).unlink(missing_ok=True)
+            else:
+                self._sound.add(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for a loader's worker process: files are opened anew there."""
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.index
+
+    def read(self, key: str, names: Sequence[str]) -> list[Tensor]:
+        """Read an item's tensors, copied out of the file; raises UserError if the shard is damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        shard = self.index[key]["shard"]
+        try:
+            if shard not in self._sound:
+                if file_crc32(self.folder / shard) != self.index[key]["crc32"]:
+                    raise UserError(f"{self.folder / shard}: damaged (its checksum is another); {AGAIN}")
+                self._sound.add(shard)
+            if shard not in self._open:
+                if len(self._open) >= OPEN_SHARDS:
+                    self._open.popitem(last=False)
+                self._open[shard] = safe_open(self.folder / shard, framework="pt")
+            self._open.move_to_end(shard)
+            return [self._open[shard].get_tensor(f"{key}.{name}").clone() for name in names]
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{self.folder / shard}: damaged ({error}); {AGAIN}") from None
+
+    def write(self, rank: int, items: Sequence[tuple[dict[str, Any], dict[str, Tensor]]]) -> None:
+        """Write a shard of items, each an index entry with its `key`, and tensors by name."""
+        from safetensors.torch import save_file
+
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"shard-{rank:03d}-{self._next_number(rank):06d}.safetensors"
+        tensors = {
+            f"{entry['key']}.{field}": tensor.detach().cpu().contiguous()
+            for entry, fields in items
+            for field, tensor in fields.items()
+        }
+        with atomic_path(self.folder / name) as temporary, disk_errors(self.folder / name):
+            save_file(tensors, temporary)
+            crc32 = file_crc32(temporary)
+        index = self.folder / f"index-{rank:03d}.jsonl"
+        torn = index.is_file() and not index.read_bytes().endswith(b"\n")
+        entries = [{**entry, "shard": name, "crc32": crc32} for entry, _ in items]
+        with disk_errors(index), index.open("a", encoding="utf-8") as file:
+            file.write("\n" * torn + "".join(sealed(entry) for entry in entries))
+        self.index |= {entry["key"]: entry for entry in entries}
+        self._named.add(name)
+        self._sound.add(name)
+
+    def _next_number(self, rank: int) -> int:
+        """A number that no shard has had: a line of one that was removed must not be taken for a new one's."""
+        there = {p.name for p in self.folder.glob("shard-*.safetensors")} | self._named
+        taken = [int(name[10:16]) for name in there if name.startswith(f"shard-{rank:03d}-")]
+        return max(taken, default=-1) + 1
+
+
+@contextlib.contextmanager
+def filling(folder: Path) -> Iterator[None]:
+    """One run at a time fills a folder of the cache; its processes begin and end together."""
+    with claimed_by_all(folder, wait=True):
+        yield
+        wait_for_all()
+
+
+def shards_of(keys: Sequence[str], present: Keys) -> Iterator[list[int]]:
+    """Numbers of the items to compute for each shard.
+
+    Shards are cut from the whole list, not from what is missing, so that a killed run computes the same batches again
+    and ends with the same bits.
+    """
+    for start in range(0, len(keys), SHARD_ITEMS):
+        missing = [i for i in range(start, min(start + SHARD_ITEMS, len(keys))) if keys[i] not in present]
+        if missing:
+            yield missing

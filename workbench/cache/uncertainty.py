@@ -1,0 +1,84 @@
+"""How unsure the teacher is of each utterance: its decoder run several times with dropout (Gal and Ghahramani 2016).
+
+The uncertainty of a label is the mutual information between the prediction and the dropout mask, H(mean p) - mean H(p), in
+nats (BALD, Houlsby et al. 2011); an utterance's is the mean over its labels. The encoder runs once, without dropout, because
+Whisper's base checkpoints were trained without any: noise in it would mostly measure that. Both are our interpretation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.cache.checksums import sealed, sealed_rows
+from workbench.cache.labelled_dataset import LabelledDataset
+from workbench.cache.teacher_targets import TargetSettings
+from workbench.core.files import cache_dir, sha256_of
+from workbench.models.protocol import Family
+
+SAMPLES, RATE = 8, 0.1  # passes of the decoder, and their dropout
+
+
+@torch.no_grad()
+def measure_uncertainty(
+    model: Any,
+    family: Family,
+    window: LabelledDataset,
+    settings: TargetSettings,
+    rank: int = 0,
+    ranks: int = 1,
+    progress: Callable[[int], None] = lambda _: None,
+) -> dict[str, float]:
+    """Uncertainty of this rank's utterances by id; what was measured before is read from the cache.
+
+    Args:
+        model: the teacher, on its device.
+        family: its features and tokens.
+        window: the utterances.
+        settings: of the targets; the teacher and the precision count.
+        rank: number of this process.
+        ranks: how many processes there are.
+        progress: called with the number of utterances done.
+    """
+    own = [] if settings.own_margin is None else [settings.own_margin]  # where 30 s are heard older values stay valid
+    folder = cache_dir() / "uncertainty" / sha256_of([settings.teacher, settings.precision, SAMPLES, RATE, *own])[:16]
+    known: dict[str, float] = {}
+    for path in folder.glob("*.jsonl"):
+        known.update((row["key"], row["value"]) for row in sealed_rows(path))
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, float] = {}
+    device = next(model.parameters()).device
+    with (folder / f"{rank:03d}.jsonl").open("a", encoding="utf-8") as file:
+        for utterance, key in list(zip(window.utterances, window.keys, strict=True))[rank::ranks]:
+            if key not in known:
+                tokens = family.tokens([utterance.text], [utterance.language]).to(device)
+                wave = [utterance.wave()]
+                states = family.encode(model, family.features(wave, family.reading_seconds(wave), device))
+                known[key] = float(information(samples(model, family, states, tokens, int(key[:12], 16))).mean())
+                file.write("\n" + sealed({"key": key, "value": known[key]}))  # a kill may have cut the last line short
+                file.flush()
+            found[utterance.id] = known[key]
+            progress(1)
+    return found
+
+
+def samples(model: Any, family: Family, states: Tensor, tokens: Any, seed: int) -> Tensor:
+    """Log-probabilities under different dropout masks. -> [samples, labels, vocabulary]"""
+    torch.manual_seed(seed % 2**31)
+    with family.decoder_dropout(model, RATE):
+        rows = [family.logits(model, states, tokens).float().log_softmax(-1) for _ in range(SAMPLES)]
+    return torch.stack(rows)
+
+
+def information(log_p: Tensor) -> Tensor:
+    """H(mean p) - mean H(p) of each label, at least 0. [samples, labels, vocabulary] -> [labels]"""
+    p = log_p.exp()
+    mean = p.mean(0)
+    return (_entropy(mean, mean.clamp(min=1e-30).log()) - _entropy(p, log_p.clamp(min=-69)).mean(0)).clamp(min=0)
+
+
+def _entropy(p: Tensor, log_p: Tensor) -> Tensor:
+    return -(p * log_p).sum(-1)

@@ -1,0 +1,112 @@
+"""The command line. What a command runs is imported inside it, so `workbench --help` loads no torch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+
+from workbench import __version__
+from workbench.cli import export, research, train
+from workbench.cli.command import INTERRUPTED, Command, say
+from workbench.core.errors import UserError, of_the_system
+
+app = typer.Typer(
+    name="workbench",
+    help="Distil a speech recogniser, export it through ONNX, prove latency and WER against the teacher, show both.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+BUG = 1  # what is no user's mistake
+# Of the click package, or of the copy of it that newer versions of typer carry: typer itself exports only its subclasses.
+ClickException: Any = typer.BadParameter.__mro__[2]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"workbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[  # noqa: ARG001  its callback does the work
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show what the libraries log.")] = False,
+) -> None:
+    logging.basicConfig(format="%(message)s", level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr)
+    logging.getLogger("workbench").setLevel(logging.INFO)
+    if not verbose:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@app.command()
+def teachers() -> None:
+    """List the teachers that can be opened here, and what each costs."""
+    from workbench.core.tables import print_rows
+    from workbench.models.resolve import list_teachers
+
+    rows = [tuple(row.values()) for row in list_teachers()]
+    print_rows(("name", "what", "languages", "licence", "cost"), rows, prose=True)
+    typer.echo("Also: any Whisper id of a model hub, a transformers folder, or a CTranslate2 (faster-whisper) folder.")
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: packages, devices, CPU flags, model sources, disk; say what to do about each problem."""
+    from workbench.planning.doctor import examine, print_findings
+
+    findings = examine()
+    print_findings(findings)
+    if any(f.level == "error" for f in findings):
+        raise typer.Exit(1)
+
+
+for commands in (train, export, research):
+    commands.add_commands(app)
+for group in (app, *(info.typer_instance for info in app.registered_groups if info.typer_instance)):
+    for registered in group.registered_commands:
+        registered.cls = Command
+
+
+def main() -> None:
+    """Entry point. Exit status: 2 and one line for what a user can correct, 130 for Ctrl-C, 1 and a traceback for a bug."""
+    try:
+        try:
+            status = typer.main.get_command(app).main(prog_name="workbench", standalone_mode=False) or 0
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _close_pipe()
+            status = BUG
+    except ClickException as error:
+        error.show()
+        status = error.exit_code
+    except UserError as error:
+        say(str(error))
+        status = 2
+    except (typer.Abort, KeyboardInterrupt):
+        say("interrupted")
+        status = INTERRUPTED
+    except Exception as error:  # noqa: BLE001  shown, and with a traceback unless the system is to blame
+        known = of_the_system(error)
+        if known is None or logging.getLogger().isEnabledFor(logging.INFO):  # the latter: --verbose
+            traceback.print_exc()
+        if known:
+            say(known)
+            status = 2
+        else:
+            say(f"unexpected {type(error).__name__}: a bug of the workbench; please report it with the lines above")
+            status = BUG
+    sys.exit(status)
+
+
+def _close_pipe() -> None:
+    """The reader of our output has gone (`workbench teachers | head -1`): nothing more is written, at exit neither."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

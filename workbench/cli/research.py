@@ -1,0 +1,129 @@
+"""The commands of who compares methods: corpora, studies, the weights a run gave. Imports are inside, as in cli/app.py."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli.command import FILE, FOLDER
+from workbench.core.errors import UserError, nearest
+
+corpus_app = typer.Typer(help="Build a corpus that the package does not carry.", no_args_is_help=True)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register them with the command line."""
+    app.add_typer(corpus_app, name="corpus")
+    app.command()(study)
+    app.command()(weights)
+
+
+@corpus_app.callback()
+def _corpus() -> None:
+    """A group, so that more corpora can come."""
+
+
+@corpus_app.command()
+def prompts(
+    language: Annotated[str, typer.Option(help="en, es, fr, it or ru.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder; by default in the cache, known as prompts-LANGUAGE.", **FOLDER),
+    ] = None,
+    corrupt: Annotated[
+        float | None,
+        typer.Option(
+            help="Also give this share of the training clips a wrong transcript, such as 0.4.", min=0.001, max=1
+        ),
+    ] = None,
+    how: Annotated[str, typer.Option(help="exchange: with another clip; words: half of them replaced.")] = "exchange",
+    seed: Annotated[int, typer.Option(help="Of what is corrupted.", min=0)] = 1,
+) -> None:
+    """Build a language's telephone prompts from Debian's packages, with the split rule of prompts-en."""
+    from workbench.corpus.corrupt import write_corrupted
+    from workbench.corpus.manifests import read_manifest
+    from workbench.corpus.prompts import build_prompts
+    from workbench.corpus.sources import BUILT_IN, corpora_dir
+
+    if how not in ("exchange", "words"):
+        raise UserError(f"--how {how!r}{nearest(how, ('exchange', 'words'))}")
+    if corrupt is None:
+        typer.echo(build_prompts(language, output or corpora_dir() / f"prompts-{language}"))
+        return
+    clean = BUILT_IN.get(f"prompts-{language}") or build_prompts(language, corpora_dir() / f"prompts-{language}")
+    name = f"prompts-{language}-corrupt{round(100 * corrupt)}{'' if how == 'exchange' else '-words'}"
+    typer.echo(write_corrupted(read_manifest(clean), corrupt, how, seed, output or corpora_dir() / name, clean))
+
+
+def study(
+    file: Annotated[
+        Path, typer.Argument(help="Study, a YAML file; the shipped ones are in recipes/studies/.", dir_okay=False)
+    ],
+    arm: Annotated[list[str] | None, typer.Option(help="Only these arms.")] = None,
+    corpus: Annotated[list[str] | None, typer.Option(help="Only these corpora.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Only these seeds.")] = None,
+    student: Annotated[list[str] | None, typer.Option(help="Only these students.")] = None,
+    parallel: Annotated[int, typer.Option(help="Runs at a time; the cores are shared out.", min=1)] = 1,
+    commands: Annotated[bool, typer.Option("--commands", help="Print a command for each run, for a queue.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Run nothing; collect what is done.")] = False,
+) -> None:
+    """Run a study, or go on with it: arms x seeds x corpora, and one table. With one of each chosen: that run alone."""
+    from workbench.study.arm import prepare, run_arm, score_teacher
+    from workbench.study.plan import cells, load_study
+
+    parsed = load_study(file)
+    wanted = {"arm": arm, "corpus": corpus, "seed": seed, "student": student}
+    everything = chosen = cells(parsed)
+    for field, values in wanted.items():
+        for value in values or []:
+            known = {str(getattr(c, field)) for c in everything}
+            if str(value) not in known:
+                raise UserError(f"--{field} {value}{nearest(str(value), known)}")
+        chosen = [c for c in chosen if not values or getattr(c, field) in values]
+    if commands:
+        typer.echo("\n".join(cell.command(file) for cell in chosen))
+        return
+    if all(values is not None and len(values) == 1 for values in wanted.values()):
+        prepare(parsed)
+        run_arm(parsed, chosen[0])
+        typer.echo(parsed.output / chosen[0].name)
+        return
+    from workbench.study.results import collect, print_table, write
+    from workbench.study.runner import run_study
+
+    if not table:
+        prepare(parsed)
+        run_study(parsed, file, parallel, chosen)
+        for name in dict.fromkeys(cell.corpus for cell in chosen):
+            score_teacher(parsed, name)
+    # results are kept, and a machine's folders are not part of them
+    shown = Path(*file.parts[-3:]) if file.is_absolute() else file
+    options = [f"--{field} {value}" for field, values in wanted.items() for value in values or []]
+    results = collect(parsed, chosen, " ".join(["workbench study", str(shown), *options]))
+    print_table(parsed, results)
+    for path in write(parsed, chosen, results):
+        typer.echo(os.fspath(path))
+
+
+def weights(
+    run: Annotated[Path, typer.Argument(help="Run folder, which holds weights.parquet.", file_okay=False)],
+    worst: Annotated[int, typer.Option(help="How many of the most distrusted utterances to list.", min=0)] = 20,
+    by: Annotated[
+        str, typer.Option(help="system: the weights it gave; student_loss; teacher_loss, which needs no training.")
+    ] = "system",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Page to write; weights.html in the run's folder by default.", **FILE),
+    ] = None,
+) -> None:
+    """Show how a run weighed its utterances, and rank those it learnt to distrust, with audio and both texts."""
+    from workbench.study.label_errors import RANKINGS, read_run, write_page
+
+    if by not in RANKINGS:
+        raise UserError(f"--by {by!r}{nearest(by, RANKINGS)}")
+    found = read_run(run)
+    found.print(worst, by)
+    typer.echo(write_page(found, output or run / "weights.html", worst, by))

@@ -1,0 +1,141 @@
+"""The commands that make a student: distillation, what it will take, labels and speech to train on. Imports are inside, as in cli/app.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli.command import FILE
+from workbench.core.errors import UserError
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register them with the command line."""
+    for command in (distill, plan, label, synthesize):
+        app.command()(command)
+
+
+def distill(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.", dir_okay=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, for example stages.decoder.epochs=2")
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Drop what the run folder holds and begin anew.")] = False,
+) -> None:
+    """Train a student from a recipe, or go on where a killed run stopped."""
+    from workbench.config.recipe import load_recipe
+
+    parsed = load_recipe(recipe, overrides)
+    from workbench.distill.trainer import distill as run
+
+    typer.echo(run(parsed, restart))
+
+
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.", dir_okay=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as for distill")] = None,
+    device: Annotated[str, typer.Option(help="Such as h100-80gb; a wrong name lists them.")] = "h100-80gb",
+    devices: Annotated[int, typer.Option(help="How many of them.", min=1)] = 1,
+    hours: Annotated[
+        float | None, typer.Option(help="Hours of speech; the corpus's own where it lies here.", min=0.001)
+    ] = None,
+    clip_seconds: Annotated[float | None, typer.Option(help="Mean length of a clip, likewise.", min=0.01)] = None,
+    efficiency: Annotated[
+        float, typer.Option(help="Share of the device's peak that is reached: an assumption.", min=0.01, max=1.0)
+    ] = 0.35,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write it as JSON.", **FILE)] = None,
+) -> None:
+    """Estimate what a recipe takes on an accelerator: parameters, operations, memory, largest batch, hours. Runs anywhere."""
+    from workbench.config.recipe import load_recipe
+    from workbench.core.files import write_json
+    from workbench.planning.plan import corpus_size, print_plan
+    from workbench.planning.plan import plan as run
+
+    parsed = load_recipe(recipe, overrides)
+    if hours is None or clip_seconds is None:
+        found_hours, found_seconds = corpus_size(parsed)
+        hours, clip_seconds = hours or found_hours, clip_seconds or found_seconds
+    found = run(parsed, device, devices, hours, clip_seconds, efficiency)
+    print_plan(found)
+    if json_file is not None:
+        write_json(json_file, found.as_json())
+
+
+def label(
+    source: Annotated[Path, typer.Argument(help="Folder of audio files, or a manifest; its text is the reference.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Manifest to write (JSONL).", **FILE)],
+    teacher: Annotated[str, typer.Option(help="Who transcribes: a name as for `workbench teachers`.")] = "whisper-base",
+    language: Annotated[
+        str | None,
+        typer.Option(
+            help="Code of all clips' language, or `auto`: the teacher tells each one's. By default the manifest's, English where it says none."
+        ),
+    ] = None,
+    beams: Annotated[int, typer.Option(help="1 is greedy.", min=1, max=20)] = 1,
+    batch: Annotated[int, typer.Option(help="Clips in one forward pass.", min=1)] = 4,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    split: Annotated[str | None, typer.Option(help="Split that every line gets; by default its own.")] = None,
+    longest: Annotated[
+        float, typer.Option(help="Seconds of an utterance cut out of a longer recording.", min=1, max=30)
+    ] = 28.0,
+    max_wer: Annotated[float, typer.Option(help="Percent, against a reference where there is one.", min=0)] = 10.0,
+    max_compression: Annotated[
+        float, typer.Option(help="Text bytes over zlib bytes; loops compress well.", min=0)
+    ] = 2.4,
+    min_confidence: Annotated[float, typer.Option(help="Mean log-probability a token.")] = -1.0,
+    min_rate: Annotated[float, typer.Option(help="Characters a second.", min=0)] = 2.0,
+    max_rate: Annotated[float, typer.Option(help="Characters a second.", min=0)] = 30.0,
+    min_language: Annotated[
+        float, typer.Option(help="Probability of the language that the teacher tells.", min=0, max=1)
+    ] = 0.5,
+) -> None:
+    """Transcribe audio that has no text, filter the labels, and write a manifest and a rejection report."""
+    from workbench.core.errors import nearest
+    from workbench.corpus import SPLITS
+    from workbench.labelling.filters import Limits
+    from workbench.labelling.pseudo_labels import LabelSettings
+    from workbench.labelling.pseudo_labels import label as run
+
+    if precision not in ("fp32", "bf16"):
+        raise UserError(f"--precision {precision!r}{nearest(precision, ('fp32', 'bf16'))}")
+    if split is not None and split not in SPLITS:
+        raise UserError(f"--split {split!r}{nearest(split, SPLITS)}")
+    limits = Limits(max_wer, max_compression, min_confidence, min_rate, max_rate, min_language)
+    settings = LabelSettings(teacher, language, beams, batch, precision, longest)
+    typer.echo(run(source, output, settings, limits, split))
+
+
+def synthesize(
+    text: Annotated[Path, typer.Argument(help="UTF-8 text, one utterance a line.", dir_okay=False)],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Manifest to write (JSONL); recordings go beside it.", **FILE),
+    ],
+    voice: Annotated[
+        Path | None, typer.Option(help="A Piper voice, NAME.onnx; the built-in one by default.", dir_okay=False)
+    ] = None,
+    language: Annotated[str, typer.Option(help="ISO 639-1 code of the text.")] = "en",
+    speed: Annotated[
+        list[float] | None, typer.Option(help="Speeds that the lines take in turn, 1.0 by default.")
+    ] = None,
+    avoid: Annotated[
+        str | None, typer.Option(help="Corpus of whose validation and test splits no sentence may be said.")
+    ] = None,
+    join: Annotated[
+        float,
+        typer.Option(
+            help="Join lines to recordings of up to so many seconds: a cheaper teacher's pass.", min=0, max=30
+        ),
+    ] = 0.0,
+) -> None:
+    """Say the lines of a text with a text-to-speech engine: training speech for who has text but no audio."""
+    from workbench.labelling.speech_from_text import synthesize as run
+    from workbench.text.languages import language_code
+
+    try:
+        language = language_code(language)
+    except UserError as error:
+        raise UserError(f"--language {error}") from None
+    typer.echo(run(text, output, voice, language, speed or [1.0], avoid, join))

@@ -1,0 +1,211 @@
+"""A recipe: everything that decides a distillation run, in one YAML file."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from workbench.config.sections import (
+    TARGETS_OF,
+    AugmentRecipe,
+    DivergenceRecipe,
+    MarginRecipe,
+    OnPolicyRecipe,
+    Section,
+    Stage,
+    StreamRecipe,
+    StudentRecipe,
+    TargetsRecipe,
+)
+from workbench.config.weightings import needs_uncertainty, without_effect
+from workbench.core.errors import UserError, nearest
+from workbench.core.files import read_yaml, write_text
+
+
+class Recipe(Section):
+    """A distillation run."""
+
+    FREE: ClassVar = ("output", "checkpoint_minutes", "keep_checkpoints", "loader_workers", "trackers")
+    output: Path = Field(description="run folder")
+    teacher: str = "whisper-base"
+    more_teachers: list[str] = Field(default_factory=list, description="further teachers with the same tokenizer")
+    teacher_shares: Literal["mean", "best", "softmax"] | list[float] = Field(
+        "mean",
+        description="of the teachers in the distillation loss: all alike, the one with the lowest validation WER alone, "
+        "softmax of -WER in points, or given",
+    )
+    corpus: str = "prompts-en"
+    more_corpora: list[str] = Field(
+        default_factory=list, description="corpora whose training split is added; validation stays that of `corpus`"
+    )
+    limit: int | None = Field(None, ge=1, description="at most this many utterances of each split of `corpus`")
+    stream: StreamRecipe | None = None
+    augment: AugmentRecipe = AugmentRecipe()
+    student: StudentRecipe = StudentRecipe()
+    margin: MarginRecipe = MarginRecipe()
+    targets: TargetsRecipe = TargetsRecipe()
+    stages: dict[str, Stage] = Field(min_length=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="keep a moving average of the student with this decay, and let it be the result"
+    )
+    seed: int = 1
+    validate_every: int = Field(1, ge=1, description="epochs between validations")
+    checkpoint_minutes: float = Field(3.0, gt=0)
+    keep_checkpoints: int = Field(
+        1, ge=1, description="how many of the newest checkpoints are kept, besides the best student"
+    )
+    loader_workers: int | None = Field(
+        None, ge=0, description="processes that prepare batches ahead; none on a CPU, four a GPU by default"
+    )
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _shared_out(self) -> Recipe:
+        if isinstance(self.teacher_shares, list) and len(self.teacher_shares) != 1 + len(self.more_teachers):
+            raise ValueError(
+                f"teacher_shares has {len(self.teacher_shares)} numbers for {1 + len(self.more_teachers)} teachers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _takes_effect(self) -> Recipe:
+        for name, stage in self.stages.items():
+            facts = stage.facts(stage.epochs, self.stream is not None)
+            if (reason := without_effect(stage.weighting, facts)) is not None:
+                raise ValueError(f"stages.{name}.weighting: {reason}")
+        return self
+
+    @model_validator(mode="after")
+    def _targets_fit(self) -> Recipe:
+        for name, stage in self.stages.items():
+            # Annealing-KD brings its own divergence
+            annealing = stage.weighting["name"] == "annealing_kd"
+            divergence = "logit_mse" if annealing else stage.divergence.name
+            kinds = TARGETS_OF[divergence]
+            if stage.decoding and self.targets.kind not in kinds:
+                field = "weighting: annealing_kd, whose" if annealing else "divergence:"
+                raise ValueError(
+                    f"stages.{name}.{field} {divergence} cannot be taken from targets.kind {self.targets.kind}; "
+                    f"use {' or '.join(kinds)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _streamed(self) -> Recipe:
+        if self.stream is None:
+            return self
+        for name, stage in self.stages.items():
+            if needs_uncertainty(stage.weighting):
+                raise ValueError(
+                    f"stages.{name}.weighting: {stage.weighting['name']} asks the teacher about the whole corpus first, "
+                    "which a stream has not"
+                )
+            if stage.steps is None:
+                raise ValueError(
+                    f"stages.{name}.steps is missing: a stream has no length that an epoch could be told by"
+                )
+        if any(stage.on_policy for stage in self.stages.values()):
+            raise ValueError("stages: on_policy keeps the teacher's states of the whole corpus, which a stream has not")
+        if self.student.vocabulary != "all":
+            raise ValueError("student.vocabulary: a stream is not known as a whole, so its tokens are not; use all")
+        if self.more_corpora or self.augment.speeds or self.augment.concatenate:
+            raise ValueError("a stream takes neither more_corpora nor augment.speeds nor augment.concatenate")
+        if not self.corpus.startswith("hf:"):
+            raise ValueError(f"corpus {self.corpus!r} cannot be streamed; expected hf:ID, or leave `stream` out")
+        return self
+
+    def save(self, path: Path) -> None:
+        """Write the resolved recipe as YAML."""
+        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+    def same_training(self, other: Recipe) -> bool:
+        """Whether two recipes train the same student; where it is written and how often saved do not matter."""
+        free = set(self.FREE)
+        return self.model_dump(exclude=free) == other.model_dump(exclude=free)
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe and apply `key=value` overrides (`stages.decoder.epochs=2`).
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key (the nearest known one is named), or a value out of range.
+    """
+    content = read_yaml(path, "recipe", "recipes/")
+    for given in overrides or []:
+        _parsed_override(content, given)
+    return parse_recipe(content, str(path))
+
+
+def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
+    """Validate a recipe's content; raises UserError in one line."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"] if part not in ("list[int]", "int", "literal['all']"))
+        if first["type"] == "extra_forbidden":
+            raise UserError(
+                f"{where}: unknown key {field!r}{nearest(field.rsplit('.', 1)[-1], _known_keys(first['loc']))}"
+            ) from None
+        if first["type"] == "missing":
+            raise UserError(f"{where}: key {field!r} is missing") from None
+        message = first["msg"].removeprefix("Value error, ")
+        if isinstance(first["input"], dict):  # a rule about several keys, which its message names
+            raise UserError(f"{where}: {field + ': ' if field else ''}{message}") from None
+        raise UserError(f"{where}: {field} is {first['input']!r}; {message[0].lower()}{message[1:]}") from None
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    section: dict[str, type[Section]] = {
+        "student": StudentRecipe,
+        "margin": MarginRecipe,
+        "targets": TargetsRecipe,
+        "augment": AugmentRecipe,
+        "stream": StreamRecipe,
+        "stages": Stage,
+    }
+    for name, inner in (("divergence", DivergenceRecipe), ("on_policy", OnPolicyRecipe)):
+        if location[-2:-1] == (name,):
+            return list(inner.model_fields)
+    model = section.get(str(location[0]), Recipe) if len(location) > 1 else Recipe
+    return list(model.model_fields)
+
+
+def _parsed_override(content: dict[str, Any], given: str) -> None:
+    key, equals, value = given.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {given!r}: expected key=value, for example stages.decoder.epochs=2")
+    try:
+        parsed = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: no date, or a number of thousands of digits
+        raise UserError(f"override {given[:60]!r}: {value[:60]!r} is not a YAML value") from None
+    if isinstance(parsed, str):
+        # YAML 1.1 reads 5e-5 as text; whoever types a number means one
+        with contextlib.suppress(ValueError):
+            parsed = float(parsed)
+    override(content, key, parsed, f"override {given!r}")
+
+
+def override(content: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set a dotted key of a recipe's content; raises UserError if a section on the way does not exist."""
+    *parents, last = key.split(".")
+    section = content
+    for i, parent in enumerate(parents):
+        if parent == "stages" or i == 0 or parent in ("weighting", "divergence", "on_policy"):
+            section = section.setdefault(parent, {})
+        elif parent in section:
+            section = section[parent]
+        else:
+            close = difflib.get_close_matches(parent, [str(k) for k in section], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"{where}: no section {'.'.join(parents[: i + 1])!r}{hint}")
+        if not isinstance(section, dict):
+            raise UserError(f"{where}: {'.'.join(parents[: i + 1])!r} is not a section")
+    section[last] = value

@@ -1,0 +1,194 @@
+"""The sections of a recipe, each key with its meaning and its bounds."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from workbench.config.weightings import StageFacts, parse_settings
+
+
+class Section(BaseModel):
+    """A part of a recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StudentRecipe(Section):
+    """Which of the teacher's layers the student keeps: their numbers, or how many, spread evenly."""
+
+    encoder_layers: list[int] | int | Literal["all"] = "all"
+    decoder_layers: list[int] | int | Literal["all"] = "all"
+    vocabulary: Literal["all", "corpus"] = Field(
+        "all",
+        description="corpus: learn and write only tokens that its texts or the teacher's likeliest tokens there hold; "
+        "a quarter of the work of a thin decoder's step",
+    )
+    pool_after: int | None = Field(
+        None,
+        ge=1,
+        description="encoder layers after which neighbouring states become one, so that the rest and the decoder have half as many; "
+        "the bundle does so, plain transformers does not",
+    )
+    encoder_variance: float | None = Field(
+        None,
+        gt=0.5,
+        lt=1,
+        description="share of the variance of each encoder product's outputs to keep, 0.99 for example: where the rest is most of its "
+        "dimensions, the product becomes two thinner ones",
+    )
+    initial: str | None = Field(
+        None, description="checkpoint that the layers are taken from instead of the teacher; named as a teacher is"
+    )
+
+
+class MarginRecipe(Section):
+    """Silence after a clip, in seconds: the student sees a random amount in training and a fixed one in use."""
+
+    shortest: float = Field(0.2, ge=0, le=5)
+    longest: float = Field(0.9, ge=0, le=5)
+    inference: float = Field(0.4, ge=0, le=5)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MarginRecipe:
+        if self.shortest > self.longest:
+            raise ValueError(f"shortest ({self.shortest}) is above longest ({self.longest})")
+        return self
+
+
+class TargetsRecipe(Section):
+    """What is kept of the teacher's pass over the corpus; see workbench/losses/soft_targets.py."""
+
+    kind: Literal["top_k", "full", "sampled"] = Field(
+        "top_k",
+        description="of each token: the k largest logits with the rest as one bucket; all logits in fp16; or the k likeliest tokens and "
+        "some drawn from the rest, whose KL is the full one in expectation",
+    )
+    top_k: int = Field(32, ge=1, description="logits kept a token; the rest is one bucket, or is drawn from")
+    samples: int = Field(48, ge=1, description="of sampled: tokens drawn from the rest")
+    temperature: float = Field(1.0, gt=0, description="tau of the distillation loss")
+    accept_tail: bool = Field(
+        False, description="of top_k: train although the bucket holds more than a fifth of the teacher's probability"
+    )
+    batch_clips: int = Field(2, ge=1, description="clips in one teacher forward pass")
+
+
+# kinds of targets that a divergence can be taken from: all but forward KL need the teacher's probability of every token
+TARGETS_OF: dict[str, tuple[str, ...]] = {
+    "forward_kl": ("top_k", "full", "sampled"),
+    **dict.fromkeys(("reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "logit_mse"), ("top_k", "full")),
+}
+
+
+class DivergenceRecipe(Section):
+    """Distillation loss of a label; see workbench/losses/divergences.py."""
+
+    name: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "logit_mse"] = "forward_kl"
+    beta: float = Field(0.5, gt=0, lt=1, description="of jsd: the teacher's share of the mixture")
+    alpha: float = Field(
+        0.1, ge=0, lt=1, description="of the skew divergences: share of the first distribution mixed in"
+    )
+    teacher_scale: float = Field(1.0, gt=0, description="of logit_mse: factor of the teacher's logits")
+
+
+class AugmentRecipe(Section):
+    """More speech from what is there. The teacher hears new utterances (speeds, joined clips), but never noise or masks."""
+
+    speeds: list[float] = Field(default_factory=list, description="each clip again at these speeds, 1.1 being faster")
+    concatenate: float = Field(0.0, ge=0, le=30, description="also short clips joined up to this many seconds; 0: none")
+    noise_share: float = Field(0.0, ge=0, le=1, description="share of the clips that the student hears in noise")
+    noise_db: tuple[float, float] = Field((5.0, 30.0), description="ratio of speech to noise, from and to")
+    frequency_masks: int = Field(0, ge=0, description="SpecAugment: bands blanked in each clip")
+    frequency_width: int = Field(15, ge=1, description="mels of the widest band")
+    time_masks: int = Field(0, ge=0, description="SpecAugment: stretches blanked in each clip")
+    time_width: int = Field(40, ge=1, description="frames (10 ms) of the longest stretch")
+
+    @field_validator("speeds")
+    @classmethod
+    def _sensible(cls, speeds: list[float]) -> list[float]:
+        for speed in speeds:
+            if not 0.5 <= speed <= 2.0 or speed == 1.0:
+                raise ValueError("expected speeds from 0.5 to 2.0 other than 1.0, which is there already")
+        return speeds
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentRecipe:
+        if self.noise_db[0] > self.noise_db[1]:
+            raise ValueError(
+                f"noise_db goes from {self.noise_db[0]} to {self.noise_db[1]}; expected the lower one first"
+            )
+        return self
+
+    @property
+    def changes_hearing(self) -> bool:
+        """Whether the student hears something else in every epoch, so that nothing of it can be computed once."""
+        return bool(self.noise_share or self.frequency_masks or self.time_masks)
+
+
+class StreamRecipe(Section):
+    """Train on a corpus larger than the disk, a window of it at a time: labelled, trained on, dropped."""
+
+    window_hours: float = Field(1.0, gt=0, description="speech that a process holds at a time, and shuffles within")
+
+
+class OnPolicyRecipe(Section):
+    """Micro-batches whose transcripts are the student's own; see workbench/distill/teaching/on_policy.py."""
+
+    method: Literal["gkd", "speculative"] = "gkd"
+    share: float = Field(0.5, gt=0, le=1, description="of the micro-batches (GKD's lambda)")
+    temperature: float = Field(1.0, ge=0, description="of the student's sampling; 0 is greedy")
+    top_k: int = Field(25, ge=1, description="of speculative: proposals outside the teacher's k likeliest are replaced")
+
+
+class Stage(Section):
+    """One stage of training: what is trained, on which losses, for how long."""
+
+    trainable: Literal["encoder", "decoder", "all"]
+    epochs: int = Field(ge=1)
+    steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps; a stream needs it")
+    learning_rate: float = Field(gt=0)
+    warmup_share: float = Field(0.05, ge=0, le=0.5, description="share of the stage's steps with a rising rate")
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    batch_seconds: float = Field(
+        30.0, gt=0, description="audio of one optimizer step over all processes, padding included"
+    )
+    micro_batches: int | None = Field(
+        None,
+        ge=1,
+        description="parts a step is computed in; by default as many as the processes and the memory ask for",
+    )
+    average_over: Literal["utterances", "tokens"] = Field(
+        "utterances", description="whether every utterance counts alike in a step's loss, or every token"
+    )
+    encode_once: bool = Field(
+        True, description="run a frozen encoder once over the corpus and keep its states on disk (50 x width x 2 B/s)"
+    )
+    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory")
+    encoder_matching: float = Field(0.0, ge=0, description="factor of the encoder-state loss")
+    decoding: bool = Field(True, description="use task and distillation losses, weighted by `weighting`")
+    weighting: dict[str, Any] = Field(default_factory=lambda: {"name": "fixed"}, validate_default=True)
+    divergence: DivergenceRecipe = DivergenceRecipe()
+    on_policy: OnPolicyRecipe | None = None
+
+    def facts(self, epochs: int, stream: bool = False, steps: int | None = None) -> StageFacts:
+        """What a weighting is told of the stage before it begins: the epochs it reaches, and its steps if they are known."""
+        share = self.on_policy.share if self.on_policy is not None else 0.0
+        return StageFacts(epochs, steps, stream, self.decoding, share)
+
+    @field_validator("weighting")
+    @classmethod
+    def _known(cls, options: dict[str, Any]) -> dict[str, Any]:
+        name = options.get("name", "fixed")
+        return {"name": name, **parse_settings(options).model_dump()}
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Stage:
+        if not self.decoding and not self.encoder_matching:
+            raise ValueError("has no loss: set encoder_matching above 0 or decoding to true")
+        if self.on_policy is not None and (not self.decoding or self.average_over == "tokens"):
+            raise ValueError("on_policy needs decoding: true and average_over: utterances")
+        if self.trainable == "decoder" and not self.decoding:
+            raise ValueError("trains the decoder, but decoding is false, so nothing would change")
+        return self

@@ -1,0 +1,98 @@
+"""What the processes of a distributed run agree on; with one process each answer is its own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.core.errors import UserError
+from workbench.core.locks import claimed
+from workbench.core.memory import Peak
+
+LONGEST_WAIT = timedelta(days=7)  # for one process's work, such as validating, or for another run that fills a cache
+# gloo's group, whose waits are so long; collectives keep their timeout, which finds a process that hangs
+_group: list[Any] = []
+
+
+def start_processes() -> Any:
+    """Accelerate's state of this run's processes, which all must ask for before the first of them waits."""
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if state.num_processes > 1 and not _group:
+        _group.append(torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT))
+    return state
+
+
+def wait_for_all() -> None:
+    """Wait until every process of the run is here, however long one of them works."""
+    if _group:
+        torch.distributed.barrier(_group[0])
+
+
+@contextlib.contextmanager
+def claimed_by_all(output: Path, wait: bool = False) -> Iterator[None]:
+    """`claimed` for a run of several processes: the main one has the lock, and all raise its UserError."""
+    state = start_processes()
+    with contextlib.ExitStack() as stack:
+        problem: list[str | None] = [None]
+        if state.is_main_process:
+            try:
+                stack.enter_context(claimed(output, wait))
+            except UserError as error:
+                problem = [str(error)]
+        if _group:
+            torch.distributed.broadcast_object_list(problem, 0, _group[0])
+        if problem[0] is not None:
+            raise UserError(problem[0])
+        yield
+
+
+class Processes:
+    """A run's processes. Every method must be called by all of them."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self.accelerator = accelerator
+        self.count: int = accelerator.num_processes
+        self.main: bool = accelerator.is_main_process
+
+    def gathered(self, found: dict[str, Any]) -> dict[str, Any]:
+        """The entries of all processes' dictionaries."""
+        if self.count == 1:
+            return found
+        from accelerate.utils import gather_object
+
+        wait_for_all()  # what they found may have taken them more or less time
+        return {key: value for part in gather_object([found]) for key, value in part.items()}
+
+    def broadcast(self, wish: bool) -> bool:
+        """The main process's answer, for what all must do or none."""
+        if self.count == 1:
+            return wish
+        return bool(self.all_reduce_sum(torch.tensor([float(wish and self.main)]))[0])
+
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        """Sum over the processes."""
+        if self.count == 1:
+            return values
+        total: Tensor = self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum")
+        return total
+
+    def all_reduce_min(self, value: float) -> float:
+        """Smallest of the processes' values."""
+        if self.count == 1:
+            return value
+        mine = torch.tensor([float(value)], device=self.accelerator.device)
+        return float(self.accelerator.gather(mine).min())
+
+    def worst_of(self, peak: Peak | None) -> tuple[bool, float]:
+        """Whether any process ran out of memory, and the largest share of the free memory that one took."""
+        failed, share = (peak.failed, peak.used / max(peak.free, 1)) if peak else (False, 0.0)
+        return self.all_reduce_min(-float(failed)) < 0, -self.all_reduce_min(-share)

@@ -1,0 +1,202 @@
+"""Clips and their targets as micro-batches of training steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from workbench.audio.augment import add_noise
+from workbench.audio.decode import SAMPLE_RATE
+from workbench.cache.encoder_cache import silence_after
+from workbench.cache.labelled_dataset import LabelledDataset
+from workbench.cache.teacher_targets import ClipTargets
+from workbench.config.recipe import Recipe
+from workbench.corpus.batching import StepPlan
+from workbench.losses.divergences import SampledTargets, SoftTargets
+from workbench.losses.soft_targets import Kind
+from workbench.models.protocol import IGNORED, Family, Tokens
+
+LABEL_BUCKET = 8  # labels are padded to a multiple of it, so that few shapes occur
+POSITION_BUCKET = 25  # encoder positions (0.5 s) that a compiled step's audio is padded to a multiple of
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. Labelled positions of all utterances lie flat, in order of utterance and position."""
+
+    ids: list[str]
+    waves: Tensor  # fp32 [utterances, samples], padded; empty where `encoded` stands for them
+    inputs: Tensor  # int64 [utterances, tokens]
+    labels: Tensor  # int64 [utterances, tokens]
+    labelled: Tensor  # int64 [labels]: flat places of the labelled positions in [utterances * tokens]
+    utterance_index: Tensor  # int64 [labels]: utterance of each labelled position
+    label_counts: Tensor  # int64 [utterances]
+    states: Tensor  # fp32 [utterances, positions, width]: the teacher's, zero-padded; empty where nothing matches them
+    frames: Tensor  # int64 [utterances]: positions of `states` that are not padding
+    encoded: Tensor  # fp16 [utterances, positions, width]: the student's own, from its frozen encoder; or empty
+    attention_mask: Tensor  # bool [utterances, positions]: encoder positions that a clip has, with its silence
+    # what soft_targets.py keeps for `kind`: of `full` all logits below the largest, of `sampled` tokens, weights and entropy
+    top_ids: Tensor  # int64 [teachers, labels, k], the likeliest first
+    top_logits: Tensor  # fp32 [teachers, labels, k]; of `full` fp16 [teachers, labels, vocabulary]
+    log_normalizer: Tensor  # fp32 [teachers, labels]; of `full` the largest logit
+    teacher_loss: Tensor  # fp32 [teachers, utterances]
+    seed: tuple[int, ...]  # of what is random in this micro-batch
+    real: bool = True  # False: stands in on a process that has no clip of this step, and counts for nothing
+    kind: Kind = "top_k"  # of the targets
+    temperature: float = 1.0  # that sampled targets were drawn at, and the others are used at
+
+    @property
+    def tokens(self) -> Tokens:
+        """Decoder inputs and labels."""
+        return Tokens(self.inputs, self.labels)
+
+    def targets(self, teacher: int) -> SoftTargets | SampledTargets:
+        """What one of the teachers says at each label."""
+        ids, values, number = self.top_ids[teacher], self.top_logits[teacher], self.log_normalizer[teacher]
+        if self.kind == "sampled":
+            return SampledTargets(ids, values, number)
+        if self.kind == "full":
+            return SoftTargets.full(values.float() + number[:, None], self.temperature)
+        return SoftTargets(ids, values, number)
+
+    def flat_labels(self) -> Tensor:
+        """The labels of all utterances in order. -> int64 [labels]"""
+        return self.labels.flatten().index_select(0, self.labelled)
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy the tensors to a device; from pinned memory the copies do not block."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Called by torch's DataLoader when it pins."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
+        return replace(self, **changed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatchPlan:
+    """Which clips stand together."""
+
+    steps: Sequence[StepPlan]  # what to do, by the dataset's indices
+    mine: Sequence[int]  # which micro-batches of each step this process does
+    micro_batches: int  # how many a step has
+    seed: tuple[int, ...]  # of the epoch
+    teacher_states: bool  # whether the teacher's encoder states are wanted
+    pooled: bool = False  # whether the student has half as many states as the teacher
+
+
+class MicroBatches(Dataset[Batch]):
+    """The micro-batches of some steps that fall to this process, in order.
+
+    Args:
+        dataset: the clips with their targets, and perhaps the student's own encoder states.
+        family: for the tokens.
+        recipe: margins and augmentation.
+        plan: which clips stand together.
+    """
+
+    def __init__(self, dataset: LabelledDataset, family: Family, recipe: Recipe, plan: MicroBatchPlan) -> None:
+        self.dataset, self.family, self.recipe, self.plan = dataset, family, recipe, plan
+        self.work = [(step, number) for step in plan.steps for number in plan.mine]
+
+    def __len__(self) -> int:
+        return len(self.work)
+
+    def __getitem__(self, i: int) -> Batch:
+        step, number = self.work[i]
+        clips = step.micro_batch(number, self.plan.micro_batches)
+        return self._collate(clips or step.clips[:1], (*self.plan.seed, step.number, number), bool(clips))
+
+    def _collate(self, clips: Sequence[int], seed: tuple[int, ...], real: bool) -> Batch:
+        dataset, encoded_by = self.dataset, self.dataset.encoded
+        utterances = [dataset.utterances[i] for i in clips]
+        first, *others = dataset.caches
+        targets = [first.read(dataset.keys[i], encoded_by is None, self.plan.teacher_states) for i in clips]
+        everyone = [targets, *([cache.read(dataset.keys[i], False, False) for i in clips] for cache in others)]
+        tokens = self.family.tokens([u.text for u in utterances], [u.language for u in utterances])
+        tokens = Tokens(_bucketed(tokens.inputs, self.family.end), _bucketed(tokens.labels, IGNORED))
+        counts = torch.tensor([len(t.log_normalizer) for t in targets])
+        states = [t.states.float() for t in targets if t.states is not None]
+        if self.plan.pooled:
+            states = [self.family.pooled(row[None])[0] for row in states]
+        waves, encoded = torch.empty(0), torch.empty(0)
+        if encoded_by is None:
+            waves, lengths = self._waves(clips, targets, seed)
+        else:
+            found = [encoded_by.read(dataset.keys[i], ["states"])[0] for i in clips]
+            encoded, lengths = torch.nn.utils.rnn.pad_sequence(found, batch_first=True), [len(s) for s in found]
+        attention_mask = torch.arange(self._padded(max(lengths)))[None] < torch.tensor(lengths)[:, None]
+        return Batch(
+            ids=[u.id for u in utterances],
+            waves=waves,
+            inputs=tokens.inputs,
+            labels=tokens.labels,
+            labelled=tokens.labelled(),
+            utterance_index=torch.repeat_interleave(torch.arange(len(utterances)), counts),
+            label_counts=counts,
+            states=torch.nn.utils.rnn.pad_sequence(states, batch_first=True) if states else torch.empty(0),
+            frames=torch.tensor([len(s) for s in states]),
+            encoded=encoded,
+            attention_mask=attention_mask,
+            top_ids=self._narrow(torch.stack([torch.cat([t.top_ids for t in said]) for said in everyone]).long()),
+            top_logits=self._kept(torch.stack([torch.cat([t.top_logits for t in said]) for said in everyone])),
+            log_normalizer=torch.stack([torch.cat([t.log_normalizer for t in said]) for said in everyone]),
+            teacher_loss=torch.tensor([[t.task_loss for t in said] for said in everyone]),
+            seed=seed,
+            real=real,
+            kind=self.recipe.targets.kind,
+            temperature=self.recipe.targets.temperature,
+        )
+
+    def _kept(self, values: Tensor) -> Tensor:
+        """Where all logits are there, those of the tokens that a narrowed student knows: the teacher's distribution over these.
+
+        Our interpretation; the k largest logits and sampled tokens are all among the kept ones.
+        """
+        vocabulary = self.family.vocabulary
+        return values if vocabulary is None or self.recipe.targets.kind != "full" else values[..., vocabulary.kept]
+
+    def _narrow(self, ids: Tensor) -> Tensor:
+        return ids if self.family.vocabulary is None else self.family.vocabulary.narrow(ids)
+
+    def _waves(
+        self, clips: Sequence[int], targets: Sequence[ClipTargets], seed: tuple[int, ...]
+    ) -> tuple[Tensor, list[int]]:
+        """Padded waves [utterances, samples], and the encoder positions that each clip has with its silence."""
+        window = self._window()
+        positions = []
+        for i, target in zip(clips, targets, strict=True):
+            silence = round(SAMPLE_RATE * silence_after(self.dataset.keys[i], self.recipe.margin, self.plan.seed))
+            positions.append(min(self.family.positions(len(target.wave) + silence), window))
+        samples = min(self._padded(max(positions)), window) * self.family.position_samples
+        waves = torch.zeros(len(targets), samples)
+        lengths = torch.tensor([min(len(t.wave), samples) for t in targets])
+        for row, target, length in zip(waves, targets, lengths.tolist(), strict=True):
+            row[:length] = target.wave[:length].float() / 32767
+        noisy = add_noise(waves, lengths, self.recipe.augment, np.random.default_rng([*seed, 1]))
+        return noisy, positions
+
+    def _window(self) -> int:
+        """Encoder positions of the longest clip."""
+        return self.family.positions(round(self.family.window_seconds * SAMPLE_RATE))
+
+    def _padded(self, positions: int) -> int:
+        """Positions that a micro-batch is padded to: few different ones for a compiled step."""
+        if self.recipe.compile and self.dataset.encoded is None:
+            return min(-(-positions // POSITION_BUCKET) * POSITION_BUCKET, self._window())
+        return positions
+
+
+def _bucketed(tokens: Tensor, filler: int) -> Tensor:
+    """Pad to a multiple of LABEL_BUCKET tokens. [utterances, tokens]"""
+    return torch.nn.functional.pad(tokens, (0, -tokens.shape[1] % LABEL_BUCKET), value=filler)

@@ -1,0 +1,146 @@
+"""What a stage trains on in each epoch: the corpus with its targets, or one window of a stream after the other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from workbench.cache.encoder_cache import EncodingSettings, encode_clips, encoded_folder
+from workbench.cache.labelled_dataset import LabelledDataset
+from workbench.cache.tail import check_tail
+from workbench.cache.tensor_shards import Store, filling
+from workbench.config.sections import Stage
+from workbench.core.progress import Progress
+from workbench.corpus import Utterance
+from workbench.corpus.hub import Stream
+from workbench.distill.context import RunContext
+from workbench.distill.teaching.teacher_ensemble import TeacherEnsemble
+from workbench.run.checkpoints import Timers, TrainingProgress
+from workbench.run.folder import discard
+
+log = logging.getLogger("workbench")
+
+
+class Datasets:
+    """Labelled clips for every stage of a run.
+
+    Args:
+        context: of the run.
+        teachers: label the windows of a stream.
+        whole: the corpus with its targets; None of a stream.
+        calibration: clips that the student's encoder was compressed by, if it was.
+        tail: mean probability in the tail bucket of `whole`'s targets, if it is known.
+    """
+
+    tail: float | None  # of a stream it is measured on its first window
+
+    def __init__(
+        self,
+        context: RunContext,
+        teachers: TeacherEnsemble,
+        whole: LabelledDataset | None,
+        calibration: Sequence[Utterance] = (),
+        tail: float | None = None,
+    ) -> None:
+        self._context, self._teachers, self._whole, self._calibration = context, teachers, whole, calibration
+        self.tail = tail
+
+    def epochs(
+        self,
+        name: str,
+        stage: Stage,
+        progress: TrainingProgress,
+        timers: Timers,
+        asks_teacher: Callable[[], bool] = lambda: True,
+    ) -> Iterator[LabelledDataset]:
+        """What each epoch of a stage trains on, from `progress` on; of a stream, what each of its windows does.
+
+        Args:
+            name: of the stage.
+            stage: its settings.
+            progress: where the stage is; of a stream its pass and window are counted on here when a pass has ended.
+            timers: count the teacher's and the frozen encoder's time.
+            asks_teacher: whether the teacher is needed for the next window of a stream.
+        """
+        if self._whole is not None:
+            with timers.timing("encoder"):
+                dataset = self._with_encoded(self._whole, name, stage, self._encoded_folder(name))
+            while progress.epoch < stage.epochs:
+                yield dataset
+            return
+        yield from self._stream(name, stage, progress, timers, asks_teacher)
+
+    def _stream(
+        self, name: str, stage: Stage, progress: TrainingProgress, timers: Timers, asks_teacher: Callable[[], bool]
+    ) -> Iterator[LabelledDataset]:
+        context = self._context
+        recipe, processes = context.recipe, context.processes
+        assert recipe.stream is not None  # noqa: S101  there is no whole corpus
+        rank, ranks = context.accelerator.process_index, context.accelerator.num_processes
+        seconds = 3600 * recipe.stream.window_hours
+        folder = context.folder / f"stream-{rank:03d}"
+        for passed in range(progress.stream_pass, stage.epochs):
+            stream = Stream(recipe.corpus.removeprefix("hf:"), recipe.seed + passed, rank, ranks, seconds)
+            windows = iter(stream.windows(progress.stream_window))
+            while processes.all_reduce_min((found := next(windows, None)) is not None):
+                assert found is not None  # noqa: S101  every process has one
+                with timers.timing("teacher"):
+                    dataset = self._teachers.labelled(
+                        found, folder / "targets", "window's targets", rank=0, ranks=1, ask=asks_teacher()
+                    )
+                    if self.tail is None and asks_teacher():
+                        self.tail = check_tail(recipe, dataset, processes)
+                with timers.timing("encoder"):
+                    dataset = self._with_encoded(dataset, name, stage, folder / "encoded" / name, rank=0, ranks=1)
+                yield dataset
+                discard(context.folder, folder.name)
+            log.info("the stream has ended once around; %d clips of it could not be used", stream.skipped)
+            progress.stream_pass, progress.stream_window = passed + 1, 0
+
+    def _encoded_folder(self, name: str) -> Path:
+        """Where a frozen encoder's states are kept: if no stage has trained it, where every run finds them."""
+        return (
+            encoded_folder(self._context.recipe, "trained", self._calibration)
+            if self._context.encoder_untrained(name)
+            else self._context.folder / "encoded" / name
+        )
+
+    def _with_encoded(
+        self,
+        dataset: LabelledDataset,
+        name: str,
+        stage: Stage,
+        folder: Path,
+        rank: int | None = None,
+        ranks: int | None = None,
+    ) -> LabelledDataset:
+        """The clips with the student's encoder states, if the stage leaves them as they are."""
+        context = self._context
+        recipe, accelerator = context.recipe, context.accelerator
+        if stage.trainable != "decoder" or stage.encoder_matching or not stage.encode_once:
+            return dataset
+        if recipe.augment.changes_hearing:
+            log.info(
+                "stage %s: noise or masks change what the student hears, so its frozen encoder runs in every step", name
+            )
+            return dataset
+        rank = accelerator.process_index if rank is None else rank
+        ranks = accelerator.num_processes if ranks is None else ranks
+        # several runs with the same frozen encoder may be under way; in a run of its own folder there is no other
+        with filling(folder):
+            store = Store(folder)
+            store.check(dataset.keys, rank, ranks)
+            missing = sum(key not in store for key in dataset.keys)
+            with Progress("frozen encoder", missing, context.processes.main) as shown, accelerator.autocast():
+                encode_clips(
+                    context.model,
+                    context.family,
+                    dataset,
+                    store,
+                    EncodingSettings(margin=recipe.margin, seed=recipe.seed, rank=rank, ranks=ranks),
+                    lambda clips: shown.advance(clips * ranks),
+                )
+        store.reload()
+        return replace(dataset, encoded=store)

@@ -1,0 +1,96 @@
+"""Forward and backward pass of a micro-batch: what the student hears, whose word it learns from, the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.audio.augment import mask_spectrum
+from workbench.config.sections import AugmentRecipe
+from workbench.distill.batches import Batch
+from workbench.distill.step import Objective, StageProgress, StepLosses, StepSize, Student, step_losses
+from workbench.distill.teaching.on_policy import OnPolicy, own_losses
+from workbench.distill.teaching.self_teacher import SelfTeacher
+from workbench.losses.divergences import SoftTargets
+from workbench.models import Family
+from workbench.run.checkpoints import Timers
+
+
+class ForwardBackward:
+    """Runs micro-batches through a stage's student."""
+
+    def __init__(
+        self,
+        accelerator: Any,
+        family: Family,
+        module: Student,
+        wrapped: Any,
+        augment: AugmentRecipe,
+        timers: Timers,
+        on_policy: OnPolicy | None,
+    ) -> None:
+        """Bind a student.
+
+        Args:
+            accelerator: Accelerate's.
+            family: runs the student.
+            module: the student as a module, whose forward a step takes.
+            wrapped: the same, compiled and distributed as the run asks for.
+            augment: masks on the features.
+            timers: count the time that sampling takes.
+            on_policy: samples from the student, if the stage wants it.
+        """
+        self.accelerator, self.family, self.module, self.wrapped = accelerator, family, module, wrapped
+        self.augment, self.timers, self.on_policy = augment, timers, on_policy
+        self.self_teacher: SelfTeacher | None = None
+
+    def audio(self, batch: Batch) -> tuple[Tensor, bool]:
+        """What the student is given of a batch, and whether it is states of a frozen encoder."""
+        if batch.encoded.numel():
+            return batch.encoded.float(), True
+        features = self.family.spectrum(batch.waves)
+        return mask_spectrum(features, self.augment, np.random.default_rng([*batch.seed, 2])), False
+
+    def __call__(
+        self, batch: Batch, objective: Objective, progress: StageProgress, size: StepSize, self_teaching: bool = False
+    ) -> StepLosses:
+        """Forward the student, compare with the targets of the teachers or of itself, weigh, backward.
+
+        Args:
+            batch: the micro-batch, on the device.
+            objective: the stage's losses.
+            progress: when in the stage.
+            size: of the whole step.
+            self_teaching: whether the student teaches itself by now.
+        """
+        audio, encoded = self.audio(batch)
+        plan = self.self_teacher.plan if self.self_teacher and self_teaching else None
+        on_policy = self.on_policy
+        if self_teaching or not batch.real or (on_policy is not None and not on_policy.wanted(batch)):
+            on_policy = None
+        self.module.early = plan.layer if plan is not None and plan.kind == "intermediate" else None
+        said = own = None
+        with self.accelerator.autocast():
+            if on_policy is not None:
+                batch, own = self._proposed(on_policy, batch, audio, encoded)
+            states, logits = self.wrapped(
+                audio, batch.attention_mask, batch.inputs, batch.labels, batch.labelled, encoded
+            )
+            if self_teaching and self.self_teacher is not None and logits is not None:
+                said = self.self_teacher.targets(batch, audio, states, logits, encoded)
+        if own is not None and logits is not None:
+            losses = own_losses(states, logits, batch, own, objective, progress, size)
+        else:
+            losses = step_losses(states, logits, batch, objective, progress, size, said)
+        # DistributedDataParallel averages over the processes what is to be added up
+        self.accelerator.backward(losses.loss * self.accelerator.num_processes)
+        return losses
+
+    def _proposed(self, on_policy: OnPolicy, batch: Batch, audio: Tensor, encoded: bool) -> tuple[Batch, SoftTargets]:
+        """The micro-batch with the student's own transcripts; what that costs is counted."""
+        with self.timers.timing("sampling"), torch.no_grad():
+            states = audio if encoded else self.family.encode(self.module.model, audio, batch.attention_mask)
+            return on_policy.propose(self.module.model, batch, states)

@@ -1,0 +1,148 @@
+"""The student's hidden states and residuals on training and validation utterances, for a weighting that looks ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.corpus import Utterance
+from workbench.distill.batches import Batch
+from workbench.distill.step import Objective, StageProgress, token_losses_of
+from workbench.evaluation.transcribe import EncodedClips
+from workbench.models.protocol import Family
+from workbench.weighting.meta_batches import TrainBatch, ValidationBatch
+from workbench.weighting.meta_gradients import label_shares
+
+VALIDATION_LABELS = 128  # of one look-ahead; its cost is in proportion to them
+VALIDATION_SEED = 0  # of the order in which validation utterances are grouped, the same in every run
+
+
+class StudentMetaBatches:
+    """Implements `look_ahead.MetaBatches` for a Whisper whose last layer is its tied projection."""
+
+    def __init__(
+        self,
+        model: Any,
+        family: Family,
+        batches: Iterable[Batch],
+        audio: Any,
+        validation: EncodedClips,
+        objective: Objective,
+        at: StageProgress,
+        learning_rate: float,
+        gather: Any,
+    ) -> None:
+        """Bind what is needed.
+
+        Args:
+            model: the student.
+            family: runs it.
+            batches: this process's training micro-batches, on any device.
+            audio: gives what the student hears of a batch, features or frozen states, and whether they are states.
+            validation: the validation utterances as the student's encoder hears them.
+            objective: the stage's losses.
+            at: when in the stage.
+            learning_rate: of the optimizer in the next step.
+            gather: joins the processes' dictionaries.
+        """
+        self.model, self.family, self.batches, self.audio = model, family, batches, audio
+        self.validation, self.objective, self.at, self.gather = validation, objective, at, gather
+        self.learning_rate, self.average_over = learning_rate, objective.stage.average_over
+        self.device = next(model.parameters()).device
+
+    def pairs(self, whole: bool) -> Iterator[tuple[TrainBatch, Sequence[ValidationBatch]]]:
+        """Training micro-batches, each with all validation utterances, or with a group of them, the groups going round."""
+        everything = self._all_held() if whole else None
+        turns = self._held_in_turn()
+        for batch in self.batches:
+            if batch.real:
+                yield self._probed(batch.to(self.device)), everything or [next(turns)]
+
+    def gathered(self, found: dict[str, Any]) -> dict[str, Any]:
+        """The entries of all processes."""
+        joined: dict[str, Any] = self.gather(found)
+        return joined
+
+    def _probed(self, batch: Batch) -> TrainBatch:
+        with torch.no_grad():
+            audio, encoded = self.audio(batch)
+            states = audio if encoded else self.family.encode(self.model, audio, batch.attention_mask)
+            hidden = self.family.hidden(self.model, states, batch.tokens, batch.labelled, batch.attention_mask)
+            logits = self.family.project(self.model, hidden)
+        logits.requires_grad_()
+        # a label's loss depends on its own logits alone, so one backward pass gives every label's residual
+        _, by_teacher = token_losses_of(logits, batch, self.objective, self.at)
+        residuals = [torch.autograd.grad(row.sum(), logits, retain_graph=True)[0] for row in by_teacher]
+        labels = batch.flat_labels()
+        return TrainBatch(
+            batch.ids,
+            hidden,
+            torch.stack([_task_residual(logits, labels), *residuals]),
+            batch.utterance_index,
+            logits.detach(),
+            labels,
+            label_shares(batch.utterance_index, len(batch.ids), self.average_over),
+        )
+
+    def _held_in_turn(self) -> Iterator[ValidationBatch]:
+        made: list[ValidationBatch] = []
+        for group in _groups(self.validation, self.family):
+            held = self._held(group)
+            made.append(held)
+            yield held
+        while True:
+            yield from made
+
+    def _all_held(self) -> list[ValidationBatch]:
+        """All validation utterances, in parts whose weights add up to 1."""
+        parts = [self._held(group) for group in _groups(self.validation, self.family)]
+        utterances = len(self.validation.utterances)
+        if self.average_over == "tokens":
+            size = [len(part.labels) / sum(len(p.labels) for p in parts) for part in parts]
+        else:
+            size = [len(group) / utterances for group in _groups(self.validation, self.family)]
+        return [replace(part, weight=part.weight * s) for part, s in zip(parts, size, strict=True)]
+
+    @torch.no_grad()
+    def _held(self, group: Sequence[int]) -> ValidationBatch:
+        utterances: list[Utterance] = [self.validation.utterances[i] for i in group]
+        tokens = self.family.tokens([u.text for u in utterances], [u.language for u in utterances]).to(self.device)
+        states, attention_mask = self.validation.padded(self.model, group)
+        hidden = self.family.hidden(self.model, states, tokens, None, attention_mask)
+        utterance_index = (tokens.labels >= 0).nonzero()[:, 0]
+        weight = label_shares(utterance_index, len(group), self.average_over)
+        labels = tokens.labels[tokens.labels >= 0]
+        return ValidationBatch(hidden, self.family.project(self.model, hidden), labels, weight)
+
+
+@torch.no_grad()
+def _task_residual(logits: Tensor, labels: Tensor) -> Tensor:
+    """Derivative of cross-entropy by the logits. [labels, vocabulary] -> [labels, vocabulary]"""
+    residual = logits.softmax(-1)
+    residual[torch.arange(len(labels), device=labels.device), labels] -= 1
+    return residual
+
+
+def _groups(validation: EncodedClips, family: Family) -> Iterator[list[int]]:
+    """Validation utterances, so many together as have at most VALIDATION_LABELS labels.
+
+    They are shuffled: in the order of their ids, clips of one word may stand together.
+    """
+    group: list[int] = []
+    labels = 0
+    by_id = sorted(range(len(validation.utterances)), key=lambda i: validation.utterances[i].id)
+    for i in np.random.default_rng(VALIDATION_SEED).permutation(by_id).tolist():
+        utterance = validation.utterances[i]
+        count = int((family.tokens([utterance.text], [utterance.language]).labels >= 0).sum())
+        if group and labels + count > VALIDATION_LABELS:
+            yield group
+            group, labels = [], 0
+        group.append(i)
+        labels += count
+    if group:
+        yield group

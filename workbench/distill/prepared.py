@@ -1,0 +1,63 @@
+"""A stage's student and optimizer as Accelerate prepares them, and what keeps references to the parameters that it puts in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.config.sections import Stage
+from workbench.distill.context import RunContext
+from workbench.distill.ema import MovingAverage
+from workbench.distill.step import Student
+from workbench.run import checkpoints
+
+AVERAGE = "average"  # its file in a checkpoint
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a stage steps with."""
+
+    student: Any  # as it is called: compiled and distributed as the run asks for
+    optimizer: Any
+    inner: torch.optim.Optimizer  # the optimizer that Accelerate's wraps
+    names: Mapping[Tensor, str]  # of the trained parameters
+    average: MovingAverage | None
+
+
+def prepare(context: RunContext, stage: Stage, module: Student, checkpoint: Path | None) -> Prepared:
+    """Wrap the student and build what refers to its parameters, in the one order that works.
+
+    1. What is trained is marked before (`Student` does), so that the optimizer and DDP see it.
+    2. The student is compiled before it is distributed: DDP reduces gradients of the compiled graph.
+    3. FSDP puts sharded parameters in the place of the model's own in `prepare`, so whatever keeps references to parameters (names
+       of the optimizer's moments, moving average, self-teacher) comes after it.
+    4. A checkpoint's moments come last, since they are sharded as the parameters are.
+
+    Args:
+        context: of the run.
+        stage: its settings.
+        module: the student, its trained parameters marked.
+        checkpoint: that the stage goes on from, if it does.
+    """
+    wrapped: Any = torch.compile(module, dynamic=True) if context.recipe.compile else module
+    adamw: Any = torch.optim.AdamW(
+        [p for p in module.parameters() if p.requires_grad],
+        lr=stage.learning_rate,
+        weight_decay=stage.weight_decay,
+        fused=True,
+    )
+    student, optimizer = context.accelerator.prepare(wrapped, adamw)
+    inner = getattr(optimizer, "optimizer", optimizer)
+    names = {p: n for n, p in context.model.named_parameters() if p.requires_grad}
+    average = MovingAverage(context.model, context.recipe.ema) if context.recipe.ema else None
+    if checkpoint is not None:
+        checkpoints.load_optimizer(checkpoint, inner, names)
+        if average:
+            average.load_state_dict(checkpoints.load_tensors(checkpoint, AVERAGE))
+    return Prepared(student, optimizer, inner, names, average)

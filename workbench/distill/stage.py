@@ -1,0 +1,354 @@
+"""One stage of training: epochs of steps, each step in as many micro-batches as processes and memory ask for."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from workbench.cache.labelled_dataset import LabelledDataset
+from workbench.config.sections import Stage
+from workbench.core.allocator import release_freed_memory
+from workbench.core.distributed import wait_for_all
+from workbench.core.errors import UserError
+from workbench.core.memory import Peak, peak_of
+from workbench.core.progress import Progress
+from workbench.corpus.batching import StepPlan, padding_share
+from workbench.distill.batches import Batch
+from workbench.distill.context import RunContext
+from workbench.distill.datasets import Datasets
+from workbench.distill.epochs import Epoch, EpochPlan
+from workbench.distill.forward_backward import ForwardBackward
+from workbench.distill.meta_batches import StudentMetaBatches
+from workbench.distill.prepared import AVERAGE, prepare
+from workbench.distill.step import Objective, StageProgress, StepSize, Student, weight_columns
+from workbench.distill.step_metrics import StepMetrics
+from workbench.distill.teaching.self_teacher import SelfTeacher
+from workbench.distill.validation import Validation
+from workbench.evaluation.transcribe import EncodedClips
+from workbench.run import checkpoints
+from workbench.run.checkpoints import TrainingState
+from workbench.weighting import TeacherStatistics, Weighting, build_weighting
+from workbench.weighting.meta_gradients import LearntWeights
+
+log = logging.getLogger("workbench")
+SELF_TEACHER = "itself"  # its file in a checkpoint
+STEPS_BETWEEN_RELEASES = 100  # on a CPU, of memory that was freed
+
+
+class StageTrainer:
+    """A stage's optimizer, weighting and wrapped student, and the loop over its epochs.
+
+    Args:
+        context: of the run.
+        datasets: what is trained on.
+        validation: of the run.
+        number: of the stage.
+        name: of the stage.
+        stage: its settings.
+        state: of the run; the stage goes on where it was.
+    """
+
+    number: int
+    name: str
+    stage: Stage
+    state: TrainingState
+    epochs: EpochPlan
+    clips: EncodedClips  # of the validation split
+    forward_backward: ForwardBackward
+    objective: Objective | None  # built with the first dataset, whose statistics a weighting takes
+    self_teacher: SelfTeacher | None
+
+    def __init__(
+        self,
+        context: RunContext,
+        datasets: Datasets,
+        validation: Validation,
+        number: int,
+        name: str,
+        stage: Stage,
+        state: TrainingState,
+    ) -> None:
+        self.context, self.datasets, self.validation = context, datasets, validation
+        self.number, self.name, self.stage, self.state = number, name, stage, state
+        self.objective, self.self_teacher = None, None
+        self.epochs = EpochPlan(context, number, name, stage, state.progress)
+        module = Student(context.model, context.family, stage)  # marks what is trained
+        self.clips = validation.clips(name, module.encoder_frozen)
+        self._fill_validation()
+        self._trained = prepare(context, stage, module, self._checkpoint())
+        own = context.on_policy.with_settings(stage.on_policy) if context.on_policy and stage.on_policy else None
+        self.forward_backward = ForwardBackward(
+            context.accelerator,
+            context.family,
+            module,
+            self._trained.student,
+            context.recipe.augment,
+            state.timers,
+            own,
+        )
+
+    def _checkpoint(self) -> Path | None:
+        """The checkpoint that the stage goes on from, if it does."""
+        return checkpoints.latest(self.context.folder / "checkpoints") if self.state.progress.stage_step else None
+
+    def __call__(self) -> None:
+        """Train to the stage's end."""
+        with ExitStack() as shown:  # the bar, which is begun once the number of steps is known
+            self._train(shown)
+
+    def _train(self, shown: ExitStack) -> None:
+        progress, stage = self.state.progress, self.stage
+        last_saved = time.monotonic()
+        bar: Progress | None = None
+        for dataset in self.datasets.epochs(self.name, stage, progress, self.state.timers, self._asks_teacher):
+            objective = self.objective or self.begin(dataset)
+            epoch = self.plan(dataset)
+            total = self.epochs.total(epoch)
+            if bar is None:
+                bar = shown.enter_context(Progress(self.name, total, self.context.processes.main, progress.stage_step))
+                log.info(
+                    "stage %s: %d steps in %d micro-batch(es) on %s, %s parameters trained, padding %.0f %%",
+                    self.name, total, epoch.micro_batches, self.context.accelerator.device,
+                    f"{sum(p.numel() for p in self._trained.names):,}", 100 * padding_share(dataset.utterances, epoch.steps),
+                )  # fmt: skip
+            if progress.batch == 0:
+                self.begin_epoch(objective, epoch, total)
+            for micro_batches in self.epochs.batches(replace(epoch, steps=epoch.steps[progress.batch :])):
+                with self.state.timers.timing("training"):
+                    self.step(micro_batches, objective, total)
+                progress.batch += 1
+                bar.advance(1, self.context.log.latest)
+                if self.epochs.enough():
+                    break
+                # the last step of an epoch is saved below, after validation
+                due = self.context.processes.broadcast(
+                    time.monotonic() - last_saved > 60 * self.context.recipe.checkpoint_minutes
+                )
+                if due and progress.batch < len(epoch.steps):
+                    self.save()
+                    last_saved = time.monotonic()
+            self._release()
+            progress.epoch, progress.batch = progress.epoch + 1, 0
+            progress.stream_window += 1  # of no meaning without a stream
+            done = self.epochs.enough() or (not self.context.streaming and progress.epoch == stage.epochs)
+            if stage.decoding and (progress.epoch % self.context.recipe.validate_every == 0 or done):
+                self._validate(self.self_teacher if progress.self_teaching else None)
+            if done:
+                break
+            self.save()
+            last_saved = time.monotonic()
+        if not progress.stage_step:
+            raise UserError(f"corpus {self.context.recipe.corpus!r}: its stream holds no clip that could be used")
+        shown.close()
+        weighting = self.objective.weighting if self.objective is not None else None
+        if isinstance(weighting, LearntWeights) and not weighting.weights:
+            log.warning(  # of a stream, whose length was not known before
+                "stages.%s.weighting: no weights were learnt, because the stage ended before epoch %d of the stream; "
+                "set first: 0, or train for more steps", self.name, weighting.first,
+            )  # fmt: skip
+        ended = self.context.streaming and not self.epochs.enough()
+        if ended and stage.decoding and progress.epoch % self.context.recipe.validate_every:
+            # the stream ended before the stage's steps did, which its last window could not know
+            self._validate()
+        if self._trained.average and not stage.decoding:
+            self._trained.average.fill()  # not validated, so nothing else takes the average over
+        progress.end_stage()
+        self.save()
+        self.context.accelerator.free_memory()
+
+    def _validate(self, self_teacher: SelfTeacher | None = None) -> None:
+        self.validation(self.name, self.state.progress.step, self._trained.average, self.clips, self_teacher)
+
+    def begin(self, dataset: LabelledDataset) -> Objective:
+        """The stage's losses and weighting, as they were when it was interrupted."""
+        context = self.context
+        weighting = self._weighting(dataset)
+        sharded = any(hasattr(p, "full_tensor") for p in context.model.parameters())
+        if sharded and (isinstance(weighting, LearntWeights) or self.forward_backward.on_policy):
+            raise UserError(
+                f"stages.{self.name}: a sharded student cannot be looked ahead with, nor sampled from; use DDP instead of FSDP"
+            )
+        checkpoint = self._checkpoint()
+        if checkpoint is not None:
+            weighting.load_state_dict(self.state.weighting)
+        if weighting.self_teacher is not None:
+            self.self_teacher = SelfTeacher(context.model, context.family, weighting.self_teacher)
+            self.forward_backward.self_teacher = self.self_teacher
+            if checkpoint is not None:
+                self.self_teacher.load_state_dict(checkpoints.load_tensors(checkpoint, SELF_TEACHER))
+        if isinstance(weighting, LearntWeights):
+            self._fill_validation(singly=True)
+        self.objective = Objective(self.stage, context.recipe.targets.temperature, weighting, context.teacher_shares)
+        return self.objective
+
+    def _fill_validation(self, singly: bool = False) -> None:
+        """Have the frozen encoder's states of the validation clips on disk before any process asks for them."""
+        if (store := self.clips.store) is not None:
+            if self.context.processes.main:
+                self.clips.fill(self.context.model, singly)
+            wait_for_all()
+            store.reload()
+
+    def _weighting(self, dataset: LabelledDataset) -> Weighting:
+        statistics = TeacherStatistics(self._statistics(dataset), self.context.uncertainty)
+        return build_weighting(self.stage.weighting, statistics, self.context.recipe.seed)
+
+    def _asks_teacher(self) -> bool:
+        """Whether the next window of a stream needs the teacher's targets."""
+        if self.objective is None or self.stage.steps is None:
+            return True
+        return not self.objective.weighting.teaches_itself(self.epochs.share_done(self.stage.steps))
+
+    def plan(self, dataset: LabelledDataset) -> Epoch:
+        """The epoch that comes now; in the stage's first one the worst step is tried, to see what fits the memory."""
+        return self.epochs.plan(dataset, partial(self._try, dataset))
+
+    def begin_epoch(self, objective: Objective, epoch: Epoch, total: int) -> None:
+        """What happens between epochs: the self of the last one is kept, a weighting looks ahead."""
+        if self.self_teacher is not None and self.self_teacher.plan.kind == "previous_epoch":
+            self.self_teacher.copy_from_student()
+        progress, learning_rate = self.epochs.stage_progress(total), self.epochs.learning_rate(total)
+        if not objective.weighting.looks_ahead(progress.epoch, learning_rate):
+            return
+        context = self.context
+        batches = (batch for step in self.epochs.batches(epoch) for batch in step)
+        meta_batches = StudentMetaBatches(
+            context.model,
+            context.family,
+            batches,
+            self.forward_backward.audio,
+            self.clips,
+            objective,
+            progress,
+            learning_rate,
+            context.processes.gathered,
+        )
+        with self.state.timers.timing("training", "look_ahead"):
+            objective.weighting.look_ahead(meta_batches)
+
+    def _statistics(self, dataset: LabelledDataset) -> tuple[float, ...]:
+        """The teacher's losses that a weighting takes its threshold from: of the corpus, or of a stream's first window."""
+        if not self.context.streaming:
+            return dataset.teacher_losses()
+        progress = self.state.progress
+        if not progress.teacher_losses:
+            progress.teacher_losses = list(dataset.teacher_losses())
+        return tuple(progress.teacher_losses)
+
+    def step(self, micro_batches: list[Batch], objective: Objective, total: int) -> None:
+        """One optimizer step, of `total` in the stage."""
+        context, trained, progress = self.context, self._trained, self.state.progress
+        for group in trained.inner.param_groups:
+            group["lr"] = self.epochs.learning_rate(total)
+        at = self.epochs.stage_progress(total)
+        self_teaching = self._begins_to_teach_itself(objective, at)
+        metrics = StepMetrics(objective.weighting.logged, context.accelerator.device)
+        rows = self._passes(micro_batches, objective, at, self_teaching, metrics)
+        parameters = [p for group in trained.inner.param_groups for p in group["params"]]
+        norm = context.accelerator.clip_grad_norm_(parameters, self.stage.clip_norm)
+        trained.optimizer.step()
+        trained.optimizer.zero_grad(set_to_none=True)
+        if trained.average:
+            trained.average.update(progress.stage_step)
+        if self.self_teacher:
+            self.self_teacher.stepped(progress.stage_step)
+        objective.weighting.stepped(context.processes.all_reduce_sum)
+        progress.stage_step += 1
+        progress.step += 1
+        if progress.stage_step % STEPS_BETWEEN_RELEASES == 0:
+            self._release()
+        means = metrics.means(context.processes.all_reduce_sum)
+        if self.stage.on_policy is None:
+            means.pop("on_policy")
+        scalars = {"gradient_norm": checkpoints.whole(norm) if hasattr(norm, "full_tensor") else norm,
+                   "learning_rate": trained.inner.param_groups[0]["lr"], **means}  # fmt: skip
+        context.log.step(progress.step, self.name, scalars, rows)
+
+    def _begins_to_teach_itself(self, objective: Objective, at: StageProgress) -> bool:
+        """Whether the student is its own teacher by now; where it begins to be, a snapshot of it is taken."""
+        if self.self_teacher is None or not objective.weighting.teaches_itself(at.progress):
+            return False
+        progress = self.state.progress
+        if not progress.self_teaching:
+            progress.self_teaching = True
+            if self.self_teacher.plan.kind == "snapshot":
+                self.self_teacher.copy_from_student()
+        return True
+
+    def _passes(
+        self,
+        micro_batches: Sequence[Batch],
+        objective: Objective,
+        at: StageProgress,
+        self_teaching: bool,
+        metrics: StepMetrics,
+    ) -> list[tuple[list[str], Tensor]]:
+        """Forward and backward of a step's micro-batches; returns ids and `weight_columns` of those that were weighed."""
+        accelerator, size = self.context.accelerator, self._size(micro_batches)
+        rows: list[tuple[list[str], Tensor]] = []
+        for i, cpu_batch in enumerate(micro_batches):
+            batch = cpu_batch.to(accelerator.device)
+            last = i == len(micro_batches) - 1
+            with ExitStack() as unsynchronized:
+                if not last:
+                    unsynchronized.enter_context(accelerator.no_sync(self._trained.student))
+                losses = self.forward_backward(batch, objective, at, size, self_teaching)
+            if batch.real:
+                metrics.add(losses)
+                if not losses.on_policy:
+                    rows.append((batch.ids, weight_columns(losses, batch)))
+        return rows
+
+    def _release(self) -> None:
+        if self.context.accelerator.device.type == "cpu":
+            release_freed_memory()
+
+    def _size(self, micro_batches: Sequence[Batch]) -> StepSize:
+        """Utterances and tokens of the whole step, over all processes."""
+        real = [batch for batch in micro_batches if batch.real]
+        counts = [sum(len(b.ids) for b in real), sum(int(b.label_counts.sum()) for b in real)]
+        sums = self.context.processes.all_reduce_sum(torch.tensor(counts, dtype=torch.float32))
+        utterances, tokens = sums.tolist()
+        return StepSize(utterances, tokens)
+
+    def _try(self, dataset: LabelledDataset, worst: StepPlan, count: int) -> Peak | None:
+        """Forward and backward of one of `count` micro-batches of the worst step, and its memory; leaves no trace."""
+        rank, device = self.context.accelerator.process_index, self.context.accelerator.device
+        mine = range(rank % count, rank % count + 1)
+        batch = next(self.epochs.batches(Epoch(dataset=dataset, steps=[worst], micro_batches=count, mine=mine)))[0]
+        objective = replace(self.objective or self.begin(dataset), weighting=self._weighting(dataset))
+        size = StepSize(float(len(batch.ids)), float(batch.label_counts.sum()))
+
+        def work() -> None:
+            self.forward_backward(batch.to(device), objective, StageProgress(0.0), size)
+
+        try:
+            return peak_of(work, device)
+        finally:
+            self._trained.optimizer.zero_grad(set_to_none=True)
+
+    def save(self) -> None:
+        """Write a checkpoint. All processes must call it."""
+        context, state, trained = self.context, self.state, self._trained
+        context.log.flush(state.progress.step)
+        tensors = {
+            "model": checkpoints.model_tensors(context.model),
+            "optimizer": checkpoints.optimizer_tensors(trained.inner, trained.names),
+        }
+        for name, kept in ((AVERAGE, trained.average), (SELF_TEACHER, self.self_teacher)):
+            if kept:
+                tensors[name] = {k: checkpoints.whole(v) for k, v in kept.state_dict().items()}
+        if self.objective is not None:
+            state.weighting = self.objective.weighting.state_dict()
+        state.best = self.validation.best
+        if context.processes.main:
+            checkpoints.save(context.folder / "checkpoints", state, tensors, context.recipe.keep_checkpoints)
+        wait_for_all()

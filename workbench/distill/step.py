@@ -1,0 +1,240 @@
+"""One training step: forward the student, compare with the teachers' targets, weigh, sum."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workbench.config.sections import Stage
+from workbench.distill.batches import Batch
+from workbench.losses.divergences import SoftTargets, distillation, losses
+from workbench.losses.objectives import cross_entropy, per_utterance, state_mse
+from workbench.models.protocol import Family, Tokens
+from workbench.weighting import Weighting, WeightingInput, Weights
+
+
+class Student(nn.Module):
+    """The student as one module whose forward is a whole step's, which is what DDP and torch.compile wrap."""
+
+    def __init__(self, model: Any, family: Family, stage: Stage, early: int | None = None) -> None:
+        super().__init__()
+        self.model, self.family, self.early = model, family, early
+        self.encoder_frozen, self.decoding = stage.trainable == "decoder", stage.decoding
+        self.checkpointing = stage.activation_checkpointing
+        for name, parameter in model.named_parameters():
+            part = family.part_of(name)
+            parameter.requires_grad_(part != "constant" and stage.trainable in ("all", part))
+
+    def forward(
+        self, audio: Tensor, attention_mask: Tensor, inputs: Tensor, labels: Tensor, labelled: Tensor, encoded: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Encoder states and, if the stage decodes, logits.
+
+        Args:
+            audio: features [utterances, mels, frames], or encoder states [utterances, positions, width].
+            attention_mask: which positions an utterance has, bool [utterances, positions].
+            inputs: decoder inputs [utterances, tokens].
+            labels: labels [utterances, tokens].
+            labelled: flat places of the labelled positions [labels].
+            encoded: whether `audio` are encoder states.
+
+        Returns:
+            States [utterances, positions, width] and logits [labels, vocabulary] or None; where an early layer is taught,
+            its logits come after the others, [2 * labels, vocabulary].
+        """
+        if encoded:
+            states = audio
+        else:
+            with torch.set_grad_enabled(not self.encoder_frozen and torch.is_grad_enabled()):
+                states = self.family.encode(self.model, audio, attention_mask, self.checkpointing)
+        if not self.decoding:
+            return states, None
+        tokens = Tokens(inputs, labels)
+        return states, self.family.logits(
+            self.model, states, tokens, labelled, attention_mask, self.checkpointing, self.early
+        )
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """When in a stage a step is."""
+
+    progress: float  # share of the steps done, in [0, 1]
+    epoch: int = 0
+    epochs: int = 1
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a stage's losses are made of."""
+
+    stage: Stage
+    temperature: float  # tau of the distillation loss
+    weighting: Weighting
+    shares: tuple[float, ...] = (1.0,)  # of each teacher in the distillation loss, adding up to 1
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """What a micro-batch computed: the loss to differentiate, and values of each utterance to log, detached.
+
+    A loss or weight that was not computed is NaN, never 0: the losses of a stage that does not decode, and the task loss and
+    weights of an on-policy micro-batch, which no weighting has seen.
+    """
+
+    loss: Tensor  # scalar: this micro-batch's share of the step's loss
+    task: Tensor  # [utterances]
+    distillation: Tensor  # [utterances]
+    matching: Tensor  # [utterances]
+    task_weight: Tensor  # [utterances]
+    alpha: Tensor  # [utterances]: weight of distillation, of all teachers together
+    disagreeing: Tensor  # scalar: labels whose likeliest token is another for the student than for the first teacher
+    compared: int  # labels that this was counted over; 0 where no teacher was asked
+    log: dict[str, float | Tensor]  # see `Weights.log`
+    on_policy: bool = False  # the transcripts were the student's own
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """What the sums over a whole step, of all micro-batches and processes, are divided by."""
+
+    utterances: float
+    tokens: float
+
+
+def step_losses(
+    states: Tensor,
+    logits: Tensor | None,
+    batch: Batch,
+    objective: Objective,
+    at: StageProgress,
+    size: StepSize,
+    self_targets: SoftTargets | None = None,
+) -> StepLosses:
+    """This micro-batch's share of the step's loss, mean_i [w_i l_i + v_i d_i + gamma * matching_i] over all its clips.
+
+    With `average_over: tokens` the first two are averaged over tokens: an utterance counts by how many it has. Shares add
+    up to the loss of the whole step, so a step in parts has the gradient of the whole.
+
+    Args:
+        states: the student's encoder states [utterances, positions, width].
+        logits: the student's logits [labels, vocabulary], or None.
+        batch: labels and the teachers' targets, on the same device.
+        objective: factors and the weighting, which gives w and v from detached losses.
+        at: when in the stage.
+        size: utterances and tokens of the whole step.
+        self_targets: what the self-teacher says, where it stands in the teachers' place.
+    """
+    stage, weighting = objective.stage, objective.weighting
+    utterances = len(batch.ids)
+    zeros = states.new_zeros(utterances, dtype=torch.float32)
+    matching = state_mse(states, batch.states, batch.frames) if stage.encoder_matching else zeros
+    loss = stage.encoder_matching * matching.sum() / size.utterances
+    if logits is None:
+        loss = loss if batch.real else loss * 0.0
+        unknown = not_computed(zeros)
+        return StepLosses(
+            loss, unknown, unknown, logged_matching(matching, stage), unknown, unknown, zeros.sum(), 0, {}
+        )
+    task_tokens, by_teacher = token_losses_of(logits, batch, objective, at, self_targets)
+    task = per_utterance(task_tokens, batch.utterance_index, utterances)
+    each_teacher = torch.stack([per_utterance(row, batch.utterance_index, utterances) for row in by_teacher])
+    shares = each_teacher.new_tensor(objective.shares if self_targets is None else (1.0,))
+    theirs = _likeliest(batch)
+    weighed = WeightingInput(
+        ids=batch.ids,
+        task=task.detach(),
+        distillation=(shares @ each_teacher).detach(),
+        teacher_loss=batch.teacher_loss[0],
+        progress=at.progress,
+        epoch=at.epoch,
+        epochs=at.epochs,
+        by_teacher=each_teacher.detach(),
+        utterance_index=batch.utterance_index,
+        teacher_right=theirs == batch.flat_labels(),
+    )
+    weights = weighting(weighed)
+    if batch.real:
+        weighting.observe(weighed)
+    each, task_weight, alpha = _weighed(weights, task_tokens, by_teacher, task, each_teacher, shares, batch)
+    by_tokens = stage.average_over == "tokens"
+    loss = loss + ((each * batch.label_counts).sum() / size.tokens if by_tokens else each.sum() / size.utterances)
+    if not batch.real:
+        loss = loss * 0.0
+    disagreeing = (logits.detach()[: len(theirs)].argmax(-1) != theirs).sum()
+    compared = len(theirs) if batch.top_ids.shape[-1] else 0  # the teacher is not asked once the student teaches itself
+    return StepLosses(
+        loss, task.detach(), weighed.distillation, logged_matching(matching, stage), task_weight, alpha, disagreeing,
+        compared, weights.log,
+    )  # fmt: skip
+
+
+def not_computed(losses: Tensor) -> Tensor:
+    """NaN for each utterance. [utterances] -> [utterances]"""
+    return torch.full_like(losses, math.nan)
+
+
+def logged_matching(matching: Tensor, stage: Stage) -> Tensor:
+    """The encoder-state loss to log, which is NaN where the stage has none. [utterances] -> [utterances]"""
+    return matching.detach() if stage.encoder_matching else not_computed(matching)
+
+
+def token_losses_of(
+    logits: Tensor, batch: Batch, objective: Objective, at: StageProgress, self_targets: SoftTargets | None = None
+) -> tuple[Tensor, Tensor]:
+    """Task loss of each label [labels], and distillation loss from each teacher [teachers, labels]."""
+    labels, temperature = batch.flat_labels(), objective.temperature
+    divergence = objective.weighting.divergence(objective.stage.divergence, at.progress)
+    plan = objective.weighting.self_teacher
+    last, early = logits[: len(labels)], logits[len(labels) :]
+    if self_targets is not None and plan is not None:
+        pupil = early if len(early) else last
+        return cross_entropy(last, labels), distillation(pupil, self_targets, divergence, plan.temperature)[None]
+    task, first = losses(last, labels, batch.targets(0), divergence, temperature)
+    more = [distillation(last, batch.targets(m), divergence, temperature) for m in range(1, len(batch.top_ids))]
+    return task, torch.stack([first, *more])
+
+
+def _weighed(
+    weights: Weights,
+    task_tokens: Tensor,
+    by_teacher: Tensor,
+    task: Tensor,
+    each_teacher: Tensor,
+    shares: Tensor,
+    batch: Batch,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighed loss of each utterance, and what its weights were. -> three times [utterances]"""
+    if weights.by_token:
+        tokens = weights.task * task_tokens + weights.distillation * (shares @ by_teacher)
+        columns = (tokens, weights.task, weights.distillation)
+        each, task_weight, alpha = (per_utterance(c, batch.utterance_index, len(batch.ids)) for c in columns)
+        return each, task_weight.detach(), alpha.detach()
+    if weights.distillation.dim() == 2:  # a weight for each teacher
+        mixed, alpha = (weights.distillation * each_teacher).sum(0), weights.distillation.sum(0)
+    else:
+        mixed, alpha = weights.distillation * (shares @ each_teacher), weights.distillation
+    return weights.task * task + mixed, weights.task, alpha
+
+
+def _likeliest(batch: Batch) -> Tensor:
+    """The first teacher's likeliest token at each label; where it was not asked, no token. -> int64 [labels]"""
+    first = batch.top_ids[0]
+    return first[:, 0] if first.shape[1] else torch.full_like(batch.utterance_index, -1)
+
+
+def weight_columns(losses: StepLosses, batch: Batch) -> Tensor:
+    """What weight and losses every utterance of a micro-batch had. -> [columns of run_log.WEIGHTS, utterances]"""
+    columns = (
+        losses.alpha,
+        losses.task_weight,
+        losses.task,
+        losses.distillation,
+        losses.matching,
+        batch.teacher_loss[0],
+    )
+    return torch.stack([column.float() for column in columns])

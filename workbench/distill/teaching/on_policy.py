@@ -1,0 +1,230 @@
+"""Targets for what the student itself says: on-policy distillation.
+
+GKD (arXiv 2306.13649): the student samples a transcript, and learns from the teacher's distributions along it.
+Speculative KD (arXiv 2410.11325): while the student samples, each token outside the teacher's `top_k` is replaced by one that
+the teacher samples, so that the transcript stays one that the teacher could have written.
+
+A share of the micro-batches is on-policy, the others are the corpus's (GKD's lambda). Our interpretation: on an on-policy
+micro-batch the loss is the distillation loss alone with the weight 1, whatever the weighting; the teacher hears 30 s, its
+encoder states computed once; with a narrowed vocabulary its distribution is the one over the kept tokens; and once a student
+teaches itself (ASKD's second phase, which is defined without the teacher) no micro-batch is on-policy.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.audio.decode import SAMPLE_RATE
+from workbench.cache.tensor_shards import Store
+from workbench.config.sections import OnPolicyRecipe
+from workbench.distill.batches import Batch
+from workbench.distill.step import Objective, StageProgress, StepLosses, StepSize, logged_matching, not_computed
+from workbench.losses.divergences import SoftTargets, distillation
+from workbench.losses.objectives import per_utterance, state_mse
+from workbench.models.protocol import IGNORED, Family, Tokens
+
+
+class OnPolicy:
+    """Samples from the student, and asks the teacher about it."""
+
+    def __init__(
+        self,
+        settings: OnPolicyRecipe,
+        family: Family,
+        teacher: Any,
+        teacher_family: Family,
+        teacher_states: Store,
+        keys: dict[str, str],
+        languages: dict[str, str],
+    ) -> None:
+        """Bind what is needed.
+
+        Args:
+            settings: method, share, temperature.
+            family: the student's, perhaps of a narrowed vocabulary.
+            teacher: the teacher, on the device.
+            teacher_family: its own family, of the whole vocabulary.
+            teacher_states: its encoder states at 30 s.
+            keys: key of each utterance's states, by utterance id.
+            languages: each utterance's language, by utterance id.
+        """
+        self.settings, self.family, self.teacher, self.teacher_family = settings, family, teacher, teacher_family
+        self.teacher_states, self.keys, self.languages = teacher_states, keys, languages
+
+    def with_settings(self, settings: OnPolicyRecipe) -> OnPolicy:
+        """The same teacher for another stage."""
+        other = copy.copy(self)
+        other.settings = settings
+        return other
+
+    def wanted(self, batch: Batch) -> bool:
+        """Whether this micro-batch is on-policy; its seed decides."""
+        return bool(np.random.default_rng([*batch.seed, 3]).random() < self.settings.share)
+
+    @torch.no_grad()
+    def propose(self, model: Any, batch: Batch, states: Tensor) -> tuple[Batch, SoftTargets]:
+        """The micro-batch with transcripts of the student's own, and what the teacher says along them.
+
+        Args:
+            model: the student.
+            batch: the micro-batch; its utterances, prompts and audio are kept.
+            states: the student's encoder states [utterances, positions, width].
+        """
+        prompts = self._prompts(batch)
+        audio = torch.stack([self.teacher_states.read(self.keys[name], ["states"])[0].float() for name in batch.ids])
+        audio = audio.to(states.device)
+        replaced = self._replacer(audio, prompts) if self.settings.method == "speculative" else None
+        # states of a frozen encoder are pooled already
+        a_state = self.family.position_samples * (self.family.pooling(model) if batch.encoded.numel() else 1)
+        seconds = (batch.attention_mask.sum(1) * a_state / SAMPLE_RATE).tolist()
+        limits = [self.family.token_limit(s, self.languages[name]) for s, name in zip(seconds, batch.ids, strict=True)]
+        generator = torch.Generator(device=states.device).manual_seed(
+            int(np.random.default_rng([*batch.seed, 4]).integers(2**31))
+        )
+        said = sample(
+            self.family,
+            model,
+            states,
+            batch.attention_mask,
+            prompts,
+            limits,
+            self.settings.temperature,
+            generator,
+            replaced,
+        )
+        labels = torch.full((len(said), prompts.shape[1] - 1 + max(map(len, said))), IGNORED, device=states.device)
+        for row, ids in zip(labels, said, strict=True):
+            row[prompts.shape[1] - 1 : prompts.shape[1] - 1 + len(ids)] = torch.tensor(ids)
+        written = torch.where(labels == IGNORED, self.family.end, labels)
+        inputs = torch.cat([prompts, written[:, prompts.shape[1] - 1 : -1]], 1)
+        tokens = Tokens(inputs, labels)
+        full = Tokens(self._whole(inputs), labels)
+        logits = self.teacher_family.logits(self.teacher, audio, full, tokens.labelled())
+        if self.family.vocabulary is not None:
+            logits = logits[:, self.family.vocabulary.kept.to(logits.device)]
+        counts = torch.tensor([len(ids) for ids in said], device=states.device)
+        own = replace(
+            batch,
+            inputs=inputs,
+            labels=labels,
+            labelled=tokens.labelled(),
+            utterance_index=torch.repeat_interleave(torch.arange(len(said), device=states.device), counts),
+            label_counts=counts,
+        )
+        return own, SoftTargets.full(logits, 1.0)
+
+    def _prompts(self, batch: Batch) -> Tensor:
+        """The forced first tokens, all but the last of which have no label. -> int64 [utterances, prompt]"""
+        first = int((batch.labels[0] != IGNORED).nonzero()[0, 0])
+        return batch.inputs[:, : first + 1]
+
+    def _whole(self, inputs: Tensor) -> Tensor:
+        vocabulary = self.family.vocabulary
+        return inputs if vocabulary is None else vocabulary.kept.to(inputs.device)[inputs]
+
+    def _replacer(self, audio: Tensor, prompts: Tensor) -> Callable[[Tensor, torch.Generator], Tensor]:
+        """A function that takes the tokens proposed last [utterances] and returns those that stand."""
+        stepper = self.teacher_family.stepper(self.teacher, audio)
+        given = [self._whole(prompts)]
+
+        def stand(proposed: Tensor, generator: torch.Generator) -> Tensor:
+            logits = stepper(given[0])
+            if self.family.vocabulary is not None:
+                logits = logits[:, self.family.vocabulary.kept.to(logits.device)]
+            likely = logits.topk(min(self.settings.top_k, logits.shape[-1]), -1).indices
+            fine = (likely == proposed[:, None]).any(-1)
+            own = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+            standing = torch.where(fine, proposed, own)
+            given[0] = self._whole(standing[:, None])
+            return standing
+
+        return stand
+
+
+def sample(
+    family: Family,
+    model: Any,
+    states: Tensor,
+    attention_mask: Tensor,
+    prompts: Tensor,
+    limits: Sequence[int],
+    temperature: float,
+    generator: torch.Generator,
+    replaced: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+) -> list[list[int]]:
+    """Sample a transcript for each utterance, its end included unless the limit cuts it.
+
+    Each token runs the decoder over the whole beginning: transcripts are short, a student's decoder is thin, and unlike
+    transformers' cache this masks the padding that shorter clips of the batch have.
+
+    Args:
+        family: runs the student.
+        model: the student.
+        states: its encoder states [utterances, positions, width].
+        attention_mask: positions each utterance has [utterances, positions].
+        prompts: forced first tokens [utterances, prompt].
+        limits: most tokens of each utterance.
+        temperature: of the softmax; 0 takes the likeliest token.
+        generator: of the draws, on the states' device.
+        replaced: given the tokens proposed, returns those that stand.
+    """
+    written = prompts
+    out: list[list[int]] = [[] for _ in limits]
+    running = set(range(len(limits)))
+    for step in range(max(limits)):
+        last = torch.arange(1, len(limits) + 1, device=states.device) * written.shape[1] - 1
+        logits = family.project(model, family.hidden(model, states, Tokens(written, written), last, attention_mask))
+        logits[:, family.suppressed] = -torch.inf
+        if step == 0:
+            logits[:, family.suppressed_first] = -torch.inf
+        if temperature:
+            tokens = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
+        else:
+            tokens = logits.argmax(-1)
+        if replaced is not None:
+            tokens = replaced(tokens, generator)
+        written = torch.cat([written, tokens[:, None]], 1)
+        for i, token in enumerate(tokens.tolist()):
+            if i in running:
+                out[i].append(token)
+                if token == family.end or len(out[i]) >= limits[i]:
+                    running.discard(i)
+        if not running:
+            break
+    return out
+
+
+def own_losses(
+    states: Tensor,
+    logits: Tensor,
+    batch: Batch,
+    targets: SoftTargets,
+    objective: Objective,
+    at: StageProgress,
+    size: StepSize,
+) -> StepLosses:
+    """An on-policy micro-batch's share of the step's loss: distillation alone. The arguments are `step.step_losses`'s.
+
+    No weighting is asked: neither a task loss nor a weight of this micro-batch is there to be logged.
+    """
+    stage, utterances = objective.stage, len(batch.ids)
+    zeros = states.new_zeros(utterances, dtype=torch.float32)
+    matching = state_mse(states, batch.states, batch.frames) if stage.encoder_matching else zeros
+    divergence = objective.weighting.divergence(stage.divergence, at.progress)
+    each = per_utterance(distillation(logits, targets, divergence, 1.0), batch.utterance_index, utterances)
+    loss = (stage.encoder_matching * matching.sum() + each.sum()) / size.utterances
+    if not batch.real:
+        loss = loss * 0.0
+    disagreeing = (logits.detach().argmax(-1) != targets.logits.argmax(-1)).sum()
+    unknown = not_computed(zeros)
+    return StepLosses(
+        loss, unknown, each.detach(), logged_matching(matching, stage), unknown, unknown, disagreeing, len(batch.utterance_index),
+        {}, on_policy=True,
+    )  # fmt: skip

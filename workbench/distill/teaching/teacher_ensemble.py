@@ -1,0 +1,190 @@
+"""The teachers of a run: opened, asked about the corpus, and dismissed once everything they say is on disk."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.cache.encoder_cache import encode_whole
+from workbench.cache.labelled_dataset import LabelledDataset
+from workbench.cache.teacher_targets import TargetCache, TargetSettings, compute_targets
+from workbench.cache.tensor_shards import Store, filling
+from workbench.cache.uncertainty import measure_uncertainty
+from workbench.config.recipe import Recipe
+from workbench.config.sections import OnPolicyRecipe
+from workbench.core.errors import UserError
+from workbench.core.files import cache_dir, sha256_of
+from workbench.core.progress import Progress
+from workbench.corpus import Utterance
+from workbench.distill.teaching.on_policy import OnPolicy
+from workbench.evaluation.transcribe import EncodedClips, validate_encoded
+from workbench.models import Family, open_family
+from workbench.models.resolve import fingerprint, resolve_teacher
+
+log = logging.getLogger("workbench")
+
+
+class TeacherEnsemble:
+    """One or several teachers with the same tokenizer. The first one's loss is what weightings go by."""
+
+    def __init__(self, recipe: Recipe, accelerator: Any) -> None:
+        """Open them; raises UserError for one that cannot be opened or has another vocabulary than the first."""
+        self.recipe, self.accelerator, self.main = recipe, accelerator, accelerator.is_main_process
+        self.names = [recipe.teacher, *recipe.more_teachers]
+        with accelerator.main_process_first():
+            folders = [resolve_teacher(name) for name in self.names]
+        self.hashes = [fingerprint(folder) for folder in folders]
+        self.families: list[Family] = [open_family(folder) for folder in folders]
+        self.models: list[Any] = [family.load() for family in self.families]
+        first = self.families[0]
+        for name, family in zip(self.names[1:], self.families[1:], strict=True):
+            if family.vocabulary_size != first.vocabulary_size:
+                raise UserError(
+                    f"more_teachers: {name!r} has a vocabulary of {family.vocabulary_size:,} tokens, "
+                    f"{recipe.teacher!r} one of {first.vocabulary_size:,}; teachers of one student must share a tokenizer"
+                )
+
+    def settings(self, number: int) -> TargetSettings:
+        """What a teacher's targets depend on; encoder states are the first one's."""
+        targets = self.recipe.targets
+        matched = any(stage.encoder_matching for stage in self.recipe.stages.values())
+        return TargetSettings(
+            self.hashes[number],
+            targets.top_k,
+            targets.temperature,
+            self.recipe.margin.shortest,
+            matched and number == 0,
+            self.recipe.precision,
+            self.families[number].own_margin,
+            targets.kind,
+            targets.samples if targets.kind == "sampled" else 0,
+        )
+
+    def labelled(
+        self,
+        utterances: list[Utterance],
+        folder: Path | None,
+        title: str,
+        rank: int | None = None,
+        ranks: int | None = None,
+        ask: bool = True,
+    ) -> LabelledDataset:
+        """The utterances with every teacher's targets, those that are missing computed first.
+
+        They are kept in `folder`, or else where every run finds them. Without `ask` no teacher runs: the targets hold the
+        audio alone.
+        """
+        accelerator = self.accelerator
+        rank = accelerator.process_index if rank is None else rank
+        ranks = accelerator.num_processes if ranks is None else ranks
+        keys = [self.settings(0).key(u) for u in utterances]
+        caches = []
+        for number in range(len(self.families)):
+            settings = self.settings(number)
+            place = settings.folder() if folder is None else folder / str(number)
+            # several runs may want the same targets; the second one finds them done
+            with filling(place):
+                cache = TargetCache(settings, None if folder is None else place)
+                cache.check(keys, rank, ranks)
+                missing = sum(key not in cache for key in keys)
+                if not missing and self.recipe.stream is None:
+                    log.info("teacher's targets: all %d clips are cached in %s", len(utterances), cache.store.folder)
+                elif missing:
+                    self._ask(number, utterances, cache, title, missing, rank, ranks, ask)
+            cache.store.reload()
+            caches.append(cache)
+        return LabelledDataset(utterances, keys, caches)
+
+    def _ask(
+        self,
+        number: int,
+        utterances: list[Utterance],
+        cache: TargetCache,
+        title: str,
+        missing: int,
+        rank: int,
+        ranks: int,
+        ask: bool,
+    ) -> None:
+        """Run a teacher over what the cache lacks."""
+        accelerator, family = self.accelerator, self.families[number]
+        model = self.models[number].to(accelerator.device) if ask else None
+        name = title if len(self.names) == 1 else f"{title} ({self.names[number]})"
+        with Progress(name, missing, self.main) as progress, accelerator.autocast():
+            compute_targets(
+                model, family, utterances, cache, self.recipe.targets.batch_clips, rank, ranks,
+                partial(_advance, progress, ranks),
+            )  # fmt: skip
+
+    def shares(self, validation: list[Utterance]) -> tuple[float, ...]:
+        """Share of each teacher in the distillation loss, adding up to 1, as `teacher_shares` says.
+
+        `best` and `softmax` go by the teachers' WER on the validation split, as each was trained to hear it.
+        """
+        wanted, count = self.recipe.teacher_shares, len(self.names)
+        if count == 1:
+            return (1.0,)
+        if isinstance(wanted, list):
+            return tuple(share / sum(wanted) for share in wanted)
+        if wanted == "mean":
+            return (1 / count,) * count
+        rates = []
+        for name, family, model in zip(self.names, self.families, self.models, strict=True):
+            model.to(self.accelerator.device)
+            clips = EncodedClips(validation, family, family.silence)
+            rates.append(validate_encoded(model, clips).scores()["wer"])
+            log.info("teacher %s: validation WER %.2f %%", name, rates[-1])
+        return shares_of(rates, wanted)
+
+    def uncertainty(self, window: LabelledDataset) -> dict[str, float]:
+        """The first teacher's uncertainty about each utterance, by id."""
+        model = self.models[0].to(self.accelerator.device)
+        missing = len(window.utterances)
+        with Progress("teacher's uncertainty", missing, self.main) as progress, self.accelerator.autocast():
+            return measure_uncertainty(
+                model,
+                self.families[0],
+                window,
+                self.settings(0),
+                self.accelerator.process_index,
+                self.accelerator.num_processes,
+                progress.advance,
+            )
+
+    def on_policy(self, settings: OnPolicyRecipe, window: LabelledDataset, family: Family) -> OnPolicy:
+        """The first teacher, ready to be asked about the student's own transcripts; its encoder runs once over the corpus."""
+        own, model = self.families[0], self.models[0].to(self.accelerator.device)
+        place = cache_dir() / "encoded" / sha256_of(["teacher", self.hashes[0], self.recipe.precision])[:16]
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        with filling(place):
+            store = Store(place)
+            store.check(window.keys, rank, ranks)
+            missing = sum(key not in store for key in window.keys)
+            with Progress("teacher's encoder", missing, self.main) as progress, self.accelerator.autocast():
+                encode_whole(
+                    model, own, window.utterances, window.keys, store, rank, ranks, partial(_advance, progress, ranks)
+                )
+        store.reload()
+        keys = {u.id: key for u, key in zip(window.utterances, window.keys, strict=True)}
+        languages = {u.id: u.language for u in window.utterances}
+        return OnPolicy(settings, family, model, own, store, keys, languages)
+
+    def dismiss(self) -> None:
+        """Free the models."""
+        self.models = []
+
+
+def _advance(progress: Progress, ranks: int, clips: int) -> None:
+    progress.advance(clips * ranks)  # the other processes keep pace
+
+
+def shares_of(rates: list[float], how: str) -> tuple[float, ...]:
+    """Shares from WERs in percent: `best` is all for the lowest, `softmax` is softmax(-WER)."""
+    if how == "best":
+        best = rates.index(min(rates))
+        return tuple(float(i == best) for i in range(len(rates)))
+    return tuple(torch.tensor([-rate for rate in rates], dtype=torch.float64).softmax(0).tolist())

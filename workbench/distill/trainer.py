@@ -1,0 +1,331 @@
+"""A distillation run on Accelerate: teacher's targets, stages of training, the student's folder."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench import __version__
+from workbench.cache.encoder_cache import calibration_clips
+from workbench.cache.labelled_dataset import LabelledDataset
+from workbench.cache.tail import check_tail, matters
+from workbench.config.recipe import Recipe, load_recipe
+from workbench.core.allocator import bound_kernel_cache, keep_freed_memory
+from workbench.core.distributed import Processes, claimed_by_all, wait_for_all
+from workbench.core.errors import UserError
+from workbench.core.files import atomic_folder, write_json
+from workbench.core.ownership import check_output
+from workbench.corpus import Utterance, scored_clips, training_set
+from workbench.distill.context import RunContext
+from workbench.distill.datasets import Datasets
+from workbench.distill.stage import StageTrainer
+from workbench.distill.teaching.on_policy import OnPolicy
+from workbench.distill.teaching.teacher_ensemble import TeacherEnsemble
+from workbench.distill.validation import Validation
+from workbench.losses.soft_targets import likeliest
+from workbench.models import Family, open_family
+from workbench.models.resolve import resolve_teacher
+from workbench.models.students import parameters
+from workbench.models.vocabulary import Vocabulary
+from workbench.run import checkpoints
+from workbench.run.checkpoints import TrainingState
+from workbench.run.folder import check_run, discard, tidy
+from workbench.run.inputs import FILE as INPUTS
+from workbench.run.inputs import changed_recipe, changed_run, inputs_of
+from workbench.run.log import RunLog
+from workbench.run.preflight import check_schedules, check_sharding, check_trackers, check_transcripts
+from workbench.weighting import needs_uncertainty
+
+log = logging.getLogger("workbench")
+EARLY_CLIPS = 16  # whose tail is measured before the teacher's whole pass
+
+
+def distill(recipe: Recipe, restart: bool = False, wait: bool = False) -> Path:
+    """Run a recipe to its end, or go on where a killed run stopped; returns the student's folder.
+
+    Args:
+        recipe: what to do.
+        restart: drop what the run folder holds.
+        wait: if another process is training it, wait until that has ended.
+
+    Raises:
+        UserError: the recipe cannot be carried out here, or the run folder belongs to another recipe or is being trained.
+    """
+    check_output(recipe.output)
+    if not restart and (done := _finished(recipe)) is not None:
+        return done  # without asking for the folder: runs of a study may look at one student at a time
+    with claimed_by_all(recipe.output, wait):
+        return (None if restart else _finished(recipe)) or Trainer(recipe, restart).run()
+
+
+def _finished(recipe: Recipe) -> Path | None:
+    """The student of a finished run, None of one to be begun or gone on with; raises UserError if it is of another recipe."""
+    run = recipe.output
+    if (run / "recipe.yaml").is_file():
+        if reason := changed_recipe(load_recipe(run / "recipe.yaml"), recipe):
+            raise UserError(
+                f"{run}: holds a run of another recipe ({reason}; see {run / 'recipe.yaml'}); "
+                "add --restart to replace it, or output=FOLDER"
+            )
+        if (run / "scores.json").is_file():
+            _check_inputs(run, changed_run(run, recipe))
+            log.info("%s is finished; add --restart to train it anew", run)
+            tidy(run)
+            return run / "student"
+    return None
+
+
+def _check_inputs(run: Path, reason: str | None) -> None:
+    if reason:
+        raise UserError(f"{run}: holds a run on {reason} than now; add --restart to replace it, or output=FOLDER")
+
+
+class Trainer:
+    """A run: opens what it needs, asks the teachers, trains stage by stage, writes the student's folder.
+
+    Args:
+        recipe: what to do.
+        restart: drop what the run folder holds, once nothing else can be found wrong.
+
+    Raises:
+        UserError: the recipe cannot be carried out here.
+    """
+
+    recipe: Recipe
+    folder: Path
+    accelerator: Any
+    processes: Processes
+    train_set: list[Utterance]  # empty of a stream
+    validation_set: list[Utterance]
+    teachers: TeacherEnsemble
+    family: Family  # of the student
+    model: Any  # the student
+    calibration: Sequence[Utterance]  # clips that the student's encoder was compressed by
+    log: RunLog
+
+    def __init__(self, recipe: Recipe, restart: bool = False) -> None:
+        """Open everything. In this order: what is cheap to check, the processes, models, and last the folder is written to."""
+        self.recipe, self.folder = recipe, recipe.output
+        check_run(recipe, restart)
+        check_trackers(recipe)
+        self._read_corpus()
+        self._open_accelerator()
+        self._open_models()
+        self._open_folder(restart)
+
+    def _read_corpus(self) -> None:
+        recipe, augment = self.recipe, self.recipe.augment
+        self.train_set = []
+        if recipe.stream is None:
+            self.train_set = training_set(
+                recipe.corpus, recipe.limit, recipe.more_corpora, augment.speeds, augment.concatenate, recipe.seed
+            )
+        check_schedules(recipe, self.train_set)
+        self.validation_set = scored_clips(recipe.corpus, "validation", recipe.limit)
+
+    def _open_accelerator(self) -> None:
+        from accelerate import Accelerator
+        from accelerate.utils import set_seed
+
+        recipe = self.recipe
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if recipe.precision == "bf16" else "no",
+            log_with=list(recipe.trackers) or None,
+            project_dir=self.folder,
+        )
+        check_sharding(self.accelerator)
+        if self.accelerator.device.type == "cpu":
+            bound_kernel_cache()
+            keep_freed_memory()
+        set_seed(recipe.seed)
+        self.processes = Processes(self.accelerator)
+
+    def _open_models(self) -> None:
+        recipe = self.recipe
+        self.teachers = TeacherEnsemble(recipe, self.accelerator)
+        self.family = self.teachers.families[0]
+        initial = recipe.student.initial
+        source = self.family.folder if initial is None else resolve_teacher(initial)
+        origin = self.teachers.models[0] if initial is None else open_family(source).load()
+        self.model = self.family.build_student(origin, recipe.student)
+        self.calibration = calibration_clips(recipe, self.train_set, self.validation_set)
+        if recipe.student.encoder_variance is not None:
+            self._compress(recipe.student.encoder_variance)
+        matched = [name for name, stage in recipe.stages.items() if stage.encoder_matching]
+        self.family.check_pair(self.model, self.teachers.models[0], matched)
+        check_transcripts([*self.train_set, *self.validation_set], self.family)
+
+    def _open_folder(self, restart: bool) -> None:
+        recipe = self.recipe
+        inputs = inputs_of(recipe, self.train_set if recipe.stream is None else None, self.validation_set)
+        if not restart and checkpoints.latest(self.folder / "checkpoints") is not None:
+            _check_inputs(self.folder, changed_run(self.folder, recipe, inputs))
+        wait_for_all()  # all have compared before the main process writes
+        if self.processes.main:
+            if restart:
+                discard(self.folder)
+            recipe.save(self.folder / "recipe.yaml")
+            write_json(self.folder / INPUTS, inputs)
+        wait_for_all()  # before any looks for a checkpoint
+        track = (lambda values, step: self.accelerator.log(values, step=step)) if recipe.trackers else None
+        self.log = RunLog(self.folder, self.accelerator.process_index, track)
+        if recipe.trackers:
+            # tensorboard takes flat values only
+            config = {key: str(value) for key, value in recipe.model_dump(mode="json").items()}
+            self.accelerator.init_trackers("distill-workbench", config=config)
+
+    def run(self) -> Path:
+        """Targets, then stages, then the student's folder."""
+        started = time.perf_counter()
+        context, datasets, validation = self.prepare()
+        teacher_seconds = time.perf_counter() - started
+        self.model.to(self.accelerator.device)
+        state = self._resume()
+        validation.best = state.best
+        for number, (name, stage) in enumerate(self.recipe.stages.items()):
+            if number >= state.progress.stage:
+                StageTrainer(context, datasets, validation, number, name, stage, state)()
+                discard(self.folder, "encoded") if self.processes.main else None
+        state.timers.teacher += teacher_seconds
+        return self._finish(context, datasets, validation, state)
+
+    def prepare(self, targets: Path | None = None) -> tuple[RunContext, Datasets, Validation]:
+        """Ask the teachers about the corpus, narrow the student's vocabulary if that is wanted, and free the teachers.
+
+        Args:
+            targets: folder of the teachers' targets; where every run finds them by default.
+
+        Returns:
+            What the parts of the run share, what stages train on, and what scores the student.
+        """
+        recipe = self.recipe
+        shares = self.teachers.shares(self.validation_set)
+        whole, tail, uncertainty, whole_matrix = None, None, None, torch.empty(0)
+        on_policy: OnPolicy | None = None
+        if recipe.stream is None:
+            if recipe.targets.temperature > 1 and matters(recipe):
+                # a few clips tell before hours of the teacher's pass; at temperature 1 the tail is small
+                few = self.train_set[:: -(-len(self.train_set) // EARLY_CLIPS)]
+                check_tail(recipe, self.teachers.labelled(few, targets, "teacher's first targets"), self.processes)
+            whole = self.teachers.labelled(self.train_set, targets, "teacher's targets")
+            tail = check_tail(recipe, whole, self.processes)
+            if any(needs_uncertainty(stage.weighting) for stage in recipe.stages.values()):
+                uncertainty = self.processes.gathered(self.teachers.uncertainty(whole))
+            if recipe.student.vocabulary == "corpus":
+                whole_matrix = self._narrow(whole)
+            chosen = [stage.on_policy for stage in recipe.stages.values() if stage.on_policy]
+            if chosen:
+                on_policy = self.teachers.on_policy(chosen[0], whole, self.family)
+            self.teachers.dismiss()  # not needed again: everything they say is on disk
+        context = RunContext(
+            recipe=recipe,
+            accelerator=self.accelerator,
+            processes=self.processes,
+            family=self.family,
+            model=self.model,
+            log=self.log,
+            teacher_shares=shares,
+            uncertainty=uncertainty,
+            on_policy=on_policy,
+        )
+        datasets = Datasets(context, self.teachers, whole, self.calibration, tail)
+        return context, datasets, Validation(context, self.validation_set, whole_matrix, self.calibration)
+
+    def _compress(self, share: float) -> None:
+        """Take the student's encoder products apart where that is cheaper, going by some clips at their own length."""
+        margin = self.recipe.margin.inference
+        features = [self.family.features([u.wave()], u.seconds + margin) for u in self.calibration]
+        before = parameters(self.model)
+        count = self.family.compress(self.model, features, share)
+        log.info("encoder: %d products as two thinner ones, %.1f of %.1f M parameters left", count, parameters(self.model) / 1e6, before / 1e6)  # fmt: skip
+
+    def _narrow(self, whole: LabelledDataset) -> Tensor:
+        """Let the student know only the tokens of the corpus's texts and the teachers' likeliest there; returns the whole embedding."""
+        tokens, targets = set(self.family.special_tokens()), self.recipe.targets
+        known = {(u.text, u.language) for u in [*self.train_set, *self.validation_set]}
+        for text, language in known:
+            labels = self.family.tokens([text], [language]).labels
+            tokens.update(labels[labels >= 0].tolist())
+        for cache in whole.caches:
+            for key in whole.keys:
+                said = cache.read(key, False, False)
+                ids = likeliest(targets.kind, said.top_ids, said.top_logits, targets.top_k)
+                tokens.update(ids.flatten().tolist())
+        vocabulary = Vocabulary(sorted(tokens), self.family.vocabulary_size)
+        log.info("vocabulary: %s of %s tokens", f"{len(vocabulary):,}", f"{self.family.vocabulary_size:,}")
+        whole_matrix = self.family.narrow(self.model, vocabulary)
+        self.family = self.family.narrowed(vocabulary)
+        return whole_matrix
+
+    def _resume(self) -> TrainingState:
+        checkpoint = checkpoints.latest(self.folder / "checkpoints")
+        if checkpoint is None:
+            self.log.truncate(0)
+            return TrainingState()
+        state = checkpoints.read_state(checkpoint)
+        checkpoints.load_model(checkpoint, self.model)
+        self.log.truncate(state.progress.step)
+        log.info("resuming %s at step %d", self.folder, state.progress.step)
+        return state
+
+    def _finish(self, context: RunContext, datasets: Datasets, validation: Validation, state: TrainingState) -> Path:
+        student = self.folder / "student"
+        model = validation.unsharded() if validation.best is None else None
+        if self.processes.main:
+            if model is not None:  # no stage decodes, so none was validated: the last student is the result
+                validation.save_student(model)
+            with atomic_folder(student) as temporary:
+                shutil.copytree(self.folder / "best", temporary, dirs_exist_ok=True)
+            self.log.finish()
+            write_json(self.folder / "scores.json", self._scores(context, datasets, validation, state))
+            tidy(self.folder)
+        wait_for_all()
+        if self.recipe.trackers:
+            self.accelerator.end_training()
+        return student
+
+    def _scores(
+        self, context: RunContext, datasets: Datasets, validation: Validation, state: TrainingState
+    ) -> dict[str, Any]:
+        from workbench.core.host import describe_host
+
+        train, timers = self.train_set, state.timers
+        return {
+            "schema": 1,
+            "workbench": __version__,
+            "teacher": {"name": self.recipe.teacher, "sha256": self.teachers.hashes[0]},
+            "teachers": dict(zip(self.teachers.names, context.teacher_shares, strict=True)),
+            "student": {
+                "parameters": parameters(self.model),
+                "vocabulary": len(known) if (known := self.family.vocabulary) else self.family.vocabulary_size,
+            },
+            "corpus": {
+                "name": self.recipe.corpus,
+                "more": self.recipe.more_corpora,
+                "clips": len(train) or None,  # a stream is not counted
+                "seconds": round(sum(u.seconds for u in train), 1) or None,
+            },
+            "targets": {
+                "kind": self.recipe.targets.kind,
+                "temperature": self.recipe.targets.temperature,
+                "tail_mass": None if datasets.tail is None else round(datasets.tail, 4),
+            },
+            "validation": validation.best,
+            "seconds": {
+                "teacher_pass": round(timers.teacher, 1),
+                "frozen_encoder": round(timers.encoder, 1),
+                "training": round(timers.training, 1),
+                "look_ahead": round(timers.look_ahead, 1),
+                "sampling": round(timers.sampling, 1),
+            },
+            "steps": state.progress.step,
+            "processes": self.accelerator.num_processes,
+            "host": describe_host(),
+        }

@@ -1,0 +1,99 @@
+"""The validation split during training: the student is scored on it, and the best one so far is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from torch import Tensor
+
+from workbench.cache.encoder_cache import encoded_folder
+from workbench.core.distributed import wait_for_all
+from workbench.corpus import Utterance
+from workbench.distill.context import RunContext
+from workbench.distill.ema import MovingAverage
+from workbench.distill.teaching.self_teacher import SelfTeacher
+from workbench.evaluation.transcribe import EncodedClips, validate_encoded
+from workbench.models.students import save_student
+from workbench.run import checkpoints
+
+
+class Validation:
+    """Scores the student and keeps the best in `best/` of the run's folder.
+
+    Args:
+        context: of the run.
+        utterances: of the validation split.
+        whole_matrix: of a student that knows only some tokens: its teacher's embedding of all.
+        calibration: clips that the student's encoder was compressed by, if it was.
+    """
+
+    best: dict[str, float] | None  # scores of the best student so far, by a checkpoint's where a run goes on
+
+    def __init__(
+        self,
+        context: RunContext,
+        utterances: Sequence[Utterance],
+        whole_matrix: Tensor,
+        calibration: Sequence[Utterance] = (),
+    ) -> None:
+        self._context, self._utterances, self._calibration = context, utterances, calibration
+        self._whole_matrix = whole_matrix
+        self.best = None
+
+    def clips(self, stage: str, encoder_frozen: bool) -> EncodedClips:
+        """The validation clips of a stage, whose encoder states are kept where the encoder never changes."""
+        context = self._context
+        untrained = context.encoder_untrained(stage)
+        folder = encoded_folder(context.recipe, "evaluated", self._calibration) if untrained else None
+        return EncodedClips(self._utterances, context.family, context.recipe.margin.inference, encoder_frozen, folder)
+
+    def __call__(
+        self,
+        stage: str,
+        step: int,
+        average: MovingAverage | None,
+        clips: EncodedClips,
+        self_teacher: SelfTeacher | None = None,
+    ) -> None:
+        """Score the student, and keep it if it is the best so far. All processes must call it.
+
+        A self-teacher is scored beside it: self-teaching can collapse, and that is where it would show first.
+
+        Args:
+            stage: name of the stage.
+            step: of the run.
+            average: of the student's parameters, which then stands for it.
+            clips: as `clips` gave them.
+            self_teacher: an earlier self of the student, while it learns from one.
+        """
+        with average.swapped_in() if average else nullcontext():
+            model = self.unsharded()
+            if self._context.processes.main:
+                scores = validate_encoded(model, clips).scores()
+                if self_teacher is not None and self_teacher.plan.kind != "intermediate":
+                    scores["self_teacher_wer"] = validate_encoded(self_teacher.model, clips).scores()["wer"]
+                self._context.log.validation(step, stage, scores)
+                if self.best is None or (scores["wer"], scores["cer"]) < (self.best["wer"], self.best["cer"]):
+                    self.best = {**scores, "step": step}
+                    self.save_student(model)
+        wait_for_all()
+
+    def save_student(self, model: Any) -> None:
+        """Write a student as the best one."""
+        context = self._context
+        with context.family.widened(model, self._whole_matrix):
+            save_student(model, context.family, context.folder / "best", context.recipe.margin.inference)
+
+    def unsharded(self) -> Any:
+        """The student as one whole model; where it is sharded, on the main process only."""
+        model = self._context.model
+        if not any(hasattr(p, "full_tensor") for p in model.parameters()):
+            return model
+        state = checkpoints.model_tensors(model)
+        if not self._context.processes.main:
+            return None
+        whole = self._context.family.empty_copy(model)
+        whole.load_state_dict(state, strict=False)
+        return whole.to(self._context.accelerator.device).eval()

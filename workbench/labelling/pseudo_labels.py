@@ -1,0 +1,299 @@
+"""Pseudo-labels: a teacher transcribes audio that has no text, or whose text is not trusted.
+
+Recordings longer than the teacher's window are cut into utterances first (labelling/segmentation.py). Every batch is appended to a
+journal beside the manifest, so a killed run goes on; manifest and rejection report are written at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave, probe_seconds
+from workbench.core.distributed import claimed_by_all, start_processes, wait_for_all
+from workbench.core.errors import UserError
+from workbench.core.files import json_lines, json_text, sha256_of, write_jsonl
+from workbench.core.locks import lock_of
+from workbench.core.ownership import audio_of, check_manifest, report_of
+from workbench.core.progress import Progress
+from workbench.corpus.manifests import MANIFEST_NAMES, read_manifest
+from workbench.corpus.utterance import Utterance
+from workbench.labelling.filters import Label, Limits, reasons
+from workbench.labelling.segmentation import SpeechFinder, check_disk, cut, is_cut, utterances_of
+from workbench.models import Family, open_family
+from workbench.models.resolve import fingerprint, resolve_teacher
+
+log = logging.getLogger("workbench")
+UNUSABLE = "unusable audio"
+UNKNOWN = "unknown language"
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """What a label depends on besides the clip."""
+
+    teacher: str = "whisper-base"
+    # a code for all clips, or `auto`: the teacher tells each clip's. None: the one in the manifest, English where there is none
+    language: str | None = None
+    beams: int = 1
+    batch_clips: int = 4
+    precision: str = "fp32"
+    longest: float = 28.0  # seconds of an utterance that is cut out of a longer recording
+
+
+def label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits, split: str | None = None) -> Path:
+    """Transcribe the clips of a folder or manifest, filter the labels, and write a manifest that can be trained on.
+
+    Args:
+        source: a folder of audio files, or a manifest with or without text; a text is taken as reference for the WER.
+        manifest: JSONL to write; `NAME.rejected.jsonl` beside it says what was left out and why. Utterances that are cut
+            out of recordings of more than 30 s go to the folder `NAME.audio`.
+        settings: teacher and decoding.
+        limits: filters.
+        split: split that every line gets; by default the one it has, and for bare audio what its label decides.
+
+    Raises:
+        UserError: no audio there, no label is fit, or another process writes the manifest.
+    """
+    own = [source / name for name in MANIFEST_NAMES] if source.is_dir() else [source]
+    check_manifest(manifest, [*own, source])
+    with claimed_by_all(manifest):
+        return _label(source, manifest, settings, limits, split)
+
+
+def _label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits, split: str | None) -> Path:
+    state = start_processes()
+    folder = resolve_teacher(settings.teacher)
+    family = open_family(folder)
+    recordings, unfit = audio_clips(source, manifest)
+    recordings, foreign = _of_known_languages(recordings, family, settings.language)
+    unfit += foreign
+    if settings.language is None and source.is_dir() and not _has_manifest(source):
+        log.info("no --language: all recordings are transcribed as English; `auto` lets the teacher tell each one's")
+    clips, without_speech = _cut_long(recordings, manifest, settings.longest, state)
+    # decoding decides the labels, filters do not: other limits need no new labels
+    key = sha256_of([fingerprint(folder), settings.language, settings.beams, settings.precision])
+    journal = manifest.with_name(f".{manifest.name}.{state.process_index:03d}.journal")
+    done = without_speech | dict(_read_journals(manifest, key))
+    mine = [clip for clip in clips[state.process_index :: state.num_processes] if _clip_key(clip) not in done]
+    if mine:
+        model = family.load().to(state.device)
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        with Progress("labels", len(clips), state.is_main_process, len(done)) as progress:
+            for labelled in _labels(model, family, mine, settings, state.device):
+                with journal.open("a", encoding="utf-8") as file:
+                    for clip, found in labelled:
+                        entry = {"key": key, "clip": _clip_key(clip), **found}
+                        file.write("\n" + json_text(entry))
+                progress.advance(len(labelled) * state.num_processes)
+    wait_for_all()
+    if state.is_main_process:
+        entries = without_speech | dict(_read_journals(manifest, key))
+        _write(clips, entries, unfit, source, manifest, limits, split)
+        for path in manifest.parent.glob(f".{manifest.name}.*.journal"):
+            path.unlink()
+    wait_for_all()
+    return manifest
+
+
+def audio_clips(source: Path, manifest: Path) -> tuple[list[Utterance], list[dict[str, Any]]]:
+    """Clips of a manifest or of all files in a folder, by rising length, and a report's rows of files that cannot be decoded.
+
+    Args:
+        source: a folder, searched through whatever its files are called, or a manifest.
+        manifest: where the labels will be written; what `label` itself wrote there is no recording.
+
+    Raises:
+        UserError: nothing there, or a manifest that cannot be used.
+    """
+    unfit: list[dict[str, Any]] = []
+    if not source.is_dir() or _has_manifest(source):
+        clips = read_manifest(source, transcribed=False)
+    else:
+        own = (manifest, report_of(manifest), audio_of(manifest), lock_of(manifest))
+        paths = sorted(
+            p for p in source.rglob("*")
+            if not p.is_dir() and p not in own and audio_of(manifest) not in p.parents and not _is_journal(p, manifest)
+        )  # fmt: skip
+        if not paths:
+            raise UserError(f"{source}: holds neither a manifest nor any file; expected recordings")
+        clips = []
+        for path in paths:
+            name = _printable(path.relative_to(source).as_posix())
+            try:
+                clips.append(Utterance(name, path, "", probe_seconds(path), split=""))
+            except UserError as error:
+                unfit.append({"id": name, "audio": str(path.absolute()), "reasons": [UNUSABLE], "error": str(error)})
+    return sorted(clips, key=lambda clip: (clip.seconds, clip.id)), unfit
+
+
+def _of_known_languages(
+    clips: Sequence[Utterance], family: Family, language: str | None
+) -> tuple[list[Utterance], list[dict[str, Any]]]:
+    """Clips in a language that the teacher knows, and a report's rows of the others; raises UserError if `--language` is such a one."""
+    if language == "auto":
+        return list(clips), []
+    unknown: dict[str, str] = {}
+    for code in {language or clip.language for clip in clips}:
+        try:
+            family.tokens([""], [code])
+        except UserError as error:
+            if language:
+                raise
+            unknown[code] = str(error)
+    rows = [
+        {"id": c.id, **_recording(c), "language": c.language, "reasons": [UNKNOWN], "error": unknown[c.language]}
+        for c in clips
+        if c.language in unknown
+    ]
+    return [clip for clip in clips if clip.language not in unknown], rows
+
+
+def _recording(clip: Utterance) -> dict[str, Any]:
+    """A row's fields that name the clip's recording, with `offset` and `duration` for a segment of one."""
+    source = clip.source()
+    assert source is not None  # noqa: S101  labels are made of files
+    return source
+
+
+def _has_manifest(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in MANIFEST_NAMES)
+
+
+def _printable(name: str) -> str:
+    """A file's name as text: bytes that are no UTF-8 as escapes, so that an id can be written anywhere."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _is_journal(path: Path, manifest: Path) -> bool:
+    return path.parent == manifest.parent and path.match(f".{manifest.name}.*.journal")
+
+
+def _cut_long(
+    clips: list[Utterance], manifest: Path, longest: float, state: Any
+) -> tuple[list[Utterance], dict[str, dict[str, Any]]]:
+    """The clips with utterances in the place of long recordings, and what is wrong with those that have none, by key."""
+    recordings = [clip for clip in clips if clip.seconds > LONGEST_SECONDS]
+    if not recordings:
+        return clips, {}
+    folder = audio_of(manifest)
+    share = recordings[state.process_index :: state.num_processes]
+    mine = [recording for recording in share if not is_cut(recording, folder, longest)]
+    if mine:
+        check_disk(mine, folder)
+        finder = SpeechFinder()
+        with Progress("utterances of long recordings", len(mine), state.is_main_process) as progress:
+            for recording in mine:
+                cut(recording, folder, longest, finder)
+                progress.advance()
+    wait_for_all()
+    found: list[Utterance] = []
+    unfit: dict[str, tuple[Utterance, dict[str, Any]]] = {}
+    for recording in recordings:
+        try:
+            found += utterances_of(recording, folder, longest)
+        except UserError as error:
+            unfit[_clip_key(recording)] = (recording, {"error": str(error)})
+    log.info("%d recordings of more than %.0f s were cut into %d utterances in %s%s", len(recordings), LONGEST_SECONDS,
+             len(found), folder,
+             "; their texts cannot serve as references" if any(r.text for r in recordings) else "")  # fmt: skip
+    short = [clip for clip in clips if clip.seconds <= LONGEST_SECONDS]
+    out = sorted([*short, *found, *(r for r, _ in unfit.values())], key=lambda clip: (clip.seconds, clip.id))
+    return out, {key: why for key, (_, why) in unfit.items()}
+
+
+def _clip_key(clip: Utterance) -> str:
+    return f"{clip.id}:{clip.audio_sha256()[:32]}"
+
+
+def _read_journals(manifest: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in sorted(manifest.parent.glob(f".{manifest.name}.*.journal")):
+        for line in json_lines(path):
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # empty, or cut short by a kill
+            if entry["key"] == key:
+                yield entry["clip"], entry
+
+
+@torch.no_grad()
+def _labels(
+    model: Any, family: Family, clips: Sequence[Utterance], settings: LabelSettings, device: torch.device
+) -> Iterator[list[tuple[Utterance, dict[str, Any]]]]:
+    """Labels of each batch, clips that cannot be used with the reason."""
+    for start in range(0, len(clips), settings.batch_clips):
+        out: list[tuple[Utterance, dict[str, Any]]] = []
+        usable: list[tuple[Utterance, Wave]] = []
+        for clip in clips[start : start + settings.batch_clips]:
+            try:
+                usable.append((clip, clip.wave()))  # decoding stops at 30 s with an error
+            except UserError as error:
+                out.append((clip, {"error": str(error)}))
+        if usable:
+            waves = [wave for _, wave in usable]
+            seconds = [len(wave) / SAMPLE_RATE for wave in waves]
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                states = family.encode(model, family.features(waves, family.reading_seconds(waves), device))
+                told = family.languages(model, states) if settings.language == "auto" else None
+                languages = [code for code, _ in told] if told else [settings.language or u.language for u, _ in usable]
+                found = family.transcribe(model, states, seconds, languages, settings.beams)
+            for i, (clip, _) in enumerate(usable):
+                out.append((clip, {"text": found[i].text, "confidence": found[i].log_probability,
+                                   "seconds": seconds[i], "language": languages[i],
+                                   "language_probability": told[i][1] if told else None}))  # fmt: skip
+        yield out
+
+
+def _write(
+    clips: Iterable[Utterance],
+    found: dict[str, dict[str, Any]],
+    unfit: Sequence[dict[str, Any]],
+    source: Path,
+    manifest: Path,
+    limits: Limits,
+    split: str | None,
+) -> None:
+    kept, rejected = [], list(unfit)
+    counts = Counter(reason for row in unfit for reason in row["reasons"])
+    seconds = 0.0
+    for clip in clips:
+        entry = found[_clip_key(clip)]
+        row: dict[str, Any] = {"id": clip.id, **_recording(clip)}
+        if "error" in entry:
+            why = [UNUSABLE]
+            row |= {"reasons": why, "error": entry["error"]}
+        else:
+            made = Label(entry["text"], entry["seconds"], entry["language"], entry["confidence"],
+                         entry["language_probability"], clip.text)  # fmt: skip
+            why = reasons(made, limits)
+            row.setdefault("duration", round(made.seconds, 3))  # a segment keeps its own
+            row |= {"text": made.text, "language": made.language}
+            row |= {"split": chosen} if (chosen := split or clip.split) else {}
+            row |= {"reference": clip.text} if clip.text else {}
+            row |= {k: v for k, v in made.figures().items() if v is not None}
+            row |= {"reasons": why} if why else {}
+        if why:
+            rejected.append(row)
+            counts.update(why)
+        else:
+            kept.append(row)
+            seconds += row["duration"]
+    report = report_of(manifest)
+    write_jsonl(report, rejected)
+    why_text = ", ".join(f"{name} {count}" for name, count in counts.most_common()) or "none"
+    log.info("%d labels kept, %.2f hours; %d rejected (%s); see %s", len(kept), seconds / 3600,
+             len(rejected), why_text, report)  # fmt: skip
+    if not kept:
+        raise UserError(
+            f"{source}: no label is fit ({why_text}); see {report}, and loosen the limits if they are wrong"
+        )
+    write_jsonl(manifest, kept)

@@ -1,0 +1,38 @@
+"""What differs between families of recognisers, behind the protocol `Family`, one package each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from workbench.core.errors import UserError
+from workbench.core.files import read_object
+from workbench.models.protocol import Family
+
+__all__ = ["FAMILIES", "Family", "check_folder", "open_family"]
+
+
+def _whisper() -> type[Family]:
+    from workbench.models.whisper.family import Whisper
+
+    return Whisper
+
+
+FAMILIES: dict[str, Callable[[], type[Family]]] = {"whisper": _whisper}  # by a checkpoint's `model_type`
+
+
+def open_family(folder: Path) -> Family:
+    """Open a checkpoint folder as its family; raises UserError for one that is not supported."""
+    return _family_of(folder)(folder)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError for a checkpoint folder that is not supported, or whose files do not hold together."""
+    _family_of(folder).check(folder)
+
+
+def _family_of(folder: Path) -> type[Family]:
+    kind = read_object(folder / "config.json", "a checkpoint's configuration").get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise UserError(f"{folder}: a {str(kind)[:60]!r} model; supported families: {', '.join(FAMILIES)}")
+    return FAMILIES[kind]()

@@ -1,0 +1,229 @@
+"""The seam between training and the families of recognisers: all that differs between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from workbench.audio.decode import Wave
+from workbench.config.sections import StudentRecipe
+from workbench.models.vocabulary import Vocabulary
+
+IGNORED = -100  # label at positions without a loss, as in transformers
+Part = Literal["encoder", "decoder", "constant"]  # of a model; what is constant is never trained
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Decoder inputs and labels of a batch under teacher forcing."""
+
+    inputs: Tensor  # int64 [utterances, tokens]: prompt, then the transcript
+    labels: Tensor  # int64 [utterances, tokens]: transcript, then the end; IGNORED elsewhere
+
+    def to(self, device: torch.device) -> Tokens:
+        """Copy to a device."""
+        return Tokens(self.inputs.to(device), self.labels.to(device))
+
+    def labelled(self) -> Tensor:
+        """Positions with a loss in the flattened batch, in order of utterance and position. -> int64 [labels]"""
+        return (self.labels != IGNORED).flatten().nonzero()[:, 0]
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What a model wrote, and how sure it was."""
+
+    text: str
+    log_probability: float  # mean over the tokens written, the end included
+
+
+class Family(Protocol):
+    """A checkpoint of some family: its features and tokens, and how its models are run."""
+
+    name: str
+    folder: Path
+    config: Any  # transformers configuration
+    end: int  # id that ends a transcript
+    suppressed: list[int]  # ids never written
+    suppressed_first: list[int]  # ids not written first
+    vocabulary: Vocabulary | None  # which tokens the models know, if not all
+    window_seconds: float  # length that a stock checkpoint reads every clip at
+    own_margin: float | None  # seconds of silence after a clip, of a checkpoint that reads clips at their own length
+
+    def __init__(self, folder: Path) -> None: ...
+
+    @classmethod
+    def check(cls, folder: Path) -> None:
+        """Raise UserError for a checkpoint folder whose files do not hold together."""
+        ...
+
+    position_samples: int  # of audio, for each encoder position before any pooling
+
+    @property
+    def width(self) -> int:
+        """Of the encoder's states."""
+        ...
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Tokens that the checkpoint knows."""
+        ...
+
+    def load(self) -> Any:
+        """Load the weights in fp32 on the CPU."""
+        ...
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Write a model's weights and configuration into a folder."""
+        ...
+
+    def build_student(self, model: Any, recipe: StudentRecipe) -> Any:
+        """Copy some of a model's layers, weights included; raises UserError for layers that it has not."""
+        ...
+
+    def check_pair(self, student: Any, teacher: Any, matched: Sequence[str]) -> None:
+        """Raise UserError if a student cannot learn from a teacher: other tokens, other features, or states of other width.
+
+        Args:
+            student: the student.
+            teacher: the teacher.
+            matched: names of the stages that match encoder states.
+        """
+        ...
+
+    def compress(self, model: Any, features: Sequence[Tensor], share: float) -> int:
+        """Take encoder products apart where that is cheaper, keeping a share of the variance on some features; returns how many."""
+        ...
+
+    def empty_copy(self, model: Any) -> Any:
+        """A model of the same shape, to be filled."""
+        ...
+
+    def positions(self, samples: int) -> int:
+        """Encoder positions, before any pooling, that a wave of so many samples touches."""
+        ...
+
+    def pooling(self, model: Any) -> int:
+        """How many encoder positions each of a model's states stands for: 1, or 2 where neighbours are pooled."""
+        ...
+
+    def pooled(self, states: Tensor) -> Tensor:
+        """States as a model of pooling 2 has them. [clips, positions, width] -> [clips, positions / 2 rounded up, width]"""
+        ...
+
+    @property
+    def silence(self) -> float:
+        """Seconds of silence after a clip that the checkpoint was trained to hear, up to its window: all of it for a stock one."""
+        ...
+
+    def reading_seconds(self, waves: Sequence[Wave]) -> float:
+        """Seconds that the checkpoint was trained to hear of waves: the longest and the silence after it, up to its window."""
+        ...
+
+    def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:
+        """Pad waves with silence to `seconds` and compute features. -> [clips, mels, frames]"""
+        ...
+
+    def spectrum(self, padded: Tensor) -> Tensor:
+        """Features of waves padded to one length. [clips, samples] -> [clips, mels, frames]"""
+        ...
+
+    def tokens(self, texts: Sequence[str], languages: Sequence[str]) -> Tokens:
+        """Tokenize transcripts for teacher forcing."""
+        ...
+
+    def encode(
+        self, model: Any, features: Tensor, attention_mask: Tensor | None = None, checkpointing: bool = False
+    ) -> Tensor:
+        """Encoder states at any length, of the positions that `attention_mask` marks. -> [clips, positions, width]"""
+        ...
+
+    def logits(
+        self,
+        model: Any,
+        states: Tensor,
+        tokens: Tokens,
+        labelled: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        checkpointing: bool = False,
+        early: int | None = None,
+    ) -> Tensor:
+        """Logits at the labelled positions, in order of utterance and position. -> [labels, vocabulary]
+
+        With `early` [2 * labels, vocabulary]: those after that decoder layer come last.
+        """
+        ...
+
+    def hidden(
+        self,
+        model: Any,
+        states: Tensor,
+        tokens: Tokens,
+        labelled: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """What the output projection is given at the labelled positions. -> [labels, width]"""
+        ...
+
+    def project(self, model: Any, hidden: Tensor) -> Tensor:
+        """Logits in fp32 of what `hidden` gives. [..., width] -> [..., vocabulary]"""
+        ...
+
+    def stepper(self, model: Any, states: Tensor) -> Callable[[Tensor], Tensor]:
+        """A function that is given the tokens that come next [clips, tokens] and returns the logits after the last, in fp32 [clips, vocabulary].
+
+        It remembers the tokens it was given before.
+        """
+        ...
+
+    def part_of(self, parameter: str) -> Part:
+        """Which part of a model a parameter of this name belongs to."""
+        ...
+
+    def decoder_depth(self, model: Any) -> int:
+        """How many decoder layers a model has."""
+        ...
+
+    def decoder_dropout(self, model: Any, rate: float) -> AbstractContextManager[None]:
+        """Run the decoder with dropout for a while, and nothing else with any."""
+        ...
+
+    def narrowed(self, vocabulary: Vocabulary) -> Family:
+        """The same family for models that know only some of the tokens, by numbers of their own."""
+        ...
+
+    def narrow(self, model: Any, vocabulary: Vocabulary) -> Tensor:
+        """Let a model know only some tokens, in place; returns what `widened` needs."""
+        ...
+
+    def widened(self, model: Any, whole: Tensor) -> AbstractContextManager[None]:
+        """Make a narrowed model a whole one for a while, to be saved; `whole` is what `narrow` returned. Of others nothing changes."""
+        ...
+
+    def special_tokens(self) -> list[int]:
+        """Ids that every transcript may need."""
+        ...
+
+    def token_limit(self, seconds: float, language: str) -> int:
+        """Most tokens that a transcript of a clip of this length may have."""
+        ...
+
+    def decode(self, model: Any, states: Tensor, seconds: Sequence[float], languages: Sequence[str]) -> list[str]:
+        """Transcribe encoder states."""
+        ...
+
+    def transcribe(
+        self, model: Any, states: Tensor, seconds: Sequence[float], languages: Sequence[str], beams: int = 1
+    ) -> list[Transcript]:
+        """Transcribe encoder states, greedily or with a beam."""
+        ...
+
+    def languages(self, model: Any, states: Tensor) -> list[tuple[str, float]]:
+        """Likeliest language of each clip and its probability."""
+        ...

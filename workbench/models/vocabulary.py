@@ -1,0 +1,56 @@
+"""A student that knows only the tokens a corpus needs, while it is trained.
+
+Embedding, projection and the loss over the vocabulary are most of a thin decoder's step, and a language uses a fraction of
+Whisper's 51,865 tokens. The student's matrix is cut down to the kept rows for training; what is saved is a whole Whisper
+checkpoint again, its other rows those that it began with, and its other tokens suppressed in generation_config.json, so that
+it writes in any runtime what the narrow one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from workbench.core.errors import UserError
+
+
+class Vocabulary:
+    """Which tokens are kept, and the numbers they go by."""
+
+    def __init__(self, kept: Sequence[int], size: int) -> None:
+        """Keep some of `size` tokens.
+
+        Args:
+            kept: their ids.
+            size: of the whole vocabulary.
+        """
+        self.kept = torch.tensor(sorted(set(kept)))
+        self._place = torch.full((size,), -1)
+        self._place[self.kept] = torch.arange(len(self.kept))
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def place(self, token: int) -> int:
+        """A kept token's own number."""
+        return int(self._place[token])
+
+    def places(self, tokens: Sequence[int]) -> list[int]:
+        """Numbers of those tokens that are kept."""
+        return [place for place in self._place[torch.tensor(tokens, dtype=torch.long)].tolist() if place >= 0]
+
+    def widened(self, places: Sequence[int]) -> list[int]:
+        """Ids of tokens by their own numbers."""
+        ids: list[int] = self.kept[torch.tensor(places, dtype=torch.long)].tolist()
+        return ids
+
+    def narrow(self, tokens: Tensor) -> Tensor:
+        """Own numbers of tokens; negative ids (no label) stay. Raises UserError for a token that is not kept."""
+        out = torch.where(tokens < 0, tokens, self._place[tokens.clamp(min=0)])
+        if (missing := tokens[(out < 0) & (tokens >= 0)]).numel():
+            raise UserError(
+                f"student.vocabulary: token {int(missing[0])} is in no training or validation text; set it to all"
+            )
+        return out

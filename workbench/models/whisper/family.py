@@ -1,0 +1,318 @@
+"""Whisper, the sequence-to-sequence family, at any audio length up to its 30 s: what is its own beside the passes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from workbench.audio.decode import SAMPLE_RATE, Wave
+from workbench.config.sections import StudentRecipe
+from workbench.core.errors import UserError
+from workbench.core.files import read_object
+from workbench.models.protocol import IGNORED, Part, Tokens, Transcript
+from workbench.models.vocabulary import Vocabulary
+from workbench.models.weights import load_whisper_weights
+from workbench.models.whisper.checkpoint import check_checkpoint, generation_config
+from workbench.models.whisper.decoding import Stepper, beam_scored, greedy_scored
+from workbench.models.whisper.log_mel import SAMPLES_PER_POSITION, LogMel, positions_of
+from workbench.models.whisper.low_rank import compress, merged_state, restore, shaped_like
+from workbench.models.whisper.narrowing import narrow_model, widened
+from workbench.models.whisper.passes import decoder_hidden, decoder_logits, encode, with_dropout
+from workbench.models.whisper.pooling import pool_after, pooled
+from workbench.models.whisper.students import build_student, check_pair
+from workbench.models.whisper.tokens import ENGLISH_ONLY_TOKENS, label_ids, open_tokenizer, prompt_ids, text_of
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration, WhisperTokenizerFast
+
+WINDOW_SECONDS = 30.0
+# Tokens a second of speech that a transcript may have. A decoder that writes more is looping: in these languages real speech of Common
+# Voice, prompts and read passages needs at most nine tenths of TOKENS_AT_LEAST + 8 a second.
+TOKENS_PER_SECOND = 8.0
+EIGHT_A_SECOND = frozenset(
+    "br ca cs cy de el en es et eu fa fi fr hu id it ja lt lv mt nl pl pt ro ru sk sl sv tr vi yue zh".split()  # noqa: SIM905
+)
+# Scripts that Whisper's tokenizer spells in bytes need up to 43 (Georgian, Malayalam, Assamese, Panjabi, Hindi, Mongolian, ...).
+TOKENS_PER_SECOND_OF_BYTES = 48.0
+TOKENS_AT_LEAST = 12
+PROMPT_TOKENS = 4  # <|startoftranscript|>, language, task, <|notimestamps|>
+
+
+def own_margin(folder: Path) -> float | None:
+    """Seconds of silence that a checkpoint hears after a clip which reads clips at their own length; None for one that reads 30 s."""
+    settings = folder / "workbench.json"  # `save_student` writes it
+    says = read_object(settings, "a student's settings") if settings.is_file() else {}
+    margin = says.get("margin_seconds", 0.0)
+    if not isinstance(margin, (int, float)) or not 0 <= margin <= WINDOW_SECONDS:
+        raise UserError(
+            f"{settings}: margin_seconds is {str(margin)[:60]}; expected seconds from 0 to {WINDOW_SECONDS:g}"
+        )
+    return float(margin) if says.get("length") == "true" else None
+
+
+def tokens_per_second(language: str) -> float:
+    """Most tokens that a second of speech needs in a language; one that was not measured gets the larger number."""
+    return TOKENS_PER_SECOND if language in EIGHT_A_SECOND else TOKENS_PER_SECOND_OF_BYTES
+
+
+class Whisper:
+    """What is Whisper's own: features, tokens, encoder at true length, teacher-forced logits, greedy decoding."""
+
+    name = "whisper"
+    window_seconds = WINDOW_SECONDS
+    position_samples = SAMPLES_PER_POSITION
+
+    def __init__(self, folder: Path) -> None:
+        """Open the tokenizer and features of a checkpoint folder; raises UserError for one that `check_checkpoint` does not accept."""
+        self.config: Any = check_checkpoint(folder)
+        self.folder = folder
+        self.own_margin = own_margin(folder)
+        self.tokenizer: WhisperTokenizerFast = open_tokenizer(folder, self.config)
+        self.generation = generation_config(folder, self.config)
+        self.frontend = LogMel(self.config.num_mel_bins)
+        self.end: int = self.config.eos_token_id
+        self.suppressed: list[int] = list(self.generation.suppress_tokens or [])
+        self.suppressed_first: list[int] = list(self.generation.begin_suppress_tokens or [])
+        self.vocabulary: Vocabulary | None = None
+        said = getattr(self.generation, "is_multilingual", None)
+        spoken = self.config.vocab_size != ENGLISH_ONLY_TOKENS and "<|en|>" in self.tokenizer.get_added_vocab()
+        self.multilingual: bool = spoken if said is None else bool(said)
+
+    @classmethod
+    def check(cls, folder: Path) -> None:
+        """Raise UserError for a folder that `check_checkpoint` does not accept."""
+        check_checkpoint(folder)
+
+    def narrowed(self, vocabulary: Vocabulary) -> Whisper:
+        """The same family for models that know only some of the tokens, by numbers of their own."""
+        other = copy.copy(self)
+        other.vocabulary = vocabulary
+        other.end = vocabulary.place(self.end)
+        other.suppressed = vocabulary.places(self.suppressed)
+        other.suppressed_first = vocabulary.places(self.suppressed_first)
+        return other
+
+    @property
+    def language_ids(self) -> dict[str, int]:
+        """Token of each language, by its ISO 639-1 code; none for an English-only model."""
+        known: dict[str, int] = (self.multilingual and getattr(self.generation, "lang_to_id", None)) or {}
+        return {token.strip("<|>"): i for token, i in known.items()}
+
+    def prompt(self, language: str) -> list[int]:
+        """Forced first tokens of a transcript, in the checkpoint's own numbers; raises UserError for an unknown language."""
+        return prompt_ids(self.tokenizer, language, self.multilingual)
+
+    def special_tokens(self) -> list[int]:
+        """Ids that every transcript may need: the specials before the timestamps, and the 256 bytes."""
+        from tokenizers.pre_tokenizers import ByteLevel
+
+        specials = self.tokenizer.get_added_vocab()
+        no_times = specials.get("<|notimestamps|>", self.config.vocab_size)
+        bytes_ = self.tokenizer.convert_tokens_to_ids(sorted(ByteLevel.alphabet()))
+        return sorted({i for i in [*specials.values(), *bytes_] if i is not None and i <= no_times})
+
+    def load(self) -> WhisperForConditionalGeneration:
+        """Load the weights in fp32 on the CPU, products that were taken apart in two as two again.
+
+        Raises:
+            UserError: they are damaged, or hold NaN or infinity.
+        """
+        model: WhisperForConditionalGeneration = restore(
+            load_whisper_weights(self.folder, self.config, copy.deepcopy(self.generation))
+        )
+        return model
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Write a model as transformers does, products in two as one."""
+        model.save_pretrained(folder, state_dict=merged_state(model))
+
+    def build_student(self, model: Any, recipe: StudentRecipe) -> Any:
+        """Copy some of a model's layers into a valid transformers model."""
+        return build_student(model, recipe)
+
+    def check_pair(self, student: Any, teacher: Any, matched: Sequence[str]) -> None:
+        """Raise UserError if a student cannot learn from a teacher."""
+        check_pair(student.config, teacher.config, matched)
+
+    def compress(self, model: Any, features: Sequence[Tensor], share: float) -> int:
+        """Encoder products as two thinner ones (models/whisper/low_rank.py)."""
+        return len(compress(model, features, share))
+
+    def empty_copy(self, model: Any) -> Any:
+        """A model of the same shape, to be filled."""
+        copied = shaped_like(type(model)(model.config), model.config)
+        copied.generation_config = model.generation_config
+        return copied
+
+    @property
+    def width(self) -> int:
+        """Of the encoder's states."""
+        return int(self.config.d_model)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Tokens that the checkpoint knows."""
+        return int(self.config.vocab_size)
+
+    def positions(self, samples: int) -> int:
+        """Encoder positions (20 ms each) that a wave of so many samples touches."""
+        return positions_of(samples)
+
+    def pooling(self, model: Any) -> int:
+        """How many encoder positions each state stands for."""
+        return 2 if pool_after(model.config) else 1
+
+    def pooled(self, states: Tensor) -> Tensor:
+        """Means of two neighbours."""
+        return pooled(states)
+
+    def narrow(self, model: Any, vocabulary: Vocabulary) -> Tensor:
+        """Cut a model's tied matrix down, in place; returns the whole one [vocabulary, width]."""
+        return narrow_model(model, vocabulary)
+
+    def widened(self, model: Any, whole: Tensor) -> AbstractContextManager[None]:
+        """Make a narrowed model a whole one for a while."""
+        return nullcontext() if self.vocabulary is None else widened(model, self.vocabulary, whole)
+
+    def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:
+        """Pad waves with silence to `seconds` and compute log-mel features on `device`. -> [clips, mels, frames]"""
+        samples = min(round(seconds * SAMPLE_RATE), round(WINDOW_SECONDS * SAMPLE_RATE))
+        samples = -(-samples // SAMPLES_PER_POSITION) * SAMPLES_PER_POSITION  # a whole number of encoder positions
+        padded = torch.zeros(len(waves), samples)
+        for row, wave in zip(padded, waves, strict=True):
+            row[: len(wave)] = torch.from_numpy(wave[:samples])
+        return self.spectrum(padded.to(device, non_blocking=True))
+
+    @property
+    def silence(self) -> float:
+        """Seconds of silence after a clip that the checkpoint was trained to hear, up to its window: all of it for a stock one."""
+        return self.window_seconds if self.own_margin is None else self.own_margin
+
+    def reading_seconds(self, waves: Sequence[Wave]) -> float:
+        """Seconds that the checkpoint was trained to hear of waves: the longest and the silence after it, up to its window."""
+        return min(max(map(len, waves)) / SAMPLE_RATE + self.silence, self.window_seconds)
+
+    @torch.no_grad()
+    def spectrum(self, padded: Tensor) -> Tensor:
+        """Log-mel features of waves padded to one length, in fp32. [clips, samples] -> [clips, mels, frames]"""
+        with torch.autocast(padded.device.type, enabled=False):  # a power spectrum does not fit into 8 bits of mantissa
+            features: Tensor = self.frontend.to(padded.device)(padded)
+        return features
+
+    def tokens(self, texts: Sequence[str], languages: Sequence[str]) -> Tokens:
+        """Tokenize transcripts for teacher forcing; raises UserError for one longer than the decoder's context."""
+        inputs, labels = [], []
+        for text, language in zip(texts, languages, strict=True):
+            prompt, said = self.prompt(language), label_ids(self.tokenizer, text)
+            if len(prompt) + len(said) > self.config.max_target_positions:
+                raise UserError(
+                    f"transcript {text[:40]!r}… has {len(said)} tokens, more than the decoder takes "
+                    f"({self.config.max_target_positions - len(prompt)}); shorten it, or cut the clip into shorter ones"
+                )
+            inputs.append(torch.tensor([*prompt, *said]))
+            end: int = self.config.eos_token_id
+            labels.append(torch.tensor([*[IGNORED] * (len(prompt) - 1), *said, end]))
+        pad = torch.nn.utils.rnn.pad_sequence
+        if self.vocabulary is not None:
+            inputs, labels = ([self.vocabulary.narrow(row) for row in rows] for rows in (inputs, labels))
+        return Tokens(pad(inputs, True, self.end), pad(labels, True, IGNORED))
+
+    def encode(
+        self, model: Any, features: Tensor, attention_mask: Tensor | None = None, checkpointing: bool = False
+    ) -> Tensor:
+        """Run the encoder on any number of frames up to 3,000. [clips, mels, frames] -> [clips, frames / 2, width]"""
+        return encode(model, features, attention_mask, checkpointing)
+
+    def logits(
+        self,
+        model: Any,
+        states: Tensor,
+        tokens: Tokens,
+        labelled: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        checkpointing: bool = False,
+        early: int | None = None,
+    ) -> Tensor:
+        """Teacher-forced logits at the labelled positions. -> [labels, vocabulary]"""
+        return decoder_logits(model, states, tokens, labelled, attention_mask, checkpointing, early)
+
+    def hidden(
+        self,
+        model: Any,
+        states: Tensor,
+        tokens: Tokens,
+        labelled: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """What the output projection is given at the labelled positions. -> [labels, width]"""
+        return decoder_hidden(model, states, tokens, labelled, attention_mask)[0]
+
+    def project(self, model: Any, hidden: Tensor) -> Tensor:
+        """Logits in fp32. [..., width] -> [..., vocabulary]"""
+        logits: Tensor = model.proj_out(hidden)
+        return logits.float()
+
+    def stepper(self, model: Any, states: Tensor) -> Callable[[Tensor], Tensor]:
+        """The decoder with its cache: given the next tokens [clips, tokens], the logits after the last [clips, vocabulary]."""
+        return Stepper(model, states)
+
+    def part_of(self, parameter: str) -> Part:
+        """The encoder's sinusoidal positions are constants in Whisper."""
+        if "encoder.embed_positions" in parameter:
+            return "constant"
+        return "encoder" if parameter.startswith("model.encoder.") else "decoder"
+
+    def decoder_depth(self, model: Any) -> int:
+        """How many decoder layers a model has."""
+        return int(model.config.decoder_layers)
+
+    def decoder_dropout(self, model: Any, rate: float) -> AbstractContextManager[None]:
+        """Run the decoder's layers with dropout for a while, and nothing else with any."""
+        return with_dropout(model.model.decoder.layers, rate)
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that fit the decoder's context after the longest prompt."""
+        return int(self.config.max_target_positions) - PROMPT_TOKENS
+
+    def token_limit(self, seconds: float, language: str) -> int:
+        """Most tokens that a transcript of a clip of this length in this language may have."""
+        return min(TOKENS_AT_LEAST + int(tokens_per_second(language) * seconds), self.most_tokens)
+
+    def decode(self, model: Any, states: Tensor, seconds: Sequence[float], languages: Sequence[str]) -> list[str]:
+        """Transcribe encoder states greedily. states: [utterances, positions, width]"""
+        return [found.text for found in self.transcribe(model, states, seconds, languages)]
+
+    def transcribe(
+        self, model: Any, states: Tensor, seconds: Sequence[float], languages: Sequence[str], beams: int = 1
+    ) -> list[Transcript]:
+        """Transcribe encoder states greedily or with a beam. states: [utterances, positions, width]"""
+        prompts = [self.prompt(language) for language in languages]
+        if self.vocabulary is not None:
+            prompts = [self.vocabulary.places(prompt) for prompt in prompts]
+        limits = [self.token_limit(s, language) for s, language in zip(seconds, languages, strict=True)]
+        decode = greedy_scored if beams == 1 else partial(beam_scored, beams=beams)
+        scored = decode(model, states, prompts, limits, self.end, self.suppressed, self.suppressed_first)
+        written = [ids if self.vocabulary is None else self.vocabulary.widened(ids) for ids, _ in scored]
+        texts = [text_of(self.tokenizer, ids) for ids in written]
+        return [Transcript(str(text).strip(), score) for text, (_, score) in zip(texts, scored, strict=True)]
+
+    @torch.no_grad()
+    def languages(self, model: Any, states: Tensor) -> list[tuple[str, float]]:
+        """Likeliest language of each clip and its probability, from the first token that Whisper writes."""
+        known = self.language_ids
+        if not known:
+            return [("en", 1.0)] * len(states)
+        start = torch.full((len(states), 1), self.config.decoder_start_token_id, device=states.device)
+        hidden = model.model.decoder(input_ids=start, encoder_hidden_states=states, use_cache=False).last_hidden_state
+        logits = model.proj_out(hidden[:, 0]).float()[:, list(known.values())]  # [clips, languages]
+        best = logits.softmax(-1).max(-1)
+        codes = list(known)
+        return [(codes[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]

@@ -1,0 +1,48 @@
+"""A Whisper that knows only some tokens: its tied matrix cut down to their rows, and made whole to be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workbench.models.vocabulary import Vocabulary
+
+
+def narrow_model(model: Any, vocabulary: Vocabulary) -> Tensor:
+    """Cut a Whisper's tied matrix down to the kept rows, in place; returns the whole matrix [vocabulary, width]."""
+    whole: Tensor = model.model.decoder.embed_tokens.weight.detach().clone()
+    padding = vocabulary.place(model.config.pad_token_id)
+    _replace_matrix(model, whole[vocabulary.kept.to(whole.device)], None if padding < 0 else padding)
+    return whole
+
+
+@contextmanager
+def widened(model: Any, vocabulary: Vocabulary, whole: Tensor) -> Iterator[None]:
+    """Make a narrowed Whisper a whole one for a while, to be saved; `whole` is what `narrow_model` returned."""
+    narrow = model.model.decoder.embed_tokens
+    full = whole.clone()
+    full[vocabulary.kept.to(full.device)] = narrow.weight.detach().to(full.device)
+    unknown = torch.ones(len(full), dtype=torch.bool)
+    unknown[vocabulary.kept] = False
+    generation = model.generation_config
+    suppressed = generation.suppress_tokens
+    generation.suppress_tokens = sorted({*(suppressed or []), *unknown.nonzero()[:, 0].tolist()})
+    _replace_matrix(model, full, model.config.pad_token_id)
+    try:
+        yield
+    finally:
+        generation.suppress_tokens = suppressed
+        model.model.decoder.embed_tokens = narrow
+        model.proj_out.weight, model.proj_out.out_features = narrow.weight, len(narrow.weight)
+        model.config.vocab_size = len(narrow.weight)
+
+
+def _replace_matrix(model: Any, weight: Tensor, padding: int | None) -> None:
+    embedding = nn.Embedding(len(weight), weight.shape[1], padding_idx=padding, _weight=weight)
+    model.model.decoder.embed_tokens = embedding
+    model.proj_out.weight, model.proj_out.out_features = embedding.weight, len(weight)
+    model.config.vocab_size = len(weight)

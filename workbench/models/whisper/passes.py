@@ -1,0 +1,158 @@
+"""Forward passes of a Whisper model: its encoder at any length up to 30 s, its decoder along given tokens.
+
+transformers' encoder accepts exactly 3,000 frames. Here its layers run on as many frames as the clip has, with the
+first positions of the embedding (length-adaptive distillation: our interpretation, docs/decisions/0003).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workbench.models.protocol import Tokens
+from workbench.models.whisper.convolution import convolve
+from workbench.models.whisper.packed import PackedTokens, drops, packed_decoder_layer, run_layer, run_packed
+from workbench.models.whisper.pooling import pool_after, pooled, pooled_mask
+from workbench.models.whisper.tied import TiedMatrix
+
+
+def encode(model: Any, features: Tensor, attention_mask: Tensor | None = None, checkpointing: bool = False) -> Tensor:
+    """Run the encoder on any number of frames up to 3,000.
+
+    Args:
+        model: a WhisperForConditionalGeneration.
+        features: [clips, mels, frames].
+        attention_mask: which positions a clip has, bool [clips, frames / 2]; the others are padding, and no clip attends to them.
+        checkpointing: compute a layer's activations again in the backward pass instead of keeping them.
+
+    Returns:
+        States [clips, frames / 2, width], of no meaning at padding; half as many where the model pools them.
+    """
+    encoder, pools = model.model.encoder, pool_after(model.config)
+    hidden = F.gelu(convolve(encoder.conv1, features))
+    hidden = F.gelu(convolve(encoder.conv2, hidden)).transpose(1, 2)  # [clips, positions, width]
+    hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+    if pools:
+        hidden = _run_layers(encoder.layers[:pools], hidden, attention_mask, checkpointing)
+        hidden, attention_mask = (
+            pooled(hidden, attention_mask),
+            None if attention_mask is None else pooled_mask(attention_mask),
+        )
+    states: Tensor = encoder.layer_norm(_run_layers(encoder.layers[pools:], hidden, attention_mask, checkpointing))
+    return states
+
+
+def _run_layers(layers: Any, hidden: Tensor, attention_mask: Tensor | None, checkpointing: bool) -> Tensor:
+    if attention_mask is not None and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+        return run_packed(layers, hidden, attention_mask, checkpointing)
+    mask = None if attention_mask is None else attention_mask[:, None, None, :].expand(-1, 1, hidden.shape[1], -1)
+    for layer in layers:
+        hidden = run_layer(_stock_layer, checkpointing, layer, hidden, mask)
+    return hidden
+
+
+def _stock_layer(layer: Any, *given: Any) -> Tensor:
+    """A layer as transformers has it."""
+    out: Tensor = layer(*given)
+    return out
+
+
+def decoder_logits(
+    model: Any,
+    states: Tensor,
+    tokens: Tokens,
+    labelled: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    checkpointing: bool = False,
+    early: int | None = None,
+) -> Tensor:
+    """Teacher-forced logits at the labelled positions only, in order of utterance and position.
+
+    Gathering before the projection saves the product with the vocabulary at prompt and padding positions.
+
+    Args:
+        model: a WhisperForConditionalGeneration.
+        states: encoder states [utterances, positions, width].
+        tokens: inputs and labels [utterances, tokens].
+        labelled: flat indices of the labelled positions [labels], if they are known already.
+        attention_mask: which states are there to be attended to, bool [utterances, positions], or as many as the encoder had before it
+            pooled them; all by default.
+        checkpointing: compute a layer's activations again in the backward pass instead of keeping them.
+        early: also the logits after this decoder layer, under the same norm and projection.
+
+    Returns:
+        Logits [labels, vocabulary]; with `early` [2 * labels, vocabulary], the early ones last.
+    """
+    weight = model.model.decoder.embed_tokens.weight
+    # torch.compile does not see through the hand-over between the two
+    tied = weight is model.proj_out.weight and weight.requires_grad and not torch.compiler.is_compiling()
+    matrix = TiedMatrix(weight, model.model.decoder.embed_tokens.padding_idx) if tied else None
+    chosen, early_chosen = decoder_hidden(model, states, tokens, labelled, attention_mask, checkpointing, matrix, early)
+    if early_chosen is not None:
+        chosen = torch.cat([chosen, early_chosen])
+    logits: Tensor = matrix.project(chosen) if matrix else model.proj_out(chosen)
+    return logits
+
+
+def decoder_hidden(
+    model: Any,
+    states: Tensor,
+    tokens: Tokens,
+    labelled: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    checkpointing: bool = False,
+    matrix: TiedMatrix | None = None,
+    early: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """What the output projection is given at the labelled positions, and after an early layer; see `decoder_logits`."""
+    decoder = model.model.decoder
+    if attention_mask is not None and attention_mask.shape[1] != states.shape[1]:
+        attention_mask = pooled_mask(attention_mask)  # the encoder has halved them
+    hidden = matrix.embed(tokens.inputs) if matrix else decoder.embed_tokens(tokens.inputs)
+    hidden = hidden + decoder.embed_positions.weight[: tokens.inputs.shape[1]]
+    places = tokens.labelled() if labelled is None else labelled
+    given: tuple[Any, ...]
+    call: Callable[..., Tensor]
+    if hidden.device.type == "cpu" and not torch.compiler.is_compiling() and not drops(decoder.layers):
+        packed = PackedTokens.of(tokens.labels, states, attention_mask)
+        rows, places, given, call = packed.rows(hidden), packed.places(places), (packed,), packed_decoder_layer
+    else:
+        mask = (
+            None
+            if attention_mask is None
+            else attention_mask[:, None, None, :].expand(-1, 1, tokens.inputs.shape[1], -1)
+        )
+        # without a mask of its own, self-attention is causal
+        rows, given, call = hidden, (None, states, mask), _stock_layer
+    early_rows = None
+    for number, layer in enumerate(decoder.layers):
+        rows = run_layer(call, checkpointing, layer, rows, *given)
+        if number == early:
+            early_rows = _norm_at(decoder, rows, places)
+    return _norm_at(decoder, rows, places), early_rows
+
+
+def _norm_at(decoder: Any, rows: Tensor, places: Tensor) -> Tensor:
+    """The decoder's last norm, at some positions. [..., width] -> [places, width]"""
+    chosen: Tensor = decoder.layer_norm(rows.flatten(0, -2).index_select(0, places))
+    return chosen
+
+
+@contextmanager
+def with_dropout(layers: Sequence[Any], rate: float) -> Iterator[None]:
+    """Let layers of a model drop out for a while, all of which evaluate before and after."""
+    kept = [layer.dropout for layer in layers]
+    try:
+        for layer in layers:
+            layer.dropout = rate
+            layer.train()
+        yield
+    finally:
+        for layer, before in zip(layers, kept, strict=True):
+            layer.dropout = before
+            layer.eval()

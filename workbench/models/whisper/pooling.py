@@ -1,0 +1,41 @@
+"""Neighbouring encoder states as one: half the positions from some layer on, and for the decoder.
+
+A state of 20 ms says little that its neighbour does not. Which layer comes before is `pool_after` in the model's configuration, where
+transformers keeps it and pays no attention to it: such a student must be read by what reads its configuration, as bundles do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def pool_after(config: Any) -> int:
+    """Encoder layers after which states are pooled; 0 if they are not."""
+    return int(getattr(config, "pool_after", None) or 0)
+
+
+def pooled(states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Means of two neighbours; of one where the second is missing or padding.
+
+    Args:
+        states: [clips, positions, width].
+        attention_mask: which positions a clip has, from its start, bool [clips, positions]; all by default.
+
+    Returns:
+        [clips, positions / 2 rounded up, width].
+    """
+    first = states[:, ::2]
+    # the last one again, which becomes its own neighbour where it has none
+    second = torch.cat([states, states[:, -1:]], 1)[:, 1::2]
+    if attention_mask is not None:
+        there = torch.cat([attention_mask, attention_mask[:, -1:]], 1)[:, 1::2]
+        second = torch.where(there[..., None], second, first)
+    return (first + second) / 2
+
+
+def pooled_mask(attention_mask: Tensor) -> Tensor:
+    """Which pooled states a clip has. bool [clips, positions] -> [clips, positions / 2 rounded up]"""
+    return attention_mask[:, ::2]

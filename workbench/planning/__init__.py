@@ -1,0 +1,1 @@
+"""Before a run: is this machine fit, what will it cost."""

@@ -1,0 +1,124 @@
+"""Operations and memory of a step and of the teacher's pass, counted while they run on torch's meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.config.recipe import Recipe
+from workbench.config.sections import Stage
+from workbench.distill.step import Student
+from workbench.losses.token_losses import token_losses
+from workbench.models.protocol import IGNORED, Tokens
+from workbench.models.whisper.family import WINDOW_SECONDS
+from workbench.models.whisper.passes import decoder_logits, encode
+
+TOKENS_A_SECOND = 3.5  # of English speech, a little above what audiobooks have
+AUTOCAST_OVERHEAD = 1.3  # norms, softmax and residuals stay fp32 under bf16 autocast: our estimate
+
+
+class _Attention(torch.autograd.Function):
+    """Attention as a fused kernel costs it: the scores are not kept but computed again in the backward pass.
+
+    On the meta device torch takes the plain form, which keeps them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = query @ key.transpose(-1, -2) @ value
+        ctx.save_for_backward(query, key, value, out, query[..., 0].float())  # the last stands for the row sums
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, _, _ = ctx.saved_tensors
+        scores = query @ key.transpose(-1, -2)
+        of_scores = gradient @ value.transpose(-1, -2)
+        return of_scores @ key, of_scores.transpose(-1, -2) @ query, scores.transpose(-1, -2) @ gradient
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    def attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
+        out: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
+        return out
+
+    functional, original = torch.nn.functional, torch.nn.functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = original
+
+
+def step_cost(student: Student, stage: Stage, recipe: Recipe, seconds: float, clips: int) -> tuple[int, int]:
+    """Bytes kept for the backward pass, and operations of forward and backward, of so many clips."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = student.model.config
+    tokens = max(1, round(TOKENS_A_SECOND * seconds))
+    frozen = student.encoder_frozen and stage.encode_once and not stage.encoder_matching
+    frozen = frozen and not recipe.augment.changes_hearing  # as in distill.datasets
+    with torch.device("meta"):
+        inputs = torch.zeros(clips, tokens + 4, dtype=torch.int64)
+        labelled = torch.zeros(clips * tokens, dtype=torch.int64)
+        positions = round(seconds * 50)
+        attention_mask = torch.ones(clips, positions, dtype=torch.bool)
+        audio = torch.zeros(
+            (clips, positions, config.d_model) if frozen else (clips, config.num_mel_bins, 2 * positions)
+        )
+        top = torch.zeros(len(labelled), recipe.targets.top_k)
+    counter = FlopCounterMode(display=False)
+    with _fused_attention(), counter, saved_bytes(student.model) as saved:
+        states, logits = student(audio, attention_mask, inputs, inputs, labelled, frozen)
+        loss = stage.encoder_matching * states.square().mean()
+        if logits is not None:
+            task, divergence = token_losses(logits, labelled, top.long(), top, top[:, 0], recipe.targets.temperature)
+            loss = loss + task.sum() + divergence.sum()
+        loss.backward()
+    student.zero_grad(set_to_none=True)
+    vocabulary = 0 if logits is None else logits.numel() * 4  # the logits' gradient, alive while the rest still is
+    total = saved[0] + vocabulary
+    if recipe.precision == "bf16":
+        total = round(total / 2 * AUTOCAST_OVERHEAD)
+    return total, counter.get_total_flops()
+
+
+@contextmanager
+def saved_bytes(model: torch.nn.Module) -> Iterator[list[int]]:
+    """Bytes that autograd saves inside, each storage once, the parameters left out."""
+    known = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: list[Tensor] = []  # alive, so that no storage's number is given again
+    total = [0]
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            known.add(storage._cdata)
+            kept.append(tensor)
+            total[0] += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield total
+
+
+@torch.no_grad()
+def teacher_pass_flop(teacher: Any, clip_seconds: float) -> int:
+    """Operations of the teacher's pass over one clip, at 30 s."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tokens = max(1, round(TOKENS_A_SECOND * clip_seconds))
+    with torch.device("meta"):
+        features = torch.zeros(1, teacher.config.num_mel_bins, round(WINDOW_SECONDS * 100))
+        inputs = torch.zeros(1, tokens + 4, dtype=torch.int64)
+        labels = torch.full((1, tokens + 4), IGNORED)
+        labelled = torch.zeros(tokens, dtype=torch.int64)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        decoder_logits(teacher, encode(teacher, features), Tokens(inputs, labels), labelled)
+    return int(counter.get_total_flops())

@@ -1,0 +1,240 @@
+"""What a recipe will cost on an accelerator, found on torch's meta device: shapes without data, so any machine can do it.
+
+Operations are counted while teacher and student run on meta tensors, and what autograd keeps for the backward pass is
+added up as it is saved. What no count can tell, the share of a device's peak that is reached, is an option.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import typer
+
+from workbench.cache.teacher_targets import TargetSettings, estimated_bytes
+from workbench.config.recipe import Recipe
+from workbench.config.sections import Stage, StudentRecipe
+from workbench.core.errors import UserError
+from workbench.core.files import expanded
+from workbench.core.tables import print_rows
+from workbench.distill.step import Student
+from workbench.models.resolve import resolve_teacher
+from workbench.models.students import parameters
+from workbench.models.whisper.checkpoint import check_checkpoint
+from workbench.models.whisper.family import WINDOW_SECONDS
+from workbench.models.whisper.log_mel import positions_of
+from workbench.models.whisper.low_rank import shaped_like
+from workbench.models.whisper.passes import decoder_logits, encode
+from workbench.models.whisper.students import build_student, check_pair
+from workbench.planning.devices import open_device
+from workbench.planning.flops import step_cost, teacher_pass_flop
+
+log = logging.getLogger("workbench")
+# Whisper's published sizes, for planning where no hub is reachable: width, encoder layers, decoder layers, heads.
+SIZES = {
+    "tiny": (384, 4, 4, 6),
+    "base": (512, 6, 6, 8),
+    "small": (768, 12, 12, 12),
+    "medium": (1024, 24, 24, 16),
+    "large-v3": (1280, 32, 32, 20),
+    "large-v3-turbo": (1280, 32, 4, 20),
+}
+USABLE_MEMORY = 0.9  # the rest is the allocator's, the driver's and the kernels' workspace
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Cost of one stage."""
+
+    name: str
+    trained_parameters: int
+    tflop_a_clip: float  # forward and backward
+    fixed_gb: float  # weights, gradients, optimizer
+    activation_gb_a_clip: float
+    largest_batch_clips: int  # on one device, in one micro-batch
+    largest_batch_seconds: float
+    micro_batches: int  # of the recipe's step on so many devices
+    hours: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cost of a recipe."""
+
+    device: str
+    devices: int
+    precision: str
+    corpus_hours: float
+    clip_seconds: float
+    efficiency: float
+    teacher_parameters: int
+    student_parameters: int
+    teacher_tflop_a_clip: float
+    teacher_hours: float
+    targets_gb: float
+    stages: list[StagePlan]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for a file."""
+        return asdict(self)
+
+
+def plan(
+    recipe: Recipe, device: str, devices: int, corpus_hours: float, clip_seconds: float, efficiency: float
+) -> Plan:
+    """Reckon a recipe's cost.
+
+    Args:
+        recipe: what to run.
+        device: name in `devices.DEVICES`.
+        devices: how many.
+        corpus_hours: hours of training speech.
+        clip_seconds: length of its clips.
+        efficiency: share of the device's peak that is reached.
+
+    Raises:
+        UserError: an unknown device or model, or a student that does not fit its teacher.
+    """
+    hardware = open_device(device)
+    flops = hardware.tflops[recipe.precision] * 1e12 * efficiency * devices
+    teacher = meta_model(recipe.teacher)
+    initial = recipe.student.initial
+    student = meta_student(teacher if initial is None else meta_model(initial), recipe.student)
+    check_pair(student.config, teacher.config, [n for n, s in recipe.stages.items() if s.encoder_matching])
+    if recipe.student.vocabulary == "corpus":
+        log.info("student.vocabulary: reckoned whole; which tokens stay is known after the teacher's pass alone")
+    if recipe.student.encoder_variance is not None:
+        log.info(
+            "student.encoder_variance: reckoned whole; which products become thinner is known from the clips alone"
+        )
+    clips = corpus_hours * 3600 / clip_seconds
+    teacher_flop = teacher_pass_flop(teacher, clip_seconds)
+    states = any(s.encoder_matching for s in recipe.stages.values())
+    targets = recipe.targets
+    settings = TargetSettings(
+        "",
+        targets.top_k,
+        targets.temperature,
+        recipe.margin.shortest,
+        states,
+        kind=targets.kind,
+        samples=targets.samples,
+    )
+    from workbench.corpus import Utterance
+
+    a_clip = estimated_bytes(
+        [Utterance("", b"", "", clip_seconds)],
+        settings,
+        teacher.config.d_model,
+        teacher.config.vocab_size,
+        positions_of,
+    )
+    stages = [
+        _stage_plan(
+            name, stage, student, recipe, clips, clip_seconds, hardware.memory_gb, devices, flops, parameters(teacher)
+        )
+        for name, stage in recipe.stages.items()
+    ]
+    return Plan(
+        device, devices, recipe.precision, corpus_hours, clip_seconds, efficiency, parameters(teacher),
+        parameters(student), teacher_flop / 1e12, clips * teacher_flop / flops / 3600, clips * a_clip / 1e9, stages,
+    )  # fmt: skip
+
+
+def meta_model(name: str) -> Any:
+    """A Whisper model without weights, from a checkpoint here or from the published sizes.
+
+    Raises:
+        UserError: neither a checkpoint here nor a published size.
+    """
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    size = name.removeprefix("openai/").removeprefix("whisper-").removesuffix(".en")
+    if expanded(name).is_dir() or size not in SIZES:
+        config: Any = check_checkpoint(resolve_teacher(name))
+    else:
+        width, encoder, decoder, heads = SIZES[size]
+        large = size.startswith("large-v3")
+        config = WhisperConfig(
+            d_model=width, encoder_layers=encoder, decoder_layers=decoder, encoder_attention_heads=heads,
+            decoder_attention_heads=heads, encoder_ffn_dim=4 * width, decoder_ffn_dim=4 * width,
+            num_mel_bins=128 if large else 80, vocab_size=51866 if large else 51865,
+        )  # fmt: skip
+    with torch.device("meta"):
+        return shaped_like(WhisperForConditionalGeneration(config).eval(), config)
+
+
+def meta_student(source: Any, recipe: StudentRecipe) -> Any:
+    """The student's shapes."""
+    with torch.device("meta"):
+        return build_student(source, recipe)
+
+
+def _stage_plan(
+    name: str, stage: Stage, model: Any, recipe: Recipe, clips: float, clip_seconds: float, memory_gb: float,
+    devices: int, flops: float, teacher_parameters: int,
+) -> StagePlan:  # fmt: skip
+    shapes: Any = SimpleNamespace(encode=encode, logits=decoder_logits)  # what a step needs of the family
+    student = Student(model, shapes, stage)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # weights in fp32, for each trained one a gradient and AdamW's two moments; under autocast a bf16 copy of the weights
+    copies = parameters(model) + (teacher_parameters if recipe.stream else 0)  # a stream's teacher stays there
+    fixed = 4 * copies + 12 * trained + (2 * copies if recipe.precision == "bf16" else 0)
+    seconds = min(clip_seconds + recipe.margin.longest, WINDOW_SECONDS)
+    one, flop = step_cost(student, stage, recipe, seconds, 1)
+    two, _ = step_cost(student, stage, recipe, seconds, 2)
+    a_clip = max(two - one, 1)
+    room = USABLE_MEMORY * memory_gb * 1e9 - fixed
+    largest = max(0, int(room // a_clip))
+    step_clips = max(1, round(stage.batch_seconds / seconds))
+    per_device = -(-step_clips // devices)
+    parts = devices * -(-per_device // largest) if largest else 0
+    trained_clips = clips * stage.epochs if stage.steps is None else stage.steps * step_clips
+    return StagePlan(
+        name, trained, flop / 1e12, fixed / 1e9, a_clip / 1e9, largest, largest * seconds, parts,
+        trained_clips * flop / flops / 3600,
+    )  # fmt: skip
+
+
+def corpus_size(recipe: Recipe) -> tuple[float, float]:
+    """Hours of the training set and mean seconds of its clips, where it can be opened without a network.
+
+    Raises:
+        UserError: it is a stream, or cannot be opened here.
+    """
+    from workbench.corpus import training_set
+
+    if recipe.stream is not None or recipe.corpus.startswith("hf:"):
+        raise UserError(f"corpus {recipe.corpus!r}: its size is not known here; give --hours and --clip-seconds")
+    augment = recipe.augment
+    clips = training_set(
+        recipe.corpus, recipe.limit, recipe.more_corpora, augment.speeds, augment.concatenate, recipe.seed
+    )
+    seconds = sum(u.seconds for u in clips)
+    return seconds / 3600, seconds / len(clips)
+
+
+def print_plan(found: Plan) -> None:
+    """Print a plan as tables."""
+    typer.echo(
+        f"{found.devices} x {found.device}, {found.precision}, {found.corpus_hours:,.1f} h of speech in clips of "
+        f"{found.clip_seconds:.1f} s; {100 * found.efficiency:.0f} % of the peak assumed. Reckoned, not run."
+    )
+    typer.echo(
+        f"teacher {found.teacher_parameters / 1e6:,.0f} M parameters, {found.teacher_tflop_a_clip:.3f} TFLOP a clip, its "
+        f"pass {found.teacher_hours:,.2f} h; targets {found.targets_gb:,.1f} GB; student "
+        f"{found.student_parameters / 1e6:,.0f} M parameters"
+    )
+    heads = ("stage", "trained", "TFLOP a clip", "fixed GB", "GB a clip", "largest batch", "micro-batches", "hours")
+    rows = [
+        (
+            s.name, f"{s.trained_parameters / 1e6:,.0f} M", f"{s.tflop_a_clip:.3f}", f"{s.fixed_gb:.1f}",
+            f"{s.activation_gb_a_clip:.3f}", f"{s.largest_batch_clips:,} clips = {s.largest_batch_seconds:,.0f} s",
+            str(s.micro_batches) if s.micro_batches else "does not fit", f"{s.hours:,.2f}",
+        )
+        for s in found.stages
+    ]  # fmt: skip
+    print_rows(heads, rows)

@@ -1,0 +1,100 @@
+"""The folder of a run: which files in it are the run's own, and so may be deleted by it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from workbench.config.recipe import Recipe
+from workbench.core.errors import UserError
+from workbench.core.files import expanded
+from workbench.core.ownership import (
+    CHECKPOINT,
+    Made,
+    Owned,
+    check_output,
+    check_replaceable,
+    foreign,
+    recover_below,
+    remove,
+)
+
+_STORE = r"(shard-\d{3}-\d{6}\.safetensors|index-\d{3}\.jsonl)"
+_OWN = re.compile(
+    r"recipe\.yaml|inputs\.json|metrics\.jsonl|scores\.json|result\.json|weights\.(parquet|html)"
+    r"|weights/\d{8}-\d{3}\.parquet"
+    r"|checkpoints/step-\d{8}/[a-z0-9]+\.(safetensors|json)"
+    rf"|(stream-\d{{3}}/)?encoded/[^/]+/{_STORE}|stream-\d{{3}}/targets/\d+/{_STORE}"
+    r"|(stream-\d{3}/)?encoded/\.?[^/]+\.lock|stream-\d{3}/targets/\.?\d+\.lock"
+    r"|distill-workbench/(.+/)?(events\.out\.tfevents\.[^/]+|hparams\.yml)"  # of TensorBoard
+)
+_STUDENTS = ("student", "best")
+# what a run from before there were records has in its students' folders
+_OLD_STUDENT = re.compile(
+    r"(config|generation_config|preprocessor_config|tokenizer|tokenizer_config|vocab|added_tokens|special_tokens_map"
+    r"|normalizer|workbench)\.json|merges\.txt|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+)
+# folders that are gone when the run has ended; and `stream-NNN`
+_PASSING = ("best", "checkpoints", "encoded", "weights")
+
+
+def _own(run: Path) -> Owned:
+    students = {
+        name: CHECKPOINT.own(run / name) or (lambda file: bool(_OLD_STUDENT.fullmatch(file))) for name in _STUDENTS
+    }
+
+    def own(name: str) -> bool:
+        first, _, rest = name.partition("/")
+        return students[first](rest) if first in students else bool(_OWN.fullmatch(name))
+
+    return own
+
+
+def _own_or_bundles(run: Path) -> Owned | None:
+    if not (run / "recipe.yaml").is_file():
+        return None
+    own = _own(run)
+    bundles = {path.parent.name for path in run.glob("*/bundle.json")}
+    lock = re.compile(r"\.[^/]+\.lock")  # of a command that writes there
+    return lambda name: name.partition("/")[0] in bundles or bool(lock.fullmatch(name)) or own(name)
+
+
+# bundles, reports and the log of a study's runner are of other commands, which put them there by default: they stay
+RUN = Made("run", _own_or_bundles, kept=("report.json", "report.html", "log.txt"))
+
+
+def check_run(recipe: Recipe, restart: bool) -> None:
+    """Raise UserError if a run's folder holds what is not the run's own and in its way.
+
+    To begin a run, or to begin it anew, all there must be a run's; to go on with one, all in the folders that it deletes.
+    """
+    named = [recipe.teacher, *recipe.more_teachers, recipe.corpus, *recipe.more_corpora, recipe.student.initial]
+    inputs = [expanded(name) for name in named if name]
+    run = recipe.output
+    if restart or not (run / "recipe.yaml").is_file():
+        check_replaceable(run, RUN, inputs, within=True)
+        return
+    check_output(run, inputs, within=True)
+    recover_below(run)
+    for name in foreign(run, _own(run)):
+        if re.match(rf"(student|stream-\d{{3}}|{'|'.join(_PASSING)})/", name):
+            raise UserError(
+                f"{run}: holds {name!r}, which is no part of the run, in a folder that the run deletes; move it away"
+            )
+
+
+def discard(run: Path, folder: str = "") -> None:
+    """Delete a run's own files: all, or those in one folder of it. What is not the run's own stays."""
+    own = _own(run)
+    last = ("student/source.json", "best/source.json", "recipe.yaml")  # by which others are known
+    if folder:
+        remove(run / folder, lambda name: own(f"{folder}/{name}"), last=("source.json",))
+    else:
+        remove(run, own, first=("result.json", "scores.json"), last=last)
+
+
+def tidy(run: Path) -> None:
+    """Delete what a finished run has no more use for; a kill may have come between its end and that."""
+    recover_below(run)
+    for folder in (*_PASSING, *(path.name for path in run.glob("stream-*"))):
+        discard(run, folder)

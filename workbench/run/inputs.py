@@ -1,0 +1,86 @@
+"""What a run is computed from besides its recipe: the content of its corpora and checkpoints, which may change under one name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench.config.recipe import Recipe, load_recipe
+from workbench.core.files import read_json, sha256_of
+from workbench.corpus import Utterance, scored_clips, training_set
+from workbench.models.resolve import fingerprint, resolve_teacher
+
+FILE = "inputs.json"  # in a run's folder
+
+
+def clips_sha256(utterances: Sequence[Utterance]) -> str:
+    """Hash of clips: ids, audio, transcripts and languages, in their order."""
+    return sha256_of([[u.id, u.audio_sha256(), u.text, u.language] for u in utterances])
+
+
+def inputs_of(recipe: Recipe, train: Sequence[Utterance] | None, validation: Sequence[Utterance]) -> dict[str, Any]:
+    """Hashes of a run's inputs by name.
+
+    Args:
+        recipe: of the run.
+        train: its training set; None for a stream, whose clips are not known beforehand.
+        validation: its validation split.
+    """
+    names = {"teacher": recipe.teacher, "initial student": recipe.student.initial}
+    names |= {f"teacher {number}": name for number, name in enumerate(recipe.more_teachers, 2)}
+    found = {what: fingerprint(resolve_teacher(name)) for what, name in names.items() if name is not None}
+    found["validation clips"] = clips_sha256(validation)
+    return found if train is None else {**found, "training clips": clips_sha256(train)}
+
+
+def read_inputs(recipe: Recipe) -> dict[str, Any]:
+    """`inputs_of` with the clips read from the corpora; those of a hub are left out, which would be fetched for it."""
+    if recipe.corpus.startswith("hf:") or any(other.startswith("hf:") for other in recipe.more_corpora):
+        return {what: value for what, value in inputs_of(recipe, None, ()).items() if "clips" not in what}
+    augment = recipe.augment
+    train = training_set(
+        recipe.corpus, recipe.limit, recipe.more_corpora, augment.speeds, augment.concatenate, recipe.seed
+    )
+    return inputs_of(recipe, train, scored_clips(recipe.corpus, "validation", recipe.limit))
+
+
+def changed_inputs(recorded: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Names of the inputs that are no longer those recorded, or None; what either side does not know is not compared."""
+    different = [what for what in recorded if what in now and recorded[what] != now[what]]
+    return f"other {', '.join(different)}" if different else None
+
+
+def changed_recipe(before: Recipe, now: Recipe) -> str | None:
+    """First key that makes two recipes train different students, with both values, or None."""
+    if before.same_training(now):
+        return None
+    old, new = (_flat(r.model_dump(mode="json")) for r in (before, now))
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key) and key.split(".")[0] not in Recipe.FREE]
+    return f"{keys[0]} was {old.get(keys[0])!r} and is {new.get(keys[0])!r}"
+
+
+def changed_run(folder: Path, recipe: Recipe, now: dict[str, Any] | None = None) -> str | None:
+    """Why what a run folder holds is not of this recipe and its inputs as they are now; None if it is, or holds no run.
+
+    Args:
+        folder: of the run.
+        recipe: what is to be run.
+        now: its inputs; read here if not given.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        return None
+    if reason := changed_recipe(load_recipe(folder / "recipe.yaml"), recipe):
+        return reason
+    if not (folder / FILE).is_file():
+        return None  # of a version that did not record them
+    return changed_inputs(read_json(folder / FILE, "a run's inputs"), now or read_inputs(recipe))
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict):
+        return {prefix: content}
+    out: dict[str, Any] = {}
+    for key, value in content.items():
+        out |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return out

@@ -1,0 +1,69 @@
+"""What would fail, or be passed over in silence, later in a run: said before it starts."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+from workbench.audio.decode import LONGEST_SECONDS
+from workbench.config.recipe import Recipe
+from workbench.core.errors import UserError
+from workbench.corpus import Utterance
+from workbench.corpus.batching import plan_steps
+from workbench.models import Family
+from workbench.weighting import without_effect
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Raise UserError for a tracker that is not installed: Accelerate would go on without it, and say nothing."""
+    for name in recipe.trackers:
+        if importlib.util.find_spec(name) is None:
+            how = "-c constraints.txt -e '.[tracking]'" if name == "trackio" else name
+            raise UserError(f"trackers names {name!r}, which is not installed; pip install {how}, or leave it out")
+
+
+def check_schedules(recipe: Recipe, train_set: Sequence[Utterance]) -> None:
+    """Raise UserError for a weighting whose schedule begins after the last of a stage's `steps`.
+
+    The recipe's own check goes by the number of epochs; how many of them `steps` leaves depends on the clips. A stream's
+    length is not known.
+    """
+    for number, (name, stage) in enumerate(recipe.stages.items()):
+        if stage.steps is None or recipe.stream is not None:
+            continue
+        steps = epochs = 0
+        while steps < stage.steps and epochs < stage.epochs:
+            seed = (recipe.seed, number, epochs)
+            steps += len(plan_steps(train_set, stage.batch_seconds, recipe.margin.shortest, seed))
+            epochs += 1
+        reason = without_effect(stage.weighting, stage.facts(epochs, steps=min(steps, stage.steps)))
+        if reason is not None:
+            raise UserError(
+                f"stages.{name}.weighting, of which steps: {stage.steps} leaves {epochs} epoch(s): {reason}"
+            )
+
+
+def check_sharding(accelerator: Any) -> None:
+    """Raise UserError for a way of sharding that checkpoints cannot be written under."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.fsdp_version != 2:
+        raise UserError("FSDP version 1 is not supported; set `fsdp_version: 2` in the accelerate configuration")
+    if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
+        raise UserError("DeepSpeed is not supported; use FSDP 2, which shards the same way (docs/scale.md)")
+
+
+def check_transcripts(utterances: Sequence[Utterance], family: Family) -> None:
+    """Raise UserError naming the first clip whose language the model does not know, or whose text its decoder cannot take."""
+    known: set[str] = set()
+    fits = family.token_limit(
+        LONGEST_SECONDS, "en"
+    )  # a token is at least one byte, so most texts need not be tokenized
+    for utterance in utterances:
+        if utterance.language in known and len(utterance.text.encode()) < fits:
+            continue
+        try:
+            family.tokens([utterance.text], [utterance.language])
+        except UserError as error:
+            raise UserError(f"{utterance.place}: {error}") from None
+        known.add(utterance.language)

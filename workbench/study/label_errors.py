@@ -1,0 +1,268 @@
+"""How a run weighed its utterances over time, and which labels it learnt to distrust: a finder of wrong transcripts."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import html
+import io
+import json
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import typer
+
+from workbench.audio.decode import write_wav
+from workbench.config.recipe import Recipe, load_recipe
+from workbench.core.errors import UserError
+from workbench.core.files import json_lines, write_text
+from workbench.core.tables import print_rows
+from workbench.corpus import Utterance, scored_clips
+from workbench.corpus.corrupt import RECORD
+from workbench.corpus.sources import find_corpus
+
+log = logging.getLogger("workbench")
+LAST_SHARE = 1 / 3  # of an utterance's visits, over which weights and losses are averaged for a ranking
+BINS = 5  # of difficulty
+RANKINGS = ("system", "student_loss", "teacher_loss")
+EVEN = 1e-6  # weights that differ by less say nothing
+
+
+@dataclass(frozen=True)
+class RunWeights:
+    """The weights of a run's last stage that decodes."""
+
+    folder: Path
+    recipe: Recipe
+    stage: str
+    ids: list[str]  # of each row
+    columns: dict[
+        str, npt.NDArray[np.float64]
+    ]  # step, alpha, task_weight, task, distillation, teacher_loss of each row
+
+    @property
+    def system(self) -> str:
+        """Name of the weighting."""
+        return str(self.recipe.stages[self.stage].weighting["name"])
+
+    def late(self, column: str) -> dict[str, float]:
+        """Mean of a column over the last third of the times that an utterance was trained on, at least one."""
+        visits: dict[str, list[float]] = {}
+        for i in np.argsort(self.columns["step"], kind="stable"):
+            visits.setdefault(self.ids[i], []).append(float(self.columns[column][i]))
+        return {name: float(np.mean(v[-max(1, round(LAST_SHARE * len(v))) :])) for name, v in visits.items()}
+
+    def distrust(self, by: str = "system") -> tuple[dict[str, tuple[float, float]], str]:
+        """How little a label is trusted, by utterance, and what that was taken from.
+
+        A system that weighs task losses differently has said which labels it trusts: the less weight, the less trust; of
+        equal weights the student's loss decides. One that does not is ranked by the student's own loss on the label, which is
+        what is left when training is done.
+
+        Args:
+            by: `system`, or the rankings that it is compared with: `student_loss`, `teacher_loss`.
+        """
+        loss = self.late("task")
+        if by == "teacher_loss":
+            return {name: (x, 0.0) for name, x in self.late("teacher_loss").items()}, "the teacher's loss"
+        weights = self.late("task_weight")
+        if by == "student_loss":
+            return {name: (x, 0.0) for name, x in loss.items()}, "the student's loss"
+        if np.ptp(list(weights.values())) <= EVEN:
+            said = "the student's loss, because this system weighs all labels alike"
+            return {name: (x, 0.0) for name, x in loss.items()}, said
+        return {name: (-weight, loss[name]) for name, weight in weights.items()}, "weight of the task loss"
+
+    def over_time(self, column: str) -> tuple[list[float], list[list[float]]]:
+        """Mean of a column for fifths of the utterances by difficulty (the teacher's loss), easiest first, over time.
+
+        Returns:
+            Steps, and for each fifth its mean at each of them.
+        """
+        step, values, loss = (self.columns[name] for name in ("step", column, "teacher_loss"))
+        edges = np.quantile(loss, np.linspace(0, 1, BINS + 1)[1:-1])
+        part = np.searchsorted(edges, loss)
+        times = np.linspace(step.min(), step.max() + 1, min(40, len(np.unique(step))) + 1)
+        when = np.clip(np.searchsorted(times, step, "right") - 1, 0, len(times) - 2)
+        lines = []
+        for fifth in range(BINS):
+            means = [values[(part == fifth) & (when == t)] for t in range(len(times) - 1)]
+            lines.append([float(m.mean()) if len(m) else float("nan") for m in means])
+        return [float(t) for t in (times[:-1] + times[1:]) / 2], lines
+
+    @functools.cached_property
+    def corrupted(self) -> set[str] | None:
+        """Ids whose transcripts were corrupted on purpose, if the corpus records them."""
+        if self.recipe.corpus.startswith("hf:"):
+            return None
+        try:
+            place = find_corpus(self.recipe.corpus)
+        except UserError as error:
+            log.info("which labels were corrupted is not known here: %s", error)
+            return None
+        record = (place if place.is_dir() else place.parent) / RECORD
+        if not record.is_file():
+            return None
+        return {json.loads(line)["id"] for line in json_lines(record)}
+
+    @functools.cached_property
+    def found(self) -> dict[str, dict[str, float]] | None:
+        """How well rankings find the corrupted labels: the system's, and for comparison those by loss alone."""
+        wrong = self.corrupted
+        if wrong is None:
+            return None
+        return {by: retrieval(self.distrust(by)[0], wrong) for by in RANKINGS}
+
+    def print(self, worst: int, by: str = "system") -> None:
+        """The ranking, and how right it is where that is known, in the terminal."""
+        scores, basis = self.distrust(by)
+        texts, rows = self.utterances, []
+        columns = [self.late(name) for name in ("alpha", "task_weight", "task", "teacher_loss")]
+        for rank, name in enumerate(ranked(scores)[:worst], 1):
+            text = texts[name].text if name in texts else ""
+            rows.append((str(rank), name, text, *(f"{column[name]:.3f}" for column in columns)))
+        heads = ("rank", "utterance", "transcript", "alpha", "task weight", "student's loss", "teacher's loss")
+        print_rows(heads, rows, f"{self.system}: least trusted labels, by {basis}", prose=True)
+        for name, figures in (self.found or {}).items():
+            typer.echo(
+                f"{name}: of {figures['corrupted']:.0f} corrupted labels the first {figures['corrupted']:.0f} hold "
+                f"{100 * figures['precision']:.1f} % (precision = recall); average precision {figures['average_precision']:.3f}"
+            )
+
+    @functools.cached_property
+    def utterances(self) -> dict[str, Utterance]:
+        try:
+            return {u.id: u for u in scored_clips(self.recipe.corpus, "train", self.recipe.limit)}
+        except UserError as error:
+            log.info("transcripts and audio are left out: %s", error)
+            return {}
+
+
+def read_run(folder: Path) -> RunWeights:
+    """Read a run's weights; raises UserError if the folder holds none."""
+    import pyarrow.parquet as pq
+
+    path = folder / "weights.parquet"
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; expected the folder of a finished run (workbench distill, workbench study)"
+        )
+    recipe = load_recipe(folder / "recipe.yaml")
+    stage = [name for name, stage in recipe.stages.items() if stage.decoding]
+    if not stage:
+        raise UserError(f"{folder}: no stage of it decodes, so it weighed nothing")
+    table = pq.read_table(path, filters=[("stage", "==", stage[-1])])
+    if not table.num_rows:
+        raise UserError(
+            f"{path}: stage {stage[-1]} weighed no utterance, because all of its micro-batches were on-policy"
+        )
+    names = [name for name in table.column_names if name not in ("stage", "id")]
+    columns = {name: table[name].to_numpy().astype(np.float64) for name in names}
+    return RunWeights(folder, recipe, stage[-1], table["id"].to_pylist(), columns)
+
+
+def ranked(scores: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Ids by falling score, then by the second one, then by id."""
+    return sorted(scores, key=lambda name: (-scores[name][0], -scores[name][1], name))
+
+
+def retrieval(scores: Mapping[str, tuple[float, float]], wrong: Collection[str]) -> dict[str, float]:
+    """How well a ranking finds wrong labels.
+
+    Returns:
+        `corrupted`: how many there are, n. `precision` and `recall` of the first n, which are one number. `average_precision`:
+        mean precision at each wrong label. `chance`: what a random order would give for both.
+    """
+    order = ranked(scores)
+    hits = np.array([name in wrong for name in order])
+    n = int(hits.sum())
+    at = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    first = float(hits[:n].mean()) if n else 0.0
+    average = float(at[hits].mean()) if n else 0.0
+    return {
+        "corrupted": float(n),
+        "precision": first,
+        "recall": first,
+        "average_precision": average,
+        "chance": n / len(hits),
+    }
+
+
+def plot(run: RunWeights) -> Any:
+    """A plotly figure: weights of both losses over time for fifths of the utterances by difficulty."""
+    from plotly import graph_objects as go
+    from plotly.subplots import make_subplots
+
+    titles = ("weight of distillation", "weight of the task loss")
+    figure = make_subplots(1, 2, subplot_titles=titles, shared_xaxes=True)
+    names = ("easiest fifth", "second", "third", "fourth", "hardest fifth")
+    shades = ("#1f4e79", "#4b83b5", "#8c8c8c", "#d08a5b", "#b5523b")
+    for number, column in enumerate(("alpha", "task_weight"), 1):
+        steps, lines = run.over_time(column)
+        for name, shade, line in zip(names, shades, lines, strict=True):
+            style = {"line": {"color": shade}, "name": name, "legendgroup": name, "showlegend": number == 1}
+            figure.add_trace(go.Scatter(x=steps, y=line, mode="lines", **style), 1, number)
+    figure.update_xaxes(title="step")
+    figure.update_layout(
+        template="plotly_white", height=380, title=f"{run.system}: weights by the teacher's difficulty"
+    )
+    return figure
+
+
+def write_page(run: RunWeights, path: Path, worst: int, by: str = "system") -> Path:
+    """A self-contained page: the plot, and the least trusted labels with their audio and what the teacher hears."""
+    scores, basis = run.distrust(by)
+    utterances = run.utterances
+    chosen = [utterances[name] for name in ranked(scores)[:worst] if name in utterances]
+    heard = _heard(run.recipe, chosen)
+    late = {name: run.late(name) for name in ("alpha", "task_weight", "task", "teacher_loss")}
+    wrong = run.corrupted or set()
+    rows = []
+    for rank, (utterance, said) in enumerate(zip(chosen, heard, strict=True), 1):
+        figures = "".join(f"<td>{late[name][utterance.id]:.3f}</td>" for name in late)
+        mark = " <b>(corrupted on purpose)</b>" if utterance.id in wrong else ""
+        rows.append(
+            f"<tr><td>{rank}</td><td>{html.escape(utterance.id)}{mark}</td><td>{_player(utterance)}</td>"
+            f"<td>{html.escape(utterance.text)}</td><td>{html.escape(said)}</td>{figures}</tr>"
+        )
+    found = "".join(
+        f"<p>Ranking by {name.replace('_', ' ')}: the first {f['corrupted']:.0f} hold {100 * f['precision']:.1f} % of the "
+        f"corrupted labels (chance {100 * f['chance']:.1f} %), average precision {f['average_precision']:.3f}.</p>"
+        for name, f in (run.found or {}).items()
+    )
+    head = ("rank", "utterance", "audio", "transcript", "what the teacher hears", "alpha", "task weight",
+            "student's loss", "teacher's loss")  # fmt: skip
+    figure = plot(run).to_html(include_plotlyjs=True, full_html=False)
+    style = "body{font:15px system-ui;margin:2em auto;max-width:76em;padding:0 1em}td,th{padding:.3em .6em;text-align:left}tr:nth-child(even){background:#f5f5f5}audio{width:14em}"
+    content = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>Weights: {html.escape(run.folder.name)}</title>"
+        f"<style>{style}</style><h1>{html.escape(run.system)}, stage {html.escape(run.stage)}</h1>{figure}"
+        f"<h2>Least trusted labels, by {html.escape(basis)}</h2>{found}"
+        f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{''.join(rows)}</table></html>"
+    )
+    write_text(path, content)
+    return path
+
+
+def _heard(recipe: Recipe, utterances: list[Utterance]) -> list[str]:
+    """What the run's teacher transcribes."""
+    if not utterances:
+        return []
+    from workbench.evaluation.transcribe import validate
+    from workbench.models import open_family
+    from workbench.models.resolve import resolve_teacher
+
+    family = open_family(resolve_teacher(recipe.teacher))
+    return validate(family.load(), family, utterances, family.silence).hypotheses
+
+
+def _player(utterance: Utterance) -> str:
+    """The clip as 16-bit WAV inside the page."""
+    buffer = io.BytesIO()
+    write_wav(buffer, utterance.wave())
+    return f'<audio controls preload=none src="data:audio/wav;base64,{base64.b64encode(buffer.getvalue()).decode()}"></audio>'

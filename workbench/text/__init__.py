@@ -1,0 +1,1 @@
+"""Languages by their names, and text made comparable for scoring."""

@@ -1,0 +1,53 @@
+"""What training hands a weighting that looks ahead: labels of training and of validation utterances, with what their gradients take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """A training micro-batch as the look-ahead sees it."""
+
+    ids: Sequence[str]
+    hidden: Tensor  # [labels, width]: what the projection is given
+    residuals: Tensor  # [losses, labels, vocabulary]: derivative of each label's losses by its logits; the task's first
+    utterance_index: Tensor  # int64 [labels]: utterance of each label
+    logits: Tensor  # [labels, vocabulary]
+    labels: Tensor  # int64 [labels]
+    share: Tensor  # [labels]: of each label in the batch's loss, see `label_shares`
+
+    def as_held(self) -> ValidationBatch:
+        """The batch's own labels in the place of validation labels, for an outer loss that holds training loss."""
+        return ValidationBatch(self.hidden, self.logits, self.labels, self.share)
+
+
+@dataclass(frozen=True)
+class ValidationBatch:
+    """Labels whose cross-entropy after the step is the outer loss, or part of it."""
+
+    hidden: Tensor  # [labels, width]
+    logits: Tensor  # [labels, vocabulary]
+    labels: Tensor  # int64 [labels]
+    weight: Tensor  # [labels]: share of each label in the outer loss
+
+
+class MetaBatches(Protocol):
+    """What training offers to a weighting that looks ahead."""
+
+    learning_rate: float  # the optimizer's, of the next step
+
+    def pairs(self, whole: bool) -> Iterator[tuple[TrainBatch, Sequence[ValidationBatch]]]:
+        """This process's training micro-batches, each with the next validation batch, or with all of them if `whole`.
+
+        The weights of the validation labels add up to 1 over what comes with one micro-batch.
+        """
+        ...
+
+    def gathered(self, found: dict[str, Any]) -> dict[str, Any]:
+        """The entries of all processes."""
+        ...

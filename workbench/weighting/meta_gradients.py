@@ -1,0 +1,199 @@
+"""Weights learnt by looking one step ahead on the validation set (ALM-KD, arXiv 2202.03250; its successor AMAL).
+
+theta' = theta - rate * sum over losses and utterances of w * g, where g is the gradient of one loss of one utterance with
+respect to the *output projection alone*. What a weight is worth is d CE_validation(theta') / dw.
+
+A gradient of [vocabulary, width] for each utterance is never made. With r the residual of a label (the derivative of its
+loss by its logits) and h the hidden state before the projection, a label's gradient is r h', so that the step changes the
+logits of a validation label v by -rate * sum_t c_t (h_t . h_v) r_t, and the inner product of two labels' gradients is
+(r_t . r_v)(h_t . h_v).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from workbench.config.weightings import StageFacts, WeightingSettings
+from workbench.weighting.meta_batches import MetaBatches, TrainBatch, ValidationBatch
+from workbench.weighting.protocol import Weighting, WeightingInput, Weights
+
+LEAST_RESIDUAL = 1e-4  # of a token at any label, as a share of the largest of all, for the step to move it
+
+
+def weight_gradients(batch: TrainBatch, held: ValidationBatch, weights: Tensor, rate: float) -> Tensor:
+    """D CE(theta') / dw of each loss of each utterance, through one step of size `rate`.
+
+    Args:
+        batch: training utterances; the step is on their loss as training averages it, over utterances or over tokens.
+        held: labels whose cross-entropy CE is.
+        weights: w [losses, utterances].
+        rate: of the look-ahead step, plain gradient descent.
+
+    Returns:
+        [losses, utterances].
+    """
+    kernel = held.hidden.float() @ batch.hidden.float().t()  # [validation labels, labels]: h_v . h_t
+    shares = weights[:, batch.utterance_index] * batch.share  # [losses, labels]
+    # the vocabulary is the long axis: the losses are summed by the product, not before it
+    mixture = (kernel[:, None] * shares).flatten(1)  # [validation labels, losses * labels]
+    ahead = torch.addmm(held.logits.float(), mixture, batch.residuals.flatten(0, 1), alpha=-rate)
+    pull = ahead.softmax(-1)  # [validation labels, vocabulary]
+    pull[torch.arange(len(pull), device=pull.device), held.labels] -= 1
+    # [labels, vocabulary]: the validation gradient as each training label meets it
+    mixed = (kernel * held.weight[:, None]).t() @ pull
+    inner = torch.einsum("tv,ltv->lt", mixed, batch.residuals)  # [losses, labels]
+    return torch.zeros_like(weights).index_add(1, batch.utterance_index, -rate * inner * batch.share)
+
+
+def outer_gradients(
+    batch: TrainBatch, outer: Sequence[ValidationBatch], weights: Tensor, rate: float, train_share: float = 0.0
+) -> Tensor:
+    """D [(1 - s) * CE_validation(theta') + s * CE_train(theta')] / dw with s = `train_share`. -> [losses, utterances]
+
+    CE_train is the cross-entropy of the training micro-batch itself. For the other arguments see `weight_gradients`; the
+    validation labels may come in several parts.
+    """
+    found = torch.zeros_like(weights)
+    if train_share < 1:
+        for held in outer:
+            found += (1 - train_share) * weight_gradients(batch, held, weights, rate)
+    if train_share > 0:
+        found += train_share * weight_gradients(batch, batch.as_held(), weights, rate)
+    return found
+
+
+def label_shares(utterance_index: Tensor, utterances: int, average_over: str) -> Tensor:
+    """Share of each label in a batch's loss, which is averaged over `utterances` or `tokens`. utterance_index: [labels] -> [labels]"""
+    if average_over == "tokens":
+        return torch.full_like(utterance_index, 1 / max(len(utterance_index), 1), dtype=torch.float32)
+    counts = torch.bincount(utterance_index, minlength=utterances)
+    return 1.0 / (counts[utterance_index] * utterances)
+
+
+def concentrated(batch: TrainBatch, outer: Sequence[ValidationBatch]) -> tuple[TrainBatch, list[ValidationBatch]]:
+    """The same look-ahead over those tokens that the step moves, all others as one whose logit stays.
+
+    A student that has learnt anything is sure of most tokens' absence: a hundredth of Whisper's vocabulary is left, and gradients
+    change by less than a thousandth of their norm (docs/decisions/0011).
+    """
+    largest = batch.residuals.abs().amax((0, 1))  # [vocabulary]
+    moved = largest > LEAST_RESIDUAL * largest.max()
+    kept = moved.nonzero()[:, 0]
+    place = torch.full((len(moved),), len(kept), device=kept.device)
+    place[kept] = torch.arange(len(kept), device=kept.device)
+
+    def fewer(logits: Tensor) -> Tensor:
+        others = logits.float().masked_fill(moved, -torch.inf).logsumexp(-1, keepdim=True)
+        return torch.cat([logits.float()[:, kept], others], 1)
+
+    residuals = torch.nn.functional.pad(batch.residuals[:, :, kept], (0, 1))
+    smaller = replace(batch, residuals=residuals, logits=fewer(batch.logits), labels=place[batch.labels])
+    return smaller, [replace(held, logits=fewer(held.logits), labels=place[held.labels]) for held in outer]
+
+
+class LookAheadSettings(WeightingSettings):
+    """Options that weightings with memory share; how often and how long is their own."""
+
+    first: int = Field(ge=0, description="epoch (from 0) before which weights are learnt first")
+    every: int = Field(10, ge=1, description="epochs between updates")
+    repeats: int = Field(ge=1, description="steps of the weights in one update")
+    rate: Annotated[float, Field(gt=0)] | Literal["current"] = Field(
+        0.1,
+        description="[our interpretation] of the look-ahead step of the projection; current: the optimizer's learning rate, "
+        "as published",
+    )
+    step: float = Field(0.1, gt=0, description="of the weights")
+    gradient_scale: Literal["raw", "rms"] = Field(
+        "rms",
+        description="[our interpretation] rms divides by the batch's root mean square, so one step fits every model",
+    )
+
+    def without_effect(self, stage: StageFacts) -> str | None:
+        """An epoch that is never reached."""
+        return never_learns(self.first, stage) or super().without_effect(stage)
+
+    def look_ahead_rate(self, learning_rate: float) -> float:
+        """Size of the look-ahead step where the optimizer has this learning rate."""
+        return learning_rate if self.rate == "current" else self.rate
+
+
+def never_learns(first: int, stage: StageFacts) -> str | None:
+    """Why weights that are learnt from epoch `first` on never are, if the stage ends before; else None."""
+    if first < stage.epochs:
+        return None
+    return (
+        f"its weights are learnt before epoch {first} (counted from 0) at the earliest, and the stage reaches {stage.epochs} "
+        f"epoch(s); set first below {stage.epochs}, for example first: {min(1, stage.epochs - 1)}, every: 1"
+    )
+
+
+class LearntWeights(Weighting):
+    """A weight of each loss for each utterance, learnt before some epochs and kept by utterance id."""
+
+    whole_validation = False  # whether a look-ahead is at the whole validation split, not at a batch of it
+    at_rate_change = False  # whether weights are also learnt where the learning rate has changed since they were last
+
+    def __init__(self, first: int, every: int) -> None:
+        self.first, self.every = first, every
+        self.weights: dict[str, list[float]] = {}  # one for each loss
+        self.learnt_at: float | None = None  # learning rate when weights were last learnt
+
+    def initial(self, name: str, losses: int) -> list[float]:
+        """Weights of an utterance before any were learnt."""
+        raise NotImplementedError
+
+    def improved(
+        self, batch: TrainBatch, outer: Sequence[ValidationBatch], weights: Tensor, learning_rate: float
+    ) -> Tensor:
+        """Better weights of a micro-batch. [losses, utterances] -> [losses, utterances]"""
+        raise NotImplementedError
+
+    def looks_ahead(self, epoch: int, learning_rate: float) -> bool:
+        """In epoch `first`, every so many after it, and where the learning rate has changed if that is wanted."""
+        if epoch < self.first:
+            return False
+        changed = self.at_rate_change and learning_rate != self.learnt_at
+        return changed or (epoch - self.first) % self.every == 0
+
+    def look_ahead(self, meta_batches: MetaBatches) -> None:
+        """Improve the weights of every training utterance, a micro-batch at a time."""
+        found: dict[str, Any] = {}
+        for batch, outer in meta_batches.pairs(self.whole_validation):
+            before = self._stacked(batch.ids, len(batch.residuals), batch.hidden.device)
+            after = self.improved(*concentrated(batch, outer), before, meta_batches.learning_rate)
+            found.update(zip(batch.ids, after.t().tolist(), strict=True))
+        self.weights.update(meta_batches.gathered(found))
+        self.learnt_at = meta_batches.learning_rate
+
+    def __call__(self, inputs: WeightingInput) -> Weights:
+        """The weights as they were learnt last."""
+        teachers = max(len(inputs.by_teacher), 1)
+        stacked = self._stacked(inputs.ids, 1 + teachers, inputs.task.device)
+        return Weights(stacked[0], stacked[1:])
+
+    def _stacked(self, ids: Sequence[str], losses: int, device: torch.device) -> Tensor:
+        """[losses, utterances]"""
+        rows = [self.weights.get(name) or self.initial(name, losses) for name in ids]
+        return torch.tensor(rows, device=device).t()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights of all utterances that have learnt ones; first weights follow from the seed and the id."""
+        return {"weights": self.weights, "learnt_at": self.learnt_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        self.weights = dict(state["weights"])
+        self.learnt_at = state.get("learnt_at")
+
+
+def normalized(gradient: Tensor, scale: str) -> Tensor:
+    """A gradient as it is (`raw`), or divided by its root mean square (`rms`), so that a step moves weights by about its size."""
+    if scale == "raw":
+        return gradient
+    return gradient / gradient.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)

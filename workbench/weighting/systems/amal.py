@@ -1,0 +1,56 @@
+"""AMAL, the successor of ALM-KD (its authors' code): independent weights of every loss and every teacher, learnt one step ahead.
+
+    w <- clamp(w - step * d CE_validation(theta') / dw, 1e-7, 2 - 1e-7)
+
+for the task loss and for each teacher's distillation loss of every utterance (workbench/weighting/meta_gradients.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+from torch import Tensor
+
+from workbench.weighting.meta_batches import TrainBatch, ValidationBatch
+from workbench.weighting.meta_gradients import LearntWeights, LookAheadSettings, normalized, outer_gradients
+from workbench.weighting.protocol import TeacherStatistics
+
+LEAST, MOST = 1e-7, 2 - 1e-7
+
+
+class Settings(LookAheadSettings):
+    """Options of AMAL. Published: every 10 of 200 epochs from epoch 10 on, 5 repeats, steps of 1500 on raw gradients."""
+
+    first: int = Field(10, ge=0)
+    repeats: int = Field(5, ge=1)
+    task: float = Field(0.1, ge=0, le=2, description="first weight of the task loss")
+    distillation: float = Field(0.9, ge=0, le=2, description="first weight of all teachers together")
+
+
+class AMAL(LearntWeights):
+    """One weight for each loss of an utterance."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings.first, settings.every)
+        self.settings = settings
+
+    def initial(self, name: str, losses: int) -> list[float]:
+        """The same for every utterance; teachers share theirs."""
+        return [self.settings.task, *[self.settings.distillation / (losses - 1)] * (losses - 1)]
+
+    def improved(
+        self, batch: TrainBatch, outer: Sequence[ValidationBatch], weights: Tensor, learning_rate: float
+    ) -> Tensor:
+        """Descend along every weight for itself."""
+        rate = self.settings.look_ahead_rate(learning_rate)
+        for _ in range(self.settings.repeats):
+            slopes = outer_gradients(batch, outer, weights, rate)
+            weights = weights - self.settings.step * normalized(slopes, self.settings.gradient_scale)
+            weights = weights.clamp(LEAST, MOST)
+        return weights
+
+
+def build(settings: Settings, statistics: TeacherStatistics) -> AMAL:
+    """Build from a recipe's options."""
+    return AMAL(settings)

@@ -1,0 +1,58 @@
+"""Annealing-KD (Jafari et al., EACL 2021, arXiv 2104.07163): first the teacher's logits, louder and louder; then the labels.
+
+Phase 1 is MSE(z_s, z_t * T / T_max) with T rising from 1 to T_max in equal parts of the phase, phase 2 cross-entropy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pydantic import Field
+
+from workbench.config.sections import DivergenceRecipe
+from workbench.config.weightings import StageFacts, WeightingSettings
+from workbench.weighting.protocol import TeacherStatistics, Weighting, WeightingInput, Weights, convex, full_like
+
+
+class Settings(WeightingSettings):
+    """Options of Annealing-KD."""
+
+    phase1: float = Field(0.7, ge=0, le=1, description="[our interpretation] share of the stage spent in phase 1")
+    levels: int = Field(7, ge=1, description="T_max: steps in which the teacher's logits rise to their full size")
+
+    def without_effect(self, stage: StageFacts) -> str | None:
+        """A phase that has no step."""
+        if self.phase1 == 0:
+            return "phase1 is 0, so the teacher is never used; set phase1 above 0, or use {name: fixed, alpha: 0}"
+        if self.phase1 < 1 and stage.steps == 1:
+            return "the stage has one step, so phase 2 never begins; train for longer, or set phase1: 1"
+        # its distillation loss is its own, so it acts on on-policy micro-batches, too
+        return super().without_effect(replace(stage, on_policy_share=0.0))
+
+
+class AnnealingKD(Weighting):
+    """Distillation alone, then the labels alone."""
+
+    logged = ("teacher_scale",)
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def scale(self, progress: float) -> float:
+        """Factor of the teacher's logits, T / T_max."""
+        share = progress / self.settings.phase1 if self.settings.phase1 else 1.0
+        return min(int(share * self.settings.levels) + 1, self.settings.levels) / self.settings.levels
+
+    def divergence(self, chosen: DivergenceRecipe, progress: float) -> DivergenceRecipe:
+        """Mean squared error of the logits, which is part of the method."""
+        return DivergenceRecipe(name="logit_mse", teacher_scale=self.scale(progress))
+
+    def __call__(self, inputs: WeightingInput) -> Weights:
+        """Weigh by phase alone."""
+        alpha = float(inputs.progress < self.settings.phase1)
+        return convex(full_like(inputs.task, alpha), teacher_scale=self.scale(inputs.progress))
+
+
+def build(settings: Settings, statistics: TeacherStatistics) -> AnnealingKD:
+    """Build from a recipe's options."""
+    return AnnealingKD(settings)

@@ -1,0 +1,56 @@
+"""RW-KD: sample-wise re-weighting of both losses by meta-learning (Lu et al., EMNLP Findings 2021).
+
+Our interpretation follows learning to re-weight (Ren et al. 2018, arXiv 1803.09050): from weights of zero, one step of the
+weights against d CE_validation / dw, clipped at zero, and normalised so that a micro-batch's weights have the mean 1 over
+its utterances. The gradients are those of the output projection alone, and weights are learnt before an epoch, not in every
+step (workbench/weighting/meta_gradients.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from workbench.config.weightings import StageFacts, WeightingSettings
+from workbench.weighting.meta_batches import TrainBatch, ValidationBatch
+from workbench.weighting.meta_gradients import LearntWeights, never_learns, outer_gradients
+from workbench.weighting.protocol import TeacherStatistics
+
+
+class Settings(WeightingSettings):
+    """Options of RW-KD."""
+
+    first: int = Field(0, ge=0, description="epoch (from 0) before which weights are learnt first")
+    every: int = Field(1, ge=1, description="epochs between updates")
+
+    def without_effect(self, stage: StageFacts) -> str | None:
+        """An epoch that is never reached."""
+        return never_learns(self.first, stage) or super().without_effect(stage)
+
+
+class RWKD(LearntWeights):
+    """Weights that last until they are learnt anew, and owe nothing to their past."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings.first, settings.every)
+
+    def initial(self, name: str, losses: int) -> list[float]:
+        """Half the task loss, half the teachers'."""
+        return [0.5, *[0.5 / (losses - 1)] * (losses - 1)]
+
+    def improved(
+        self, batch: TrainBatch, outer: Sequence[ValidationBatch], weights: Tensor, learning_rate: float
+    ) -> Tensor:
+        """What helps the validation utterances counts, in proportion; if nothing does, weights stay as they are."""
+        # at weights of zero the look-ahead does not move, so its size is a mere factor that normalising takes out
+        helpful = (-outer_gradients(batch, outer, torch.zeros_like(weights), 1.0)).clamp(min=0)
+        total = helpful.sum()
+        return weights if total == 0 else helpful * (weights.shape[1] / total)
+
+
+def build(settings: Settings, statistics: TeacherStatistics) -> RWKD:
+    """Build from a recipe's options."""
+    return RWKD(settings)
