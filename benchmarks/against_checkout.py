@@ -24,7 +24,10 @@ OPTIONS = {
     "precision": ("int8", "its precision"),
     "clips": (64, "clips that are trained on"),
     "turns": (8, "epochs of each"),
-    "tasks": ("trained,frozen,transcription", "what is timed: training with the encoder trained or frozen, transcription"),
+    "tasks": (
+        "trained,frozen,transcription",
+        "what is timed: training with the encoder trained or frozen, transcription",
+    ),
     "tests": (10_000, "test clips that are transcribed, at most"),
     "threads": (2, "of a transcription"),
 }

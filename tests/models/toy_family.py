@@ -86,7 +86,9 @@ class Toy:
         return model.eval()
 
     def save(self, model, folder):
-        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors"
+        )
         (folder / "config.json").write_text(json.dumps({"model_type": "toy", "sizes": model.sizes}))
 
     def build_student(self, model, recipe):
