@@ -1,4 +1,4 @@
-"""Write a bundle: one folder that every runtime loads (docs/BUNDLE.md).
+"""Write a bundle: one folder that every runtime loads (docs/bundle.md).
 
 Whole or not at all: it is made beside its place and moved there when everything in it has been checked.
 """
@@ -75,7 +75,7 @@ def export_bundle(
         The bundle's folder. One that already holds this export, undamaged, is left as it is.
 
     Raises:
-        UserError: the checkpoint cannot be used, Optimum is asked for and cannot be had, another process writes the bundle, the disk is full, or the graphs do not say what torch says.
+        UserError: the checkpoint cannot be used, Optimum is asked for and cannot be installed, another process writes the bundle, the disk is full, or the graphs' outputs differ from torch's.
     """
     from export.assembly.alignment import find_alignment
     from export.bundle.card import write_card
@@ -130,7 +130,7 @@ def export_bundle(
 
 
 def check_exporter(through: str) -> None:
-    """Raise UserError for an exporter that there is not, or that cannot be had here."""
+    """Raise UserError for an exporter that does not exist or cannot be installed here."""
     if through not in EXPORTERS:
         raise UserError(f"--through {through!r}{nearest(through, EXPORTERS)}")
     if through == "optimum":
@@ -199,7 +199,7 @@ def _is_current(output: Path, source: str, wanted: dict[str, Any], overwrite: bo
         return False  # of an earlier version, or damaged
     if same:
         log.info(
-            "%s is this export by another version of the workbench, or with another runtime inside; exporting it anew",
+            "%s was exported by another version of the workbench, or contains another runtime; exporting it again",
             output,
         )
     elif not overwrite:

@@ -1,4 +1,4 @@
-"""What is said after a loop: where the round that is kept ends, the rest of the clip is transcribed as a clip of its own."""
+"""Speech after a loop (repeated text): one repetition is kept, and the rest of the clip is transcribed as a clip of its own."""
 
 from __future__ import annotations
 

@@ -27,9 +27,7 @@ from .words import Word, timed_words
 AUTO = "auto"  # for a language
 LONGEST = 28.0  # seconds of a stretch of a recording
 POSITION_SAMPLES = 320  # samples of one encoder position: 20 ms
-SPREAD_SECONDS = (
-    0.4  # by which clips of one batch may differ in length: silence that a student hears more of than alone
-)
+SPREAD_SECONDS = 0.4  # by how much clips of one batch may differ in length: shorter ones are padded with up to that much more silence than alone
 
 
 class Recognizer:

@@ -36,8 +36,8 @@ class Recipe(Section):
     more_teachers: list[str] = Field(default_factory=list, description="further teachers with the same tokenizer")
     teacher_shares: Literal["mean", "best", "softmax"] | list[float] = Field(
         "mean",
-        description="of the teachers in the distillation loss: all alike, the one with the lowest validation WER alone, "
-        "softmax of -WER in points, or given",
+        description="weights of the teachers in the distillation loss: equal, only the one with the lowest validation WER, "
+        "softmax of -WER in points, or a list of numbers",
     )
     corpus: str = "prompts-en"
     more_corpora: list[str] = Field(
@@ -105,16 +105,18 @@ class Recipe(Section):
             if needs_uncertainty(stage.weighting):
                 raise ValueError(
                     f"stages.{name}.weighting: {stage.weighting['name']} asks the teacher about the whole corpus first, "
-                    "which a stream has not"
+                    "which a stream does not allow"
                 )
             if stage.steps is None:
                 raise ValueError(
-                    f"stages.{name}.steps is missing: a stream has no length that an epoch could be told by"
+                    f"stages.{name}.steps is missing: the length of a stream is unknown, so a stage must end after a number of steps"
                 )
         if any(stage.on_policy for stage in self.stages.values()):
-            raise ValueError("stages: on_policy keeps the teacher's states of the whole corpus, which a stream has not")
+            raise ValueError(
+                "stages: on_policy keeps the teacher's states of the whole corpus, which a stream does not allow"
+            )
         if self.student.vocabulary != "all":
-            raise ValueError("student.vocabulary: a stream is not known as a whole, so its tokens are not; use all")
+            raise ValueError("student.vocabulary: the tokens of a stream are not known in advance; use all")
         if self.more_corpora or self.augment.speeds or self.augment.concatenate:
             raise ValueError("a stream takes neither more_corpora nor augment.speeds nor augment.concatenate")
         if not self.corpus.startswith("hf:"):

@@ -157,7 +157,7 @@ class Stage(Section):
     micro_batches: int | None = Field(
         None,
         ge=1,
-        description="parts a step is computed in; by default as many as the processes and the memory ask for",
+        description="parts a step is computed in; by default as many as the number of processes and the memory require",
     )
     average_over: Literal["utterances", "tokens"] = Field(
         "utterances", description="whether every utterance counts alike in a step's loss, or every token"

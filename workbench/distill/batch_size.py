@@ -27,8 +27,8 @@ def micro_batches_that_fit(
 ) -> int:
     """Try the worst step and return in how many micro-batches it fits the memory.
 
-    On a GPU the step itself is tried, and halved until it fits. In a process of the system, which would be killed, a quarter
-    is tried and the whole is reckoned from it.
+    On a GPU the step itself is tried, and halved until it fits. On a CPU the system would kill a process that takes too much, so a
+    quarter is tried and the memory of the whole is estimated from it.
 
     Args:
         plan: the steps.

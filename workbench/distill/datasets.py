@@ -96,7 +96,7 @@ class Datasets:
                     dataset = self._with_encoded(dataset, name, stage, folder / "encoded" / name, rank=0, ranks=1)
                 yield dataset
                 discard(context.folder, folder.name)
-            log.info("the stream has ended once around; %d clips of it could not be used", stream.skipped)
+            log.info("one pass over the stream has ended; %d of its clips could not be used", stream.skipped)
             progress.stream_pass, progress.stream_window = passed + 1, 0
 
     def _encoded_folder(self, name: str) -> Path:

@@ -174,7 +174,7 @@ class StageTrainer:
         sharded = any(hasattr(p, "full_tensor") for p in context.model.parameters())
         if sharded and (isinstance(weighting, LearntWeights) or self.forward_backward.on_policy):
             raise UserError(
-                f"stages.{self.name}: a sharded student cannot be looked ahead with, nor sampled from; use DDP instead of FSDP"
+                f"stages.{self.name}: a sharded student supports neither look-ahead nor on-policy sampling; use DDP instead of FSDP"
             )
         checkpoint = self._checkpoint()
         if checkpoint is not None:

@@ -228,7 +228,7 @@ def _likeliest(batch: Batch) -> Tensor:
 
 
 def weight_columns(losses: StepLosses, batch: Batch) -> Tensor:
-    """What weight and losses every utterance of a micro-batch had. -> [columns of run_log.WEIGHTS, utterances]"""
+    """What weight and losses every utterance of a micro-batch had. -> [columns of run.log.WEIGHTS, utterances]"""
     columns = (
         losses.alpha,
         losses.task_weight,

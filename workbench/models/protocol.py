@@ -1,4 +1,4 @@
-"""The seam between training and the families of recognisers: all that differs between them."""
+"""The interface between training and the model families: all that differs between families."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ class Family(Protocol):
         ...
 
     def widened(self, model: Any, whole: Tensor) -> AbstractContextManager[None]:
-        """Make a narrowed model a whole one for a while, to be saved; `whole` is what `narrow` returned. Of others nothing changes."""
+        """Give a narrowed model all its tokens for a while, so that it can be saved; `whole` is what `narrow` returned. Other models stay as they are."""
         ...
 
     def special_tokens(self) -> list[int]:

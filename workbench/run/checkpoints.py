@@ -126,7 +126,9 @@ def read_state(checkpoint: Path) -> TrainingState:
         remedy = f"delete {checkpoint} to go on without it"
         check_hashes(checkpoint, read_json(checkpoint / HASHES, "a checkpoint's hashes"), HASHES, remedy)
     else:
-        log.warning("%s: has no %s, as an earlier version wrote it; it is taken as it is", checkpoint, HASHES)
+        log.warning(
+            "%s: has no %s, because an earlier version wrote it; it is used without a check", checkpoint, HASHES
+        )
     if (checkpoint / EARLIER_STATE).is_file():
         return _earlier_state(read_json(checkpoint / EARLIER_STATE, "a checkpoint's state"))
     content = read_json(checkpoint / STATE, "a checkpoint's state")

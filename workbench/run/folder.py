@@ -64,9 +64,9 @@ RUN = Made("run", _own_or_bundles, kept=("report.json", "report.html", "log.txt"
 
 
 def check_run(recipe: Recipe, restart: bool) -> None:
-    """Raise UserError if a run's folder holds what is not the run's own and in its way.
+    """Raise UserError if a run's folder holds files of others that are in the run's way.
 
-    To begin a run, or to begin it anew, all there must be a run's; to go on with one, all in the folders that it deletes.
+    To start or restart a run, every file there must be a run's own; to resume one, every file in the folders that it deletes.
     """
     named = [recipe.teacher, *recipe.more_teachers, recipe.corpus, *recipe.more_corpora, recipe.student.initial]
     inputs = [expanded(name) for name in named if name]

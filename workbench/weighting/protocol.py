@@ -1,4 +1,4 @@
-"""The seam between training and the weighting systems."""
+"""The interface between training and the weighting systems."""
 
 from __future__ import annotations
 
