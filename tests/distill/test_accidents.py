@@ -179,15 +179,16 @@ from pathlib import Path
 import torch
 start_group = torch.distributed.init_process_group
 torch.distributed.init_process_group = lambda *a, **k: start_group(*a, **{**k, "timeout": timedelta(seconds=15)})
-from workbench.evaluation import transcribe as evaluate
-from workbench.distill import trainer as train
 from workbench.config.recipe import load_recipe
-quick = evaluate.validate_encoded
+from workbench.distill import validation
+from workbench.distill.trainer import distill
+quick = validation.validate_encoded
 def slow(*args):
     time.sleep(25)
+    Path(sys.argv[1]).with_suffix(".slow").touch()
     return quick(*args)
-train.validate_encoded = slow
-train.distill(load_recipe(Path(sys.argv[1])))
+validation.validate_encoded = slow
+distill(load_recipe(Path(sys.argv[1])))
 """
 
 
@@ -205,3 +206,4 @@ def test_a_long_validation_is_waited_for(recipe, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((parsed.output / "scores.json").read_text())["processes"] == 2
+    assert (tmp_path / "slow.slow").exists()

@@ -1,35 +1,17 @@
 """The moving average of the student's parameters, against its closed form, in one process and sharded over two."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from accelerate import Accelerator
 
 import workbench.distill.stage
 from tests.conftest import DECODER
-from tests.distill.test_engine import FSDP, launch
+from tests.distill.test_engine import launch
 from tests.distill.test_targets_and_training import same, weights
 from workbench.distill.ema import MovingAverage
 from workbench.distill.trainer import distill
 
 DECAY = 0.9
-KILLED_RUN = """
-import sys
-from workbench.distill.stage import StageTrainer
-from pathlib import Path
-from workbench.config.recipe import load_recipe
-from workbench.distill.trainer import distill
-step = StageTrainer.step
-def dying(self, *args):
-    if self.state.progress.step == 2:  # the checkpoint of the second step is written
-        raise SystemExit(0)
-    step(self, *args)
-StageTrainer.step = dying
-distill(load_recipe(Path(sys.argv[1])))
-"""
 
 
 def test_the_average_follows_its_recurrence_and_frozen_parameters_are_left_out():
@@ -117,19 +99,13 @@ def test_the_average_follows_parameters_that_replace_the_models_own(recipe, monk
 def test_a_sharded_average_is_the_closed_form_of_one_process_and_resumes(recipe, tmp_path, monkeypatch):
     expected = in_closed_form(recipe("plain", stages=one_epoch()), monkeypatch)
     whole = recipe("whole", ema=DECAY, stages=one_epoch())
-    launch(whole, tmp_path, processes=2, **FSDP)
+    launch(whole, tmp_path, processes=2, sharded=True)
     found = weights(whole.output)
     assert any(not torch.equal(found[name], value) for name, value in initial(whole).items())
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], atol=2e-3, rtol=2e-2)
     killed = recipe("killed", ema=DECAY, stages=one_epoch(), checkpoint_minutes=1e-9)
-    (tmp_path / "killed.py").write_text(KILLED_RUN)
-    killed.save(tmp_path / "killed.yaml")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
-               str(tmp_path / "killed.py"), str(tmp_path / "killed.yaml")]  # fmt: skip
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **FSDP}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(killed, tmp_path, processes=2, sharded=True, until=2)
     assert (killed.output / "checkpoints" / "step-00000002" / "average.safetensors").is_file()
-    launch(killed, tmp_path, processes=2, **FSDP)
+    launch(killed, tmp_path, processes=2, sharded=True)
     assert same(weights(whole.output), weights(killed.output))

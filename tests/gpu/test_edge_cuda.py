@@ -1,4 +1,4 @@
-"""The torch-free runtime on a GPU. The same code runs on the CPU in tests/test_edge.py."""
+"""The torch-free runtime on a GPU. The same code runs on the CPU in tests/edge/test_edge.py."""
 
 import numpy as np
 import onnxruntime as ort

@@ -73,11 +73,14 @@ def test_weights_that_are_no_numbers_are_named(folder, value):
     assert "model.encoder.layers.1.fc1.weight holds NaN or infinity" in refused(folder)
 
 
-def test_an_adapter_is_refused_with_or_without_weights_beside_it(folder):
+def test_an_adapter_is_refused_with_or_without_a_model_beside_it(folder):
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/else"}))
-    assert "is an adapter" in refused(folder)
-    (folder / "model.safetensors").unlink()
-    assert "merge it into its base" in refused(folder)
+    for path in (None, folder / "model.safetensors", folder / "config.json"):
+        if path is not None:
+            path.unlink()
+        for opened in (open_family, lambda folder: resolve_teacher(str(folder))):
+            with pytest.raises(UserError, match=r"is an adapter .* merge it into its base"):
+                opened(folder)
 
 
 def test_weights_of_another_type_are_named(folder):

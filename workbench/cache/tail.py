@@ -43,7 +43,7 @@ def _distils(stage: Stage) -> bool:
     return stage.decoding and not plain and not squared
 
 
-def check_tail(recipe: Recipe, window: LabelledDataset, processes: Processes) -> float | None:
+def check_tail(recipe: Recipe, dataset: LabelledDataset, processes: Processes) -> float | None:
     """Mean tail mass of the teacher that has most, at the recipe's temperature; None where no loss has a tail bucket.
 
     All processes must call it.
@@ -53,11 +53,11 @@ def check_tail(recipe: Recipe, window: LabelledDataset, processes: Processes) ->
     """
     if not matters(recipe):
         return None
-    step = -(-len(window.keys) // MEASURED_CLIPS)
+    step = -(-len(dataset.keys) // MEASURED_CLIPS)
     masses: list[float] = []
     labels = 0.0
-    for cache in window.caches:
-        mass = _of(window.keys[::step], cache, recipe.targets.temperature)
+    for cache in dataset.caches:
+        mass = _of(dataset.keys[::step], cache, recipe.targets.temperature)
         total, labels = processes.all_reduce_sum(torch.tensor([mass.sum(), len(mass)], dtype=torch.float64)).tolist()
         masses.append(total / max(labels, 1))
     worst, targets = max(masses), recipe.targets

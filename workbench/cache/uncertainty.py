@@ -26,7 +26,7 @@ SAMPLES, RATE = 8, 0.1  # passes of the decoder, and their dropout
 def measure_uncertainty(
     model: Any,
     family: Family,
-    window: LabelledDataset,
+    dataset: LabelledDataset,
     settings: TargetSettings,
     rank: int = 0,
     ranks: int = 1,
@@ -37,7 +37,7 @@ def measure_uncertainty(
     Args:
         model: the teacher, on its device.
         family: its features and tokens.
-        window: the utterances.
+        dataset: the utterances.
         settings: of the targets; the teacher and the precision count.
         rank: number of this process.
         ranks: how many processes there are.
@@ -52,7 +52,7 @@ def measure_uncertainty(
     found: dict[str, float] = {}
     device = next(model.parameters()).device
     with (folder / f"{rank:03d}.jsonl").open("a", encoding="utf-8") as file:
-        for utterance, key in list(zip(window.utterances, window.keys, strict=True))[rank::ranks]:
+        for utterance, key in list(zip(dataset.utterances, dataset.keys, strict=True))[rank::ranks]:
             if key not in known:
                 tokens = family.tokens([utterance.text], [utterance.language]).to(device)
                 wave = [utterance.wave()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,14 +49,6 @@ def cpu_flags() -> list[str]:
 def has_int8_dot_product() -> bool:
     """Whether the CPU multiplies int8 without 16-bit intermediate sums that saturate (VNNI, or Arm's dot product)."""
     return bool({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"} & set(cpu_flags()))
-
-
-def peak_memory_mb() -> float:
-    """Most resident memory that this process has had so far, in MB."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def cpu_model() -> str:

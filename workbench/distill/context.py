@@ -11,12 +11,13 @@ from workbench.config.recipe import Recipe
 from workbench.core.distributed import Processes
 from workbench.distill.teaching.on_policy import OnPolicy
 from workbench.models import Family
+from workbench.run import checkpoints
 from workbench.run.log import RunLog
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """Fixed from the first stage's begin to the run's end; what changes is in `run.checkpoints.TrainingState`."""
+    """Fixed from the first stage's begin to the run's end, but for the student's object; what changes is in `run.checkpoints.TrainingState`."""
 
     recipe: Recipe
     accelerator: Any  # Accelerate's
@@ -37,6 +38,22 @@ class RunContext:
     def streaming(self) -> bool:
         """Whether the corpus is streamed, a window of it at a time."""
         return self.recipe.stream is not None
+
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP has put parts of parameters in the place of the student's own."""
+        return any(hasattr(p, "full_tensor") for p in self.model.parameters())
+
+    def whole_model(self, main_alone: bool = False) -> Any:
+        """The student, or where it is sharded a whole copy; with `main_alone` None on other processes. All must call it."""
+        if not self.sharded:
+            return self.model
+        state = checkpoints.model_tensors(self.model)
+        if main_alone and not self.processes.main:
+            return None
+        whole = self.family.empty_copy(self.model)
+        whole.load_state_dict(state, strict=False)
+        return whole.to(self.accelerator.device).eval()
 
     def encoder_untrained(self, stage: str) -> bool:
         """Whether the student's encoder is as it was at the run's begin, all through a stage."""

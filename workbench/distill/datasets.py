@@ -44,7 +44,7 @@ class Datasets:
         calibration: Sequence[Utterance] = (),
         tail: float | None = None,
     ) -> None:
-        self._context, self._teachers, self._whole, self._calibration = context, teachers, whole, calibration
+        self.context, self._teachers, self._whole, self._calibration = context, teachers, whole, calibration
         self.tail = tail
 
     def epochs(
@@ -75,7 +75,7 @@ class Datasets:
     def _stream(
         self, name: str, stage: Stage, progress: TrainingProgress, timers: Timers, asks_teacher: Callable[[], bool]
     ) -> Iterator[LabelledDataset]:
-        context = self._context
+        context = self.context
         recipe, processes = context.recipe, context.processes
         assert recipe.stream is not None  # noqa: S101  there is no whole corpus
         rank, ranks = context.accelerator.process_index, context.accelerator.num_processes
@@ -102,9 +102,9 @@ class Datasets:
     def _encoded_folder(self, name: str) -> Path:
         """Where a frozen encoder's states are kept: if no stage has trained it, where every run finds them."""
         return (
-            encoded_folder(self._context.recipe, "trained", self._calibration)
-            if self._context.encoder_untrained(name)
-            else self._context.folder / "encoded" / name
+            encoded_folder(self.context.recipe, "trained", self._calibration)
+            if self.context.encoder_untrained(name)
+            else self.context.folder / "encoded" / name
         )
 
     def _with_encoded(
@@ -117,7 +117,7 @@ class Datasets:
         ranks: int | None = None,
     ) -> LabelledDataset:
         """The clips with the student's encoder states, if the stage leaves them as they are."""
-        context = self._context
+        context = self.context
         recipe, accelerator = context.recipe, context.accelerator
         if stage.trainable != "decoder" or stage.encoder_matching or not stage.encode_once:
             return dataset
@@ -128,6 +128,7 @@ class Datasets:
             return dataset
         rank = accelerator.process_index if rank is None else rank
         ranks = accelerator.num_processes if ranks is None else ranks
+        model = context.whole_model()  # the encoder is called by itself, for which FSDP does not gather its parameters
         # several runs with the same frozen encoder may be under way; in a run of its own folder there is no other
         with filling(folder):
             store = Store(folder)
@@ -135,7 +136,7 @@ class Datasets:
             missing = sum(key not in store for key in dataset.keys)
             with Progress("frozen encoder", missing, context.processes.main) as shown, accelerator.autocast():
                 encode_clips(
-                    context.model,
+                    model,
                     context.family,
                     dataset,
                     store,

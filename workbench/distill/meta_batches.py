@@ -23,7 +23,7 @@ VALIDATION_SEED = 0  # of the order in which validation utterances are grouped, 
 
 
 class StudentMetaBatches:
-    """Implements `weighting.meta_batches.MetaBatches` for a Whisper whose last layer is its tied projection."""
+    """Implements `weighting.meta_batches.MetaBatches`."""
 
     def __init__(
         self,

@@ -97,7 +97,11 @@ class StageTrainer:
 
     def _checkpoint(self) -> Path | None:
         """The checkpoint that the stage goes on from, if it does."""
-        return checkpoints.latest(self.context.folder / "checkpoints") if self.state.progress.stage_step else None
+        if not self.state.progress.stage_step:
+            return None
+        checkpoint = checkpoints.latest(self.context.folder / "checkpoints")
+        assert checkpoint is not None  # noqa: S101  progress inside a stage came from one
+        return checkpoint
 
     def __call__(self) -> None:
         """Train to the stage's end."""
@@ -171,8 +175,7 @@ class StageTrainer:
         """The stage's losses and weighting, as they were when it was interrupted."""
         context = self.context
         weighting = self._weighting(dataset)
-        sharded = any(hasattr(p, "full_tensor") for p in context.model.parameters())
-        if sharded and (isinstance(weighting, LearntWeights) or self.forward_backward.on_policy):
+        if context.sharded and (isinstance(weighting, LearntWeights) or self.forward_backward.on_policy):
             raise UserError(
                 f"stages.{self.name}: a sharded student supports neither look-ahead nor on-policy sampling; use DDP instead of FSDP"
             )

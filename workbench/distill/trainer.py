@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ class Trainer:
         self.family = self.teachers.families[0]
         initial = recipe.student.initial
         source = self.family.folder if initial is None else resolve_teacher(initial)
-        origin = self.teachers.models[0] if initial is None else open_family(source).load()
+        origin = self.teachers.models[0] if initial is None else self._opened(source)
         self.model = self.family.build_student(origin, recipe.student)
         self.calibration = calibration_clips(recipe, self.train_set, self.validation_set)
         if recipe.student.encoder_variance is not None:
@@ -161,6 +162,13 @@ class Trainer:
         matched = [name for name, stage in recipe.stages.items() if stage.encoder_matching]
         self.family.check_pair(self.model, self.teachers.models[0], matched)
         check_transcripts([*self.train_set, *self.validation_set], self.family)
+
+    def _opened(self, source: Path) -> Any:
+        if (family := open_family(source)).name != self.family.name:
+            raise UserError(
+                f"student.initial {str(source)!r} is a {family.name} model, the teacher a {self.family.name} one; expected one family"
+            )
+        return family.load()
 
     def _open_folder(self, restart: bool) -> None:
         recipe = self.recipe
@@ -193,6 +201,9 @@ class Trainer:
             if number >= state.progress.stage:
                 StageTrainer(context, datasets, validation, number, name, stage, state)()
                 discard(self.folder, "encoded") if self.processes.main else None
+                # FSDP has sharded the student in place, and the next stage's is wrapped anew
+                context = replace(context, model=context.whole_model())
+                datasets.context = validation.context = context
         state.timers.teacher += teacher_seconds
         return self._finish(context, datasets, validation, state)
 
@@ -277,7 +288,9 @@ class Trainer:
 
     def _finish(self, context: RunContext, datasets: Datasets, validation: Validation, state: TrainingState) -> Path:
         student = self.folder / "student"
-        model = validation.unsharded() if validation.best is None else None
+        # the main process alone knows the scores, and all must gather or none
+        unscored = self.processes.broadcast(validation.best is None)
+        model = context.whole_model(main_alone=True) if unscored else None
         if self.processes.main:
             if model is not None:  # no stage decodes, so none was validated: the last student is the result
                 validation.save_student(model)

@@ -16,7 +16,6 @@ from workbench.distill.ema import MovingAverage
 from workbench.distill.teaching.self_teacher import SelfTeacher
 from workbench.evaluation.transcribe import EncodedClips, validate_encoded
 from workbench.models.students import save_student
-from workbench.run import checkpoints
 
 
 class Validation:
@@ -38,13 +37,13 @@ class Validation:
         whole_matrix: Tensor,
         calibration: Sequence[Utterance] = (),
     ) -> None:
-        self._context, self._utterances, self._calibration = context, utterances, calibration
+        self.context, self._utterances, self._calibration = context, utterances, calibration
         self._whole_matrix = whole_matrix
         self.best = None
 
     def clips(self, stage: str, encoder_frozen: bool) -> EncodedClips:
         """The validation clips of a stage, whose encoder states are kept where the encoder never changes."""
-        context = self._context
+        context = self.context
         untrained = context.encoder_untrained(stage)
         folder = encoded_folder(context.recipe, "evaluated", self._calibration) if untrained else None
         return EncodedClips(self._utterances, context.family, context.recipe.margin.inference, encoder_frozen, folder)
@@ -69,12 +68,12 @@ class Validation:
             self_teacher: an earlier self of the student, while it learns from one.
         """
         with average.swapped_in() if average else nullcontext():
-            model = self.unsharded()
-            if self._context.processes.main:
+            model = self.context.whole_model(main_alone=True)
+            if self.context.processes.main:
                 scores = validate_encoded(model, clips).scores()
                 if self_teacher is not None and self_teacher.plan.kind != "intermediate":
                     scores["self_teacher_wer"] = validate_encoded(self_teacher.model, clips).scores()["wer"]
-                self._context.log.validation(step, stage, scores)
+                self.context.log.validation(step, stage, scores)
                 if self.best is None or (scores["wer"], scores["cer"]) < (self.best["wer"], self.best["cer"]):
                     self.best = {**scores, "step": step}
                     self.save_student(model)
@@ -82,18 +81,6 @@ class Validation:
 
     def save_student(self, model: Any) -> None:
         """Write a student as the best one."""
-        context = self._context
+        context = self.context
         with context.family.widened(model, self._whole_matrix):
             save_student(model, context.family, context.folder / "best", context.recipe.margin.inference)
-
-    def unsharded(self) -> Any:
-        """The student as one whole model; where it is sharded, on the main process only."""
-        model = self._context.model
-        if not any(hasattr(p, "full_tensor") for p in model.parameters()):
-            return model
-        state = checkpoints.model_tensors(model)
-        if not self._context.processes.main:
-            return None
-        whole = self._context.family.empty_copy(model)
-        whole.load_state_dict(state, strict=False)
-        return whole.to(self._context.accelerator.device).eval()

@@ -32,6 +32,11 @@ def check_folder(folder: Path) -> None:
 
 
 def _family_of(folder: Path) -> type[Family]:
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"{folder}: is an adapter (adapter_config.json), not a whole model; merge it into its base with peft's "
+            "merge_and_unload(), save that with save_pretrained(), and name its folder"
+        )
     kind = read_object(folder / "config.json", "a checkpoint's configuration").get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(f"{folder}: a {str(kind)[:60]!r} model; supported families: {', '.join(FAMILIES)}")

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,9 @@ class TrainingProgress:
 
     def end_stage(self) -> None:
         """To the begin of the next stage."""
-        self.__dict__.update(asdict(TrainingProgress(stage=self.stage + 1, step=self.step)))
+        begun = TrainingProgress(stage=self.stage + 1, step=self.step)
+        for field_ in fields(self):
+            setattr(self, field_.name, getattr(begun, field_.name))
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Timers:
     """Seconds that a run has spent, each counted by `timing` where it is spent."""
 
     training: float = 0.0
-    teacher: float = 0.0  # on the windows of a stream
+    teacher: float = 0.0  # the teachers' passes
     encoder: float = 0.0  # a frozen encoder's pass, where its states were not there yet
     look_ahead: float = 0.0  # of training, spent by a weighting on looking ahead
     sampling: float = 0.0  # of training, spent on the student's own transcripts and the teacher's word on them
@@ -93,7 +95,7 @@ def save(
     Args:
         folder: where the checkpoints are.
         state: of the run.
-        tensors: by name of the file: `model`, `optimizer` and perhaps `average`.
+        tensors: by name of the file: `model`, `optimizer`, and perhaps `average` and `itself`, the self-teacher.
         keep: how many to keep.
 
     Raises:

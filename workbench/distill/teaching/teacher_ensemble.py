@@ -140,37 +140,37 @@ class TeacherEnsemble:
             log.info("teacher %s: validation WER %.2f %%", name, rates[-1])
         return shares_of(rates, wanted)
 
-    def uncertainty(self, window: LabelledDataset) -> dict[str, float]:
+    def uncertainty(self, dataset: LabelledDataset) -> dict[str, float]:
         """The first teacher's uncertainty about each utterance, by id."""
         model = self.models[0].to(self.accelerator.device)
-        missing = len(window.utterances)
+        missing = len(dataset.utterances)
         with Progress("teacher's uncertainty", missing, self.main) as progress, self.accelerator.autocast():
             return measure_uncertainty(
                 model,
                 self.families[0],
-                window,
+                dataset,
                 self.settings(0),
                 self.accelerator.process_index,
                 self.accelerator.num_processes,
                 progress.advance,
             )
 
-    def on_policy(self, settings: OnPolicyRecipe, window: LabelledDataset, family: Family) -> OnPolicy:
+    def on_policy(self, settings: OnPolicyRecipe, dataset: LabelledDataset, family: Family) -> OnPolicy:
         """The first teacher, ready to be asked about the student's own transcripts; its encoder runs once over the corpus."""
         own, model = self.families[0], self.models[0].to(self.accelerator.device)
         place = cache_dir() / "encoded" / sha256_of(["teacher", self.hashes[0], self.recipe.precision])[:16]
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         with filling(place):
             store = Store(place)
-            store.check(window.keys, rank, ranks)
-            missing = sum(key not in store for key in window.keys)
+            store.check(dataset.keys, rank, ranks)
+            missing = sum(key not in store for key in dataset.keys)
             with Progress("teacher's encoder", missing, self.main) as progress, self.accelerator.autocast():
                 encode_whole(
-                    model, own, window.utterances, window.keys, store, rank, ranks, partial(_advance, progress, ranks)
+                    model, own, dataset.utterances, dataset.keys, store, rank, ranks, partial(_advance, progress, ranks)
                 )
         store.reload()
-        keys = {u.id: key for u, key in zip(window.utterances, window.keys, strict=True)}
-        languages = {u.id: u.language for u in window.utterances}
+        keys = {u.id: key for u, key in zip(dataset.utterances, dataset.keys, strict=True)}
+        languages = {u.id: u.language for u in dataset.utterances}
         return OnPolicy(settings, family, model, own, store, keys, languages)
 
     def dismiss(self) -> None:

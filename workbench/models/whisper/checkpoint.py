@@ -61,11 +61,6 @@ def check_checkpoint(folder: Path) -> WhisperConfig:
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected a transformers Whisper checkpoint")
-    if (folder / "adapter_config.json").exists():
-        raise UserError(
-            f"{folder}: is an adapter (adapter_config.json), not a whole model; merge it into its base with peft's "
-            "merge_and_unload(), save that with save_pretrained(), and name its folder"
-        )
     check_settings(folder)
     config = checked_config(read_object(folder / "config.json", "a checkpoint's configuration"), folder / "config.json")
     check_files(folder)

@@ -48,12 +48,18 @@ def encode(model: Any, features: Tensor, attention_mask: Tensor | None = None, c
 
 
 def _run_layers(layers: Any, hidden: Tensor, attention_mask: Tensor | None, checkpointing: bool) -> Tensor:
-    if attention_mask is not None and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+    if attention_mask is not None and _packs(layers, hidden):
         return run_packed(layers, hidden, attention_mask, checkpointing)
     mask = None if attention_mask is None else attention_mask[:, None, None, :].expand(-1, 1, hidden.shape[1], -1)
     for layer in layers:
         hidden = run_layer(_stock_layer, checkpointing, layer, hidden, mask)
     return hidden
+
+
+def _packs(layers: Sequence[Any], hidden: Tensor) -> bool:
+    """Whether clips are computed without their padding: on a CPU, where a layer's own call, which FSDP waits for, is not needed."""
+    sharded = any(hasattr(p, "full_tensor") for p in layers[0].parameters())
+    return hidden.device.type == "cpu" and not torch.compiler.is_compiling() and not sharded
 
 
 def _stock_layer(layer: Any, *given: Any) -> Tensor:
@@ -118,7 +124,7 @@ def decoder_hidden(
     places = tokens.labelled() if labelled is None else labelled
     given: tuple[Any, ...]
     call: Callable[..., Tensor]
-    if hidden.device.type == "cpu" and not torch.compiler.is_compiling() and not drops(decoder.layers):
+    if _packs(decoder.layers, hidden) and not drops(decoder.layers):
         packed = PackedTokens.of(tokens.labels, states, attention_mask)
         rows, places, given, call = packed.rows(hidden), packed.places(places), (packed,), packed_decoder_layer
     else:

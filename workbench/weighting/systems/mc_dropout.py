@@ -18,7 +18,7 @@ from workbench.config.weightings import WeightingSettings
 from workbench.core.errors import UserError
 from workbench.weighting.protocol import TeacherStatistics, Weighting, WeightingInput, Weights, convex
 
-NEEDS_UNCERTAINTY = True  # read by the registry: the teacher's is measured before training
+NEEDS_UNCERTAINTY = True  # read by config/weightings.py: the teacher's is measured before training
 
 
 class Settings(WeightingSettings):
