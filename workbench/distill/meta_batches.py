@@ -57,18 +57,18 @@ class StudentMetaBatches:
 
     def pairs(self, whole: bool) -> Iterator[tuple[TrainBatch, Sequence[ValidationBatch]]]:
         """Training micro-batches, each with all validation utterances, or with a group of them, the groups going round."""
-        everything = self._all_held() if whole else None
-        turns = self._held_in_turn()
+        everything = self._all_validation() if whole else None
+        turns = self._validation_in_turn()
         for batch in self.batches:
             if batch.real:
-                yield self._probed(batch.to(self.device)), everything or [next(turns)]
+                yield self._train_batch(batch.to(self.device)), everything or [next(turns)]
 
     def gathered(self, found: dict[str, Any]) -> dict[str, Any]:
         """The entries of all processes."""
         joined: dict[str, Any] = self.gather(found)
         return joined
 
-    def _probed(self, batch: Batch) -> TrainBatch:
+    def _train_batch(self, batch: Batch) -> TrainBatch:
         with torch.no_grad():
             audio, encoded = self.audio(batch)
             states = audio if encoded else self.family.encode(self.model, audio, batch.attention_mask)
@@ -89,18 +89,18 @@ class StudentMetaBatches:
             label_shares(batch.utterance_index, len(batch.ids), self.average_over),
         )
 
-    def _held_in_turn(self) -> Iterator[ValidationBatch]:
+    def _validation_in_turn(self) -> Iterator[ValidationBatch]:
         made: list[ValidationBatch] = []
         for group in _groups(self.validation, self.family):
-            held = self._held(group)
-            made.append(held)
-            yield held
+            batch = self._validation_batch(group)
+            made.append(batch)
+            yield batch
         while True:
             yield from made
 
-    def _all_held(self) -> list[ValidationBatch]:
+    def _all_validation(self) -> list[ValidationBatch]:
         """All validation utterances, in parts whose weights add up to 1."""
-        parts = [self._held(group) for group in _groups(self.validation, self.family)]
+        parts = [self._validation_batch(group) for group in _groups(self.validation, self.family)]
         utterances = len(self.validation.utterances)
         if self.average_over == "tokens":
             size = [len(part.labels) / sum(len(p.labels) for p in parts) for part in parts]
@@ -109,7 +109,7 @@ class StudentMetaBatches:
         return [replace(part, weight=part.weight * s) for part, s in zip(parts, size, strict=True)]
 
     @torch.no_grad()
-    def _held(self, group: Sequence[int]) -> ValidationBatch:
+    def _validation_batch(self, group: Sequence[int]) -> ValidationBatch:
         utterances: list[Utterance] = [self.validation.utterances[i] for i in group]
         tokens = self.family.tokens([u.text for u in utterances], [u.language for u in utterances]).to(self.device)
         states, attention_mask = self.validation.padded(self.model, group)

@@ -21,7 +21,7 @@ class TrainBatch:
     labels: Tensor  # int64 [labels]
     share: Tensor  # [labels]: of each label in the batch's loss, see `label_shares`
 
-    def as_held(self) -> ValidationBatch:
+    def as_validation(self) -> ValidationBatch:
         """The batch's own labels in the place of validation labels, for an outer loss that holds training loss."""
         return ValidationBatch(self.hidden, self.logits, self.labels, self.share)
 

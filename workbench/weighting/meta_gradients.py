@@ -26,27 +26,27 @@ from workbench.weighting.protocol import Weighting, WeightingInput, Weights
 LEAST_RESIDUAL = 1e-4  # of a token at any label, as a share of the largest of all, for the step to move it
 
 
-def weight_gradients(batch: TrainBatch, held: ValidationBatch, weights: Tensor, rate: float) -> Tensor:
+def weight_gradients(batch: TrainBatch, validation: ValidationBatch, weights: Tensor, rate: float) -> Tensor:
     """D CE(theta') / dw of each loss of each utterance, through one step of size `rate`.
 
     Args:
         batch: training utterances; the step is on their loss as training averages it, over utterances or over tokens.
-        held: labels whose cross-entropy CE is.
+        validation: labels whose cross-entropy CE is.
         weights: w [losses, utterances].
         rate: of the look-ahead step, plain gradient descent.
 
     Returns:
         [losses, utterances].
     """
-    kernel = held.hidden.float() @ batch.hidden.float().t()  # [validation labels, labels]: h_v . h_t
+    kernel = validation.hidden.float() @ batch.hidden.float().t()  # [validation labels, labels]: h_v . h_t
     shares = weights[:, batch.utterance_index] * batch.share  # [losses, labels]
     # the vocabulary is the long axis: the losses are summed by the product, not before it
     mixture = (kernel[:, None] * shares).flatten(1)  # [validation labels, losses * labels]
-    ahead = torch.addmm(held.logits.float(), mixture, batch.residuals.flatten(0, 1), alpha=-rate)
+    ahead = torch.addmm(validation.logits.float(), mixture, batch.residuals.flatten(0, 1), alpha=-rate)
     pull = ahead.softmax(-1)  # [validation labels, vocabulary]
-    pull[torch.arange(len(pull), device=pull.device), held.labels] -= 1
+    pull[torch.arange(len(pull), device=pull.device), validation.labels] -= 1
     # [labels, vocabulary]: the validation gradient as each training label meets it
-    mixed = (kernel * held.weight[:, None]).t() @ pull
+    mixed = (kernel * validation.weight[:, None]).t() @ pull
     inner = torch.einsum("tv,ltv->lt", mixed, batch.residuals)  # [losses, labels]
     return torch.zeros_like(weights).index_add(1, batch.utterance_index, -rate * inner * batch.share)
 
@@ -61,10 +61,10 @@ def outer_gradients(
     """
     found = torch.zeros_like(weights)
     if train_share < 1:
-        for held in outer:
-            found += (1 - train_share) * weight_gradients(batch, held, weights, rate)
+        for validation in outer:
+            found += (1 - train_share) * weight_gradients(batch, validation, weights, rate)
     if train_share > 0:
-        found += train_share * weight_gradients(batch, batch.as_held(), weights, rate)
+        found += train_share * weight_gradients(batch, batch.as_validation(), weights, rate)
     return found
 
 
@@ -94,7 +94,9 @@ def concentrated(batch: TrainBatch, outer: Sequence[ValidationBatch]) -> tuple[T
 
     residuals = torch.nn.functional.pad(batch.residuals[:, :, kept], (0, 1))
     smaller = replace(batch, residuals=residuals, logits=fewer(batch.logits), labels=place[batch.labels])
-    return smaller, [replace(held, logits=fewer(held.logits), labels=place[held.labels]) for held in outer]
+    return smaller, [
+        replace(validation, logits=fewer(validation.logits), labels=place[validation.labels]) for validation in outer
+    ]
 
 
 class LookAheadSettings(WeightingSettings):
