@@ -301,6 +301,12 @@ def test_the_tokenizer_of_another_model_is_refused(folder):
     assert "its tokenizer is not the model's: <|endoftext|> is 256" in refused(folder)
 
 
+@pytest.mark.parametrize("name", ["init_std", "dropout", "mask_time_prob"])
+def test_a_whole_number_stands_for_a_float(folder, name):
+    edit(folder / "config.json", **{name: 0})
+    assert getattr(open_family(folder).config, name) == 0.0
+
+
 @pytest.mark.parametrize("dtype", ["gelu", ["float32"], 5, "x" * 5000])
 def test_the_data_type_that_a_configuration_names_is_not_used(folder, dtype):
     edit(folder / "config.json", dtype=dtype, torch_dtype=dtype)

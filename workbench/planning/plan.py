@@ -24,7 +24,7 @@ from workbench.distill.step import Student
 from workbench.models.resolve import resolve_teacher
 from workbench.models.students import parameters
 from workbench.models.whisper.checkpoint import check_checkpoint
-from workbench.models.whisper.family import WINDOW_SECONDS
+from workbench.models.whisper.family import WINDOW_SECONDS, part_of
 from workbench.models.whisper.log_mel import positions_of
 from workbench.models.whisper.low_rank import shaped_like
 from workbench.models.whisper.passes import decoder_logits, encode
@@ -177,7 +177,8 @@ def _stage_plan(
     name: str, stage: Stage, model: Any, recipe: Recipe, clips: float, clip_seconds: float, memory_gb: float,
     devices: int, flops: float, teacher_parameters: int,
 ) -> StagePlan:  # fmt: skip
-    shapes: Any = SimpleNamespace(encode=encode, logits=decoder_logits)  # what a step needs of the family
+    # what a step needs of the family
+    shapes: Any = SimpleNamespace(encode=encode, logits=decoder_logits, part_of=part_of)
     student = Student(model, shapes, stage)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # weights in fp32, for each trained one a gradient and AdamW's two moments; under autocast a bf16 copy of the weights

@@ -175,6 +175,7 @@ def checked_config(content: dict[str, Any], path: Path) -> WhisperConfig:
     Raises:
         UserError: another architecture, or a value that does not fit; the message begins with `path`.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import WhisperConfig
 
     if (kind := content.get("model_type")) != "whisper":
@@ -191,7 +192,12 @@ def checked_config(content: dict[str, Any], path: Path) -> WhisperConfig:
     size = values.get("vocab_size", defaults["vocab_size"])
     for key, value in values.items():
         _check_value(path, key, value, defaults.get(key), size)
-    config = WhisperConfig(**values, attn_implementation="sdpa")
+    # transformers wants a float where a float is the default, and JSON writes 0 for 0.0
+    values = {key: float(value) if isinstance(defaults.get(key), float) else value for key, value in values.items()}
+    try:
+        config = WhisperConfig(**values, attn_implementation="sdpa")
+    except StrictDataclassError as error:
+        raise UserError(f"{path}: transformers does not take it: {last_line(str(error))}") from None
     if config.max_source_positions != POSITIONS:
         raise UserError(
             f"{path}: max_source_positions is {config.max_source_positions}; Whisper's window of 30 s has {POSITIONS}"

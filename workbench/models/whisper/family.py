@@ -62,6 +62,13 @@ def tokens_per_second(language: str) -> float:
     return TOKENS_PER_SECOND if language in EIGHT_A_SECOND else TOKENS_PER_SECOND_OF_BYTES
 
 
+def part_of(parameter: str) -> Part:
+    """Which part of a Whisper a parameter belongs to; the encoder's sinusoidal positions are constants."""
+    if "encoder.embed_positions" in parameter:
+        return "constant"
+    return "encoder" if parameter.startswith("model.encoder.") else "decoder"
+
+
 class Whisper:
     """What is Whisper's own: features, tokens, encoder at true length, teacher-forced logits, greedy decoding."""
 
@@ -264,10 +271,8 @@ class Whisper:
         return Stepper(model, states)
 
     def part_of(self, parameter: str) -> Part:
-        """The encoder's sinusoidal positions are constants in Whisper."""
-        if "encoder.embed_positions" in parameter:
-            return "constant"
-        return "encoder" if parameter.startswith("model.encoder.") else "decoder"
+        """Which part of a model a parameter belongs to."""
+        return part_of(parameter)
 
     def decoder_depth(self, model: Any) -> int:
         """How many decoder layers a model has."""
