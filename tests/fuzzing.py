@@ -146,11 +146,13 @@ def json_mutations(draw: st.DrawFn, value: Any) -> Any:
     for _ in range(draw(st.integers(1, 3))):
         places = list(_places(value))
         if not places:
-            return draw(json_values())
+            return copy.deepcopy(draw(json_values()))
         parent, key = draw(st.sampled_from(places))
         kind = draw(st.sampled_from(["replace", "replace", "replace", "remove", "wrap", "exchange"]))
         if kind == "replace":
-            parent[key] = draw(json_values())
+            parent[key] = copy.deepcopy(
+                draw(json_values())
+            )  # a later mutation must not change what others are drawn from
         elif kind == "remove":
             del parent[key]
         elif kind == "wrap":

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.core.errors import UserError, first_line
+from workbench.core.errors import UserError, first_line, last_line
 from workbench.core.files import check_no_pointer, read_json, read_object
 from workbench.models.whisper.low_rank import check_ranks
 
