@@ -58,7 +58,7 @@ def _run_layers(layers: Any, hidden: Tensor, attention_mask: Tensor | None, chec
 
 def _packs(layers: Sequence[Any], hidden: Tensor) -> bool:
     """Whether clips are computed without their padding: on a CPU, where a layer's own call, which FSDP waits for, is not needed."""
-    sharded = any(hasattr(p, "full_tensor") for p in layers[0].parameters())
+    sharded = any(hasattr(p, "full_tensor") for layer in layers[:1] for p in layer.parameters())
     return hidden.device.type == "cpu" and not torch.compiler.is_compiling() and not sharded
 
 
