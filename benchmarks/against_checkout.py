@@ -39,8 +39,10 @@ def main() -> None:
     options = arguments(__doc__, **OPTIONS)
     from workbench.core.errors import UserError
 
-    if not options.other or not options.bundle:
-        raise UserError("--other names the folder of another checkout, --bundle a bundle")
+    if not options.other:
+        raise UserError("--other names the folder of another checkout")
+    if "transcription" in options.tasks and not options.bundle:
+        raise UserError("--bundle names a bundle to transcribe with")
     if unknown := set(options.tasks.split(",")) - {"trained", "frozen", "transcription"}:
         raise UserError(f"--tasks names {unknown.pop()!r}; expected trained, frozen or transcription")
     places = {THIS: (ROOT, sys.executable), OTHER: (Path(options.other).resolve(), options.python or sys.executable)}

@@ -158,7 +158,7 @@ def _work(options: Any) -> None:
     """A system's process; ours imports nothing of the workbench but the runtime that travels in the bundle."""
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     from export.edge import Recognizer, read_wav
-    from export.measurement.latency import peak_rss_mb
+    from workbench.core.memory import peak_resident_mb
 
     started = time.perf_counter()
     if options.precision == "-":
@@ -172,7 +172,7 @@ def _work(options: Any) -> None:
 
     def answer(wav: str) -> dict[str, Any]:
         if not wav:
-            return {"peak_rss_mb": peak_rss_mb()}
+            return {"peak_rss_mb": peak_resident_mb()}
         wave = read_wav(wav)
         begun = time.perf_counter()
         text = transcribe(wave)

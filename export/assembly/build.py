@@ -14,6 +14,7 @@ from typing import Any
 from export.assembly.client_files import write_client_files
 from export.assembly.detector import copy_detector
 from export.assembly.origin import Origin, find_origin
+from export.bundle.inspection import OWN_RUNTIME
 from export.bundle.manifest import BUNDLE, write_manifest
 from export.edge.bundle import FORMAT, BundleError, Manifest, read_manifest
 from export.graphs.lint import LARGEST
@@ -211,9 +212,10 @@ def _is_current(output: Path, source: str, wanted: dict[str, Any], overwrite: bo
 
 def _has_this_runtime(manifest: Manifest) -> bool:
     """Whether the runtime that lies in a bundle is the one that would be put there now."""
-    own = Path(__file__).parents[1] / "edge"
     inside: dict[str, str] = manifest.content["files"]
-    return all(inside.get(f"edge/{p.relative_to(own).as_posix()}") == sha256(p) for p in own.rglob("*.py"))
+    return all(
+        inside.get(f"edge/{p.relative_to(OWN_RUNTIME).as_posix()}") == sha256(p) for p in OWN_RUNTIME.rglob("*.py")
+    )
 
 
 def _write_graphs(

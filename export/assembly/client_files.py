@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from export.bundle.inspection import OWN_RUNTIME
 from export.bundle.manifest import CHECKPOINT_FILES
 from export.graphs.sherpa import sherpa_tokens
 from workbench.core.files import read_json, write_json, write_text
@@ -28,7 +29,7 @@ def write_client_files(checkpoint: Path, family: Whisper, folder: Path, heads: l
     _complete(checkpoint, family, folder)
     generation = read_json(folder / "generation_config.json", "a generation configuration")
     write_json(folder / "generation_config.json", {**generation, "alignment_heads": heads or None})
-    shutil.copytree(Path(__file__).parents[1] / "edge", folder / "edge", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(OWN_RUNTIME, folder / "edge", ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def _complete(checkpoint: Path, family: Whisper, folder: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from workbench.core.children import end_with_parent
 from workbench.core.errors import UserError
-from workbench.core.memory import peak_resident_bytes
+from workbench.core.memory import peak_resident_mb
 from workbench.evaluation.scoring import is_loop, normalize
 
 STAGES = ("decode", "detector", "features", "encoder", "first_token", "rest", "detokenize")
@@ -175,7 +175,7 @@ def _serve(pipe: Connection, bundle: str, precision: str, threads: int, vad: boo
         while True:
             request = pipe.recv()
             if request is None:
-                pipe.send({"peak_rss_mb": peak_rss_mb()})
+                pipe.send({"peak_rss_mb": peak_resident_mb()})
                 continue
             started = time.perf_counter()
             wave = read_wav(request[0])
@@ -190,8 +190,3 @@ def _serve(pipe: Connection, bundle: str, precision: str, threads: int, vad: boo
         return  # Ctrl-C goes to the whole group; the parent says so
     except (AudioError, BundleError) as error:
         pipe.send({"error": str(error)})
-
-
-def peak_rss_mb() -> float:
-    """Largest resident memory of this process, in MB."""
-    return (peak_resident_bytes() or 0) / 1e6

@@ -1,6 +1,6 @@
 """Train with FSDP 2 on CPUs: `torchrun sharded.py RECIPE [STEP]`. Accelerate itself shards on accelerators alone, and wraps processes on CPUs in DDP.
 
-With STEP the run ends before that step of the second one, so that it can be resumed.
+With STEP the run ends before the step of that number, so that it can be resumed.
 """
 
 import sys

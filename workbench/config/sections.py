@@ -22,8 +22,7 @@ class StudentRecipe(Section):
     decoder_layers: list[int] | int | Literal["all"] = "all"
     vocabulary: Literal["all", "corpus"] = Field(
         "all",
-        description="corpus: learn and write only tokens that its texts or the teacher's likeliest tokens there hold; "
-        "a quarter of the work of a thin decoder's step",
+        description="corpus: learn and write only tokens that its texts or the teacher's likeliest tokens there hold",
     )
     pool_after: int | None = Field(
         None,
@@ -35,8 +34,8 @@ class StudentRecipe(Section):
         None,
         gt=0.5,
         lt=1,
-        description="share of the variance of each encoder product's outputs to keep, 0.99 for example: where the rest is most of its "
-        "dimensions, the product becomes two thinner ones",
+        description="share of the variance of each encoder matrix product's outputs to keep, 0.99 for example; a product whose outputs keep it "
+        "in few enough dimensions becomes two low-rank ones",
     )
     initial: str | None = Field(
         None, description="checkpoint that the layers are taken from instead of the teacher; named as a teacher is"

@@ -55,6 +55,11 @@ def claimed_by_all(output: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
+def is_sharded(module: torch.nn.Module) -> bool:
+    """Whether FSDP has put parts of parameters in the place of a module's own."""
+    return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
+
+
 class Processes:
     """A run's processes. Every method must be called by all of them."""
 

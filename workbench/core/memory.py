@@ -68,6 +68,11 @@ def peak_resident_bytes() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def peak_resident_mb() -> float:
+    """As `peak_resident_bytes`, in MB; 0 where the system does not tell."""
+    return (peak_resident_bytes() or 0) / 1e6
+
+
 def reset_peak_resident() -> bool:
     """Begin a new peak; False where the system has none to reset."""
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.config.recipe import Recipe
-from workbench.core.distributed import Processes
+from workbench.core.distributed import Processes, is_sharded
 from workbench.distill.teaching.on_policy import OnPolicy
 from workbench.models import Family
 from workbench.run import checkpoints
@@ -42,7 +42,7 @@ class RunContext:
     @property
     def sharded(self) -> bool:
         """Whether FSDP has put parts of parameters in the place of the student's own."""
-        return any(hasattr(p, "full_tensor") for p in self.model.parameters())
+        return is_sharded(self.model)
 
     def whole_model(self, main_alone: bool = False) -> Any:
         """The student, or where it is sharded a whole copy; with `main_alone` None on other processes. All must call it."""

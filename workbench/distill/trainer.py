@@ -199,11 +199,11 @@ class Trainer:
         validation.best = state.best
         for number, (name, stage) in enumerate(self.recipe.stages.items()):
             if number >= state.progress.stage:
+                if context.sharded:  # FSDP did it in the stage before, in place, and each stage wraps the student anew
+                    context = replace(context, model=context.whole_model())
+                    datasets.context = validation.context = context
                 StageTrainer(context, datasets, validation, number, name, stage, state)()
                 discard(self.folder, "encoded") if self.processes.main else None
-                # FSDP has sharded the student in place, and the next stage's is wrapped anew
-                context = replace(context, model=context.whole_model())
-                datasets.context = validation.context = context
         state.timers.teacher += teacher_seconds
         return self._finish(context, datasets, validation, state)
 

@@ -14,7 +14,7 @@ from workbench.config.recipe import Recipe, parse_recipe
 from workbench.core.distributed import claimed_by_all, start_processes, wait_for_all
 from workbench.core.errors import UserError
 from workbench.core.files import read_json, sha256_of, write_json
-from workbench.core.memory import peak_resident_bytes
+from workbench.core.memory import peak_resident_mb
 from workbench.corpus import Utterance, scored_clips, training_set
 from workbench.distill.trainer import distill
 from workbench.evaluation.transcribe import EncodedClips, Validation, validate, validate_encoded
@@ -69,7 +69,7 @@ def _run(study: Study, cell: Cell, recipe: Recipe) -> dict[str, Any]:
     student = distill(recipe)
     scores = read_json(recipe.output / "scores.json", "a run's scores")
     # torch's own peak on a GPU, the process's on a CPU
-    peak = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else (peak_resident_bytes() or 0) / 1e6
+    peak = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else peak_resident_mb()
     result = {
         "schema": 1,
         **cell.__dict__,

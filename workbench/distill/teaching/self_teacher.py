@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.core.distributed import is_sharded
 from workbench.core.errors import UserError
 from workbench.distill.batches import Batch
 from workbench.losses.divergences import SoftTargets
@@ -38,7 +39,7 @@ class SelfTeacher:
                 )
             self.pairs: list[tuple[str, Tensor, Tensor]] = []
             return
-        if any(hasattr(p, "full_tensor") for p in model.parameters()):
+        if is_sharded(model):
             raise UserError("a sharded student cannot be its own teacher yet; use DDP, or self_teacher: intermediate")
         shared = {id(p): p for p in model.parameters() if not p.requires_grad}
         self.model = copy.deepcopy(model, shared).eval()

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workbench.core.distributed import is_sharded
 from workbench.models.protocol import Tokens
 from workbench.models.whisper.convolution import convolve
 from workbench.models.whisper.packed import PackedTokens, drops, packed_decoder_layer, run_layer, run_packed
@@ -58,8 +59,9 @@ def _run_layers(layers: Any, hidden: Tensor, attention_mask: Tensor | None, chec
 
 def _packs(layers: Sequence[Any], hidden: Tensor) -> bool:
     """Whether clips are computed without their padding: on a CPU, where a layer's own call, which FSDP waits for, is not needed."""
-    sharded = any(hasattr(p, "full_tensor") for layer in layers[:1] for p in layer.parameters())
-    return hidden.device.type == "cpu" and not torch.compiler.is_compiling() and not sharded
+    if hidden.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not any(is_sharded(layer) for layer in layers[:1])
 
 
 def _stock_layer(layer: Any, *given: Any) -> Tensor:
