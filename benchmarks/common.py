@@ -114,7 +114,8 @@ def small_teacher(folder: Path, width: int = 128) -> Path:
 
 def workbench(cache: Path, *args: str, **environment: str) -> list[str]:
     """Command that runs the workbench of this checkout; the environment is changed to use `cache`."""
-    os.environ.update({"WORKBENCH_CACHE": str(cache), "PYTHONPATH": str(ROOT), **environment})
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ.update({"WORKBENCH_CACHE": str(cache), "PYTHONPATH": path, **environment})
     return [sys.executable, "-m", "workbench", *args]
 
 

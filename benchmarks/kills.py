@@ -192,22 +192,26 @@ class Killing:
         return None
 
     def _two_at_once(self) -> None:
-        """Stop one as soon as it holds its output, let another try, and let the first one go on."""
+        """Stop one as soon as its lock is there, let another try, and let the first one go on.
+
+        The first may be stopped between making the file and locking it: then the other works, and the first one is refused.
+        """
         self._begin()
         command, env = self._command(self.killed)
         lock = self.job.lock(self.killed)
         if lock is None:
             return
-        first = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        first = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         while first.poll() is None and not lock.is_file():
             time.sleep(0.002)
         first.send_signal(signal.SIGSTOP)
         second = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=LONGEST)
         first.send_signal(signal.SIGCONT)
-        first.communicate()
-        said = second.stderr.strip().splitlines()[-1:]
-        self.book.add(command=self.job.name, what="two at once", one_worked=first.returncode == 0,
-                      one_said_so="another process is at work" in "".join(said) and second.returncode == 2,
+        first_said = first.communicate()[1]
+        ends = {first.returncode: first_said, second.returncode: second.stderr}
+        said = ends.get(2, "").strip().splitlines()[-1:]
+        self.book.add(command=self.job.name, what="two at once", one_worked=0 in ends,
+                      one_said_so="another process is at work" in "".join(said),
                       said=[line.replace(str(self.killed), "FOLDER") for line in said])  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ CALLED = {
     "encoder": ({"input_features"}, {"n_layer_cross_k", "n_layer_cross_v"}),
     "step": ({"input_ids", "offset", "cache_k.0", "cross_k.0"}, {"logits", "next_k.0"}),
 }
+# clips differ in length: an exhaustive search for each new shape of a convolution took 250 ms (docs/results/gpu); and fp32 is fp32,
+# whoever wants speed takes fp16
+CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
 ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 
@@ -40,11 +44,15 @@ def session_options(threads: int | None, spin: bool = False) -> Any:
 
 def open_sessions(graphs: dict[str, Path], options: Any, providers: Sequence[Any], cuda_graphs: bool) -> dict[str, Any]:
     """The graphs' sessions; raises BundleError where a provider is missing or does not start."""
-    first, given = (providers[0], {}) if isinstance(providers[0], str) else providers[0]
+    providers = [with_cuda_options(provider) for provider in providers]
+    first, given = providers[0]
     if first not in (known := ort.get_available_providers()):
         raise BundleError(
-            f"onnxruntime {ort.__version__} here has no {first}, it has {', '.join(known)}; for a GPU: pip install onnxruntime-gpu"
+            f"onnxruntime {ort.__version__} here has no {first}, it has {', '.join(known)}; for a GPU: pip install 'onnxruntime-gpu[cuda,cudnn]'"
         )
+    if first in ON_CUDA:
+        with redirect_stdout(sys.stderr):  # it prints what it does not find
+            ort.preload_dlls()  # CUDA's libraries, where pip has installed them; without it only the system's are found
     if cuda_graphs and first != "CUDAExecutionProvider":
         raise BundleError(f"CUDA graphs are the CUDA provider's, and {first} is asked for")
     captured = [(first, {**given, "enable_cuda_graph": "1"}), *providers[1:]]
@@ -54,14 +62,21 @@ def open_sessions(graphs: dict[str, Path], options: Any, providers: Sequence[Any
         wanted = captured if cuda_graphs and part == "step" else list(providers)
         opened[part] = open_session(graphs[part], options, wanted)
     if opened["step"].get_providers()[0] != first:  # onnxruntime goes on without a provider that fails to start
-        raise BundleError(f"{first} is installed but does not start; onnxruntime's warnings say why")
+        raise BundleError(f"{first} is installed but does not start; what onnxruntime has written on stderr says why")
     return opened
+
+
+def with_cuda_options(provider: Any) -> tuple[str, dict[str, Any]]:
+    """A provider's name and options; CUDA's are ours where none are given."""
+    name, given = (provider, {}) if isinstance(provider, str) else provider
+    return name, {**CUDA_OPTIONS, **given} if name == "CUDAExecutionProvider" else dict(given)
 
 
 def open_session(path: Path, options: Any, providers: Sequence[Any]) -> Any:
     """A graph's session; raises BundleError where it holds what is not run, or onnxruntime cannot load it."""
     check_graph(path)
-    with explained(f"{path}: onnxruntime {ort.__version__} cannot load it"):
+    # onnxruntime prints that a provider does not start, and goes on without it
+    with explained(f"{path}: onnxruntime {ort.__version__} cannot load it"), redirect_stdout(sys.stderr):
         return ort.InferenceSession(str(path), options, providers=list(providers))
 
 

@@ -6,11 +6,13 @@ import subprocess
 import sys
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from export.edge import AudioError, BundleError, Recognizer, Segment, Stream, Transcript, written
 from export.edge.audio import Resampler, resample
 from export.edge.decoding import beam_search, greedy, log_softmax
+from export.edge.sessions import with_cuda_options
 from export.edge.speech import Detector, Piece, joined, padded, pieces_of, spans
 from tests.conftest import tone
 from workbench.audio.decode import write_wav
@@ -249,6 +251,30 @@ def test_the_command_line_writes_subtitles(exported, recording, tmp_path):
 def test_a_provider_that_is_not_there_is_told_not_replaced(exported):
     with pytest.raises(BundleError, match="has no CUDAExecutionProvider"):
         Recognizer(exported, providers=["CUDAExecutionProvider", "CPUExecutionProvider"], vad=False)
+
+
+def test_cuda_computes_fp32_in_fp32_and_searches_no_algorithms_unless_told():
+    cuda = "CUDAExecutionProvider"
+    assert with_cuda_options(cuda) == (cuda, {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"})
+    told = {"use_tf32": "1", "device_id": "1"}
+    assert with_cuda_options((cuda, told)) == (cuda, {"cudnn_conv_algo_search": "HEURISTIC", **told})
+    assert with_cuda_options("CPUExecutionProvider") == ("CPUExecutionProvider", {})
+
+
+def test_what_onnxruntime_prints_of_a_provider_that_does_not_start_is_no_transcript(exported, monkeypatch, capsys):
+    real = ort.InferenceSession
+
+    def falls_back(path, options, providers):
+        sys.stdout.write("*** EP Error ***\n")
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "InferenceSession", falls_back)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with pytest.raises(BundleError, match="does not start"):
+        Recognizer(exported, providers=["CUDAExecutionProvider", "CPUExecutionProvider"], vad=False)
+    said = capsys.readouterr()
+    assert not said.out
+    assert "EP Error" in said.err
 
 
 def test_a_decoder_whose_memory_is_kept_writes_the_same(exported, recognizer):

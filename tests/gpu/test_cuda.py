@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tests.conftest import DECODER
-from workbench.config.recipe import parse_recipe
 from workbench.core.memory import peak_of
 from workbench.distill.trainer import distill
 from workbench.models.whisper.family import Whisper
@@ -14,6 +13,14 @@ from workbench.models.whisper.passes import encode
 from workbench.weighting import known_weightings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    """Products and convolutions in fp32 and not in TF32."""
+    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    yield
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 @torch.no_grad()
@@ -65,7 +72,7 @@ def test_on_policy_targets_on_cuda(recipe, method):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_run_on_cuda_finishes(tiny_checkpoint, cache, speech, tmp_path, precision, compiled):
+def test_a_run_on_cuda_finishes(recipe, tmp_path, precision, compiled):
     stage = {
         "trainable": "all",
         "epochs": 1,
@@ -73,9 +80,7 @@ def test_a_run_on_cuda_finishes(tiny_checkpoint, cache, speech, tmp_path, precis
         "encoder_matching": 1.0,
         "weighting": {"name": "adakd"},
     }
-    content = {"output": str(tmp_path / "run"), "teacher": str(tiny_checkpoint), "corpus": str(speech()),
-               "stages": {"all": stage}, "precision": precision, "compile": compiled}  # fmt: skip
-    distill(parse_recipe(content, "test"))
+    distill(recipe(student={}, stages={"all": stage}, precision=precision, compile=compiled))
     losses = [
         json.loads(line)["loss"]
         for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

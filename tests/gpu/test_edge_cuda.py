@@ -1,5 +1,7 @@
 """The torch-free runtime on a GPU. The same code runs on the CPU in tests/edge/test_edge.py."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -61,6 +63,7 @@ def test_fp16_on_cuda_is_near_fp32(student, tmp_path, waves):
 
 
 @pytest.mark.skipif("TensorrtExecutionProvider" not in ort.get_available_providers(), reason="no TensorRT provider")
+@pytest.mark.skipif(find_spec("tensorrt_libs") is None, reason="TensorRT's libraries are not installed")
 def test_tensorrt_writes_what_the_cpu_writes(exported, waves):
     found = Recognizer(exported, providers=PROVIDERS["tensorrt"], vad=False).transcribe(waves[0])
     assert found.tokens == Recognizer(exported, vad=False).transcribe(waves[0]).tokens

@@ -77,8 +77,18 @@ def versions() -> dict[str, str]:
     return found
 
 
+def describe_gpus() -> dict[str, Any]:
+    """Names of the GPUs that torch sees, and its CUDA; empty where there are none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"gpus": names, "cuda": torch.version.cuda}
+
+
 def describe_host() -> dict[str, Any]:
-    """Host, CPU flags and versions, as JSON; no host name, user or path."""
+    """Host, CPU flags, GPUs and versions, as JSON; no host name, user or path."""
     import psutil
 
     return {
@@ -88,5 +98,6 @@ def describe_host() -> dict[str, Any]:
         "cpus": usable_cpus(),
         "cpu_flags": cpu_flags(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        **describe_gpus(),
         "versions": versions(),
     }

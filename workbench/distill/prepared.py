@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from workbench.config.sections import Stage
+from workbench.core.kernels import compiled
 from workbench.distill.context import RunContext
 from workbench.distill.ema import MovingAverage
 from workbench.distill.step import Student
@@ -45,7 +46,7 @@ def prepare(context: RunContext, stage: Stage, module: Student, checkpoint: Path
         module: the student, its trained parameters marked.
         checkpoint: that the stage goes on from, if it does.
     """
-    wrapped: Any = torch.compile(module, dynamic=True) if context.recipe.compile else module
+    wrapped: Any = compiled(module) if context.recipe.compile else module
     adamw: Any = torch.optim.AdamW(
         [p for p in module.parameters() if p.requires_grad],
         lr=stage.learning_rate,

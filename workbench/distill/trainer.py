@@ -22,6 +22,7 @@ from workbench.core.allocator import bound_kernel_cache, keep_freed_memory
 from workbench.core.distributed import Processes, claimed_by_all, wait_for_all
 from workbench.core.errors import UserError
 from workbench.core.files import atomic_folder, write_json
+from workbench.core.kernels import avoid_plans_per_shape
 from workbench.core.ownership import check_output
 from workbench.corpus import Utterance, scored_clips, training_set
 from workbench.distill.context import RunContext
@@ -145,6 +146,8 @@ class Trainer:
         if self.accelerator.device.type == "cpu":
             bound_kernel_cache()
             keep_freed_memory()
+        else:
+            avoid_plans_per_shape()
         set_seed(recipe.seed)
         self.processes = Processes(self.accelerator)
 

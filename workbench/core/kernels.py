@@ -1,0 +1,26 @@
+"""How torch's kernels are chosen and made where hardly two training steps have the same shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def avoid_plans_per_shape() -> None:
+    """Let attention on CUDA compute without cuDNN, for the whole process.
+
+    torch prefers cuDNN's attention in bf16 on Hopper and newer, and cuDNN makes a plan for every new shape: training in bf16
+    took five times as long as in fp32 (docs/results/gpu). FlashAttention and the memory-efficient kernels need no plans.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def compiled(module: torch.nn.Module) -> Any:
+    """A module that torch compiles once for all lengths.
+
+    Inductor's analysis of tilings does not apply to dynamic shapes, but runs on them and fails on some (pytorch/pytorch#181563).
+    """
+    analysis = "triton.coalesce_tiling_analysis"
+    known = torch._inductor.list_options()  # what torch.compile's own documentation says to ask
+    return torch.compile(module, dynamic=True, options={analysis: False} if analysis in known else None)
