@@ -2,8 +2,8 @@
 
     python benchmarks/distill_on_gpu.py --json FILE
 
-Each run is `workbench distill` in a process of its own. The teacher's targets are computed by the first one and read by the
-others. The file is written after every run.
+Each run is `workbench distill` in a process of its own. The first turn computes the teacher's targets, in each precision, and
+compiles; later turns read the targets. The file is written after every run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
         epochs=(5, "of every stage"),
         turns=(2, "of every setting"),
         only=(",".join(SETTINGS), "these settings, joined by commas"),
-        keep=("", "a folder for the first run's student"),
+        keep=("", "a folder for the runs"),
     )
     recipe = str((ROOT / args.recipe).resolve())
     stages = [line.strip(" :\n") for line in Path(recipe).read_text().split("stages:")[1].splitlines() if _names(line)]

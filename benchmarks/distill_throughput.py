@@ -109,7 +109,7 @@ def reference(frozen: bool, clips: int, folder: Path) -> None:
     cache = TargetCache(settings)
     system = Reference(
         family, teacher, build_student(teacher, StudentRecipe(decoder_layers=2)), frozen, utterances,
-        lambda i: cache.read(settings.key(utterances[i]), wave=False, states=False),
+        lambda i: cache.read(settings.key(utterances[i]), states=False),
     )  # fmt: skip
     mean = sum(u.seconds for u in utterances) / len(utterances)
     draw = np.random.default_rng(2)

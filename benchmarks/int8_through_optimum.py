@@ -77,18 +77,18 @@ def main() -> None:
 
 def _through_optimum(bundle: Path, folder: Path, operators: str) -> Path:
     """A bundle like the given one whose int8 graphs are Optimum's."""
-    from export.bundle.view import Linked
+    from export.bundle.view import BundleView
     from export.edge.bundle import read_manifest
     from export.graphs.names import GRAPH_FILES
     from export.optimum.environment import environment
     from workbench.core.host import has_int8_dot_product
 
     manifest, there = read_manifest(bundle), environment()
-    linked = Linked(manifest, "fp32", graphs=".")
+    view = BundleView(manifest, "fp32", graphs=".")
     names = [GRAPH_FILES[part] for part in ("encoder", "decoder")]
     made = folder / "quantized"
     cpu = "avx512_vnni" if has_int8_dot_product() else "avx2"  # as ours: 7 bits where 8 would saturate
-    asked = [str(linked.folder), str(made), *names, "--cpu", cpu, "--operators", operators]
+    asked = [str(view.folder), str(made), *names, "--cpu", cpu, "--operators", operators]
     command = there.command(HERE / "optimum_int8.py", *asked)
     subprocess.run(command, check=True, env=there.variables(), stdout=subprocess.DEVNULL)
     # copied, since a bundle may hold no links

@@ -58,21 +58,21 @@ def main() -> None:
 
 def _round(recognizer: Any, clips: dict[float, Any], product: Any, memory: Any) -> list[dict[str, Any]]:
     """Everything once for each length of clip, in turns."""
-    from export.edge.decoding import Stepping
+    from export.edge.decoding import DecoderSession
 
     runs = []
     for seconds, wave in clips.items():
         features = recognizer.features([wave])
-        crossed = recognizer.encode(features)
-        stepping = Stepping(recognizer.step, crossed, 4 + STEPS)
-        stepping(np.array([recognizer.prompts["en"]]))
+        cross_kv = recognizer.encode(features)
+        decoder = DecoderSession(recognizer.step, cross_kv, 4 + STEPS)
+        decoder(np.array([recognizer.prompts["en"]]))
         works = {
             "product": product,
             "encoder": partial(recognizer.encode, features),
-            "steps": partial(_write, stepping),
+            "steps": partial(_write, decoder),
             "reading": memory.sum,
         }
-        positions = int(crossed[0].shape()[2])
+        positions = int(cross_kv[0].shape()[2])
         runs += [
             {"what": what, "ms": 1000 * timed(work), "seconds": seconds, "positions": positions}
             for what, work in works.items()
@@ -80,9 +80,9 @@ def _round(recognizer: Any, clips: dict[float, Any], product: Any, memory: Any) 
     return runs
 
 
-def _write(stepping: Any) -> None:
+def _write(decoder: Any) -> None:
     for token in range(STEPS):
-        stepping(np.array([[token]]))
+        decoder(np.array([[token]]))
 
 
 def _lengths(runs: list[dict[str, Any]], config: Any, peak: float) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ def passes(clips: int, repeats: int, folder: Path) -> list[dict[str, Any]]:
     os.environ["WORKBENCH_CACHE"] = str(folder / "passes")
     import torch
 
+    from workbench.cache.decoded_audio import AudioCache
     from workbench.cache.teacher_targets import TargetCache, TargetSettings, compute_targets
     from workbench.models import open_family
     from workbench.models.resolve import resolve_teacher
@@ -54,7 +55,9 @@ def passes(clips: int, repeats: int, folder: Path) -> list[dict[str, Any]]:
 
     def whole(turn: int) -> None:
         settings = TargetSettings(f"turn {turn}", 32, 1.0, 0.2)  # a cache of its own: nothing is there yet
-        compute_targets(teacher, family, utterances, TargetCache(settings), BATCH_CLIPS)
+        compute_targets(
+            teacher, family, utterances, TargetCache(settings), BATCH_CLIPS, audio=AudioCache(folder / f"audio {turn}")
+        )
 
     bare()
     runs = []

@@ -59,10 +59,10 @@ def main() -> None:
 
 def _result(study: Any, student: str, corpus: str, arm: str, seed: int) -> Any:
     from workbench.core.files import read_json
-    from workbench.study.plan import Cell
+    from workbench.study.plan import Trial
     from workbench.study.runner import result_file
 
-    path = result_file(study, Cell(student, corpus, arm, seed))
+    path = result_file(study, Trial(student, corpus, arm, seed))
     return read_json(path, "a run of the study")[study.split] if path.is_file() else None
 
 
@@ -76,9 +76,9 @@ def _lost(wrong: dict[int, Any], right: dict[int, Any], seeds: list[int]) -> dic
 
 def _found(study: Any, student: str, corpus: str, arm: str, seed: int) -> dict[str, Any]:
     from workbench.study.label_errors import read_run
-    from workbench.study.plan import Cell
+    from workbench.study.plan import Trial
 
-    run = read_run(study.output / Cell(student, corpus, arm, seed).name)
+    run = read_run(study.output / Trial(student, corpus, arm, seed).name)
     return {"seed": seed, "ranked_by": run.distrust()[1], **(run.found or {})}
 
 

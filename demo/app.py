@@ -55,7 +55,7 @@ def build(systems: Systems, examples: Sequence[Utterance], limits: Limits) -> An
         with gr.Tab("A clip"):
             _clip_tab(systems, examples, limits)
         with gr.Tab("Live"):
-            _live_tab(systems, limits)
+            _live_tab(page, systems, limits)
     # without api_open=False whoever calls the API directly passes by the queue
     return page.queue(max_size=limits.waiting, default_concurrency_limit=OTHER_EVENTS, api_open=False)
 
@@ -111,7 +111,7 @@ def _clip_tab(systems: Systems, examples: Sequence[Utterance], limits: Limits) -
     )  # fmt: skip
 
 
-def _live_tab(systems: Systems, limits: Limits) -> None:
+def _live_tab(page: gr.Blocks, systems: Systems, limits: Limits) -> None:
     """A microphone, transcribed while somebody speaks."""
     visitors = Visitors(systems, limits.live)
 
@@ -147,7 +147,7 @@ def _live_tab(systems: Systems, limits: Limits) -> None:
         time_limit=limits.longest_seconds, concurrency_limit=2 * limits.live, show_progress="hidden",
     )  # fmt: skip
     microphone.stop_recording(stop, None, shown, concurrency_limit=2 * limits.live, show_progress="hidden")
-    gr.context.Context.root_block.unload(leave)
+    page.unload(leave)
 
 
 def _usable(path: str | None, reference: str, limits: Limits) -> Path:

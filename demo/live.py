@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from demo.session import Systems
-from export.edge import AudioError, BundleError, Heard, Stream
+from export.edge import AudioError, BundleError, PartialTranscript, Stream
 from export.edge.audio import Resampler
 from export.edge.stream import EVERY
 from export.edge.wav import read_pcm
@@ -143,7 +143,7 @@ class Live:
             if queue.working:
                 self.systems.threads[name].submit(self._work, name, queue)
 
-    def _write(self, queue: Queue, heard: Heard) -> None:
+    def _write(self, queue: Queue, heard: PartialTranscript) -> None:
         with self.lock:
             queue.saying = "" if heard.final else heard.text
             if heard.final and heard.text:

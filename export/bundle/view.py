@@ -15,7 +15,7 @@ def is_found(manifest: Manifest, precision: str, known: Container[str]) -> bool:
     return precision in known and not manifest.packed_for
 
 
-class Linked:
+class BundleView:
     """A temporary folder of links to a bundle's files; it lasts as long as this object."""
 
     def __init__(self, manifest: Manifest, precision: str, graphs: str = "onnx") -> None:

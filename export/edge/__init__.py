@@ -14,7 +14,7 @@ from .audio import AudioError, read_wav
 from .bundle import BundleError, Manifest, read_manifest
 from .formats import FORMATS, written
 from .recognizer import Recognizer
-from .stream import Heard, Stream
+from .stream import PartialTranscript, Stream
 from .transcript import Segment, Transcript
 from .words import Word
 
@@ -22,8 +22,8 @@ __all__ = [
     "FORMATS",
     "AudioError",
     "BundleError",
-    "Heard",
     "Manifest",
+    "PartialTranscript",
     "Recognizer",
     "Segment",
     "Stream",

@@ -55,7 +55,7 @@ class Resampler:
         self.reach = int(np.ceil(SINC_ZEROS / self.cutoff))
         self.kept = np.zeros(self.reach, np.float32)  # silence before the signal, later its end
         self.begun = -self.reach  # which sample of the signal `kept` begins with
-        self.told = 0  # samples that came out
+        self.emitted = 0  # samples that came out
 
     def __call__(self, block: Wave) -> Wave:
         """Take the next samples; returns those that they complete, a little fewer than their share."""
@@ -63,13 +63,13 @@ class Resampler:
             return block
         self.kept = np.concatenate([self.kept, block])
         last = self.begun + len(self.kept) - self.reach - 1  # the last place that has all its neighbours
-        count = max(0, int(np.floor((last - 1) / self.step)) + 1 - self.told)
+        count = max(0, int(np.floor((last - 1) / self.step)) + 1 - self.emitted)
         # in parts, so that memory grows neither with the block nor with the filter, which is long at high rates
         size = max(1, MOST_TAPS // (2 * self.reach + 1))
         parts = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
-        out = [self._at(self.told + part) for part in parts] or [np.zeros(0, np.float32)]
-        self.told += count
-        spare = int(self.told * self.step) - self.reach - self.begun
+        out = [self._at(self.emitted + part) for part in parts] or [np.zeros(0, np.float32)]
+        self.emitted += count
+        spare = int(self.emitted * self.step) - self.reach - self.begun
         if spare > 0:
             self.kept, self.begun = self.kept[spare:], self.begun + spare
         return np.concatenate(out)

@@ -19,7 +19,7 @@ from .fields import check_shape
 from .sessions import as_value, device_of, explained
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-# of a session whose steps are captured as CUDA graphs (captured.py), this run is not; others take no notice
+# of a session whose steps are captured as CUDA graphs (cuda_graphs.py), this run is not; others take no notice
 NOT_CAPTURED = ort.RunOptions()
 NOT_CAPTURED.add_run_config_entry("gpu_graph_id", "-1")
 # of the encoder's states: layers, clips, positions, width
@@ -38,36 +38,36 @@ class Written:
     looped: bool = False  # whether it repeated itself until the cap; one round is kept
 
 
-class Stepping:
+class DecoderSession:
     """The decoder on some clips: caches that are written in place, keys and values of the states that are bound once.
 
     Args:
         session: the step graph.
-        crossed: keys and values of the encoder's states, onnxruntime's values [layers, clips, positions, width].
-        room: most tokens, the prompt's included.
+        cross_kv: keys and values of the encoder's states, onnxruntime's values [layers, clips, positions, width].
+        max_length: most tokens, the prompt's included.
         beams: rows for each clip.
 
     Raises:
         BundleError: the graphs do not fit each other, or caches would take too much memory.
     """
 
-    def __init__(self, session: Any, crossed: Sequence[Any], room: int, beams: int = 1) -> None:
+    def __init__(self, session: Any, cross_kv: Sequence[Any], max_length: int, beams: int = 1) -> None:
         wanted = {i.name: i.type for i in session.get_inputs()}
-        layers, clips, _, width = fitting(crossed, wanted)
-        if (needed := 2 * layers * clips * beams * room * width * 4) > MOST_CACHE:
+        layers, clips, _, width = fitting(cross_kv, wanted)
+        if (needed := 2 * layers * clips * beams * max_length * width * 4) > MOST_CACHE:
             raise BundleError(f"the decoder's caches would take {needed} bytes; expected at most {MOST_CACHE}")
         self.session, self.binding, self.done, self.rows = session, session.io_binding(), 0, clips * beams
-        self.crossed: list[Any] = []  # kept: a binding does not keep what it was given alive
+        self.cross_kv: list[Any] = []  # kept: a binding does not keep what it was given alive
         self.caches: dict[str, Any] = {}
         device = device_of(session)
-        for kind, value in zip("kv", crossed, strict=True):
+        for kind, value in zip("kv", cross_kv, strict=True):
             if beams > 1 or value.data_type() != wanted["cross_k.0"]:
                 cast = np.repeat(value.numpy().astype(DTYPES[wanted["cross_k.0"]], copy=False), beams, axis=1)
                 value = as_value(cast, device)
-            self.crossed.append(value)
-            room_of = (self.rows, room, width), DTYPES[wanted["cache_k.0"]]
+            self.cross_kv.append(value)
+            shape, dtype = (self.rows, max_length, width), DTYPES[wanted["cache_k.0"]]
             # on a CPU a value is the array that it was made of: one for each
-            self.caches |= {f"{kind}.{i}": as_value(np.zeros(*room_of), device) for i in range(layers)}
+            self.caches |= {f"{kind}.{i}": as_value(np.zeros(shape, dtype), device) for i in range(layers)}
         with explained("the bundle's step graph does not fit its encoder's"):
             self.bind_memory(self.binding)
             self.binding.bind_output("logits")
@@ -79,7 +79,7 @@ class Stepping:
             binding.bind_ortvalue_input(f"cache_{name}", cache)
             binding.bind_ortvalue_output(f"next_{name}", cache)
         device = device_of(self.session)
-        for kind, value in zip("kv", self.crossed, strict=True):
+        for kind, value in zip("kv", self.cross_kv, strict=True):
             layers, _, positions, width = value.shape()
             stride = value.tensor_size_in_bytes() // layers
             shape, dtype = [self.rows, positions, width], DTYPES[value.data_type()]
@@ -122,16 +122,16 @@ class Stepping:
             cache.update_inplace(np.ascontiguousarray(cache.numpy()[rows]))
 
 
-def fitting(crossed: Sequence[Any], wanted: dict[str, str]) -> list[int]:
+def fitting(cross_kv: Sequence[Any], wanted: dict[str, str]) -> list[int]:
     """Shape of the keys and values of the states, checked: their places in memory are computed from it. Raises BundleError."""
-    shapes = [list(value.shape()) for value in crossed]
+    shapes = [list(value.shape()) for value in cross_kv]
     try:
         for shape in shapes:
             check_shape("the encoder's output", shape, [None] * 4, MOST_STATES)
     except ValueError as error:
         raise BundleError(str(error)) from None
     layers = sum(name.startswith("cache_k.") for name in wanted)
-    types = {value.data_type() for value in crossed} | {wanted.get("cross_k.0", ""), wanted.get("cache_k.0", "")}
+    types = {value.data_type() for value in cross_kv} | {wanted.get("cross_k.0", ""), wanted.get("cache_k.0", "")}
     if shapes[0] != shapes[1] or shapes[0][0] != layers or not types <= set(DTYPES):
         raise BundleError(
             f"the encoder gives keys and values of shapes {shapes} and types {sorted(types)} for a decoder of {layers} layers; export the bundle again"
@@ -140,7 +140,7 @@ def fitting(crossed: Sequence[Any], wanted: dict[str, str]) -> list[int]:
 
 
 def greedy(
-    stepping: Stepping,
+    decoder: DecoderSession,
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
     end: int,
@@ -149,7 +149,7 @@ def greedy(
     """Write the likeliest token of each clip until its end or its limit.
 
     Args:
-        stepping: the decoder, a row a clip.
+        decoder: with a row a clip.
         prompts: of each clip, all of one length.
         limits: most tokens of each clip.
         end: the token that ends a transcript.
@@ -159,7 +159,7 @@ def greedy(
     written: list[list[int]] = [[] for _ in prompts]
     found: list[Written | None] = [None] * len(prompts)
     while True:
-        chosen = stepping(tokens).argmax(-1)
+        chosen = decoder(tokens).argmax(-1)
         if not any(written):
             first()
         for row, token in enumerate(chosen):
@@ -176,17 +176,17 @@ def greedy(
         tokens = chosen[:, None]
 
 
-def beam_search(stepping: Stepping, prompt: Sequence[int], limit: int, end: int, beams: int) -> Written:
+def beam_search(decoder: DecoderSession, prompt: Sequence[int], limit: int, end: int, beams: int) -> Written:
     """Write one clip's likeliest transcript that several beams find, by mean log-probability of its tokens and the end.
 
     Args:
-        stepping: the decoder, with a row a beam.
+        decoder: with a row a beam.
         prompt: what every beam begins with.
         limit: most tokens.
         end: the token that ends a transcript.
         beams: transcripts followed at a time; the search ends when as many have ended.
     """
-    likely = log_softmax(stepping(np.array([prompt] * beams, np.int64)))[:1]  # the rows are still alike
+    likely = log_softmax(decoder(np.array([prompt] * beams, np.int64)))[:1]  # the rows are still alike
     scores = np.zeros(1)
     written: list[list[int]] = [[]]
     ended: list[tuple[float, Written]] = []
@@ -210,11 +210,11 @@ def beam_search(stepping: Stepping, prompt: Sequence[int], limit: int, end: int,
             return max(ended, key=lambda one: (one[1].finished, one[0]))[1]
         to_spare = beams - len(kept)
         kept += [kept[-1]] * to_spare
-        stepping.reorder(np.array([row for _, row, _ in kept]))
+        decoder.reorder(np.array([row for _, row, _ in kept]))
         scores = np.array([total for total, _, _ in kept])
         scores[beams - to_spare :] = -np.inf
         written = [tokens for _, _, tokens in kept]
-        likely = log_softmax(stepping(np.array([[tokens[-1]] for tokens in written], np.int64)))
+        likely = log_softmax(decoder(np.array([[tokens[-1]] for tokens in written], np.int64)))
 
 
 def stopped(tokens: list[int]) -> Written:

@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from .audio import SAMPLE_RATE, AudioError, Wave
 from .bundle import BundleError, Manifest, read_manifest
-from .captured import Shapes
 from .clock import Clock
 from .continued import joined, rest_after
-from .decoding import Stepping, Written, beam_search, greedy
+from .cuda_graphs import Shapes
+from .decoding import DecoderSession, Written, beam_search, greedy
 from .memory import given_back_at_once
 from .sessions import as_value, check_sessions, open_sessions, run_on_device, session_options
 from .speech import Detector, anybody_speaks, pieces_of
@@ -41,7 +41,7 @@ class Recognizer:
         check: compare the SHA-256 of the graphs and the vocabulary with the manifest first.
         spin: let threads wait for work without sleeping while a graph runs. Clips that follow each other take 8 % less time,
             single short ones after a rest 10 to 20 % more.
-        cuda_graphs: capture the decoder's step, for the CUDA provider and clips whose lengths recur (see `captured`).
+        cuda_graphs: capture the decoder's step, for the CUDA provider and clips whose lengths recur (cuda_graphs.py says more).
         vad: leave out clips in which the bundle's speech detector hears nobody, so that silence and noise give no text. By default where the
             bundle has a detector. A clip with speech anywhere is transcribed as a whole, as without it.
         frugal: give memory that only loading needed back at once, a tenth of the peak; sets glibc's thresholds for the whole process.
@@ -193,27 +193,27 @@ class Recognizer:
     ) -> list[Transcript]:  # fmt: skip
         """Transcribe clips of about one length as one batch, or one clip with beams."""
         clock = clock or Clock()
-        crossed = self.states(waves, clock)
+        cross_kv = self.states(waves, clock)
         languages = [language] * len(waves)
         if language == AUTO:
-            languages = self._detected(crossed)
+            languages = self._detected(cross_kv)
             clock.lap("language")
         prompts = [self.prompts[code] for code in languages]
         limits = [self.manifest.token_limit(s, code) for s, code in zip(seconds, languages, strict=True)]
-        room = len(prompts[0]) + max(limits)
+        max_length = len(prompts[0]) + max(limits)
         if beams > 1:
-            stepping = Stepping(self.step, crossed, room, beams)
-            written = [beam_search(stepping, prompts[0], limits[0], self.end, beams)]
+            decoder = DecoderSession(self.step, cross_kv, max_length, beams)
+            written = [beam_search(decoder, prompts[0], limits[0], self.end, beams)]
         else:
-            kept = self._shapes.stepping(crossed) if self._shapes else None
-            stepping = kept or Stepping(self.step, crossed, room)
-            written = greedy(stepping, prompts, limits, self.end, lambda: clock.lap("first_token"))
+            kept = self._shapes.decoder(cross_kv) if self._shapes else None
+            decoder = kept or DecoderSession(self.step, cross_kv, max_length)
+            written = greedy(decoder, prompts, limits, self.end, lambda: clock.lap("first_token"))
         clock.lap("rest")
         texts = [self.detokenize(one.tokens) for one in written]
         clock.lap("detokenize")
         timed: list[tuple[Word, ...]] = [()] * len(waves)
         if words:
-            timed = [self._words(len(waves[0]), crossed, prompts[0], written[0], languages[0])]
+            timed = [self._words(len(waves[0]), cross_kv, prompts[0], written[0], languages[0])]
             clock.lap("words")
         found = [
             Transcript(text, code, tuple(one.tokens), clock.laps, one.finished, one.looped, said)
@@ -239,19 +239,19 @@ class Recognizer:
         return joined(said, self.transcribe(rest, said.language, beams, words), (len(wave) - len(rest)) / SAMPLE_RATE)
 
     def _words(
-        self, samples: int, crossed: Sequence[Any], prompt: list[int], written: Written, language: str
+        self, samples: int, cross_kv: Sequence[Any], prompt: list[int], written: Written, language: str
     ) -> tuple[Word, ...]:
         """Times of the words of one clip: the transcript is read once more, by the heads that follow the speech."""
-        looked = self.looked(crossed, prompt, written.tokens, samples)
+        looked = self.looked(cross_kv, prompt, written.tokens, samples)
         seconds = samples / SAMPLE_RATE
         return tuple(timed_words(looked, written.tokens, self.detokenize.bytes_of, language, seconds))
 
     def looked(
-        self, crossed: Sequence[Any], prompt: Sequence[int], tokens: Sequence[int], samples: int
+        self, cross_kv: Sequence[Any], prompt: Sequence[int], tokens: Sequence[int], samples: int
     ) -> npt.NDArray[np.float32]:
         """Where the heads look before each token and before the end, of the positions that hold the clip. -> [tokens + 1, positions]"""
         read = np.array([[*prompt, *tokens]], np.int64)
-        looked: npt.NDArray[np.float32] = Stepping(self.step, crossed, read.shape[1]).looks_at(read)[0][
+        looked: npt.NDArray[np.float32] = DecoderSession(self.step, cross_kv, read.shape[1]).looks_at(read)[0][
             len(prompt) - 1 :
         ]
         positions = max(2, round(looked.shape[1] * samples / self._heard(samples)))
@@ -267,9 +267,9 @@ class Recognizer:
         clock = clock or Clock()
         features = self.features(waves)
         clock.lap("features")
-        crossed = self.encode(features)
+        cross_kv = self.encode(features)
         clock.lap("encoder")
-        return crossed
+        return cross_kv
 
     def features(self, waves: Sequence[Wave]) -> Any:
         """Log-mel features of waves [samples], with the silence that the model hears after the longest, as onnxruntime's value."""
@@ -281,18 +281,18 @@ class Recognizer:
         names = ["n_layer_cross_k", "n_layer_cross_v"]
         if self._shapes:
             return self._shapes.encode(features, names)
-        crossed = run_on_device(self.encoder, {"input_features": features}, names)
-        clips, found = features.shape()[0], [value.shape() for value in crossed]
+        cross_kv = run_on_device(self.encoder, {"input_features": features}, names)
+        clips, found = features.shape()[0], [value.shape() for value in cross_kv]
         if any(len(shape) != 4 or shape[1] != clips for shape in found):
             raise BundleError(
                 f"{self.manifest.name}: its encoder gives shapes {found} for {clips} clips; expected [layers, clips, positions, width]"
             )
-        return crossed
+        return cross_kv
 
-    def first_logits(self, crossed: Sequence[Any], language: str) -> npt.NDArray[np.float32]:
+    def first_logits(self, cross_kv: Sequence[Any], language: str) -> npt.NDArray[np.float32]:
         """Logits after the prompt, those of suppressed tokens lowered. -> [1, vocabulary]"""
         prompt = np.array([self.prompts[language]], np.int64)
-        return Stepping(self.step, crossed, prompt.shape[1])(prompt)
+        return DecoderSession(self.step, cross_kv, prompt.shape[1])(prompt)
 
     def _checked(self, wave: Wave) -> float:
         seconds = len(wave) / SAMPLE_RATE
@@ -325,13 +325,13 @@ class Recognizer:
                 f"{self.manifest.name}: does not know language {language!r}; it knows {', '.join(self.prompts)}, or {AUTO}"
             )
 
-    def _detected(self, crossed: Sequence[Any]) -> list[str]:
+    def _detected(self, cross_kv: Sequence[Any]) -> list[str]:
         """The language whose token is likeliest after the first of the prompt, of each clip; of a model for one language, that."""
-        clips = int(crossed[0].shape()[1])
+        clips = int(cross_kv[0].shape()[1])
         if len(self.prompts) == 1:
             return list(self.prompts) * clips
         first = next(iter(self.prompts.values()))[0]
-        logits = Stepping(self.step, crossed, 1)(np.full((clips, 1), first))
+        logits = DecoderSession(self.step, cross_kv, 1)(np.full((clips, 1), first))
         codes = list(self.prompts)
         likely = logits[:, [self.prompts[code][1] for code in codes]].argmax(-1)
         return [codes[i] for i in likely]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ CALLED = {
     "encoder": ({"input_features"}, {"n_layer_cross_k", "n_layer_cross_v"}),
     "step": ({"input_ids", "offset", "cache_k.0", "cross_k.0"}, {"logits", "next_k.0"}),
 }
-# clips differ in length: an exhaustive search for each new shape of a convolution took 250 ms (docs/results/gpu); and fp32 is fp32,
-# whoever wants speed takes fp16
+# clips differ in length, and an exhaustive search is made anew for every length of a convolution; fp32 is fp32, whoever wants speed takes fp16
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+_PRINTING = threading.Lock()
 ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 
@@ -51,7 +52,7 @@ def open_sessions(graphs: dict[str, Path], options: Any, providers: Sequence[Any
             f"onnxruntime {ort.__version__} here has no {first}, it has {', '.join(known)}; for a GPU: pip install 'onnxruntime-gpu[cuda,cudnn]'"
         )
     if first in ON_CUDA:
-        with redirect_stdout(sys.stderr):  # it prints what it does not find
+        with printed_as_warnings():
             ort.preload_dlls()  # CUDA's libraries, where pip has installed them; without it only the system's are found
     if cuda_graphs and first != "CUDAExecutionProvider":
         raise BundleError(f"CUDA graphs are the CUDA provider's, and {first} is asked for")
@@ -75,9 +76,17 @@ def with_cuda_options(provider: Any) -> tuple[str, dict[str, Any]]:
 def open_session(path: Path, options: Any, providers: Sequence[Any]) -> Any:
     """A graph's session; raises BundleError where it holds what is not run, or onnxruntime cannot load it."""
     check_graph(path)
-    # onnxruntime prints that a provider does not start, and goes on without it
-    with explained(f"{path}: onnxruntime {ort.__version__} cannot load it"), redirect_stdout(sys.stderr):
+    names = {provider if isinstance(provider, str) else provider[0] for provider in providers}
+    quiet = nullcontext() if names == {"CPUExecutionProvider"} else printed_as_warnings()
+    with explained(f"{path}: onnxruntime {ort.__version__} cannot load it"), quiet:
         return ort.InferenceSession(str(path), options, providers=list(providers))
+
+
+@contextmanager
+def printed_as_warnings() -> Iterator[None]:
+    """Onnxruntime prints that a provider does not start or a library is missing; stdout is for transcripts. A thread at a time."""
+    with _PRINTING, redirect_stdout(sys.stderr):
+        yield
 
 
 def check_sessions(opened: dict[str, Any], graphs: dict[str, Path], manifest: Manifest) -> None:

@@ -17,7 +17,7 @@ BEFORE = 0.3  # seconds kept from before speech is noticed
 
 
 @dataclass(frozen=True)
-class Heard:
+class PartialTranscript:
     """What has been understood of one utterance so far."""
 
     text: str
@@ -50,9 +50,9 @@ class Stream:
         self.rest = np.zeros(0, np.float32)  # less than a frame
         self.speaking = False
         self.quiet = 0  # samples since speech was last noticed
-        self.told = 0  # samples of `kept` at the last partial text
+        self.shown = 0  # samples of `kept` at the last partial text
 
-    def feed(self, block: Wave) -> Iterator[Heard]:
+    def feed(self, block: Wave) -> Iterator[PartialTranscript]:
         """Take the next samples, [samples] at 16 kHz, of any number; yields what is new, often nothing."""
         if block.ndim != 1 or not np.isfinite(block).all():
             raise AudioError(f"the block has shape {block.shape}; expected finite [samples]")
@@ -62,34 +62,34 @@ class Stream:
         for frame, likely in zip(waiting[:whole].reshape(-1, FRAME), self.detector(waiting[:whole]), strict=True):
             yield from self._frame(frame, float(likely))
 
-    def finish(self) -> Iterator[Heard]:
+    def finish(self) -> Iterator[PartialTranscript]:
         """Say that nothing more comes; yields the last utterance, if one is open."""
         self.kept = np.concatenate([self.kept, self.rest])
         self.rest = self.rest[:0]
         if self.speaking:
-            yield self._heard(True)
+            yield self._partial(True)
 
-    def _frame(self, frame: Wave, likely: float) -> Iterator[Heard]:
+    def _frame(self, frame: Wave, likely: float) -> Iterator[PartialTranscript]:
         self.kept = np.concatenate([self.kept, frame])
         if not self.speaking:
             if likely < ON:
                 self._drop(len(self.kept) - int(BEFORE * SAMPLE_RATE))
                 return
-            self.speaking, self.quiet, self.told = True, 0, 0
+            self.speaking, self.quiet, self.shown = True, 0, 0
         self.quiet = self.quiet + FRAME if likely < OFF else 0
         if self.quiet >= self.pause * SAMPLE_RATE or len(self.kept) >= self.longest:
-            yield self._heard(True)
+            yield self._partial(True)
             self.speaking = False
             self._drop(len(self.kept) - int(BEFORE * SAMPLE_RATE) if self.quiet else len(self.kept))
-        elif len(self.kept) - self.told >= self.every * SAMPLE_RATE and not self.quiet:
-            self.told = len(self.kept)
-            yield self._heard(False)
+        elif len(self.kept) - self.shown >= self.every * SAMPLE_RATE and not self.quiet:
+            self.shown = len(self.kept)
+            yield self._partial(False)
 
-    def _heard(self, final: bool) -> Heard:
+    def _partial(self, final: bool) -> PartialTranscript:
         said = self.kept[: len(self.kept) - max(0, self.quiet - int(PAD * SAMPLE_RATE))]
         found = self.recognizer.transcribe(said, self.language, vad=False)  # the stream's detector has heard it
         start = self.begun / SAMPLE_RATE
-        return Heard(found.text, start, start + len(said) / SAMPLE_RATE, final, found.looped)
+        return PartialTranscript(found.text, start, start + len(said) / SAMPLE_RATE, final, found.looped)
 
     def _drop(self, samples: int) -> None:
         if samples > 0:

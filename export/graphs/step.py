@@ -26,7 +26,7 @@ def step_graph(
     """The graph of a WhisperForConditionalGeneration's decoder.
 
     Inputs: input_ids int64 [batch, tokens]; offset int64 [batch], positions written before; cache_{k,v}.{layer}
-    [batch, room, width]; cross_{k,v}.{layer} [batch, positions, width].
+    [batch, max_length, width]; cross_{k,v}.{layer} [batch, positions, width].
     Outputs: logits [batch, vocabulary] of the last position, those of suppressed tokens lowered; next_{k,v}.{layer}, to be
     bound to the memory of cache_{k,v}.{layer}; with `heads`, alignment [batch, tokens, positions], their mean attention to the states.
 
@@ -42,7 +42,7 @@ def step_graph(
     ids = w.input("input_ids", INT64, ["batch", "tokens"])
     offset = w.input("offset", INT64, ["batch"])
     caches = [
-        [w.input(f"cache_{kind}.{i}", FLOAT, ["batch", "room", width]) for kind in "kv"]
+        [w.input(f"cache_{kind}.{i}", FLOAT, ["batch", "max_length", width]) for kind in "kv"]
         for i in range(len(decoder.layers))
     ]
     crosses = [
@@ -69,7 +69,7 @@ def step_graph(
         w.output("alignment", FLOAT, ["batch", "tokens", "positions"])
     for i in range(len(decoder.layers)):
         for kind in "kv":
-            w.output(f"next_{kind}.{i}", FLOAT, ["batch", "room", width])
+            w.output(f"next_{kind}.{i}", FLOAT, ["batch", "max_length", width])
     return w.model("step", OPSET)
 
 
@@ -81,9 +81,9 @@ def _places(w: Writer, ids: str, offset: str) -> str:
 
 
 def _mask(w: Writer, places: str, cache: str) -> str:
-    """Which places of the cache each token attends to: those up to its own. -> bool [batch, 1, tokens, room]"""
-    room = w.add("Gather", w.add("Shape", cache), w.constant("one", np.array(1)), axis=0)
-    each = w.add("Range", w.constant("zero", np.array(0)), room, w.constant("one", np.array(1)))
+    """Which places of the cache each token attends to: those up to its own. -> bool [batch, 1, tokens, max_length]"""
+    max_length = w.add("Gather", w.add("Shape", cache), w.constant("one", np.array(1)), axis=0)
+    each = w.add("Range", w.constant("zero", np.array(0)), max_length, w.constant("one", np.array(1)))
     return w.add("LessOrEqual", each, w.add("Unsqueeze", places, w.integers(1, 3)))
 
 

@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 
 from workbench.core.children import ending_with_us
 from workbench.core.errors import UserError, last_line
-from workbench.core.files import atomic_folder, cache_dir, check_free_space, sha256_of
+from workbench.core.files import atomic_folder, cache_folder, check_free_space
 from workbench.core.locks import claimed
 
 log = logging.getLogger("workbench")
@@ -91,7 +91,7 @@ def _folder() -> Path:
     """Its place in the cache, named after what decides its content."""
     text = REQUIREMENTS.read_text(encoding="utf-8")
     key = [text, sys.implementation.name, sys.version_info[:2], sysconfig.get_platform()]
-    return cache_dir() / "optimum" / sha256_of(key)[:16]
+    return cache_folder("optimum", key)
 
 
 def _make(folder: Path) -> None:

@@ -22,7 +22,7 @@ def main(folder: Path, frames: int, opset: int) -> None:
     warnings.simplefilter("ignore")  # the tracer's remarks about Python branches and constants
     model = _decoder(folder)
     config: Any = WhisperOnnxConfig(model.config, task="automatic-speech-recognition", use_past=True)
-    parts = get_encoder_decoder_models_for_export(model, config)
+    parts: dict[str, Any] = get_encoder_decoder_models_for_export(model, config)
     parts = {name: part for name, part in parts.items() if "encoder_model" not in name}
     names = [f"{name}.onnx" for name in parts]
     export_models(parts, folder, opset=opset, output_names=names, input_shapes={"nb_max_frames": frames})

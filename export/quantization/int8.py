@@ -7,9 +7,7 @@ because it reaches the product through a transpose.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from onnx import helper, numpy_helper
 
 from export.graphs.edit import branches, replace, tied_transpose
 from workbench.core.host import has_int8_dot_product
+from workbench.core.quiet import errors_only
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def quantize_dynamic(source: Path, target: Path, options: Int8Options, leave: Se
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization import quantize_dynamic as quantize
 
-    with _quiet():
+    with errors_only():  # it logs each step, and advice that does not fit these graphs, on the root logger
         quantize(
             source,
             target,
@@ -75,15 +74,15 @@ def quantize_static(
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as quantize
 
-    class Clips(CalibrationDataReader):  # type: ignore[misc]
+    class Clips(CalibrationDataReader):
         def __init__(self) -> None:
             self.left = iter(features)
 
-        def get_next(self) -> dict[str, Any] | None:
+        def get_next(self) -> dict[str, Any] | None:  # type: ignore[override]  # None after the last one, as its own do
             clip = next(self.left, None)
             return None if clip is None else {"input_features": clip}
 
-    with _quiet():
+    with errors_only():  # it logs each step, and advice that does not fit these graphs, on the root logger
         quantize(
             source,
             target,
@@ -96,18 +95,6 @@ def quantize_static(
             nodes_to_exclude=list(leave),
             extra_options={"MatMulConstBOnly": True, "ActivationSymmetric": options.symmetric},
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the quantizer, which logs each step, and advice that does not fit these graphs, on the root logger."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
 
 
 def quantize_tied_embedding(model: onnx.ModelProto, levels: int = 127) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from onnx import helper, numpy_helper
 
 from export.graphs.edit import branches, replace, tied_transpose
 from workbench.core.errors import UserError
+from workbench.core.quiet import errors_only
 
 BLOCK = 32  # weights that share a scale
 CLIPPED = np.linspace(0.6, 1.0, 17)  # shares of a block's largest weight that 4 bits may end at
@@ -36,13 +36,8 @@ def quantize_weights(source: Path, target: Path, bits: int, symmetric: bool = Fa
     embedding = _quantize_tied(model, bits)
     config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=symmetric, accuracy_level=ACCURACY, bits=bits)
     quantizer = MatMulNBitsQuantizer(model, nodes_to_exclude=list(leave), algo_config=config)
-    log = logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it tells of every node
-    try:
+    with errors_only("onnxruntime.quantization.matmul_nbits_quantizer"):  # it tells of every node
         quantizer.process()
-    finally:
-        log.setLevel(level)
     made = quantizer.model.model
     if embedding and not any(o.domain == "com.microsoft" for o in made.opset_import):
         made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
@@ -67,8 +62,8 @@ def _quantize_tied(model: onnx.ModelProto, bits: int) -> bool:
         [
             numpy_helper.from_array(packed, f"{name}_Q{bits}"),
             numpy_helper.from_array(scales, f"{name}_scales"),
-            numpy_helper.from_array(np.float32(1 << (bits - 1)), f"{name}_middle"),
-            numpy_helper.from_array(np.float32(16), f"{name}_16"),
+            numpy_helper.from_array(np.array(1 << (bits - 1), np.float32), f"{name}_middle"),
+            numpy_helper.from_array(np.array(16, np.float32), f"{name}_16"),
             numpy_helper.from_array(np.array([-1], np.int64), f"{name}_last"),
             numpy_helper.from_array(np.array([0, 0, width // BLOCK, BLOCK], np.int64), f"{name}_blocks"),
             numpy_helper.from_array(np.array([0, 0, width], np.int64), f"{name}_row"),

@@ -26,8 +26,8 @@ SENSITIVITY_CLIPS = 8
 Row = dict[str, Any]
 
 
-class Workshop:
-    """The bundle, in a folder of its own, with our own runtime's graphs in every precision that was asked for."""
+class Candidates:
+    """A bundle, in a folder of its own, with our own runtime's graphs in every precision that was asked for."""
 
     def __init__(self, bundle: Path, options: Int8Options, calibration: Sequence[Any]) -> None:
         self.bundle, self.options, self.calibration = bundle, options, calibration

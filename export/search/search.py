@@ -21,7 +21,7 @@ from export.quantization.int8 import Int8Options
 from export.quantization.precisions import WITH_LAYERS, Precision, Scheme, parse_precision
 from export.quantization.quantize import calibration_clips
 from export.search.budget import Budget, Profile, parse_budget, read_profile
-from export.search.candidates import FP32, Row, Workshop, alone, row
+from export.search.candidates import FP32, Candidates, Row, alone, row
 from export.search.outcome import Search
 from export.search.table import print_search
 from workbench.core.errors import UserError
@@ -41,19 +41,19 @@ GOOD = ("p50_ms", "size_mb", "peak_rss_mb", "wer")  # less is better
 
 
 def search(
-    workshop: Workshop, budget: Budget, profile: Profile, validation: Sequence[Utterance], test: Sequence[Utterance], threads: int,
+    candidates: Candidates, budget: Budget, profile: Profile, validation: Sequence[Utterance], test: Sequence[Utterance], threads: int,
     whole: Path | None = None,
 ) -> Search:  # fmt: skip
     """Measure, choose, confirm.
 
     Args:
-        workshop: the student in fp32.
+        candidates: makes and measures the bundle in each precision.
         budget: limits that the choice must keep.
         profile: which schemes to try.
         validation: clips to choose on.
         test: clips to confirm on; none are looked at before the choice is made.
         threads: of the runtime.
-        whole: the bundle in fp32 with all tokens, where the workshop's lacks some: what leaving them out costs counts, too.
+        whole: the bundle in fp32 with all tokens, where the one that is searched lacks some: what leaving them out costs counts, too.
 
     Returns:
         What was measured; its choice is None where nothing keeps within the budget.
@@ -63,7 +63,7 @@ def search(
         "encoder": [parse_precision(f"{name}/fp32").encoder for name in profile.encoder],
         "decoder": [parse_precision(f"fp32/{name}").decoder for name in profile.decoder],
     }
-    rows = workshop.measure([alone(part, s) for part, schemes in parts.items() for s in schemes], validation, threads)
+    rows = candidates.measure([alone(part, s) for part, schemes in parts.items() for s in schemes], validation, threads)
     before = System("fp32, all tokens", "student", whole, "fp32") if whole else None
     own = rows["fp32"]["wer"]
     if before:
@@ -73,20 +73,20 @@ def search(
     layers: dict[str, list[float]] = {}
     forms = {part: list(schemes) for part, schemes in parts.items()}
     for part, scheme in _worth_mending(rows, parts, right):
-        errors = layers[f"{part} {scheme.label}"] = workshop.layer_errors(part, scheme, validation)
+        errors = layers[f"{part} {scheme.label}"] = candidates.layer_errors(part, scheme, validation)
         worst = sorted(range(len(errors)), key=lambda i: -errors[i])
         # with every layer in fp32 again it would be fp32
         most = min(MOST_KEPT, len(errors) - 1)
         forms[part] += [Scheme(scheme.name, tuple(sorted(worst[:n]))) for n in range(1, most + 1)]
     if new := [p for part, schemes in forms.items() for s in schemes if (p := alone(part, s)).name not in rows]:
-        rows |= workshop.measure(new, validation, threads)
+        rows |= candidates.measure(new, validation, threads)
     right = {"fp32"} | {name for name, found in rows.items() if not wer.broken(found, own)}
     best = {part: _unbeaten(rows, part, schemes, right) for part, schemes in forms.items()}
     # what everybody knows is measured, too, within the WER or not
     plain = [Precision(s, s) for s in parts["encoder"] if s in parts["decoder"]]
     products = [FP32_BOTH, *plain, *(Precision(e, d) for e in best["encoder"] for d in best["decoder"])]
     log.info("measuring %d precisions on %d clips", len(set(products)), len(validation))
-    final = workshop.measure(products, validation, threads)
+    final = candidates.measure(products, validation, threads)
     rows |= final  # those that took turns with each other count
     for found in rows.values():
         found["over"] = round(budget.excess(found, own), 4)
@@ -94,7 +94,7 @@ def search(
         found["compared"] = found["name"] in final  # with the choice, in one run
         found["pareto"] = found["compared"] and not any(_dominates(other, found) for other in final.values())
     chosen = _choose(list(final.values()))
-    confirmed = _confirmed(workshop, chosen, test, threads, before) if test and chosen else None
+    confirmed = _confirmed(candidates, chosen, test, threads, before) if test and chosen else None
     return Search(chosen, list(rows.values()), layers, _notes(rows, own if before else None), confirmed)
 
 
@@ -149,12 +149,12 @@ def _notes(rows: dict[str, Row], whole_wer: float | None) -> list[str]:
 
 
 def _confirmed(
-    workshop: Workshop, chosen: Precision, test: Sequence[Utterance], threads: int, before: System | None
+    candidates: Candidates, chosen: Precision, test: Sequence[Utterance], threads: int, before: System | None
 ) -> dict[str, Any]:
     """The choice against fp32, with all its tokens, on clips that had no say in it."""
     log.info("confirming %s on %d test clips", chosen.name, len(test))
-    fp32 = before or workshop.add(FP32_BOTH)
-    systems = [fp32] if chosen == FP32_BOTH and not before else [fp32, workshop.add(chosen)]
+    fp32 = before or candidates.add(FP32_BOTH)
+    systems = [fp32] if chosen == FP32_BOTH and not before else [fp32, candidates.add(chosen)]
     timed = time_on(systems, test, threads)
     rows = [row(s.name, t, test) for s, t in zip(systems, timed, strict=True)]
     texts, languages = [u.text for u in test], [u.language for u in test]
@@ -221,14 +221,14 @@ def export_for(
             ["fp32"],
             **{**how, "overwrite": False, "aligned": (), "through": "workbench"},
         )
-        workshop = Workshop(first, options, calibration_features(checkpoint, waves))
+        candidates = Candidates(first, options, calibration_features(checkpoint, waves))
         # a vocabulary's loss is part of what the budget is for
         whole = (
             export_bundle(checkpoint, temporary / "whole", ["fp32"], how.get("name", ""))
             if how.get("vocabulary")
             else None
         )
-        found = search(workshop, limits, profile, validation, test, threads, whole)
+        found = search(candidates, limits, profile, validation, test, threads, whole)
     print_search(found)
     if not found.chosen:
         raise found.nothing_fits()

@@ -35,8 +35,8 @@ class Probe:
         return float(np.mean(differences))
 
     def _output(self, recognizer: Any, wave: Any, language: str) -> Any:
-        crossed = recognizer.states([wave])
+        cross_kv = recognizer.states([wave])
         if self.part == "encoder":
-            return crossed[0].numpy()
-        logits = recognizer.first_logits(crossed, language)
+            return cross_kv[0].numpy()
+        logits = recognizer.first_logits(cross_kv, language)
         return logits[logits > UNSAID / 2]  # without those that are lowered

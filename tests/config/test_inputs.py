@@ -16,7 +16,7 @@ from workbench.core.errors import UserError
 from workbench.distill.trainer import distill
 from workbench.study.arm import prepare, run_arm, score_teacher, teacher_scores
 from workbench.study.current import _clips_of, _inputs, read_results
-from workbench.study.plan import cells, load_study
+from workbench.study.plan import load_study, trials
 from workbench.study.results import collect
 from workbench.study.runner import run_study
 
@@ -88,7 +88,7 @@ def test_the_calibration_clips_decide_the_folder_only_where_there_are_any(recipe
 
 @pytest.fixture
 def small(study, cache, tiny_checkpoint):  # noqa: F811
-    """A study of one cell by default, parsed anew with changes as if its file had been edited."""
+    """A study of one trial by default, parsed anew with changes as if its file had been edited."""
 
     def parsed(**changes):
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -106,7 +106,7 @@ FIXED = {"stages.decoder.weighting": {"name": "fixed"}}
 
 
 def cell_of(parsed):
-    return cells(parsed)[0]
+    return trials(parsed)[0]
 
 
 def done(parsed):
@@ -122,20 +122,20 @@ def test_an_arm_that_was_edited_runs_anew_and_an_unchanged_one_does_not(small, c
     assert done(same).stat().st_mtime_ns == before
     edited = small(arms={"fixed_kd": {**FIXED, "stages.decoder.learning_rate": 2e-3}})
     with pytest.raises(UserError, match="no run of the study is done yet"):  # `--table` does not count it
-        collect(edited, cells(edited), "test")
+        collect(edited, trials(edited), "test")
     assert "stages.decoder.learning_rate was 0.001 and is 0.002" in caplog.text
     found = run_arm(edited, cell_of(edited))
     assert found["recipe"]["stages"]["decoder"]["learning_rate"] == 2e-3
     assert done(edited).stat().st_mtime_ns != before
-    assert read_results(edited, cells(edited))
+    assert read_results(edited, trials(edited))
     # a stale result is no finished run for the whole study either
     run_study_calls = []
     again = small()
     monkey = pytest.MonkeyPatch()
     monkey.setattr("workbench.study.runner._run", lambda *args: run_study_calls.append(args[2]) or 0)
-    run_study(again, again.output, 1, cells(again))
+    run_study(again, again.output, 1, trials(again))
     monkey.undo()
-    assert run_study_calls == cells(again)
+    assert run_study_calls == trials(again)
 
 
 def test_a_result_on_other_clips_of_another_teacher_or_split_does_not_count(small, own_teacher, tmp_path, caplog):
@@ -146,7 +146,7 @@ def test_a_result_on_other_clips_of_another_teacher_or_split_does_not_count(smal
 
     def counted(**changes):
         parsed = small(recipe=base, **changes)
-        return bool(read_results(parsed, cells(parsed)))
+        return bool(read_results(parsed, trials(parsed)))
 
     assert counted()
     assert not counted(split="validation")
@@ -160,7 +160,7 @@ def test_a_result_on_other_clips_of_another_teacher_or_split_does_not_count(smal
         caplog.clear()
         parsed = small(recipe=base)  # which writes the manifest anew
         edited_text(manifest, number)
-        assert not read_results(parsed, cells(parsed))
+        assert not read_results(parsed, trials(parsed))
         assert f"other {what}" in caplog.text
     content = json.loads(done(first).read_text())
     del content["inputs"]
@@ -182,7 +182,7 @@ def test_a_base_that_was_edited_is_an_error_with_the_command(small, recipe, tmp_
         prepare(small(prepare="base.yaml", recipe=own))
     AcceleratorState._reset_state(reset_partial_state=True)
     distill(other, restart=True)
-    assert not read_results(small(prepare="base.yaml", recipe=own), cells(parsed))  # its student is another one now
+    assert not read_results(small(prepare="base.yaml", recipe=own), trials(parsed))  # its student is another one now
 
 
 def test_the_teachers_scores_are_of_a_split_of_clips_and_of_a_teacher(small, own_teacher, monkeypatch):

@@ -65,7 +65,7 @@ def test_a_damaged_cache_trains_the_same_student(recipe, cache, caplog):
     whole = recipe("whole", stages={"decoder": DECODER})
     distill(whole)
     shards = sorted(cache.glob("*/*/*.safetensors"))
-    assert {shard.parent.parent.name for shard in shards} == {"targets", "encoded"}
+    assert {shard.parent.parent.name for shard in shards} == {"audio", "targets", "encoded"}
     for shard in shards:
         damage(shard)
     again = recipe("again", stages={"decoder": DECODER})
@@ -104,12 +104,13 @@ def test_a_full_disk_while_targets_are_written_is_one_line(targets):  # noqa: F8
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_is_damaged_during_a_run_is_one_line(recipe, cache, monkeypatch, workers):
+@pytest.mark.parametrize("kind", ["targets", "audio"])
+def test_what_is_damaged_during_a_run_is_one_line(recipe, cache, monkeypatch, workers, kind):
     check = TargetCache.check
 
     def damaged_after(self, keys, rank=0, ranks=1):
         check(self, keys, rank, ranks)
-        for shard in cache.glob("targets/*/*.safetensors"):
+        for shard in cache.glob(f"{kind}/*/*.safetensors"):
             damage(shard)
 
     distill(recipe("first"))

@@ -2,17 +2,21 @@
 
 import torch
 
-from workbench.core.kernels import avoid_plans_per_shape, compiled
+from workbench.core.kernels import choose_cuda_kernels, compiled
 
 
-def test_attention_that_makes_a_plan_for_every_shape_is_off():
-    before = torch.backends.cuda.cudnn_sdp_enabled()
+def test_attention_makes_no_plan_for_every_shape_and_fp32_is_not_tf32():
+    before = torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    torch.backends.cudnn.allow_tf32 = True
     try:
-        avoid_plans_per_shape()
+        choose_cuda_kernels()
         assert not torch.backends.cuda.cudnn_sdp_enabled()
         assert torch.backends.cuda.flash_sdp_enabled()
+        assert not torch.backends.cudnn.allow_tf32
     finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
+        torch.backends.cuda.enable_cudnn_sdp(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def test_compiling_leaves_out_the_analysis_that_fails_on_dynamic_shapes(monkeypatch):

@@ -239,7 +239,7 @@ def test_a_long_recording_lets_a_short_one_in_between():
 
         def transcribe(self, *_):
             order.append("short")
-            return live.Heard("", 0, 0, True)
+            return live.PartialTranscript("", 0, 0, True)
 
         def segments(self):
             for number in range(3):

@@ -12,7 +12,7 @@ from export.bundle.manifest import open_manifest
 from export.quantization.int8 import Int8Options
 from export.quantization.precisions import parse_precision
 from export.search.budget import Budget, Profile, parse_budget, read_profile
-from export.search.candidates import Workshop
+from export.search.candidates import Candidates
 from export.search.outcome import Search
 from export.search.search import _choose, _dominates, export_for, search
 from export.search.sensitivity import Probe
@@ -76,15 +76,15 @@ def test_the_fastest_within_the_budget_is_chosen_and_of_equals_the_smallest():
 
 
 @pytest.fixture(scope="module")
-def workshop(student, tmp_path_factory):
+def candidates(student, tmp_path_factory):
     bundle = export_bundle(student, tmp_path_factory.mktemp("search") / "fp32", ["fp32"], "tiny")
-    return Workshop(bundle, Int8Options(), [])
+    return Candidates(bundle, Int8Options(), [])
 
 
-def test_the_search_measures_chooses_and_confirms(workshop):
+def test_the_search_measures_chooses_and_confirms(candidates):
     clips, others = open_corpus("prompts-en", "validation", 3), open_corpus("prompts-en", "test", 2)
     profile = Profile(encoder=["fp32", "int8"], decoder=["fp32", "int8"])
-    found = search(workshop, parse_budget("wer<=+1000"), profile, clips, others, threads=1)
+    found = search(candidates, parse_budget("wer<=+1000"), profile, clips, others, threads=1)
     names = [row["name"] for row in found.rows]
     assert {"fp32", "int8/fp32", "fp32/int8", "int8"} <= set(names)
     chosen = next(row for row in found.rows if row["name"] == found.chosen.name)
@@ -99,27 +99,27 @@ def test_the_search_measures_chooses_and_confirms(workshop):
     json.dumps(found.as_json())
 
 
-def test_what_a_smaller_vocabulary_loses_counts(workshop, exported):
+def test_what_a_smaller_vocabulary_loses_counts(candidates, exported):
     clips, profile = open_corpus("prompts-en", "validation", 2), Profile(encoder=["fp32"], decoder=["fp32"])
-    found = search(workshop, parse_budget("wer<=+1000"), profile, clips, clips[:1], 1, whole=exported)
+    found = search(candidates, parse_budget("wer<=+1000"), profile, clips, clips[:1], 1, whole=exported)
     assert any("leaving out tokens costs" in note for note in found.notes)
     assert [row["name"] for row in found.test["systems"]] == ["fp32, all tokens", "fp32"]
 
 
-def test_layers_that_suffer_most_stay_in_fp32(workshop):
+def test_layers_that_suffer_most_stay_in_fp32(candidates):
     clips, profile = open_corpus("prompts-en", "validation", 2), Profile(encoder=["fp32", "q4"], decoder=["fp32"])
-    found = search(workshop, Budget(wer=0.0), profile, clips, [], 1)
+    found = search(candidates, Budget(wer=0.0), profile, clips, [], 1)
     assert found.chosen is None
     assert len(found.layers["encoder q4"]) == 3
-    precisions = open_manifest(workshop.bundle).precisions
+    precisions = open_manifest(candidates.bundle).precisions
     assert any(name.startswith("q4-") for name in precisions)  # forms with a layer left were tried
 
 
-def test_a_layer_that_changes_moves_the_output(workshop):
+def test_a_layer_that_changes_moves_the_output(candidates):
     clips = open_corpus("prompts-en", "validation", 2)
-    probe = Probe(workshop.bundle, "encoder", clips)
+    probe = Probe(candidates.bundle, "encoder", clips)
     assert probe.error("fp32") == 0.0
-    coarse, fine = (workshop.add(parse_precision(f"{name}/fp32")).precision for name in ("q4", "w8"))
+    coarse, fine = (candidates.add(parse_precision(f"{name}/fp32")).precision for name in ("q4", "w8"))
     assert 0 < probe.error(fine) < probe.error(coarse)
 
 

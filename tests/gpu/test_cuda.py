@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import DECODER
+from workbench.core.kernels import choose_cuda_kernels
 from workbench.core.memory import peak_of
 from workbench.distill.trainer import distill
 from workbench.models.whisper.family import Whisper
@@ -16,11 +17,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 @pytest.fixture(autouse=True)
-def exact():
-    """Products and convolutions in fp32 and not in TF32."""
-    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    yield
-    torch.backends.cudnn.allow_tf32 = allowed
+def kernels():
+    """As a run computes."""
+    choose_cuda_kernels()
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import yaml
 from tests.conftest import ROOT
 from workbench.core.errors import UserError
 from workbench.evaluation.comparison import Compared, difference_over_seeds, holm
-from workbench.study.plan import Cell, arm_recipe, cells, folder_of, load_study
+from workbench.study.plan import Trial, arm_recipe, folder_of, load_study, trials
 
 
 @pytest.fixture
@@ -109,11 +109,11 @@ def test_a_failing_arm_does_not_stop_the_others_and_is_named(study, tmp_path):
 def test_arms_share_everything_but_their_overrides(study):
     parsed = load_study(study())
     corpus = parsed.corpora[0]
-    one, other = (arm_recipe(parsed, Cell("student", corpus, arm, 2)) for arm in ("fixed_kd", "adakd"))
+    one, other = (arm_recipe(parsed, Trial("student", corpus, arm, 2)) for arm in ("fixed_kd", "adakd"))
     differing = {k for k, v in one.model_dump().items() if v != other.model_dump()[k]}
     assert differing == {"output", "stages"}
     assert one.seed == other.seed == 2
-    assert cells(parsed)[0].arm == "fixed_kd"
+    assert trials(parsed)[0].arm == "fixed_kd"
 
 
 def test_corpora_with_one_file_name_have_folders_of_their_own():
@@ -153,7 +153,7 @@ def test_the_shipped_studies_can_be_read():
     studies = [path for path in folder.glob("*.yaml") if "arms" in path.read_text()]
     assert studies
     for path in studies:
-        assert cells(load_study(path))
+        assert trials(load_study(path))
 
 
 REFERENCES = [

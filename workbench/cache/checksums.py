@@ -28,7 +28,12 @@ def sealed(row: Mapping[str, Any]) -> str:
 
 def sealed_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file of sealed lines; one that a kill cut short, that is damaged, or that has no checksum is left out."""
-    for line in path.read_bytes().split(b"\n"):
+    yield from rows_in(path.read_bytes())
+
+
+def rows_in(lines: bytes) -> Iterator[dict[str, Any]]:
+    """`sealed_rows` of a file's content, or of a part of it."""
+    for line in lines.split(b"\n"):
         text, _, found = line.rpartition(MARK)
         if found == b'%08x"}' % zlib.crc32(text + b"}"):
             row: dict[str, Any] = json.loads(text + b"}")

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from workbench.audio.decode import SAMPLE_RATE
+from workbench.cache.decoded_audio import to_wave
 from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.cache.tensor_shards import Store, shards_of
 from workbench.config.recipe import Recipe
 from workbench.config.sections import MarginRecipe
-from workbench.core.files import cache_dir, check_free_space, sha256_of
+from workbench.core.files import cache_folder, check_free_space
 from workbench.corpus import Utterance
 from workbench.models.protocol import Family
 from workbench.models.resolve import fingerprint, resolve_teacher
@@ -37,7 +39,7 @@ class EncodingSettings:
 
 @torch.no_grad()
 def encode_clips(
-    model: Any,
+    model: nn.Module,
     family: Family,
     dataset: LabelledDataset,
     store: Store,
@@ -56,7 +58,7 @@ def encode_clips(
         settings: silence, and this process's share.
         progress: called with the number of clips finished since the last call.
     """
-    utterances, keys, cache = dataset.utterances, dataset.keys, dataset.caches[0]
+    utterances, keys = dataset.utterances, dataset.keys
     margin, seed, rank, ranks = settings.margin, settings.seed, settings.rank, settings.ranks
     device = next(model.parameters()).device
     # ties are broken by key, so that every run batches alike
@@ -75,7 +77,7 @@ def encode_clips(
     if shards:
         check_free_space(store.folder, int(needed), "the frozen encoder's states")
     for shard in shards:
-        waves = {mine[j]: (cache.read(mine[j], states=False).wave.float() / 32767).numpy() for j in shard}
+        waves = {mine[j]: to_wave(dataset.samples(order[j])).numpy() for j in shard}
         # A state depends on all the silence its clip was read with, so only clips of one length are read together: the
         # result is then the same for any number of processes.
         groups: dict[int, list[str]] = {}
@@ -95,7 +97,7 @@ def encode_clips(
 
 @torch.no_grad()
 def encode_whole(
-    model: Any,
+    model: nn.Module,
     family: Family,
     utterances: Sequence[Utterance],
     keys: Sequence[str],
@@ -152,7 +154,7 @@ def encoded_folder(recipe: Recipe, what: str, calibration: Sequence[Utterance]) 
     ]
     if calibration:
         key += [margin.inference, *([u.audio_sha256(), round(u.seconds, 3)] for u in calibration)]
-    return cache_dir() / "encoded" / sha256_of([*key, recipe.seed if what == "trained" else None])[:16]
+    return cache_folder("encoded", [*key, recipe.seed if what == "trained" else None])
 
 
 def silence_after(key: str, margin: MarginRecipe, seed: Sequence[int]) -> float:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from workbench.cache.decoded_audio import AudioCache
 from workbench.cache.teacher_targets import TargetCache
 from workbench.cache.tensor_shards import Store
 from workbench.corpus import Utterance
@@ -14,9 +17,15 @@ class LabelledDataset:
     """Clips with the teachers' targets of each."""
 
     utterances: list[Utterance]
-    keys: list[str]  # of each clip in the cache
+    keys: list[str]  # of each clip's targets
     caches: list[TargetCache]  # of each teacher; the first one's loss is what weightings go by
+    audio: AudioCache
+    audio_keys: list[str]
     encoded: Store | None = None  # the student's encoder states, where they are computed once
+
+    def samples(self, clip: int) -> Tensor:
+        """What is heard of a clip, by its number. -> int16 [samples]"""
+        return self.audio.read(self.audio_keys[clip])
 
     def teacher_losses(self) -> tuple[float, ...]:
         """The teacher's own loss on every clip."""

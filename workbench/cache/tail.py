@@ -78,7 +78,7 @@ def check_tail(recipe: Recipe, dataset: LabelledDataset, processes: Processes) -
 
 
 def _of(keys: Sequence[str], cache: TargetCache, temperature: float) -> Tensor:
-    found = [cache.read(key, wave=False, states=False) for key in keys]
+    found = [cache.read(key, states=False) for key in keys]
     kept = [t for t in found if t.top_ids.shape[1]]  # a stream's teacher may not have been asked
     if not kept:
         return torch.zeros(0, dtype=torch.float64)

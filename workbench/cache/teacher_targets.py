@@ -1,9 +1,8 @@
 """The teacher's pass over the corpus, made once and kept on disk.
 
 A clip's targets are what soft_targets.py keeps of the teacher's distribution at each label, by default the k largest logits and the
-normalizer, the teacher's own task loss and, if a stage matches them, its encoder states on the frames that the student will see too. The decoded audio lies beside them, so
-that it is decoded once. Targets are keyed by teacher, audio, transcript and settings: a change of any makes new ones and
-nothing is ever invalidated by hand.
+normalizer, the teacher's own task loss and, if a stage matches them, its encoder states on the frames that the student will see too.
+Targets are keyed by teacher, audio, transcript and settings: a change of any makes new ones and nothing is ever invalidated by hand.
 """
 
 from __future__ import annotations
@@ -11,34 +10,32 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.audio.decode import SAMPLE_RATE, Wave
+from workbench.cache.decoded_audio import AudioCache, decoded_ahead
 from workbench.cache.tensor_shards import Store, shards_of
-from workbench.core.files import cache_dir, check_free_space, sha256_of
+from workbench.core.files import cache_folder, cache_key, check_free_space
 from workbench.corpus import Utterance
 from workbench.losses.objectives import cross_entropy
 from workbench.losses.soft_targets import Kept, Kind, bytes_of_a_label, keep_all, keep_sample, keep_top_k
 from workbench.models.protocol import IGNORED, Family
 
 log = logging.getLogger("workbench")
-FORMAT = 2  # raise when the content of the shards changes
-TENSORS = ("wave", "top_ids", "top_logits", "log_normalizer")
+FORMAT = 2  # raise when what is read of the shards changes
+TENSORS = ("top_ids", "top_logits", "log_normalizer")
 
 
 @dataclass(frozen=True)
 class ClipTargets:
-    """What the teacher says of one clip, and the clip's audio."""
+    """What the teacher says of one clip."""
 
-    wave: Tensor  # int16 [samples]
     # of top_k; soft_targets.py says what they are of the other kinds
     top_ids: Tensor  # int32 [labels, k]
     top_logits: Tensor  # fp32 [labels, k]
@@ -63,7 +60,7 @@ class TargetSettings:
 
     def key(self, utterance: Utterance) -> str:
         """Key of a clip's targets."""
-        return sha256_of([utterance.audio_sha256(), utterance.text, utterance.language])[:32]
+        return cache_key(utterance.identity(), 32)
 
     def folder(self) -> Path:
         """Where they are kept."""
@@ -74,7 +71,7 @@ class TargetSettings:
         # targets of the kind that was the only one keep their key
         if self.kind != "top_k":
             key += [f"kind {self.kind}", f"samples {self.samples if self.kind == 'sampled' else None}"]
-        return cache_dir() / "targets" / sha256_of(key)[:16]
+        return cache_folder("targets", key)
 
 
 class TargetCache:
@@ -107,13 +104,12 @@ class TargetCache:
     def _store_of(self, key: str) -> Store:
         return self.richer if self.richer is not None and key not in self.store else self.store
 
-    def read(self, key: str, wave: bool = True, states: bool = True) -> ClipTargets:
-        """Read a clip's targets, the audio and the states only if wanted; raises UserError if its shard is damaged."""
+    def read(self, key: str, states: bool = True) -> ClipTargets:
+        """Read a clip's targets, the states only if wanted; raises UserError if its shard is damaged."""
         states = states and self.settings.states
-        names = [*TENSORS[not wave :], *(["states"] if states else [])]
+        names = [*TENSORS, *(["states"] if states else [])]
         found = dict(zip(names, self._store_of(key).read(key, names), strict=True))
         return ClipTargets(
-            found.get("wave", torch.empty(0, dtype=torch.int16)),
             found["top_ids"],
             found["top_logits"],
             found["log_normalizer"],
@@ -122,13 +118,8 @@ class TargetCache:
         )
 
 
-def to_pcm(wave: Wave) -> Tensor:
-    """A wave in [-1, 1] as 16-bit samples."""
-    return torch.from_numpy((np.clip(wave, -1, 1) * 32767).round().astype(np.int16))
-
-
 def compute_targets(
-    teacher: Any,
+    teacher: nn.Module | None,
     family: Family,
     utterances: Sequence[Utterance],
     cache: TargetCache,
@@ -136,11 +127,12 @@ def compute_targets(
     rank: int = 0,
     ranks: int = 1,
     progress: Callable[[int], None] = lambda _: None,
+    audio: AudioCache | None = None,
 ) -> None:
     """Compute what the cache lacks of the utterances that fall to this rank; each rank writes its own shards.
 
     Args:
-        teacher: the model, on its device; None to keep the audio alone, for a student that teaches itself.
+        teacher: the model, on its device; None for targets that say nothing, for a student that teaches itself.
         family: its features and tokens.
         utterances: the training set.
         cache: where the targets go.
@@ -148,6 +140,7 @@ def compute_targets(
         rank: number of this process.
         ranks: how many processes there are.
         progress: called with the number of clips finished since the last call.
+        audio: where what is decoded for the teacher is kept, too.
 
     Raises:
         UserError: the disk cannot hold the targets, or a clip cannot be used.
@@ -160,24 +153,34 @@ def compute_targets(
     if not missing:
         return
     needed = estimated_bytes(missing, settings, family.width, family.vocabulary_size, family.positions)
-    check_free_space(store.folder, needed, "the teacher's targets")
+    needed += 0 if audio is None else audio.missing_bytes(missing)
+    check_free_space(
+        store.folder,
+        needed,
+        "the teacher's targets" if audio is None else "the teacher's targets and the decoded audio",
+    )
     device = torch.device("cpu") if teacher is None else next(teacher.parameters()).device
     batches = [shard[i : i + batch_clips] for shard in shards for i in range(0, len(shard), batch_clips)]
     started, done = time.perf_counter(), 0
     items: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
     last_of_shard = {shard[-1] for shard in shards}
-    for batch, waves in zip(batches, _decoded_ahead([[ordered[i] for i in b] for b in batches]), strict=True):
+    heard: list[tuple[str, Wave]] = []
+    for batch, waves in zip(batches, decoded_ahead([[ordered[i] for i in b] for b in batches]), strict=True):
         asked = [ordered[i] for i in batch]
         if teacher is None:
-            clips = _unasked(family, asked, waves)
+            clips = _unasked(family, asked)
         else:
             clips = _teacher_pass(teacher, family, asked, waves, settings, device)
         for i, clip in zip(batch, clips, strict=True):
             tensors = {name: value for name, value in clip.__dict__.items() if isinstance(value, Tensor)}
             items.append(({"key": keys[i], "id": ordered[i].id, "task_loss": clip.task_loss}, tensors))
+        if audio is not None:
+            heard += zip(map(audio.key, asked), waves, strict=True)
         if batch[-1] in last_of_shard:
             store.write(rank, items)
-            items = []
+            if audio is not None:
+                audio.add(heard, rank)
+            items, heard = [], []
         if not done and rank == 0:
             seconds = (time.perf_counter() - started) / len(batch) * len(missing)
             log.info("teacher's targets: %d clips a process, %.0f MB on disk, about %.1f min",
@@ -186,40 +189,25 @@ def compute_targets(
         progress(len(batch))
 
 
-def _decoded_ahead(batches: Sequence[Sequence[Utterance]]) -> Iterator[list[Wave]]:
-    """Waves of each batch, the next one being decoded while the teacher is busy with this one."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(_decode, batches[0])
-        for following in [*batches[1:], []]:
-            waves = coming.result()
-            coming = pool.submit(_decode, following)
-            yield waves
-
-
-def _decode(batch: Sequence[Utterance]) -> list[Wave]:
-    return [utterance.wave() for utterance in batch]
-
-
-def _unasked(family: Family, batch: Sequence[Utterance], waves: Sequence[Wave]) -> list[ClipTargets]:
+def _unasked(family: Family, batch: Sequence[Utterance]) -> list[ClipTargets]:
     """Targets that say nothing, of the right number of labels."""
     tokens = family.tokens([u.text for u in batch], [u.language for u in batch])
     counts = (tokens.labels != IGNORED).sum(1).tolist()
     return [
         ClipTargets(
-            to_pcm(wave),
             torch.empty(count, 0, dtype=torch.int32),
             torch.empty(count, 0),
             torch.zeros(count),
             None,
             math.nan,
         )
-        for wave, count in zip(waves, counts, strict=True)
+        for count in counts
     ]
 
 
 @torch.no_grad()
 def _teacher_pass(
-    teacher: Any,
+    teacher: nn.Module,
     family: Family,
     batch: Sequence[Utterance],
     waves: Sequence[Wave],
@@ -244,7 +232,7 @@ def _teacher_pass(
         ids, values, log_normalizer = (kept.cpu() for kept in _kept(own, settings, seed))
         kept = family.positions(len(waves[i]) + round(settings.margin * SAMPLE_RATE))
         clip_states = states[i, :kept].half().cpu() if settings.states else None
-        out.append(ClipTargets(to_pcm(waves[i]), ids, values, log_normalizer, clip_states, float(loss.mean())))
+        out.append(ClipTargets(ids, values, log_normalizer, clip_states, float(loss.mean())))
     return out
 
 
@@ -263,12 +251,11 @@ def estimated_bytes(
     vocabulary: int,
     positions_of: Callable[[int], int],
 ) -> int:
-    """Size on disk: 16-bit audio, the targets of each token at about 5 tokens a second, and the states if they are kept."""
+    """Size on disk: the targets of each token at about 5 tokens a second, and the states if they are kept."""
     total = 0
     a_label = bytes_of_a_label(settings.kind, settings.top_k, settings.samples, vocabulary)
     for utterance in utterances:
         positions = positions_of(round((utterance.seconds + settings.margin) * SAMPLE_RATE))
-        total += round(utterance.seconds * SAMPLE_RATE) * 2
         total += positions * width * 2 if settings.states else 0
         total += int(5 * utterance.seconds + 5) * a_label
     return total

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from workbench.cache.checksums import file_crc32, sealed, sealed_rows
+from workbench.cache.checksums import file_crc32, rows_in, sealed
 from workbench.core.disk import disk_errors
 from workbench.core.distributed import claimed_by_all, wait_for_all
 from workbench.core.errors import UserError
@@ -42,19 +42,34 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.index: dict[str, dict[str, Any]] = {}
+        self._read: dict[str, int] = {}  # bytes of each index that were read
         self._named: set[str] = set()  # shards that the index names, those that were removed too
         self._sound: set[str] = set()  # shards that were checked
         self._open: OrderedDict[str, Any] = OrderedDict()
         self.reload()
 
     def reload(self) -> None:
-        """Read the index again, to see what other processes have written or removed."""
-        self.index = {}
+        """Read what other processes have added to the index, and drop what they have removed."""
+        there = {path.name for path in self.folder.glob("shard-*.safetensors")}
+        if not self._named <= there:
+            self.index = {key: entry for key, entry in self.index.items() if entry["shard"] in there}
         for path in sorted(self.folder.glob("index-*.jsonl")):
-            for entry in sealed_rows(path):
+            for entry in rows_in(self._added(path)):
                 self._named.add(entry["shard"])
-                if entry["key"] not in self.index and (self.folder / entry["shard"]).is_file():
+                if entry["key"] not in self.index and entry["shard"] in there:
                     self.index[entry["key"]] = entry
+
+    def _added(self, index: Path) -> bytes:
+        """The whole lines of an index that were not read yet."""
+        begin = self._read.get(index.name, 0)
+        with index.open("rb") as file:
+            if file.seek(0, 2) < begin:
+                begin = 0  # it was deleted and written anew
+            file.seek(begin)
+            lines = file.read()
+        lines = lines[: lines.rfind(b"\n") + 1]
+        self._read[index.name] = begin + len(lines)
+        return lines
 
     def check(self, keys: Iterable[str], rank: int = 0, ranks: int = 1) -> None:
         """Remove what is damaged of the shards of these items, and what no line names, so that their items count as missing.
@@ -62,15 +77,20 @@ class Store:
         Only the process that fills the folder may call it, or all of a run that does, each of which reads its share.
         """
         self.drop_damaged(keys, rank, ranks)
-        unnamed = [p for p in self.folder.glob("shard-*.safetensors") if rank == 0 and p.name not in self._named]
+        if rank == 0:
+            self.drop_unnamed()
+        if ranks > 1:
+            wait_for_all()
+        self.reload()
+
+    def drop_unnamed(self) -> None:
+        """Remove shards that no line of the index names. No other process may be writing one."""
+        unnamed = [p for p in self.folder.glob("shard-*.safetensors") if p.name not in self._named]
         for path in unnamed:
             path.unlink()
         if unnamed:
             log.warning("%s: %d file(s) without a checksum, of a run that was killed or of an earlier version, were removed",
                         self.folder, len(unnamed))  # fmt: skip
-        if ranks > 1:
-            wait_for_all()
-        self.reload()
 
     def drop_damaged(self, keys: Iterable[str], rank: int = 0, ranks: int = 1) -> None:
         """Remove this rank's share of the damaged shards that hold any of these items."""

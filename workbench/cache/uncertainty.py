@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.cache.checksums import sealed, sealed_rows
 from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.cache.teacher_targets import TargetSettings
-from workbench.core.files import cache_dir, sha256_of
+from workbench.core.files import cache_folder
 from workbench.models.protocol import Family
 
 SAMPLES, RATE = 8, 0.1  # passes of the decoder, and their dropout
@@ -24,7 +24,7 @@ SAMPLES, RATE = 8, 0.1  # passes of the decoder, and their dropout
 
 @torch.no_grad()
 def measure_uncertainty(
-    model: Any,
+    model: nn.Module,
     family: Family,
     dataset: LabelledDataset,
     settings: TargetSettings,
@@ -44,7 +44,7 @@ def measure_uncertainty(
         progress: called with the number of utterances done.
     """
     own = [] if settings.own_margin is None else [settings.own_margin]  # where 30 s are heard older values stay valid
-    folder = cache_dir() / "uncertainty" / sha256_of([settings.teacher, settings.precision, SAMPLES, RATE, *own])[:16]
+    folder = cache_folder("uncertainty", [settings.teacher, settings.precision, SAMPLES, RATE, *own])
     known: dict[str, float] = {}
     for path in folder.glob("*.jsonl"):
         known.update((row["key"], row["value"]) for row in sealed_rows(path))
@@ -65,7 +65,7 @@ def measure_uncertainty(
     return found
 
 
-def samples(model: Any, family: Family, states: Tensor, tokens: Any, seed: int) -> Tensor:
+def samples(model: nn.Module, family: Family, states: Tensor, tokens: Any, seed: int) -> Tensor:
     """Log-probabilities under different dropout masks. -> [samples, labels, vocabulary]"""
     torch.manual_seed(seed % 2**31)
     with family.decoder_dropout(model, RATE):

@@ -72,11 +72,11 @@ def study(
 ) -> None:
     """Run a study, or go on with it: arms x seeds x corpora, and one table. With one of each chosen: that run alone."""
     from workbench.study.arm import prepare, run_arm, score_teacher
-    from workbench.study.plan import cells, load_study
+    from workbench.study.plan import load_study, trials
 
     parsed = load_study(file)
     wanted = {"arm": arm, "corpus": corpus, "seed": seed, "student": student}
-    everything = chosen = cells(parsed)
+    everything = chosen = trials(parsed)
     for field, values in wanted.items():
         for value in values or []:
             known = {str(getattr(c, field)) for c in everything}
@@ -84,7 +84,7 @@ def study(
                 raise UserError(f"--{field} {value}{nearest(str(value), known)}")
         chosen = [c for c in chosen if not values or getattr(c, field) in values]
     if commands:
-        typer.echo("\n".join(cell.command(file) for cell in chosen))
+        typer.echo("\n".join(trial.command(file) for trial in chosen))
         return
     if all(values is not None and len(values) == 1 for values in wanted.values()):
         prepare(parsed)
@@ -97,7 +97,7 @@ def study(
     if not table:
         prepare(parsed)
         run_study(parsed, file, parallel, chosen)
-        for name in dict.fromkeys(cell.corpus for cell in chosen):
+        for name in dict.fromkeys(trial.corpus for trial in chosen):
             score_teacher(parsed, name)
     # results are kept, and a machine's folders are not part of them
     shown = Path(*file.parts[-3:]) if file.is_absolute() else file

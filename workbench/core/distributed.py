@@ -25,7 +25,7 @@ def start_processes() -> Any:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state: Any = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     if state.num_processes > 1 and not _group:
         _group.append(torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT))
     return state

@@ -86,6 +86,16 @@ def sha256_of(value: Any) -> str:
     ).hexdigest()
 
 
+def cache_key(what: Any, digits: int = 16) -> str:
+    """Key of what was computed from these values, all that decide it."""
+    return sha256_of(what)[:digits]
+
+
+def cache_folder(kind: str, what: Any) -> Path:
+    """Folder of the cache for what is computed from these values."""
+    return cache_dir() / kind / cache_key(what)
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path on the same disk that replaces `path` when the block ends without an error."""

@@ -7,13 +7,15 @@ from typing import Any
 import torch
 
 
-def avoid_plans_per_shape() -> None:
-    """Let attention on CUDA compute without cuDNN, for the whole process.
+def choose_cuda_kernels() -> None:
+    """Let CUDA compute attention without cuDNN, and convolutions in fp32 where fp32 is asked for; for the whole process.
 
-    torch prefers cuDNN's attention in bf16 on Hopper and newer, and cuDNN makes a plan for every new shape: training in bf16
-    took five times as long as in fp32 (docs/results/gpu). FlashAttention and the memory-efficient kernels need no plans.
+    torch prefers cuDNN's attention in bf16 on Hopper and newer, and cuDNN makes a plan for every new shape. Training in bf16 took
+    five times as long as in fp32, probably for that reason (docs/results/gpu). FlashAttention and the memory-efficient kernels
+    need no plans. torch's default for convolutions is TF32, which has fp16's precision.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def compiled(module: torch.nn.Module) -> Any:

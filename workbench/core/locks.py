@@ -19,7 +19,7 @@ def lock_of(output: Path) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(output: Path, wait: bool = False) -> Iterator[None]:
+def claimed(output: Path, wait: bool = False, told: bool = True) -> Iterator[None]:
     """Keep other processes away from an output, a file or a folder, until the block ends.
 
     The lock is the file `.NAME.lock` beside the output, so that the folder can be replaced while it is held. It belongs to
@@ -29,6 +29,7 @@ def claimed(output: Path, wait: bool = False) -> Iterator[None]:
     Args:
         output: what is written; it need not be there yet.
         wait: wait until it is free.
+        told: log that it waits.
 
     Raises:
         UserError: another process is at work on it.
@@ -45,7 +46,8 @@ def claimed(output: Path, wait: bool = False) -> Iterator[None]:
             raise UserError(
                 f"{output}: another process is at work on it; wait until it has ended, or choose another output"
             ) from None
-        log.info("%s: another process is at work on it; waiting until it has ended", output)
+        if told:
+            log.info("%s: another process is at work on it; waiting until it has ended", output)
         lock.acquire()
     try:
         yield

@@ -12,7 +12,7 @@ from typing import Any
 
 from workbench.audio.decode import LONGEST_SECONDS, SHORTEST_SECONDS, probe_seconds
 from workbench.core.errors import UserError, first_line
-from workbench.core.files import expanded, sha256_of
+from workbench.core.files import cache_key, expanded
 from workbench.corpus.manifests import FIELDS, LeftOut, is_missing
 from workbench.corpus.utterance import Utterance
 from workbench.text.languages import language_code, whisper_knows
@@ -85,7 +85,7 @@ def content_id(utterance: Utterance) -> str:
     Learnt weights and teacher's losses belong to ids, so a row's number in one order will not do, nor a dataset's own
     `id` column, which need not be unique. Equal clips share an id.
     """
-    return sha256_of([utterance.audio_sha256(), utterance.text, utterance.language])[:16]
+    return cache_key(utterance.identity())
 
 
 def _open(spec: str, split: str) -> tuple[Any, str, str, str]:
@@ -95,8 +95,8 @@ def _open(spec: str, split: str) -> tuple[Any, str, str, str]:
     name, _, config = spec.partition(":")
     with _reading(f"corpus hf:{spec}: split {split!r}"):
         dataset = load_dataset(name, config or None, split=split, streaming=True)
-    columns = list(dataset.features or {})
-    audio_column = next((c for c in columns if isinstance(dataset.features[c], Audio)), None)
+    columns: dict[str, Any] = dataset.features or {}
+    audio_column = next((c for c, kind in columns.items() if isinstance(kind, Audio)), None)
     text_column = next((c for c in TEXT_COLUMNS if c in columns), None)
     if audio_column is None or text_column is None:
         missing = "audio" if audio_column is None else f"transcript (one of {', '.join(TEXT_COLUMNS)})"
@@ -161,7 +161,7 @@ def _languages(features: Any, config: str, source: str) -> Callable[[dict[str, A
         wrong = []
         for column in columns:
             value, labels = row[column], features[column]
-            if isinstance(labels, ClassLabel) and isinstance(value, int) and 0 <= value < labels.num_classes:
+            if isinstance(labels, ClassLabel) and isinstance(value, int) and 0 <= value < len(labels.names):
                 value = labels.int2str(value)
             try:
                 return language_code(str(value))

@@ -67,16 +67,20 @@ class Utterance:
             wave = self.audio.wave()
         else:
             wave = decode(self.audio, self.name, LONGEST_SECONDS)
-            self._check_stated(len(wave) / SAMPLE_RATE)
+            self.check_stated(len(wave) / SAMPLE_RATE)
         if self.speed != 1.0:
             wave = change_speed(wave, self.speed)
         check_length(wave, self.name)
         return wave
 
-    def _check_stated(self, seconds: float) -> None:
-        """Refuse a recording of another length than its row states: the text may be that of a part of it."""
+    def check_stated(self, seconds: float) -> None:
+        """Refuse a recording of so many seconds whose row states another length: the text may be that of a part of it.
+
+        Seconds are the recording's, at whatever speed it is played.
+        """
         stated = self.seconds * self.speed
-        if self.where and abs(stated - seconds) > max(0.5, 0.1 * stated):
+        whole = not isinstance(self.audio, (Segment, tuple))
+        if whole and self.where and abs(stated - seconds) > max(0.5, 0.1 * stated):
             raise UserError(
                 f"{self.place}: field 'duration' is {stated:g}, but the recording lasts {seconds:.2f} s; correct it, "
                 "or add the field 'offset' (seconds, 0 for the recording's begin) to take a part"
@@ -100,6 +104,10 @@ class Utterance:
             found = {"audio": str(self.audio.path.resolve()), "offset": self.audio.start}
             return found | {"duration": self.audio.seconds}
         return {"audio": str(self.audio.resolve())} if isinstance(self.audio, Path) else None
+
+    def identity(self) -> list[str]:
+        """What is heard, what is said, and in which language: what everything learnt about the clip is keyed by."""
+        return [self.audio_sha256(), self.text, self.language]
 
     def audio_sha256(self) -> str:
         """Hex SHA-256 of what is heard, which keys everything computed from it."""

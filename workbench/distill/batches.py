@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 
 from workbench.audio.augment import add_noise
 from workbench.audio.decode import SAMPLE_RATE
+from workbench.cache.decoded_audio import to_wave
 from workbench.cache.encoder_cache import silence_after
 from workbench.cache.labelled_dataset import LabelledDataset
-from workbench.cache.teacher_targets import ClipTargets
 from workbench.config.recipe import Recipe
 from workbench.corpus.batching import StepPlan
 from workbench.losses.divergences import SampledTargets, SoftTargets
@@ -121,8 +121,8 @@ class MicroBatches(Dataset[Batch]):
         dataset, encoded_by = self.dataset, self.dataset.encoded
         utterances = [dataset.utterances[i] for i in clips]
         first, *others = dataset.caches
-        targets = [first.read(dataset.keys[i], encoded_by is None, self.plan.teacher_states) for i in clips]
-        everyone = [targets, *([cache.read(dataset.keys[i], False, False) for i in clips] for cache in others)]
+        targets = [first.read(dataset.keys[i], self.plan.teacher_states) for i in clips]
+        everyone = [targets, *([cache.read(dataset.keys[i], states=False) for i in clips] for cache in others)]
         tokens = self.family.tokens([u.text for u in utterances], [u.language for u in utterances])
         tokens = Tokens(_bucketed(tokens.inputs, self.family.end), _bucketed(tokens.labels, IGNORED))
         counts = torch.tensor([len(t.log_normalizer) for t in targets])
@@ -131,7 +131,7 @@ class MicroBatches(Dataset[Batch]):
             states = [self.family.pooled(row[None])[0] for row in states]
         waves, encoded = torch.empty(0), torch.empty(0)
         if encoded_by is None:
-            waves, lengths = self._waves(clips, targets, seed)
+            waves, lengths = self._waves(clips, seed)
         else:
             found = [encoded_by.read(dataset.keys[i], ["states"])[0] for i in clips]
             encoded, lengths = torch.nn.utils.rnn.pad_sequence(found, batch_first=True), [len(s) for s in found]
@@ -169,20 +169,18 @@ class MicroBatches(Dataset[Batch]):
     def _narrow(self, ids: Tensor) -> Tensor:
         return ids if self.family.vocabulary is None else self.family.vocabulary.narrow(ids)
 
-    def _waves(
-        self, clips: Sequence[int], targets: Sequence[ClipTargets], seed: tuple[int, ...]
-    ) -> tuple[Tensor, list[int]]:
+    def _waves(self, clips: Sequence[int], seed: tuple[int, ...]) -> tuple[Tensor, list[int]]:
         """Padded waves [utterances, samples], and the encoder positions that each clip has with its silence."""
         window = self._window()
-        positions = []
-        for i, target in zip(clips, targets, strict=True):
+        positions, heard = [], [self.dataset.samples(i) for i in clips]
+        for i, samples_of in zip(clips, heard, strict=True):
             silence = round(SAMPLE_RATE * silence_after(self.dataset.keys[i], self.recipe.margin, self.plan.seed))
-            positions.append(min(self.family.positions(len(target.wave) + silence), window))
+            positions.append(min(self.family.positions(len(samples_of) + silence), window))
         samples = min(self._padded(max(positions)), window) * self.family.position_samples
-        waves = torch.zeros(len(targets), samples)
-        lengths = torch.tensor([min(len(t.wave), samples) for t in targets])
-        for row, target, length in zip(waves, targets, lengths.tolist(), strict=True):
-            row[:length] = target.wave[:length].float() / 32767
+        waves = torch.zeros(len(clips), samples)
+        lengths = torch.tensor([min(len(own), samples) for own in heard])
+        for row, own, length in zip(waves, heard, lengths.tolist(), strict=True):
+            row[:length] = to_wave(own[:length])
         noisy = add_noise(waves, lengths, self.recipe.augment, np.random.default_rng([*seed, 1]))
         return noisy, positions
 

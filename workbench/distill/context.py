@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+from torch import nn
+
 from workbench.config.recipe import Recipe
 from workbench.core.distributed import Processes, is_sharded
 from workbench.distill.teaching.on_policy import OnPolicy
@@ -20,10 +23,10 @@ class RunContext:
     """Fixed from the first stage's begin to the run's end, but for the student's object; what changes is in `run.checkpoints.TrainingState`."""
 
     recipe: Recipe
-    accelerator: Any  # Accelerate's
+    accelerator: Accelerator
     processes: Processes
     family: Family  # of the student, narrowed if it knows only some tokens
-    model: Any  # the student, as it is before Accelerate wraps it
+    model: nn.Module  # the student, as it is before Accelerate wraps it
     log: RunLog
     teacher_shares: tuple[float, ...] = (1.0,)  # of each teacher in the distillation loss
     uncertainty: Mapping[str, float] | None = None  # the teacher's, by utterance id, where a weighting asks for it

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from workbench.audio.augment import mask_spectrum
@@ -24,7 +25,7 @@ class ForwardBackward:
 
     def __init__(
         self,
-        accelerator: Any,
+        accelerator: Accelerator,
         family: Family,
         module: Student,
         wrapped: Any,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.corpus import Utterance
 from workbench.distill.batches import Batch
@@ -27,7 +27,7 @@ class StudentMetaBatches:
 
     def __init__(
         self,
-        model: Any,
+        model: nn.Module,
         family: Family,
         batches: Iterable[Batch],
         audio: Any,

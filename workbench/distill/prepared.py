@@ -55,7 +55,7 @@ def prepare(context: RunContext, stage: Stage, module: Student, checkpoint: Path
     )
     student, optimizer = context.accelerator.prepare(wrapped, adamw)
     inner = getattr(optimizer, "optimizer", optimizer)
-    names = {p: n for n, p in context.model.named_parameters() if p.requires_grad}
+    names: dict[Tensor, str] = {p: n for n, p in context.model.named_parameters() if p.requires_grad}
     average = MovingAverage(context.model, context.recipe.ema) if context.recipe.ema else None
     if checkpoint is not None:
         checkpoints.load_optimizer(checkpoint, inner, names)

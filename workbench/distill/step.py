@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from workbench.weighting import Weighting, WeightingInput, Weights
 class Student(nn.Module):
     """The student as one module whose forward is a whole step's, which is what DDP and torch.compile wrap."""
 
-    def __init__(self, model: Any, family: Family, stage: Stage, early: int | None = None) -> None:
+    def __init__(self, model: nn.Module, family: Family, stage: Stage, early: int | None = None) -> None:
         super().__init__()
         self.model, self.family, self.early = model, family, early
         self.encoder_frozen, self.decoding = stage.trainable == "decoder", stage.decoding

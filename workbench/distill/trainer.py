@@ -11,31 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from torch import nn
 
 from workbench import __version__
 from workbench.cache.encoder_cache import calibration_clips
-from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.cache.tail import check_tail, matters
 from workbench.config.recipe import Recipe, load_recipe
 from workbench.core.allocator import bound_kernel_cache, keep_freed_memory
 from workbench.core.distributed import Processes, claimed_by_all, wait_for_all
 from workbench.core.errors import UserError
 from workbench.core.files import atomic_folder, write_json
-from workbench.core.kernels import avoid_plans_per_shape
+from workbench.core.kernels import choose_cuda_kernels
 from workbench.core.ownership import check_output
 from workbench.corpus import Utterance, scored_clips, training_set
+from workbench.distill import student as new_student
 from workbench.distill.context import RunContext
 from workbench.distill.datasets import Datasets
 from workbench.distill.stage import StageTrainer
 from workbench.distill.teaching.on_policy import OnPolicy
 from workbench.distill.teaching.teacher_ensemble import TeacherEnsemble
 from workbench.distill.validation import Validation
-from workbench.losses.soft_targets import likeliest
-from workbench.models import Family, open_family
-from workbench.models.resolve import resolve_teacher
+from workbench.models import Family
 from workbench.models.students import parameters
-from workbench.models.vocabulary import Vocabulary
 from workbench.run import checkpoints
 from workbench.run.checkpoints import TrainingState
 from workbench.run.folder import check_run, discard, tidy
@@ -102,13 +100,13 @@ class Trainer:
 
     recipe: Recipe
     folder: Path
-    accelerator: Any
+    accelerator: Accelerator
     processes: Processes
     train_set: list[Utterance]  # empty of a stream
     validation_set: list[Utterance]
     teachers: TeacherEnsemble
     family: Family  # of the student
-    model: Any  # the student
+    model: nn.Module  # the student
     calibration: Sequence[Utterance]  # clips that the student's encoder was compressed by
     log: RunLog
 
@@ -133,7 +131,6 @@ class Trainer:
         self.validation_set = scored_clips(recipe.corpus, "validation", recipe.limit)
 
     def _open_accelerator(self) -> None:
-        from accelerate import Accelerator
         from accelerate.utils import set_seed
 
         recipe = self.recipe
@@ -146,8 +143,7 @@ class Trainer:
         if self.accelerator.device.type == "cpu":
             bound_kernel_cache()
             keep_freed_memory()
-        else:
-            avoid_plans_per_shape()
+        choose_cuda_kernels()
         set_seed(recipe.seed)
         self.processes = Processes(self.accelerator)
 
@@ -155,23 +151,9 @@ class Trainer:
         recipe = self.recipe
         self.teachers = TeacherEnsemble(recipe, self.accelerator)
         self.family = self.teachers.families[0]
-        initial = recipe.student.initial
-        source = self.family.folder if initial is None else resolve_teacher(initial)
-        origin = self.teachers.models[0] if initial is None else self._opened(source)
-        self.model = self.family.build_student(origin, recipe.student)
         self.calibration = calibration_clips(recipe, self.train_set, self.validation_set)
-        if recipe.student.encoder_variance is not None:
-            self._compress(recipe.student.encoder_variance)
-        matched = [name for name, stage in recipe.stages.items() if stage.encoder_matching]
-        self.family.check_pair(self.model, self.teachers.models[0], matched)
+        self.model = new_student.build(recipe, self.teachers, self.calibration)
         check_transcripts([*self.train_set, *self.validation_set], self.family)
-
-    def _opened(self, source: Path) -> Any:
-        if (family := open_family(source)).name != self.family.name:
-            raise UserError(
-                f"student.initial {str(source)!r} is a {family.name} model, the teacher a {self.family.name} one; expected one family"
-            )
-        return family.load()
 
     def _open_folder(self, restart: bool) -> None:
         recipe = self.recipe
@@ -233,7 +215,11 @@ class Trainer:
             if any(needs_uncertainty(stage.weighting) for stage in recipe.stages.values()):
                 uncertainty = self.processes.gathered(self.teachers.uncertainty(whole))
             if recipe.student.vocabulary == "corpus":
-                whole_matrix = self._narrow(whole)
+                known = new_student.corpus_vocabulary(
+                    self.family, recipe, [*self.train_set, *self.validation_set], whole
+                )
+                whole_matrix = self.family.narrow(self.model, known)
+                self.family = self.family.narrowed(known)
             chosen = [stage.on_policy for stage in recipe.stages.values() if stage.on_policy]
             if chosen:
                 on_policy = self.teachers.on_policy(chosen[0], whole, self.family)
@@ -251,32 +237,6 @@ class Trainer:
         )
         datasets = Datasets(context, self.teachers, whole, self.calibration, tail)
         return context, datasets, Validation(context, self.validation_set, whole_matrix, self.calibration)
-
-    def _compress(self, share: float) -> None:
-        """Take the student's encoder products apart where that is cheaper, going by some clips at their own length."""
-        margin = self.recipe.margin.inference
-        features = [self.family.features([u.wave()], u.seconds + margin) for u in self.calibration]
-        before = parameters(self.model)
-        count = self.family.compress(self.model, features, share)
-        log.info("encoder: %d products as two thinner ones, %.1f of %.1f M parameters left", count, parameters(self.model) / 1e6, before / 1e6)  # fmt: skip
-
-    def _narrow(self, whole: LabelledDataset) -> Tensor:
-        """Let the student know only the tokens of the corpus's texts and the teachers' likeliest there; returns the whole embedding."""
-        tokens, targets = set(self.family.special_tokens()), self.recipe.targets
-        known = {(u.text, u.language) for u in [*self.train_set, *self.validation_set]}
-        for text, language in known:
-            labels = self.family.tokens([text], [language]).labels
-            tokens.update(labels[labels >= 0].tolist())
-        for cache in whole.caches:
-            for key in whole.keys:
-                said = cache.read(key, False, False)
-                ids = likeliest(targets.kind, said.top_ids, said.top_logits, targets.top_k)
-                tokens.update(ids.flatten().tolist())
-        vocabulary = Vocabulary(sorted(tokens), self.family.vocabulary_size)
-        log.info("vocabulary: %s of %s tokens", f"{len(vocabulary):,}", f"{self.family.vocabulary_size:,}")
-        whole_matrix = self.family.narrow(self.model, vocabulary)
-        self.family = self.family.narrowed(vocabulary)
-        return whole_matrix
 
     def _resume(self) -> TrainingState:
         checkpoint = checkpoints.latest(self.folder / "checkpoints")

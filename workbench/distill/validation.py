@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.cache.encoder_cache import encoded_folder
 from workbench.core.distributed import wait_for_all
@@ -79,7 +78,7 @@ class Validation:
                     self.save_student(model)
         wait_for_all()
 
-    def save_student(self, model: Any) -> None:
+    def save_student(self, model: nn.Module) -> None:
         """Write a student as the best one."""
         context = self.context
         with context.family.widened(model, self._whole_matrix):

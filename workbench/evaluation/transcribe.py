@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.cache.tensor_shards import Store
-from workbench.core.files import sha256_of
+from workbench.core.files import cache_key
 from workbench.core.locks import claimed
 from workbench.corpus import Utterance
 from workbench.evaluation.scoring import score
@@ -69,7 +68,7 @@ class EncodedClips:
         self.batches = [order[start : start + BATCH_CLIPS] for start in range(0, len(order), BATCH_CLIPS)]
 
     @torch.no_grad()
-    def states(self, model: Any, batch: Sequence[int]) -> tuple[Tensor, list[float]]:
+    def states(self, model: nn.Module, batch: Sequence[int]) -> tuple[Tensor, list[float]]:
         """Encoder states of a batch [clips, positions, width], and the clips' seconds."""
         key = tuple(batch)
         if key in self._kept:
@@ -90,9 +89,9 @@ class EncodedClips:
         """Key of a batch in the store; without one audio need not be hashed."""
         if self.store is None:
             return ""
-        return sha256_of([self.margin, *(self.utterances[i].audio_sha256() for i in batch)])[:32]
+        return cache_key([self.margin, *(self.utterances[i].audio_sha256() for i in batch)], 32)
 
-    def fill(self, model: Any, singly: bool = False) -> None:
+    def fill(self, model: nn.Module, singly: bool = False) -> None:
         """Write to the folder, if there is one, what it lacks of the batches, or of each clip by itself."""
         if self.store is None:
             return
@@ -106,7 +105,7 @@ class EncodedClips:
                     states, seconds = self.states(model, batch)
                     self.store.write(0, [({"key": name, "seconds": seconds}, {"states": states})])
 
-    def padded(self, model: Any, group: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def padded(self, model: nn.Module, group: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Encoder states of some clips, each at its own length, and which positions each has.
 
         -> [clips, positions, width], bool [clips, positions]
@@ -118,13 +117,13 @@ class EncodedClips:
 
 
 @torch.no_grad()
-def validate(model: Any, family: Family, utterances: Sequence[Utterance], margin: float) -> Validation:
+def validate(model: nn.Module, family: Family, utterances: Sequence[Utterance], margin: float) -> Validation:
     """Transcribe greedily at true length plus `margin` seconds of silence."""
     return validate_encoded(model, EncodedClips(utterances, family, margin))
 
 
 @torch.no_grad()
-def validate_encoded(model: Any, clips: EncodedClips) -> Validation:
+def validate_encoded(model: nn.Module, clips: EncodedClips) -> Validation:
     """Transcribe clips greedily."""
     model.eval()
     hypotheses = [""] * len(clips.utterances)

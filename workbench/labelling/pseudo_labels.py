@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave, probe_seconds
 from workbench.core.distributed import claimed_by_all, start_processes, wait_for_all
 from workbench.core.errors import UserError
 from workbench.core.files import json_lines, json_text, sha256_of, write_jsonl
+from workbench.core.kernels import choose_cuda_kernels
 from workbench.core.locks import lock_of
 from workbench.core.ownership import audio_of, check_manifest, report_of
 from workbench.core.progress import Progress
@@ -85,6 +87,7 @@ def _label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits
     done = without_speech | dict(_read_journals(manifest, key))
     mine = [clip for clip in clips[state.process_index :: state.num_processes] if _clip_key(clip) not in done]
     if mine:
+        choose_cuda_kernels()
         model = family.load().to(state.device)
         manifest.parent.mkdir(parents=True, exist_ok=True)
         with Progress("labels", len(clips), state.is_main_process, len(done)) as progress:
@@ -227,7 +230,7 @@ def _read_journals(manifest: Path, key: str) -> Iterator[tuple[str, dict[str, An
 
 @torch.no_grad()
 def _labels(
-    model: Any, family: Family, clips: Sequence[Utterance], settings: LabelSettings, device: torch.device
+    model: nn.Module, family: Family, clips: Sequence[Utterance], settings: LabelSettings, device: torch.device
 ) -> Iterator[list[tuple[Utterance, dict[str, Any]]]]:
     """Labels of each batch, clips that cannot be used with the reason."""
     for start in range(0, len(clips), settings.batch_clips):

@@ -18,7 +18,7 @@ from pathlib import Path
 from workbench.audio.decode import LONGEST_SECONDS, check_length, decode, probe_seconds, write_flac
 from workbench.core.children import ending_with_us
 from workbench.core.errors import UserError, last_line
-from workbench.core.files import atomic_path, check_free_space, sha256, sha256_of, workplace, write_jsonl
+from workbench.core.files import atomic_path, cache_key, check_free_space, sha256, workplace, write_jsonl
 from workbench.core.locks import claimed
 from workbench.core.ownership import audio_of, check_manifest, report_of
 from workbench.core.progress import Progress
@@ -45,7 +45,7 @@ class Line:
 
     def file_name(self, voice: str, language: str) -> str:
         """Name of its recording: the same line in the same voice is never said twice."""
-        return sha256_of([self.text, self.speed, voice, language])[:20] + ".flac"
+        return cache_key([self.text, self.speed, voice, language], 20) + ".flac"
 
 
 def synthesize(
@@ -156,7 +156,7 @@ def _joined_file(group: Sequence[Utterance], whole: Utterance, folder: Path) -> 
     paths = [clip.audio for clip in group if isinstance(clip.audio, Path)]
     if len(paths) == 1:
         return paths[0]
-    path = folder / f"{sha256_of([p.name for p in paths])[:20]}.flac"
+    path = folder / f"{cache_key([p.name for p in paths], 20)}.flac"
     if not path.is_file():
         with atomic_path(path) as temporary:
             write_flac(temporary, whole.wave())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.audio.decode import Wave
 from workbench.config.sections import StudentRecipe
@@ -75,19 +75,19 @@ class Family(Protocol):
         """Tokens that the checkpoint knows."""
         ...
 
-    def load(self) -> Any:
+    def load(self) -> nn.Module:
         """Load the weights in fp32 on the CPU."""
         ...
 
-    def save(self, model: Any, folder: Path) -> None:
+    def save(self, model: nn.Module, folder: Path) -> None:
         """Write a model's weights and configuration into a folder."""
         ...
 
-    def build_student(self, model: Any, recipe: StudentRecipe) -> Any:
+    def build_student(self, model: nn.Module, recipe: StudentRecipe) -> nn.Module:
         """Copy some of a model's layers, weights included; raises UserError for layers that it has not."""
         ...
 
-    def check_pair(self, student: Any, teacher: Any, matched: Sequence[str]) -> None:
+    def check_pair(self, student: nn.Module, teacher: nn.Module, matched: Sequence[str]) -> None:
         """Raise UserError if a student cannot learn from a teacher: other tokens, other features, or states of other width.
 
         Args:
@@ -97,11 +97,11 @@ class Family(Protocol):
         """
         ...
 
-    def compress(self, model: Any, features: Sequence[Tensor], share: float) -> int:
+    def compress(self, model: nn.Module, features: Sequence[Tensor], share: float) -> int:
         """Take encoder products apart where that is cheaper, keeping a share of the variance on some features; returns how many."""
         ...
 
-    def empty_copy(self, model: Any) -> Any:
+    def empty_copy(self, model: nn.Module) -> nn.Module:
         """A model of the same shape, to be filled."""
         ...
 
@@ -109,7 +109,7 @@ class Family(Protocol):
         """Encoder positions, before any pooling, that a wave of so many samples touches."""
         ...
 
-    def pooling(self, model: Any) -> int:
+    def pooling(self, model: nn.Module) -> int:
         """How many encoder positions each of a model's states stands for: 1, or 2 where neighbours are pooled."""
         ...
 
@@ -139,14 +139,14 @@ class Family(Protocol):
         ...
 
     def encode(
-        self, model: Any, features: Tensor, attention_mask: Tensor | None = None, checkpointing: bool = False
+        self, model: nn.Module, features: Tensor, attention_mask: Tensor | None = None, checkpointing: bool = False
     ) -> Tensor:
         """Encoder states at any length, of the positions that `attention_mask` marks. -> [clips, positions, width]"""
         ...
 
     def logits(
         self,
-        model: Any,
+        model: nn.Module,
         states: Tensor,
         tokens: Tokens,
         labelled: Tensor | None = None,
@@ -162,7 +162,7 @@ class Family(Protocol):
 
     def hidden(
         self,
-        model: Any,
+        model: nn.Module,
         states: Tensor,
         tokens: Tokens,
         labelled: Tensor | None = None,
@@ -171,11 +171,11 @@ class Family(Protocol):
         """What the output projection is given at the labelled positions. -> [labels, width]"""
         ...
 
-    def project(self, model: Any, hidden: Tensor) -> Tensor:
+    def project(self, model: nn.Module, hidden: Tensor) -> Tensor:
         """Logits in fp32 of what `hidden` gives. [..., width] -> [..., vocabulary]"""
         ...
 
-    def stepper(self, model: Any, states: Tensor) -> Callable[[Tensor], Tensor]:
+    def stepper(self, model: nn.Module, states: Tensor) -> Callable[[Tensor], Tensor]:
         """A function that is given the tokens that come next [clips, tokens] and returns the logits after the last, in fp32 [clips, vocabulary].
 
         It remembers the tokens it was given before.
@@ -186,11 +186,11 @@ class Family(Protocol):
         """Which part of a model a parameter of this name belongs to."""
         ...
 
-    def decoder_depth(self, model: Any) -> int:
+    def decoder_depth(self, model: nn.Module) -> int:
         """How many decoder layers a model has."""
         ...
 
-    def decoder_dropout(self, model: Any, rate: float) -> AbstractContextManager[None]:
+    def decoder_dropout(self, model: nn.Module, rate: float) -> AbstractContextManager[None]:
         """Run the decoder with dropout for a while, and nothing else with any."""
         ...
 
@@ -198,11 +198,11 @@ class Family(Protocol):
         """The same family for models that know only some of the tokens, by numbers of their own."""
         ...
 
-    def narrow(self, model: Any, vocabulary: Vocabulary) -> Tensor:
+    def narrow(self, model: nn.Module, vocabulary: Vocabulary) -> Tensor:
         """Let a model know only some tokens, in place; returns what `widened` needs."""
         ...
 
-    def widened(self, model: Any, whole: Tensor) -> AbstractContextManager[None]:
+    def widened(self, model: nn.Module, whole: Tensor) -> AbstractContextManager[None]:
         """Give a narrowed model all its tokens for a while, so that it can be saved; `whole` is what `narrow` returned. Other models stay as they are."""
         ...
 
@@ -214,16 +214,16 @@ class Family(Protocol):
         """Most tokens that a transcript of a clip of this length may have."""
         ...
 
-    def decode(self, model: Any, states: Tensor, seconds: Sequence[float], languages: Sequence[str]) -> list[str]:
+    def decode(self, model: nn.Module, states: Tensor, seconds: Sequence[float], languages: Sequence[str]) -> list[str]:
         """Transcribe encoder states."""
         ...
 
     def transcribe(
-        self, model: Any, states: Tensor, seconds: Sequence[float], languages: Sequence[str], beams: int = 1
+        self, model: nn.Module, states: Tensor, seconds: Sequence[float], languages: Sequence[str], beams: int = 1
     ) -> list[Transcript]:
         """Transcribe encoder states, greedily or with a beam."""
         ...
 
-    def languages(self, model: Any, states: Tensor) -> list[tuple[str, float]]:
+    def languages(self, model: nn.Module, states: Tensor) -> list[tuple[str, float]]:
         """Likeliest language of each clip and its probability."""
         ...

@@ -20,6 +20,7 @@ from workbench.core.errors import UserError, first_line, last_line, nearest
 from workbench.core.files import (
     atomic_folder,
     cache_dir,
+    cache_key,
     check_hashes,
     expanded,
     file_sha256,
@@ -216,7 +217,7 @@ def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
 
 def _converted(source: Path) -> Path:
     files = {p.name: sha256(p) for p in sorted(source.iterdir()) if p.is_file()}
-    folder = _converted_root() / f"ctranslate2-{sha256_of(files)[:16]}"
+    folder = _converted_root() / f"ctranslate2-{cache_key(files)}"
     return folder if _is_kept(folder) else convert(source, folder)
 
 
@@ -238,15 +239,13 @@ def convert(source: Path, folder: Path) -> Path:
     Raises:
         UserError: the folder lacks a tokenizer.json, or its model.bin cannot be used.
     """
-    import torch
-
     from workbench.models.whisper.family import Whisper
     from workbench.models.whisper.tokens import save_tokenizer
 
     model = load_whisper(source)
     with disk_errors(folder), atomic_folder(folder) as temporary:
         save_tokenizer(source / "tokenizer.json", model, temporary)
-        model.to(torch.float16).save_pretrained(temporary)
+        model.half().save_pretrained(temporary)
         hashes = {p.name: sha256(p) for p in sorted(temporary.iterdir())}
         write_json(temporary / "source.json", {"schema": 1, "sha256": hashes})
         try:

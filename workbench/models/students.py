@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 
 from workbench.core.disk import disk_errors
 from workbench.core.errors import UserError
@@ -47,7 +47,7 @@ def parameters(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def save_student(model: Any, family: Family, folder: Path, margin: float) -> None:
+def save_student(model: nn.Module, family: Family, folder: Path, margin: float) -> None:
     """Write a student as a checkpoint of its family with its tokenizer; `workbench.json` says how much silence it expects."""
     with disk_errors(folder), atomic_folder(folder) as temporary:
         family.save(model, temporary)

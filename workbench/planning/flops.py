@@ -59,7 +59,7 @@ def step_cost(student: Student, stage: Stage, recipe: Recipe, seconds: float, cl
     """Bytes kept for the backward pass, and operations of forward and backward, of so many clips."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = student.model.config
+    config: Any = student.model.config
     tokens = max(1, round(TOKENS_A_SECOND * seconds))
     frozen = student.encoder_frozen and stage.encode_once and not stage.encoder_matching
     frozen = frozen and not recipe.augment.changes_hearing  # as in distill.datasets

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import typer
 
+from workbench.cache.decoded_audio import audio_bytes
 from workbench.cache.teacher_targets import TargetSettings, estimated_bytes
 from workbench.config.recipe import Recipe
 from workbench.config.sections import Stage, StudentRecipe
@@ -125,8 +126,9 @@ def plan(
     )
     from workbench.corpus import Utterance
 
-    a_clip = estimated_bytes(
-        [Utterance("", b"", "", clip_seconds)],
+    clip = Utterance("", b"", "", clip_seconds)
+    a_clip = audio_bytes([clip.seconds]) + estimated_bytes(
+        [clip],
         settings,
         teacher.config.d_model,
         teacher.config.vocab_size,

@@ -24,8 +24,8 @@ _OWN = re.compile(
     r"recipe\.yaml|inputs\.json|metrics\.jsonl|scores\.json|result\.json|weights\.(parquet|html)"
     r"|weights/\d{8}-\d{3}\.parquet"
     r"|checkpoints/step-\d{8}/[a-z0-9]+\.(safetensors|json)"
-    rf"|(stream-\d{{3}}/)?encoded/[^/]+/{_STORE}|stream-\d{{3}}/targets/\d+/{_STORE}"
-    r"|(stream-\d{3}/)?encoded/\.?[^/]+\.lock|stream-\d{3}/targets/\.?\d+\.lock"
+    rf"|(stream-\d{{3}}/)?encoded/[^/]+/{_STORE}|stream-\d{{3}}/targets/(\d+|audio)/{_STORE}"
+    r"|(stream-\d{3}/)?encoded/\.?[^/]+\.lock|stream-\d{3}/targets/\.?(\d+|audio)\.lock"
     r"|distill-workbench/(.+/)?(events\.out\.tfevents\.[^/]+|hparams\.yml)"  # of TensorBoard
 )
 _STUDENTS = ("student", "best")

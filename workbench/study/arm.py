@@ -14,6 +14,7 @@ from workbench.config.recipe import Recipe, parse_recipe
 from workbench.core.distributed import claimed_by_all, start_processes, wait_for_all
 from workbench.core.errors import UserError
 from workbench.core.files import read_json, sha256_of, write_json
+from workbench.core.kernels import choose_cuda_kernels
 from workbench.core.memory import peak_resident_mb
 from workbench.corpus import Utterance, scored_clips, training_set
 from workbench.distill.trainer import distill
@@ -23,7 +24,7 @@ from workbench.models.resolve import fingerprint, resolve_teacher
 from workbench.run.folder import discard
 from workbench.run.inputs import changed_run, clips_sha256
 from workbench.study.current import discard_void, read_result, result_inputs
-from workbench.study.plan import Cell, Study, arm_recipe, folder_of
+from workbench.study.plan import Study, Trial, arm_recipe, folder_of
 
 log = logging.getLogger("workbench")
 
@@ -46,8 +47,8 @@ def prepare(study: Study) -> None:
         distill(recipe, wait=True)  # another run of the study may be training it
 
 
-def run_arm(study: Study, cell: Cell) -> dict[str, Any]:
-    """Run a cell to its end, or read what it came to; a killed one resumes.
+def run_arm(study: Study, trial: Trial) -> dict[str, Any]:
+    """Run a trial to its end, or read what it came to; a killed one resumes.
 
     One whose recipe, corpus, teacher or initial student is no longer what it was begun with runs anew.
 
@@ -55,24 +56,24 @@ def run_arm(study: Study, cell: Cell) -> dict[str, Any]:
         The content of result.json: the study's split with WER and CER in percent, loops, references and hypotheses;
         `validation` at the run's best step; seconds; peak memory.
     """
-    recipe = arm_recipe(study, cell)
+    recipe = arm_recipe(study, trial)
     with claimed_by_all(recipe.output):
         if start_processes().is_main_process:
-            discard_void(study, cell)
+            discard_void(study, trial)
         wait_for_all()
-        if (found := read_result(study, cell)) is not None:
+        if (found := read_result(study, trial)) is not None:
             return found
-        return _run(study, cell, recipe)
+        return _run(study, trial, recipe)
 
 
-def _run(study: Study, cell: Cell, recipe: Recipe) -> dict[str, Any]:
+def _run(study: Study, trial: Trial, recipe: Recipe) -> dict[str, Any]:
     student = distill(recipe)
     scores = read_json(recipe.output / "scores.json", "a run's scores")
     # torch's own peak on a GPU, the process's on a CPU
     peak = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else peak_resident_mb()
     result = {
         "schema": 1,
-        **cell.__dict__,
+        **trial.__dict__,
         "recipe": recipe.model_dump(mode="json", exclude={"output"}),
         "inputs": result_inputs(recipe, study.split),
         "split": study.split,
@@ -113,6 +114,7 @@ def score_teacher(study: Study, corpus: str) -> None:
     family = open_family(resolve_teacher(recipe.teacher))
     utterances = scored_clips(corpus, study.split, recipe.limit)
     log.info("the teacher transcribes %s, %s: %d clips", corpus, study.split, len(utterances))
+    choose_cuda_kernels()
     model = family.load().to("cuda" if torch.cuda.is_available() else "cpu")
     found = validate(model, family, utterances, family.silence)
     content = {"name": recipe.teacher, "corpus": corpus, "split": study.split, "key": _teacher_key(study, corpus)}
@@ -142,6 +144,7 @@ def _as_json(found: Validation, utterances: Sequence[Utterance]) -> dict[str, An
 def _scored(recipe: Recipe, student: Any, split: str) -> dict[str, Any]:
     """Transcribe a split with the student as it was saved, which is how its user will have it."""
     family = open_family(student)
+    choose_cuda_kernels()
     model = family.load().to("cuda" if torch.cuda.is_available() else "cpu")
     utterances = scored_clips(recipe.corpus, split, recipe.limit)
     frozen = all(stage.trainable == "decoder" for stage in recipe.stages.values())

@@ -14,13 +14,13 @@ from workbench.core.ownership import check_replaceable
 from workbench.corpus import scored_clips
 from workbench.run.folder import RUN, discard
 from workbench.run.inputs import changed_inputs, changed_recipe, changed_run, clips_sha256, read_inputs
-from workbench.study.plan import Cell, Study, arm_recipe
+from workbench.study.plan import Study, Trial, arm_recipe
 
 log = logging.getLogger("workbench")
 
 
 def result_inputs(recipe: Recipe, split: str) -> dict[str, Any]:
-    """What a cell's result is computed from besides its recipe: the run's inputs and the clips that it is scored on."""
+    """What a trial's result is computed from besides its recipe: the run's inputs and the clips that it is scored on."""
     return {**_inputs(recipe.model_dump_json(exclude={"output", "stages"})), f"{split} clips": _clips(recipe, split)}
 
 
@@ -42,9 +42,9 @@ def _clips_of(corpus: str, split: str, limit: int | None) -> str:
     return clips_sha256(scored_clips(corpus, split, limit))
 
 
-def void_because(study: Study, cell: Cell, result: dict[str, Any]) -> str | None:
+def void_because(study: Study, trial: Trial, result: dict[str, Any]) -> str | None:
     """Why a result is not what the study, as it stands now, would give; None if it is."""
-    recipe = arm_recipe(study, cell)
+    recipe = arm_recipe(study, trial)
     try:
         before = parse_recipe({**result["recipe"], "output": str(recipe.output)}, "a result's recipe")
     except (KeyError, UserError):
@@ -58,39 +58,39 @@ def void_because(study: Study, cell: Cell, result: dict[str, Any]) -> str | None
     return changed_inputs(result["inputs"], result_inputs(recipe, study.split))
 
 
-def read_result(study: Study, cell: Cell) -> dict[str, Any] | None:
-    """What a cell came to; None if it has not run yet, or if its result is void, which is logged."""
-    path = study.output / cell.name / "result.json"
+def read_result(study: Study, trial: Trial) -> dict[str, Any] | None:
+    """What a trial came to; None if it has not run yet, or if its result is void, which is logged."""
+    path = study.output / trial.name / "result.json"
     if not path.is_file():
         return None
     found: dict[str, Any] = read_json(path, "an arm's result")
-    if reason := void_because(study, cell, found):
-        log.warning("%s: its result does not count: %s", cell.name, reason)
+    if reason := void_because(study, trial, found):
+        log.warning("%s: its result does not count: %s", trial.name, reason)
         return None
     return found
 
 
-def read_results(study: Study, chosen: Sequence[Cell]) -> dict[Cell, dict[str, Any]]:
-    """Results of those cells that are done and whose results count."""
-    found = {cell: read_result(study, cell) for cell in chosen}
-    return {cell: result for cell, result in found.items() if result is not None}
+def read_results(study: Study, chosen: Sequence[Trial]) -> dict[Trial, dict[str, Any]]:
+    """Results of those trials that are done and whose results count."""
+    found = {trial: read_result(study, trial) for trial in chosen}
+    return {trial: result for trial, result in found.items() if result is not None}
 
 
-def discard_void(study: Study, cell: Cell) -> None:
-    """Empty a cell's folder if what it holds, finished or not, is not of the study as it stands.
+def discard_void(study: Study, trial: Trial) -> None:
+    """Empty a trial's folder if what it holds, finished or not, is not of the study as it stands.
 
     Raises:
         UserError: it also holds what is not of a run.
     """
-    folder = study.output / cell.name
+    folder = study.output / trial.name
     result = folder / "result.json"
     if result.is_file():
-        reason = void_because(study, cell, read_json(result, "an arm's result"))
+        reason = void_because(study, trial, read_json(result, "an arm's result"))
     else:
-        recipe = arm_recipe(study, cell)
+        recipe = arm_recipe(study, trial)
         reason = changed_run(folder, recipe)
     if not reason:
         return
     check_replaceable(folder, RUN)
-    log.warning("%s: runs anew: %s", cell.name, reason)
+    log.warning("%s: runs anew: %s", trial.name, reason)
     discard(folder)

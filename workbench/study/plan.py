@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from workbench.config.recipe import Recipe, load_recipe, override, parse_recipe
 from workbench.config.sections import Section
 from workbench.core.errors import UserError, nearest
-from workbench.core.files import read_yaml, sha256_of
+from workbench.core.files import cache_key, read_yaml
 
 PLAIN = re.compile(r"[\w+-][\w.+-]*")  # what may be a folder's name; not "..", nor a path
 
@@ -52,7 +52,7 @@ class Study(Section):
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One run of a study."""
 
     student: str
@@ -75,7 +75,7 @@ def folder_of(corpus: str) -> str:
     """Name of a corpus's folder: its own if it has one, or the last part of its path and a hash of the whole."""
     if PLAIN.fullmatch(corpus):
         return corpus
-    return f"{Path(corpus.removeprefix('hf:')).stem}-{sha256_of(corpus)[:8]}"
+    return f"{Path(corpus.removeprefix('hf:')).stem}-{cache_key(corpus, 8)}"
 
 
 def load_study(path: Path) -> Study:
@@ -94,16 +94,16 @@ def load_study(path: Path) -> Study:
         prepare = path.parent / study.prepare
         load_recipe(prepare)
         study = study.model_copy(update={"prepare": prepare})
-    for cell in cells(study):
-        arm_recipe(study, cell, str(path))
+    for trial in trials(study):
+        arm_recipe(study, trial, str(path))
     return study
 
 
-def cells(study: Study) -> list[Cell]:
+def trials(study: Study) -> list[Trial]:
     """All runs, the baseline first and whole corpora after each other, so that an early table compares something."""
     arms = sorted(study.arms, key=lambda name: name != study.baseline)
     return [
-        Cell(student, corpus, arm, seed)
+        Trial(student, corpus, arm, seed)
         for student in study.students
         for seed in study.seeds
         for corpus in study.corpora
@@ -111,16 +111,16 @@ def cells(study: Study) -> list[Cell]:
     ]
 
 
-def arm_recipe(study: Study, cell: Cell, where: str = "study") -> Recipe:
+def arm_recipe(study: Study, trial: Trial, where: str = "study") -> Recipe:
     """The recipe of one run."""
     content = copy.deepcopy(study.recipe)
-    content |= {"output": str(study.output / cell.name), "corpus": cell.corpus, "seed": cell.seed}
+    content |= {"output": str(study.output / trial.name), "corpus": trial.corpus, "seed": trial.seed}
     if study.prepare is not None:
         content.setdefault("student", {})["initial"] = str(initial_student(study))
-    for overrides in (study.students[cell.student], study.arms[cell.arm]):
+    for overrides in (study.students[trial.student], study.arms[trial.arm]):
         for key, value in overrides.items():
-            override(content, key, copy.deepcopy(value), f"{where}: arm {cell.arm!r}")
-    return parse_recipe(content, f"{where}: arm {cell.arm!r}")
+            override(content, key, copy.deepcopy(value), f"{where}: arm {trial.arm!r}")
+    return parse_recipe(content, f"{where}: arm {trial.arm!r}")
 
 
 def initial_student(study: Study) -> Path:

@@ -18,12 +18,12 @@ from workbench.evaluation.comparison import Compared, difference_over_seeds, hol
 from workbench.evaluation.scoring import headline, normalizers_of, score
 from workbench.study.arm import teacher_scores
 from workbench.study.current import read_results
-from workbench.study.plan import Cell, Study
+from workbench.study.plan import Study, Trial
 
 POOLED = "mean of the corpora"
 
 
-def collect(study: Study, chosen: list[Cell], command: str) -> dict[str, Any]:
+def collect(study: Study, chosen: list[Trial], command: str) -> dict[str, Any]:
     """Compare every arm with the baseline on the same clips and seeds, as far as their runs are done.
 
     Rates are counted anew from the transcripts, so that all arms are scored alike whenever they ran. Intervals and p-values are those of
@@ -32,7 +32,7 @@ def collect(study: Study, chosen: list[Cell], command: str) -> dict[str, Any]:
     Raises:
         UserError: no run is done yet.
     """
-    found = {cell: _scored_anew(result, study.split) for cell, result in read_results(study, chosen).items()}
+    found = {trial: _scored_anew(result, study.split) for trial, result in read_results(study, chosen).items()}
     if not found:
         raise UserError(f"{study.output}: no run of the study is done yet")
     arms = []
@@ -94,7 +94,7 @@ def _adjust(study: Study, arms: list[dict[str, Any]]) -> None:
                 versus[f"p_holm_{unit}"] = p
 
 
-def _of(found: dict[Cell, Any], student: str, corpus: str, arm: str) -> dict[int, Any]:
+def _of(found: dict[Trial, Any], student: str, corpus: str, arm: str) -> dict[int, Any]:
     return {c.seed: r for c, r in found.items() if (c.student, c.corpus, c.arm) == (student, corpus, arm)}
 
 
@@ -125,7 +125,7 @@ def _summary(
     return row
 
 
-def _pooled(study: Study, arm: str, student: str, found: dict[Cell, Any], seeds: list[int]) -> list[dict[str, Any]]:
+def _pooled(study: Study, arm: str, student: str, found: dict[Trial, Any], seeds: list[int]) -> list[dict[str, Any]]:
     """An arm over all corpora of which these seeds are done, for it and for the baseline; none if that is fewer than two."""
     sides = []
     for corpus in study.corpora:
@@ -185,16 +185,16 @@ def _versus(corpora: list[Compared]) -> dict[str, Any]:
     }
 
 
-def write(study: Study, chosen: list[Cell], results: dict[str, Any]) -> list[Path]:
+def write(study: Study, chosen: list[Trial], results: dict[str, Any]) -> list[Path]:
     """Write study.json, hypotheses.jsonl.gz, study.md and study.html into the study's folder; returns their paths."""
     paths = [study.output / name for name in ("study.json", "hypotheses.jsonl.gz", "study.html", "study.md")]
     write_json(paths[0], results)
     with atomic_path(paths[1]) as temporary, gzip.GzipFile(temporary, "wb", mtime=0) as file:
-        for cell, result in read_results(study, chosen).items():
+        for trial, result in read_results(study, chosen).items():
             split = result[study.split]
-            row = {**cell.__dict__, **{key: split[key] for key in ("ids", "references", "hypotheses")}}
+            row = {**trial.__dict__, **{key: split[key] for key in ("ids", "references", "hypotheses")}}
             file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
-        for corpus in dict.fromkeys(cell.corpus for cell in chosen):
+        for corpus in dict.fromkeys(trial.corpus for trial in chosen):
             if (said := teacher_scores(study, corpus)) is not None:
                 row = {key: said[key] for key in ("name", "corpus", "ids", "references", "hypotheses")}
                 file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
@@ -210,9 +210,9 @@ def print_table(study: Study, results: dict[str, Any]) -> None:
             f"teacher {teacher['name']} on {teacher['corpus']}: WER {teacher['wer']:.2f} %, CER {teacher['cer']:.2f} %"
         )
     for student, corpus in dict.fromkeys((row["student"], row["corpus"]) for row in results["arms"]):
-        cells = [cells_of(study, row) for row in rows_of(results, student, corpus)]
+        shown = [cells_of(study, row) for row in rows_of(results, student, corpus)]
         title = f"{corpus}, {student}: {results['split']}, mean of the seeds (lowest to highest)"
-        print_rows(columns_of(study), cells, title)
+        print_rows(columns_of(study), shown, title)
 
 
 def markdown(study: Study, results: dict[str, Any]) -> str:

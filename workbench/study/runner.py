@@ -18,13 +18,13 @@ from workbench.core.files import read_json
 from workbench.core.locks import claimed
 from workbench.core.progress import at_terminal, console, live
 from workbench.study.current import discard_void
-from workbench.study.plan import Cell, Study, cells
+from workbench.study.plan import Study, Trial, trials
 
 log = logging.getLogger("workbench")
 
 
-def run_study(study: Study, file: Path, parallel: int, chosen: list[Cell]) -> None:
-    """Run what is not done yet of some cells, `parallel` at a time, which share the processor's cores.
+def run_study(study: Study, file: Path, parallel: int, chosen: list[Trial]) -> None:
+    """Run what is not done yet of some trials, `parallel` at a time, which share the processor's cores.
 
     Results that are not of the study as it stands are removed first, with the reason.
 
@@ -36,30 +36,30 @@ def run_study(study: Study, file: Path, parallel: int, chosen: list[Cell]) -> No
         _run_study(study, file, parallel, chosen)
 
 
-def _run_study(study: Study, file: Path, parallel: int, chosen: list[Cell]) -> None:
-    for cell in chosen:
-        with claimed(study.output / cell.name):
-            discard_void(study, cell)
-    todo = [cell for cell in chosen if not result_file(study, cell).is_file()]
+def _run_study(study: Study, file: Path, parallel: int, chosen: list[Trial]) -> None:
+    for trial in chosen:
+        with claimed(study.output / trial.name):
+            discard_void(study, trial)
+    todo = [trial for trial in chosen if not result_file(study, trial).is_file()]
     log.info("%d of %d runs are done", len(chosen) - len(todo), len(chosen))
-    failed: list[Cell] = []
-    board = Board(study, chosen)
-    with ThreadPoolExecutor(parallel) as pool, board:
-        running: dict[Future[int], Cell] = {}
+    failed: list[Trial] = []
+    table = LiveTable(study, chosen)
+    with ThreadPoolExecutor(parallel) as pool, table:
+        running: dict[Future[int], Trial] = {}
         waiting = list(todo)
         try:
             while waiting or running:
                 while waiting and len(running) < parallel:
-                    cell = waiting.pop(0)
-                    running[pool.submit(_run, study, file, cell, parallel)] = cell
-                    board.show(list(running.values()))
+                    trial = waiting.pop(0)
+                    running[pool.submit(_run, study, file, trial, parallel)] = trial
+                    table.show(list(running.values()))
                 ended, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in ended:
-                    cell = running.pop(future)
+                    trial = running.pop(future)
                     if future.result():
-                        failed.append(cell)
-                        log.warning("%s failed; see %s", cell.name, study.output / cell.name / "log.txt")
-                    board.show(list(running.values()))
+                        failed.append(trial)
+                        log.warning("%s failed; see %s", trial.name, study.output / trial.name / "log.txt")
+                    table.show(list(running.values()))
         except KeyboardInterrupt:
             waiting.clear()  # the processes have been interrupted, too, and can be resumed
             raise
@@ -68,26 +68,26 @@ def _run_study(study: Study, file: Path, parallel: int, chosen: list[Cell]) -> N
         raise UserError(f"{len(failed)} run(s) failed, the first is {failed[0].name}; see {first}, then run again")
 
 
-def result_file(study: Study, cell: Cell) -> Path:
+def result_file(study: Study, trial: Trial) -> Path:
     """Where a run leaves what it came to."""
-    return study.output / cell.name / "result.json"
+    return study.output / trial.name / "result.json"
 
 
-def _run(study: Study, file: Path, cell: Cell, parallel: int) -> int:
-    folder = study.output / cell.name
+def _run(study: Study, file: Path, trial: Trial, parallel: int) -> int:
+    folder = study.output / trial.name
     folder.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // parallel)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if parallel > 1 else dict(os.environ)
-    options = ["--student", cell.student, "--corpus", cell.corpus, "--arm", cell.arm, "--seed", str(cell.seed)]
+    options = ["--student", trial.student, "--corpus", trial.corpus, "--arm", trial.arm, "--seed", str(trial.seed)]
     with (folder / "log.txt").open("w", encoding="utf-8") as out:
         command = [sys.executable, "-m", "workbench", "study", str(file), *options]
         return subprocess.run(ending_with_us(command), env=environment, stdout=out, stderr=out, check=False).returncode
 
 
-class Board:
+class LiveTable:
     """Live table of a study: runs done and their mean WER so far, an arm a row, a corpus a column."""
 
-    def __init__(self, study: Study, chosen: list[Cell]) -> None:
+    def __init__(self, study: Study, chosen: list[Trial]) -> None:
         self.study, self.chosen = study, chosen
         self.live: Any = None
         self.stack = ExitStack()
@@ -95,9 +95,9 @@ class Board:
         self.first = self._done()
 
     def _done(self) -> int:
-        return sum(result_file(self.study, cell).is_file() for cell in self.chosen)
+        return sum(result_file(self.study, trial).is_file() for trial in self.chosen)
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> LiveTable:
         if at_terminal():
             from rich.live import Live
             from rich.table import Table
@@ -106,7 +106,7 @@ class Board:
             self.stack.enter_context(live(self.live))
         return self
 
-    def show(self, running: list[Cell]) -> None:
+    def show(self, running: list[Trial]) -> None:
         """Draw it anew; in a log, one line."""
         done = self._done()
         pace = (time.monotonic() - self.started) / max(done - self.first, 1)
@@ -117,16 +117,16 @@ class Board:
             else f"{done}/{len(self.chosen)} runs"
         )
         if self.live is None:
-            log.info("%s; running %s", note, ", ".join(cell.name for cell in running) or "nothing")
+            log.info("%s; running %s", note, ", ".join(trial.name for trial in running) or "nothing")
             return
         from rich.table import Table
 
-        columns = list(dict.fromkeys((c.student, c.corpus) for c in cells(self.study)))
+        columns = list(dict.fromkeys((c.student, c.corpus) for c in trials(self.study)))
         table = Table("arm", *(f"{corpus}\n{student}" for student, corpus in columns), title=note)
         for arm in self.study.arms:
             row = []
             for student, corpus in columns:
-                own = [Cell(student, corpus, arm, seed) for seed in self.study.seeds]
+                own = [Trial(student, corpus, arm, seed) for seed in self.study.seeds]
                 files = [result_file(self.study, c) for c in own]
                 wers = [read_json(f, "a result")[self.study.split]["wer"] for f in files if f.is_file()]
                 mean = f" {sum(wers) / len(wers):.1f} %" if wers else ""

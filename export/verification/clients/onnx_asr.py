@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from export.bundle.view import Linked, is_found
+from export.bundle.view import BundleView, is_found
 from export.edge.bundle import read_manifest
 from export.quantization.precisions import SUFFIXES
 from export.verification.clients.protocol import HUGGING_FACE, Transcription
@@ -34,9 +34,9 @@ class OnnxAsrClient:
         manifest = read_manifest(bundle)
         self.manifest = manifest
         # it takes one suffix for both graphs
-        self.linked = None if is_found(manifest, precision, SUFFIXES) else Linked(manifest, precision)
-        folder = self.linked.folder if self.linked else bundle
-        suffix = None if self.linked else SUFFIXES[precision].removeprefix("_") or None
+        self.view = None if is_found(manifest, precision, SUFFIXES) else BundleView(manifest, precision)
+        folder = self.view.folder if self.view else bundle
+        suffix = None if self.view else SUFFIXES[precision].removeprefix("_") or None
         self.model: Any = package.load_model("whisper", folder, quantization=suffix, sess_options=options)
         self.version = version("onnx-asr")
         self.written: Any = None

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from export.bundle.view import Linked
+from export.bundle.view import BundleView
 from export.edge.bundle import read_manifest
 from export.optimum.environment import environment
 from export.verification.clients.protocol import HUGGING_FACE, Transcription
@@ -44,8 +44,8 @@ class OptimumClient:
         check_settings(bundle)
         self.padded = always_30_s or self.manifest.content["length"] == "padded"
         # it finds graphs by their standard names alone
-        self.linked = Linked(self.manifest, precision, graphs=".")
-        places = (str(self.linked.folder), str(bundle.resolve()))
+        self.view = BundleView(self.manifest, precision, graphs=".")
+        places = (str(self.view.folder), str(bundle.resolve()))
         there = environment()
         command = there.command("transcribe.py", *places, str(threads or 0))
         self.process = JsonProcess("Optimum's process", command, there.variables())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.bundle.view import Linked, is_found
+from export.bundle.view import BundleView, is_found
 from export.edge.bundle import read_manifest
 from export.verification.clients.protocol import HUGGING_FACE, Transcription
 from export.verification.json_process import JsonProcess
@@ -31,13 +31,13 @@ class TransformersJsClient:
 
     def __init__(self, bundle: Path, precision: str, threads: int | None) -> None:
         self.manifest = read_manifest(bundle)
-        self.linked = None if is_found(self.manifest, precision, DTYPES) else Linked(self.manifest, precision)
-        folder = self.linked.folder if self.linked else bundle.resolve()
+        self.view = None if is_found(self.manifest, precision, DTYPES) else BundleView(self.manifest, precision)
+        folder = self.view.folder if self.view else bundle.resolve()
         command = [
             "node",
             str(FOLDER / "transcribe.mjs"),
             str(folder),
-            "fp32" if self.linked else DTYPES[precision],
+            "fp32" if self.view else DTYPES[precision],
             str(threads or 1),
         ]
         self.node = JsonProcess("node", command)

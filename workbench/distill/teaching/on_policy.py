@@ -15,11 +15,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.cache.tensor_shards import Store
@@ -38,7 +37,7 @@ class OnPolicy:
         self,
         settings: OnPolicyRecipe,
         family: Family,
-        teacher: Any,
+        teacher: nn.Module,
         teacher_family: Family,
         teacher_states: Store,
         keys: dict[str, str],
@@ -69,7 +68,7 @@ class OnPolicy:
         return bool(np.random.default_rng([*batch.seed, 3]).random() < self.settings.share)
 
     @torch.no_grad()
-    def propose(self, model: Any, batch: Batch, states: Tensor) -> tuple[Batch, SoftTargets]:
+    def propose(self, model: nn.Module, batch: Batch, states: Tensor) -> tuple[Batch, SoftTargets]:
         """The micro-batch with transcripts of the student's own, and what the teacher says along them.
 
         Args:
@@ -150,7 +149,7 @@ class OnPolicy:
 
 def sample(
     family: Family,
-    model: Any,
+    model: nn.Module,
     states: Tensor,
     attention_mask: Tensor,
     prompts: Tensor,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.core.distributed import is_sharded
 from workbench.core.errors import UserError
@@ -19,7 +18,7 @@ from workbench.weighting import SelfTeacherPlan
 class SelfTeacher:
     """A copy of the student's trained parts; what is frozen it shares. Of `intermediate` there is no copy."""
 
-    def __init__(self, model: Any, family: Family, plan: SelfTeacherPlan) -> None:
+    def __init__(self, model: nn.Module, family: Family, plan: SelfTeacherPlan) -> None:
         """Copy a student.
 
         Args:

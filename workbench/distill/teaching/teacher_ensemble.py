@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from accelerate import Accelerator
+from torch import nn
 
+from workbench.cache.decoded_audio import AudioCache
 from workbench.cache.encoder_cache import encode_whole
 from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.cache.teacher_targets import TargetCache, TargetSettings, compute_targets
@@ -16,8 +18,9 @@ from workbench.cache.tensor_shards import Store, filling
 from workbench.cache.uncertainty import measure_uncertainty
 from workbench.config.recipe import Recipe
 from workbench.config.sections import OnPolicyRecipe
+from workbench.core.distributed import wait_for_all
 from workbench.core.errors import UserError
-from workbench.core.files import cache_dir, sha256_of
+from workbench.core.files import cache_folder
 from workbench.core.progress import Progress
 from workbench.corpus import Utterance
 from workbench.distill.teaching.on_policy import OnPolicy
@@ -31,7 +34,7 @@ log = logging.getLogger("workbench")
 class TeacherEnsemble:
     """One or several teachers with the same tokenizer. The first one's loss is what weightings go by."""
 
-    def __init__(self, recipe: Recipe, accelerator: Any) -> None:
+    def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         """Open them; raises UserError for one that cannot be opened or has another vocabulary than the first."""
         self.recipe, self.accelerator, self.main = recipe, accelerator, accelerator.is_main_process
         self.names = [recipe.teacher, *recipe.more_teachers]
@@ -39,7 +42,7 @@ class TeacherEnsemble:
             folders = [resolve_teacher(name) for name in self.names]
         self.hashes = [fingerprint(folder) for folder in folders]
         self.families: list[Family] = [open_family(folder) for folder in folders]
-        self.models: list[Any] = [family.load() for family in self.families]
+        self.models: list[nn.Module] = [family.load() for family in self.families]
         first = self.families[0]
         for name, family in zip(self.names[1:], self.families[1:], strict=True):
             if family.vocabulary_size != first.vocabulary_size:
@@ -75,13 +78,16 @@ class TeacherEnsemble:
     ) -> LabelledDataset:
         """The utterances with every teacher's targets, those that are missing computed first.
 
-        They are kept in `folder`, or else where every run finds them. Without `ask` no teacher runs: the targets hold the
-        audio alone.
+        They are kept in `folder`, or else where every run finds them, and the decoded audio likewise. Without `ask` no teacher runs:
+        the targets say nothing.
         """
         accelerator = self.accelerator
         rank = accelerator.process_index if rank is None else rank
         ranks = accelerator.num_processes if ranks is None else ranks
         keys = [self.settings(0).key(u) for u in utterances]
+        audio = AudioCache(None if folder is None else folder / "audio")
+        audio_keys = [audio.key(u) for u in utterances]
+        audio.check(utterances, audio_keys, rank, ranks)
         caches = []
         for number in range(len(self.families)):
             settings = self.settings(number)
@@ -94,16 +100,28 @@ class TeacherEnsemble:
                 if not missing and self.recipe.stream is None:
                     log.info("teacher's targets: all %d clips are cached in %s", len(utterances), cache.store.folder)
                 elif missing:
-                    self._ask(number, utterances, cache, title, missing, rank, ranks, ask)
+                    self._ask(number, utterances, cache, audio, title, missing, rank, ranks, ask)
             cache.store.reload()
             caches.append(cache)
-        return LabelledDataset(utterances, keys, caches)
+        self._decode(utterances, audio, audio_keys, rank, ranks)
+        return LabelledDataset(utterances, keys, caches, audio, audio_keys)
+
+    def _decode(self, utterances: list[Utterance], audio: AudioCache, keys: list[str], rank: int, ranks: int) -> None:
+        """Keep the audio of clips whose targets were there already."""
+        audio.store.reload()
+        missing = sum(key not in audio for key in keys)
+        if missing:
+            with Progress("decoded audio", missing, self.main) as progress:
+                audio.fill(utterances, keys, rank, ranks, partial(_advance, progress, ranks))
+        wait_for_all()
+        audio.store.reload()
 
     def _ask(
         self,
         number: int,
         utterances: list[Utterance],
         cache: TargetCache,
+        audio: AudioCache,
         title: str,
         missing: int,
         rank: int,
@@ -117,7 +135,7 @@ class TeacherEnsemble:
         with Progress(name, missing, self.main) as progress, accelerator.autocast():
             compute_targets(
                 model, family, utterances, cache, self.recipe.targets.batch_clips, rank, ranks,
-                partial(_advance, progress, ranks),
+                partial(_advance, progress, ranks), audio,
             )  # fmt: skip
 
     def shares(self, validation: list[Utterance]) -> tuple[float, ...]:
@@ -158,7 +176,7 @@ class TeacherEnsemble:
     def on_policy(self, settings: OnPolicyRecipe, dataset: LabelledDataset, family: Family) -> OnPolicy:
         """The first teacher, ready to be asked about the student's own transcripts; its encoder runs once over the corpus."""
         own, model = self.families[0], self.models[0].to(self.accelerator.device)
-        place = cache_dir() / "encoded" / sha256_of(["teacher", self.hashes[0], self.recipe.precision])[:16]
+        place = cache_folder("encoded", ["teacher", self.hashes[0], self.recipe.precision])
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         with filling(place):
             store = Store(place)

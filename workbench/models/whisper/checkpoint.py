@@ -195,7 +195,7 @@ def checked_config(content: dict[str, Any], path: Path) -> WhisperConfig:
     # transformers wants a float where a float is the default, and JSON writes 0 for 0.0
     values = {key: float(value) if isinstance(defaults.get(key), float) else value for key, value in values.items()}
     try:
-        config = WhisperConfig(**values, attn_implementation="sdpa")
+        config = WhisperConfig(**(values | {"attn_implementation": "sdpa"}))
     except StrictDataclassError as error:
         raise UserError(f"{path}: transformers does not take it: {last_line(str(error))}") from None
     if config.max_source_positions != POSITIONS:

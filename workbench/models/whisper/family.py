@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.config.sections import StudentRecipe
@@ -30,7 +30,7 @@ from workbench.models.whisper.students import build_student, check_pair
 from workbench.models.whisper.tokens import ENGLISH_ONLY_TOKENS, label_ids, open_tokenizer, prompt_ids, text_of
 
 if TYPE_CHECKING:
-    from transformers import WhisperForConditionalGeneration, WhisperTokenizerFast
+    from transformers import WhisperForConditionalGeneration, WhisperTokenizer
 
 WINDOW_SECONDS = 30.0
 # Tokens a second of speech that a transcript may have. A decoder that writes more is looping: in these languages real speech of Common
@@ -81,10 +81,12 @@ class Whisper:
         self.config: Any = check_checkpoint(folder)
         self.folder = folder
         self.own_margin = own_margin(folder)
-        self.tokenizer: WhisperTokenizerFast = open_tokenizer(folder, self.config)
+        self.tokenizer: WhisperTokenizer = open_tokenizer(folder, self.config)
         self.generation = generation_config(folder, self.config)
         self.frontend = LogMel(self.config.num_mel_bins)
-        self.end: int = self.config.eos_token_id
+        end = self.config.eos_token_id
+        assert isinstance(end, int)  # noqa: S101  check_checkpoint takes no list
+        self.end = end
         self.suppressed: list[int] = list(self.generation.suppress_tokens or [])
         self.suppressed_first: list[int] = list(self.generation.begin_suppress_tokens or [])
         self.vocabulary: Vocabulary | None = None
@@ -122,7 +124,7 @@ class Whisper:
 
         specials = self.tokenizer.get_added_vocab()
         no_times = specials.get("<|notimestamps|>", self.config.vocab_size)
-        bytes_ = self.tokenizer.convert_tokens_to_ids(sorted(ByteLevel.alphabet()))
+        bytes_ = (self.tokenizer.backend_tokenizer.token_to_id(char) for char in ByteLevel.alphabet())
         return sorted({i for i in [*specials.values(), *bytes_] if i is not None and i <= no_times})
 
     def load(self) -> WhisperForConditionalGeneration:
@@ -144,15 +146,15 @@ class Whisper:
         """Copy some of a model's layers into a valid transformers model."""
         return build_student(model, recipe)
 
-    def check_pair(self, student: Any, teacher: Any, matched: Sequence[str]) -> None:
+    def check_pair(self, student: nn.Module, teacher: nn.Module, matched: Sequence[str]) -> None:
         """Raise UserError if a student cannot learn from a teacher."""
         check_pair(student.config, teacher.config, matched)
 
-    def compress(self, model: Any, features: Sequence[Tensor], share: float) -> int:
+    def compress(self, model: nn.Module, features: Sequence[Tensor], share: float) -> int:
         """Encoder products as two thinner ones (models/whisper/low_rank.py)."""
         return len(compress(model, features, share))
 
-    def empty_copy(self, model: Any) -> Any:
+    def empty_copy(self, model: nn.Module) -> Any:
         """A model of the same shape, to be filled."""
         copied = shaped_like(type(model)(model.config), model.config)
         copied.generation_config = model.generation_config
@@ -172,7 +174,7 @@ class Whisper:
         """Encoder positions (20 ms each) that a wave of so many samples touches."""
         return positions_of(samples)
 
-    def pooling(self, model: Any) -> int:
+    def pooling(self, model: nn.Module) -> int:
         """How many encoder positions each state stands for."""
         return 2 if pool_after(model.config) else 1
 
@@ -180,11 +182,11 @@ class Whisper:
         """Means of two neighbours."""
         return pooled(states)
 
-    def narrow(self, model: Any, vocabulary: Vocabulary) -> Tensor:
+    def narrow(self, model: nn.Module, vocabulary: Vocabulary) -> Tensor:
         """Cut a model's tied matrix down, in place; returns the whole one [vocabulary, width]."""
         return narrow_model(model, vocabulary)
 
-    def widened(self, model: Any, whole: Tensor) -> AbstractContextManager[None]:
+    def widened(self, model: nn.Module, whole: Tensor) -> AbstractContextManager[None]:
         """Make a narrowed model a whole one for a while."""
         return nullcontext() if self.vocabulary is None else widened(model, self.vocabulary, whole)
 
@@ -232,14 +234,14 @@ class Whisper:
         return Tokens(pad(inputs, True, self.end), pad(labels, True, IGNORED))
 
     def encode(
-        self, model: Any, features: Tensor, attention_mask: Tensor | None = None, checkpointing: bool = False
+        self, model: nn.Module, features: Tensor, attention_mask: Tensor | None = None, checkpointing: bool = False
     ) -> Tensor:
         """Run the encoder on any number of frames up to 3,000. [clips, mels, frames] -> [clips, frames / 2, width]"""
         return encode(model, features, attention_mask, checkpointing)
 
     def logits(
         self,
-        model: Any,
+        model: nn.Module,
         states: Tensor,
         tokens: Tokens,
         labelled: Tensor | None = None,
@@ -252,7 +254,7 @@ class Whisper:
 
     def hidden(
         self,
-        model: Any,
+        model: nn.Module,
         states: Tensor,
         tokens: Tokens,
         labelled: Tensor | None = None,
@@ -266,7 +268,7 @@ class Whisper:
         logits: Tensor = model.proj_out(hidden)
         return logits.float()
 
-    def stepper(self, model: Any, states: Tensor) -> Callable[[Tensor], Tensor]:
+    def stepper(self, model: nn.Module, states: Tensor) -> Callable[[Tensor], Tensor]:
         """The decoder with its cache: given the next tokens [clips, tokens], the logits after the last [clips, vocabulary]."""
         return Stepper(model, states)
 
@@ -291,12 +293,12 @@ class Whisper:
         """Most tokens that a transcript of a clip of this length in this language may have."""
         return min(TOKENS_AT_LEAST + int(tokens_per_second(language) * seconds), self.most_tokens)
 
-    def decode(self, model: Any, states: Tensor, seconds: Sequence[float], languages: Sequence[str]) -> list[str]:
+    def decode(self, model: nn.Module, states: Tensor, seconds: Sequence[float], languages: Sequence[str]) -> list[str]:
         """Transcribe encoder states greedily. states: [utterances, positions, width]"""
         return [found.text for found in self.transcribe(model, states, seconds, languages)]
 
     def transcribe(
-        self, model: Any, states: Tensor, seconds: Sequence[float], languages: Sequence[str], beams: int = 1
+        self, model: nn.Module, states: Tensor, seconds: Sequence[float], languages: Sequence[str], beams: int = 1
     ) -> list[Transcript]:
         """Transcribe encoder states greedily or with a beam. states: [utterances, positions, width]"""
         prompts = [self.prompt(language) for language in languages]

@@ -52,14 +52,14 @@ def build_student(teacher: WhisperForConditionalGeneration, recipe: StudentRecip
     else:
         restore(student)
     student.generation_config = type(teacher.generation_config).from_dict(teacher.generation_config.to_dict())
+    generation: Any = student.generation_config
     heads = getattr(teacher.generation_config, "alignment_heads", None)
     if heads:
         new = {old: i for i, old in enumerate(kept["decoder"])}
-        student.generation_config.alignment_heads = [
-            [new[layer], head] for layer, head in heads if layer in new
-        ] or None
+        generation.alignment_heads = [[new[layer], head] for layer, head in heads if layer in new] or None
     # trained in this mode too: dropout would blur the teacher's targets, and its draws could not be resumed
-    return student.float().eval()
+    student.float().eval()
+    return student
 
 
 def check_pair(student: Any, teacher: Any, matched: Sequence[str]) -> None:

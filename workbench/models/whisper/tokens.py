@@ -15,7 +15,7 @@ from workbench.core.errors import UserError, first_line
 from workbench.core.files import read_object
 
 if TYPE_CHECKING:
-    from transformers import WhisperForConditionalGeneration, WhisperTokenizerFast
+    from transformers import WhisperForConditionalGeneration, WhisperTokenizer
 
 START, END, NO_TIMES = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
 MOST_TOKENS = 1_000_000
@@ -27,7 +27,7 @@ def save_tokenizer(tokenizer_json: Path, model: WhisperForConditionalGeneration,
 
     Also completes the model's generation config with the language, task and <|notimestamps|> ids read off the tokens.
     """
-    from transformers import WhisperFeatureExtractor, WhisperTokenizer, WhisperTokenizerFast
+    from transformers import WhisperFeatureExtractor, WhisperTokenizer
 
     from workbench.text.normalizers import spelling_table
 
@@ -37,19 +37,19 @@ def save_tokenizer(tokenizer_json: Path, model: WhisperForConditionalGeneration,
             json.dumps(complete_merges(read_tokenizer(tokenizer_json), str(tokenizer_json))), encoding="utf-8"
         )
         try:
-            tokenizer = WhisperTokenizerFast(tokenizer_file=str(whole), model_max_length=1024)
+            tokenizer = WhisperTokenizer(tokenizer_file=str(whole), model_max_length=1024)
         except Exception as error:  # noqa: BLE001  # the tokenizers library raises nothing narrower
             raise UserError(
                 f"{tokenizer_json}: cannot be loaded ({first_line(error)}); copy the original checkpoint's"
             ) from None
     tokenizer.save_pretrained(folder)
     # the slow tokenizer's files (vocab.json, merges.txt), which JavaScript and numpy clients read
-    tokenizer._tokenizer.model.save(str(folder))
+    tokenizer.backend_tokenizer.model.save(str(folder))
     shutil.copyfile(spelling_table(), folder / "normalizer.json")
     WhisperTokenizer.from_pretrained(folder).save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(folder)
     vocabulary = tokenizer.get_vocab()
-    generation = model.generation_config
+    generation: Any = model.generation_config
     generation.no_timestamps_token_id = vocabulary["<|notimestamps|>"]
     # OpenAI's own rule: the English tokenizer carries the language tokens, too, but its model never saw them
     generation.is_multilingual = "<|en|>" in vocabulary and model.config.vocab_size != ENGLISH_ONLY_TOKENS
@@ -99,7 +99,7 @@ def special_ids(content: dict[str, Any], path: Path) -> dict[str, int]:
     return found
 
 
-def open_tokenizer(folder: Path, config: Any) -> WhisperTokenizerFast:
+def open_tokenizer(folder: Path, config: Any) -> WhisperTokenizer:
     """Tokenizer of a checkpoint folder.
 
     Args:
@@ -109,11 +109,11 @@ def open_tokenizer(folder: Path, config: Any) -> WhisperTokenizerFast:
     Raises:
         UserError: its files cannot be used, or its tokens are not those of the model.
     """
-    from transformers import WhisperTokenizerFast
+    from transformers import WhisperTokenizer
 
     special_ids(read_tokenizer(folder / "tokenizer.json"), folder / "tokenizer.json")
     try:
-        tokenizer: WhisperTokenizerFast = WhisperTokenizerFast.from_pretrained(
+        tokenizer: WhisperTokenizer = WhisperTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True, model_max_length=1024
         )
         known = tokenizer.get_vocab()
@@ -160,7 +160,7 @@ def complete_merges(content: dict[str, Any], where: str) -> dict[str, Any]:
     return {**content, "model": {**model, "merges": [list(merge) for merge in merges]}}
 
 
-def prompt_ids(tokenizer: WhisperTokenizerFast, language: str, multilingual: bool) -> list[int]:
+def prompt_ids(tokenizer: WhisperTokenizer, language: str, multilingual: bool) -> list[int]:
     """Forced first tokens: <|startoftranscript|>, for multilingual models language and task, <|notimestamps|>.
 
     The tokenizer alone does not tell: OpenAI's English-only models have the tokens of all languages.
@@ -178,16 +178,21 @@ def prompt_ids(tokenizer: WhisperTokenizerFast, language: str, multilingual: boo
         names[1:1] = [f"<|{language}|>", "<|transcribe|>"]
     elif language != "en":
         raise UserError(f"this Whisper model is English only; the corpus is in {language!r}")
-    return [token_id(name) for name in names]
+    ids = [known for name in names if (known := token_id(name)) is not None]
+    if len(ids) < len(names):
+        raise UserError(
+            f"the tokenizer lacks {', '.join(n for n in names if token_id(n) is None)}; copy the original checkpoint's"
+        )
+    return ids
 
 
-def added_words(tokenizer: WhisperTokenizerFast) -> dict[int, str]:
+def added_words(tokenizer: WhisperTokenizer) -> dict[int, str]:
     """Words that were added to a tokenizer, by id, as they stand in a text; control tokens and time stamps are none."""
     added = tokenizer.added_tokens_decoder.items()
     return {i: t.content for i, t in added if not t.special and not re.fullmatch(r"<\|.*\|>", t.content)}
 
 
-def text_of(tokenizer: WhisperTokenizerFast, ids: Sequence[int]) -> str:
+def text_of(tokenizer: WhisperTokenizer, ids: Sequence[int]) -> str:
     """Text of a transcript's tokens, without control tokens and without spaces around it.
 
     The tokenizer reads an added word as if its letters stood for bytes, which turns an umlaut into U+FFFD: here it stands as it is.
@@ -200,7 +205,7 @@ def text_of(tokenizer: WhisperTokenizerFast, ids: Sequence[int]) -> str:
     return "".join(pieces).strip()
 
 
-def label_ids(tokenizer: WhisperTokenizerFast, text: str) -> list[int]:
+def label_ids(tokenizer: WhisperTokenizer, text: str) -> list[int]:
     """Tokens of a transcript, with the space that Whisper writes before its first word, without the final <|endoftext|>."""
     ids: list[int] = tokenizer(" " + text.strip(), add_special_tokens=False).input_ids
     return ids

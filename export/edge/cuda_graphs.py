@@ -14,24 +14,24 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from .decoding import Stepping
+from .decoding import DecoderSession
 from .sessions import as_value, device_of, run_on_device
 
 MOST_SHAPES = 16  # that are kept; clips of other shapes are decoded as usual
 
 
-class CapturedStepping(Stepping):
+class CapturedSession(DecoderSession):
     """The decoder on clips of one shape. The prompt is read as usual, every token after it by the captured graph.
 
     Args:
         session: the step graph.
-        crossed: as for `Stepping`; the next clip's keys and values must be written to the same memory.
-        room: most tokens of any clip, the prompt's included.
+        cross_kv: as for `DecoderSession`; the next clip's keys and values must be written to the same memory.
+        max_length: most tokens of any clip, the prompt's included.
         number: of the graph, from 1; onnxruntime captures one for each.
     """
 
-    def __init__(self, session: Any, crossed: Sequence[Any], room: int, number: int) -> None:
-        super().__init__(session, crossed, room)
+    def __init__(self, session: Any, cross_kv: Sequence[Any], max_length: int, number: int) -> None:
+        super().__init__(session, cross_kv, max_length)
         device = device_of(session)
         vocabulary = session.get_outputs()[0].shape[1]
         self.token = as_value(np.zeros((self.rows, 1), np.int64), device)
@@ -62,29 +62,29 @@ class Shapes:
 
     Args:
         encoder, step: the graphs.
-        room: most tokens of any clip, the prompt's included.
+        max_length: most tokens of any clip, the prompt's included.
     """
 
-    def __init__(self, encoder: Any, step: Any, room: int) -> None:
-        self.encoder, self.step, self.room = encoder, step, room
-        self.crossed: dict[tuple[int, ...], list[Any]] = {}  # by the shape of the features
-        self.steppings: dict[tuple[int, ...], CapturedStepping] = {}
+    def __init__(self, encoder: Any, step: Any, max_length: int) -> None:
+        self.encoder, self.step, self.max_length = encoder, step, max_length
+        self.cross_kv: dict[tuple[int, ...], list[Any]] = {}  # by the shape of the features
+        self.sessions: dict[tuple[int, ...], CapturedSession] = {}
 
     def encode(self, features: Any, names: Sequence[str]) -> list[Any]:
         """Keys and values of the states; those of the last clips of that shape are overwritten."""
         shape = tuple(features.shape())
-        found = run_on_device(self.encoder, {"input_features": features}, names, self.crossed.get(shape))
-        if len(self.crossed) < MOST_SHAPES:
-            self.crossed.setdefault(shape, found)
+        found = run_on_device(self.encoder, {"input_features": features}, names, self.cross_kv.get(shape))
+        if len(self.cross_kv) < MOST_SHAPES:
+            self.cross_kv.setdefault(shape, found)
         return found
 
-    def stepping(self, crossed: Sequence[Any]) -> CapturedStepping | None:
+    def decoder(self, cross_kv: Sequence[Any]) -> CapturedSession | None:
         """The decoder of these keys and values at its beginning; None where their memory is not kept."""
-        shape = next((s for s, kept in self.crossed.items() if kept[0].data_ptr() == crossed[0].data_ptr()), None)
+        shape = next((s for s, kept in self.cross_kv.items() if kept[0].data_ptr() == cross_kv[0].data_ptr()), None)
         if shape is None:
             return None
-        if shape not in self.steppings:
-            self.steppings[shape] = CapturedStepping(self.step, crossed, self.room, len(self.steppings) + 1)
-        found = self.steppings[shape]
+        if shape not in self.sessions:
+            self.sessions[shape] = CapturedSession(self.step, cross_kv, self.max_length, len(self.sessions) + 1)
+        found = self.sessions[shape]
         found.done = 0
         return found

@@ -1,0 +1,80 @@
+"""The student that a run trains: built from the teacher or another checkpoint, its products taken apart, its vocabulary narrowed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from torch import nn
+
+from workbench.cache.labelled_dataset import LabelledDataset
+from workbench.config.recipe import Recipe
+from workbench.core.errors import UserError
+from workbench.corpus import Utterance
+from workbench.distill.teaching.teacher_ensemble import TeacherEnsemble
+from workbench.losses.soft_targets import likeliest
+from workbench.models import Family, open_family
+from workbench.models.resolve import resolve_teacher
+from workbench.models.students import parameters
+from workbench.models.vocabulary import Vocabulary
+
+log = logging.getLogger("workbench")
+
+
+def build(recipe: Recipe, teachers: TeacherEnsemble, calibration: Sequence[Utterance]) -> nn.Module:
+    """The student with all its teacher's tokens, before it is trained.
+
+    Args:
+        recipe: of the run.
+        teachers: the first one's family is the student's.
+        calibration: clips that decide which of the encoder's products are taken apart.
+
+    Raises:
+        UserError: `student.initial` is of another family, or the student does not go with its teacher.
+    """
+    family = teachers.families[0]
+    model: nn.Module = family.build_student(_origin(recipe, teachers), recipe.student)
+    if recipe.student.encoder_variance is not None:
+        _compress(family, model, recipe, calibration)
+    matched = [name for name, stage in recipe.stages.items() if stage.encoder_matching]
+    family.check_pair(model, teachers.models[0], matched)
+    return model
+
+
+def _origin(recipe: Recipe, teachers: TeacherEnsemble) -> nn.Module:
+    """What the student's layers are taken from."""
+    if recipe.student.initial is None:
+        return teachers.models[0]
+    source, wanted = resolve_teacher(recipe.student.initial), teachers.families[0].name
+    if (family := open_family(source)).name != wanted:
+        raise UserError(
+            f"student.initial {str(source)!r} is a {family.name} model, the teacher a {wanted} one; expected one family"
+        )
+    return family.load()
+
+
+def _compress(family: Family, model: nn.Module, recipe: Recipe, calibration: Sequence[Utterance]) -> None:
+    """Take the encoder's products apart where that is cheaper, going by some clips at their own length."""
+    margin, share = recipe.margin.inference, recipe.student.encoder_variance
+    assert share is not None  # noqa: S101  else nothing is taken apart
+    features = [family.features([u.wave()], u.seconds + margin) for u in calibration]
+    before = parameters(model)
+    count = family.compress(model, features, share)
+    log.info("encoder: %d products as two thinner ones, %.1f of %.1f M parameters left", count, parameters(model) / 1e6, before / 1e6)  # fmt: skip
+
+
+def corpus_vocabulary(
+    family: Family, recipe: Recipe, utterances: Sequence[Utterance], labelled: LabelledDataset
+) -> Vocabulary:
+    """The tokens of the corpus's texts, those that every transcript needs, and the teachers' likeliest at each label."""
+    tokens, targets = set(family.special_tokens()), recipe.targets
+    for text, language in {(u.text, u.language) for u in utterances}:
+        labels = family.tokens([text], [language]).labels
+        tokens.update(labels[labels >= 0].tolist())
+    for cache in labelled.caches:
+        for key in labelled.keys:
+            said = cache.read(key, states=False)
+            tokens.update(likeliest(targets.kind, said.top_ids, said.top_logits, targets.top_k).flatten().tolist())
+    vocabulary = Vocabulary(sorted(tokens), family.vocabulary_size)
+    log.info("vocabulary: %s of %s tokens", f"{len(vocabulary):,}", f"{family.vocabulary_size:,}")
+    return vocabulary
