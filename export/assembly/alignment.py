@@ -97,7 +97,7 @@ def find_alignment(model: Any, family: Whisper, utterances: Sequence[Utterance],
             "silero-vad is not installed: word times are read off the heads that the checkpoint names, unchecked"
         )
         return unchecked
-    model.config._attn_implementation = "eager"  # others do not tell where they look
+    model.set_attn_implementation("eager")  # others do not tell where they look
     heads, error = choose_heads(model, family, recordings(utterances), silence)
     said = f"{len(heads)} heads, {error:.2f} s off on average" if heads else "no head follows the speech"
     log.info("word times: %s", said)
