@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from workbench.losses.objectives import cross_entropy, forward_kl_top_k
-from workbench.models.protocol import IGNORED, Tokens
+from workbench.models.protocol import IGNORE_INDEX, Tokens
 from workbench.models.whisper.passes import decoder_logits, encode
 
 LABEL_TOKENS = 448
@@ -79,7 +79,7 @@ class Reference:
             missing = LABEL_TOKENS - tokens.inputs.shape[1]
             tokens = Tokens(
                 F.pad(tokens.inputs, (0, missing), value=self.family.end),
-                F.pad(tokens.labels, (0, missing), value=IGNORED),
+                F.pad(tokens.labels, (0, missing), value=IGNORE_INDEX),
             )
         return features, tokens
 
@@ -92,8 +92,8 @@ class Reference:
         logits = student(
             encoder_outputs=BaseModelOutput(states), decoder_input_ids=tokens.inputs, use_cache=False
         ).logits
-        task = F.cross_entropy(logits.flatten(0, 1), tokens.labels.flatten(), ignore_index=IGNORED)
-        valid = tokens.labels != IGNORED
+        task = F.cross_entropy(logits.flatten(0, 1), tokens.labels.flatten(), ignore_index=IGNORE_INDEX)
+        valid = tokens.labels != IGNORE_INDEX
         if tricks.cached_teacher:
             return task, self._top_k(chosen, logits[valid])
         with torch.no_grad():
@@ -110,7 +110,7 @@ class Reference:
         self, chosen: Any, states: Tensor, features: Tensor, tokens: Tokens, tricks: Tricks
     ) -> tuple[Tensor, Tensor]:
         logits = decoder_logits(self.student, states, tokens)
-        task = cross_entropy(logits, tokens.labels[tokens.labels != IGNORED]).mean()
+        task = cross_entropy(logits, tokens.labels[tokens.labels != IGNORE_INDEX]).mean()
         if tricks.cached_teacher:
             return task, self._top_k(chosen, logits)
         with torch.no_grad():

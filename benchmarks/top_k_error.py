@@ -17,7 +17,7 @@ from workbench.config.sections import StudentRecipe
 from workbench.corpus import open_corpus
 from workbench.losses.objectives import forward_kl, forward_kl_top_k, per_utterance
 from workbench.models import open_family
-from workbench.models.protocol import IGNORED
+from workbench.models.protocol import IGNORE_INDEX
 from workbench.models.resolve import resolve_teacher
 from workbench.models.whisper.students import build_student
 
@@ -42,7 +42,7 @@ def main() -> None:
         tokens = family.tokens([clip.text], [clip.language])
         theirs = family.logits(teacher, states, tokens)
         logits = family.logits(student, states, tokens)
-        utterance_index = torch.zeros(int((tokens.labels != IGNORED).sum()), dtype=torch.int64)
+        utterance_index = torch.zeros(int((tokens.labels != IGNORE_INDEX).sum()), dtype=torch.int64)
         tau = args.temperature
         full = float(per_utterance(forward_kl(logits, theirs, tau), utterance_index, 1))
         row: dict[str, Any] = {"clip": clip.id, "full": full}

@@ -67,11 +67,11 @@ def _result(study: Any, student: str, corpus: str, arm: str, seed: int) -> Any:
 
 
 def _lost(wrong: dict[int, Any], right: dict[int, Any], seeds: list[int]) -> dict[str, Any]:
-    from workbench.evaluation.comparison import Compared, difference_over_seeds
+    from workbench.evaluation.comparison import PairedHypotheses, difference_over_seeds
 
     first = wrong[seeds[0]]
     ours, theirs = ([side[s]["hypotheses"] for s in seeds] for side in (wrong, right))
-    return difference_over_seeds([Compared(first["references"], ours, theirs, first["language"])], "cer")
+    return difference_over_seeds([PairedHypotheses(first["references"], ours, theirs, first["language"])], "cer")
 
 
 def _found(study: Any, student: str, corpus: str, arm: str, seed: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import numpy as np
 from workbench.core.errors import errors_in_a_line, output_file
 from workbench.core.files import read_json, write_json
 from workbench.corpus.references import CORRECTED, build_version, corrected, corrections, why_not_scored
-from workbench.evaluation.comparison import Compared, difference_over_seeds, holm
+from workbench.evaluation.comparison import PairedHypotheses, difference_over_seeds, holm
 from workbench.evaluation.scoring import normalizers_of, score
 from workbench.text.normalizers import fold, normalize
 
@@ -201,7 +201,7 @@ def versus(pairs: Sequence[tuple[dict[int, Run], dict[int, Run]]]) -> dict[str, 
     """Difference of two arms over clips and the seeds that both have, each corpus counting alike."""
     seeds = sorted(set.intersection(*(set(ours) & set(theirs) for ours, theirs in pairs)))
     corpora = [
-        Compared(
+        PairedHypotheses(
             ours[seeds[0]]["references"],
             [ours[s]["hypotheses"] for s in seeds],
             [theirs[s]["hypotheses"] for s in seeds],
@@ -218,14 +218,16 @@ def versus(pairs: Sequence[tuple[dict[int, Run], dict[int, Run]]]) -> dict[str, 
     return {unit: {**difference, "relative": round(difference["relative"], 4)} for unit, difference in found.items()}
 
 
-def folded(corpus: Compared) -> Compared:
+def folded(corpus: PairedHypotheses) -> PairedHypotheses:
     """The same texts normalized and without diacritics, which a student that was trained without them cannot write."""
     code = str(corpus.language)
 
     def plain(texts: Sequence[str]) -> list[str]:
         return [fold(normalize(text, code)) for text in texts]
 
-    return Compared(plain(corpus.references), [plain(h) for h in corpus.ours], [plain(h) for h in corpus.theirs], code)
+    return PairedHypotheses(
+        plain(corpus.references), [plain(h) for h in corpus.ours], [plain(h) for h in corpus.theirs], code
+    )
 
 
 def add_cost(group: dict[str, Any], wrong: dict[str, dict[int, Run]], right: dict[str, dict[int, Run]]) -> None:

@@ -122,13 +122,13 @@ def choose_heads(
     seen = []
     for one in joined:
         rows = _first_rows(family, one)
-        if (looked := _looked(model, family, one, rows[-1], silence)) is not None:
-            seen.append((looked, rows, one))
+        if (attention := _attention(model, family, one, rows[-1], silence)) is not None:
+            seen.append((attention, rows, one))
     if not seen:
         return [], None
     layers, heads = seen[0][0].shape[:2]
     errors = {
-        (layer, head): _error([(looked[layer, head], rows, one) for looked, rows, one in seen])
+        (layer, head): _error([(attention[layer, head], rows, one) for attention, rows, one in seen])
         for layer in range(layers)
         for head in range(heads)
     }
@@ -136,11 +136,11 @@ def choose_heads(
     chosen = [list(head) for head in best[:MOST]]
     if not chosen:
         return [], None
-    together = [(np.mean([looked[at, head] for at, head in chosen], 0), rows, one) for looked, rows, one in seen]
+    together = [(np.mean([attention[at, head] for at, head in chosen], 0), rows, one) for attention, rows, one in seen]
     return chosen, round(_error(together), 3)
 
 
-def _looked(model: Any, family: Whisper, one: Recording, count: int, silence: float) -> Any:
+def _attention(model: Any, family: Whisper, one: Recording, count: int, silence: float) -> Any:
     """Where every head looks before each of `count` tokens and before the end, while the decoder is given the text.
 
     -> [layers, heads, tokens + 1, positions]; None where the joined text has not that many tokens
@@ -168,8 +168,8 @@ def _first_rows(family: Whisper, one: Recording) -> list[int]:
 def _error(seen: Sequence[tuple[Any, list[int], Recording]]) -> float:
     """Mean distance in seconds of where clips are said to begin, all but the first, and to end."""
     found = []
-    for looked, rows, one in seen:
-        begins, ends = spans(looked, len(one.wave) / SAMPLE_RATE)
+    for attention, rows, one in seen:
+        begins, ends = spans(attention, len(one.wave) / SAMPLE_RATE)
         for k, (begin, end) in enumerate(one.times):
             found += [abs(begins[rows[k]] - begin)] * (k > 0) + [abs(ends[rows[k + 1] - 1] - end)]
     return float(np.mean(found))

@@ -25,7 +25,7 @@ from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.core.errors import UserError, nearest
 from workbench.core.files import check_free_space, sha256, workplace, write_json
 from workbench.core.host import describe_host
-from workbench.core.locks import claimed
+from workbench.core.locks import output_lock
 from workbench.core.ownership import check_output, check_replaceable, replacing
 from workbench.corpus import Utterance
 from workbench.models.resolve import fingerprint
@@ -66,7 +66,7 @@ def export_bundle(
         name: what the bundle is called; the run's or the checkpoint's name by default.
         overwrite: replace a bundle of other content.
         vocabulary: which tokens to keep, as for `vocabulary.choose`; all by default.
-        texts: what the loss of tokens is told on.
+        texts: on which it is counted how many tokens are lost with a smaller vocabulary.
         options: of the quantizers.
         calibration: clips [samples] on which static int8 measures its inputs' ranges.
         aligned: clips with texts on which the heads are chosen that word times are read off; without, those that the checkpoint names.
@@ -100,7 +100,7 @@ def export_bundle(
         return output
     check_replaceable(output, BUNDLE)
     with (
-        claimed(output),
+        output_lock(output),
         _pruned(checkpoint, vocabulary, texts, output) as (read, lost),
         replacing(output, BUNDLE) as folder,
     ):

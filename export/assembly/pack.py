@@ -14,7 +14,7 @@ from export.edge.bundle import BundleError
 from export.graphs.names import GRAPH_FILES
 from export.verification.clients import client_module
 from workbench.core.errors import UserError
-from workbench.core.locks import claimed
+from workbench.core.locks import output_lock
 from workbench.core.ownership import check_replaceable, replacing
 
 log = logging.getLogger("workbench")
@@ -72,7 +72,7 @@ def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite
             "systems": _of_precision(measurement, precision),
             "other_corpora": others,
         }
-    with claimed(output), replacing(output, BUNDLE) as folder:
+    with output_lock(output), replacing(output, BUNDLE) as folder:
         for name, source in copied.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / name)

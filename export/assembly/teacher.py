@@ -10,7 +10,7 @@ from export.bundle.manifest import open_manifest
 from export.verification.clients import has_graphs_of
 from workbench.core.errors import UserError
 from workbench.core.files import cache_dir
-from workbench.core.locks import claimed
+from workbench.core.locks import output_lock
 from workbench.models.resolve import fingerprint, resolve_teacher
 
 log = logging.getLogger("workbench")
@@ -29,7 +29,7 @@ def teacher_bundle(teacher: str) -> Path:
     folder = cache_dir() / "bundles" / fingerprint(checkpoint)[:16]
     if not folder.exists():
         log.info("exporting the teacher, once")
-    with claimed(folder, wait=True):
+    with output_lock(folder, wait=True):
         return export_bundle(checkpoint, folder, ["fp32"], name=short_name(teacher), overwrite=True)
 
 

@@ -12,7 +12,7 @@ This package travels inside every bundle, and is importable from the workbench a
 from . import no_telemetry  # isort: skip  # noqa: F401  before anything that imports onnxruntime
 from .audio import AudioError, read_wav
 from .bundle import BundleError, Manifest, read_manifest
-from .formats import FORMATS, written
+from .formats import FORMATS, format_segments
 from .recognizer import Recognizer
 from .stream import PartialTranscript, Stream
 from .transcript import Segment, Transcript
@@ -29,7 +29,7 @@ __all__ = [
     "Stream",
     "Transcript",
     "Word",
+    "format_segments",
     "read_manifest",
     "read_wav",
-    "written",
 ]

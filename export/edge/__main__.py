@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from . import FORMATS, AudioError, BundleError, Recognizer, Segment, read_wav, written
+from . import FORMATS, AudioError, BundleError, Recognizer, Segment, format_segments, read_wav
 from .audio import SAMPLE_RATE
 from .recognizer import LONGEST
 
@@ -136,7 +136,7 @@ def _run(args: argparse.Namespace) -> int:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201
             failed += 1
             continue
-        print(written(segments, name, args.format))  # noqa: T201
+        print(format_segments(segments, name, args.format))  # noqa: T201
         for segment in segments:
             if segment.transcript.looped:
                 print(  # noqa: T201

@@ -12,7 +12,7 @@ from .wav import RATES, AudioError, read_pcm
 __all__ = ["SAMPLE_RATE", "AudioError", "Resampler", "Wave", "read_wav", "resample"]
 SAMPLE_RATE = 16_000  # hz
 SINC_ZEROS = 16  # zero crossings of the resampling filter on each side
-MOST_TAPS = 1 << 21  # filter taps that are computed at a time, 16 MB for each of a handful of temporary arrays
+MAX_TAPS = 1 << 21  # filter taps that are computed at a time, 16 MB for each of a handful of temporary arrays
 
 Wave = npt.NDArray[np.float32]  # [samples]
 
@@ -65,7 +65,7 @@ class Resampler:
         last = self.begun + len(self.kept) - self.reach - 1  # the last place that has all its neighbours
         count = max(0, int(np.floor((last - 1) / self.step)) + 1 - self.emitted)
         # in parts, so that memory grows neither with the block nor with the filter, which is long at high rates
-        size = max(1, MOST_TAPS // (2 * self.reach + 1))
+        size = max(1, MAX_TAPS // (2 * self.reach + 1))
         parts = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
         out = [self._at(self.emitted + part) for part in parts] or [np.zeros(0, np.float32)]
         self.emitted += count

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .fields import MOST_BYTES, check_fields, in_one_line, is_finite, shown
-from .graph_file import refused
+from .fields import MAX_BYTES, check_fields, in_one_line, is_finite, shown
+from .graph_file import unsafe_reason
 
 FORMAT = 2
 
@@ -116,7 +116,7 @@ class Manifest:
 def check_graph(path: Path) -> None:
     """Raise BundleError where a graph holds what is not run (see `graph_file`)."""
     with readable(path):
-        why = refused(path)
+        why = unsafe_reason(path)
     if why:
         raise BundleError(f"{path}: {why}")
 
@@ -135,8 +135,8 @@ def read_json(path: Path) -> Any:
     try:
         if path.exists() and not path.is_file():
             raise BundleError(f"{path}: is no regular file; copy the bundle again")
-        if (size := path.stat().st_size) > MOST_BYTES:
-            raise BundleError(f"{path}: has {size} bytes; expected at most {MOST_BYTES}")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise BundleError(f"{path}: has {size} bytes; expected at most {MAX_BYTES}")
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=is_finite)
     except FileNotFoundError:
         raise BundleError(f"{path}: no such file; expected the folder that `workbench export` wrote") from None

@@ -12,19 +12,19 @@ from .speech import Detector, pieces_of
 from .transcript import Transcript
 from .words import spans
 
-SHORTEST = SAMPLE_RATE // 2  # samples of the shortest rest that is tried, and by which it begins later at least
+SHORTEST = SAMPLE_RATE // 2  # samples: fewest that are left to transcribe, and fewest to skip before going on
 
 
-def rest_after(wave: Wave, looked: npt.NDArray[np.float32], detector: Detector, window: float) -> Wave | None:
+def rest_after(wave: Wave, attention: npt.NDArray[np.float32], detector: Detector, window: float) -> Wave | None:
     """What of a clip comes after the tokens of a transcript; None where nobody speaks there.
 
     Args:
         wave: the clip, [samples] at 16 kHz.
-        looked: where the decoder looked before each token and before the end, [tokens + 1, positions].
+        attention: where the decoder looked before each token and before the end, [tokens + 1, positions].
         detector: of speech.
         window: seconds that the model reads at once.
     """
-    end = round(float(spans(looked, len(wave) / SAMPLE_RATE)[1][-1]) * SAMPLE_RATE)
+    end = round(float(spans(attention, len(wave) / SAMPLE_RATE)[1][-1]) * SAMPLE_RATE)
     rest = wave[max(end, SHORTEST) :]
     return rest if len(rest) >= SHORTEST and pieces_of(rest, detector, window) else None
 

@@ -17,7 +17,7 @@ import onnxruntime as ort
 from .decoding import DecoderSession
 from .sessions import as_value, device_of, run_on_device
 
-MOST_SHAPES = 16  # that are kept; clips of other shapes are decoded as usual
+MAX_SHAPES = 16  # that are kept; clips of other shapes are decoded as usual
 
 
 class CapturedSession(DecoderSession):
@@ -74,7 +74,7 @@ class Shapes:
         """Keys and values of the states; those of the last clips of that shape are overwritten."""
         shape = tuple(features.shape())
         found = run_on_device(self.encoder, {"input_features": features}, names, self.cross_kv.get(shape))
-        if len(self.cross_kv) < MOST_SHAPES:
+        if len(self.cross_kv) < MAX_SHAPES:
             self.cross_kv.setdefault(shape, found)
         return found
 

@@ -23,14 +23,14 @@ DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 NOT_CAPTURED = ort.RunOptions()
 NOT_CAPTURED.add_run_config_entry("gpu_graph_id", "-1")
 # of the encoder's states: layers, clips, positions, width
-MOST_STATES = (64, 4096, 3000, 8192)
-MOST_CACHE = 8 << 30  # bytes of all caches; Whisper large takes 75 MB a clip
-LEAST_TIMES = 3  # rounds of a phrase, and
-LEAST_REPEATED = 12  # tokens of all rounds together, from which on an end is a loop: telephone numbers repeat a digit
+MAX_STATES = (64, 4096, 3000, 8192)
+MAX_CACHE = 8 << 30  # bytes of all caches; Whisper large takes 75 MB a clip
+MIN_TIMES = 3  # rounds of a phrase, and
+MIN_REPEATED = 12  # tokens of all rounds together, from which on an end is a loop: telephone numbers repeat a digit
 
 
 @dataclass(frozen=True)
-class Written:
+class Hypothesis:
     """Tokens of one clip."""
 
     tokens: list[int]
@@ -54,8 +54,8 @@ class DecoderSession:
     def __init__(self, session: Any, cross_kv: Sequence[Any], max_length: int, beams: int = 1) -> None:
         wanted = {i.name: i.type for i in session.get_inputs()}
         layers, clips, _, width = fitting(cross_kv, wanted)
-        if (needed := 2 * layers * clips * beams * max_length * width * 4) > MOST_CACHE:
-            raise BundleError(f"the decoder's caches would take {needed} bytes; expected at most {MOST_CACHE}")
+        if (needed := 2 * layers * clips * beams * max_length * width * 4) > MAX_CACHE:
+            raise BundleError(f"the decoder's caches would take {needed} bytes; expected at most {MAX_CACHE}")
         self.session, self.binding, self.done, self.rows = session, session.io_binding(), 0, clips * beams
         self.cross_kv: list[Any] = []  # kept: a binding does not keep what it was given alive
         self.caches: dict[str, Any] = {}
@@ -102,7 +102,7 @@ class DecoderSession:
             )
         return logits
 
-    def looks_at(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def cross_attention(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Where the heads that follow the speech look before each token that comes next. [rows, tokens] -> [rows, tokens, positions]"""
         with explained("the bundle's step graph does not say where its heads look"):
             self.binding.bind_output("alignment")
@@ -127,7 +127,7 @@ def fitting(cross_kv: Sequence[Any], wanted: dict[str, str]) -> list[int]:
     shapes = [list(value.shape()) for value in cross_kv]
     try:
         for shape in shapes:
-            check_shape("the encoder's output", shape, [None] * 4, MOST_STATES)
+            check_shape("the encoder's output", shape, [None] * 4, MAX_STATES)
     except ValueError as error:
         raise BundleError(str(error)) from None
     layers = sum(name.startswith("cache_k.") for name in wanted)
@@ -145,7 +145,7 @@ def greedy(
     limits: Sequence[int],
     end: int,
     first: Callable[[], None] = lambda: None,
-) -> list[Written]:
+) -> list[Hypothesis]:
     """Write the likeliest token of each clip until its end or its limit.
 
     Args:
@@ -157,7 +157,7 @@ def greedy(
     """
     tokens = np.array(prompts, np.int64)
     written: list[list[int]] = [[] for _ in prompts]
-    found: list[Written | None] = [None] * len(prompts)
+    found: list[Hypothesis | None] = [None] * len(prompts)
     while True:
         chosen = decoder(tokens).argmax(-1)
         if not any(written):
@@ -166,7 +166,7 @@ def greedy(
             if found[row] is not None:
                 continue
             if token == end:
-                found[row] = Written(written[row], True)
+                found[row] = Hypothesis(written[row], True)
                 continue
             written[row].append(int(token))
             if len(written[row]) >= limits[row]:
@@ -176,7 +176,7 @@ def greedy(
         tokens = chosen[:, None]
 
 
-def beam_search(decoder: DecoderSession, prompt: Sequence[int], limit: int, end: int, beams: int) -> Written:
+def beam_search(decoder: DecoderSession, prompt: Sequence[int], limit: int, end: int, beams: int) -> Hypothesis:
     """Write one clip's likeliest transcript that several beams find, by mean log-probability of its tokens and the end.
 
     Args:
@@ -189,7 +189,7 @@ def beam_search(decoder: DecoderSession, prompt: Sequence[int], limit: int, end:
     likely = log_softmax(decoder(np.array([prompt] * beams, np.int64)))[:1]  # the rows are still alike
     scores = np.zeros(1)
     written: list[list[int]] = [[]]
-    ended: list[tuple[float, Written]] = []
+    ended: list[tuple[float, Hypothesis]] = []
     while True:
         totals = scores[:, None] + likely  # [beams, vocabulary]
         count = min(2 * beams, totals.size)
@@ -201,7 +201,7 @@ def beam_search(decoder: DecoderSession, prompt: Sequence[int], limit: int, end:
             if total == -np.inf:
                 break
             if token == end:
-                ended.append((total / (len(written[row]) + 1), Written(written[row], True)))
+                ended.append((total / (len(written[row]) + 1), Hypothesis(written[row], True)))
             elif len(kept) < beams:
                 kept.append((total, row, [*written[row], token]))
         if not kept or len(ended) >= beams or len(kept[0][2]) >= limit:
@@ -217,19 +217,19 @@ def beam_search(decoder: DecoderSession, prompt: Sequence[int], limit: int, end:
         likely = log_softmax(decoder(np.array([[tokens[-1]] for tokens in written], np.int64)))
 
 
-def stopped(tokens: list[int]) -> Written:
+def stopped(tokens: list[int]) -> Hypothesis:
     """A transcript that the cap stopped: all of it, or of a loop at its end one round."""
     excess = repeated(tokens)
-    return Written(tokens[: len(tokens) - excess], False, excess > 0)
+    return Hypothesis(tokens[: len(tokens) - excess], False, excess > 0)
 
 
 def repeated(tokens: Sequence[int]) -> int:
     """How many tokens at the end only repeat what stands before them, if there is a loop; else 0."""
-    for unit in range(1, len(tokens) // LEAST_TIMES + 1):
+    for unit in range(1, len(tokens) // MIN_TIMES + 1):
         same = 0  # tokens at the end that equal those a unit earlier
         while same + unit < len(tokens) and tokens[-1 - same] == tokens[-1 - same - unit]:
             same += 1
-        if same + unit >= max(LEAST_TIMES * unit, LEAST_REPEATED):
+        if same + unit >= max(MIN_TIMES * unit, MIN_REPEATED):
             return same
     return 0
 

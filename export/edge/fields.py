@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-MOST_BYTES = 64 << 20  # of a JSON file
-MOST_TOKENS = 1 << 20  # ids of a vocabulary; Whisper has 51,866
-MOST_WRITTEN = 4096  # tokens of a transcript; Whisper writes 448
-MOST_NAMED = 10_000  # entries of any table
+MAX_BYTES = 64 << 20  # of a JSON file
+MAX_TOKENS = 1 << 20  # ids of a vocabulary; Whisper has 51,866
+MAX_WRITTEN = 4096  # tokens of a transcript; Whisper writes 448
+MAX_NAMED = 10_000  # entries of any table
 LONGEST_PROMPT = 16
 LONGEST_NAME = 255
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -79,7 +79,7 @@ def one_of(*known: Any) -> Check:
     return check
 
 
-def table(key: Check, entry: Check, least: int = 0, most: int = MOST_NAMED) -> Check:
+def table(key: Check, entry: Check, least: int = 0, most: int = MAX_NAMED) -> Check:
     """A JSON object whose keys and values are checked alike."""
 
     def check(field: str, value: Any) -> None:
@@ -139,8 +139,8 @@ def _graph(field: str, value: Any) -> None:
 
 def _id(field: str, value: Any) -> None:
     # ASCII digits alone: `int` reads others, and more of them than fit
-    if not (isinstance(value, str) and re.fullmatch("[0-9]{1,7}", value)) or int(value) >= MOST_TOKENS:
-        raise _wrong(field, value, f"a token id below {MOST_TOKENS}")
+    if not (isinstance(value, str) and re.fullmatch("[0-9]{1,7}", value)) or int(value) >= MAX_TOKENS:
+        raise _wrong(field, value, f"a token id below {MAX_TOKENS}")
 
 
 def _word(field: str, value: Any) -> None:
@@ -176,7 +176,7 @@ def is_finite(value: str) -> float:
     raise ValueError(f"{value} is no JSON number")
 
 
-_token = whole(0, MOST_TOKENS - 1)
+_token = whole(0, MAX_TOKENS - 1)
 OPTIONAL = {"sample_rate", "packed_for", "speech_detector", "alignment", "run", "vocabulary", "int8", "host", "parity",
             "verification", "measurement", "search", "workbench", "checkpoint_sha256", "parameters", "licence"}  # fmt: skip
 FIELDS: dict[str, Check] = {
@@ -196,13 +196,13 @@ FIELDS: dict[str, Check] = {
     "tokens": record(
         prompts=table(text, row(_token, 1, LONGEST_PROMPT), 1, 1000),
         end=_token,
-        added_=table(_id, _word, most=MOST_TOKENS),
+        added_=table(_id, _word, most=MAX_TOKENS),
     ),
     "decoding": record(
-        tokens_at_least=whole(1, MOST_WRITTEN),
+        tokens_at_least=whole(1, MAX_WRITTEN),
         tokens_per_second=number(0, 1000),
         tokens_per_second_of_=table(text, number(0, 1000)),
-        most_tokens=whole(1, MOST_WRITTEN),
+        most_tokens=whole(1, MAX_WRITTEN),
     ),
     "files": table(path, _digest),
     "alignment": record(heads_=row(row(whole(0, 1000), 2, 2), 0, 1000)),
@@ -212,7 +212,7 @@ FIELDS: dict[str, Check] = {
 
 def check_vocabulary(entries: Any) -> dict[str, int]:
     """Check what vocab.json holds, token by id; raises ValueError."""
-    table(_any_text, _token, 1, MOST_TOKENS)("vocabulary", entries)
+    table(_any_text, _token, 1, MAX_TOKENS)("vocabulary", entries)
     found: dict[str, int] = entries
     return found
 

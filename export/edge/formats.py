@@ -11,7 +11,7 @@ from .words import as_dict
 FORMATS = ("text", "srt", "vtt", "json")
 
 
-def written(segments: Iterable[Segment], name: str, kind: str) -> str:
+def format_segments(segments: Iterable[Segment], name: str, kind: str) -> str:
     """Segments of a recording in one of FORMATS; `text` is one line, the recording's name before it."""
     rows = list(segments)
     if kind == "text":

@@ -22,13 +22,13 @@ LOADERS = {b"EPContext", b"Snpe", b"PythonOp", b"PyOp"}
 # of operators that every build of onnxruntime knows
 DOMAINS = {b"", b"ai.onnx", b"com.microsoft", b"com.ms.internal.nhwc"}
 DEEPEST = 4  # of branches in branches; a merged decoder has 1
-MOST_FIELDS = 4_000_000  # in all, seconds of reading; Whisper large has a tenth
+MAX_FIELDS = 4_000_000  # in all, seconds of reading; Whisper large has a tenth
 LARGEST = 2**31 - 1  # bytes of one protobuf
 
 Field = tuple[int, int, int, int]  # number, wire type, and where its bytes begin and end, or its value twice
 
 
-def refused(path: Path) -> str | None:
+def unsafe_reason(path: Path) -> str | None:
     """Why a graph is not run, in a few words; None where nothing speaks against it."""
     size = path.stat().st_size
     if not 0 < size <= LARGEST:
@@ -106,8 +106,8 @@ class _Reader:
         """The fields of a message; raises ValueError where it is malformed."""
         while at < end:
             self.read += 1
-            if self.read > MOST_FIELDS:
-                raise ValueError(f"it has more than {MOST_FIELDS} fields")
+            if self.read > MAX_FIELDS:
+                raise ValueError(f"it has more than {MAX_FIELDS} fields")
             key, at = self.varint(at, end)
             number, wire = (key & 0xFFFFFFFF) >> 3, key & 7  # protobuf drops what a tag has beyond 32 bits
             if wire == 0:

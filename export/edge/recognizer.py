@@ -16,7 +16,7 @@ from .bundle import BundleError, Manifest, read_manifest
 from .clock import Clock
 from .continued import joined, rest_after
 from .cuda_graphs import Shapes
-from .decoding import DecoderSession, Written, beam_search, greedy
+from .decoding import DecoderSession, Hypothesis, beam_search, greedy
 from .memory import given_back_at_once
 from .sessions import as_value, check_sessions, open_sessions, run_on_device, session_options
 from .speech import Detector, anybody_speaks, pieces_of
@@ -44,7 +44,7 @@ class Recognizer:
         cuda_graphs: capture the decoder's step, for the CUDA provider and clips whose lengths recur (cuda_graphs.py says more).
         vad: leave out clips in which the bundle's speech detector hears nobody, so that silence and noise give no text. By default where the
             bundle has a detector. A clip with speech anywhere is transcribed as a whole, as without it.
-        frugal: give memory that only loading needed back at once, a tenth of the peak; sets glibc's thresholds for the whole process.
+        frugal: release the memory that only loading needed, which lowers the peak by a tenth; sets glibc's thresholds for the whole process.
 
     Raises:
         BundleError: the bundle is damaged, has no such precision or no detector that `vad` asks for, or onnxruntime has not the first provider.
@@ -232,30 +232,30 @@ class Recognizer:
         """
         if not said.tokens or not self.has_heads or self.detector is None:
             return said
-        looked = self.looked(self.states([wave]), self.prompts[said.language], said.tokens, len(wave))
-        rest = rest_after(wave, looked, self.detector, self.window)
+        attention = self.cross_attention(self.states([wave]), self.prompts[said.language], said.tokens, len(wave))
+        rest = rest_after(wave, attention, self.detector, self.window)
         if rest is None:
             return said
         return joined(said, self.transcribe(rest, said.language, beams, words), (len(wave) - len(rest)) / SAMPLE_RATE)
 
     def _words(
-        self, samples: int, cross_kv: Sequence[Any], prompt: list[int], written: Written, language: str
+        self, samples: int, cross_kv: Sequence[Any], prompt: list[int], written: Hypothesis, language: str
     ) -> tuple[Word, ...]:
         """Times of the words of one clip: the transcript is read once more, by the heads that follow the speech."""
-        looked = self.looked(cross_kv, prompt, written.tokens, samples)
+        attention = self.cross_attention(cross_kv, prompt, written.tokens, samples)
         seconds = samples / SAMPLE_RATE
-        return tuple(timed_words(looked, written.tokens, self.detokenize.bytes_of, language, seconds))
+        return tuple(timed_words(attention, written.tokens, self.detokenize.bytes_of, language, seconds))
 
-    def looked(
+    def cross_attention(
         self, cross_kv: Sequence[Any], prompt: Sequence[int], tokens: Sequence[int], samples: int
     ) -> npt.NDArray[np.float32]:
         """Where the heads look before each token and before the end, of the positions that hold the clip. -> [tokens + 1, positions]"""
         read = np.array([[*prompt, *tokens]], np.int64)
-        looked: npt.NDArray[np.float32] = DecoderSession(self.step, cross_kv, read.shape[1]).looks_at(read)[0][
-            len(prompt) - 1 :
-        ]
-        positions = max(2, round(looked.shape[1] * samples / self._heard(samples)))
-        return looked[:, :positions]
+        attention: npt.NDArray[np.float32] = DecoderSession(self.step, cross_kv, read.shape[1]).cross_attention(read)[
+            0
+        ][len(prompt) - 1 :]
+        positions = max(2, round(attention.shape[1] * samples / self._heard(samples)))
+        return attention[:, :positions]
 
     @property
     def has_heads(self) -> bool:

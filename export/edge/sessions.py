@@ -12,7 +12,7 @@ from typing import Any
 import onnxruntime as ort
 
 from .bundle import BundleError, Manifest, check_graph
-from .fields import MOST_TOKENS
+from .fields import MAX_TOKENS
 
 # what each graph is called with, and what it must give
 CALLED = {
@@ -98,9 +98,9 @@ def check_sessions(opened: dict[str, Any], graphs: dict[str, Path], manifest: Ma
     shape = next(o.shape for o in opened["step"].get_outputs() if o.name == "logits")
     tokens = manifest.content["tokens"]
     highest = max(tokens["end"], *(max(prompt) for prompt in tokens["prompts"].values()))
-    if len(shape) != 2 or not isinstance(shape[1], int) or not highest < shape[1] <= MOST_TOKENS:
+    if len(shape) != 2 or not isinstance(shape[1], int) or not highest < shape[1] <= MAX_TOKENS:
         raise BundleError(
-            f"{graphs['step']}: its logits have shape {shape}; expected [batch, {highest + 1} to {MOST_TOKENS}], since bundle.json names token {highest}"
+            f"{graphs['step']}: its logits have shape {shape}; expected [batch, {highest + 1} to {MAX_TOKENS}], since bundle.json names token {highest}"
         )
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from .fields import in_one_line
 
 log = logging.getLogger("edge")
-MOST_BYTES = 4 << 30  # of a file
+MAX_BYTES = 4 << 30  # of a file
 LONGEST = 24 * 3600  # seconds
 RATES = (1_000, 768_000)  # hz, the lowest and the highest that are read
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # format codes
@@ -68,8 +68,8 @@ def read_pcm(path: str | Path) -> tuple[npt.NDArray[np.float32], int]:
     try:
         if Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir():  # a pipe might never end
             raise AudioError(f"{path}: is no regular file; write it to one first")
-        if (size := Path(path).stat().st_size) > MOST_BYTES:
-            raise AudioError(f"{path}: has {size} bytes; expected at most {MOST_BYTES}, cut it first")
+        if (size := Path(path).stat().st_size) > MAX_BYTES:
+            raise AudioError(f"{path}: has {size} bytes; expected at most {MAX_BYTES}, cut it first")
         content = Path(path).read_bytes()
     except FileNotFoundError:
         raise AudioError(f"{path}: no such file") from None

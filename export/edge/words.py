@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 WITHOUT_SPACES = {"zh", "ja", "th", "lo", "my", "yue", "km"}  # where a word is as much as makes whole characters
-ONSET = 0.3  # of the most that a token looks at any place of its stretch: where it begins
+ONSET = 0.3  # a token starts where its attention first reaches this share of its maximum
 SMOOTHED = 7  # positions of the median filter, as in Whisper
 
 

@@ -28,7 +28,7 @@ def encoder_graph(model: Any, margin: int | None) -> Any:
 
     Args:
         model: in fp32 on the CPU.
-        margin: frames of silence to leave after the longest clip, as `silence.as_trained` has it.
+        margin: frames of silence to leave after the longest clip, as `padding.as_trained` has it.
     """
     encoder, config = model.model.encoder, model.config
     width, layers = int(config.d_model), len(model.model.decoder.layers)
@@ -78,7 +78,7 @@ def frontend_graph(mels: int) -> Any:
 
 
 def _as_trained(w: Writer, features: str, margin: int | None) -> str:
-    """`silence.as_trained` as nodes. [clips, mels, frames] -> [clips, mels, an even number of frames]"""
+    """`padding.as_trained` as nodes. [clips, mels, frames] -> [clips, mels, an even number of frames]"""
     nothing, size = w.constant("0.0", np.float32(0)), w.add("ReduceMax", w.add("Abs", features), w.integers(1))
     zero = w.add("Equal", size, nothing)  # [clips, 1, frames]
     spoken = w.add("Where", zero, w.constant("infinity", np.float32(np.inf)), features)

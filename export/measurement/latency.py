@@ -33,7 +33,7 @@ class System:
 
 
 @dataclass
-class Timed:
+class BenchmarkResult:
     """What a system wrote and how long it took, clip by clip."""
 
     hypotheses: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Timed:
             for i, (text, language) in references.items()
         )
 
-    def part(self, clips: slice) -> Timed:
+    def part(self, clips: slice) -> BenchmarkResult:
         """The same system on some of the clips; load time and memory are those of the whole run."""
         lists = {
             name: getattr(self, name)[clips] for name in ("hypotheses", "stages_ms", "finished", "looped", "tokens")
@@ -71,7 +71,7 @@ def time_systems(
     repeats: int = 1,
     progress: Callable[[int], None] = lambda _: None,
     vad: bool | None = None,
-) -> list[Timed]:
+) -> list[BenchmarkResult]:
     """Transcribe clips with every system, one system at a time, clip by clip.
 
     Args:
@@ -89,7 +89,7 @@ def time_systems(
     context = multiprocessing.get_context("spawn")  # a forked onnxruntime would share its parent's thread pools
     workers = [_Worker(context, system, threads, vad) for system in systems]
     try:
-        found = [Timed(load_ms=worker.ready()) for worker in workers]
+        found = [BenchmarkResult(load_ms=worker.ready()) for worker in workers]
         for wav, language in wavs[:warmup]:
             for worker in workers:
                 worker.transcribe(wav, language)
@@ -106,7 +106,7 @@ def time_systems(
     return found
 
 
-def _keep(timed: Timed, runs: Sequence[dict[str, Any]]) -> None:
+def _keep(timed: BenchmarkResult, runs: Sequence[dict[str, Any]]) -> None:
     """Keep the run whose total time is the median; its stages then add up."""
     chosen = sorted(runs, key=lambda run: sum(run["stages_ms"].values()))[len(runs) // 2]
     timed.hypotheses.append(chosen["text"])

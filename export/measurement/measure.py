@@ -15,7 +15,7 @@ from export.bundle.manifest import open_manifest, record, size_mb
 from export.edge.bundle import Manifest
 from export.measurement.curves import read_curves
 from export.measurement.flops import encoder_flops, read_sizes, token_flops
-from export.measurement.latency import STAGES, System, Timed
+from export.measurement.latency import STAGES, BenchmarkResult, System
 from export.measurement.robustness import check_robustness
 from export.measurement.timing import time_on
 from export.verification.clients import has_graphs_of
@@ -174,7 +174,7 @@ def _graphs(system: System) -> list[str]:
 
 
 def _sections(
-    systems: Sequence[System], timed: Sequence[Timed], parts: Sequence[Clips], bundles: Sequence[Path]
+    systems: Sequence[System], timed: Sequence[BenchmarkResult], parts: Sequence[Clips], bundles: Sequence[Path]
 ) -> list[dict[str, Any]]:
     """What was measured on each corpus."""
     out, start = [], 0
@@ -185,7 +185,9 @@ def _sections(
     return out
 
 
-def _section(systems: Sequence[System], timed: Sequence[Timed], part: Clips, bundles: Sequence[Path]) -> dict[str, Any]:
+def _section(
+    systems: Sequence[System], timed: Sequence[BenchmarkResult], part: Clips, bundles: Sequence[Path]
+) -> dict[str, Any]:
     """One corpus's description, a row a system, and every clip's transcripts and times."""
     utterances = part.utterances
     rows = [_row(system, found, utterances) for system, found in zip(systems, timed, strict=True)]
@@ -233,7 +235,7 @@ def trained_on(corpus: str, bundles: Sequence[Path]) -> bool | None:
     return None if any(corpora is None for corpora in said) else False
 
 
-def _row(system: System, found: Timed, utterances: Sequence[Utterance]) -> dict[str, Any]:
+def _row(system: System, found: BenchmarkResult, utterances: Sequence[Utterance]) -> dict[str, Any]:
     manifest = open_manifest(system.bundle)
     scores = score_utterances(utterances, found.hypotheses)
     raw = score_utterances(utterances, found.hypotheses, normalized=False)
@@ -281,7 +283,7 @@ def _flops(config: dict[str, Any], manifest: Manifest, seconds: float, tokens: i
     return encoder_flops(config, positions) + sum(token_flops(config, positions, i) for i in range(steps))
 
 
-def _totals(found: Timed) -> list[float]:
+def _totals(found: BenchmarkResult) -> list[float]:
     return [sum(stages.values()) for stages in found.stages_ms]
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from export.bundle.manifest import open_manifest
 from export.edge import BundleError
 from export.edge.speech import Detector, anybody_speaks
-from export.measurement.latency import System, Timed, time_systems
+from export.measurement.latency import BenchmarkResult, System, time_systems
 from workbench.audio.decode import SAMPLE_RATE, Wave, write_wav
 from workbench.core.errors import UserError
 from workbench.corpus import Utterance
@@ -63,7 +63,7 @@ def _chords(random: np.random.Generator, samples: int) -> npt.NDArray[np.float64
 
 
 def check_robustness(
-    systems: Sequence[System], timed: Sequence[Timed], utterances: Sequence[Utterance], threads: int
+    systems: Sequence[System], timed: Sequence[BenchmarkResult], utterances: Sequence[Utterance], threads: int
 ) -> dict[str, Any]:
     """Let systems transcribe sounds without speech and tenths of a second; look up how they wrote the corpus's one-word clips.
 
@@ -132,7 +132,7 @@ def _taken_for_speech(bundle: Path, sounds: dict[str, list[Wave]]) -> dict[str, 
         raise UserError(str(error)) from None
 
 
-def _of_kind(out: Timed, mine: Sequence[int], language: str) -> dict[str, int]:
+def _of_kind(out: BenchmarkResult, mine: Sequence[int], language: str) -> dict[str, int]:
     words = [len(normalize(out.hypotheses[i], language).split()) for i in mine]
     return {
         "wrote": sum(count > 0 for count in words),
@@ -142,7 +142,7 @@ def _of_kind(out: Timed, mine: Sequence[int], language: str) -> dict[str, int]:
     }
 
 
-def _one_word(said: Timed, utterances: Sequence[Utterance], places: Sequence[int]) -> dict[str, Any]:
+def _one_word(said: BenchmarkResult, utterances: Sequence[Utterance], places: Sequence[int]) -> dict[str, Any]:
     if not utterances:
         return {"clips": 0}
     scores = score_utterances(utterances, [said.hypotheses[i] for i in places])

@@ -6,13 +6,15 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.measurement.latency import System, Timed, time_systems
+from export.measurement.latency import BenchmarkResult, System, time_systems
 from workbench.audio.decode import write_wav
 from workbench.core.progress import Progress
 from workbench.corpus import Utterance
 
 
-def time_on(systems: Sequence[System], utterances: Sequence[Utterance], threads: int, repeats: int = 1) -> list[Timed]:
+def time_on(
+    systems: Sequence[System], utterances: Sequence[Utterance], threads: int, repeats: int = 1
+) -> list[BenchmarkResult]:
     """Time systems on a corpus's clips, in turns (see `time_systems`)."""
     with tempfile.TemporaryDirectory() as temporary:
         wavs = []

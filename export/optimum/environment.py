@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 from workbench.core.children import ending_with_us
 from workbench.core.errors import UserError, last_line
 from workbench.core.files import atomic_folder, cache_folder, check_free_space
-from workbench.core.locks import claimed
+from workbench.core.locks import output_lock
 
 log = logging.getLogger("workbench")
 PACKAGE = "optimum-onnx"
@@ -68,7 +68,7 @@ def environment() -> Environment:
         return Environment(None)
     folder = _folder()
     if not folder.is_dir():
-        with claimed(folder, wait=True):
+        with output_lock(folder, wait=True):
             if not folder.is_dir():  # another process may have made it meanwhile
                 _make(folder)
     return Environment(folder)

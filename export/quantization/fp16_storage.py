@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from export.graphs.edit import branches
 
-LEAST_BYTES = 4096  # less is not worth a node
+MIN_BYTES = 4096  # less is not worth a node
 LARGEST = 6e4  # of what a 16-bit float holds
 PRODUCTS = ("MatMul", "Gemm")
 
@@ -24,7 +24,7 @@ def store_in_half(model: ModelProto) -> int:
     kept = {name for node in _nodes(model) if node.op_type in PRODUCTS for name in node.input}
     casts = []
     for weight in list(model.graph.initializer):
-        if weight.data_type != TensorProto.FLOAT or weight.name in kept or weight.ByteSize() < LEAST_BYTES:
+        if weight.data_type != TensorProto.FLOAT or weight.name in kept or weight.ByteSize() < MIN_BYTES:
             continue
         values = numpy_helper.to_array(weight)
         if np.abs(values).max() > LARGEST:

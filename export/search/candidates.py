@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from export.bundle.manifest import open_manifest, size_mb
-from export.measurement.latency import System, Timed
+from export.measurement.latency import BenchmarkResult, System
 from export.measurement.timing import time_on
 from export.quantization.int8 import Int8Options
 from export.quantization.precisions import Precision, Scheme
@@ -62,7 +62,7 @@ class Candidates:
         errors = []
         for layer in range(count):
             others = tuple(i for i in range(count) if i != layer)
-            system = self.add(alone(part, Scheme(scheme.name, others)))
+            system = self.add(quantize_only(part, Scheme(scheme.name, others)))
             errors.append(round(probe.error(system.precision), 5))
             self.content["precisions"].pop(system.precision)
         write_json(self.bundle / "bundle.json", self.content)
@@ -76,12 +76,12 @@ class Candidates:
         return target.relative_to(self.bundle).as_posix()
 
 
-def alone(part: str, scheme: Scheme) -> Precision:
+def quantize_only(part: str, scheme: Scheme) -> Precision:
     """One part in a scheme, the other in fp32."""
     return Precision(scheme, FP32) if part == "encoder" else Precision(FP32, scheme)
 
 
-def row(name: str, timed: Timed, clips: Sequence[Utterance]) -> Row:
+def row(name: str, timed: BenchmarkResult, clips: Sequence[Utterance]) -> Row:
     """What was measured of a system."""
     said = score_utterances(clips, timed.hypotheses)
 

@@ -21,7 +21,7 @@ from export.quantization.int8 import Int8Options
 from export.quantization.precisions import WITH_LAYERS, Precision, Scheme, parse_precision
 from export.quantization.quantize import calibration_clips
 from export.search.budget import Budget, Profile, parse_budget, read_profile
-from export.search.candidates import FP32, Candidates, Row, alone, row
+from export.search.candidates import FP32, Candidates, Row, quantize_only, row
 from export.search.outcome import Search
 from export.search.table import print_search
 from workbench.core.errors import UserError
@@ -35,7 +35,7 @@ from workbench.models.resolve import fingerprint
 log = logging.getLogger("workbench")
 FP32_BOTH = Precision(FP32, FP32)
 DEFAULT_BUDGET = "wer<=+0.5"
-MOST_KEPT = 2  # layers that may stay in fp32
+MAX_KEPT = 2  # layers that may stay in fp32
 NEARLY = 1.03  # latencies this near count as equal: then the smaller form is better
 GOOD = ("p50_ms", "size_mb", "peak_rss_mb", "wer")  # less is better
 
@@ -53,7 +53,7 @@ def search(
         validation: clips to choose on.
         test: clips to confirm on; none are looked at before the choice is made.
         threads: of the runtime.
-        whole: the bundle in fp32 with all tokens, where the one that is searched lacks some: what leaving them out costs counts, too.
+        whole: the bundle in fp32 with the full vocabulary, if the searched one has fewer tokens; WER is compared with it, so that what they cost counts.
 
     Returns:
         What was measured; its choice is None where nothing keeps within the budget.
@@ -63,7 +63,9 @@ def search(
         "encoder": [parse_precision(f"{name}/fp32").encoder for name in profile.encoder],
         "decoder": [parse_precision(f"fp32/{name}").decoder for name in profile.decoder],
     }
-    rows = candidates.measure([alone(part, s) for part, schemes in parts.items() for s in schemes], validation, threads)
+    rows = candidates.measure(
+        [quantize_only(part, s) for part, schemes in parts.items() for s in schemes], validation, threads
+    )
     before = System("fp32, all tokens", "student", whole, "fp32") if whole else None
     own = rows["fp32"]["wer"]
     if before:
@@ -76,9 +78,9 @@ def search(
         errors = layers[f"{part} {scheme.label}"] = candidates.layer_errors(part, scheme, validation)
         worst = sorted(range(len(errors)), key=lambda i: -errors[i])
         # with every layer in fp32 again it would be fp32
-        most = min(MOST_KEPT, len(errors) - 1)
+        most = min(MAX_KEPT, len(errors) - 1)
         forms[part] += [Scheme(scheme.name, tuple(sorted(worst[:n]))) for n in range(1, most + 1)]
-    if new := [p for part, schemes in forms.items() for s in schemes if (p := alone(part, s)).name not in rows]:
+    if new := [p for part, schemes in forms.items() for s in schemes if (p := quantize_only(part, s)).name not in rows]:
         rows |= candidates.measure(new, validation, threads)
     right = {"fp32"} | {name for name, found in rows.items() if not wer.broken(found, own)}
     best = {part: _unbeaten(rows, part, schemes, right) for part, schemes in forms.items()}
@@ -104,16 +106,16 @@ def _worth_mending(rows: dict[str, Row], parts: dict[str, list[Scheme]], right: 
         (part, scheme)
         for part, schemes in parts.items()
         for scheme in schemes
-        if alone(part, scheme).name not in right
+        if quantize_only(part, scheme).name not in right
         and scheme.name in WITH_LAYERS
         and not scheme.kept
-        and scheme in _unbeaten(rows, part, schemes, right | {alone(part, scheme).name})
+        and scheme in _unbeaten(rows, part, schemes, right | {quantize_only(part, scheme).name})
     ]
 
 
 def _unbeaten(rows: dict[str, Row], part: str, schemes: Sequence[Scheme], right: set[str]) -> list[Scheme]:
     """Schemes of a part within the WER that no other such scheme beats in time and size."""
-    good = {s: rows[name] for s in schemes if (name := alone(part, s).name) in right}
+    good = {s: rows[name] for s in schemes if (name := quantize_only(part, s).name) in right}
     keys = (f"{part}_ms", "size_mb")
     return [s for s, found in good.items() if not any(_dominates(other, found, keys) for other in good.values())]
 
@@ -138,7 +140,7 @@ def _notes(rows: dict[str, Row], whole_wer: float | None) -> list[str]:
         slow += ": this CPU has no int8 dot product (VNNI, or Arm's), so integers only save memory"
     notes = []
     for part in ("encoder", "decoder"):
-        if found := rows.get(alone(part, Scheme("int8")).name):
+        if found := rows.get(quantize_only(part, Scheme("int8")).name):
             ratio = found[f"{part}_ms"] / rows["fp32"][f"{part}_ms"]
             faster = f"int8 takes {ratio:.2f} of fp32's time in the {part} on this machine"
             notes.append(faster if ratio < 1 else faster + slow)

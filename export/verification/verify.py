@@ -18,7 +18,7 @@ from export.bundle.inspection import changed_runtime
 from export.bundle.manifest import open_manifest, record
 from export.edge import read_wav
 from export.graphs.padding import as_trained
-from export.verification.clients import available, client_module, has_graphs_of, is_exact, known_clients
+from export.verification.clients import client_module, has_graphs_of, is_exact, known_clients, unavailable_reason
 from workbench.core.children import ending_with_us
 from workbench.core.errors import UserError, last_line
 from workbench.core.progress import Progress
@@ -26,14 +26,14 @@ from workbench.corpus import Utterance
 from workbench.evaluation.scoring import Score, score_utterances
 
 log = logging.getLogger("workbench")
-LEAST_EQUAL = 0.99  # share of clips whose tokens must equal torch's in fp32
+MIN_EQUAL = 0.99  # share of clips whose tokens must equal torch's in fp32
 WER_BUDGET = 0.5  # points above torch that any other may score,
 WORDS_ALLOWED = 2  # or so many words more where the clips are too few to tell: of 24 clips one word is 0.6 points
 SECONDS_A_CLIP = 60  # before a client counts as hung
 
 
 @dataclass(frozen=True)
-class Written:
+class ReferenceTranscript:
     """A transcript by torch."""
 
     text: str
@@ -80,7 +80,7 @@ def verify_bundle(
             if not has_graphs_of(manifest, name):
                 absent[name] = f"the bundle was packed for {manifest.packed_for}"
                 continue
-            if remedy := available(name):
+            if remedy := unavailable_reason(name):
                 absent[name] = remedy
                 log.info("client %s is not installed; %s", name, remedy)
                 continue
@@ -105,7 +105,7 @@ def verify_bundle(
 
 def _torch_reference(
     checkpoint: Path, bundle: Path, clips: Sequence[dict[str, str]], content: dict[str, Any], folder: Path
-) -> list[Written]:
+) -> list[ReferenceTranscript]:
     """What the torch model writes of each clip, alone in its batch, as the clients do it."""
     import torch
 
@@ -144,7 +144,7 @@ def _torch_reference(
             prompt = [family.prompt(clip["language"])]
             limit = family.token_limit(seconds, clip["language"])
             ids = greedy(model, states, prompt, [limit], family.end, family.suppressed, family.suppressed_first)[0]
-            out.append(Written(decode(ids), ids, len(ids) >= limit, decode))
+            out.append(ReferenceTranscript(decode(ids), ids, len(ids) >= limit, decode))
     return out
 
 
@@ -163,7 +163,7 @@ def _compare(
     job: dict[str, Any],
     folder: Path,
     utterances: Sequence[Utterance],
-    reference: Sequence[Written],
+    reference: Sequence[ReferenceTranscript],
     points: float,
 ) -> dict[str, Any]:
     torchs = score_utterances(utterances, [written.text for written in reference])
@@ -176,7 +176,7 @@ def _compare(
     scored = score_utterances(utterances, [c["text"] for c in clips])
     prefixes = [_prefix_share(c, written) for c, written in zip(clips, reference, strict=True)]
     equal = sum(share == 1.0 for share in prefixes)
-    enough = equal >= LEAST_EQUAL * len(clips)
+    enough = equal >= MIN_EQUAL * len(clips)
     exact = is_exact(name) and job["precision"] == "fp32"
     passed = enough if exact else within_budget(scored, torchs, points)
     different = [
@@ -196,7 +196,7 @@ def _compare(
         "tokens_equal": f"{equal} of {len(clips)}",
         "prefix_share": round(sum(prefixes) / len(prefixes), 4),
         "wer": round(scored.wer, 3),
-        "threshold": f"{100 * LEAST_EQUAL:g} % of the clips equal"
+        "threshold": f"{100 * MIN_EQUAL:g} % of the clips equal"
         if exact
         else f"WER at most {points:g} points above torch's" + (f", or {WORDS_ALLOWED} words more" if points else ""),
         "first_difference": _first_difference(utterances, clips, reference, prefixes),
@@ -204,7 +204,7 @@ def _compare(
 
 
 def _first_difference(
-    utterances: Sequence[Utterance], clips: Sequence[dict[str, Any]], reference: Sequence[Written], prefixes: Sequence[float]
+    utterances: Sequence[Utterance], clips: Sequence[dict[str, Any]], reference: Sequence[ReferenceTranscript], prefixes: Sequence[float]
 ) -> dict[str, str] | None:  # fmt: skip
     """The first clip whose text is not torch's, or else whose tokens are not."""
     unequal = [i for i, share in enumerate(prefixes) if share < 1]
@@ -244,7 +244,7 @@ def explain(found: dict[str, Any]) -> list[str]:
     return out
 
 
-def expected_text(clip: dict[str, Any], written: Written) -> str | None:
+def expected_text(clip: dict[str, Any], written: ReferenceTranscript) -> str | None:
     """Text that a runtime must have written, given its tokens; None where it wrote other tokens than torch, or hands none out.
 
     Where torch was stopped by the cap on tokens, the runtime may have stopped earlier.
@@ -258,7 +258,7 @@ def expected_text(clip: dict[str, Any], written: Written) -> str | None:
     return written.text_of(tokens) if stopped and written.text_of else None
 
 
-def differs(clip: dict[str, Any], written: Written) -> bool:
+def differs(clip: dict[str, Any], written: ReferenceTranscript) -> bool:
     """Whether a runtime wrote torch's tokens and another text: its vocabulary is not the checkpoint's."""
     expected = expected_text(clip, written)
     return expected is not None and clip["text"].split() != expected.split()
@@ -298,7 +298,7 @@ def _run(name: str, job: dict[str, Any], folder: Path) -> tuple[dict[str, Any] |
     return result, ""
 
 
-def _prefix_share(clip: dict[str, Any], written: Written) -> float:
+def _prefix_share(clip: dict[str, Any], written: ReferenceTranscript) -> float:
     """Share of torch's tokens before the first difference, 1 only if all are equal; of its text, where a runtime gives no tokens."""
     ours: Sequence[Any] = clip["text"] if clip["tokens"] is None else clip["tokens"]
     theirs: Sequence[Any] = written.text if clip["tokens"] is None else written.tokens

@@ -18,7 +18,7 @@ from export.assembly.build import export_bundle
 from export.assembly.pack import pack
 from export.edge import Recognizer
 from export.optimum.environment import environment
-from export.verification.clients import available
+from export.verification.clients import unavailable_reason
 from export.verification.verify import verify_bundle
 from tests.conftest import ROOT
 from workbench.audio.decode import write_wav
@@ -86,7 +86,7 @@ def test_the_card_says_how_each_runtime_is_called(exported_teacher, tmp_path):
     write_wav(folder / "speech.wav", clip.wave())
     programs = _programs(folder)
     assert len(programs) == 3  # onnx-asr, sherpa-onnx and Optimum
-    if available("optimum"):  # without a network the others are still to agree
+    if unavailable_reason("optimum"):  # without a network the others are still to agree
         programs = [program for program in programs if "optimum" not in program]
     said = [_output([sys.executable, "-c", program], folder) for program in programs]
     assert len(set(said)) == 1, said
@@ -95,7 +95,7 @@ def test_the_card_says_how_each_runtime_is_called(exported_teacher, tmp_path):
 
 @pytest.mark.parametrize("client", ["edge", "onnx_asr", "optimum", "sherpa_onnx", "transformers_js"])
 def test_the_part_for_a_runtime_in_int8_runs_as_its_card_says(exported_teacher, teacher, tmp_path, client):
-    if remedy := available(client):
+    if remedy := unavailable_reason(client):
         pytest.skip(remedy)
     folder = pack(exported_teacher, tmp_path / "device", client, "int8")
     clips = [u for u in open_corpus("prompts-en", "validation") if 2 < u.seconds < 4][:4]
@@ -172,13 +172,13 @@ def test_the_whole_chain_from_the_command_line(tmp_path):
 def test_the_teachers_own_export_is_right_in_every_client(teacher, tmp_path):
     """In fp32 token by token, in int8 within the WER budget, each client in a process of its own."""
     from export.assembly.build import export_bundle
-    from export.verification.clients import available, known_clients
+    from export.verification.clients import known_clients, unavailable_reason
     from export.verification.verify import verify_bundle
 
     bundle = export_bundle(teacher, tmp_path / "bundle", ["fp32", "int8"])
     clips = [u for u in open_corpus("prompts-en", "validation") if 2 < u.seconds < 4][:6]
     found = verify_bundle(bundle, teacher, clips, "prompts-en validation")
-    there = {name for name in known_clients() if not available(name)}
+    there = {name for name in known_clients() if not unavailable_reason(name)}
     assert {c["client"] for c in found["clients"]} == there
     fetched = {"transformers_js", "optimum", "optimum_30s"}  # all others come with the tests' own requirements
     assert there >= set(known_clients()) - fetched
@@ -219,6 +219,8 @@ def test_a_narrow_student_with_learnt_weights_writes_the_same_in_every_client(tm
     bundle = export_bundle(student, tmp_path / "bundle", ["fp32"])
     clips = open_corpus("prompts-en", "validation", 4)
     # so young a student hangs by a hair; these compute the very features that torch does
-    clients = [name for name in ("edge", "optimum", "optimum_30s") if not available(name)]  # the latter are fetched
+    clients = [
+        name for name in ("edge", "optimum", "optimum_30s") if not unavailable_reason(name)
+    ]  # the latter are fetched
     found = verify_bundle(bundle, student, clips, "prompts-en validation", clients)
     assert [client["tokens_equal"] for client in found["clients"]] == ["4 of 4"] * len(clients), found

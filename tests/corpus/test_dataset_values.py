@@ -146,7 +146,7 @@ def test_a_text_that_is_a_list_is_refused_with_its_row(dataset):
 
 
 def test_a_clip_of_many_bytes_is_refused_with_the_bound(dataset, monkeypatch):
-    monkeypatch.setattr("workbench.corpus.hub.MOST_CLIP_BYTES", 1000)
+    monkeypatch.setattr("workbench.corpus.hub.MAX_CLIP_BYTES", 1000)
     with pytest.raises(UserError, match="a clip has more than 1,000 bytes"):
         open_corpus(dataset([{"audio": clip(), "text": "x"}]), "train")
 

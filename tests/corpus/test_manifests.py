@@ -307,7 +307,7 @@ def test_numbers_and_nesting_without_end_are_one_line(folder, name, value):
 
 
 def test_a_manifest_beyond_its_bound_is_refused_unread(folder, monkeypatch):
-    monkeypatch.setattr("workbench.corpus.rows.MOST_BYTES", 10)
+    monkeypatch.setattr("workbench.corpus.rows.MAX_BYTES", 10)
     assert "expected at most 10; split it" in refused(manifest(folder, A))
 
 

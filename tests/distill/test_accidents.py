@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 from workbench.core.errors import UserError
-from workbench.core.locks import claimed, lock_of
+from workbench.core.locks import lock_of, output_lock
 from workbench.distill.trainer import distill
 from workbench.labelling.pseudo_labels import LabelSettings, label
 from workbench.labelling.speech_from_text import synthesize
@@ -21,8 +21,8 @@ from workbench.labelling.speech_from_text import synthesize
 HOLDER = """
 import sys, time
 from pathlib import Path
-from workbench.core.locks import claimed
-with claimed(Path(sys.argv[1])):
+from workbench.core.locks import output_lock
+with output_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -48,12 +48,12 @@ def held(tmp_path):
 def test_an_output_is_one_process_s_at_a_time(tmp_path, held):
     output = tmp_path / "run"
     other = held(output)
-    with pytest.raises(UserError, match=r"run: another process is at work on it; wait"), claimed(output):
+    with pytest.raises(UserError, match=r"run: another process is at work on it; wait"), output_lock(output):
         pass
     other.kill()
     other.wait()
     assert lock_of(output).is_file()  # left by the kill, and in nobody's way
-    with claimed(output), claimed(output):
+    with output_lock(output), output_lock(output):
         pass
     assert not lock_of(output).exists()
     assert not output.exists()
@@ -62,7 +62,7 @@ def test_an_output_is_one_process_s_at_a_time(tmp_path, held):
 def test_a_claim_can_wait(tmp_path, held):
     other = held(tmp_path / "run")
     other.kill()
-    with claimed(tmp_path / "run", wait=True):
+    with output_lock(tmp_path / "run", wait=True):
         assert other.wait() == -signal.SIGKILL
 
 

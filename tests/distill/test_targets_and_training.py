@@ -23,7 +23,7 @@ from workbench.core.files import sha256_of
 from workbench.corpus import open_corpus
 from workbench.distill.trainer import distill
 from workbench.losses.objectives import cross_entropy
-from workbench.models.protocol import IGNORED
+from workbench.models.protocol import IGNORE_INDEX
 from workbench.models.whisper.family import Whisper
 from workbench.models.whisper.passes import decoder_logits, encode
 
@@ -144,7 +144,7 @@ def test_targets_are_what_the_teacher_says(targets):
     torch.testing.assert_close(found.top_logits, logits.topk(8).values, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(found.log_normalizer, (logits / 2.0).logsumexp(-1), atol=1e-3, rtol=1e-3)
     assert found.task_loss == pytest.approx(
-        cross_entropy(logits, tokens.labels[tokens.labels != IGNORED]).mean().item(), abs=1e-3
+        cross_entropy(logits, tokens.labels[tokens.labels != IGNORE_INDEX]).mean().item(), abs=1e-3
     )
     torch.testing.assert_close(found.states.float(), states[0, : len(found.states)], atol=2e-3, rtol=2e-3)
     assert len(found.states) == -(-(len(clips[1].wave()) + 3200) // 320)

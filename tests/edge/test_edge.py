@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from export.edge import AudioError, BundleError, Recognizer, Segment, Stream, Transcript, written
+from export.edge import AudioError, BundleError, Recognizer, Segment, Stream, Transcript, format_segments
 from export.edge.audio import Resampler, resample
 from export.edge.decoding import beam_search, greedy, log_softmax
 from export.edge.sessions import with_cuda_options
@@ -228,12 +228,12 @@ def test_an_utterance_that_never_ends_is_cut(recognizer):
 def test_subtitles_and_json():
     said = Transcript("Hello.", "en", (1,), {}, True)
     rows = [Segment(0.5, 1.25, said), Segment(3725.0, 3726.5, said)]
-    assert written(rows, "a.wav", "text") == "a.wav\tHello. Hello."
-    assert written(rows, "a.wav", "srt").splitlines()[1] == "00:00:00,500 --> 00:00:01,250"
-    assert written(rows, "a.wav", "vtt").startswith(
+    assert format_segments(rows, "a.wav", "text") == "a.wav\tHello. Hello."
+    assert format_segments(rows, "a.wav", "srt").splitlines()[1] == "00:00:00,500 --> 00:00:01,250"
+    assert format_segments(rows, "a.wav", "vtt").startswith(
         "WEBVTT\n\n1\n00:00:00.500 --> 00:00:01.250\nHello.\n\n2\n01:02:05.000"
     )
-    assert json.loads(written(rows, "a.wav", "json"))["segments"][1]["end"] == 3726.5
+    assert json.loads(format_segments(rows, "a.wav", "json"))["segments"][1]["end"] == 3726.5
 
 
 def test_the_command_line_writes_subtitles(exported, recording, tmp_path):
@@ -296,7 +296,7 @@ def test_a_decoder_whose_memory_is_kept_writes_the_same(exported, recognizer):
 
 
 def test_shapes_beyond_those_that_are_kept_are_decoded_as_usual(exported, recognizer, monkeypatch):
-    monkeypatch.setattr("export.edge.cuda_graphs.MOST_SHAPES", 1)
+    monkeypatch.setattr("export.edge.cuda_graphs.MAX_SHAPES", 1)
     kept = Recognizer(exported, "fp32", 2, vad=False)
     kept._shapes = kept._new_shapes()
     for wave in (tone(1.0), tone(2.0), tone(1.0)):

@@ -83,7 +83,7 @@ class Fake:
     def states(self, waves):
         return waves
 
-    def looked(self, _crossed, _prompt, tokens, samples):
+    def cross_attention(self, _crossed, _prompt, tokens, samples):
         positions = samples // 320
         rows = np.zeros((len(tokens) + 1, positions), np.float32)
         for i in range(len(tokens) + 1):

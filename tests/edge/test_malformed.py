@@ -13,7 +13,7 @@ from export.bundle.manifest import open_manifest
 from export.bundle.recorded import check_recorded
 from export.edge import AudioError, BundleError, Recognizer, read_manifest
 from export.edge.__main__ import main
-from export.edge.graph_file import refused
+from export.edge.graph_file import unsafe_reason
 from export.measurement.measure import measure
 from export.verification.verify import verify_bundle
 from tests.conftest import tone
@@ -171,7 +171,7 @@ def test_workers_do_not_import_from_the_current_folder(exported, student, speech
 
 @pytest.mark.parametrize("name", ["Loop", "EPContext", "Snpe"])
 def test_a_graph_with_an_operator_that_is_not_run_is_refused(name, tmp_path):
-    assert name in refused(graph_of(name, tmp_path))
+    assert name in unsafe_reason(graph_of(name, tmp_path))
 
 
 def test_every_operator_that_runs_a_graph_again_and_again_is_refused(tmp_path):
@@ -181,7 +181,7 @@ def test_every_operator_that_runs_a_graph_again_and_again_is_refused(tmp_path):
     schemas = get_all_operator_schema()
     names = {s.name for s in schemas if any("GRAPH" in str(a.type) for a in s.attributes.values())} - {"If"}
     assert {"Loop", "WhisperBeamSearch"} <= names
-    assert not [name for name in names if not refused(graph_of(name, tmp_path))]
+    assert not [name for name in names if not unsafe_reason(graph_of(name, tmp_path))]
 
 
 def graph_of(operator, folder):

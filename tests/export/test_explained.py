@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 
 from export.verification import verify
-from export.verification.verify import Written, explain
+from export.verification.verify import ReferenceTranscript, explain
 from workbench.cli.export import _tell_failures
 from workbench.core.errors import UserError
 
 CLIPS = [SimpleNamespace(id=f"clip-{i}", text="turn the lights on", language="en", speed=1.0) for i in range(4)]
-SAID = [Written("turn the lights on", [1, 2, 3], False, None) for _ in CLIPS]
+SAID = [ReferenceTranscript("turn the lights on", [1, 2, 3], False, None) for _ in CLIPS]
 
 
 @pytest.fixture

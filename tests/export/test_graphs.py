@@ -14,7 +14,7 @@ from export.graphs.merged import merged_graph
 from export.graphs.names import DECODER, ENCODER, SHERPA, STEP
 from export.graphs.padding import as_trained
 from export.graphs.step import UNSAID
-from export.verification.clients import available, known_clients
+from export.verification.clients import known_clients, unavailable_reason
 from export.verification.verify import verify_bundle
 from tests.conftest import tone
 from workbench.config.recipe import StudentRecipe
@@ -167,7 +167,7 @@ def test_the_tied_matrix_is_stored_once_in_every_decoder(exported):
 
 @pytest.mark.parametrize("name", known_clients())
 def test_every_runtime_loads_the_bundle_and_transcribes(exported, student, tmp_path, name):
-    if remedy := available(name):
+    if remedy := unavailable_reason(name):
         pytest.skip(f"{name} is not installed; {remedy}")
     if name == "onnx_asr":
         pytest.skip("it writes up to 448 tokens, more than the tiny model's context holds; a slow test has it")

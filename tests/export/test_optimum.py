@@ -16,7 +16,7 @@ from export.graphs.names import DECODER
 from export.graphs.step import UNSAID
 from export.optimum import environment as place
 from export.optimum.environment import Environment, environment, is_satisfied
-from export.verification.clients import available
+from export.verification.clients import unavailable_reason
 from export.verification.clients.optimum import missing
 from export.verification.json_process import JsonProcess
 from workbench.core.errors import UserError
@@ -108,7 +108,7 @@ def test_without_a_network_the_client_is_not_there_and_says_what_to_do(cache, mo
     for name, value in nowhere.items():
         monkeypatch.setenv(name, value)
     for client in ("optimum", "optimum_30s"):
-        remedy = available(client)
+        remedy = unavailable_reason(client)
         assert remedy is not None
         assert "let pip reach its package index and run the same command again" in remedy
         assert "\n" not in remedy

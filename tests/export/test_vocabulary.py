@@ -10,7 +10,7 @@ from export.assembly.build import export_bundle
 from export.bundle.manifest import open_manifest, size_mb
 from export.bundle.vocabulary import choose, loss_of, prune, prune_like
 from export.edge import Recognizer
-from export.verification.clients import available
+from export.verification.clients import unavailable_reason
 from export.verification.verify import verify_bundle
 from tests.conftest import SPECIALS, tone
 from workbench.core.errors import UserError
@@ -129,7 +129,7 @@ def test_a_bundle_of_it_is_verified_and_says_what_is_lost(checkpoint, pruned, tm
     assert 80 < said["lost"]["tokens_kept_percent"] < 100
     assert size_mb(manifest, "fp32") < size_mb(open_manifest(whole), "fp32")
     clips = [u for u in open_corpus("prompts-en", "validation") if u.seconds < 3][:3]
-    clients = [name for name in ("edge", "optimum") if not available(name)]  # the latter is fetched
+    clients = [name for name in ("edge", "optimum") if not unavailable_reason(name)]  # the latter is fetched
     found = verify_bundle(bundle, checkpoint, clips, "prompts-en", clients, 2)
     assert [c["tokens_equal"] for c in found["clients"] if c["precision"] == "fp32"] == ["3 of 3"] * len(clients)
     before = (bundle / "bundle.json").stat().st_mtime_ns

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from export.bundle.manifest import open_manifest
-from export.measurement.latency import STAGES, System, Timed
+from export.measurement.latency import STAGES, BenchmarkResult, System
 from export.measurement.measure import Clips, _key, _section, measure, trained_on
 from export.measurement.report import columns, print_table, rows, sections
 from workbench.core.errors import UserError
@@ -125,7 +125,7 @@ def test_mixed_languages_are_scored_each_by_its_own_and_shown_apart(exported, sp
     first, second = open_corpus(str(speech(2)), "test")
     clips = [replace(first, text="my favourite colour"), replace(second, text="今天天气很好", language="zh")]
     stages = dict.fromkeys(STAGES, 1.0)
-    said = Timed(["my favorite color", "今天天气很坏"], [stages] * 2, [True] * 2, [False] * 2, [3, 3])
+    said = BenchmarkResult(["my favorite color", "今天天气很坏"], [stages] * 2, [True] * 2, [False] * 2, [3, 3])
     systems = [System("teacher", "teacher", exported, "fp32"), System("student", "student", exported, "int8")]
     section = _section(systems, [said, said], Clips("prompts-en", "test", clips, 0), [exported])
     assert section["systems"][1]["by_language"]["en"]["wer"] == 0

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from export.measurement.latency import System, Timed
+from export.measurement.latency import BenchmarkResult, System
 from export.measurement.report import robustness_rows
 from export.measurement.robustness import SPEECHLESS, check_robustness, made_up, unspoken
 from workbench.corpus import open_corpus
@@ -27,8 +27,8 @@ def test_what_is_written_is_counted(exported, monkeypatch):
     said = {"silence": "", "noise": "you", "music": "la la la la la", "tenth of a second": "a b"}
     texts = [said[kind] for kind in count for _ in range(count[kind])]
     done = [True] * len(texts)
-    fake = Timed(texts, [], [True] * (len(texts) - 1) + [False], [False] * len(texts), [])
-    corpus = Timed([u.text for u in utterances], [], done, [False] * 12, [])
+    fake = BenchmarkResult(texts, [], [True] * (len(texts) - 1) + [False], [False] * len(texts), [])
+    corpus = BenchmarkResult([u.text for u in utterances], [], done, [False] * 12, [])
     system = System("student", "student", exported, "fp32")
     asked = []
     monkeypatch.setattr(

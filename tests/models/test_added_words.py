@@ -9,8 +9,8 @@ import pytest
 from export.assembly.build import export_bundle
 from export.edge import Recognizer
 from export.edge.tokens import Detokenizer
-from export.verification.clients import available
-from export.verification.verify import Written, differs, verify_bundle, wer_budget, within_budget
+from export.verification.clients import unavailable_reason
+from export.verification.verify import ReferenceTranscript, differs, verify_bundle, wer_budget, within_budget
 from tests.conftest import tone
 from workbench.corpus import open_corpus
 from workbench.evaluation.scoring import score
@@ -75,7 +75,7 @@ def test_tokens_txt_has_them(bundle, checkpoint):
 
 @pytest.mark.parametrize("client", ["edge", "optimum"])
 def test_they_are_verified(bundle, checkpoint, speech, client):
-    if remedy := available(client):
+    if remedy := unavailable_reason(client):
         pytest.skip(remedy)
     clips = open_corpus(str(speech(3)), "validation")
     found = verify_bundle(bundle, checkpoint, clips, "speech", [client], threads=1)["clients"][0]
@@ -106,11 +106,13 @@ def test_a_text_that_differs_where_the_tokens_are_equal_is_a_failure(bundle, che
 
 
 def test_only_spaces_may_differ():
-    assert not differs({"text": "a  b ", "tokens": [1, 2]}, Written("a b", [1, 2], False))
-    assert differs({"text": "a c", "tokens": [1, 2]}, Written("a b", [1, 2], False))
-    assert not differs({"text": "a c", "tokens": [1, 3]}, Written("a b", [1, 2], False))  # tokens are compared already
-    assert not differs({"text": "a c", "tokens": None}, Written("a b", [1, 2], False))
-    capped = Written("a b", [1, 2], True, lambda tokens: " ".join("ab"[i - 1] for i in tokens))
+    assert not differs({"text": "a  b ", "tokens": [1, 2]}, ReferenceTranscript("a b", [1, 2], False))
+    assert differs({"text": "a c", "tokens": [1, 2]}, ReferenceTranscript("a b", [1, 2], False))
+    assert not differs(
+        {"text": "a c", "tokens": [1, 3]}, ReferenceTranscript("a b", [1, 2], False)
+    )  # tokens are compared already
+    assert not differs({"text": "a c", "tokens": None}, ReferenceTranscript("a b", [1, 2], False))
+    capped = ReferenceTranscript("a b", [1, 2], True, lambda tokens: " ".join("ab"[i - 1] for i in tokens))
     assert not differs({"text": "a", "tokens": [1]}, capped)
     assert differs({"text": "", "tokens": [1]}, capped)
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from export.assembly.build import export_bundle
 from export.edge import Recognizer
-from export.verification.clients import available, known_clients
+from export.verification.clients import known_clients, unavailable_reason
 from export.verification.verify import verify_bundle
 from tests.conftest import tone
 from tests.fuzzing import fuzz, json_mutations
@@ -365,7 +365,7 @@ def test_what_transformers_5_saves_is_read_and_exported_for_every_client(
         assert (bundle / name).read_text() == (exported / name).read_text()
     features = json.loads((bundle / "preprocessor_config.json").read_text())
     assert features["feature_size"] == 80
-    clients = [name for name in known_clients() if name != "onnx_asr" and not available(name)]
+    clients = [name for name in known_clients() if name != "onnx_asr" and not unavailable_reason(name)]
     clips = [u for u in open_corpus("prompts-en", "validation") if u.seconds < 3][:1]
     found = verify_bundle(bundle, saved_by_transformers, clips, "prompts-en", clients, 1)
     assert [client["error"] for client in found["clients"]] == [None] * len(clients)

@@ -9,7 +9,7 @@ from transformers import WhisperTokenizer, WhisperTokenizerFast
 
 from tests.conftest import tone
 from workbench.core.errors import UserError
-from workbench.models.protocol import IGNORED
+from workbench.models.protocol import IGNORE_INDEX
 from workbench.models.whisper.convolution import convolve
 from workbench.models.whisper.decoding import greedy
 from workbench.models.whisper.family import Whisper
@@ -62,15 +62,15 @@ def test_logits_stand_at_the_labels_and_only_there(family):
     tokens = family.tokens(["ab", "hello you"], ["en", "es"])
     states = encode(model, family.features([tone(1.0), tone(1.0)], 1.2))
     full = model(encoder_outputs=(states,), decoder_input_ids=tokens.inputs).logits
-    torch.testing.assert_close(decoder_logits(model, states, tokens), full[tokens.labels != IGNORED])
-    assert (tokens.labels[0] != IGNORED).sum() == len(" ab") + 1  # one token a byte here, and the end
+    torch.testing.assert_close(decoder_logits(model, states, tokens), full[tokens.labels != IGNORE_INDEX])
+    assert (tokens.labels[0] != IGNORE_INDEX).sum() == len(" ab") + 1  # one token a byte here, and the end
 
 
 def test_labels_follow_the_prompt_and_end_the_transcript(family):
     tokens = family.tokens(["a"], ["es"])
     text = family.tokenizer.convert_ids_to_tokens(tokens.inputs[0])
     assert text == ["<|startoftranscript|>", "<|es|>", "<|transcribe|>", "<|notimestamps|>", "Ġ", "a"]
-    assert tokens.labels[0].tolist()[:3] == [IGNORED] * 3
+    assert tokens.labels[0].tolist()[:3] == [IGNORE_INDEX] * 3
     assert tokens.labels[0, -1] == family.end
 
 

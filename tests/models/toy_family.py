@@ -11,7 +11,7 @@ from torch import nn
 
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.core.errors import UserError
-from workbench.models.protocol import IGNORED, Tokens, Transcript
+from workbench.models.protocol import IGNORE_INDEX, Tokens, Transcript
 from workbench.models.students import choose_layers
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz '.,"
@@ -129,7 +129,7 @@ class Toy:
         spelt = [[FIRST + ALPHABET.index(c) for c in text.lower() if c in ALPHABET] for text in texts]
         pad = torch.nn.utils.rnn.pad_sequence
         inputs = pad([torch.tensor([BEGIN, *ids]) for ids in spelt], True, END)
-        return Tokens(inputs, pad([torch.tensor([*ids, END]) for ids in spelt], True, IGNORED))
+        return Tokens(inputs, pad([torch.tensor([*ids, END]) for ids in spelt], True, IGNORE_INDEX))
 
     def encode(self, model, features, attention_mask=None, checkpointing=False):
         return model.hear(features)

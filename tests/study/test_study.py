@@ -11,7 +11,7 @@ import yaml
 
 from tests.conftest import ROOT
 from workbench.core.errors import UserError
-from workbench.evaluation.comparison import Compared, difference_over_seeds, holm
+from workbench.evaluation.comparison import PairedHypotheses, difference_over_seeds, holm
 from workbench.study.plan import Trial, arm_recipe, folder_of, load_study, trials
 
 
@@ -169,11 +169,11 @@ def broken(share, seed):
 
 def test_the_difference_over_seeds_is_seen_and_that_of_equals_is_none():
     bad, good = [broken(0.9, s) for s in range(3)], [broken(0.2, s + 10) for s in range(3)]
-    found = difference_over_seeds([Compared(REFERENCES, good, bad)])
+    found = difference_over_seeds([PairedHypotheses(REFERENCES, good, bad)])
     assert found["points"] < 0
     assert found["ci"][1] < 0
     assert found["relative"] < -0.3
-    same = difference_over_seeds([Compared(REFERENCES, bad, bad)])
+    same = difference_over_seeds([PairedHypotheses(REFERENCES, bad, bad)])
     assert same["points"] == 0
     assert same["ci"] == [0, 0]
 
@@ -182,7 +182,7 @@ def test_the_interval_over_seeds_is_wider_than_over_clips_alone():
     """One seed of three much worse: the chance of training belongs into the interval."""
     theirs = [broken(0.3, 1)] * 3
     ours = [broken(0.3, 1), broken(0.3, 1), broken(1.0, 2)]
-    wide = difference_over_seeds([Compared(REFERENCES, ours, theirs)], "wer")
+    wide = difference_over_seeds([PairedHypotheses(REFERENCES, ours, theirs)], "wer")
     assert wide["ci"][0] <= 0 < wide["ci"][1]
     assert wide["points"] > 0
     # Student's t with two degrees of freedom: at least 4.3 standard errors of the seeds, where a percentile bootstrap stays within the seeds' range
@@ -199,7 +199,7 @@ def test_the_interval_is_students_t_where_only_seeds_differ():
     references = ["a b c d e f g h i j"] * 25
     theirs = [references] * 3
     ours = [[" ".join(r.split()[:-k]) for r in references] for k in (1, 2, 3)]  # 10, 20, 30 % deletions
-    found = difference_over_seeds([Compared(references, ours, theirs)], "wer")
+    found = difference_over_seeds([PairedHypotheses(references, ours, theirs)], "wer")
     assert found["points"] == pytest.approx(20.0)
     assert found["ci"] == pytest.approx([20 - 4.30265 * 10 / 3**0.5, 20 + 4.30265 * 10 / 3**0.5], abs=1e-3)
     assert found["p"] == pytest.approx(0.0742, abs=1e-4)  # t = 3.4641 with two degrees of freedom
@@ -207,7 +207,7 @@ def test_the_interval_is_students_t_where_only_seeds_differ():
 
 def test_few_clips_have_no_interval():
     few = REFERENCES[:19]
-    found = difference_over_seeds([Compared(few, [few] * 3, [["nothing"] * 19] * 3)], "wer")
+    found = difference_over_seeds([PairedHypotheses(few, [few] * 3, [["nothing"] * 19] * 3)], "wer")
     assert (found["ci"], found["p"]) == (None, None)
     assert found["points"] < 0
 
@@ -221,8 +221,8 @@ def test_holm_adjusts_by_the_number_of_comparisons():
 def test_several_corpora_count_alike_whatever_their_size():
     bad, good = [broken(1.0, 1)], [REFERENCES]
     short = [r[:8] for r in REFERENCES]
-    one = difference_over_seeds([Compared(REFERENCES, good, bad)])["points"]
-    none = difference_over_seeds([Compared(short, [short], [short])])["points"]
-    both = difference_over_seeds([Compared(REFERENCES, good, bad), Compared(short, [short], [short])])
+    one = difference_over_seeds([PairedHypotheses(REFERENCES, good, bad)])["points"]
+    none = difference_over_seeds([PairedHypotheses(short, [short], [short])])["points"]
+    both = difference_over_seeds([PairedHypotheses(REFERENCES, good, bad), PairedHypotheses(short, [short], [short])])
     assert none == 0
     assert both["points"] == pytest.approx(one / 2, abs=0.01)

@@ -18,7 +18,7 @@ from workbench.cache.tensor_shards import Store, shards_of
 from workbench.core.distributed import wait_for_all
 from workbench.core.files import cache_folder, cache_key, check_free_space
 from workbench.core.host import usable_cpus
-from workbench.core.locks import claimed
+from workbench.core.locks import output_lock
 from workbench.corpus import Utterance
 
 FORMAT = 1  # raise when decoding changes
@@ -48,18 +48,18 @@ class AudioCache:
     def __contains__(self, key: str) -> bool:
         return key in self.store
 
-    def check(self, utterances: Sequence[Utterance], keys: Sequence[str], rank: int = 0, ranks: int = 1) -> None:
+    def check(self, utterances: Sequence[Utterance], keys: Sequence[str], rank: int = 0, world_size: int = 1) -> None:
         """Remove what is damaged; all processes of a run must call it.
 
         Raises:
             UserError: a clip lasts another time than its row states.
         """
-        self.store.drop_damaged(keys, rank, ranks)
+        self.store.drop_damaged(keys, rank, world_size)
         if rank == 0:
-            with claimed(self.store.folder, wait=True, told=False):  # other runs may be writing
+            with output_lock(self.store.folder, wait=True, log_wait=False):  # other runs may be writing
                 self.store.reload()
                 self.store.drop_unnamed()
-        if ranks > 1:
+        if world_size > 1:
             wait_for_all()
         self.store.reload()
         for utterance, key in zip(utterances, keys, strict=True):
@@ -76,7 +76,7 @@ class AudioCache:
         clips = [(key, wave) for key, wave in clips if key not in self.store]
         if not clips:
             return
-        with claimed(self.store.folder, wait=True, told=False):  # other runs may write, too
+        with output_lock(self.store.folder, wait=True, log_wait=False):  # other runs may write, too
             self.store.reload()
             samples = {key: to_samples(wave) for key, wave in clips if key not in self.store}
             items = [({"key": key, "samples": len(values)}, {"wave": values}) for key, values in samples.items()]
@@ -88,16 +88,16 @@ class AudioCache:
         utterances: Sequence[Utterance],
         keys: Sequence[str],
         rank: int = 0,
-        ranks: int = 1,
+        world_size: int = 1,
         progress: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Decode what is missing of this rank's share; raises UserError for audio that cannot be used."""
-        own, own_keys = utterances[rank::ranks], keys[rank::ranks]
+        own, own_keys = utterances[rank::world_size], keys[rank::world_size]
         check_free_space(self.store.folder, self.missing_bytes(own), "the decoded audio")
         whole = all(
             isinstance(u.audio, (Path, bytes)) for u in own
         )  # stretches of one recording are cut one after another
-        with ThreadPoolExecutor(max(1, usable_cpus() // ranks) if whole else 1) as pool:
+        with ThreadPoolExecutor(max(1, usable_cpus() // world_size) if whole else 1) as pool:
             for shard in shards_of(own_keys, self):
                 waves = list(pool.map(lambda i: own[i].wave(), shard))
                 self.add(zip([own_keys[i] for i in shard], waves, strict=True), rank)

@@ -34,7 +34,7 @@ class EncodingSettings:
     margin: MarginRecipe  # range of the silence after a clip
     seed: int  # of the run
     rank: int = 0  # number of this process
-    ranks: int = 1  # how many there are
+    world_size: int = 1  # how many there are
 
 
 @torch.no_grad()
@@ -59,10 +59,10 @@ def encode_clips(
         progress: called with the number of clips finished since the last call.
     """
     utterances, keys = dataset.utterances, dataset.keys
-    margin, seed, rank, ranks = settings.margin, settings.seed, settings.rank, settings.ranks
+    margin, seed, rank, world_size = settings.margin, settings.seed, settings.rank, settings.world_size
     device = next(model.parameters()).device
     # ties are broken by key, so that every run batches alike
-    order = sorted(range(len(utterances)), key=lambda i: (utterances[i].seconds, keys[i]))[rank::ranks]
+    order = sorted(range(len(utterances)), key=lambda i: (utterances[i].seconds, keys[i]))[rank::world_size]
     mine = [keys[i] for i in order]
     shards = list(shards_of(mine, store))
     width = family.width
@@ -103,12 +103,12 @@ def encode_whole(
     keys: Sequence[str],
     store: Store,
     rank: int = 0,
-    ranks: int = 1,
+    world_size: int = 1,
     progress: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Write a teacher's encoder states at its whole window (fp16 [positions, width]) of this rank's clips that the store lacks."""
     device = next(model.parameters()).device
-    order = sorted(range(len(utterances)), key=lambda i: keys[i])[rank::ranks]
+    order = sorted(range(len(utterances)), key=lambda i: keys[i])[rank::world_size]
     mine = [keys[i] for i in order]
     shards = list(shards_of(mine, store))
     window = family.positions(round(family.window_seconds * SAMPLE_RATE))

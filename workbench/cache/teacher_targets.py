@@ -25,7 +25,7 @@ from workbench.core.files import cache_folder, cache_key, check_free_space
 from workbench.corpus import Utterance
 from workbench.losses.objectives import cross_entropy
 from workbench.losses.soft_targets import Kept, Kind, bytes_of_a_label, keep_all, keep_sample, keep_top_k
-from workbench.models.protocol import IGNORED, Family
+from workbench.models.protocol import IGNORE_INDEX, Family
 
 log = logging.getLogger("workbench")
 FORMAT = 2  # raise when what is read of the shards changes
@@ -89,11 +89,11 @@ class TargetCache:
     def __contains__(self, key: str) -> bool:
         return key in self.store or (self.richer is not None and key in self.richer)
 
-    def check(self, keys: Sequence[str], rank: int = 0, ranks: int = 1) -> None:
+    def check(self, keys: Sequence[str], rank: int = 0, world_size: int = 1) -> None:
         """`Store.check`, which all processes that fill the cache must call."""
         if self.richer is not None:  # another run's: only what is damaged is removed
-            self.richer.drop_damaged(keys, rank, ranks)
-        self.store.check(keys, rank, ranks)
+            self.richer.drop_damaged(keys, rank, world_size)
+        self.store.check(keys, rank, world_size)
         if self.richer is not None:
             self.richer.reload()
 
@@ -125,7 +125,7 @@ def compute_targets(
     cache: TargetCache,
     batch_clips: int = 1,
     rank: int = 0,
-    ranks: int = 1,
+    world_size: int = 1,
     progress: Callable[[int], None] = lambda _: None,
     audio: AudioCache | None = None,
 ) -> None:
@@ -138,7 +138,7 @@ def compute_targets(
         cache: where the targets go.
         batch_clips: clips in one forward pass, of similar length so that few labels are padding.
         rank: number of this process.
-        ranks: how many processes there are.
+        world_size: how many processes there are.
         progress: called with the number of clips finished since the last call.
         audio: where what is decoded for the teacher is kept, too.
 
@@ -146,7 +146,7 @@ def compute_targets(
         UserError: the disk cannot hold the targets, or a clip cannot be used.
     """
     settings, store = cache.settings, cache.store
-    ordered = sorted(utterances, key=lambda u: (u.seconds, u.id))[rank::ranks]
+    ordered = sorted(utterances, key=lambda u: (u.seconds, u.id))[rank::world_size]
     keys = [settings.key(u) for u in ordered]
     shards = list(shards_of(keys, cache))
     missing = [ordered[i] for shard in shards for i in shard]
@@ -192,7 +192,7 @@ def compute_targets(
 def _unasked(family: Family, batch: Sequence[Utterance]) -> list[ClipTargets]:
     """Targets that say nothing, of the right number of labels."""
     tokens = family.tokens([u.text for u in batch], [u.language for u in batch])
-    counts = (tokens.labels != IGNORED).sum(1).tolist()
+    counts = (tokens.labels != IGNORE_INDEX).sum(1).tolist()
     return [
         ClipTargets(
             torch.empty(count, 0, dtype=torch.int32),
@@ -222,8 +222,8 @@ def _teacher_pass(
         seconds = max(seconds, max(map(len, waves)) / SAMPLE_RATE + settings.margin)
     states = family.encode(teacher, family.features(waves, seconds, device))
     logits = family.logits(teacher, states, on_device).float()  # [labels, vocabulary]
-    losses = cross_entropy(logits, on_device.labels[on_device.labels != IGNORED])
-    counts = (tokens.labels != IGNORED).sum(1).tolist()
+    losses = cross_entropy(logits, on_device.labels[on_device.labels != IGNORE_INDEX])
+    counts = (tokens.labels != IGNORE_INDEX).sum(1).tolist()
     out = []
     pieces = zip(torch.split(logits, counts), torch.split(losses.cpu(), counts), strict=True)
     for i, (own, loss) in enumerate(pieces):

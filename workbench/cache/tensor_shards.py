@@ -20,7 +20,7 @@ from torch import Tensor
 
 from workbench.cache.checksums import file_crc32, rows_in, sealed
 from workbench.core.disk import disk_errors
-from workbench.core.distributed import claimed_by_all, wait_for_all
+from workbench.core.distributed import output_lock_of_all, wait_for_all
 from workbench.core.errors import UserError
 from workbench.core.files import atomic_path
 
@@ -71,15 +71,15 @@ class Store:
         self._read[index.name] = begin + len(lines)
         return lines
 
-    def check(self, keys: Iterable[str], rank: int = 0, ranks: int = 1) -> None:
+    def check(self, keys: Iterable[str], rank: int = 0, world_size: int = 1) -> None:
         """Remove what is damaged of the shards of these items, and what no line names, so that their items count as missing.
 
         Only the process that fills the folder may call it, or all of a run that does, each of which reads its share.
         """
-        self.drop_damaged(keys, rank, ranks)
+        self.drop_damaged(keys, rank, world_size)
         if rank == 0:
             self.drop_unnamed()
-        if ranks > 1:
+        if world_size > 1:
             wait_for_all()
         self.reload()
 
@@ -92,11 +92,11 @@ class Store:
             log.warning("%s: %d file(s) without a checksum, of a run that was killed or of an earlier version, were removed",
                         self.folder, len(unnamed))  # fmt: skip
 
-    def drop_damaged(self, keys: Iterable[str], rank: int = 0, ranks: int = 1) -> None:
+    def drop_damaged(self, keys: Iterable[str], rank: int = 0, world_size: int = 1) -> None:
         """Remove this rank's share of the damaged shards that hold any of these items."""
         shards = {entry["shard"]: entry["crc32"] for key in keys if (entry := self.index.get(key))}
         for name, crc32 in sorted(shards.items()):
-            if crc32 % ranks != rank:  # which another process reads, whatever it finds removed already
+            if crc32 % world_size != rank:  # which another process reads, whatever it finds removed already
                 continue
             if name not in self._sound and file_crc32(self.folder / name) != crc32:
                 lost = sum(entry["shard"] == name for entry in self.index.values())
@@ -163,9 +163,9 @@ class Store:
 
 
 @contextlib.contextmanager
-def filling(folder: Path) -> Iterator[None]:
+def cache_lock(folder: Path) -> Iterator[None]:
     """One run at a time fills a folder of the cache; its processes begin and end together."""
-    with claimed_by_all(folder, wait=True):
+    with output_lock_of_all(folder, wait=True):
         yield
         wait_for_all()
 

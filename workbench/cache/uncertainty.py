@@ -29,7 +29,7 @@ def measure_uncertainty(
     dataset: LabelledDataset,
     settings: TargetSettings,
     rank: int = 0,
-    ranks: int = 1,
+    world_size: int = 1,
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, float]:
     """Uncertainty of this rank's utterances by id; what was measured before is read from the cache.
@@ -40,7 +40,7 @@ def measure_uncertainty(
         dataset: the utterances.
         settings: of the targets; the teacher and the precision count.
         rank: number of this process.
-        ranks: how many processes there are.
+        world_size: how many processes there are.
         progress: called with the number of utterances done.
     """
     own = [] if settings.own_margin is None else [settings.own_margin]  # where 30 s are heard older values stay valid
@@ -52,7 +52,7 @@ def measure_uncertainty(
     found: dict[str, float] = {}
     device = next(model.parameters()).device
     with (folder / f"{rank:03d}.jsonl").open("a", encoding="utf-8") as file:
-        for utterance, key in list(zip(dataset.utterances, dataset.keys, strict=True))[rank::ranks]:
+        for utterance, key in list(zip(dataset.utterances, dataset.keys, strict=True))[rank::world_size]:
             if key not in known:
                 tokens = family.tokens([utterance.text], [utterance.language]).to(device)
                 wave = [utterance.wave()]

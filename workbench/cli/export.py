@@ -202,12 +202,12 @@ def measure(
     from export.bundle.manifest import open_manifest
     from export.measurement.measure import measure as run
     from export.measurement.report import print_table
-    from workbench.core.locks import claimed
+    from workbench.core.locks import output_lock
 
     for bundle in bundles:
         open_manifest(bundle)  # before a folder is made for the report
     folder = output or bundles[0].parent
-    with claimed(folder / "report.json"):
+    with output_lock(folder / "report.json"):
         report = run(
             bundles, against, folder, corpus or ["prompts-en"], split, clips, threads, repeats, again, robustness
         )
@@ -278,7 +278,7 @@ def prune(
     """Write a checkpoint that knows fewer tokens: a teacher whose students are small from the start."""
     from export.bundle.vocabulary import choose
     from export.bundle.vocabulary import prune as write
-    from workbench.core.locks import claimed
+    from workbench.core.locks import output_lock
     from workbench.core.ownership import CHECKPOINT, check_replaceable, replacing, write_record
     from workbench.models.resolve import resolve_teacher
     from workbench.models.whisper.family import Whisper
@@ -288,7 +288,7 @@ def prune(
         raise UserError(f"{output}: exists; choose another -o, or add --overwrite")
     check_replaceable(output, CHECKPOINT, [source])
     kept = choose(vocabulary, Whisper(source))
-    with claimed(output), replacing(output, CHECKPOINT) as folder:
+    with output_lock(output), replacing(output, CHECKPOINT) as folder:
         write(source, kept, folder)
         write_record(folder)
     typer.echo(f"{output}: {len(kept):,} tokens")

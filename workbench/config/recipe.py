@@ -22,7 +22,7 @@ from workbench.config.sections import (
     StudentRecipe,
     TargetsRecipe,
 )
-from workbench.config.weightings import needs_uncertainty, without_effect
+from workbench.config.weightings import inactive_reason, needs_uncertainty
 from workbench.core.errors import UserError, nearest
 from workbench.core.files import read_yaml, write_text
 
@@ -78,7 +78,7 @@ class Recipe(Section):
     def _takes_effect(self) -> Recipe:
         for name, stage in self.stages.items():
             facts = stage.facts(stage.epochs, self.stream is not None)
-            if (reason := without_effect(stage.weighting, facts)) is not None:
+            if (reason := inactive_reason(stage.weighting, facts)) is not None:
                 raise ValueError(f"stages.{name}.weighting: {reason}")
         return self
 

@@ -35,7 +35,7 @@ class WeightingSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    def without_effect(self, stage: StageFacts) -> str | None:
+    def inactive_reason(self, stage: StageFacts) -> str | None:
         """Why the system would never do anything in such a stage, and what to set instead; None if it does."""
         if not stage.decoding:
             return (
@@ -77,10 +77,10 @@ def parse_settings(options: dict[str, Any]) -> BaseModel:
         raise UserError(f"weighting {options.get('name')!r}: {where} is {first['input']!r}; {said}") from None
 
 
-def without_effect(options: dict[str, Any], stage: StageFacts) -> str | None:
+def inactive_reason(options: dict[str, Any], stage: StageFacts) -> str | None:
     """Why a recipe's weighting would never do anything in such a stage, and what to set; None if it does."""
     settings = parse_settings(options)
-    reason = settings.without_effect(stage) if isinstance(settings, WeightingSettings) else None
+    reason = settings.inactive_reason(stage) if isinstance(settings, WeightingSettings) else None
     return None if reason is None else f"{options['name']} would have no effect: {reason}"
 
 

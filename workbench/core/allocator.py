@@ -1,4 +1,4 @@
-"""What of a training step's memory stays with a process on the CPU: enough to be fast, not so much that it adds up."""
+"""How much freed memory a training process keeps on the CPU: enough to be fast, without growing over time."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from workbench.core.errors import UserError
-from workbench.core.locks import claimed
+from workbench.core.locks import output_lock
 from workbench.core.memory import Peak
 
 LONGEST_WAIT = timedelta(days=7)  # for one process's work, such as validating, or for another run that fills a cache
@@ -38,14 +38,14 @@ def wait_for_all() -> None:
 
 
 @contextlib.contextmanager
-def claimed_by_all(output: Path, wait: bool = False) -> Iterator[None]:
-    """`claimed` for a run of several processes: the main one has the lock, and all raise its UserError."""
+def output_lock_of_all(output: Path, wait: bool = False) -> Iterator[None]:
+    """`output_lock` for a run of several processes: the main one has the lock, and all raise its UserError."""
     state = start_processes()
     with contextlib.ExitStack() as stack:
         problem: list[str | None] = [None]
         if state.is_main_process:
             try:
-                stack.enter_context(claimed(output, wait))
+                stack.enter_context(output_lock(output, wait))
             except UserError as error:
                 problem = [str(error)]
         if _group:

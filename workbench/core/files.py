@@ -18,7 +18,7 @@ from typing import Any
 
 from workbench.core.errors import UserError
 
-MOST_JSON_BYTES = 64_000_000  # Whisper's tokenizer.json has 4 million
+MAX_JSON_BYTES = 64_000_000  # Whisper's tokenizer.json has 4 million
 LFS = b"version https://git-lfs.github.com/spec/"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 WORKPLACE = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.part")  # of `workplace`
@@ -240,8 +240,8 @@ def read_json(path: Path, what: str) -> Any:
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: not a file; expected {what}")
     try:
-        if (size := path.stat().st_size) > MOST_JSON_BYTES:
-            raise UserError(f"{path}: has {size:,} bytes, expected at most {MOST_JSON_BYTES:,} of {what}")
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise UserError(f"{path}: has {size:,} bytes, expected at most {MAX_JSON_BYTES:,} of {what}")
         check_no_pointer(path)
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""One process at a time works on an output: a second one says so and leaves."""
+"""Locks: one process at a time writes an output; others raise an error or wait."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def lock_of(output: Path) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(output: Path, wait: bool = False, told: bool = True) -> Iterator[None]:
+def output_lock(output: Path, wait: bool = False, log_wait: bool = True) -> Iterator[None]:
     """Keep other processes away from an output, a file or a folder, until the block ends.
 
     The lock is the file `.NAME.lock` beside the output, so that the folder can be replaced while it is held. It belongs to
@@ -29,7 +29,7 @@ def claimed(output: Path, wait: bool = False, told: bool = True) -> Iterator[Non
     Args:
         output: what is written; it need not be there yet.
         wait: wait until it is free.
-        told: log that it waits.
+        log_wait: log that it waits.
 
     Raises:
         UserError: another process is at work on it.
@@ -46,7 +46,7 @@ def claimed(output: Path, wait: bool = False, told: bool = True) -> Iterator[Non
             raise UserError(
                 f"{output}: another process is at work on it; wait until it has ended, or choose another output"
             ) from None
-        if told:
+        if log_wait:
             log.info("%s: another process is at work on it; waiting until it has ended", output)
         lock.acquire()
     try:

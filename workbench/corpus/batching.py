@@ -1,4 +1,4 @@
-"""Steps that hold a budget of seconds, not of clips, of clips of similar length."""
+"""Steps of clips of similar length, limited by seconds instead of a number of clips."""
 
 from __future__ import annotations
 

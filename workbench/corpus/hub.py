@@ -18,7 +18,7 @@ from workbench.corpus.utterance import Utterance
 from workbench.text.languages import language_code, whisper_knows
 
 log = logging.getLogger("workbench")
-MOST_CLIP_BYTES = 100_000_000  # 30 s of 8 channels at 96 kHz and 32 bits
+MAX_CLIP_BYTES = 100_000_000  # 30 s of 8 channels at 96 kHz and 32 bits
 ARCHIVES = ("zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd")  # as datasets names what a clip may be packed in
 TEXT_COLUMNS = (*FIELDS["text"], "normalized_text", "raw_transcription")
 LANGUAGE_COLUMNS = ("locale", "language", "lang", "lang_id")
@@ -219,10 +219,10 @@ def _encoded(clip: dict[str, Any] | str | None, source: str) -> bytes | None:
         if not packed or not (here or place.startswith("hf://")):
             raise UserError(f"{source}: a row names the file {path!r}, which is none of the dataset's")
         with fsspec.open(path, "rb") as file:
-            data = bytes(file.read(MOST_CLIP_BYTES + 1))
-    if len(data) > MOST_CLIP_BYTES:
+            data = bytes(file.read(MAX_CLIP_BYTES + 1))
+    if len(data) > MAX_CLIP_BYTES:
         raise UserError(
-            f"{source}: a clip has more than {MOST_CLIP_BYTES:,} bytes; expected clips of {LONGEST_SECONDS:.0f} s"
+            f"{source}: a clip has more than {MAX_CLIP_BYTES:,} bytes; expected clips of {LONGEST_SECONDS:.0f} s"
         )
     return data
 

@@ -16,7 +16,7 @@ from workbench.core.errors import UserError
 Row = tuple[int, dict[str, Any]]  # the line that it begins on, counted from 1, and its fields
 
 EXPECTED = "expected JSON lines, a JSON array, CSV (.csv) or TSV (.tsv)"
-MOST_BYTES = 2_000_000_000  # some ten million utterances
+MAX_BYTES = 2_000_000_000  # some ten million utterances
 _BOMS = (  # UTF-32's first: its little-endian mark begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
@@ -44,9 +44,9 @@ def read_rows(manifest: Path) -> Iterator[Row]:
 
 
 def _text(manifest: Path) -> str:
-    if (size := manifest.stat().st_size) > MOST_BYTES:
+    if (size := manifest.stat().st_size) > MAX_BYTES:
         raise UserError(
-            f"{manifest}: has {size:,} bytes, expected at most {MOST_BYTES:,}; split it into several corpora"
+            f"{manifest}: has {size:,} bytes, expected at most {MAX_BYTES:,}; split it into several corpora"
         )
     data = manifest.read_bytes()
     for start, kind in _BINARY.items():

@@ -13,7 +13,7 @@ from workbench.corpus.batching import StepPlan
 
 log = logging.getLogger("workbench")
 MEMORY_SHARE = 0.85  # of the free memory that the worst step may take
-MOST_MICRO_BATCHES = 64
+MAX_MICRO_BATCHES = 64
 
 
 def micro_batches_that_fit(
@@ -35,7 +35,7 @@ def micro_batches_that_fit(
         margin: seconds added to each clip at most.
         least: fewest micro-batches, one for each process.
         device: that trains.
-        attempt: does one of so many micro-batches of a step, and says its peak.
+        attempt: runs one micro-batch of a step that is split into so many, and returns its peak memory.
         worst_of: whether any process failed, and the largest share of the free memory that one took.
         stage: its name.
 
@@ -49,7 +49,7 @@ def micro_batches_that_fit(
         peak = attempt(worst, count)
         failed, share = worst_of(peak)
         if on_gpu and (failed or share > MEMORY_SHARE):
-            if count >= MOST_MICRO_BATCHES * least or len(worst.clips) <= count:
+            if count >= MAX_MICRO_BATCHES * least or len(worst.clips) <= count:
                 raise UserError(
                     f"stages.{stage}: one clip of {worst.seconds:.1f} s does not fit the memory; "
                     "set activation_checkpointing: true, precision: bf16, or take a smaller student"

@@ -20,7 +20,7 @@ from workbench.config.recipe import Recipe
 from workbench.corpus.batching import StepPlan
 from workbench.losses.divergences import SampledTargets, SoftTargets
 from workbench.losses.soft_targets import Kind
-from workbench.models.protocol import IGNORED, Family, Tokens
+from workbench.models.protocol import IGNORE_INDEX, Family, Tokens
 
 LABEL_BUCKET = 8  # labels are padded to a multiple of it, so that few shapes occur
 POSITION_BUCKET = 25  # encoder positions (0.5 s) that a compiled step's audio is padded to a multiple of
@@ -124,7 +124,7 @@ class MicroBatches(Dataset[Batch]):
         targets = [first.read(dataset.keys[i], self.plan.teacher_states) for i in clips]
         everyone = [targets, *([cache.read(dataset.keys[i], states=False) for i in clips] for cache in others)]
         tokens = self.family.tokens([u.text for u in utterances], [u.language for u in utterances])
-        tokens = Tokens(_bucketed(tokens.inputs, self.family.end), _bucketed(tokens.labels, IGNORED))
+        tokens = Tokens(_bucketed(tokens.inputs, self.family.end), _bucketed(tokens.labels, IGNORE_INDEX))
         counts = torch.tensor([len(t.log_normalizer) for t in targets])
         states = [t.states.float() for t in targets if t.states is not None]
         if self.plan.pooled:

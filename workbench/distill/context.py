@@ -20,7 +20,7 @@ from workbench.run.log import RunLog
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """Fixed from the first stage's begin to the run's end, but for the student's object; what changes is in `run.checkpoints.TrainingState`."""
+    """What all stages share. Only `model` may be another object in a later stage; state that changes is in `run.checkpoints.TrainingState`."""
 
     recipe: Recipe
     accelerator: Accelerator

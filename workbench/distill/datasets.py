@@ -10,7 +10,7 @@ from pathlib import Path
 from workbench.cache.encoder_cache import EncodingSettings, encode_clips, encoded_folder
 from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.cache.tail import check_tail
-from workbench.cache.tensor_shards import Store, filling
+from workbench.cache.tensor_shards import Store, cache_lock
 from workbench.config.sections import Stage
 from workbench.core.progress import Progress
 from workbench.corpus import Utterance
@@ -78,22 +78,22 @@ class Datasets:
         context = self.context
         recipe, processes = context.recipe, context.processes
         assert recipe.stream is not None  # noqa: S101  there is no whole corpus
-        rank, ranks = context.accelerator.process_index, context.accelerator.num_processes
+        rank, world_size = context.accelerator.process_index, context.accelerator.num_processes
         seconds = 3600 * recipe.stream.window_hours
         folder = context.folder / f"stream-{rank:03d}"
         for passed in range(progress.stream_pass, stage.epochs):
-            stream = Stream(recipe.corpus.removeprefix("hf:"), recipe.seed + passed, rank, ranks, seconds)
+            stream = Stream(recipe.corpus.removeprefix("hf:"), recipe.seed + passed, rank, world_size, seconds)
             windows = iter(stream.windows(progress.stream_window))
             while processes.all_reduce_min((found := next(windows, None)) is not None):
                 assert found is not None  # noqa: S101  every process has one
                 with timers.timing("teacher"):
                     dataset = self._teachers.labelled(
-                        found, folder / "targets", "window's targets", rank=0, ranks=1, ask=asks_teacher()
+                        found, folder / "targets", "window's targets", rank=0, world_size=1, ask=asks_teacher()
                     )
                     if self.tail is None and asks_teacher():
                         self.tail = check_tail(recipe, dataset, processes)
                 with timers.timing("encoder"):
-                    dataset = self._with_encoded(dataset, name, stage, folder / "encoded" / name, rank=0, ranks=1)
+                    dataset = self._with_encoded(dataset, name, stage, folder / "encoded" / name, rank=0, world_size=1)
                 yield dataset
                 discard(context.folder, folder.name)
             log.info("one pass over the stream has ended; %d of its clips could not be used", stream.skipped)
@@ -114,7 +114,7 @@ class Datasets:
         stage: Stage,
         folder: Path,
         rank: int | None = None,
-        ranks: int | None = None,
+        world_size: int | None = None,
     ) -> LabelledDataset:
         """The clips with the student's encoder states, if the stage leaves them as they are."""
         context = self.context
@@ -127,12 +127,12 @@ class Datasets:
             )
             return dataset
         rank = accelerator.process_index if rank is None else rank
-        ranks = accelerator.num_processes if ranks is None else ranks
+        world_size = accelerator.num_processes if world_size is None else world_size
         model = context.whole_model()  # the encoder is called by itself, for which FSDP does not gather its parameters
         # several runs with the same frozen encoder may be under way; in a run of its own folder there is no other
-        with filling(folder):
+        with cache_lock(folder):
             store = Store(folder)
-            store.check(dataset.keys, rank, ranks)
+            store.check(dataset.keys, rank, world_size)
             missing = sum(key not in store for key in dataset.keys)
             with Progress("frozen encoder", missing, context.processes.main) as shown, accelerator.autocast():
                 encode_clips(
@@ -140,8 +140,8 @@ class Datasets:
                     context.family,
                     dataset,
                     store,
-                    EncodingSettings(margin=recipe.margin, seed=recipe.seed, rank=rank, ranks=ranks),
-                    lambda clips: shown.advance(clips * ranks),
+                    EncodingSettings(margin=recipe.margin, seed=recipe.seed, rank=rank, world_size=world_size),
+                    lambda clips: shown.advance(clips * world_size),
                 )
         store.reload()
         return replace(dataset, encoded=store)

@@ -1,4 +1,4 @@
-"""A stage's student and optimizer as Accelerate prepares them, and what keeps references to the parameters that it puts in place."""
+"""A stage's student and optimizer, wrapped by Accelerate, and everything that refers to the wrapped parameters."""
 
 from __future__ import annotations
 

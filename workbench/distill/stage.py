@@ -215,7 +215,7 @@ class StageTrainer:
         return self.epochs.plan(dataset, partial(self._try, dataset))
 
     def begin_epoch(self, objective: Objective, epoch: Epoch, total: int) -> None:
-        """What happens between epochs: the self of the last one is kept, a weighting looks ahead."""
+        """Before each epoch: keep a copy of the student if it teaches itself, and update the weights that are learnt by looking ahead."""
         if self.self_teacher is not None and self.self_teacher.plan.kind == "previous_epoch":
             self.self_teacher.copy_from_student()
         progress, learning_rate = self.epochs.stage_progress(total), self.epochs.learning_rate(total)

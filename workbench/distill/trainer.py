@@ -19,7 +19,7 @@ from workbench.cache.encoder_cache import calibration_clips
 from workbench.cache.tail import check_tail, matters
 from workbench.config.recipe import Recipe, load_recipe
 from workbench.core.allocator import bound_kernel_cache, keep_freed_memory
-from workbench.core.distributed import Processes, claimed_by_all, wait_for_all
+from workbench.core.distributed import Processes, output_lock_of_all, wait_for_all
 from workbench.core.errors import UserError
 from workbench.core.files import atomic_folder, write_json
 from workbench.core.kernels import choose_cuda_kernels
@@ -61,7 +61,7 @@ def distill(recipe: Recipe, restart: bool = False, wait: bool = False) -> Path:
     check_output(recipe.output)
     if not restart and (done := _finished(recipe)) is not None:
         return done  # without asking for the folder: runs of a study may look at one student at a time
-    with claimed_by_all(recipe.output, wait):
+    with output_lock_of_all(recipe.output, wait):
         return (None if restart else _finished(recipe)) or Trainer(recipe, restart).run()
 
 

@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Compared:
+class PairedHypotheses:
     """Two systems' transcripts of one corpus, of the same seeds in the same order."""
 
     references: Sequence[str]
@@ -38,7 +38,7 @@ class Compared:
         return of(self.ours), of(self.theirs), np.array(lengths, np.int64)
 
 
-def difference_over_seeds(corpora: Sequence[Compared], unit: str = "cer", seed: int = 0) -> dict[str, Any]:
+def difference_over_seeds(corpora: Sequence[PairedHypotheses], unit: str = "cer", seed: int = 0) -> dict[str, Any]:
     """Error rate(ours) - error rate(theirs), over clips *and* seeds; of several corpora, the mean of their differences.
 
     Two variances are added: of the clips, by a bootstrap of the mean over seeds, and of the seeds, from the seeds' own

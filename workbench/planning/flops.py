@@ -13,7 +13,7 @@ from workbench.config.recipe import Recipe
 from workbench.config.sections import Stage
 from workbench.distill.step import Student
 from workbench.losses.token_losses import token_losses
-from workbench.models.protocol import IGNORED, Tokens
+from workbench.models.protocol import IGNORE_INDEX, Tokens
 from workbench.models.whisper.family import WINDOW_SECONDS
 from workbench.models.whisper.passes import decoder_logits, encode
 
@@ -116,7 +116,7 @@ def teacher_pass_flop(teacher: Any, clip_seconds: float) -> int:
     with torch.device("meta"):
         features = torch.zeros(1, teacher.config.num_mel_bins, round(WINDOW_SECONDS * 100))
         inputs = torch.zeros(1, tokens + 4, dtype=torch.int64)
-        labels = torch.full((1, tokens + 4), IGNORED)
+        labels = torch.full((1, tokens + 4), IGNORE_INDEX)
         labelled = torch.zeros(tokens, dtype=torch.int64)
     counter = FlopCounterMode(display=False)
     with counter:

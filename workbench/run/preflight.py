@@ -12,7 +12,7 @@ from workbench.core.errors import UserError
 from workbench.corpus import Utterance
 from workbench.corpus.batching import plan_steps
 from workbench.models import Family
-from workbench.weighting import without_effect
+from workbench.weighting import inactive_reason
 
 
 def check_trackers(recipe: Recipe) -> None:
@@ -37,7 +37,7 @@ def check_schedules(recipe: Recipe, train_set: Sequence[Utterance]) -> None:
             seed = (recipe.seed, number, epochs)
             steps += len(plan_steps(train_set, stage.batch_seconds, recipe.margin.shortest, seed))
             epochs += 1
-        reason = without_effect(stage.weighting, stage.facts(epochs, steps=min(steps, stage.steps)))
+        reason = inactive_reason(stage.weighting, stage.facts(epochs, steps=min(steps, stage.steps)))
         if reason is not None:
             raise UserError(
                 f"stages.{name}.weighting, of which steps: {stage.steps} leaves {epochs} epoch(s): {reason}"

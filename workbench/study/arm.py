@@ -11,7 +11,7 @@ import torch
 
 from workbench.cache.encoder_cache import calibration_clips, encoded_folder
 from workbench.config.recipe import Recipe, parse_recipe
-from workbench.core.distributed import claimed_by_all, start_processes, wait_for_all
+from workbench.core.distributed import output_lock_of_all, start_processes, wait_for_all
 from workbench.core.errors import UserError
 from workbench.core.files import read_json, sha256_of, write_json
 from workbench.core.kernels import choose_cuda_kernels
@@ -23,7 +23,7 @@ from workbench.models import open_family
 from workbench.models.resolve import fingerprint, resolve_teacher
 from workbench.run.folder import discard
 from workbench.run.inputs import changed_run, clips_sha256
-from workbench.study.current import discard_void, read_result, result_inputs
+from workbench.study.current import discard_stale, read_result, result_inputs
 from workbench.study.plan import Study, Trial, arm_recipe, folder_of
 
 log = logging.getLogger("workbench")
@@ -57,9 +57,9 @@ def run_arm(study: Study, trial: Trial) -> dict[str, Any]:
         `validation` at the run's best step; seconds; peak memory.
     """
     recipe = arm_recipe(study, trial)
-    with claimed_by_all(recipe.output):
+    with output_lock_of_all(recipe.output):
         if start_processes().is_main_process:
-            discard_void(study, trial)
+            discard_stale(study, trial)
         wait_for_all()
         if (found := read_result(study, trial)) is not None:
             return found

@@ -42,7 +42,7 @@ def _clips_of(corpus: str, split: str, limit: int | None) -> str:
     return clips_sha256(scored_clips(corpus, split, limit))
 
 
-def void_because(study: Study, trial: Trial, result: dict[str, Any]) -> str | None:
+def stale_reason(study: Study, trial: Trial, result: dict[str, Any]) -> str | None:
     """Why a result is not what the study, as it stands now, would give; None if it is."""
     recipe = arm_recipe(study, trial)
     try:
@@ -64,7 +64,7 @@ def read_result(study: Study, trial: Trial) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     found: dict[str, Any] = read_json(path, "an arm's result")
-    if reason := void_because(study, trial, found):
+    if reason := stale_reason(study, trial, found):
         log.warning("%s: its result does not count: %s", trial.name, reason)
         return None
     return found
@@ -76,7 +76,7 @@ def read_results(study: Study, chosen: Sequence[Trial]) -> dict[Trial, dict[str,
     return {trial: result for trial, result in found.items() if result is not None}
 
 
-def discard_void(study: Study, trial: Trial) -> None:
+def discard_stale(study: Study, trial: Trial) -> None:
     """Empty a trial's folder if what it holds, finished or not, is not of the study as it stands.
 
     Raises:
@@ -85,7 +85,7 @@ def discard_void(study: Study, trial: Trial) -> None:
     folder = study.output / trial.name
     result = folder / "result.json"
     if result.is_file():
-        reason = void_because(study, trial, read_json(result, "an arm's result"))
+        reason = stale_reason(study, trial, read_json(result, "an arm's result"))
     else:
         recipe = arm_recipe(study, trial)
         reason = changed_run(folder, recipe)

@@ -14,7 +14,7 @@ from workbench.core.errors import UserError
 from workbench.core.files import atomic_path, write_json, write_text
 from workbench.core.host import describe_host
 from workbench.core.tables import print_rows
-from workbench.evaluation.comparison import Compared, difference_over_seeds, holm
+from workbench.evaluation.comparison import PairedHypotheses, difference_over_seeds, holm
 from workbench.evaluation.scoring import headline, normalizers_of, score
 from workbench.study.arm import teacher_scores
 from workbench.study.current import read_results
@@ -158,20 +158,20 @@ def _pooled(study: Study, arm: str, student: str, found: dict[Trial, Any], seeds
     return [row]
 
 
-def _compared(own: dict[int, Any], base: dict[int, Any], seeds: list[int], split: str) -> Compared:
+def _compared(own: dict[int, Any], base: dict[int, Any], seeds: list[int], split: str) -> PairedHypotheses:
     first = base[seeds[0]][split]
     ours, theirs = ([side[s][split]["hypotheses"] for s in seeds] for side in (own, base))
-    return Compared(first["references"], ours, theirs, languages_of(first))
+    return PairedHypotheses(first["references"], ours, theirs, languages_of(first))
 
 
-def _against_teacher(study: Study, corpus: str, own: dict[int, Any]) -> Compared:
+def _against_teacher(study: Study, corpus: str, own: dict[int, Any]) -> PairedHypotheses:
     teacher = teacher_scores(study, corpus)
     assert teacher is not None  # noqa: S101  asked for only where it is
     ours = [own[s][study.split]["hypotheses"] for s in sorted(own)]
-    return Compared(teacher["references"], ours, [teacher["hypotheses"]] * len(ours), languages_of(teacher))
+    return PairedHypotheses(teacher["references"], ours, [teacher["hypotheses"]] * len(ours), languages_of(teacher))
 
 
-def _versus(corpora: list[Compared]) -> dict[str, Any]:
+def _versus(corpora: list[PairedHypotheses]) -> dict[str, Any]:
     cer, wer = (difference_over_seeds(corpora, unit) for unit in ("cer", "wer"))
     return {
         "delta_cer": cer["points"],

@@ -15,9 +15,9 @@ from typing import Any
 from workbench.core.children import ending_with_us
 from workbench.core.errors import UserError
 from workbench.core.files import read_json
-from workbench.core.locks import claimed
+from workbench.core.locks import output_lock
 from workbench.core.progress import at_terminal, console, live
-from workbench.study.current import discard_void
+from workbench.study.current import discard_stale
 from workbench.study.plan import Study, Trial, trials
 
 log = logging.getLogger("workbench")
@@ -32,14 +32,14 @@ def run_study(study: Study, file: Path, parallel: int, chosen: list[Trial]) -> N
         UserError: another process runs the study, or one of its runs that is void; after all others are done, if any run failed (its
             log says why).
     """
-    with claimed(study.output):
+    with output_lock(study.output):
         _run_study(study, file, parallel, chosen)
 
 
 def _run_study(study: Study, file: Path, parallel: int, chosen: list[Trial]) -> None:
     for trial in chosen:
-        with claimed(study.output / trial.name):
-            discard_void(study, trial)
+        with output_lock(study.output / trial.name):
+            discard_stale(study, trial)
     todo = [trial for trial in chosen if not result_file(study, trial).is_file()]
     log.info("%d of %d runs are done", len(chosen) - len(todo), len(chosen))
     failed: list[Trial] = []

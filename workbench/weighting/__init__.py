@@ -3,10 +3,10 @@
 from workbench.config.weightings import (
     StageFacts,
     WeightingSettings,
+    inactive_reason,
     known_weightings,
     needs_uncertainty,
     parse_settings,
-    without_effect,
 )
 from workbench.weighting.protocol import SelfTeacherPlan, TeacherStatistics, Weighting, WeightingInput, Weights
 from workbench.weighting.registry import build_weighting
@@ -20,8 +20,8 @@ __all__ = [
     "WeightingSettings",
     "Weights",
     "build_weighting",
+    "inactive_reason",
     "known_weightings",
     "needs_uncertainty",
     "parse_settings",
-    "without_effect",
 ]  # fmt: skip

@@ -23,7 +23,7 @@ from workbench.config.weightings import StageFacts, WeightingSettings
 from workbench.weighting.meta_batches import MetaBatches, TrainBatch, ValidationBatch
 from workbench.weighting.protocol import Weighting, WeightingInput, Weights
 
-LEAST_RESIDUAL = 1e-4  # of a token at any label, as a share of the largest of all, for the step to move it
+MIN_RESIDUAL = 1e-4  # of a token at any label, as a share of the largest of all, for the step to move it
 
 
 def weight_gradients(batch: TrainBatch, validation: ValidationBatch, weights: Tensor, rate: float) -> Tensor:
@@ -83,7 +83,7 @@ def concentrated(batch: TrainBatch, outer: Sequence[ValidationBatch]) -> tuple[T
     change by less than a thousandth of their norm (docs/decisions/0011).
     """
     largest = batch.residuals.abs().amax((0, 1))  # [vocabulary]
-    moved = largest > LEAST_RESIDUAL * largest.max()
+    moved = largest > MIN_RESIDUAL * largest.max()
     kept = moved.nonzero()[:, 0]
     place = torch.full((len(moved),), len(kept), device=kept.device)
     place[kept] = torch.arange(len(kept), device=kept.device)
@@ -116,9 +116,9 @@ class LookAheadSettings(WeightingSettings):
         description="[our interpretation] rms divides by the batch's root mean square, so one step fits every model",
     )
 
-    def without_effect(self, stage: StageFacts) -> str | None:
+    def inactive_reason(self, stage: StageFacts) -> str | None:
         """An epoch that is never reached."""
-        return never_learns(self.first, stage) or super().without_effect(stage)
+        return never_learns(self.first, stage) or super().inactive_reason(stage)
 
     def look_ahead_rate(self, learning_rate: float) -> float:
         """Size of the look-ahead step where the optimizer has this learning rate."""
@@ -126,7 +126,7 @@ class LookAheadSettings(WeightingSettings):
 
 
 def never_learns(first: int, stage: StageFacts) -> str | None:
-    """Why weights that are learnt from epoch `first` on never are, if the stage ends before; else None."""
+    """An error message if the stage ends before epoch `first`, from which weights are learnt; otherwise None."""
     if first < stage.epochs:
         return None
     return (

@@ -7,6 +7,20 @@ text, where it hands out no tokens) rather than keep within the WER budget, `GRA
 """
 
 from export.verification.clients.protocol import Client, Transcription
-from export.verification.clients.registry import available, client_module, has_graphs_of, is_exact, known_clients
+from export.verification.clients.registry import (
+    client_module,
+    has_graphs_of,
+    is_exact,
+    known_clients,
+    unavailable_reason,
+)
 
-__all__ = ["Client", "Transcription", "available", "client_module", "has_graphs_of", "is_exact", "known_clients"]
+__all__ = [
+    "Client",
+    "Transcription",
+    "client_module",
+    "has_graphs_of",
+    "is_exact",
+    "known_clients",
+    "unavailable_reason",
+]

@@ -28,7 +28,7 @@ def client_module(name: str) -> ModuleType:
     return importlib.import_module(f"export.verification.clients.{name}")
 
 
-def available(name: str) -> str | None:
+def unavailable_reason(name: str) -> str | None:
     """None if a runtime can be used, else how to install it. Calling this makes the environment of a runtime that has one."""
     module = client_module(name)
     if hasattr(module, "missing"):

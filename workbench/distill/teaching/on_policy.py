@@ -27,7 +27,7 @@ from workbench.distill.batches import Batch
 from workbench.distill.step import Objective, StageProgress, StepLosses, StepSize, logged_matching, not_computed
 from workbench.losses.divergences import SoftTargets, distillation
 from workbench.losses.objectives import per_utterance, state_mse
-from workbench.models.protocol import IGNORED, Family, Tokens
+from workbench.models.protocol import IGNORE_INDEX, Family, Tokens
 
 
 class OnPolicy:
@@ -98,10 +98,10 @@ class OnPolicy:
             generator,
             replaced,
         )
-        labels = torch.full((len(said), prompts.shape[1] - 1 + max(map(len, said))), IGNORED, device=states.device)
+        labels = torch.full((len(said), prompts.shape[1] - 1 + max(map(len, said))), IGNORE_INDEX, device=states.device)
         for row, ids in zip(labels, said, strict=True):
             row[prompts.shape[1] - 1 : prompts.shape[1] - 1 + len(ids)] = torch.tensor(ids)
-        written = torch.where(labels == IGNORED, self.family.end, labels)
+        written = torch.where(labels == IGNORE_INDEX, self.family.end, labels)
         inputs = torch.cat([prompts, written[:, prompts.shape[1] - 1 : -1]], 1)
         tokens = Tokens(inputs, labels)
         full = Tokens(self._whole(inputs), labels)
@@ -121,7 +121,7 @@ class OnPolicy:
 
     def _prompts(self, batch: Batch) -> Tensor:
         """The forced first tokens, all but the last of which have no label. -> int64 [utterances, prompt]"""
-        first = int((batch.labels[0] != IGNORED).nonzero()[0, 0])
+        first = int((batch.labels[0] != IGNORE_INDEX).nonzero()[0, 0])
         return batch.inputs[:, : first + 1]
 
     def _whole(self, inputs: Tensor) -> Tensor:

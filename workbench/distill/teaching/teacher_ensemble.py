@@ -14,7 +14,7 @@ from workbench.cache.decoded_audio import AudioCache
 from workbench.cache.encoder_cache import encode_whole
 from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.cache.teacher_targets import TargetCache, TargetSettings, compute_targets
-from workbench.cache.tensor_shards import Store, filling
+from workbench.cache.tensor_shards import Store, cache_lock
 from workbench.cache.uncertainty import measure_uncertainty
 from workbench.config.recipe import Recipe
 from workbench.config.sections import OnPolicyRecipe
@@ -73,7 +73,7 @@ class TeacherEnsemble:
         folder: Path | None,
         title: str,
         rank: int | None = None,
-        ranks: int | None = None,
+        world_size: int | None = None,
         ask: bool = True,
     ) -> LabelledDataset:
         """The utterances with every teacher's targets, those that are missing computed first.
@@ -83,36 +83,38 @@ class TeacherEnsemble:
         """
         accelerator = self.accelerator
         rank = accelerator.process_index if rank is None else rank
-        ranks = accelerator.num_processes if ranks is None else ranks
+        world_size = accelerator.num_processes if world_size is None else world_size
         keys = [self.settings(0).key(u) for u in utterances]
         audio = AudioCache(None if folder is None else folder / "audio")
         audio_keys = [audio.key(u) for u in utterances]
-        audio.check(utterances, audio_keys, rank, ranks)
+        audio.check(utterances, audio_keys, rank, world_size)
         caches = []
         for number in range(len(self.families)):
             settings = self.settings(number)
             place = settings.folder() if folder is None else folder / str(number)
             # several runs may want the same targets; the second one finds them done
-            with filling(place):
+            with cache_lock(place):
                 cache = TargetCache(settings, None if folder is None else place)
-                cache.check(keys, rank, ranks)
+                cache.check(keys, rank, world_size)
                 missing = sum(key not in cache for key in keys)
                 if not missing and self.recipe.stream is None:
                     log.info("teacher's targets: all %d clips are cached in %s", len(utterances), cache.store.folder)
                 elif missing:
-                    self._ask(number, utterances, cache, audio, title, missing, rank, ranks, ask)
+                    self._ask(number, utterances, cache, audio, title, missing, rank, world_size, ask)
             cache.store.reload()
             caches.append(cache)
-        self._decode(utterances, audio, audio_keys, rank, ranks)
+        self._decode(utterances, audio, audio_keys, rank, world_size)
         return LabelledDataset(utterances, keys, caches, audio, audio_keys)
 
-    def _decode(self, utterances: list[Utterance], audio: AudioCache, keys: list[str], rank: int, ranks: int) -> None:
+    def _decode(
+        self, utterances: list[Utterance], audio: AudioCache, keys: list[str], rank: int, world_size: int
+    ) -> None:
         """Keep the audio of clips whose targets were there already."""
         audio.store.reload()
         missing = sum(key not in audio for key in keys)
         if missing:
             with Progress("decoded audio", missing, self.main) as progress:
-                audio.fill(utterances, keys, rank, ranks, partial(_advance, progress, ranks))
+                audio.fill(utterances, keys, rank, world_size, partial(_advance, progress, world_size))
         wait_for_all()
         audio.store.reload()
 
@@ -125,7 +127,7 @@ class TeacherEnsemble:
         title: str,
         missing: int,
         rank: int,
-        ranks: int,
+        world_size: int,
         ask: bool,
     ) -> None:
         """Run a teacher over what the cache lacks."""
@@ -134,8 +136,8 @@ class TeacherEnsemble:
         name = title if len(self.names) == 1 else f"{title} ({self.names[number]})"
         with Progress(name, missing, self.main) as progress, accelerator.autocast():
             compute_targets(
-                model, family, utterances, cache, self.recipe.targets.batch_clips, rank, ranks,
-                partial(_advance, progress, ranks), audio,
+                model, family, utterances, cache, self.recipe.targets.batch_clips, rank, world_size,
+                partial(_advance, progress, world_size), audio,
             )  # fmt: skip
 
     def shares(self, validation: list[Utterance]) -> tuple[float, ...]:
@@ -177,14 +179,21 @@ class TeacherEnsemble:
         """The first teacher, ready to be asked about the student's own transcripts; its encoder runs once over the corpus."""
         own, model = self.families[0], self.models[0].to(self.accelerator.device)
         place = cache_folder("encoded", ["teacher", self.hashes[0], self.recipe.precision])
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        with filling(place):
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        with cache_lock(place):
             store = Store(place)
-            store.check(dataset.keys, rank, ranks)
+            store.check(dataset.keys, rank, world_size)
             missing = sum(key not in store for key in dataset.keys)
             with Progress("teacher's encoder", missing, self.main) as progress, self.accelerator.autocast():
                 encode_whole(
-                    model, own, dataset.utterances, dataset.keys, store, rank, ranks, partial(_advance, progress, ranks)
+                    model,
+                    own,
+                    dataset.utterances,
+                    dataset.keys,
+                    store,
+                    rank,
+                    world_size,
+                    partial(_advance, progress, world_size),
                 )
         store.reload()
         keys = {u.id: key for u, key in zip(dataset.utterances, dataset.keys, strict=True)}
@@ -196,8 +205,8 @@ class TeacherEnsemble:
         self.models = []
 
 
-def _advance(progress: Progress, ranks: int, clips: int) -> None:
-    progress.advance(clips * ranks)  # the other processes keep pace
+def _advance(progress: Progress, world_size: int, clips: int) -> None:
+    progress.advance(clips * world_size)  # the other processes keep pace
 
 
 def shares_of(rates: list[float], how: str) -> tuple[float, ...]:

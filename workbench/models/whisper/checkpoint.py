@@ -39,8 +39,8 @@ MOST = {
     "vocab_size": 1_000_000, "num_mel_bins": 256, "encoder_layers": 128, "decoder_layers": 128, "encoder_attention_heads": 128,
     "decoder_attention_heads": 128, "encoder_ffn_dim": 65_536, "decoder_ffn_dim": 65_536, "d_model": 8_192, "max_target_positions": 8_192,
 }  # fmt: skip
-MOST_OTHERS = 100_000
-MOST_PARAMETERS = 5_000_000_000  # three times those of Whisper large-v3; 20 GB in fp32
+MAX_OTHERS = 100_000
+MAX_PARAMETERS = 5_000_000_000  # three times those of Whisper large-v3; 20 GB in fp32
 POSITIONS = 1500
 FEATURES = {"sampling_rate": 16_000, "hop_length": 160, "n_fft": 400, "chunk_length": 30}
 # kept of config.json beside Whisper's own keys
@@ -218,8 +218,8 @@ def checked_config(content: dict[str, Any], path: Path) -> WhisperConfig:
         )
     if "encoder_ranks" in values:
         check_ranks(config, str(path))
-    if (parameters := _parameters(config)) > MOST_PARAMETERS:
-        raise UserError(f"{path}: describes a model of {parameters:,} parameters; expected at most {MOST_PARAMETERS:,}")
+    if (parameters := _parameters(config)) > MAX_PARAMETERS:
+        raise UserError(f"{path}: describes a model of {parameters:,} parameters; expected at most {MAX_PARAMETERS:,}")
     return config
 
 
@@ -241,7 +241,7 @@ def _check_value(path: Path, key: str, value: Any, default: Any, size: Any) -> N
         fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
         expected = "a number from 0 to 1"
     elif isinstance(default, int):
-        most, least = MOST.get(key, MOST_OTHERS), 1 if key in MOST else 0
+        most, least = MOST.get(key, MAX_OTHERS), 1 if key in MOST else 0
         fits, expected = _is_int(value) and least <= value <= most, f"a whole number from {least} to {most:,}"
     _check(path, key, value, fits, expected)
 
@@ -286,7 +286,7 @@ def _is_token(value: Any, size: Any) -> bool:
 
 def _is_pair(value: Any) -> bool:
     return (
-        isinstance(value, list) and len(value) == 2 and _is_int(value[0]) and 0 <= value[0] < MOST_OTHERS
+        isinstance(value, list) and len(value) == 2 and _is_int(value[0]) and 0 <= value[0] < MAX_OTHERS
         and (value[1] is None or (_is_int(value[1]) and 0 <= value[1] < MOST["vocab_size"]))
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.config.sections import StudentRecipe
 from workbench.core.errors import UserError
 from workbench.core.files import read_object
-from workbench.models.protocol import IGNORED, Part, Tokens, Transcript
+from workbench.models.protocol import IGNORE_INDEX, Part, Tokens, Transcript
 from workbench.models.vocabulary import Vocabulary
 from workbench.models.weights import load_whisper_weights
 from workbench.models.whisper.checkpoint import check_checkpoint, generation_config
@@ -46,7 +46,7 @@ PROMPT_TOKENS = 4  # <|startoftranscript|>, language, task, <|notimestamps|>
 
 
 def own_margin(folder: Path) -> float | None:
-    """Seconds of silence that a checkpoint hears after a clip which reads clips at their own length; None for one that reads 30 s."""
+    """Seconds of silence to append after each clip; None if the checkpoint expects input padded to 30 s."""
     settings = folder / "workbench.json"  # `save_student` writes it
     says = read_object(settings, "a student's settings") if settings.is_file() else {}
     margin = says.get("margin_seconds", 0.0)
@@ -227,11 +227,11 @@ class Whisper:
                 )
             inputs.append(torch.tensor([*prompt, *said]))
             end: int = self.config.eos_token_id
-            labels.append(torch.tensor([*[IGNORED] * (len(prompt) - 1), *said, end]))
+            labels.append(torch.tensor([*[IGNORE_INDEX] * (len(prompt) - 1), *said, end]))
         pad = torch.nn.utils.rnn.pad_sequence
         if self.vocabulary is not None:
             inputs, labels = ([self.vocabulary.narrow(row) for row in rows] for rows in (inputs, labels))
-        return Tokens(pad(inputs, True, self.end), pad(labels, True, IGNORED))
+        return Tokens(pad(inputs, True, self.end), pad(labels, True, IGNORE_INDEX))
 
     def encode(
         self, model: nn.Module, features: Tensor, attention_mask: Tensor | None = None, checkpointing: bool = False

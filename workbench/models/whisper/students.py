@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def build_student(teacher: WhisperForConditionalGeneration, recipe: StudentRecipe) -> WhisperForConditionalGeneration:
     """Copy a model, the teacher or another checkpoint, with fewer layers into a valid transformers model, weights included.
 
-    `pool_after` is our interpretation of frame pooling (METHODS.md, 6): the mean of two neighbours.
+    `pool_after` is our interpretation of frame pooling: the mean of two neighbours.
 
     Alignment heads that pointed at layers of the teacher are renumbered, and dropped where their layer is gone.
     """

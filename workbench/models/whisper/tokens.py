@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperTokenizer
 
 START, END, NO_TIMES = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
-MOST_TOKENS = 1_000_000
+MAX_TOKENS = 1_000_000
 ENGLISH_ONLY_TOKENS = 51_864  # one fewer than a multilingual model's
 
 
@@ -74,10 +74,8 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
     if not isinstance(added, list) or not all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in added):
         raise UserError(f"{path}: added_tokens is no list of tokens; copy the original checkpoint's")
     for token, i in [*model["vocab"].items(), *((t["content"], t.get("id")) for t in added)]:
-        if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < MOST_TOKENS:
-            raise UserError(
-                f"{path}: token {token[:60]!r} has the id {repr(i)[:60]}; expected 0 to {MOST_TOKENS - 1:,}"
-            )
+        if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < MAX_TOKENS:
+            raise UserError(f"{path}: token {token[:60]!r} has the id {repr(i)[:60]}; expected 0 to {MAX_TOKENS - 1:,}")
     for merge in model["merges"]:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):

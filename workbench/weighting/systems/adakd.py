@@ -31,11 +31,11 @@ class Settings(WeightingSettings):
     )
     k_by: Literal["step", "epoch"] = Field("step", description="whether k falls with every step or with every epoch")
 
-    def without_effect(self, stage: StageFacts) -> str | None:
+    def inactive_reason(self, stage: StageFacts) -> str | None:
         """A slope that falls by epochs never does where there is one epoch."""
         if self.k_by == "epoch" and self.k0 != self.k1 and stage.epochs == 1:
             return "k_by is epoch and the stage reaches one epoch only, so k stays k0; set k_by: step"
-        return super().without_effect(stage)
+        return super().inactive_reason(stage)
 
 
 class AdaKD(Weighting):

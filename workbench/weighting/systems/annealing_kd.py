@@ -20,14 +20,14 @@ class Settings(WeightingSettings):
     phase1: float = Field(0.7, ge=0, le=1, description="[our interpretation] share of the stage spent in phase 1")
     levels: int = Field(7, ge=1, description="T_max: steps in which the teacher's logits rise to their full size")
 
-    def without_effect(self, stage: StageFacts) -> str | None:
+    def inactive_reason(self, stage: StageFacts) -> str | None:
         """A phase that has no step."""
         if self.phase1 == 0:
             return "phase1 is 0, so the teacher is never used; set phase1 above 0, or use {name: fixed, alpha: 0}"
         if self.phase1 < 1 and stage.steps == 1:
             return "the stage has one step, so phase 2 never begins; train for longer, or set phase1: 1"
         # its distillation loss is its own, so it acts on on-policy micro-batches, too
-        return super().without_effect(replace(stage, on_policy_share=0.0))
+        return super().inactive_reason(replace(stage, on_policy_share=0.0))
 
 
 class AnnealingKD(Weighting):

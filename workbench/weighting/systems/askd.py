@@ -45,10 +45,10 @@ class Settings(WeightingSettings):
     layer: int = Field(0, ge=0, description="of `intermediate`: number of the decoder layer that the last one teaches")
     temperature: float = Field(1.0, gt=0, description="of the self-teacher")
 
-    def without_effect(self, stage: StageFacts) -> str | None:
+    def inactive_reason(self, stage: StageFacts) -> str | None:
         """A phase 2 that has no step, or whose self-teacher would be the untrained student all through it."""
         if self.phase1 >= 1:
-            return super().without_effect(stage)
+            return super().inactive_reason(stage)
         if stage.steps == 1:
             return "the stage has one step, so phase 2 never begins; train for longer, or set phase1: 1"
         if self.self_teacher == "previous_epoch" and stage.epochs == 1 and not stage.stream:
@@ -57,7 +57,7 @@ class Settings(WeightingSettings):
                 "student before training; train for more epochs, or set self_teacher: ema"
             )
         # phase 2 has no on-policy micro-batches, so it acts whatever their share is
-        return super().without_effect(replace(stage, on_policy_share=0.0))
+        return super().inactive_reason(replace(stage, on_policy_share=0.0))
 
 
 class ASKD(Weighting):

@@ -26,9 +26,9 @@ class Settings(WeightingSettings):
     first: int = Field(0, ge=0, description="epoch (from 0) before which weights are learnt first")
     every: int = Field(1, ge=1, description="epochs between updates")
 
-    def without_effect(self, stage: StageFacts) -> str | None:
+    def inactive_reason(self, stage: StageFacts) -> str | None:
         """An epoch that is never reached."""
-        return never_learns(self.first, stage) or super().without_effect(stage)
+        return never_learns(self.first, stage) or super().inactive_reason(stage)
 
 
 class RWKD(LearntWeights):
