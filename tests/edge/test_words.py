@@ -107,7 +107,7 @@ def test_the_heads_with_the_least_error_are_chosen(student, monkeypatch):
 
     noise = random.dirichlet(np.ones(150), rows)
     heads = np.array([[looked(8), noise], [looked(0), looked(3)]])
-    monkeypatch.setattr("export.assembly.alignment._looked", lambda *_: heads)
+    monkeypatch.setattr("export.assembly.alignment._attention", lambda *_: heads)
     chosen, error = choose_heads(None, family, [one], 0.4)
     assert chosen[0] == [1, 0]
     assert [0, 1] not in chosen[:3]
