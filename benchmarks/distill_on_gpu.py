@@ -29,30 +29,30 @@ def main() -> None:
         only=(",".join(SETTINGS), "these settings, joined by commas"),
         keep=("", "a folder for the runs"),
     )
-    recipe = str((ROOT / args.recipe).resolve())
-    stages = [line.strip(" :\n") for line in Path(recipe).read_text().split("stages:")[1].splitlines() if _names(line)]
-    changed = [f"stages.{name}.epochs={args.epochs}" for name in stages]
+    from workbench.config.recipe import load_recipe
+    from workbench.models.resolve import resolve_teacher
+
+    path = ROOT / args.recipe
+    recipe = load_recipe(path)
+    teacher = resolve_teacher(recipe.teacher)  # from the user's cache; the runs have one of their own
+    changed = [f"teacher={teacher}", *(f"stages.{name}.epochs={args.epochs}" for name in recipe.stages)]
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(args.turns):
             for name in args.only.split(","):
                 output = Path(args.keep or folder) / f"{name.replace(' ', '-')}-{turn}"
                 command = workbench(
-                    Path(folder) / "cache", "distill", recipe, f"output={output}", *SETTINGS[name], *changed
+                    Path(folder) / "cache", "distill", str(path), f"output={output}", *SETTINGS[name], *changed
                 )
                 wall = timed(lambda command=command: subprocess.run(command, check=True))
                 scores = json.loads((output / "scores.json").read_text())
                 found = {key: scores[key] for key in ("validation", "seconds", "steps")}
-                heard = scores["corpus"]["seconds"] * args.epochs * len(stages)
+                heard = scores["corpus"]["seconds"] * args.epochs * len(recipe.stages)
                 runs.append(
                     {"setting": name, "turn": turn, "wall": wall, "rate": heard / found["seconds"]["training"], **found}
                 )
                 print(runs[-1], flush=True)
                 finish(args.json, _figures(runs), runs)
-
-
-def _names(line: str) -> bool:
-    return line.startswith("  ") and not line.startswith("   ") and line.rstrip().endswith(":")
 
 
 def _figures(runs: list[dict[str, Any]]) -> dict[str, float]:

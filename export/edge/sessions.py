@@ -45,8 +45,7 @@ def session_options(threads: int | None, spin: bool = False) -> Any:
 
 def open_sessions(graphs: dict[str, Path], options: Any, providers: Sequence[Any], cuda_graphs: bool) -> dict[str, Any]:
     """The graphs' sessions; raises BundleError where a provider is missing or does not start."""
-    providers = [with_cuda_options(provider) for provider in providers]
-    first, given = providers[0]
+    first, given = with_cuda_options(providers[0])
     if first not in (known := ort.get_available_providers()):
         raise BundleError(
             f"onnxruntime {ort.__version__} here has no {first}, it has {', '.join(known)}; for a GPU: pip install 'onnxruntime-gpu[cuda,cudnn]'"
@@ -60,8 +59,7 @@ def open_sessions(graphs: dict[str, Path], options: Any, providers: Sequence[Any
     opened = {}
     # the largest first: what loading it needed is free again for the others, which keeps the peak of memory low
     for part in sorted(graphs, key=lambda part: -graphs[part].stat().st_size):
-        wanted = captured if cuda_graphs and part == "step" else list(providers)
-        opened[part] = open_session(graphs[part], options, wanted)
+        opened[part] = open_session(graphs[part], options, captured if cuda_graphs and part == "step" else providers)
     if opened["step"].get_providers()[0] != first:  # onnxruntime goes on without a provider that fails to start
         raise BundleError(f"{first} is installed but does not start; what onnxruntime has written on stderr says why")
     return opened
@@ -76,15 +74,18 @@ def with_cuda_options(provider: Any) -> tuple[str, dict[str, Any]]:
 def open_session(path: Path, options: Any, providers: Sequence[Any]) -> Any:
     """A graph's session; raises BundleError where it holds what is not run, or onnxruntime cannot load it."""
     check_graph(path)
-    names = {provider if isinstance(provider, str) else provider[0] for provider in providers}
-    quiet = nullcontext() if names == {"CPUExecutionProvider"} else printed_as_warnings()
-    with explained(f"{path}: onnxruntime {ort.__version__} cannot load it"), quiet:
-        return ort.InferenceSession(str(path), options, providers=list(providers))
+    wanted = [with_cuda_options(provider) for provider in providers]
+    on_cpu = all(name == "CPUExecutionProvider" for name, _ in wanted)
+    with (
+        explained(f"{path}: onnxruntime {ort.__version__} cannot load it"),
+        nullcontext() if on_cpu else printed_as_warnings(),
+    ):
+        return ort.InferenceSession(str(path), options, providers=wanted)
 
 
 @contextmanager
 def printed_as_warnings() -> Iterator[None]:
-    """Onnxruntime prints that a provider does not start or a library is missing; stdout is for transcripts. A thread at a time."""
+    """Send to stderr what onnxruntime prints of a missing library or a provider that does not start; one thread at a time."""
     with _PRINTING, redirect_stdout(sys.stderr):
         yield
 

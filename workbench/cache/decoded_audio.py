@@ -15,7 +15,6 @@ from torch import Tensor
 
 from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.cache.tensor_shards import Store, shards_of
-from workbench.core.distributed import wait_for_all
 from workbench.core.files import cache_folder, cache_key, check_free_space
 from workbench.core.host import usable_cpus
 from workbench.core.locks import output_lock
@@ -54,21 +53,14 @@ class AudioCache:
         Raises:
             UserError: a clip lasts another time than its row states.
         """
-        self.store.drop_damaged(keys, rank, world_size)
-        if rank == 0:
-            with output_lock(self.store.folder, wait=True, log_wait=False):  # other runs may be writing
-                self.store.reload()
-                self.store.drop_unnamed()
-        if world_size > 1:
-            wait_for_all()
-        self.store.reload()
+        self.store.check(keys, rank, world_size)
         for utterance, key in zip(utterances, keys, strict=True):
             if key in self:
                 utterance.check_stated(self.store.index[key]["samples"] / SAMPLE_RATE * utterance.speed)
 
-    def missing_bytes(self, utterances: Sequence[Utterance]) -> int:
+    def missing_bytes(self, utterances: Sequence[Utterance], keys: Sequence[str]) -> int:
         """What those of the clips that are not there will take on disk."""
-        missing = {key: u.seconds for u in utterances if (key := self.key(u)) not in self}
+        missing = {key: u.seconds for u, key in zip(utterances, keys, strict=True) if key not in self}
         return audio_bytes(missing.values())
 
     def add(self, clips: Iterable[tuple[str, Wave]], rank: int = 0) -> None:
@@ -93,10 +85,9 @@ class AudioCache:
     ) -> None:
         """Decode what is missing of this rank's share; raises UserError for audio that cannot be used."""
         own, own_keys = utterances[rank::world_size], keys[rank::world_size]
-        check_free_space(self.store.folder, self.missing_bytes(own), "the decoded audio")
-        whole = all(
-            isinstance(u.audio, (Path, bytes)) for u in own
-        )  # stretches of one recording are cut one after another
+        check_free_space(self.store.folder, self.missing_bytes(own, own_keys), "the decoded audio")
+        # stretches of one recording are cut one after another, so that it is decoded once
+        whole = all(isinstance(u.audio, (Path, bytes)) for u in own)
         with ThreadPoolExecutor(max(1, usable_cpus() // world_size) if whole else 1) as pool:
             for shard in shards_of(own_keys, self):
                 waves = list(pool.map(lambda i: own[i].wave(), shard))

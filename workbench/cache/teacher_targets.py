@@ -149,16 +149,14 @@ def compute_targets(
     ordered = sorted(utterances, key=lambda u: (u.seconds, u.id))[rank::world_size]
     keys = [settings.key(u) for u in ordered]
     shards = list(shards_of(keys, cache))
-    missing = [ordered[i] for shard in shards for i in shard]
+    numbers = [i for shard in shards for i in shard]
+    missing = [ordered[i] for i in numbers]
     if not missing:
         return
+    audio_keys = {} if audio is None else {i: audio.key(ordered[i]) for i in numbers}
     needed = estimated_bytes(missing, settings, family.width, family.vocabulary_size, family.positions)
-    needed += 0 if audio is None else audio.missing_bytes(missing)
-    check_free_space(
-        store.folder,
-        needed,
-        "the teacher's targets" if audio is None else "the teacher's targets and the decoded audio",
-    )
+    needed += 0 if audio is None else audio.missing_bytes(missing, list(audio_keys.values()))
+    check_free_space(store.folder, needed, "the teacher's targets and the decoded audio")
     device = torch.device("cpu") if teacher is None else next(teacher.parameters()).device
     batches = [shard[i : i + batch_clips] for shard in shards for i in range(0, len(shard), batch_clips)]
     started, done = time.perf_counter(), 0
@@ -175,7 +173,7 @@ def compute_targets(
             tensors = {name: value for name, value in clip.__dict__.items() if isinstance(value, Tensor)}
             items.append(({"key": keys[i], "id": ordered[i].id, "task_loss": clip.task_loss}, tensors))
         if audio is not None:
-            heard += zip(map(audio.key, asked), waves, strict=True)
+            heard += zip((audio_keys[i] for i in batch), waves, strict=True)
         if batch[-1] in last_of_shard:
             store.write(rank, items)
             if audio is not None:

@@ -23,6 +23,7 @@ from workbench.core.disk import disk_errors
 from workbench.core.distributed import output_lock_of_all, wait_for_all
 from workbench.core.errors import UserError
 from workbench.core.files import atomic_path
+from workbench.core.locks import output_lock
 
 log = logging.getLogger("workbench")
 SHARD_ITEMS = 32
@@ -74,16 +75,18 @@ class Store:
     def check(self, keys: Iterable[str], rank: int = 0, world_size: int = 1) -> None:
         """Remove what is damaged of the shards of these items, and what no line names, so that their items count as missing.
 
-        Only the process that fills the folder may call it, or all of a run that does, each of which reads its share.
+        All processes of a run must call it, each of which reads its share. It waits until no other run writes there.
         """
         self.drop_damaged(keys, rank, world_size)
         if rank == 0:
-            self.drop_unnamed()
+            with output_lock(self.folder, wait=True, log_wait=False):
+                self.reload()
+                self._drop_unnamed()
         if world_size > 1:
             wait_for_all()
         self.reload()
 
-    def drop_unnamed(self) -> None:
+    def _drop_unnamed(self) -> None:
         """Remove shards that no line of the index names. No other process may be writing one."""
         unnamed = [p for p in self.folder.glob("shard-*.safetensors") if p.name not in self._named]
         for path in unnamed:

@@ -21,7 +21,7 @@ from workbench.models.vocabulary import Vocabulary
 log = logging.getLogger("workbench")
 
 
-def build(recipe: Recipe, teachers: TeacherEnsemble, calibration: Sequence[Utterance]) -> nn.Module:
+def initial_student(recipe: Recipe, teachers: TeacherEnsemble, calibration: Sequence[Utterance]) -> nn.Module:
     """The student with all its teacher's tokens, before it is trained.
 
     Args:

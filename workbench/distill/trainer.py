@@ -25,10 +25,10 @@ from workbench.core.files import atomic_folder, write_json
 from workbench.core.kernels import choose_cuda_kernels
 from workbench.core.ownership import check_output
 from workbench.corpus import Utterance, scored_clips, training_set
-from workbench.distill import student as new_student
 from workbench.distill.context import RunContext
 from workbench.distill.datasets import Datasets
 from workbench.distill.stage import StageTrainer
+from workbench.distill.student import corpus_vocabulary, initial_student
 from workbench.distill.teaching.on_policy import OnPolicy
 from workbench.distill.teaching.teacher_ensemble import TeacherEnsemble
 from workbench.distill.validation import Validation
@@ -152,7 +152,7 @@ class Trainer:
         self.teachers = TeacherEnsemble(recipe, self.accelerator)
         self.family = self.teachers.families[0]
         self.calibration = calibration_clips(recipe, self.train_set, self.validation_set)
-        self.model = new_student.build(recipe, self.teachers, self.calibration)
+        self.model = initial_student(recipe, self.teachers, self.calibration)
         check_transcripts([*self.train_set, *self.validation_set], self.family)
 
     def _open_folder(self, restart: bool) -> None:
@@ -215,9 +215,7 @@ class Trainer:
             if any(needs_uncertainty(stage.weighting) for stage in recipe.stages.values()):
                 uncertainty = self.processes.gathered(self.teachers.uncertainty(whole))
             if recipe.student.vocabulary == "corpus":
-                known = new_student.corpus_vocabulary(
-                    self.family, recipe, [*self.train_set, *self.validation_set], whole
-                )
+                known = corpus_vocabulary(self.family, recipe, [*self.train_set, *self.validation_set], whole)
                 whole_matrix = self.family.narrow(self.model, known)
                 self.family = self.family.narrowed(known)
             chosen = [stage.on_policy for stage in recipe.stages.values() if stage.on_policy]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from workbench.cache.encoder_cache import calibration_clips, encoded_folder
 from workbench.config.recipe import Recipe, parse_recipe
@@ -19,7 +20,7 @@ from workbench.core.memory import peak_resident_mb
 from workbench.corpus import Utterance, scored_clips, training_set
 from workbench.distill.trainer import distill
 from workbench.evaluation.transcribe import EncodedClips, Validation, validate, validate_encoded
-from workbench.models import open_family
+from workbench.models import Family, open_family
 from workbench.models.resolve import fingerprint, resolve_teacher
 from workbench.run.folder import discard
 from workbench.run.inputs import changed_run, clips_sha256
@@ -114,11 +115,16 @@ def score_teacher(study: Study, corpus: str) -> None:
     family = open_family(resolve_teacher(recipe.teacher))
     utterances = scored_clips(corpus, study.split, recipe.limit)
     log.info("the teacher transcribes %s, %s: %d clips", corpus, study.split, len(utterances))
-    choose_cuda_kernels()
-    model = family.load().to("cuda" if torch.cuda.is_available() else "cpu")
+    model = _on_device(family)
     found = validate(model, family, utterances, family.silence)
     content = {"name": recipe.teacher, "corpus": corpus, "split": study.split, "key": _teacher_key(study, corpus)}
     write_json(_teacher_file(study, corpus), {**content, **_as_json(found, utterances)})
+
+
+def _on_device(family: Family) -> nn.Module:
+    """The checkpoint's model on the GPU, if there is one."""
+    choose_cuda_kernels()
+    return family.load().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _teacher_file(study: Study, corpus: str) -> Path:
@@ -144,8 +150,7 @@ def _as_json(found: Validation, utterances: Sequence[Utterance]) -> dict[str, An
 def _scored(recipe: Recipe, student: Any, split: str) -> dict[str, Any]:
     """Transcribe a split with the student as it was saved, which is how its user will have it."""
     family = open_family(student)
-    choose_cuda_kernels()
-    model = family.load().to("cuda" if torch.cuda.is_available() else "cpu")
+    model = _on_device(family)
     utterances = scored_clips(recipe.corpus, split, recipe.limit)
     frozen = all(stage.trainable == "decoder" for stage in recipe.stages.values())
     folder = encoded_folder(recipe, "evaluated", _calibration(recipe)) if frozen else None
