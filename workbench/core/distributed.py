@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -55,7 +55,15 @@ def output_lock_of_all(output: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def is_sharded(module: torch.nn.Module) -> bool:
+class HasParameters(Protocol):
+    """An nn.Module, or one of which only the parts that are read have types."""
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """All of its parameters."""
+        ...
+
+
+def is_sharded(module: HasParameters) -> bool:
     """Whether FSDP has put parts of parameters in the place of a module's own."""
     return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from workbench.models.whisper.layers import decoder_of
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
 
 
 class Stepper:
     """The decoder, a token at a time or several, with a cache of what it was given before.
 
     Args:
-        model: a WhisperForConditionalGeneration.
+        model: a Whisper.
         states: encoder states [utterances, positions, width].
     """
 
-    def __init__(self, model: Any, states: Tensor) -> None:
+    def __init__(self, model: WhisperForConditionalGeneration, states: Tensor) -> None:
         from transformers import DynamicCache, EncoderDecoderCache
 
         self._model, self._states = model, states
@@ -27,7 +32,7 @@ class Stepper:
     def __call__(self, tokens: Tensor) -> Tensor:
         """Logits after the last of the next tokens, in fp32. [utterances, tokens] -> [utterances, vocabulary]"""
         # by position: the cache was called past_key_values until transformers 5.24
-        out = self._model.model.decoder(tokens, None, self._states, self._cache, use_cache=True)
+        out = decoder_of(self._model)(tokens, None, self._states, self._cache, use_cache=True)
         logits: Tensor = self._model.proj_out(out.last_hidden_state[:, -1])
         return logits.float()
 
@@ -38,7 +43,7 @@ class Stepper:
 
 
 def greedy(
-    model: Any,
+    model: WhisperForConditionalGeneration,
     states: Tensor,
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
@@ -52,7 +57,7 @@ def greedy(
 
 @torch.no_grad()
 def greedy_scored(
-    model: Any,
+    model: WhisperForConditionalGeneration,
     states: Tensor,
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
@@ -63,7 +68,7 @@ def greedy_scored(
     """Decode greedily in one batch, each utterance up to its limit of tokens.
 
     Args:
-        model: a WhisperForConditionalGeneration.
+        model: a Whisper.
         states: encoder states [utterances, positions, width].
         prompts: forced first tokens, equally many for each utterance.
         limits: most tokens to write for each utterance.
@@ -110,7 +115,7 @@ def greedy_scored(
 
 @torch.no_grad()
 def beam_scored(
-    model: Any,
+    model: WhisperForConditionalGeneration,
     states: Tensor,
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int],

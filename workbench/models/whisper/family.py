@@ -21,6 +21,7 @@ from workbench.models.vocabulary import Vocabulary
 from workbench.models.weights import load_whisper_weights
 from workbench.models.whisper.checkpoint import check_checkpoint, generation_config
 from workbench.models.whisper.decoding import Stepper, beam_scored, greedy_scored
+from workbench.models.whisper.layers import as_whisper, decoder_of
 from workbench.models.whisper.log_mel import SAMPLES_PER_POSITION, LogMel, positions_of
 from workbench.models.whisper.low_rank import compress, merged_state, restore, shaped_like
 from workbench.models.whisper.narrowing import narrow_model, widened
@@ -133,31 +134,30 @@ class Whisper:
         Raises:
             UserError: they are damaged, or hold NaN or infinity.
         """
-        model: WhisperForConditionalGeneration = restore(
-            load_whisper_weights(self.folder, self.config, copy.deepcopy(self.generation))
-        )
-        return model
+        return restore(load_whisper_weights(self.folder, self.config, copy.deepcopy(self.generation)))
 
-    def save(self, model: Any, folder: Path) -> None:
+    def save(self, model: nn.Module, folder: Path) -> None:
         """Write a model as transformers does, products in two as one."""
-        model.save_pretrained(folder, state_dict=merged_state(model))
+        whisper = as_whisper(model)
+        whisper.save_pretrained(folder, state_dict=merged_state(whisper))
 
-    def build_student(self, model: Any, recipe: StudentRecipe) -> Any:
+    def build_student(self, model: nn.Module, recipe: StudentRecipe) -> WhisperForConditionalGeneration:
         """Copy some of a model's layers into a valid transformers model."""
-        return build_student(model, recipe)
+        return build_student(as_whisper(model), recipe)
 
     def check_pair(self, student: nn.Module, teacher: nn.Module, matched: Sequence[str]) -> None:
         """Raise UserError if a student cannot learn from a teacher."""
-        check_pair(student.config, teacher.config, matched)
+        check_pair(as_whisper(student).config, as_whisper(teacher).config, matched)
 
     def compress(self, model: nn.Module, features: Sequence[Tensor], share: float) -> int:
         """Encoder products as two thinner ones (models/whisper/low_rank.py)."""
-        return len(compress(model, features, share))
+        return len(compress(as_whisper(model), features, share))
 
-    def empty_copy(self, model: nn.Module) -> Any:
+    def empty_copy(self, model: nn.Module) -> WhisperForConditionalGeneration:
         """A model of the same shape, to be filled."""
-        copied = shaped_like(type(model)(model.config), model.config)
-        copied.generation_config = model.generation_config
+        whisper = as_whisper(model)
+        copied = shaped_like(type(whisper)(whisper.config), whisper.config)
+        copied.generation_config = whisper.generation_config
         return copied
 
     @property
@@ -176,7 +176,7 @@ class Whisper:
 
     def pooling(self, model: nn.Module) -> int:
         """How many encoder positions each state stands for."""
-        return 2 if pool_after(model.config) else 1
+        return 2 if pool_after(as_whisper(model).config) else 1
 
     def pooled(self, states: Tensor) -> Tensor:
         """Means of two neighbours."""
@@ -184,11 +184,11 @@ class Whisper:
 
     def narrow(self, model: nn.Module, vocabulary: Vocabulary) -> Tensor:
         """Cut a model's tied matrix down, in place; returns the whole one [vocabulary, width]."""
-        return narrow_model(model, vocabulary)
+        return narrow_model(as_whisper(model), vocabulary)
 
     def widened(self, model: nn.Module, whole: Tensor) -> AbstractContextManager[None]:
         """Make a narrowed model a whole one for a while."""
-        return nullcontext() if self.vocabulary is None else widened(model, self.vocabulary, whole)
+        return nullcontext() if self.vocabulary is None else widened(as_whisper(model), self.vocabulary, whole)
 
     def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:
         """Pad waves with silence to `seconds` and compute log-mel features on `device`. -> [clips, mels, frames]"""
@@ -237,7 +237,7 @@ class Whisper:
         self, model: nn.Module, features: Tensor, attention_mask: Tensor | None = None, checkpointing: bool = False
     ) -> Tensor:
         """Run the encoder on any number of frames up to 3,000. [clips, mels, frames] -> [clips, frames / 2, width]"""
-        return encode(model, features, attention_mask, checkpointing)
+        return encode(as_whisper(model), features, attention_mask, checkpointing)
 
     def logits(
         self,
@@ -250,7 +250,7 @@ class Whisper:
         early: int | None = None,
     ) -> Tensor:
         """Teacher-forced logits at the labelled positions. -> [labels, vocabulary]"""
-        return decoder_logits(model, states, tokens, labelled, attention_mask, checkpointing, early)
+        return decoder_logits(as_whisper(model), states, tokens, labelled, attention_mask, checkpointing, early)
 
     def hidden(
         self,
@@ -261,28 +261,28 @@ class Whisper:
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """What the output projection is given at the labelled positions. -> [labels, width]"""
-        return decoder_hidden(model, states, tokens, labelled, attention_mask)[0]
+        return decoder_hidden(as_whisper(model), states, tokens, labelled, attention_mask)[0]
 
-    def project(self, model: Any, hidden: Tensor) -> Tensor:
+    def project(self, model: nn.Module, hidden: Tensor) -> Tensor:
         """Logits in fp32. [..., width] -> [..., vocabulary]"""
-        logits: Tensor = model.proj_out(hidden)
+        logits: Tensor = as_whisper(model).proj_out(hidden)
         return logits.float()
 
     def stepper(self, model: nn.Module, states: Tensor) -> Callable[[Tensor], Tensor]:
         """The decoder with its cache: given the next tokens [clips, tokens], the logits after the last [clips, vocabulary]."""
-        return Stepper(model, states)
+        return Stepper(as_whisper(model), states)
 
     def part_of(self, parameter: str) -> Part:
         """Which part of a model a parameter belongs to."""
         return part_of(parameter)
 
-    def decoder_depth(self, model: Any) -> int:
+    def decoder_depth(self, model: nn.Module) -> int:
         """How many decoder layers a model has."""
-        return int(model.config.decoder_layers)
+        return int(as_whisper(model).config.decoder_layers)
 
-    def decoder_dropout(self, model: Any, rate: float) -> AbstractContextManager[None]:
+    def decoder_dropout(self, model: nn.Module, rate: float) -> AbstractContextManager[None]:
         """Run the decoder's layers with dropout for a while, and nothing else with any."""
-        return with_dropout(model.model.decoder.layers, rate)
+        return with_dropout(decoder_of(as_whisper(model)).layers, rate)
 
     @property
     def most_tokens(self) -> int:
@@ -306,20 +306,21 @@ class Whisper:
             prompts = [self.vocabulary.places(prompt) for prompt in prompts]
         limits = [self.token_limit(s, language) for s, language in zip(seconds, languages, strict=True)]
         decode = greedy_scored if beams == 1 else partial(beam_scored, beams=beams)
-        scored = decode(model, states, prompts, limits, self.end, self.suppressed, self.suppressed_first)
+        scored = decode(as_whisper(model), states, prompts, limits, self.end, self.suppressed, self.suppressed_first)
         written = [ids if self.vocabulary is None else self.vocabulary.widened(ids) for ids, _ in scored]
         texts = [text_of(self.tokenizer, ids) for ids in written]
         return [Transcript(str(text).strip(), score) for text, (_, score) in zip(texts, scored, strict=True)]
 
     @torch.no_grad()
-    def languages(self, model: Any, states: Tensor) -> list[tuple[str, float]]:
+    def languages(self, model: nn.Module, states: Tensor) -> list[tuple[str, float]]:
         """Likeliest language of each clip and its probability, from the first token that Whisper writes."""
         known = self.language_ids
         if not known:
             return [("en", 1.0)] * len(states)
         start = torch.full((len(states), 1), self.config.decoder_start_token_id, device=states.device)
-        hidden = model.model.decoder(input_ids=start, encoder_hidden_states=states, use_cache=False).last_hidden_state
-        logits = model.proj_out(hidden[:, 0]).float()[:, list(known.values())]  # [clips, languages]
+        whisper = as_whisper(model)
+        hidden = decoder_of(whisper)(input_ids=start, encoder_hidden_states=states, use_cache=False).last_hidden_state
+        logits = whisper.proj_out(hidden[:, 0]).float()[:, list(known.values())]  # [clips, languages]
         best = logits.softmax(-1).max(-1)
         codes = list(known)
         return [(codes[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]

@@ -8,13 +8,17 @@ so that it stays a plain transformers one; `encoder_ranks` in its configuration 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from workbench.core.errors import UserError
+from workbench.models.whisper.layers import encoder_of
 from workbench.models.whisper.passes import encode
+
+if TYPE_CHECKING:
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 STEP = 16  # ranks are multiples of it: kernels like that
 # of an encoder layer
@@ -40,11 +44,11 @@ class LowRank(nn.Module):
 
 
 @torch.no_grad()
-def compress(model: Any, features: Sequence[Tensor], share: float) -> dict[str, int]:
+def compress(model: WhisperForConditionalGeneration, features: Sequence[Tensor], share: float) -> dict[str, int]:
     """Take apart those linear layers of the encoder that get cheaper by it.
 
     Args:
-        model: a WhisperForConditionalGeneration; changed in place, and its configuration with it.
+        model: a Whisper; changed in place, and its configuration with it.
         features: of some clips, each [1, mels, frames].
         share: of the variance of a layer's outputs that stays, below 1.
 
@@ -56,7 +60,7 @@ def compress(model: Any, features: Sequence[Tensor], share: float) -> dict[str, 
     seen = _moments(model, features)
     ranks: dict[str, int] = {}
     for name, (count, total, products) in seen.items():
-        linear = _layer(model, name)
+        linear = _linear(model, name)
         mean = total / count
         covariance = products / count - torch.outer(mean, mean)
         values, vectors = torch.linalg.eigh(covariance)  # ascending
@@ -77,29 +81,30 @@ def compress(model: Any, features: Sequence[Tensor], share: float) -> dict[str, 
 
 
 @torch.no_grad()
-def restore(model: Any) -> Any:
+def restore(model: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
     """Take the layers apart again that a checkpoint's configuration names; returns the model."""
     for name, rank in ranks_of(model.config).items():
-        linear = _layer(model, name)
+        linear = _linear(model, name)
         left, values, right = torch.linalg.svd(linear.weight, full_matrices=False)
         root = values[:rank].sqrt()
         _replace(model, name, root[:, None] * right[:rank], left[:, :rank] * root, linear.bias)
     return model
 
 
-def shaped_like(model: Any, config: Any) -> Any:
+def shaped_like(model: WhisperForConditionalGeneration, config: WhisperConfig) -> WhisperForConditionalGeneration:
     """Give a model of plain layers the shapes that a configuration's ranks ask for, values yet to be loaded; returns it."""
     for name, rank in ranks_of(config).items():
-        linear = _layer(model, name)
+        linear = _linear(model, name)
         _put(model, name, LowRank(linear.in_features, rank, linear.out_features, linear.bias is not None))
     return model
 
 
-def merged_state(model: Any) -> dict[str, Tensor]:
+def merged_state(model: WhisperForConditionalGeneration) -> dict[str, Tensor]:
     """A model's weights as a plain Whisper has them."""
     state: dict[str, Tensor] = dict(model.state_dict())
     for name in ranks_of(model.config):
-        layer, prefix = _layer(model, name), f"model.encoder.layers.{name}"
+        layer, prefix = encoder_of(model).layers.get_submodule(name), f"model.encoder.layers.{name}"
+        assert isinstance(layer, LowRank)  # noqa: S101  as the configuration says
         for part in ("down.weight", "up.weight"):
             del state[f"{prefix}.{part}"]
         state[f"{prefix}.weight"] = layer.merged().detach()
@@ -108,13 +113,13 @@ def merged_state(model: Any) -> dict[str, Tensor]:
     return state
 
 
-def ranks_of(config: Any) -> Mapping[str, int]:
-    """Rank of each encoder layer that is two thinner ones, by its name within the encoder's layers; `config` may be a dict."""
-    found = config.get("encoder_ranks") if isinstance(config, dict) else getattr(config, "encoder_ranks", None)
+def ranks_of(config: WhisperConfig | Mapping[str, Any]) -> Mapping[str, int]:
+    """Rank of each encoder layer that is two thinner ones, by its name within the encoder's layers; `config` may be that of a config.json."""
+    found = config.get("encoder_ranks") if isinstance(config, Mapping) else getattr(config, "encoder_ranks", None)
     return {str(name): int(rank) for name, rank in (found or {}).items()}
 
 
-def check_ranks(config: Any, where: str) -> None:
+def check_ranks(config: WhisperConfig, where: str) -> None:
     """Raise UserError, which begins with `where`, if `encoder_ranks` names layers or ranks that the encoder does not have."""
     ranks = config.encoder_ranks
     if not isinstance(ranks, dict):
@@ -139,7 +144,9 @@ def check_ranks(config: Any, where: str) -> None:
             )
 
 
-def _moments(model: Any, features: Sequence[Tensor]) -> dict[str, tuple[int, Tensor, Tensor]]:
+def _moments(
+    model: WhisperForConditionalGeneration, features: Sequence[Tensor]
+) -> dict[str, tuple[int, Tensor, Tensor]]:
     """Count, sum [out] and sum of products [out, out] of what each linear layer of the encoder puts out."""
     seen: dict[str, tuple[int, Tensor, Tensor]] = {}
 
@@ -150,7 +157,7 @@ def _moments(model: Any, features: Sequence[Tensor]) -> dict[str, tuple[int, Ten
 
     hooks = [
         module.register_forward_hook(lambda _, __, out, name=name: note(name, out))
-        for name, module in model.model.encoder.layers.named_modules()
+        for name, module in encoder_of(model).layers.named_modules()
         if isinstance(module, nn.Linear)
     ]
     try:
@@ -162,11 +169,13 @@ def _moments(model: Any, features: Sequence[Tensor]) -> dict[str, tuple[int, Ten
     return seen
 
 
-def _layer(model: Any, name: str) -> Any:
-    return model.model.encoder.layers.get_submodule(name)
+def _linear(model: WhisperForConditionalGeneration, name: str) -> nn.Linear:
+    layer = encoder_of(model).layers.get_submodule(name)
+    assert isinstance(layer, nn.Linear)  # noqa: S101  it was not taken apart yet
+    return layer
 
 
-def _replace(model: Any, name: str, down: Tensor, up: Tensor, bias: Tensor | None) -> None:
+def _replace(model: WhisperForConditionalGeneration, name: str, down: Tensor, up: Tensor, bias: Tensor | None) -> None:
     layer = LowRank(down.shape[1], down.shape[0], up.shape[0], bias is not None)
     layer.down.weight.data, layer.up.weight.data = down.contiguous(), up.contiguous()
     if bias is not None:
@@ -174,6 +183,6 @@ def _replace(model: Any, name: str, down: Tensor, up: Tensor, bias: Tensor | Non
     _put(model, name, layer)
 
 
-def _put(model: Any, name: str, layer: nn.Module) -> None:
+def _put(model: WhisperForConditionalGeneration, name: str, layer: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
-    setattr(model.model.encoder.layers.get_submodule(parent), child, layer.train(model.training))
+    setattr(encoder_of(model).layers.get_submodule(parent), child, layer.train(model.training))

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from workbench.models.vocabulary import Vocabulary
+from workbench.models.whisper.layers import decoder_of
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
 
 
-def narrow_model(model: Any, vocabulary: Vocabulary) -> Tensor:
+def narrow_model(model: WhisperForConditionalGeneration, vocabulary: Vocabulary) -> Tensor:
     """Cut a Whisper's tied matrix down to the kept rows, in place; returns the whole matrix [vocabulary, width]."""
-    whole: Tensor = model.model.decoder.embed_tokens.weight.detach().clone()
-    padding = vocabulary.place(model.config.pad_token_id)
+    whole = decoder_of(model).embed_tokens.weight.detach().clone()
+    padding_id = model.config.pad_token_id
+    assert padding_id is not None  # noqa: S101  check_checkpoint wants a token
+    padding = vocabulary.place(padding_id)
     _replace_matrix(model, whole[vocabulary.kept.to(whole.device)], None if padding < 0 else padding)
     return whole
 
 
 @contextmanager
-def widened(model: Any, vocabulary: Vocabulary, whole: Tensor) -> Iterator[None]:
+def widened(model: WhisperForConditionalGeneration, vocabulary: Vocabulary, whole: Tensor) -> Iterator[None]:
     """Make a narrowed Whisper a whole one for a while, to be saved; `whole` is what `narrow_model` returned."""
-    narrow = model.model.decoder.embed_tokens
+    narrow = decoder_of(model).embed_tokens
     full = whole.clone()
     full[vocabulary.kept.to(full.device)] = narrow.weight.detach().to(full.device)
     unknown = torch.ones(len(full), dtype=torch.bool)
@@ -36,13 +42,13 @@ def widened(model: Any, vocabulary: Vocabulary, whole: Tensor) -> Iterator[None]
         yield
     finally:
         generation.suppress_tokens = suppressed
-        model.model.decoder.embed_tokens = narrow
+        decoder_of(model).embed_tokens = narrow
         model.proj_out.weight, model.proj_out.out_features = narrow.weight, len(narrow.weight)
         model.config.vocab_size = len(narrow.weight)
 
 
-def _replace_matrix(model: Any, weight: Tensor, padding: int | None) -> None:
+def _replace_matrix(model: WhisperForConditionalGeneration, weight: Tensor, padding: int | None) -> None:
     embedding = nn.Embedding(len(weight), weight.shape[1], padding_idx=padding, _weight=weight)
-    model.model.decoder.embed_tokens = embedding
+    decoder_of(model).embed_tokens = embedding
     model.proj_out.weight, model.proj_out.out_features = embedding.weight, len(weight)
     model.config.vocab_size = len(weight)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from workbench.models.whisper.layers import Attention, DecoderAttention, DecoderLayer, EncoderLayer, Layer
 
-def run_packed(layers: Iterable[Any], hidden: Tensor, attention_mask: Tensor, checkpointing: bool) -> Tensor:
+
+def run_packed(layers: Iterable[EncoderLayer], hidden: Tensor, attention_mask: Tensor, checkpointing: bool) -> Tensor:
     """Run Whisper's encoder layers on the positions that clips have.
 
     Args:
@@ -37,7 +38,7 @@ def run_packed(layers: Iterable[Any], hidden: Tensor, attention_mask: Tensor, ch
     return out.view(hidden.shape)
 
 
-def run_layer(call: Callable[..., Tensor], checkpointing: bool, *given: Any) -> Tensor:
+def run_layer(call: Callable[..., Tensor], checkpointing: bool, *given: object) -> Tensor:
     """Call a layer; with `checkpointing`, its activations are computed again in the backward pass."""
     if checkpointing and torch.is_grad_enabled():
         out: Tensor = checkpoint(call, *given, use_reentrant=False)
@@ -45,7 +46,7 @@ def run_layer(call: Callable[..., Tensor], checkpointing: bool, *given: Any) -> 
     return call(*given)
 
 
-def _packed_layer(layer: Any, row: Tensor, lengths: Sequence[int]) -> Tensor:
+def _packed_layer(layer: EncoderLayer, row: Tensor, lengths: Sequence[int]) -> Tensor:
     """One layer, as transformers' WhisperEncoderLayer without dropout. [positions of all clips, width] -> the same"""
     return _fed_forward(layer, row + _self_attention(layer, row, lengths, causal=False))
 
@@ -82,7 +83,7 @@ class PackedTokens:
         return torch.searchsorted(self.kept, flat)
 
 
-def drops(layers: Iterable[Any]) -> bool:
+def drops(layers: Iterable[DecoderLayer]) -> bool:
     """Whether any layer is being trained with dropout, which the packed ones have not."""
     rates = (
         (x.dropout, x.activation_dropout, x.self_attn.dropout, x.encoder_attn.dropout) for x in layers if x.training
@@ -90,14 +91,14 @@ def drops(layers: Iterable[Any]) -> bool:
     return any(rate > 0 for each in rates for rate in each)
 
 
-def packed_decoder_layer(layer: Any, row: Tensor, tokens: PackedTokens) -> Tensor:
+def packed_decoder_layer(layer: DecoderLayer, row: Tensor, tokens: PackedTokens) -> Tensor:
     """One layer, as transformers' WhisperDecoderLayer without dropout. [tokens of all clips, width] -> the same"""
     row = row + _self_attention(layer, row, tokens.lengths, causal=True)
     row = row + _cross_attention(layer.encoder_attn, layer.encoder_attn_layer_norm(row), tokens)
     return _fed_forward(layer, row)
 
 
-def _self_attention(layer: Any, row: Tensor, lengths: Sequence[int], causal: bool) -> Tensor:
+def _self_attention(layer: Layer, row: Tensor, lengths: Sequence[int], causal: bool) -> Tensor:
     attention = layer.self_attn
     normed = layer.self_attn_layer_norm(row)
     query, key, value = (
@@ -115,7 +116,7 @@ def _self_attention(layer: Any, row: Tensor, lengths: Sequence[int], causal: boo
     return _out(attention, torch.cat(attended, 1))
 
 
-def _cross_attention(attention: Any, normed: Tensor, tokens: PackedTokens) -> Tensor:
+def _cross_attention(attention: DecoderAttention, normed: Tensor, tokens: PackedTokens) -> Tensor:
     """Attention of tokens to encoder states. normed: [tokens of all clips, width] -> the same
 
     Keys and values of all positions are the larger part of a thin decoder's step. Of fewer tokens than a head is wide, it is
@@ -140,17 +141,17 @@ def _cross_attention(attention: Any, normed: Tensor, tokens: PackedTokens) -> Te
     return _out(attention, torch.bmm(torch.cat(found, 1), values.transpose(1, 2)) + bias)
 
 
-def _by_head(attention: Any, projected: Tensor) -> Tensor:
+def _by_head(attention: Attention, projected: Tensor) -> Tensor:
     """[positions, width] -> [heads, positions, head width]"""
     return projected.view(-1, attention.num_heads, attention.head_dim).transpose(0, 1)
 
 
-def _out(attention: Any, attended: Tensor) -> Tensor:
+def _out(attention: Attention, attended: Tensor) -> Tensor:
     """[heads, positions, head width] -> [positions, width]"""
     out: Tensor = attention.out_proj(attended.transpose(0, 1).flatten(1))
     return out
 
 
-def _fed_forward(layer: Any, row: Tensor) -> Tensor:
+def _fed_forward(layer: Layer, row: Tensor) -> Tensor:
     out: Tensor = row + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(row))))
     return out

@@ -6,9 +6,9 @@ first positions of the embedding (length-adaptive distillation: our interpretati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +17,25 @@ from torch import Tensor
 from workbench.core.distributed import is_sharded
 from workbench.models.protocol import Tokens
 from workbench.models.whisper.convolution import convolve
+from workbench.models.whisper.layers import Decoder, DecoderLayer, EncoderLayer, Layer, Layers, decoder_of, encoder_of
 from workbench.models.whisper.packed import PackedTokens, drops, packed_decoder_layer, run_layer, run_packed
 from workbench.models.whisper.pooling import pool_after, pooled, pooled_mask
 from workbench.models.whisper.tied import TiedMatrix
 
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
 
-def encode(model: Any, features: Tensor, attention_mask: Tensor | None = None, checkpointing: bool = False) -> Tensor:
+
+def encode(
+    model: WhisperForConditionalGeneration,
+    features: Tensor,
+    attention_mask: Tensor | None = None,
+    checkpointing: bool = False,
+) -> Tensor:
     """Run the encoder on any number of frames up to 3,000.
 
     Args:
-        model: a WhisperForConditionalGeneration.
+        model: a Whisper.
         features: [clips, mels, frames].
         attention_mask: which positions a clip has, bool [clips, frames / 2]; the others are padding, and no clip attends to them.
         checkpointing: compute a layer's activations again in the backward pass instead of keeping them.
@@ -34,7 +43,7 @@ def encode(model: Any, features: Tensor, attention_mask: Tensor | None = None, c
     Returns:
         States [clips, frames / 2, width], of no meaning at padding; half as many where the model pools them.
     """
-    encoder, pools = model.model.encoder, pool_after(model.config)
+    encoder, pools = encoder_of(model), pool_after(model.config)
     hidden = F.gelu(convolve(encoder.conv1, features))
     hidden = F.gelu(convolve(encoder.conv2, hidden)).transpose(1, 2)  # [clips, positions, width]
     hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
@@ -48,7 +57,9 @@ def encode(model: Any, features: Tensor, attention_mask: Tensor | None = None, c
     return states
 
 
-def _run_layers(layers: Any, hidden: Tensor, attention_mask: Tensor | None, checkpointing: bool) -> Tensor:
+def _run_layers(
+    layers: Layers[EncoderLayer], hidden: Tensor, attention_mask: Tensor | None, checkpointing: bool
+) -> Tensor:
     if attention_mask is not None and _packs(layers, hidden):
         return run_packed(layers, hidden, attention_mask, checkpointing)
     mask = None if attention_mask is None else attention_mask[:, None, None, :].expand(-1, 1, hidden.shape[1], -1)
@@ -57,21 +68,20 @@ def _run_layers(layers: Any, hidden: Tensor, attention_mask: Tensor | None, chec
     return hidden
 
 
-def _packs(layers: Sequence[Any], hidden: Tensor) -> bool:
+def _packs(layers: Layers[Layer], hidden: Tensor) -> bool:
     """Whether clips are computed without their padding: on a CPU, where a layer's own call, which FSDP waits for, is not needed."""
     if hidden.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return not any(is_sharded(layer) for layer in layers[:1])
 
 
-def _stock_layer(layer: Any, *given: Any) -> Tensor:
+def _stock_layer(layer: Layer, hidden: Tensor, *given: Tensor | None) -> Tensor:
     """A layer as transformers has it."""
-    out: Tensor = layer(*given)
-    return out
+    return layer(hidden, *given)
 
 
 def decoder_logits(
-    model: Any,
+    model: WhisperForConditionalGeneration,
     states: Tensor,
     tokens: Tokens,
     labelled: Tensor | None = None,
@@ -84,7 +94,7 @@ def decoder_logits(
     Gathering before the projection saves the product with the vocabulary at prompt and padding positions.
 
     Args:
-        model: a WhisperForConditionalGeneration.
+        model: a Whisper.
         states: encoder states [utterances, positions, width].
         tokens: inputs and labels [utterances, tokens].
         labelled: flat indices of the labelled positions [labels], if they are known already.
@@ -96,10 +106,10 @@ def decoder_logits(
     Returns:
         Logits [labels, vocabulary]; with `early` [2 * labels, vocabulary], the early ones last.
     """
-    weight = model.model.decoder.embed_tokens.weight
+    weight = decoder_of(model).embed_tokens.weight
     # torch.compile does not see through the hand-over between the two
     tied = weight is model.proj_out.weight and weight.requires_grad and not torch.compiler.is_compiling()
-    matrix = TiedMatrix(weight, model.model.decoder.embed_tokens.padding_idx) if tied else None
+    matrix = TiedMatrix(weight, decoder_of(model).embed_tokens.padding_idx) if tied else None
     chosen, early_chosen = decoder_hidden(model, states, tokens, labelled, attention_mask, checkpointing, matrix, early)
     if early_chosen is not None:
         chosen = torch.cat([chosen, early_chosen])
@@ -108,7 +118,7 @@ def decoder_logits(
 
 
 def decoder_hidden(
-    model: Any,
+    model: WhisperForConditionalGeneration,
     states: Tensor,
     tokens: Tokens,
     labelled: Tensor | None = None,
@@ -118,13 +128,13 @@ def decoder_hidden(
     early: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """What the output projection is given at the labelled positions, and after an early layer; see `decoder_logits`."""
-    decoder = model.model.decoder
+    decoder = decoder_of(model)
     if attention_mask is not None and attention_mask.shape[1] != states.shape[1]:
         attention_mask = pooled_mask(attention_mask)  # the encoder has halved them
     hidden = matrix.embed(tokens.inputs) if matrix else decoder.embed_tokens(tokens.inputs)
     hidden = hidden + decoder.embed_positions.weight[: tokens.inputs.shape[1]]
     places = tokens.labelled() if labelled is None else labelled
-    given: tuple[Any, ...]
+    given: tuple[object, ...]
     call: Callable[..., Tensor]
     if _packs(decoder.layers, hidden) and not drops(decoder.layers):
         packed = PackedTokens.of(tokens.labels, states, attention_mask)
@@ -145,14 +155,14 @@ def decoder_hidden(
     return _norm_at(decoder, rows, places), early_rows
 
 
-def _norm_at(decoder: Any, rows: Tensor, places: Tensor) -> Tensor:
+def _norm_at(decoder: Decoder, rows: Tensor, places: Tensor) -> Tensor:
     """The decoder's last norm, at some positions. [..., width] -> [places, width]"""
     chosen: Tensor = decoder.layer_norm(rows.flatten(0, -2).index_select(0, places))
     return chosen
 
 
 @contextmanager
-def with_dropout(layers: Sequence[Any], rate: float) -> Iterator[None]:
+def with_dropout(layers: Layers[DecoderLayer], rate: float) -> Iterator[None]:
     """Let layers of a model drop out for a while, all of which evaluate before and after."""
     kept = [layer.dropout for layer in layers]
     try:

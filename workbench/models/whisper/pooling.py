@@ -6,13 +6,16 @@ transformers keeps it and pays no attention to it: such a student must be read b
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from transformers import WhisperConfig
 
-def pool_after(config: Any) -> int:
+
+def pool_after(config: WhisperConfig) -> int:
     """Encoder layers after which states are pooled; 0 if they are not."""
     return int(getattr(config, "pool_after", None) or 0)
 

@@ -13,7 +13,7 @@ from workbench.models.students import choose_layers
 from workbench.models.whisper.low_rank import merged_state, ranks_of, restore, shaped_like
 
 if TYPE_CHECKING:
-    from transformers import WhisperForConditionalGeneration
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 
 def build_student(teacher: WhisperForConditionalGeneration, recipe: StudentRecipe) -> WhisperForConditionalGeneration:
@@ -25,7 +25,7 @@ def build_student(teacher: WhisperForConditionalGeneration, recipe: StudentRecip
     """
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-    config: Any = WhisperConfig.from_dict(teacher.config.to_dict())
+    config = WhisperConfig.from_dict(teacher.config.to_dict())
     kept = {
         "encoder": choose_layers(recipe.encoder_layers, config.encoder_layers, "encoder_layers"),
         "decoder": choose_layers(recipe.decoder_layers, config.decoder_layers, "decoder_layers"),
@@ -62,7 +62,7 @@ def build_student(teacher: WhisperForConditionalGeneration, recipe: StudentRecip
     return student
 
 
-def check_pair(student: Any, teacher: Any, matched: Sequence[str]) -> None:
+def check_pair(student: WhisperConfig, teacher: WhisperConfig, matched: Sequence[str]) -> None:
     """Raise UserError if a student cannot learn from a teacher: other tokens, other features, or states of other width.
 
     Args:
