@@ -20,7 +20,7 @@ def file_crc32(path: Path) -> int:
     return value
 
 
-def sealed(row: Mapping[str, Any]) -> str:
+def sealed(row: Mapping[str, object]) -> str:
     """A line of JSON with a checksum, and the newline."""
     text = json.dumps(row)
     return f'{text[:-1]}{MARK.decode()}{zlib.crc32(text.encode()):08x}"}}\n'

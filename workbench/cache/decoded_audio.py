@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from workbench.audio.decode import SAMPLE_RATE, Wave
-from workbench.cache.tensor_shards import Store, shards_of
+from workbench.cache.tensor_shards import Item, Store, shards_of
 from workbench.core.files import cache_folder, cache_key, check_free_space
 from workbench.core.host import usable_cpus
 from workbench.core.locks import output_lock
@@ -71,7 +71,9 @@ class AudioCache:
         with output_lock(self.store.folder, wait=True, log_wait=False):  # other runs may write, too
             self.store.reload()
             samples = {key: to_samples(wave) for key, wave in clips if key not in self.store}
-            items = [({"key": key, "samples": len(values)}, {"wave": values}) for key, values in samples.items()]
+            items: list[tuple[Item, dict[str, Tensor]]] = [
+                ({"key": key, "samples": len(values)}, {"wave": values}) for key, values in samples.items()
+            ]
             if items:
                 self.store.write(rank, items)
 

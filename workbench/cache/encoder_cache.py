@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.cache.decoded_audio import to_wave
 from workbench.cache.labelled_dataset import LabelledDataset
-from workbench.cache.tensor_shards import Store, shards_of
+from workbench.cache.tensor_shards import Item, Store, shards_of
 from workbench.config.recipe import Recipe
 from workbench.config.sections import MarginRecipe
 from workbench.core.files import cache_folder, check_free_space
@@ -84,7 +83,7 @@ def encode_clips(
         for key, wave in waves.items():
             positions = family.positions(len(wave) + round(silence_after(key, margin, [seed]) * SAMPLE_RATE))
             groups.setdefault(min(-(-positions // BUCKET) * BUCKET, longest), []).append(key)
-        items = []
+        items: list[tuple[Item, dict[str, Tensor]]] = []
         for positions, group in sorted(groups.items()):
             features = family.features(
                 [waves[key] for key in group], positions * family.position_samples / SAMPLE_RATE, device
@@ -114,7 +113,7 @@ def encode_whole(
     window = family.positions(round(family.window_seconds * SAMPLE_RATE))
     check_free_space(store.folder, sum(map(len, shards)) * window * family.width * 2, "the teacher's states")
     for shard in shards:
-        items = []
+        items: list[tuple[Item, dict[str, Tensor]]] = []
         for j in shard:
             features = family.features([utterances[order[j]].wave()], family.window_seconds, device)
             items.append(({"key": mine[j]}, {"states": family.encode(model, features)[0].half()}))
@@ -139,7 +138,7 @@ def encoded_folder(recipe: Recipe, what: str, calibration: Sequence[Utterance]) 
     """
     source = resolve_teacher(recipe.student.initial or recipe.teacher)
     margin, layers = recipe.margin, recipe.student.encoder_layers
-    key: list[Any] = [
+    key: list[object] = [
         ENCODED_FORMAT,
         what,
         fingerprint(source),

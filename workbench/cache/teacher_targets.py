@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.cache.decoded_audio import AudioCache, decoded_ahead
-from workbench.cache.tensor_shards import Store, shards_of
+from workbench.cache.tensor_shards import Item, Store, shards_of
 from workbench.core.files import cache_folder, cache_key, check_free_space
 from workbench.corpus import Utterance
 from workbench.losses.objectives import cross_entropy
@@ -160,7 +159,7 @@ def compute_targets(
     device = torch.device("cpu") if teacher is None else next(teacher.parameters()).device
     batches = [shard[i : i + batch_clips] for shard in shards for i in range(0, len(shard), batch_clips)]
     started, done = time.perf_counter(), 0
-    items: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
+    items: list[tuple[Item, dict[str, Tensor]]] = []
     last_of_shard = {shard[-1] for shard in shards}
     heard: list[tuple[str, Wave]] = []
     for batch, waves in zip(batches, decoded_ahead([[ordered[i] for i in b] for b in batches]), strict=True):

@@ -14,7 +14,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NotRequired, Protocol, TypedDict, cast
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from workbench.core.distributed import output_lock_of_all, wait_for_all
 from workbench.core.errors import UserError
 from workbench.core.files import atomic_path
 from workbench.core.locks import output_lock
+from workbench.core.tensor_files import TensorFile
 
 log = logging.getLogger("workbench")
 SHARD_ITEMS = 32
@@ -37,16 +38,33 @@ class Keys(Protocol):
     def __contains__(self, key: str, /) -> bool: ...
 
 
+class Item(TypedDict):
+    """What is said of an item when it is written."""
+
+    key: str  # of what the item was computed from
+    id: NotRequired[str]  # of the clip, for people
+    task_loss: NotRequired[float]  # of the teacher's targets: its mean cross-entropy
+    samples: NotRequired[int]  # of decoded audio: its length
+    seconds: NotRequired[list[float]]  # of a batch of encoder states: the lengths of its clips
+
+
+class IndexEntry(Item):
+    """A line of an index."""
+
+    shard: str  # name of the file that holds the item
+    crc32: int  # of that file
+
+
 class Store:
     """A folder of shards, read an item at a time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.index: dict[str, dict[str, Any]] = {}
+        self.index: dict[str, IndexEntry] = {}
         self._read: dict[str, int] = {}  # bytes of each index that were read
         self._named: set[str] = set()  # shards that the index names, those that were removed too
         self._sound: set[str] = set()  # shards that were checked
-        self._open: OrderedDict[str, Any] = OrderedDict()
+        self._open: OrderedDict[str, TensorFile] = OrderedDict()
         self.reload()
 
     def reload(self) -> None:
@@ -58,7 +76,7 @@ class Store:
             for entry in rows_in(self._added(path)):
                 self._named.add(entry["shard"])
                 if entry["key"] not in self.index and entry["shard"] in there:
-                    self.index[entry["key"]] = entry
+                    self.index[entry["key"]] = cast("IndexEntry", entry)  # as `write` made it
 
     def _added(self, index: Path) -> bytes:
         """The whole lines of an index that were not read yet."""
@@ -108,7 +126,7 @@ class Store:
             else:
                 self._sound.add(name)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """State for a loader's worker process: files are opened anew there."""
         return {**self.__dict__, "_open": OrderedDict()}
 
@@ -134,7 +152,7 @@ class Store:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{self.folder / shard}: damaged ({error}); {AGAIN}") from None
 
-    def write(self, rank: int, items: Sequence[tuple[dict[str, Any], dict[str, Tensor]]]) -> None:
+    def write(self, rank: int, items: Sequence[tuple[Item, dict[str, Tensor]]]) -> None:
         """Write a shard of items, each an index entry with its `key`, and tensors by name."""
         from safetensors.torch import save_file
 
@@ -151,7 +169,7 @@ class Store:
             crc32 = file_crc32(temporary)
         index = self.folder / f"index-{rank:03d}.jsonl"
         torn = index.is_file() and not index.read_bytes().endswith(b"\n")
-        entries = [{**entry, "shard": name, "crc32": crc32} for entry, _ in items]
+        entries: list[IndexEntry] = [{**entry, "shard": name, "crc32": crc32} for entry, _ in items]
         with disk_errors(index), index.open("a", encoding="utf-8") as file:
             file.write("\n" * torn + "".join(sealed(entry) for entry in entries))
         self.index |= {entry["key"]: entry for entry in entries}

@@ -8,7 +8,6 @@ Whisper's base checkpoints were trained without any: noise in it would mostly me
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from workbench.cache.checksums import sealed, sealed_rows
 from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.cache.teacher_targets import TargetSettings
 from workbench.core.files import cache_folder
-from workbench.models.protocol import Family
+from workbench.models.protocol import Family, Tokens
 
 SAMPLES, RATE = 8, 0.1  # passes of the decoder, and their dropout
 
@@ -65,7 +64,7 @@ def measure_uncertainty(
     return found
 
 
-def samples(model: nn.Module, family: Family, states: Tensor, tokens: Any, seed: int) -> Tensor:
+def samples(model: nn.Module, family: Family, states: Tensor, tokens: Tokens, seed: int) -> Tensor:
     """Log-probabilities under different dropout masks. -> [samples, labels, vocabulary]"""
     torch.manual_seed(seed % 2**31)
     with family.decoder_dropout(model, RATE):

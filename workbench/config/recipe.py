@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -145,7 +146,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     return parse_recipe(content, str(path))
 
 
-def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
+def parse_recipe(content: Mapping[str, object], where: str) -> Recipe:
     """Validate a recipe's content; raises UserError in one line."""
     try:
         return Recipe.model_validate(content)
@@ -195,7 +196,7 @@ def _parsed_override(content: dict[str, Any], given: str) -> None:
     override(content, key, parsed, f"override {given!r}")
 
 
-def override(content: dict[str, Any], key: str, value: Any, where: str) -> None:
+def override(content: dict[str, Any], key: str, value: object, where: str) -> None:
     """Set a dotted key of a recipe's content; raises UserError if a section on the way does not exist."""
     *parents, last = key.split(".")
     section = content

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -167,7 +167,7 @@ class Stage(Section):
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory")
     encoder_matching: float = Field(0.0, ge=0, description="factor of the encoder-state loss")
     decoding: bool = Field(True, description="use task and distillation losses, weighted by `weighting`")
-    weighting: dict[str, Any] = Field(default_factory=lambda: {"name": "fixed"}, validate_default=True)
+    weighting: dict[str, object] = Field(default_factory=lambda: {"name": "fixed"}, validate_default=True)
     divergence: DivergenceRecipe = DivergenceRecipe()
     on_policy: OnPolicyRecipe | None = None
 
@@ -178,7 +178,7 @@ class Stage(Section):
 
     @field_validator("weighting")
     @classmethod
-    def _known(cls, options: dict[str, Any]) -> dict[str, Any]:
+    def _known(cls, options: dict[str, object]) -> dict[str, object]:
         name = options.get("name", "fixed")
         return {"name": name, **parse_settings(options).model_dump()}
 

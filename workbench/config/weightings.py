@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -60,7 +60,7 @@ def weighting_module(name: str) -> ModuleType:
     return importlib.import_module(f"{SYSTEMS}.{name}")
 
 
-def parse_settings(options: dict[str, Any]) -> BaseModel:
+def parse_settings(options: Mapping[str, object]) -> BaseModel:
     """Validate `{name: ..., option: value}`; raises UserError naming the option and the nearest known one."""
     given = dict(options)
     settings: type[BaseModel] = weighting_module(str(given.pop("name", "fixed"))).Settings
@@ -77,13 +77,13 @@ def parse_settings(options: dict[str, Any]) -> BaseModel:
         raise UserError(f"weighting {options.get('name')!r}: {where} is {first['input']!r}; {said}") from None
 
 
-def inactive_reason(options: dict[str, Any], stage: StageFacts) -> str | None:
+def inactive_reason(options: Mapping[str, object], stage: StageFacts) -> str | None:
     """Why a recipe's weighting would never do anything in such a stage, and what to set; None if it does."""
     settings = parse_settings(options)
     reason = settings.inactive_reason(stage) if isinstance(settings, WeightingSettings) else None
     return None if reason is None else f"{options['name']} would have no effect: {reason}"
 
 
-def needs_uncertainty(options: dict[str, Any]) -> bool:
+def needs_uncertainty(options: Mapping[str, object]) -> bool:
     """Whether the teacher's uncertainty must be measured for a system: its file says NEEDS_UNCERTAINTY = True."""
     return bool(getattr(weighting_module(str(options.get("name", "fixed"))), "NEEDS_UNCERTAINTY", False))

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,17 +15,34 @@ from workbench.core.errors import UserError
 from workbench.core.locks import output_lock
 from workbench.core.memory import Peak
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+FoundT = TypeVar("FoundT")
 LONGEST_WAIT = timedelta(days=7)  # for one process's work, such as validating, or for another run that fills a cache
 # gloo's group, whose waits are so long; collectives keep their timeout, which finds a process that hangs
-_group: list[Any] = []
+_group: list[torch.distributed.ProcessGroup] = []
 
 
-def start_processes() -> Any:
+class ProcessState(Protocol):
+    """What is read of Accelerate's PartialState."""
+
+    num_processes: int
+    process_index: int
+    device: torch.device
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is the first of the processes."""
+        ...
+
+
+def start_processes() -> ProcessState:
     """Accelerate's state of this run's processes, which all must ask for before the first of them waits."""
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    state: Any = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state = cast("ProcessState", PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")))
     if state.num_processes > 1 and not _group:
         _group.append(torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT))
     return state
@@ -71,12 +88,12 @@ def is_sharded(module: HasParameters) -> bool:
 class Processes:
     """A run's processes. Every method must be called by all of them."""
 
-    def __init__(self, accelerator: Any) -> None:
+    def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.count: int = accelerator.num_processes
         self.main: bool = accelerator.is_main_process
 
-    def gathered(self, found: dict[str, Any]) -> dict[str, Any]:
+    def gathered(self, found: dict[str, FoundT]) -> dict[str, FoundT]:
         """The entries of all processes' dictionaries."""
         if self.count == 1:
             return found

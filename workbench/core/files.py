@@ -14,9 +14,12 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.core.errors import UserError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 MAX_JSON_BYTES = 64_000_000  # Whisper's tokenizer.json has 4 million
 LFS = b"version https://git-lfs.github.com/spec/"
@@ -79,19 +82,19 @@ def file_sha256(path: Path) -> str:
     return known[key]
 
 
-def sha256_of(value: Any) -> str:
+def sha256_of(value: object) -> str:
     """Hex SHA-256 of a JSON-serialisable value in canonical form."""
     return hashlib.sha256(
         json.dumps(value, sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass")
     ).hexdigest()
 
 
-def cache_key(what: Any, digits: int = 16) -> str:
+def cache_key(what: object, digits: int = 16) -> str:
     """Key of what was computed from these values, all that decide it."""
     return sha256_of(what)[:digits]
 
 
-def cache_folder(kind: str, what: Any) -> Path:
+def cache_folder(kind: str, what: object) -> Path:
     """Folder of the cache for what is computed from these values."""
     return cache_dir() / kind / cache_key(what)
 
@@ -167,7 +170,7 @@ def _recover_once(folder: Path) -> None:
     recover(folder)
 
 
-def _claimed(path: Path) -> tuple[Path, Any]:
+def _claimed(path: Path) -> tuple[Path, BaseFileLock]:
     """A new workplace and the lock that is held on it."""
     from filelock import FileLock, Timeout
 
@@ -214,7 +217,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
+def json_text(value: object, indent: int | None = None) -> str:
     """JSON with non-ASCII text as it stands; bytes of a file's name that are no UTF-8 (lone surrogates in Python) are escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return LONE_SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
@@ -225,12 +228,12 @@ def json_lines(path: Path) -> list[str]:
     return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
-def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+def write_jsonl(path: Path, rows: Iterable[object]) -> None:
     """Write JSON lines atomically."""
     write_text(path, "".join(json_text(row) + "\n" for row in rows))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write JSON atomically, indented, non-ASCII text as it stands."""
     write_text(path, json_text(value, indent=2) + "\n")
 

@@ -7,7 +7,7 @@ import platform
 import re
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 PACKAGES = (
     "torch",
@@ -33,6 +33,25 @@ CPU_FLAGS = (
     "i8mm",
     "bf16",
 )
+
+
+class Gpus(TypedDict, total=False):
+    """The GPUs; nothing where there are none."""
+
+    gpus: list[str]  # their names
+    cuda: str | None  # torch's version of it
+
+
+class Host(Gpus):
+    """The machine, as JSON."""
+
+    system: str  # operating system and architecture
+    python: str
+    cpu: str
+    cpus: int  # that this process may use
+    cpu_flags: list[str]  # those of CPU_FLAGS that it has
+    memory_gb: float
+    versions: dict[str, str]  # of those of PACKAGES that are installed
 
 
 def cpu_flags() -> list[str]:
@@ -77,7 +96,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe_gpus() -> dict[str, Any]:
+def describe_gpus() -> Gpus:
     """Names of the GPUs that torch sees, and its CUDA; empty where there are none."""
     import torch
 
@@ -87,7 +106,7 @@ def describe_gpus() -> dict[str, Any]:
     return {"gpus": names, "cuda": torch.version.cuda}
 
 
-def describe_host() -> dict[str, Any]:
+def describe_host() -> Host:
     """Host, CPU flags, GPUs and versions, as JSON; no host name, user or path."""
     import psutil
 

@@ -9,13 +9,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
 
 SECONDS_BETWEEN_LINES = 20.0
 
 
 @cache
-def console() -> Any:
+def console() -> Console:
     """The terminal: one for all bars and what is printed while they are drawn."""
     from rich.console import Console
 
@@ -23,7 +29,7 @@ def console() -> Any:
 
 
 @contextmanager
-def live(display: Any) -> Iterator[None]:
+def live(display: Live | Bars) -> Iterator[None]:
     """Draw a rich Live or Progress at the terminal; log lines and warnings are printed above it.
 
     Rich takes stderr's place meanwhile, but log handlers, ours and the libraries', hold on to the stream that they were made with.
@@ -55,14 +61,14 @@ def at_terminal() -> bool:
 class Progress:
     """A bar named after the work; silent on ranks that are not the main one. One begun within another is drawn below it."""
 
-    _shared: Any = None  # rich's display, which all bars that are drawn at a time have a line of
+    _shared: Bars | None = None  # rich's display, which all bars that are drawn at a time have a line of
     _drawn = 0
     _stack = ExitStack()
 
     def __init__(self, name: str, total: int, shown: bool = True, done: int = 0) -> None:
         self.name, self.total, self.shown, self.done = name, total, shown, done
         self.first, self.started, self.spoke = done, time.monotonic(), time.monotonic()
-        self.task: Any = None
+        self.task: TaskID | None = None
 
     def __enter__(self) -> Progress:
         if self.shown and at_terminal():
@@ -76,7 +82,7 @@ class Progress:
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Count steps as done; `note` is shown beside the bar."""
         self.done = min(self.done + steps, self.total)
-        if self.task is not None:
+        if Progress._shared is not None and self.task is not None:
             Progress._shared.update(self.task, completed=self.done, note=note)
         elif self.shown and (time.monotonic() - self.spoke > SECONDS_BETWEEN_LINES or self.done == self.total):
             self.spoke = time.monotonic()
@@ -88,7 +94,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.task is None:
+        if Progress._shared is None or self.task is None:
             return
         task, self.task = self.task, None
         Progress._drawn -= 1
@@ -99,7 +105,7 @@ class Progress:
             Progress._shared = None
 
 
-def _bars() -> Any:
+def _bars() -> Bars:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from workbench.audio.decode import LONGEST_SECONDS, SHORTEST_SECONDS, probe_seconds
 from workbench.core.errors import UserError, first_line
@@ -17,11 +17,21 @@ from workbench.corpus.manifests import FIELDS, LeftOut, is_missing
 from workbench.corpus.utterance import Utterance
 from workbench.text.languages import language_code, whisper_knows
 
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
 log = logging.getLogger("workbench")
 MAX_CLIP_BYTES = 100_000_000  # 30 s of 8 channels at 96 kHz and 32 bits
 ARCHIVES = ("zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd")  # as datasets names what a clip may be packed in
 TEXT_COLUMNS = (*FIELDS["text"], "normalized_text", "raw_transcription")
 LANGUAGE_COLUMNS = ("locale", "language", "lang", "lang_id")
+
+
+class EncodedAudio(TypedDict):
+    """A row's audio, as datasets gives it undecoded."""
+
+    bytes: bytes | None  # the encoded clip
+    path: str | None  # where it is instead
 
 
 def read_dataset(spec: str, split: str, limit: int | None = None) -> list[Utterance]:
@@ -88,14 +98,14 @@ def content_id(utterance: Utterance) -> str:
     return cache_key(utterance.identity())
 
 
-def _open(spec: str, split: str) -> tuple[Any, str, str, str]:
+def _open(spec: str, split: str) -> tuple[IterableDataset, str, str, str]:
     """The dataset, its audio column, its text column and its configuration."""
     from datasets import Audio, load_dataset
 
     name, _, config = spec.partition(":")
     with _reading(f"corpus hf:{spec}: split {split!r}"):
         dataset = load_dataset(name, config or None, split=split, streaming=True)
-    columns: dict[str, Any] = dataset.features or {}
+    columns: Mapping[str, object] = dataset.features or {}
     audio_column = next((c for c, kind in columns.items() if isinstance(kind, Audio)), None)
     text_column = next((c for c in TEXT_COLUMNS if c in columns), None)
     if audio_column is None or text_column is None:
@@ -117,7 +127,7 @@ def _reading(what: str) -> Iterator[None]:
 
 
 def _utterances(
-    dataset: Any, audio_column: str, text_column: str, config: str, split: str, source: str
+    dataset: IterableDataset, audio_column: str, text_column: str, config: str, split: str, source: str
 ) -> Iterator[Utterance]:
     code_of = _languages(dataset.features or {}, config, source)
     missing = LeftOut(source)
@@ -145,7 +155,7 @@ def _utterances(
         missing.report()
 
 
-def _languages(features: Any, config: str, source: str) -> Callable[[dict[str, Any], str], str]:
+def _languages(features: Mapping[str, object], config: str, source: str) -> Callable[[Mapping[str, object], str], str]:
     """How a row's language is found: by the dataset's column, else by its configuration, else it is English, with a warning."""
     from datasets import ClassLabel
 
@@ -157,7 +167,7 @@ def _languages(features: Any, config: str, source: str) -> Callable[[dict[str, A
                         source, ", ".join(LANGUAGE_COLUMNS))  # fmt: skip
         return lambda _row, _where: code or "en"
 
-    def code_of(row: dict[str, Any], where: str) -> str:
+    def code_of(row: Mapping[str, object], where: str) -> str:
         wrong = []
         for column in columns:
             value, labels = row[column], features[column]
@@ -182,7 +192,7 @@ def _config_language(config: str) -> str | None:
     return code if whisper_knows(code) or "_" in config or "-" in config else None
 
 
-def _undecoded(dataset: Any, column: str) -> Any:
+def _undecoded(dataset: IterableDataset, column: str) -> IterableDataset:
     """The dataset with its audio as encoded bytes or a path, which our own decoder reads like every other source.
 
     datasets 4 asks for torchcodec even where nothing is decoded, as soon as rows are made by Python (audio folders)
@@ -198,7 +208,7 @@ def _undecoded(dataset: Any, column: str) -> Any:
     return undecoded
 
 
-def _encoded(clip: dict[str, Any] | str | None, source: str) -> bytes | None:
+def _encoded(clip: EncodedAudio | str | None, source: str) -> bytes | None:
     """A clip's encoded audio; None for a row without.
 
     Raises:
@@ -206,8 +216,8 @@ def _encoded(clip: dict[str, Any] | str | None, source: str) -> bytes | None:
     """
     import fsspec
 
-    if isinstance(clip, dict) and clip.get("bytes"):
-        data = bytes(clip["bytes"])
+    if isinstance(clip, dict) and (encoded := clip.get("bytes")):
+        data = bytes(encoded)
     else:
         path = clip.get("path") if isinstance(clip, dict) else clip
         if not path:
@@ -227,5 +237,5 @@ def _encoded(clip: dict[str, Any] | str | None, source: str) -> bytes | None:
     return data
 
 
-def _row_id(row: dict[str, Any], number: int) -> str:
+def _row_id(row: Mapping[str, object], number: int) -> str:
     return str(row["id"]) if row.get("id") not in (None, "") else f"{number:08d}"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from workbench.audio.decode import probe_seconds
 from workbench.core.errors import UserError, nearest
@@ -110,13 +109,13 @@ class LeftOut:
             log.warning("%s: left out: %s", self.source, self)
 
 
-def is_missing(value: Any) -> bool:
+def is_missing(value: object) -> bool:
     """Whether a field holds no value: null, NaN, or what other tools write for it."""
     return value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and value.strip() in MISSING)  # fmt: skip
 
 
 def _utterance(
-    row: dict[str, Any], manifest: Path, audio: Path, text: str, where: str, lengths: dict[Path, float]
+    row: Mapping[str, object], manifest: Path, audio: Path, text: str, where: str, lengths: dict[Path, float]
 ) -> Utterance:
     source, seconds = _cut(row, audio, where, lengths)
     name = _relative(audio, manifest.parent)
@@ -139,12 +138,12 @@ def _utterance(
     )
 
 
-def _optional(row: dict[str, Any], field: str) -> Any:
+def _optional(row: Mapping[str, object], field: str) -> object:
     """The first of a field's names that has a value, or None."""
     return next((row[a] for a in FIELDS[field] if row.get(a) != "" and not is_missing(row.get(a))), None)
 
 
-def _field(row: dict[str, Any], field: str, where: str) -> Any:
+def _field(row: Mapping[str, object], field: str, where: str) -> object:
     """As `_optional`, but for a row that has the field without a value: that, and an error for one that lacks it."""
     if (value := _optional(row, field)) is not None:
         return value
@@ -175,7 +174,9 @@ def _relative(audio: Path, folder: Path) -> str:
     return audio.relative_to(folder).as_posix() if audio.is_relative_to(folder) else audio.as_posix()
 
 
-def _cut(row: dict[str, Any], audio: Path, where: str, lengths: dict[Path, float]) -> tuple[Path | Segment, float]:
+def _cut(
+    row: Mapping[str, object], audio: Path, where: str, lengths: dict[Path, float]
+) -> tuple[Path | Segment, float]:
     """What a row takes of its recording, and its length in seconds."""
     duration = _seconds(row, "duration", where, lambda value: value > 0, "seconds, a number above 0")
     start = _seconds(row, "offset", where, lambda value: value >= 0, "seconds from the recording's begin, 0 or more")
@@ -205,12 +206,16 @@ def _cut(row: dict[str, Any], audio: Path, where: str, lengths: dict[Path, float
     return Segment(audio, start, min(seconds, whole - start)), min(seconds, whole - start)
 
 
-def _seconds(row: dict[str, Any], field: str, where: str, fits: Callable[[float], bool], expected: str) -> float | None:
+def _seconds(
+    row: Mapping[str, object], field: str, where: str, fits: Callable[[float], bool], expected: str
+) -> float | None:
     given = _optional(row, field)
     if given is None:
         return None
     try:
-        seconds = math.nan if isinstance(given, bool) else float(given)
+        seconds = (
+            math.nan if isinstance(given, bool) else float(given) if isinstance(given, (str, int, float)) else math.nan
+        )
     except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not (math.isfinite(seconds) and fits(seconds)):
@@ -218,7 +223,7 @@ def _seconds(row: dict[str, Any], field: str, where: str, fits: Callable[[float]
     return seconds
 
 
-def _language(row: dict[str, Any], where: str) -> str:
+def _language(row: Mapping[str, object], where: str) -> str:
     """English where no field tells a language; a field that is there must."""
     given = [row[alias] for alias in FIELDS["language"] if alias in row]
     value = next((v for v in given if v != "" and v == v and v is not None), None)  # NaN is unequal to itself
@@ -230,7 +235,7 @@ def _language(row: dict[str, Any], where: str) -> str:
         raise UserError(f"{where}: field 'language' is {error}") from None
 
 
-def _scored(row: dict[str, Any], where: str) -> bool:
+def _scored(row: Mapping[str, object], where: str) -> bool:
     given = _optional(row, "scored")
     if given is None:
         return True

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from workbench.core.errors import UserError
 from workbench.core.files import file_sha256, read_json
@@ -100,9 +100,9 @@ def why_not_scored(text: str, language: str) -> str:
     return next((why for codes, pattern, why in NOT_SCORED if language in codes and pattern.search(text)), "")
 
 
-def build_version(language: str) -> dict[str, Any]:
+def build_version(language: str) -> dict[str, object]:
     """What a corpus built by this version carries in corpus.json; differs whenever its texts, marks or splits may differ."""
-    version: dict[str, Any] = {"corpus": f"prompts-{language}", "version": VERSION}
+    version: dict[str, object] = {"corpus": f"prompts-{language}", "version": VERSION}
     return version | ({"corrections_sha256": file_sha256(corrections_file(language))} if language in CORRECTED else {})
 
 

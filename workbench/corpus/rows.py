@@ -9,11 +9,10 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from workbench.core.errors import UserError
 
-Row = tuple[int, dict[str, Any]]  # the line that it begins on, counted from 1, and its fields
+Row = tuple[int, dict[str, object]]  # the line that it begins on, counted from 1, and its fields
 
 EXPECTED = "expected JSON lines, a JSON array, CSV (.csv) or TSV (.tsv)"
 MAX_BYTES = 2_000_000_000  # some ten million utterances
@@ -118,7 +117,7 @@ def _unreadable(where: str, error: Exception) -> UserError:
     return UserError(f"{where}: cannot be read ({str(error).splitlines()[0]}); {EXPECTED}")
 
 
-def _object(row: Any, where: str) -> dict[str, Any]:
+def _object(row: object, where: str) -> dict[str, object]:
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected a JSON object for each clip, found {type(row).__name__}")
     return row
@@ -177,7 +176,7 @@ def _unquoted(value: str) -> str:
     return value
 
 
-def _named(header: list[str], record: list[str], where: str) -> dict[str, Any]:
+def _named(header: list[str], record: list[str], where: str) -> dict[str, object]:
     if len(record) != len(header):
         more = "; put a text with the separator in it in quotes" if len(record) > len(header) else ""
         raise UserError(f"{where}: has {len(record)} fields, the header has {len(header)}{more}")

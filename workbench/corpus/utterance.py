@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -38,6 +38,14 @@ class Segment:
 @functools.lru_cache(maxsize=1)  # neighbouring segments are often asked for one after another
 def _decoded(path: Path, _stamp: tuple[int, int] | None) -> Wave:
     return decode(path)
+
+
+class Recording(TypedDict):
+    """A manifest's fields that name a clip's recording."""
+
+    audio: str  # absolute path
+    offset: NotRequired[float]  # of a segment: seconds from the recording's begin
+    duration: NotRequired[float]  # of a segment, in seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +106,11 @@ class Utterance:
         """Where to correct this clip's text or language: file and line of its manifest, and the clip."""
         return f"{self.where}: {self.name}" if self.where else self.name
 
-    def source(self) -> dict[str, Any] | None:
+    def source(self) -> Recording | None:
         """A manifest's fields that name this clip's recording, `audio` absolute; None if no file on disk holds it."""
         if isinstance(self.audio, Segment):
-            found = {"audio": str(self.audio.path.resolve()), "offset": self.audio.start}
-            return found | {"duration": self.audio.seconds}
+            path = str(self.audio.path.resolve())
+            return {"audio": path, "offset": self.audio.start, "duration": self.audio.seconds}
         return {"audio": str(self.audio.resolve())} if isinstance(self.audio, Path) else None
 
     def identity(self) -> list[str]:

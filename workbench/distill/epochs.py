@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -99,7 +98,7 @@ class EpochPlan:
             pooled=context.family.pooling(context.model) > 1,
         )
         data = MicroBatches(epoch.dataset, context.family, recipe, plan)
-        loader: Any = DataLoader(
+        loader: DataLoader[Batch] = DataLoader(
             data, batch_size=None, num_workers=workers, pin_memory=on_gpu, prefetch_factor=4 if workers else None,
             worker_init_fn=end_with_parent,
         )  # fmt: skip
@@ -136,7 +135,7 @@ class EpochPlan:
         return plan_steps(dataset.utterances, self._stage.batch_seconds / share, recipe.margin.shortest, seed)
 
 
-def _read(loader: Any) -> Iterator[Batch]:
+def _read(loader: Iterable[Batch]) -> Iterator[Batch]:
     try:
         yield from loader
     except UserError as error:  # a worker's holds its traceback, as text, and then the message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class ForwardBackward:
         accelerator: Accelerator,
         family: Family,
         module: Student,
-        wrapped: Any,
+        wrapped: Callable[..., tuple[Tensor, Tensor | None]],
         augment: AugmentRecipe,
         timers: Timers,
         on_policy: OnPolicy | None,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,8 +18,15 @@ from workbench.models.protocol import Family
 from workbench.weighting.meta_batches import TrainBatch, ValidationBatch
 from workbench.weighting.meta_gradients import label_shares
 
+FoundT = TypeVar("FoundT")
 VALIDATION_LABELS = 128  # of one look-ahead; its cost is in proportion to them
 VALIDATION_SEED = 0  # of the order in which validation utterances are grouped, the same in every run
+
+
+class Gather(Protocol):
+    """Joins what the processes found; each must call it."""
+
+    def __call__(self, found: dict[str, FoundT], /) -> dict[str, FoundT]: ...
 
 
 class StudentMetaBatches:
@@ -30,12 +37,12 @@ class StudentMetaBatches:
         model: nn.Module,
         family: Family,
         batches: Iterable[Batch],
-        audio: Any,
+        audio: Callable[[Batch], tuple[Tensor, bool]],
         validation: EncodedClips,
         objective: Objective,
         at: StageProgress,
         learning_rate: float,
-        gather: Any,
+        gather: Gather,
     ) -> None:
         """Bind what is needed.
 
@@ -63,10 +70,9 @@ class StudentMetaBatches:
             if batch.real:
                 yield self._train_batch(batch.to(self.device)), everything or [next(turns)]
 
-    def gathered(self, found: dict[str, Any]) -> dict[str, Any]:
+    def gathered(self, found: dict[str, FoundT]) -> dict[str, FoundT]:
         """The entries of all processes."""
-        joined: dict[str, Any] = self.gather(found)
-        return joined
+        return self.gather(found)
 
     def _train_batch(self, batch: Batch) -> TrainBatch:
         with torch.no_grad():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +23,8 @@ AVERAGE = "average"  # its file in a checkpoint
 class Prepared:
     """What a stage steps with."""
 
-    student: Any  # as it is called: compiled and distributed as the run asks for
-    optimizer: Any
+    student: torch.nn.Module  # as it is called: compiled and distributed as the run asks for
+    optimizer: torch.optim.Optimizer
     inner: torch.optim.Optimizer  # the optimizer that Accelerate's wraps
     names: Mapping[Tensor, str]  # of the trained parameters
     average: MovingAverage | None
@@ -46,8 +45,8 @@ def prepare(context: RunContext, stage: Stage, module: Student, checkpoint: Path
         module: the student, its trained parameters marked.
         checkpoint: that the stage goes on from, if it does.
     """
-    wrapped: Any = compiled(module) if context.recipe.compile else module
-    adamw: Any = torch.optim.AdamW(
+    wrapped = compiled(module) if context.recipe.compile else module
+    adamw = torch.optim.AdamW(
         [p for p in module.parameters() if p.requires_grad],
         lr=stage.learning_rate,
         weight_decay=stage.weight_decay,

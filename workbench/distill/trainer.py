@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -267,7 +266,7 @@ class Trainer:
 
     def _scores(
         self, context: RunContext, datasets: Datasets, validation: Validation, state: TrainingState
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         from workbench.core.host import describe_host
 
         train, timers = self.train_set, state.timers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +61,7 @@ class Score:
         """Word errors."""
         return self.substitutions + self.deletions + self.insertions
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Fields as JSON, rates rounded to 3 decimals."""
         rates = {name: round(getattr(self, name), 3) for name in ("wer", "wer_folded", "cer")}
         return {**self.__dict__, **rates, "wer_ci": _rounded(self.wer_ci), "cer_ci": _rounded(self.cer_ci)}
@@ -179,6 +179,13 @@ def _character_errors(reference: str, hypothesis: str, language: str) -> Errors:
     return character_errors(reference, hypothesis)
 
 
+class Difference(TypedDict):
+    """Of two systems' error rates."""
+
+    points: float  # percentage points
+    ci: list[float] | None  # 95 % interval; None with fewer than 20 clips
+
+
 def paired_difference(
     references: Sequence[str],
     ours: Sequence[str],
@@ -186,7 +193,7 @@ def paired_difference(
     language: Languages = "en",
     seed: int = 0,
     unit: str = "wer",
-) -> dict[str, Any]:
+) -> Difference:
     """Paired bootstrap of error rate(ours) - error rate(theirs) over clips, in points, with its 95 % interval.
 
     Both systems are scored on the same resampled clips, so what a clip's difficulty does to both cancels.
@@ -237,7 +244,9 @@ def _percentiles(
     return float(np.percentile(rates, 2.5)), float(np.percentile(rates, 97.5))
 
 
-def resampled_rates(errors: npt.NDArray[Any], lengths: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.float64]:
+def resampled_rates(
+    errors: npt.NDArray[np.int64] | npt.NDArray[np.float64], lengths: npt.NDArray[np.int64], seed: int
+) -> npt.NDArray[np.float64]:
     """Error rate in percent of each bootstrap resample of the clips. [resamples]"""
     drawn = np.random.default_rng(seed).integers(0, len(errors), (RESAMPLES, len(errors)))  # [resamples, clips]
     rates: npt.NDArray[np.float64] = 100.0 * errors[drawn].sum(1) / np.maximum(lengths[drawn].sum(1), 1)

@@ -10,16 +10,16 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import nn
 
 from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave, probe_seconds
-from workbench.core.distributed import output_lock_of_all, start_processes, wait_for_all
+from workbench.core.distributed import ProcessState, output_lock_of_all, start_processes, wait_for_all
 from workbench.core.errors import UserError
 from workbench.core.files import json_lines, json_text, sha256_of, write_jsonl
 from workbench.core.kernels import choose_cuda_kernels
@@ -27,7 +27,7 @@ from workbench.core.locks import lock_of
 from workbench.core.ownership import audio_of, check_manifest, report_of
 from workbench.core.progress import Progress
 from workbench.corpus.manifests import MANIFEST_NAMES, read_manifest
-from workbench.corpus.utterance import Utterance
+from workbench.corpus.utterance import Recording, Utterance
 from workbench.labelling.filters import Label, Limits, reasons
 from workbench.labelling.segmentation import SpeechFinder, check_disk, cut, is_cut, utterances_of
 from workbench.models import Family, open_family
@@ -49,6 +49,33 @@ class LabelSettings:
     batch_clips: int = 4
     precision: str = "fp32"
     longest: float = 28.0  # seconds of an utterance that is cut out of a longer recording
+
+
+class Found(TypedDict, total=False):
+    """What became of a clip: its label, or `error` alone."""
+
+    text: str
+    confidence: float  # mean log-probability a token
+    seconds: float  # of the clip
+    language: str
+    language_probability: float | None  # None where the user named the language
+    error: str  # why the clip cannot be used
+
+
+class JournalLine(Found):
+    """A line of a journal."""
+
+    key: str  # hash of all that the labels depend on besides the clips
+    clip: str  # `_clip_key`
+
+
+class Unfit(Recording):
+    """A row of the report on a clip that was not transcribed."""
+
+    id: str
+    language: NotRequired[str]  # where that is what is wrong
+    reasons: list[str]
+    error: str
 
 
 def label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits, split: str | None = None) -> Path:
@@ -94,7 +121,7 @@ def _label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits
             for labelled in _labels(model, family, mine, settings, state.device):
                 with journal.open("a", encoding="utf-8") as file:
                     for clip, found in labelled:
-                        entry = {"key": key, "clip": _clip_key(clip), **found}
+                        entry: JournalLine = {"key": key, "clip": _clip_key(clip), **found}
                         file.write("\n" + json_text(entry))
                 progress.advance(len(labelled) * state.num_processes)
     wait_for_all()
@@ -107,7 +134,7 @@ def _label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits
     return manifest
 
 
-def audio_clips(source: Path, manifest: Path) -> tuple[list[Utterance], list[dict[str, Any]]]:
+def audio_clips(source: Path, manifest: Path) -> tuple[list[Utterance], list[Unfit]]:
     """Clips of a manifest or of all files in a folder, by rising length, and a report's rows of files that cannot be decoded.
 
     Args:
@@ -117,7 +144,7 @@ def audio_clips(source: Path, manifest: Path) -> tuple[list[Utterance], list[dic
     Raises:
         UserError: nothing there, or a manifest that cannot be used.
     """
-    unfit: list[dict[str, Any]] = []
+    unfit: list[Unfit] = []
     if not source.is_dir() or _has_manifest(source):
         clips = read_manifest(source, transcribed=False)
     else:
@@ -140,7 +167,7 @@ def audio_clips(source: Path, manifest: Path) -> tuple[list[Utterance], list[dic
 
 def _of_known_languages(
     clips: Sequence[Utterance], family: Family, language: str | None
-) -> tuple[list[Utterance], list[dict[str, Any]]]:
+) -> tuple[list[Utterance], list[Unfit]]:
     """Clips in a language that the teacher knows, and a report's rows of the others; raises UserError if `--language` is such a one."""
     if language == "auto":
         return list(clips), []
@@ -152,7 +179,7 @@ def _of_known_languages(
             if language:
                 raise
             unknown[code] = str(error)
-    rows = [
+    rows: list[Unfit] = [
         {"id": c.id, **_recording(c), "language": c.language, "reasons": [UNKNOWN], "error": unknown[c.language]}
         for c in clips
         if c.language in unknown
@@ -160,7 +187,7 @@ def _of_known_languages(
     return [clip for clip in clips if clip.language not in unknown], rows
 
 
-def _recording(clip: Utterance) -> dict[str, Any]:
+def _recording(clip: Utterance) -> Recording:
     """A row's fields that name the clip's recording, with `offset` and `duration` for a segment of one."""
     source = clip.source()
     assert source is not None  # noqa: S101  labels are made of files
@@ -181,8 +208,8 @@ def _is_journal(path: Path, manifest: Path) -> bool:
 
 
 def _cut_long(
-    clips: list[Utterance], manifest: Path, longest: float, state: Any
-) -> tuple[list[Utterance], dict[str, dict[str, Any]]]:
+    clips: list[Utterance], manifest: Path, longest: float, state: ProcessState
+) -> tuple[list[Utterance], dict[str, Found]]:
     """The clips with utterances in the place of long recordings, and what is wrong with those that have none, by key."""
     recordings = [clip for clip in clips if clip.seconds > LONGEST_SECONDS]
     if not recordings:
@@ -199,7 +226,7 @@ def _cut_long(
                 progress.advance()
     wait_for_all()
     found: list[Utterance] = []
-    unfit: dict[str, tuple[Utterance, dict[str, Any]]] = {}
+    unfit: dict[str, tuple[Utterance, Found]] = {}
     for recording in recordings:
         try:
             found += utterances_of(recording, folder, longest)
@@ -217,7 +244,7 @@ def _clip_key(clip: Utterance) -> str:
     return f"{clip.id}:{clip.audio_sha256()[:32]}"
 
 
-def _read_journals(manifest: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_journals(manifest: Path, key: str) -> Iterator[tuple[str, Found]]:
     for path in sorted(manifest.parent.glob(f".{manifest.name}.*.journal")):
         for line in json_lines(path):
             try:
@@ -231,10 +258,10 @@ def _read_journals(manifest: Path, key: str) -> Iterator[tuple[str, dict[str, An
 @torch.no_grad()
 def _labels(
     model: nn.Module, family: Family, clips: Sequence[Utterance], settings: LabelSettings, device: torch.device
-) -> Iterator[list[tuple[Utterance, dict[str, Any]]]]:
+) -> Iterator[list[tuple[Utterance, Found]]]:
     """Labels of each batch, clips that cannot be used with the reason."""
     for start in range(0, len(clips), settings.batch_clips):
-        out: list[tuple[Utterance, dict[str, Any]]] = []
+        out: list[tuple[Utterance, Found]] = []
         usable: list[tuple[Utterance, Wave]] = []
         for clip in clips[start : start + settings.batch_clips]:
             try:
@@ -258,14 +285,15 @@ def _labels(
 
 def _write(
     clips: Iterable[Utterance],
-    found: dict[str, dict[str, Any]],
-    unfit: Sequence[dict[str, Any]],
+    found: Mapping[str, Found],
+    unfit: Sequence[Unfit],
     source: Path,
     manifest: Path,
     limits: Limits,
     split: str | None,
 ) -> None:
-    kept, rejected = [], list(unfit)
+    kept: list[dict[str, Any]] = []
+    rejected: list[Mapping[str, object]] = list(unfit)
     counts = Counter(reason for row in unfit for reason in row["reasons"])
     seconds = 0.0
     for clip in clips:

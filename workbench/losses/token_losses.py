@@ -7,12 +7,18 @@ the gradient of both losses is written in one pass.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from workbench.core.autograd import Context
+
 CHUNK_ROWS = {"cpu": 32, "cuda": 1024}  # rows upcast at a time: what a CPU's cache holds, what keeps a GPU busy
+
+
+class _Tempered(Context, Protocol):
+    temperature: float
 
 
 class TokenLosses(torch.autograd.Function):
@@ -27,7 +33,7 @@ class TokenLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Tempered,
         logits: Tensor,
         labels: Tensor,
         top_ids: Tensor,
@@ -81,7 +87,7 @@ class TokenLosses(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, task: Tensor, divergence: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
+    def backward(ctx: _Tempered, task: Tensor, divergence: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
         """Gradient with respect to the logits, in their type."""
         logits, labels, top_ids, p, tail_ratio, normalizer, softened = ctx.saved_tensors
         tau = ctx.temperature

@@ -11,9 +11,10 @@ import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from workbench.core.errors import UserError
 from workbench.core.files import check_no_pointer, read_object
@@ -23,6 +24,7 @@ from workbench.models.whisper.tokens import END, START, read_tokenizer, special_
 if TYPE_CHECKING:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
+Array: TypeAlias = npt.NDArray[np.floating | np.integer]  # of one of DTYPES
 FLOAT32, INT8, INT16, INT32, FLOAT16, BFLOAT16 = range(6)
 DTYPES = {FLOAT32: "<f4", INT8: "i1", INT16: "<i2", INT32: "<i4", FLOAT16: "<f2", BFLOAT16: "<u2"}
 NEWEST_VERSION = 6
@@ -74,14 +76,14 @@ def read_tensors(path: Path) -> _Tensors:
     return _Tensors(path, {k: _dequantized(k, stored) for k in stored if not k.endswith("_scale")})
 
 
-class _Tensors(dict[str, Any]):
+class _Tensors(dict[str, Array]):
     """Arrays by name; one that is missing is a UserError."""
 
-    def __init__(self, path: Path, content: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, path: Path, content: Mapping[str, Array] | None = None) -> None:
         super().__init__(content or {})
         self.path = path
 
-    def __missing__(self, key: str) -> Any:
+    def __missing__(self, key: str) -> NoReturn:
         raise UserError(f"{self.path}: lacks the tensor {key[:60]!r}; the file is damaged or no Whisper model")
 
     def sizes(self, key: str, rank: int) -> tuple[int, ...]:
@@ -91,8 +93,8 @@ class _Tensors(dict[str, Any]):
         return tuple(shape)
 
 
-def _dequantized(key: str, stored: _Tensors) -> np.ndarray[Any, Any]:
-    value: np.ndarray[Any, Any] = stored[key]
+def _dequantized(key: str, stored: _Tensors) -> Array:
+    value: Array = stored[key]
     scale = stored.get(f"{key}_scale")
     if scale is None:
         return value.astype(np.float32) if value.dtype == np.float16 else value
@@ -106,15 +108,15 @@ def _dequantized(key: str, stored: _Tensors) -> np.ndarray[Any, Any]:
             f"{stored.path}: tensor {key[:60]!r} has scales that are zero, NaN or infinite; the file is damaged"
         )
     rows = scale.reshape(-1, *[1] * (value.ndim - 1)) if scale.size != 1 else scale.reshape(())
-    dequantized: np.ndarray[Any, Any] = value.astype(np.float32) / rows.astype(np.float32)
-    return dequantized
+    divisors: npt.NDArray[np.float32] = rows.astype(np.float32)
+    return value.astype(np.float32) / divisors
 
 
 class _Reader:
-    def __init__(self, data: np.ndarray[Any, Any], path: Path) -> None:
+    def __init__(self, data: Array, path: Path) -> None:
         self.data, self.path, self.at = data, path, 0
 
-    def _take(self, size: int) -> np.ndarray[Any, Any]:
+    def _take(self, size: int) -> Array:
         if self.at + size > len(self.data):
             raise UserError(
                 f"{self.path}: ends after {len(self.data):,} bytes, inside a tensor; the file is cut off, fetch it again"
@@ -128,7 +130,7 @@ class _Reader:
     def text(self) -> str:
         return self._take(self.number("<H")).tobytes().rstrip(b"\0").decode("utf-8", "replace")
 
-    def array(self, dtype: str, shape: list[int]) -> np.ndarray[Any, Any]:
+    def array(self, dtype: str, shape: list[int]) -> Array:
         size = self.number("<I")
         expected = math.prod(shape) * np.dtype(dtype).itemsize
         if size != expected:
@@ -160,7 +162,7 @@ def load_whisper(folder: Path) -> WhisperForConditionalGeneration:
     named = dict(_hugging_face_names(tensors, config))
     named["proj_out.weight"] = named["model.decoder.embed_tokens.weight"]
     with torch.device("meta"):  # shapes are compared before the model takes memory
-        model: Any = WhisperForConditionalGeneration(config)
+        model = WhisperForConditionalGeneration(config)
     for name, expected in model.state_dict().items():
         if name not in named:
             raise UserError(f"{path}: lacks {name}; the file is damaged or no Whisper model")
@@ -210,7 +212,7 @@ def whisper_config(tensors: _Tensors, tokens: Mapping[str, int]) -> WhisperConfi
     return checked_config(values, tensors.path)
 
 
-def _generation(path: Path, config: WhisperConfig) -> dict[str, Any]:
+def _generation(path: Path, config: WhisperConfig) -> dict[str, object]:
     """What decoding needs of CTranslate2's config.json: suppressed tokens, alignment heads."""
     written = read_object(path, "CTranslate2's config.json")
     content = {
@@ -222,8 +224,8 @@ def _generation(path: Path, config: WhisperConfig) -> dict[str, Any]:
     return {**content, "max_length": config.max_target_positions, "return_timestamps": False}
 
 
-def _hugging_face_names(tensors: _Tensors, config: WhisperConfig) -> list[tuple[str, np.ndarray[Any, Any]]]:
-    out: list[tuple[str, np.ndarray[Any, Any]]] = []
+def _hugging_face_names(tensors: _Tensors, config: WhisperConfig) -> list[tuple[str, Array]]:
+    out: list[tuple[str, Array]] = []
     for side, layers in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
         root = f"model.{side}"
         out.append((f"{root}.embed_positions.weight", tensors[f"{side}/position_encodings/encodings"]))
@@ -241,17 +243,15 @@ def _hugging_face_names(tensors: _Tensors, config: WhisperConfig) -> list[tuple[
     return [*out, ("model.decoder.embed_tokens.weight", tensors["decoder/embeddings/weight"])]
 
 
-def _linear(tensors: _Tensors, source: str, target: str) -> list[tuple[str, np.ndarray[Any, Any]]]:
+def _linear(tensors: _Tensors, source: str, target: str) -> list[tuple[str, Array]]:
     return [(f"{target}.{part}", tensors[f"{source}/{part}"]) for part in ("weight", "bias")]
 
 
-def _norm(tensors: _Tensors, source: str, target: str) -> list[tuple[str, np.ndarray[Any, Any]]]:
+def _norm(tensors: _Tensors, source: str, target: str) -> list[tuple[str, Array]]:
     return [(f"{target}.weight", tensors[f"{source}/gamma"]), (f"{target}.bias", tensors[f"{source}/beta"])]
 
 
-def _split(
-    tensors: _Tensors, source: str, target: str, names: str, width: int
-) -> list[tuple[str, np.ndarray[Any, Any]]]:
+def _split(tensors: _Tensors, source: str, target: str, names: str, width: int) -> list[tuple[str, Array]]:
     """Undo CTranslate2's fusion of projections into one; Whisper's key projection has no bias, stored as zeros."""
     out = []
     for i, name in enumerate(names):
@@ -262,7 +262,7 @@ def _split(
     return out
 
 
-def _self_attention(tensors: _Tensors, source: str, target: str, width: int) -> list[tuple[str, np.ndarray[Any, Any]]]:
+def _self_attention(tensors: _Tensors, source: str, target: str, width: int) -> list[tuple[str, Array]]:
     return [
         *_norm(tensors, f"{source}/self_attention/layer_norm", f"{target}.self_attn_layer_norm"),
         *_split(tensors, f"{source}/self_attention/linear_0", f"{target}.self_attn", "qkv", width),
@@ -270,7 +270,7 @@ def _self_attention(tensors: _Tensors, source: str, target: str, width: int) -> 
     ]
 
 
-def _cross_attention(tensors: _Tensors, source: str, target: str, width: int) -> list[tuple[str, np.ndarray[Any, Any]]]:
+def _cross_attention(tensors: _Tensors, source: str, target: str, width: int) -> list[tuple[str, Array]]:
     return [
         *_norm(tensors, f"{source}/attention/layer_norm", f"{target}.encoder_attn_layer_norm"),
         *_linear(tensors, f"{source}/attention/linear_0", f"{target}.encoder_attn.q_proj"),

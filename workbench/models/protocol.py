@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class Family(Protocol):
 
     name: str
     folder: Path
-    config: Any  # transformers configuration
+    config: object  # transformers configuration
     end: int  # id that ends a transcript
     suppressed: list[int]  # ids never written
     suppressed_first: list[int]  # ids not written first

@@ -7,15 +7,16 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from workbench.core.errors import UserError, first_line
 from workbench.core.files import check_no_pointer, path_inside, read_object
+from workbench.core.tensor_files import TensorFile
 
 if TYPE_CHECKING:
-    from transformers import WhisperForConditionalGeneration
+    from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 log = logging.getLogger("workbench")
 WEIGHTS = "model.safetensors"
@@ -57,7 +58,7 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def check_weights(folder: Path, config: Any) -> None:
+def check_weights(folder: Path, config: WhisperConfig) -> None:
     """Compare the tensors that a checkpoint's files name with those that its configuration asks for; no value is read.
 
     Raises:
@@ -89,7 +90,9 @@ def check_weights(folder: Path, config: Any) -> None:
         raise UserError(f"{folder}: weights and config.json do not fit ({said}); download or save the checkpoint again")
 
 
-def load_whisper_weights(folder: Path, config: Any, generation: Any) -> WhisperForConditionalGeneration:
+def load_whisper_weights(
+    folder: Path, config: WhisperConfig, generation: GenerationConfig
+) -> WhisperForConditionalGeneration:
     """Load a transformers Whisper in fp32 on the CPU.
 
     Args:
@@ -107,7 +110,7 @@ def load_whisper_weights(folder: Path, config: Any, generation: Any) -> WhisperF
     config = copy.deepcopy(config)
     config.dtype = torch.float32
     with torch.device("meta"):
-        model: Any = WhisperForConditionalGeneration(config)
+        model = WhisperForConditionalGeneration(config)
     wanted = set(model.state_dict())
     state, ignored = {}, []
     for path in weight_files(folder):
@@ -148,7 +151,7 @@ def _tensors(folder: Path) -> dict[str, tuple[list[int], str]]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[TensorFile]:
     from safetensors import SafetensorError, safe_open
 
     check_no_pointer(path)

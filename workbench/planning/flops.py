@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from workbench.config.recipe import Recipe
 from workbench.config.sections import Stage
+from workbench.core.autograd import Context
 from workbench.distill.step import Student
 from workbench.losses.token_losses import token_losses
 from workbench.models.protocol import IGNORE_INDEX, Tokens
 from workbench.models.whisper.family import WINDOW_SECONDS
+from workbench.models.whisper.layers import as_whisper
 from workbench.models.whisper.passes import decoder_logits, encode
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
 
 TOKENS_A_SECOND = 3.5  # of English speech, a little above what audiobooks have
 AUTOCAST_OVERHEAD = 1.3  # norms, softmax and residuals stay fp32 under bf16 autocast: our estimate
@@ -28,13 +33,13 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Context, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out = query @ key.transpose(-1, -2) @ value
         ctx.save_for_backward(query, key, value, out, query[..., 0].float())  # the last stands for the row sums
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value, _, _ = ctx.saved_tensors
         scores = query @ key.transpose(-1, -2)
         of_scores = gradient @ value.transpose(-1, -2)
@@ -43,7 +48,7 @@ class _Attention(torch.autograd.Function):
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:
-    def attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
+    def attention(query: Tensor, key: Tensor, value: Tensor, **_: object) -> Tensor:
         out: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
         return out
 
@@ -59,7 +64,7 @@ def step_cost(student: Student, stage: Stage, recipe: Recipe, seconds: float, cl
     """Bytes kept for the backward pass, and operations of forward and backward, of so many clips."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    config: Any = student.model.config
+    config = as_whisper(student.model).config
     tokens = max(1, round(TOKENS_A_SECOND * seconds))
     frozen = student.encoder_frozen and stage.encode_once and not stage.encoder_matching
     frozen = frozen and not recipe.augment.changes_hearing  # as in distill.datasets
@@ -108,7 +113,7 @@ def saved_bytes(model: torch.nn.Module) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def teacher_pass_flop(teacher: Any, clip_seconds: float) -> int:
+def teacher_pass_flop(teacher: WhisperForConditionalGeneration, clip_seconds: float) -> int:
     """Operations of the teacher's pass over one clip, at 30 s."""
     from torch.utils.flop_counter import FlopCounterMode
 

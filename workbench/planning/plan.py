@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import typer
+from torch import nn
 
 from workbench.cache.decoded_audio import audio_bytes
 from workbench.cache.teacher_targets import TargetSettings, estimated_bytes
@@ -32,6 +33,9 @@ from workbench.models.whisper.passes import decoder_logits, encode
 from workbench.models.whisper.students import build_student, check_pair
 from workbench.planning.devices import open_device
 from workbench.planning.flops import step_cost, teacher_pass_flop
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
 
 log = logging.getLogger("workbench")
 # Whisper's published sizes, for planning where no hub is reachable: width, encoder layers, decoder layers, heads.
@@ -78,7 +82,7 @@ class Plan:
     targets_gb: float
     stages: list[StagePlan]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Everything, for a file."""
         return asdict(self)
 
@@ -146,7 +150,7 @@ def plan(
     )  # fmt: skip
 
 
-def meta_model(name: str) -> Any:
+def meta_model(name: str) -> WhisperForConditionalGeneration:
     """A Whisper model without weights, from a checkpoint here or from the published sizes.
 
     Raises:
@@ -156,7 +160,7 @@ def meta_model(name: str) -> Any:
 
     size = name.removeprefix("openai/").removeprefix("whisper-").removesuffix(".en")
     if expanded(name).is_dir() or size not in SIZES:
-        config: Any = check_checkpoint(resolve_teacher(name))
+        config = check_checkpoint(resolve_teacher(name))
     else:
         width, encoder, decoder, heads = SIZES[size]
         large = size.startswith("large-v3")
@@ -169,14 +173,14 @@ def meta_model(name: str) -> Any:
         return shaped_like(WhisperForConditionalGeneration(config).eval(), config)
 
 
-def meta_student(source: Any, recipe: StudentRecipe) -> Any:
+def meta_student(source: WhisperForConditionalGeneration, recipe: StudentRecipe) -> WhisperForConditionalGeneration:
     """The student's shapes."""
     with torch.device("meta"):
         return build_student(source, recipe)
 
 
 def _stage_plan(
-    name: str, stage: Stage, model: Any, recipe: Recipe, clips: float, clip_seconds: float, memory_gb: float,
+    name: str, stage: Stage, model: nn.Module, recipe: Recipe, clips: float, clip_seconds: float, memory_gb: float,
     devices: int, flops: float, teacher_parameters: int,
 ) -> StagePlan:  # fmt: skip
     # what a step needs of the family

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from workbench.config.recipe import Recipe, load_recipe
 from workbench.core.files import read_json, sha256_of
@@ -19,7 +18,7 @@ def clips_sha256(utterances: Sequence[Utterance]) -> str:
     return sha256_of([[u.id, u.audio_sha256(), u.text, u.language] for u in utterances])
 
 
-def inputs_of(recipe: Recipe, train: Sequence[Utterance] | None, validation: Sequence[Utterance]) -> dict[str, Any]:
+def inputs_of(recipe: Recipe, train: Sequence[Utterance] | None, validation: Sequence[Utterance]) -> dict[str, str]:
     """Hashes of a run's inputs by name.
 
     Args:
@@ -34,7 +33,7 @@ def inputs_of(recipe: Recipe, train: Sequence[Utterance] | None, validation: Seq
     return found if train is None else {**found, "training clips": clips_sha256(train)}
 
 
-def read_inputs(recipe: Recipe) -> dict[str, Any]:
+def read_inputs(recipe: Recipe) -> dict[str, str]:
     """`inputs_of` with the clips read from the corpora; those of a hub are left out, which would be fetched for it."""
     if recipe.corpus.startswith("hf:") or any(other.startswith("hf:") for other in recipe.more_corpora):
         return {what: value for what, value in inputs_of(recipe, None, ()).items() if "clips" not in what}
@@ -45,7 +44,7 @@ def read_inputs(recipe: Recipe) -> dict[str, Any]:
     return inputs_of(recipe, train, scored_clips(recipe.corpus, "validation", recipe.limit))
 
 
-def changed_inputs(recorded: dict[str, Any], now: dict[str, Any]) -> str | None:
+def changed_inputs(recorded: Mapping[str, object], now: Mapping[str, str]) -> str | None:
     """Names of the inputs that are no longer those recorded, or None; what either side does not know is not compared."""
     different = [what for what in recorded if what in now and recorded[what] != now[what]]
     return f"other {', '.join(different)}" if different else None
@@ -60,7 +59,7 @@ def changed_recipe(before: Recipe, now: Recipe) -> str | None:
     return f"{keys[0]} was {old.get(keys[0])!r} and is {new.get(keys[0])!r}"
 
 
-def changed_run(folder: Path, recipe: Recipe, now: dict[str, Any] | None = None) -> str | None:
+def changed_run(folder: Path, recipe: Recipe, now: Mapping[str, str] | None = None) -> str | None:
     """Why what a run folder holds is not of this recipe and its inputs as they are now; None if it is, or holds no run.
 
     Args:
@@ -77,10 +76,10 @@ def changed_run(folder: Path, recipe: Recipe, now: dict[str, Any] | None = None)
     return changed_inputs(read_json(folder / FILE, "a run's inputs"), now or read_inputs(recipe))
 
 
-def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(content: object, prefix: str = "") -> dict[str, object]:
     if not isinstance(content, dict):
         return {prefix: content}
-    out: dict[str, Any] = {}
+    out: dict[str, object] = {}
     for key, value in content.items():
         out |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
     return out

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -35,11 +34,13 @@ class RunLog:
     ) -> None:
         self.folder, self.rank, self.track = folder, rank, track
         self.metrics, self.parts = folder / "metrics.jsonl", folder / "weights"
-        self.waiting: list[tuple[int, str, dict[str, Any], list[tuple[list[str], Tensor]]]] = []
-        self.rows: list[dict[str, Any]] = []
+        self.waiting: list[tuple[int, str, Mapping[str, float | Tensor], list[tuple[list[str], Tensor]]]] = []
+        self.rows: list[dict[str, object]] = []
         self.latest = ""
 
-    def step(self, step: int, stage: str, scalars: dict[str, Any], weights: list[tuple[list[str], Tensor]]) -> None:
+    def step(
+        self, step: int, stage: str, scalars: Mapping[str, float | Tensor], weights: list[tuple[list[str], Tensor]]
+    ) -> None:
         """Record a training step.
 
         Args:
@@ -131,7 +132,7 @@ class RunLog:
                         writer.write_table(pq.read_table(part).cast(schema))
             discard(self.folder, self.parts.name)
 
-    def _append(self, row: dict[str, Any]) -> None:
+    def _append(self, row: Mapping[str, object]) -> None:
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             with disk_errors(self.metrics), self.metrics.open("a", encoding="utf-8") as file:

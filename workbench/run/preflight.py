@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from workbench.audio.decode import LONGEST_SECONDS
 from workbench.config.recipe import Recipe
@@ -13,6 +13,9 @@ from workbench.corpus import Utterance
 from workbench.corpus.batching import plan_steps
 from workbench.models import Family
 from workbench.weighting import inactive_reason
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def check_trackers(recipe: Recipe) -> None:
@@ -44,7 +47,7 @@ def check_schedules(recipe: Recipe, train_set: Sequence[Utterance]) -> None:
             )
 
 
-def check_sharding(accelerator: Any) -> None:
+def check_sharding(accelerator: Accelerator) -> None:
     """Raise UserError for a way of sharding that checkpoints cannot be written under."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version != 2:

@@ -142,12 +142,12 @@ def _teacher_key(study: Study, corpus: str) -> str:
     return sha256_of([fingerprint(resolve_teacher(recipe.teacher)), clips])
 
 
-def _as_json(found: Validation, utterances: Sequence[Utterance]) -> dict[str, Any]:
+def _as_json(found: Validation, utterances: Sequence[Utterance]) -> dict[str, object]:
     return {**found.scores(), "ids": [u.id for u in utterances], "references": found.references,
             "hypotheses": found.hypotheses, "languages": found.languages}  # fmt: skip
 
 
-def _scored(recipe: Recipe, student: Any, split: str) -> dict[str, Any]:
+def _scored(recipe: Recipe, student: Path, split: str) -> dict[str, object]:
     """Transcribe a split with the student as it was saved, which is how its user will have it."""
     family = open_family(student)
     model = _on_device(family)

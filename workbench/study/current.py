@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workbench.config.recipe import Recipe, parse_recipe
@@ -19,13 +19,13 @@ from workbench.study.plan import Study, Trial, arm_recipe
 log = logging.getLogger("workbench")
 
 
-def result_inputs(recipe: Recipe, split: str) -> dict[str, Any]:
+def result_inputs(recipe: Recipe, split: str) -> dict[str, str]:
     """What a trial's result is computed from besides its recipe: the run's inputs and the clips that it is scored on."""
     return {**_inputs(recipe.model_dump_json(exclude={"output", "stages"})), f"{split} clips": _clips(recipe, split)}
 
 
 @functools.lru_cache
-def _inputs(content: str) -> dict[str, Any]:
+def _inputs(content: str) -> dict[str, str]:
     import json
 
     # arms differ in their stages, which decide no input
@@ -42,7 +42,7 @@ def _clips_of(corpus: str, split: str, limit: int | None) -> str:
     return clips_sha256(scored_clips(corpus, split, limit))
 
 
-def stale_reason(study: Study, trial: Trial, result: dict[str, Any]) -> str | None:
+def stale_reason(study: Study, trial: Trial, result: Mapping[str, Any]) -> str | None:
     """Why a result is not what the study, as it stands now, would give; None if it is."""
     recipe = arm_recipe(study, trial)
     try:

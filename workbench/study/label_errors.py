@@ -11,7 +11,7 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ from workbench.core.tables import print_rows
 from workbench.corpus import Utterance, scored_clips
 from workbench.corpus.corrupt import RECORD
 from workbench.corpus.sources import find_corpus
+
+if TYPE_CHECKING:
+    from plotly import graph_objects as go
 
 log = logging.getLogger("workbench")
 LAST_SHARE = 1 / 3  # of an utterance's visits, over which weights and losses are averaged for a ranking
@@ -193,7 +196,7 @@ def retrieval(scores: Mapping[str, tuple[float, float]], wrong: Collection[str])
     }
 
 
-def plot(run: RunWeights) -> Any:
+def plot(run: RunWeights) -> go.Figure:
     """A plotly figure: weights of both losses over time for fifths of the utterances by difficulty."""
     from plotly import graph_objects as go
     from plotly.subplots import make_subplots

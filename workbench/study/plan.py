@@ -30,15 +30,15 @@ class Study(Section):
     recipe: dict[str, Any] = Field(description="what all arms share; output, corpus and seed are the study's")
     corpora: list[str] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
-    students: dict[str, dict[str, Any]] = Field(default={"student": {}}, min_length=1)
-    arms: dict[str, dict[str, Any]] = Field(min_length=1)
+    students: dict[str, dict[str, object]] = Field(default={"student": {}}, min_length=1)
+    arms: dict[str, dict[str, object]] = Field(min_length=1)
     baseline: str = "fixed_kd"
     split: Literal["validation", "test"] = "test"
     keep_students: bool = Field(False, description="keep every arm's student, about 200 MB each for Whisper base")
 
     @field_validator("arms", "students")
     @classmethod
-    def _plain_names(cls, named: dict[str, Any]) -> dict[str, Any]:
+    def _plain_names(cls, named: dict[str, object]) -> dict[str, object]:
         for name in named:
             if not PLAIN.fullmatch(name):
                 raise ValueError(f"name {name!r} becomes a folder; expected letters, digits and any of . _ + -")

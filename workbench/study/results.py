@@ -68,7 +68,7 @@ def _scored_anew(result: dict[str, Any], split: str) -> dict[str, Any]:
     return {**result, split: {**result[split], **_rates(result[split])}}
 
 
-def _rates(found: dict[str, Any]) -> dict[str, Any]:
+def _rates(found: dict[str, Any]) -> dict[str, object]:
     """WER, CER and loops of kept transcripts under today's normalizers."""
     rates = score(found["references"], found["hypotheses"], languages_of(found))
     return {"wer": round(rates.wer, 3), "cer": round(rates.cer, 3), "loops": float(rates.loops),
@@ -103,7 +103,7 @@ def _summary(
 ) -> dict[str, Any]:
     split = study.split
     seeds = sorted(own)
-    row: dict[str, Any] = {
+    row: dict[str, object] = {
         "name": arm,
         "student": student,
         "corpus": corpus,
@@ -171,7 +171,7 @@ def _against_teacher(study: Study, corpus: str, own: dict[int, Any]) -> PairedHy
     return PairedHypotheses(teacher["references"], ours, [teacher["hypotheses"]] * len(ours), languages_of(teacher))
 
 
-def _versus(corpora: list[PairedHypotheses]) -> dict[str, Any]:
+def _versus(corpora: list[PairedHypotheses]) -> dict[str, object]:
     cer, wer = (difference_over_seeds(corpora, unit) for unit in ("cer", "wer"))
     return {
         "delta_cer": cer["points"],

@@ -10,7 +10,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from workbench.core.children import ending_with_us
 from workbench.core.errors import UserError
@@ -19,6 +19,9 @@ from workbench.core.locks import output_lock
 from workbench.core.progress import at_terminal, console, live
 from workbench.study.current import discard_stale
 from workbench.study.plan import Study, Trial, trials
+
+if TYPE_CHECKING:
+    from rich.live import Live
 
 log = logging.getLogger("workbench")
 
@@ -89,7 +92,7 @@ class LiveTable:
 
     def __init__(self, study: Study, chosen: list[Trial]) -> None:
         self.study, self.chosen = study, chosen
-        self.live: Any = None
+        self.live: Live | None = None
         self.stack = ExitStack()
         self.started = time.monotonic()
         self.first = self._done()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor
+
+FoundT = TypeVar("FoundT")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,6 @@ class MetaBatches(Protocol):
         """
         ...
 
-    def gathered(self, found: dict[str, Any]) -> dict[str, Any]:
+    def gathered(self, found: dict[str, FoundT]) -> dict[str, FoundT]:
         """The entries of all processes."""
         ...

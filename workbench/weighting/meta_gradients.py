@@ -165,7 +165,7 @@ class LearntWeights(Weighting):
 
     def look_ahead(self, meta_batches: MetaBatches) -> None:
         """Improve the weights of every training utterance, a micro-batch at a time."""
-        found: dict[str, Any] = {}
+        found: dict[str, list[float]] = {}
         for batch, outer in meta_batches.pairs(self.whole_validation):
             before = self._stacked(batch.ids, len(batch.residuals), batch.hidden.device)
             after = self.improved(*concentrated(batch, outer), before, meta_batches.learning_rate)
@@ -184,7 +184,7 @@ class LearntWeights(Weighting):
         rows = [self.weights.get(name) or self.initial(name, losses) for name in ids]
         return torch.tensor(rows, device=device).t()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The weights of all utterances that have learnt ones; first weights follow from the seed and the id."""
         return {"weights": self.weights, "learnt_at": self.learnt_at}
 

@@ -126,7 +126,7 @@ class Weighting:
     def look_ahead(self, meta_batches: MetaBatches) -> None:
         """Learn from the gradients of training and validation utterances; see `meta_batches.MetaBatches`."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """State to checkpoint, as JSON."""
         return {}
 

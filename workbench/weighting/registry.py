@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from workbench.config.weightings import parse_settings, weighting_module
 from workbench.weighting.protocol import TeacherStatistics, Weighting
 
 
-def build_weighting(options: dict[str, Any], statistics: TeacherStatistics, seed: int = 0) -> Weighting:
+def build_weighting(options: Mapping[str, object], statistics: TeacherStatistics, seed: int = 0) -> Weighting:
     """Build the system that a recipe names, for a run with this seed."""
     weighting: Weighting = weighting_module(str(options.get("name", "fixed"))).build(
         parse_settings(options), statistics

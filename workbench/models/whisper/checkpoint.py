@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from workbench.core.errors import UserError, first_line, last_line
 from workbench.core.files import check_no_pointer, read_json, read_object
@@ -85,7 +85,7 @@ def check_files(folder: Path) -> None:
         )
 
 
-def feature_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+def feature_settings(folder: Path) -> tuple[Path, dict[str, object]]:
     """The file that says how a checkpoint's features are computed, and what it says; raises UserError if it is no such file."""
     path = folder / FEATURES_FILES[0]
     if path.is_file():
@@ -138,7 +138,7 @@ def generation_config(folder: Path, config: WhisperConfig) -> GenerationConfig:
     return settings
 
 
-def check_generation(content: dict[str, Any], config: WhisperConfig, path: Path) -> None:
+def check_generation(content: Mapping[str, object], config: WhisperConfig, path: Path) -> None:
     """Raise UserError, which begins with `path`, for settings of generation that do not fit the model."""
     from transformers import GenerationConfig
 
@@ -223,7 +223,7 @@ def checked_config(content: dict[str, Any], path: Path) -> WhisperConfig:
     return config
 
 
-def _check_value(path: Path, key: str, value: Any, default: Any, size: Any) -> None:
+def _check_value(path: Path, key: str, value: object, default: object, size: object) -> None:
     """Check one value of config.json: its type is its default's; raises UserError."""
     fits, expected = True, ""
     if key == "architectures":
@@ -246,7 +246,7 @@ def _check_value(path: Path, key: str, value: Any, default: Any, size: Any) -> N
     _check(path, key, value, fits, expected)
 
 
-def _parameters(config: Any) -> int:
+def _parameters(config: WhisperConfig) -> int:
     """About how many parameters a model has: the products of its layers and its embeddings."""
     width = config.d_model
     encoder = config.encoder_layers * (4 * width * width + 2 * width * config.encoder_ffn_dim)
@@ -255,7 +255,7 @@ def _parameters(config: Any) -> int:
     return int(encoder + decoder + tables + 3 * width * (width + config.num_mel_bins))
 
 
-def _items(value: Any) -> Iterator[tuple[str, Any]]:
+def _items(value: object) -> Iterator[tuple[str, object]]:
     """Every key of nested objects with its value; without recursion, which deep nesting would exhaust."""
     left = [value]
     while left:
@@ -267,31 +267,31 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
             left += inner
 
 
-def _check(path: Path, key: str, value: Any, fits: bool, expected: str) -> None:
+def _check(path: Path, key: str, value: object, fits: bool, expected: str) -> None:
     if not fits:
         raise UserError(f"{path}: {key} is {_short(value)}; expected {expected}")
 
 
-def _all(value: Any, fits: Any) -> bool:
+def _all(value: object, fits: Callable[[object], bool]) -> bool:
     return isinstance(value, list) and all(fits(item) for item in value)
 
 
-def _is_int(value: Any) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_token(value: Any, size: Any) -> bool:
+def _is_token(value: object, size: object) -> bool:
     return _is_int(value) and (not _is_int(size) or 0 <= value < size)
 
 
-def _is_pair(value: Any) -> bool:
+def _is_pair(value: object) -> bool:
     return (
         isinstance(value, list) and len(value) == 2 and _is_int(value[0]) and 0 <= value[0] < MAX_OTHERS
         and (value[1] is None or (_is_int(value[1]) and 0 <= value[1] < MOST["vocab_size"]))
     )  # fmt: skip
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**30:
         return "a number of more than 30 digits"
     if isinstance(value, float) and not math.isfinite(value):

@@ -7,11 +7,13 @@ comes last and adds the few rows that were looked up.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from workbench.core.autograd import Context
 
 
 class TiedMatrix:
@@ -33,16 +35,24 @@ class TiedMatrix:
         return logits
 
 
+class _Projecting(Context, Protocol):
+    matrix: TiedMatrix
+
+
+class _Embedding(_Projecting, Protocol):
+    shape: torch.Size  # of the matrix
+
+
 class _Embed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, ids: Tensor, matrix: TiedMatrix) -> Tensor:
+    def forward(ctx: _Embedding, weight: Tensor, ids: Tensor, matrix: TiedMatrix) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.matrix, ctx.shape = matrix, weight.shape
         return F.embedding(ids, weight)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: _Embedding, gradient: Tensor) -> tuple[Tensor, None, None]:
         (ids,) = ctx.saved_tensors
         matrix = ctx.matrix
         total, matrix.projected = matrix.projected, None
@@ -57,14 +67,14 @@ class _Embed(torch.autograd.Function):
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, matrix: TiedMatrix) -> Tensor:
+    def forward(ctx: _Projecting, hidden: Tensor, weight: Tensor, matrix: TiedMatrix) -> Tensor:
         ctx.save_for_backward(hidden, weight)
         ctx.matrix = matrix
         return F.linear(hidden, weight)  # under autocast in its lower precision
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: _Projecting, gradient: Tensor) -> tuple[Tensor, None, None]:
         hidden, weight = ctx.saved_tensors
         ctx.matrix.projected = (gradient.t() @ hidden.to(gradient.dtype)).to(weight.dtype)
         return (gradient @ weight.to(gradient.dtype)).to(hidden.dtype), None, None

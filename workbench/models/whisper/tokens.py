@@ -9,17 +9,38 @@ import tempfile
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from workbench.core.errors import UserError, first_line
 from workbench.core.files import read_object
 
 if TYPE_CHECKING:
-    from transformers import WhisperForConditionalGeneration, WhisperTokenizer
+    from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperTokenizer
 
 START, END, NO_TIMES = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
 MAX_TOKENS = 1_000_000
 ENGLISH_ONLY_TOKENS = 51_864  # one fewer than a multilingual model's
+
+
+class BytePairs(TypedDict):
+    """The model in a tokenizer.json."""
+
+    vocab: dict[str, int]  # id of each token
+    merges: list[str | list[str]]  # two tokens each, in older files with a space between them
+
+
+class AddedToken(TypedDict):
+    """One of a tokenizer.json's control tokens or added words."""
+
+    content: str  # as it stands in a text
+    id: int
+
+
+class TokenizerFile(TypedDict):
+    """What is read of a tokenizer.json; other keys stay as they are."""
+
+    model: BytePairs
+    added_tokens: list[AddedToken]
 
 
 def save_tokenizer(tokenizer_json: Path, model: WhisperForConditionalGeneration, folder: Path) -> None:
@@ -59,7 +80,7 @@ def save_tokenizer(tokenizer_json: Path, model: WhisperForConditionalGeneration,
         generation.task_to_id = {task: vocabulary[f"<|{task}|>"] for task in ("transcribe", "translate")}
 
 
-def read_tokenizer(path: Path) -> dict[str, Any]:
+def read_tokenizer(path: Path) -> TokenizerFile:
     """A tokenizer.json whose byte-pair model and added tokens have the form that they must have; raises UserError for another."""
     if not path.is_file():
         raise UserError(f"{path.parent}: no tokenizer.json; copy the one of the original checkpoint there")
@@ -80,10 +101,10 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
             raise UserError(f"{path}: {str(merge)[:60]!r} is no merge of two tokens; copy the original checkpoint's")
-    return content
+    return cast("TokenizerFile", content)
 
 
-def special_ids(content: dict[str, Any], path: Path) -> dict[str, int]:
+def special_ids(content: TokenizerFile, path: Path) -> dict[str, int]:
     """Ids of the added tokens of a `read_tokenizer`; raises UserError where one that every Whisper has is missing."""
     found = {token["content"]: int(token["id"]) for token in content["added_tokens"]}
     if missing := [token for token in (START, END, NO_TIMES) if token not in found]:
@@ -97,7 +118,7 @@ def special_ids(content: dict[str, Any], path: Path) -> dict[str, int]:
     return found
 
 
-def open_tokenizer(folder: Path, config: Any) -> WhisperTokenizer:
+def open_tokenizer(folder: Path, config: WhisperConfig) -> WhisperTokenizer:
     """Tokenizer of a checkpoint folder.
 
     Args:
@@ -133,7 +154,7 @@ def open_tokenizer(folder: Path, config: Any) -> WhisperTokenizer:
     return tokenizer
 
 
-def complete_merges(content: dict[str, Any], where: str) -> dict[str, Any]:
+def complete_merges(content: TokenizerFile, where: str) -> TokenizerFile:
     """Put back merges that a tokenizer.json has lost; the content is otherwise unchanged.
 
     Whisper's byte-pair vocabulary numbers its tokens in the order of the merges that make them, after the 256 bytes. The

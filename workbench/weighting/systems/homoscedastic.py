@@ -53,7 +53,7 @@ class Homoscedastic(Weighting):
             slope = 0.5 - math.exp(-self.log_variances[i]) * loss / count
             self.log_variances[i] -= self.settings.learning_rate * slope
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Both log-variances."""
         return {"log_variances": self.log_variances}
 

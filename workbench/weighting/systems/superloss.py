@@ -63,7 +63,7 @@ class SuperLoss(Weighting):
         alpha = self.settings.alpha
         return (1 - alpha) * inputs.task.float() + alpha * inputs.distillation.float()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The threshold."""
         return {"threshold": self.threshold}
 
