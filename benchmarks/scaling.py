@@ -102,7 +102,7 @@ def run(folder: Path, teacher: Path, clips: int, streamed: bool, turn: str) -> d
     script = (
         "import sys, logging; from pathlib import Path\n"
         "from workbench.config.recipe import load_recipe; from workbench.distill.trainer import distill\n"
-        "from workbench.core.memory import peak_resident_bytes\n"
+        "from workbench.core.machine.memory import peak_resident_bytes\n"
         "distill(load_recipe(Path(sys.argv[1])))\n"
         "print(peak_resident_bytes())\n"
     )

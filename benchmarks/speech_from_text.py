@@ -94,7 +94,7 @@ def speech(folder: Path, hours: float, most: float) -> Path:
 
 def command(*args: str) -> None:
     """Run the workbench of this checkout."""
-    from workbench.core.files import cache_dir
+    from workbench.core.hashing import cache_dir
 
     subprocess.run(workbench(cache_dir(), *args), check=True)
 

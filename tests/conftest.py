@@ -47,7 +47,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers.models import BPE
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-    from export.edge.tokens import byte_alphabet
+    from export.edge.bundle.tokens import byte_alphabet
     from workbench.models.whisper.tokens import save_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny") / "tiny-teacher"

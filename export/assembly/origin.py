@@ -8,7 +8,8 @@ from typing import Any
 
 from workbench.config.recipe import load_recipe
 from workbench.core.errors import UserError
-from workbench.core.files import read_json, sha256
+from workbench.core.files import read_json
+from workbench.core.hashing import sha256
 from workbench.corpus import corpus_identity
 from workbench.models.whisper.family import own_margin
 

@@ -18,7 +18,7 @@ import workbench.distill.stage
 from tests.conftest import DECODER, ENCODER, ROOT
 from tests.distill.test_targets_and_training import killed_at, same, weights
 from workbench.core.errors import UserError
-from workbench.core.memory import Peak
+from workbench.core.machine.memory import Peak
 from workbench.corpus import open_corpus
 from workbench.corpus.batching import plan_steps
 from workbench.distill.trainer import distill

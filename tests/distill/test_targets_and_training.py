@@ -19,7 +19,7 @@ import workbench.distill.stage
 from tests.conftest import DECODER, ENCODER
 from workbench.cache.teacher_targets import FORMAT, TargetCache, TargetSettings, compute_targets
 from workbench.core.errors import UserError
-from workbench.core.files import sha256_of
+from workbench.core.hashing import sha256_of
 from workbench.corpus import open_corpus
 from workbench.distill.trainer import distill
 from workbench.losses.objectives import cross_entropy

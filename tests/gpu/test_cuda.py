@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.conftest import DECODER
-from workbench.core.kernels import choose_cuda_kernels
-from workbench.core.memory import peak_of
+from workbench.core.machine.kernels import choose_cuda_kernels
+from workbench.core.machine.memory import peak_of
 from workbench.distill.trainer import distill
 from workbench.models.whisper.family import Whisper
 from workbench.models.whisper.passes import encode

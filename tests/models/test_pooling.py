@@ -59,7 +59,7 @@ def test_a_student_that_pools_is_trained_exported_and_counted(recipe, cache, tmp
     assert family.config.pool_after == 1
     bundle = export_bundle(folder, tmp_path / "bundle", ["fp32", "int8"])
     wave = tone(1.31)
-    cross_kv = Recognizer(bundle, vad=False).states([wave])
+    cross_kv = Recognizer(bundle, vad=False).model.cross_kv([wave])
     assert cross_kv[0].shape()[2] == states_of(json.loads((bundle / "config.json").read_text()), 86) == 43
     found = Recognizer(bundle, vad=False).transcribe(wave)
     states = encode(family.load(), family.features([wave], 1.71)).detach()

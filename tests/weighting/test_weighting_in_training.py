@@ -10,8 +10,8 @@ import torch
 from export.measurement.curves import read_curves
 from tests.conftest import DECODER, ENCODER
 from workbench.core.errors import UserError
-from workbench.distill.step import StepLosses
-from workbench.distill.step_metrics import StepMetrics
+from workbench.distill.step.losses import StepLosses
+from workbench.distill.step.metrics import StepMetrics
 from workbench.distill.trainer import distill
 from workbench.study.label_errors import read_run
 

@@ -17,7 +17,8 @@ from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.cache.tensor_shards import Store, shards_of
 from workbench.config.recipe import Recipe
 from workbench.config.sections import MarginRecipe
-from workbench.core.files import cache_folder, check_free_space
+from workbench.core.disk import check_free_space
+from workbench.core.hashing import cache_folder
 from workbench.corpus import Utterance
 from workbench.models.protocol import Family
 from workbench.models.resolve import fingerprint, resolve_teacher

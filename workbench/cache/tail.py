@@ -16,8 +16,8 @@ from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.cache.teacher_targets import TargetCache
 from workbench.config.recipe import Recipe
 from workbench.config.sections import Stage
-from workbench.core.distributed import Processes
 from workbench.core.errors import UserError
+from workbench.core.machine.distributed import Processes
 
 log = logging.getLogger("workbench")
 TOLERATED = 0.2  # of the teacher's probability, in the mean over the labels

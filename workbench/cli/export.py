@@ -150,7 +150,7 @@ def _verify(
 ) -> None:  # fmt: skip
     from export.verification.verify import verify_bundle
     from workbench.core.files import write_json
-    from workbench.core.host import describe_host
+    from workbench.core.machine.host import describe_host
     from workbench.corpus import scored_clips
 
     utterances = scored_clips(corpus, split, clips)

@@ -91,7 +91,8 @@ def study(
         run_arm(parsed, chosen[0])
         typer.echo(parsed.output / chosen[0].name)
         return
-    from workbench.study.results import collect, print_table, write
+    from workbench.study.report import print_table, write
+    from workbench.study.results import collect
     from workbench.study.runner import run_study
 
     if not table:

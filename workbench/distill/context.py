@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from workbench.config.recipe import Recipe
-from workbench.core.distributed import Processes, is_sharded
+from workbench.core.machine.distributed import Processes, is_sharded
 from workbench.distill.teaching.on_policy import OnPolicy
 from workbench.models import Family
 from workbench.run import checkpoints

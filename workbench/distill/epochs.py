@@ -10,14 +10,14 @@ from torch.utils.data import DataLoader
 
 from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.config.sections import Stage
-from workbench.core.children import end_with_parent
 from workbench.core.errors import UserError
-from workbench.core.memory import Peak
+from workbench.core.machine.children import end_with_parent
+from workbench.core.machine.memory import Peak
 from workbench.corpus.batching import StepPlan, plan_steps
-from workbench.distill.batch_size import micro_batches_that_fit
-from workbench.distill.batches import Batch, MicroBatches, MicroBatchPlan
 from workbench.distill.context import RunContext
-from workbench.distill.step import StageProgress
+from workbench.distill.step.batch_size import micro_batches_that_fit
+from workbench.distill.step.batches import Batch, MicroBatches, MicroBatchPlan
+from workbench.distill.step.losses import StageProgress
 from workbench.run.checkpoints import TrainingProgress
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from workbench.config.sections import Stage
-from workbench.core.kernels import compiled
+from workbench.core.machine.kernels import compiled
 from workbench.distill.context import RunContext
 from workbench.distill.ema import MovingAverage
-from workbench.distill.step import Student
+from workbench.distill.step.student_module import StudentModule
 from workbench.run import checkpoints
 
 AVERAGE = "average"  # its file in a checkpoint
@@ -31,10 +31,10 @@ class Prepared:
     average: MovingAverage | None
 
 
-def prepare(context: RunContext, stage: Stage, module: Student, checkpoint: Path | None) -> Prepared:
+def prepare(context: RunContext, stage: Stage, module: StudentModule, checkpoint: Path | None) -> Prepared:
     """Wrap the student and build what refers to its parameters, in the one order that works.
 
-    1. What is trained is marked before (`Student` does), so that the optimizer and DDP see it.
+    1. What is trained is marked before (`StudentModule` does), so that the optimizer and DDP see it.
     2. The student is compiled before it is distributed: DDP reduces gradients of the compiled graph.
     3. FSDP puts sharded parameters in the place of the model's own in `prepare`, so whatever keeps references to parameters (names
        of the optimizer's moments, moving average, self-teacher) comes after it.

@@ -18,11 +18,12 @@ from workbench import __version__
 from workbench.cache.encoder_cache import calibration_clips
 from workbench.cache.tail import check_tail, matters
 from workbench.config.recipe import Recipe, load_recipe
-from workbench.core.allocator import bound_kernel_cache, keep_freed_memory
-from workbench.core.distributed import Processes, output_lock_of_all, wait_for_all
+from workbench.core.atomic import atomic_folder
 from workbench.core.errors import UserError
-from workbench.core.files import atomic_folder, write_json
-from workbench.core.kernels import choose_cuda_kernels
+from workbench.core.files import write_json
+from workbench.core.machine.allocator import bound_kernel_cache, keep_freed_memory
+from workbench.core.machine.distributed import Processes, output_lock_of_all, wait_for_all
+from workbench.core.machine.kernels import choose_cuda_kernels
 from workbench.core.ownership import check_output
 from workbench.corpus import Utterance, scored_clips, training_set
 from workbench.distill.context import RunContext
@@ -268,7 +269,7 @@ class Trainer:
     def _scores(
         self, context: RunContext, datasets: Datasets, validation: Validation, state: TrainingState
     ) -> dict[str, Any]:
-        from workbench.core.host import describe_host
+        from workbench.core.machine.host import describe_host
 
         train, timers = self.train_set, state.timers
         return {

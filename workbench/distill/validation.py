@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from torch import Tensor, nn
 
 from workbench.cache.encoder_cache import encoded_folder
-from workbench.core.distributed import wait_for_all
+from workbench.core.machine.distributed import wait_for_all
 from workbench.corpus import Utterance
 from workbench.distill.context import RunContext
 from workbench.distill.ema import MovingAverage

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workbench.config.recipe import Recipe
 from workbench.config.sections import Stage
-from workbench.distill.step import Student
+from workbench.distill.step.student_module import StudentModule
 from workbench.losses.token_losses import token_losses
 from workbench.models.protocol import IGNORE_INDEX, Tokens
 from workbench.models.whisper.family import WINDOW_SECONDS
@@ -55,7 +55,7 @@ def _fused_attention() -> Iterator[None]:
         functional.scaled_dot_product_attention = original
 
 
-def step_cost(student: Student, stage: Stage, recipe: Recipe, seconds: float, clips: int) -> tuple[int, int]:
+def step_cost(student: StudentModule, stage: Stage, recipe: Recipe, seconds: float, clips: int) -> tuple[int, int]:
     """Bytes kept for the backward pass, and operations of forward and backward, of so many clips."""
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -21,7 +21,7 @@ from workbench.config.sections import Stage, StudentRecipe
 from workbench.core.errors import UserError
 from workbench.core.files import expanded
 from workbench.core.tables import print_rows
-from workbench.distill.step import Student
+from workbench.distill.step.student_module import StudentModule
 from workbench.models.resolve import resolve_teacher
 from workbench.models.students import parameters
 from workbench.models.whisper.checkpoint import check_checkpoint
@@ -181,7 +181,7 @@ def _stage_plan(
 ) -> StagePlan:  # fmt: skip
     # what a step needs of the family
     shapes: Any = SimpleNamespace(encode=encode, logits=decoder_logits, part_of=part_of)
-    student = Student(model, shapes, stage)
+    student = StudentModule(model, shapes, stage)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # weights in fp32, for each trained one a gradient and AdamW's two moments; under autocast a bf16 copy of the weights
     copies = parameters(model) + (teacher_parameters if recipe.stream else 0)  # a stream's teacher stays there

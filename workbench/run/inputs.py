@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.config.recipe import Recipe, load_recipe
-from workbench.core.files import read_json, sha256_of
+from workbench.core.files import read_json
+from workbench.core.hashing import sha256_of
 from workbench.corpus import Utterance, scored_clips, training_set
 from workbench.models.resolve import fingerprint, resolve_teacher
 

@@ -12,11 +12,12 @@ from torch import nn
 
 from workbench.cache.encoder_cache import calibration_clips, encoded_folder
 from workbench.config.recipe import Recipe, parse_recipe
-from workbench.core.distributed import output_lock_of_all, start_processes, wait_for_all
 from workbench.core.errors import UserError
-from workbench.core.files import read_json, sha256_of, write_json
-from workbench.core.kernels import choose_cuda_kernels
-from workbench.core.memory import peak_resident_mb
+from workbench.core.files import read_json, write_json
+from workbench.core.hashing import sha256_of
+from workbench.core.machine.distributed import output_lock_of_all, start_processes, wait_for_all
+from workbench.core.machine.kernels import choose_cuda_kernels
+from workbench.core.machine.memory import peak_resident_mb
 from workbench.corpus import Utterance, scored_clips, training_set
 from workbench.distill.trainer import distill
 from workbench.evaluation.transcribe import EncodedClips, Validation, validate, validate_encoded

@@ -18,9 +18,9 @@ from workbench.cache.tensor_shards import Store, cache_lock
 from workbench.cache.uncertainty import measure_uncertainty
 from workbench.config.recipe import Recipe
 from workbench.config.sections import OnPolicyRecipe
-from workbench.core.distributed import wait_for_all
 from workbench.core.errors import UserError
-from workbench.core.files import cache_folder
+from workbench.core.hashing import cache_folder
+from workbench.core.machine.distributed import wait_for_all
 from workbench.core.progress import Progress
 from workbench.corpus import Utterance
 from workbench.distill.teaching.on_policy import OnPolicy

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workbench.core.errors import UserError
 from workbench.core.locks import output_lock
-from workbench.core.memory import Peak
+from workbench.core.machine.memory import Peak
 
 LONGEST_WAIT = timedelta(days=7)  # for one process's work, such as validating, or for another run that fills a cache
 # gloo's group, whose waits are so long; collectives keep their timeout, which finds a process that hangs
