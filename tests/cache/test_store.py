@@ -52,7 +52,7 @@ def test_a_file_is_hashed_again_only_when_it_changes(tmp_path, cache, monkeypatc
     path.write_bytes(b"one")
     assert file_sha256(path) == sha256(path)
     hashing._known_hashes.cache_clear()  # as in the next run
-    monkeypatch.setattr(files, "sha256", lambda _: pytest.fail("hashed again"))
+    monkeypatch.setattr(hashing, "sha256", lambda _: pytest.fail("hashed again"))
     file_sha256(path)
     monkeypatch.undo()
     monkeypatch.setenv("WORKBENCH_CACHE", str(cache))
