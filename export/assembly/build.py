@@ -34,13 +34,8 @@ from workbench.corpus import Utterance
 from workbench.models.resolve import fingerprint
 from workbench.models.students import parameters
 from workbench.models.whisper.checkpoint import check_files
-from workbench.models.whisper.family import (
-    TOKENS_AT_LEAST,
-    TOKENS_PER_SECOND,
-    WINDOW_SECONDS,
-    Whisper,
-    tokens_per_second,
-)
+from workbench.models.whisper.family import WINDOW_SECONDS, Whisper
+from workbench.models.whisper.limits import TOKENS_AT_LEAST, TOKENS_PER_SECOND, tokens_per_second
 from workbench.models.whisper.tokens import added_words
 
 log = logging.getLogger("workbench")
