@@ -53,7 +53,10 @@ class Recipe(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     ema: float | None = Field(
-        None, gt=0, lt=1, description="keep a moving average of the student with this decay, and let it be the result"
+        None,
+        gt=0,
+        lt=1,
+        description="keep a moving average of the student with this decay, and validate and save it instead of the student",
     )
     seed: int = 1
     validate_every: int = Field(1, ge=1, description="epochs between validations")
@@ -62,7 +65,7 @@ class Recipe(Section):
         1, ge=1, description="how many of the newest checkpoints are kept, besides the best student"
     )
     loader_workers: int | None = Field(
-        None, ge=0, description="processes that prepare batches ahead; none on a CPU, four a GPU by default"
+        None, ge=0, description="processes that prepare batches ahead; by default none on a CPU, four per GPU"
     )
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
 
@@ -92,7 +95,7 @@ class Recipe(Section):
             if stage.decoding and self.targets.kind not in kinds:
                 field = "weighting: annealing_kd, whose" if annealing else "divergence:"
                 raise ValueError(
-                    f"stages.{name}.{field} {divergence} cannot be taken from targets.kind {self.targets.kind}; "
+                    f"stages.{name}.{field} {divergence} cannot be computed from targets.kind {self.targets.kind}; "
                     f"use {' or '.join(kinds)}"
                 )
         return self
@@ -104,7 +107,7 @@ class Recipe(Section):
         for name, stage in self.stages.items():
             if needs_uncertainty(stage.weighting):
                 raise ValueError(
-                    f"stages.{name}.weighting: {stage.weighting['name']} asks the teacher about the whole corpus first, "
+                    f"stages.{name}.weighting: {stage.weighting['name']} needs the teacher's pass over the whole corpus first, "
                     "which a stream does not allow"
                 )
             if stage.steps is None:
@@ -113,7 +116,7 @@ class Recipe(Section):
                 )
         if any(stage.on_policy for stage in self.stages.values()):
             raise ValueError(
-                "stages: on_policy keeps the teacher's states of the whole corpus, which a stream does not allow"
+                "stages: on_policy needs the teacher's states of the whole corpus, which a stream does not allow"
             )
         if self.student.vocabulary != "all":
             raise ValueError("student.vocabulary: the tokens of a stream are not known in advance; use all")
@@ -186,7 +189,7 @@ def _parsed_override(content: dict[str, Any], given: str) -> None:
         raise UserError(f"override {given!r}: expected key=value, for example stages.decoder.epochs=2")
     try:
         parsed = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: no date, or a number of thousands of digits
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: not a date, or a number of thousands of digits
         raise UserError(f"override {given[:60]!r}: {value[:60]!r} is not a YAML value") from None
     if isinstance(parsed, str):
         # YAML 1.1 reads 5e-5 as text; whoever types a number means one

@@ -1,7 +1,6 @@
-"""What a recipe may say of a weighting: which systems there are, their options, and whether they would do anything.
+"""The weighting in a recipe: which systems there are, their options, and whether they would take effect.
 
-A system is a plug-in: a file of workbench/weighting/systems, found by its name and imported when a recipe names it, so that recipes
-know no system.
+A system is a plug-in: a file of workbench/weighting/systems, found by its name and imported when a recipe names it, so that this package depends on no system.
 """
 
 from __future__ import annotations
@@ -31,20 +30,16 @@ class StageFacts:
 
 
 class WeightingSettings(BaseModel):
-    """Base of the options of a system that can be set up so that it does nothing."""
+    """Base of the options of a system that can be configured to have no effect."""
 
     model_config = ConfigDict(extra="forbid")
 
     def inactive_reason(self, stage: StageFacts) -> str | None:
-        """Why the system would never do anything in such a stage, and what to set instead; None if it does."""
+        """Why the system would have no effect in such a stage, and what to set instead; None if it has one."""
         if not stage.decoding:
-            return (
-                "it weighs the decoder's losses, which decoding: false leaves out; set decoding: true, or leave it out"
-            )
+            return "it weights the decoder's losses, which decoding: false leaves out; set decoding: true, or remove the weighting"
         if stage.on_policy_share >= 1:
-            return (
-                "on_policy.share is 1, and on-policy micro-batches are not weighed; set share below 1, or leave it out"
-            )
+            return "on_policy.share is 1, and on-policy micro-batches are not weighted; set share below 1, or remove the weighting"
         return None
 
 
@@ -54,7 +49,7 @@ def known_weightings() -> list[str]:
 
 
 def weighting_module(name: str) -> ModuleType:
-    """The file of a system; raises UserError for a name that is none's."""
+    """The file of a system; raises UserError for an unknown name."""
     if name not in known_weightings():
         raise UserError(f"weighting name {name!r}{nearest(name, known_weightings())}")
     return importlib.import_module(f"{SYSTEMS}.{name}")
@@ -78,7 +73,7 @@ def parse_settings(options: dict[str, Any]) -> BaseModel:
 
 
 def inactive_reason(options: dict[str, Any], stage: StageFacts) -> str | None:
-    """Why a recipe's weighting would never do anything in such a stage, and what to set; None if it does."""
+    """Why a recipe's weighting would have no effect in such a stage, and what to set; None if it has one."""
     settings = parse_settings(options)
     reason = settings.inactive_reason(stage) if isinstance(settings, WeightingSettings) else None
     return None if reason is None else f"{options['name']} would have no effect: {reason}"
