@@ -154,7 +154,7 @@ def ours(frozen: bool, clips: int, folder: Path) -> None:
              "micro_batches": 1, "weighting": {"name": "fixed", "task": 0.8, "distillation": 1.0}}  # fmt: skip
     recipe = parse_recipe(
         {"output": str(work / "run"), "teacher": "whisper-base", "corpus": str(write_manifest(work, utterances)),
-         "student": {"decoder_layers": 2}, "targets": {"top_k": 32, "temperature": 2.0, "accept_tail": True}, "stages": {"stage": stage}},
+         "student": {"decoder_layers": 2}, "targets": {"top_k": 32, "temperature": 2.0, "allow_large_tail": True}, "stages": {"stage": stage}},
         "benchmark",
     )  # fmt: skip
     trainer = Trainer(recipe)

@@ -49,10 +49,10 @@ def test_a_pooling_encoder_reads_a_batch_as_its_clips(tiny_checkpoint, layers):
     torch.testing.assert_close(together[0], without[0], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("encode_once", [True, False])
-def test_a_student_that_pools_is_trained_exported_and_counted(recipe, cache, tmp_path, encode_once):
+@pytest.mark.parametrize("cache_encoder_states", [True, False])
+def test_a_student_that_pools_is_trained_exported_and_counted(recipe, cache, tmp_path, cache_encoder_states):
     stages = recipe().model_dump(mode="json")["stages"]
-    stages["decoder"]["encode_once"] = encode_once
+    stages["decoder"]["cache_encoder_states"] = cache_encoder_states
     run = recipe(student={"decoder_layers": [0, 2], "pool_after": 1}, stages=stages)
     folder = distill(run)
     family = Whisper(folder)

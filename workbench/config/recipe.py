@@ -10,17 +10,18 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from workbench.config.renamed import current_key, use_current_names
 from workbench.config.sections import (
     TARGETS_OF,
     AugmentRecipe,
     DivergenceRecipe,
-    MarginRecipe,
     OnPolicyRecipe,
     Section,
     Stage,
     StreamRecipe,
     StudentRecipe,
     TargetsRecipe,
+    TrailingSilenceRecipe,
 )
 from workbench.config.weightings import inactive_reason, needs_uncertainty
 from workbench.core.errors import UserError, nearest
@@ -34,7 +35,7 @@ class Recipe(Section):
     output: Path = Field(description="run folder")
     teacher: str = "whisper-base"
     more_teachers: list[str] = Field(default_factory=list, description="further teachers with the same tokenizer")
-    teacher_shares: Literal["mean", "best", "softmax"] | list[float] = Field(
+    teacher_weights: Literal["mean", "best", "softmax"] | list[float] = Field(
         "mean",
         description="weights of the teachers in the distillation loss: equal, only the one with the lowest validation WER, "
         "softmax of -WER in points, or a list of numbers",
@@ -43,16 +44,16 @@ class Recipe(Section):
     more_corpora: list[str] = Field(
         default_factory=list, description="corpora whose training split is added; validation stays that of `corpus`"
     )
-    limit: int | None = Field(None, ge=1, description="at most this many utterances of each split of `corpus`")
+    max_clips: int | None = Field(None, ge=1, description="at most this many utterances of each split of `corpus`")
     stream: StreamRecipe | None = None
     augment: AugmentRecipe = AugmentRecipe()
     student: StudentRecipe = StudentRecipe()
-    margin: MarginRecipe = MarginRecipe()
+    trailing_silence: TrailingSilenceRecipe = TrailingSilenceRecipe()
     targets: TargetsRecipe = TargetsRecipe()
     stages: dict[str, Stage] = Field(min_length=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
-    ema: float | None = Field(
+    ema_decay: float | None = Field(
         None,
         gt=0,
         lt=1,
@@ -71,9 +72,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _shared_out(self) -> Recipe:
-        if isinstance(self.teacher_shares, list) and len(self.teacher_shares) != 1 + len(self.more_teachers):
+        if isinstance(self.teacher_weights, list) and len(self.teacher_weights) != 1 + len(self.more_teachers):
             raise ValueError(
-                f"teacher_shares has {len(self.teacher_shares)} numbers for {1 + len(self.more_teachers)} teachers"
+                f"teacher_weights has {len(self.teacher_weights)} numbers for {1 + len(self.more_teachers)} teachers"
             )
         return self
 
@@ -92,7 +93,7 @@ class Recipe(Section):
             annealing = stage.weighting["name"] == "annealing_kd"
             divergence = "logit_mse" if annealing else stage.divergence.name
             kinds = TARGETS_OF[divergence]
-            if stage.decoding and self.targets.kind not in kinds:
+            if stage.decoder_losses and self.targets.kind not in kinds:
                 field = "weighting: annealing_kd, whose" if annealing else "divergence:"
                 raise ValueError(
                     f"stages.{name}.{field} {divergence} cannot be computed from targets.kind {self.targets.kind}; "
@@ -110,9 +111,9 @@ class Recipe(Section):
                     f"stages.{name}.weighting: {stage.weighting['name']} needs the teacher's pass over the whole corpus first, "
                     "which a stream does not allow"
                 )
-            if stage.steps is None:
+            if stage.max_steps is None:
                 raise ValueError(
-                    f"stages.{name}.steps is missing: the length of a stream is unknown, so a stage must end after a number of steps"
+                    f"stages.{name}.max_steps is missing: the length of a stream is unknown, so a stage must end after a number of steps"
                 )
         if any(stage.on_policy for stage in self.stages.values()):
             raise ValueError(
@@ -120,8 +121,10 @@ class Recipe(Section):
             )
         if self.student.vocabulary != "all":
             raise ValueError("student.vocabulary: the tokens of a stream are not known in advance; use all")
-        if self.more_corpora or self.augment.speeds or self.augment.concatenate:
-            raise ValueError("a stream takes neither more_corpora nor augment.speeds nor augment.concatenate")
+        if self.more_corpora or self.augment.speed_factors or self.augment.concatenate_seconds:
+            raise ValueError(
+                "a stream takes neither more_corpora nor augment.speed_factors nor augment.concatenate_seconds"
+            )
         if not self.corpus.startswith("hf:"):
             raise ValueError(f"corpus {self.corpus!r} cannot be streamed; expected hf:ID, or leave `stream` out")
         return self
@@ -149,7 +152,8 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
-    """Validate a recipe's content; raises UserError in one line."""
+    """Validate a recipe's content, which may have keys of earlier versions; raises UserError in one line."""
+    use_current_names(content, where)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -170,7 +174,7 @@ def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     section: dict[str, type[Section]] = {
         "student": StudentRecipe,
-        "margin": MarginRecipe,
+        "trailing_silence": TrailingSilenceRecipe,
         "targets": TargetsRecipe,
         "augment": AugmentRecipe,
         "stream": StreamRecipe,
@@ -200,7 +204,8 @@ def _parsed_override(content: dict[str, Any], given: str) -> None:
 
 def override(content: dict[str, Any], key: str, value: Any, where: str) -> None:
     """Set a dotted key of a recipe's content; raises UserError if a section on the way does not exist."""
-    *parents, last = key.split(".")
+    use_current_names(content, where)
+    *parents, last = current_key(key, content).split(".")
     section = content
     for i, parent in enumerate(parents):
         if parent == "stages" or i == 0 or parent in ("weighting", "divergence", "on_policy"):

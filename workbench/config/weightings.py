@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -25,8 +26,8 @@ class StageFacts:
     epochs: int  # that are reached
     steps: int | None = None  # optimizer steps, where they are known
     stream: bool = False  # an epoch is then a pass over the stream
-    decoding: bool = True
-    on_policy_share: float = 0.0  # of the micro-batches
+    decoder_losses: bool = True
+    on_policy_fraction: float = 0.0  # of the micro-batches
 
 
 class WeightingSettings(BaseModel):
@@ -36,10 +37,10 @@ class WeightingSettings(BaseModel):
 
     def inactive_reason(self, stage: StageFacts) -> str | None:
         """Why the system would have no effect in such a stage, and what to set instead; None if it has one."""
-        if not stage.decoding:
-            return "it weights the decoder's losses, which decoding: false leaves out; set decoding: true, or remove the weighting"
-        if stage.on_policy_share >= 1:
-            return "on_policy.share is 1, and on-policy micro-batches are not weighted; set share below 1, or remove the weighting"
+        if not stage.decoder_losses:
+            return "it weights the decoder's losses, which decoder_losses: false leaves out; set decoder_losses: true, or remove the weighting"
+        if stage.on_policy_fraction >= 1:
+            return "on_policy.fraction is 1, and on-policy micro-batches are not weighted; set fraction below 1, or remove the weighting"
         return None
 
 
@@ -57,7 +58,8 @@ def weighting_module(name: str) -> ModuleType:
 
 def parse_settings(options: dict[str, Any]) -> BaseModel:
     """Validate `{name: ..., option: value}`; raises UserError naming the option and the nearest known one."""
-    given = dict(options)
+    names = earlier_names(options)
+    given = {names.get(key, key): value for key, value in options.items()}
     settings: type[BaseModel] = weighting_module(str(given.pop("name", "fixed"))).Settings
     for key in given:
         if key not in settings.model_fields:
@@ -70,6 +72,15 @@ def parse_settings(options: dict[str, Any]) -> BaseModel:
         # an option that takes a number or a word has an error for each
         said = " or ".join(dict.fromkeys(e["msg"] for e in error.errors() if e["loc"][:1] == first["loc"][:1]))
         raise UserError(f"weighting {options.get('name')!r}: {where} is {first['input']!r}; {said}") from None
+
+
+def earlier_names(options: Mapping[str, Any]) -> Mapping[str, str]:
+    """Today's names of a weighting's options by those of earlier versions; none for a name that is not known."""
+    name = str(options.get("name", "fixed"))
+    if name not in known_weightings():
+        return {}
+    names: Mapping[str, str] = getattr(weighting_module(name).Settings, "EARLIER", {})
+    return names
 
 
 def inactive_reason(options: dict[str, Any], stage: StageFacts) -> str | None:

@@ -59,7 +59,7 @@ class OptimizerStep:
         metrics = StepMetrics(objective.weighting.logged, context.accelerator.device)
         rows = self._run(micro_batches, objective, at, self_teaching, metrics)
         parameters = [p for group in prepared.inner.param_groups for p in group["params"]]
-        norm = context.accelerator.clip_grad_norm_(parameters, self.stage.clip_norm)
+        norm = context.accelerator.clip_grad_norm_(parameters, self.stage.max_grad_norm)
         prepared.optimizer.step()
         prepared.optimizer.zero_grad(set_to_none=True)
         if prepared.average:

@@ -56,7 +56,7 @@ def prepare(context: RunContext, stage: Stage, module: StudentModule, checkpoint
     student, optimizer = context.accelerator.prepare(wrapped, adamw)
     inner = getattr(optimizer, "optimizer", optimizer)
     names: dict[Tensor, str] = {p: n for n, p in context.model.named_parameters() if p.requires_grad}
-    average = MovingAverage(context.model, context.recipe.ema) if context.recipe.ema else None
+    average = MovingAverage(context.model, context.recipe.ema_decay) if context.recipe.ema_decay else None
     if checkpoint is not None:
         checkpoints.load_optimizer(checkpoint, inner, names)
         if average:

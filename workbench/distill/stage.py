@@ -22,6 +22,7 @@ from workbench.distill.epochs import Epoch, EpochPlan
 from workbench.distill.forward_backward import ForwardBackward
 from workbench.distill.optimizer_step import OptimizerStep, release_memory
 from workbench.distill.prepared import AVERAGE, prepare
+from workbench.distill.step.batches import Batch
 from workbench.distill.step.losses import Objective, StageProgress, StepSize
 from workbench.distill.step.meta_batches import StudentMetaBatches
 from workbench.distill.step.student_module import StudentModule
@@ -57,7 +58,6 @@ class StageTrainer:
     epochs: EpochPlan
     clips: EncodedClips  # of the validation split
     forward_backward: ForwardBackward
-    step: OptimizerStep
     objective: Objective | None  # built with the first dataset, whose statistics a weighting takes
     self_teacher: SelfTeacher | None
 
@@ -89,7 +89,7 @@ class StageTrainer:
             state.timers,
             own,
         )
-        self.step = OptimizerStep(
+        self._step = OptimizerStep(
             context, stage, name, self.epochs, self._trained, self.forward_backward, state.progress
         )
 
@@ -141,7 +141,7 @@ class StageTrainer:
             progress.epoch, progress.batch = progress.epoch + 1, 0
             progress.stream_window += 1  # of no meaning without a stream
             done = self.epochs.enough() or (not self.context.streaming and progress.epoch == stage.epochs)
-            if stage.decoding and (progress.epoch % self.context.recipe.validate_every == 0 or done):
+            if stage.decoder_losses and (progress.epoch % self.context.recipe.validate_every == 0 or done):
                 self._validate(self.self_teacher if progress.self_teaching else None)
             if done:
                 break
@@ -154,13 +154,13 @@ class StageTrainer:
         if isinstance(weighting, LearntWeights) and not weighting.weights:
             log.warning(  # of a stream, whose length was not known before
                 "stages.%s.weighting: no weights were learnt, because the stage ended before epoch %d of the stream; "
-                "set first: 0, or train for more steps", self.name, weighting.first,
+                "set start_epoch: 0, or train for more steps", self.name, weighting.start_epoch,
             )  # fmt: skip
         ended = self.context.streaming and not self.epochs.enough()
-        if ended and stage.decoding and progress.epoch % self.context.recipe.validate_every:
+        if ended and stage.decoder_losses and progress.epoch % self.context.recipe.validate_every:
             # the stream ended before the stage's steps did, which its last window could not know
             self._validate()
-        if self._trained.average and not stage.decoding:
+        if self._trained.average and not stage.decoder_losses:
             self._trained.average.fill()  # not validated, so nothing else takes the average over
         progress.end_stage()
         self.save()
@@ -187,7 +187,7 @@ class StageTrainer:
                 self.self_teacher.load_state_dict(checkpoints.load_tensors(checkpoint, SELF_TEACHER))
         if isinstance(weighting, LearntWeights):
             self._fill_validation(singly=True)
-        self.objective = Objective(self.stage, context.recipe.targets.temperature, weighting, context.teacher_shares)
+        self.objective = Objective(self.stage, context.recipe.targets.temperature, weighting, context.teacher_weights)
         return self.objective
 
     def _fill_validation(self, singly: bool = False) -> None:
@@ -204,9 +204,9 @@ class StageTrainer:
 
     def _asks_teacher(self) -> bool:
         """Whether the next window of a stream needs the teacher's targets."""
-        if self.objective is None or self.stage.steps is None:
+        if self.objective is None or self.stage.max_steps is None:
             return True
-        return not self.objective.weighting.teaches_itself(self.epochs.share_done(self.stage.steps))
+        return not self.objective.weighting.teaches_itself(self.epochs.share_done(self.stage.max_steps))
 
     def plan(self, dataset: LabelledDataset) -> Epoch:
         """The epoch that comes now; in the stage's first one the worst step is tried, to see what fits the memory."""
@@ -243,6 +243,10 @@ class StageTrainer:
         if not progress.teacher_losses:
             progress.teacher_losses = list(dataset.teacher_losses())
         return tuple(progress.teacher_losses)
+
+    def step(self, micro_batches: list[Batch], objective: Objective, total: int) -> None:
+        """One optimizer step, of `total` in the stage."""
+        self._step(micro_batches, objective, total)
 
     def _try(self, dataset: LabelledDataset, worst: StepPlan, count: int) -> Peak | None:
         """Forward and backward of one of `count` micro-batches of the worst step, and its memory; leaves no trace."""

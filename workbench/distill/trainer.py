@@ -126,10 +126,15 @@ class Trainer:
         self.train_set = []
         if recipe.stream is None:
             self.train_set = training_set(
-                recipe.corpus, recipe.limit, recipe.more_corpora, augment.speeds, augment.concatenate, recipe.seed
+                recipe.corpus,
+                recipe.max_clips,
+                recipe.more_corpora,
+                augment.speed_factors,
+                augment.concatenate_seconds,
+                recipe.seed,
             )
         check_schedules(recipe, self.train_set)
-        self.validation_set = scored_clips(recipe.corpus, "validation", recipe.limit)
+        self.validation_set = scored_clips(recipe.corpus, "validation", recipe.max_clips)
 
     def _open_accelerator(self) -> None:
         from accelerate.utils import set_seed
@@ -230,7 +235,7 @@ class Trainer:
             family=self.family,
             model=self.model,
             log=self.log,
-            teacher_shares=shares,
+            teacher_weights=shares,
             uncertainty=uncertainty,
             on_policy=on_policy,
         )
@@ -276,7 +281,7 @@ class Trainer:
             "schema": 1,
             "workbench": __version__,
             "teacher": {"name": self.recipe.teacher, "sha256": self.teachers.hashes[0]},
-            "teachers": dict(zip(self.teachers.names, context.teacher_shares, strict=True)),
+            "teachers": dict(zip(self.teachers.names, context.teacher_weights, strict=True)),
             "student": {
                 "parameters": parameters(self.model),
                 "vocabulary": len(known) if (known := self.family.vocabulary) else self.family.vocabulary_size,

@@ -61,7 +61,7 @@ def step_cost(student: StudentModule, stage: Stage, recipe: Recipe, seconds: flo
 
     config: Any = student.model.config
     tokens = max(1, round(TOKENS_A_SECOND * seconds))
-    frozen = student.encoder_frozen and stage.encode_once and not stage.encoder_matching
+    frozen = student.encoder_frozen and stage.cache_encoder_states and not stage.encoder_matching
     frozen = frozen and not recipe.augment.changes_hearing  # as in distill.datasets
     with torch.device("meta"):
         inputs = torch.zeros(clips, tokens + 4, dtype=torch.int64)

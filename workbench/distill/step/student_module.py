@@ -15,7 +15,7 @@ class StudentModule(nn.Module):
     def __init__(self, model: nn.Module, family: Family, stage: Stage, early: int | None = None) -> None:
         super().__init__()
         self.model, self.family, self.early = model, family, early
-        self.encoder_frozen, self.decoding = stage.trainable == "decoder", stage.decoding
+        self.encoder_frozen, self.decoding = stage.trainable == "decoder", stage.decoder_losses
         self.checkpointing = stage.activation_checkpointing
         for name, parameter in model.named_parameters():
             part = family.part_of(name)

@@ -65,7 +65,7 @@ class OnPolicy:
 
     def wanted(self, batch: Batch) -> bool:
         """Whether this micro-batch is on-policy; its seed decides."""
-        return bool(np.random.default_rng([*batch.seed, 3]).random() < self.settings.share)
+        return bool(np.random.default_rng([*batch.seed, 3]).random() < self.settings.fraction)
 
     @torch.no_grad()
     def propose(self, model: nn.Module, batch: Batch, states: Tensor) -> tuple[Batch, SoftTargets]:
