@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from export.edge.bundle import BundleError, read_json
-from export.edge.fields import number, record, table, text, whole
+from export.edge.bundle.fields import number, record, table, text, whole
+from export.edge.bundle.manifest import BundleError, read_json
 from workbench.core.errors import UserError
 from workbench.models.whisper.low_rank import ranks_of
 

@@ -14,9 +14,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from workbench.core.children import end_with_parent
 from workbench.core.errors import UserError
-from workbench.core.memory import peak_resident_mb
+from workbench.core.machine.children import end_with_parent
+from workbench.core.machine.memory import peak_resident_mb
 from workbench.evaluation.scoring import is_loop, normalize
 
 STAGES = ("decode", "detector", "features", "encoder", "first_token", "rest", "detokenize")

@@ -24,9 +24,9 @@ from export.search.budget import Budget, Profile, parse_budget, read_profile
 from export.search.candidates import FP32, Candidates, Row, quantize_only, row
 from export.search.outcome import Search
 from export.search.table import print_search
+from workbench.core.atomic import workplace
 from workbench.core.errors import UserError
-from workbench.core.files import workplace
-from workbench.core.host import describe_host, has_int8_dot_product, usable_cpus
+from workbench.core.machine.host import describe_host, has_int8_dot_product, usable_cpus
 from workbench.core.ownership import check_output, check_replaceable
 from workbench.corpus import Utterance, scored_clips
 from workbench.evaluation.scoring import paired_difference

@@ -35,8 +35,8 @@ class Probe:
         return float(np.mean(differences))
 
     def _output(self, recognizer: Any, wave: Any, language: str) -> Any:
-        cross_kv = recognizer.states([wave])
+        cross_kv = recognizer.model.cross_kv([wave])
         if self.part == "encoder":
             return cross_kv[0].numpy()
-        logits = recognizer.first_logits(cross_kv, language)
+        logits = recognizer.model.first_logits(cross_kv, language)
         return logits[logits > UNSAID / 2]  # without those that are lowered

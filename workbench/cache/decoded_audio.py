@@ -15,9 +15,10 @@ from torch import Tensor
 
 from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.cache.tensor_shards import Item, Store, shards_of
-from workbench.core.files import cache_folder, cache_key, check_free_space
-from workbench.core.host import usable_cpus
+from workbench.core.disk import check_free_space
+from workbench.core.hashing import cache_folder, cache_key
 from workbench.core.locks import output_lock
+from workbench.core.machine.host import usable_cpus
 from workbench.corpus import Utterance
 
 FORMAT = 1  # raise when decoding changes

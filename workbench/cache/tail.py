@@ -16,8 +16,8 @@ from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.cache.teacher_targets import TargetCache
 from workbench.config.recipe import Recipe
 from workbench.config.sections import Stage
-from workbench.core.distributed import Processes
 from workbench.core.errors import UserError
+from workbench.core.machine.distributed import Processes
 
 log = logging.getLogger("workbench")
 TOLERATED = 0.2  # of the teacher's probability, in the mean over the labels
@@ -40,7 +40,7 @@ def _distils(stage: Stage) -> bool:
         weighting["alpha"] if weighting["task"] is weighting["distillation"] is None else weighting["distillation"]
     )
     squared = stage.divergence.name == "logit_mse" or weighting["name"] == "annealing_kd"
-    return stage.decoding and not plain and not squared
+    return stage.decoder_losses and not plain and not squared
 
 
 def check_tail(recipe: Recipe, dataset: LabelledDataset, processes: Processes) -> float | None:
@@ -49,7 +49,7 @@ def check_tail(recipe: Recipe, dataset: LabelledDataset, processes: Processes) -
     All processes must call it.
 
     Raises:
-        UserError: it is above TOLERATED, and `targets.accept_tail` is false.
+        UserError: it is above TOLERATED, and `targets.allow_large_tail` is false.
     """
     if not matters(recipe):
         return None
@@ -68,12 +68,12 @@ def check_tail(recipe: Recipe, dataset: LabelledDataset, processes: Processes) -
     if worst <= TOLERATED:
         log.info("targets: %s", found)
         return worst
-    if targets.accept_tail:
+    if targets.allow_large_tail:
         log.warning("targets: %s: the distillation loss is not that of the whole vocabulary", found)
         return worst
     raise UserError(
         f"targets: {found}, more than {100 * TOLERATED:.0f} %, so their KL is not that of the whole vocabulary; set targets.kind to "
-        "sampled (unbiased) or full (fp16, 2 bytes a token of the vocabulary), targets.temperature to 1, or targets.accept_tail to true"
+        "sampled (unbiased) or full (fp16, 2 bytes a token of the vocabulary), targets.temperature to 1, or targets.allow_large_tail to true"
     )
 
 

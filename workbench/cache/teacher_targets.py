@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.cache.decoded_audio import AudioCache, decoded_ahead
 from workbench.cache.tensor_shards import Item, Store, shards_of
-from workbench.core.files import cache_folder, cache_key, check_free_space
+from workbench.core.disk import check_free_space
+from workbench.core.hashing import cache_folder, cache_key
 from workbench.corpus import Utterance
 from workbench.losses.objectives import cross_entropy
 from workbench.losses.soft_targets import Kept, Kind, bytes_of_a_label, keep_all, keep_sample, keep_top_k

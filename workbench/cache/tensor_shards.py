@@ -19,11 +19,11 @@ from typing import NotRequired, Protocol, TypedDict, cast
 from torch import Tensor
 
 from workbench.cache.checksums import file_crc32, rows_in, sealed
+from workbench.core.atomic import atomic_path
 from workbench.core.disk import disk_errors
-from workbench.core.distributed import output_lock_of_all, wait_for_all
 from workbench.core.errors import UserError
-from workbench.core.files import atomic_path
 from workbench.core.locks import output_lock
+from workbench.core.machine.distributed import output_lock_of_all, wait_for_all
 from workbench.core.tensor_files import TensorFile
 
 log = logging.getLogger("workbench")

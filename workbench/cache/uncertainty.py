@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from workbench.cache.checksums import sealed, sealed_rows
 from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.cache.teacher_targets import TargetSettings
-from workbench.core.files import cache_folder
+from workbench.core.hashing import cache_folder
 from workbench.models.protocol import Family, Tokens
 
 SAMPLES, RATE = 8, 0.1  # passes of the decoder, and their dropout

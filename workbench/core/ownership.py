@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.core.atomic import atomic_folder, recover
 from workbench.core.errors import UserError
-from workbench.core.files import atomic_folder, read_json, recover, write_json
+from workbench.core.files import read_json, write_json
 
 RECORD = "source.json"  # in a checkpoint's folder that the workbench wrote
 Owned = Callable[[str], bool]  # whether a file, by its path from the folder with forward slashes, is a command's own

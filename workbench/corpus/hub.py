@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 from workbench.audio.decode import LONGEST_SECONDS, SHORTEST_SECONDS, probe_seconds
 from workbench.core.errors import UserError, first_line
-from workbench.core.files import cache_key, expanded
+from workbench.core.files import expanded
+from workbench.core.hashing import cache_key
 from workbench.corpus.manifests import FIELDS, LeftOut, is_missing
 from workbench.corpus.utterance import Utterance
 from workbench.text.languages import language_code, whisper_knows

@@ -21,9 +21,9 @@ from pathlib import Path
 import av
 
 from workbench.audio.decode import SAMPLE_RATE, decode
-from workbench.core.children import ending_with_us
 from workbench.core.errors import UserError, last_line, nearest
 from workbench.core.files import write_json
+from workbench.core.machine.children import ending_with_us
 from workbench.core.ownership import Made, Owned, check_output, check_replaceable, replacing
 from workbench.corpus.corrupt import RECORD
 from workbench.corpus.references import (

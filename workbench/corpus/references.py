@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from workbench.core.errors import UserError
-from workbench.core.files import file_sha256, read_json
+from workbench.core.files import read_json
+from workbench.core.hashing import file_sha256
 
 CORRECTED = ("es", "fr", "it", "ru")
 VERSION = 3  # of the built corpora; raise it whenever a text, a mark or a split of the same packages changes

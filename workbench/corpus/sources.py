@@ -8,7 +8,8 @@ from pathlib import Path
 
 from workbench.audio.decode import LONGEST_SECONDS
 from workbench.core.errors import UserError, nearest
-from workbench.core.files import cache_dir, expanded, file_sha256
+from workbench.core.files import expanded
+from workbench.core.hashing import cache_dir, file_sha256
 from workbench.corpus.hub import read_dataset
 from workbench.corpus.manifests import find_manifest, read_manifest
 from workbench.corpus.perturb import at_speeds, concatenated

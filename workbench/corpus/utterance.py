@@ -13,7 +13,7 @@ import numpy as np
 
 from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave, change_speed, check_length, decode
 from workbench.core.errors import UserError
-from workbench.core.files import file_sha256
+from workbench.core.hashing import file_sha256
 
 SPLITS = ("train", "validation", "test")
 GAP_SECONDS = 0.25  # silence between joined clips

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from workbench.config.recipe import Recipe
-from workbench.core.distributed import Processes, is_sharded
+from workbench.core.machine.distributed import Processes, is_sharded
 from workbench.distill.teaching.on_policy import OnPolicy
 from workbench.models import Family
 from workbench.run import checkpoints
@@ -28,7 +28,7 @@ class RunContext:
     family: Family  # of the student, narrowed if it knows only some tokens
     model: nn.Module  # the student, as it is before Accelerate wraps it
     log: RunLog
-    teacher_shares: tuple[float, ...] = (1.0,)  # of each teacher in the distillation loss
+    teacher_weights: tuple[float, ...] = (1.0,)  # of each teacher in the distillation loss
     uncertainty: Mapping[str, float] | None = None  # the teacher's, by utterance id, where a weighting asks for it
     on_policy: OnPolicy | None = None  # where a stage samples from the student
 

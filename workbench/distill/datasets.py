@@ -119,7 +119,7 @@ class Datasets:
         """The clips with the student's encoder states, if the stage leaves them as they are."""
         context = self.context
         recipe, accelerator = context.recipe, context.accelerator
-        if stage.trainable != "decoder" or stage.encoder_matching or not stage.encode_once:
+        if stage.trainable != "decoder" or stage.encoder_matching or not stage.cache_encoder_states:
             return dataset
         if recipe.augment.changes_hearing:
             log.info(
@@ -140,7 +140,9 @@ class Datasets:
                     context.family,
                     dataset,
                     store,
-                    EncodingSettings(margin=recipe.margin, seed=recipe.seed, rank=rank, world_size=world_size),
+                    EncodingSettings(
+                        margin=recipe.trailing_silence, seed=recipe.seed, rank=rank, world_size=world_size
+                    ),
                     lambda clips: shown.advance(clips * world_size),
                 )
         store.reload()

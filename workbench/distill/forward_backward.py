@@ -11,8 +11,9 @@ from torch import Tensor
 
 from workbench.audio.augment import mask_spectrum
 from workbench.config.sections import AugmentRecipe
-from workbench.distill.batches import Batch
-from workbench.distill.step import Objective, StageProgress, StepLosses, StepSize, Student, step_losses
+from workbench.distill.step.batches import Batch
+from workbench.distill.step.losses import Objective, StageProgress, StepLosses, StepSize, step_losses
+from workbench.distill.step.student_module import StudentModule
 from workbench.distill.teaching.on_policy import OnPolicy, own_losses
 from workbench.distill.teaching.self_teacher import SelfTeacher
 from workbench.losses.divergences import SoftTargets
@@ -27,7 +28,7 @@ class ForwardBackward:
         self,
         accelerator: Accelerator,
         family: Family,
-        module: Student,
+        module: StudentModule,
         wrapped: Callable[..., tuple[Tensor, Tensor | None]],
         augment: AugmentRecipe,
         timers: Timers,

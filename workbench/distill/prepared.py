@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from workbench.config.sections import Stage
-from workbench.core.kernels import compiled
+from workbench.core.machine.kernels import compiled
 from workbench.distill.context import RunContext
 from workbench.distill.ema import MovingAverage
-from workbench.distill.step import Student
+from workbench.distill.step.student_module import StudentModule
 from workbench.run import checkpoints
 
 AVERAGE = "average"  # its file in a checkpoint
@@ -30,10 +30,10 @@ class Prepared:
     average: MovingAverage | None
 
 
-def prepare(context: RunContext, stage: Stage, module: Student, checkpoint: Path | None) -> Prepared:
+def prepare(context: RunContext, stage: Stage, module: StudentModule, checkpoint: Path | None) -> Prepared:
     """Wrap the student and build what refers to its parameters, in the one order that works.
 
-    1. What is trained is marked before (`Student` does), so that the optimizer and DDP see it.
+    1. What is trained is marked before (`StudentModule` does), so that the optimizer and DDP see it.
     2. The student is compiled before it is distributed: DDP reduces gradients of the compiled graph.
     3. FSDP puts sharded parameters in the place of the model's own in `prepare`, so whatever keeps references to parameters (names
        of the optimizer's moments, moving average, self-teacher) comes after it.
@@ -55,7 +55,7 @@ def prepare(context: RunContext, stage: Stage, module: Student, checkpoint: Path
     student, optimizer = context.accelerator.prepare(wrapped, adamw)
     inner = getattr(optimizer, "optimizer", optimizer)
     names: dict[Tensor, str] = {p: n for n, p in context.model.named_parameters() if p.requires_grad}
-    average = MovingAverage(context.model, context.recipe.ema) if context.recipe.ema else None
+    average = MovingAverage(context.model, context.recipe.ema_decay) if context.recipe.ema_decay else None
     if checkpoint is not None:
         checkpoints.load_optimizer(checkpoint, inner, names)
         if average:

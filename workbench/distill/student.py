@@ -30,11 +30,11 @@ def initial_student(recipe: Recipe, teachers: TeacherEnsemble, calibration: Sequ
         calibration: clips that decide which of the encoder's products are taken apart.
 
     Raises:
-        UserError: `student.initial` is of another family, or the student does not go with its teacher.
+        UserError: `student.init_from` is of another family, or the student does not go with its teacher.
     """
     family = teachers.families[0]
     model: nn.Module = family.build_student(_origin(recipe, teachers), recipe.student)
-    if recipe.student.encoder_variance is not None:
+    if recipe.student.encoder_low_rank_variance is not None:
         _compress(family, model, recipe, calibration)
     matched = [name for name, stage in recipe.stages.items() if stage.encoder_matching]
     family.check_pair(model, teachers.models[0], matched)
@@ -43,19 +43,19 @@ def initial_student(recipe: Recipe, teachers: TeacherEnsemble, calibration: Sequ
 
 def _origin(recipe: Recipe, teachers: TeacherEnsemble) -> nn.Module:
     """What the student's layers are taken from."""
-    if recipe.student.initial is None:
+    if recipe.student.init_from is None:
         return teachers.models[0]
-    source, wanted = resolve_teacher(recipe.student.initial), teachers.families[0].name
+    source, wanted = resolve_teacher(recipe.student.init_from), teachers.families[0].name
     if (family := open_family(source)).name != wanted:
         raise UserError(
-            f"student.initial {str(source)!r} is a {family.name} model, the teacher a {wanted} one; expected one family"
+            f"student.init_from {str(source)!r} is a {family.name} model, the teacher a {wanted} one; expected one family"
         )
     return family.load()
 
 
 def _compress(family: Family, model: nn.Module, recipe: Recipe, calibration: Sequence[Utterance]) -> None:
     """Take the encoder's products apart where that is cheaper, going by some clips at their own length."""
-    margin, share = recipe.margin.inference, recipe.student.encoder_variance
+    margin, share = recipe.trailing_silence.inference, recipe.student.encoder_low_rank_variance
     assert share is not None  # noqa: S101  else nothing is taken apart
     features = [family.features([u.wave()], u.seconds + margin) for u in calibration]
     before = parameters(model)

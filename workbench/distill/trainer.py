@@ -17,11 +17,12 @@ from workbench import __version__
 from workbench.cache.encoder_cache import calibration_clips
 from workbench.cache.tail import check_tail, matters
 from workbench.config.recipe import Recipe, load_recipe
-from workbench.core.allocator import bound_kernel_cache, keep_freed_memory
-from workbench.core.distributed import Processes, output_lock_of_all, wait_for_all
+from workbench.core.atomic import atomic_folder
 from workbench.core.errors import UserError
-from workbench.core.files import atomic_folder, write_json
-from workbench.core.kernels import choose_cuda_kernels
+from workbench.core.files import write_json
+from workbench.core.machine.allocator import bound_kernel_cache, keep_freed_memory
+from workbench.core.machine.distributed import Processes, output_lock_of_all, wait_for_all
+from workbench.core.machine.kernels import choose_cuda_kernels
 from workbench.core.ownership import check_output
 from workbench.corpus import Utterance, scored_clips, training_set
 from workbench.distill.context import RunContext
@@ -124,10 +125,15 @@ class Trainer:
         self.train_set = []
         if recipe.stream is None:
             self.train_set = training_set(
-                recipe.corpus, recipe.limit, recipe.more_corpora, augment.speeds, augment.concatenate, recipe.seed
+                recipe.corpus,
+                recipe.max_clips,
+                recipe.more_corpora,
+                augment.speed_factors,
+                augment.concatenate_seconds,
+                recipe.seed,
             )
         check_schedules(recipe, self.train_set)
-        self.validation_set = scored_clips(recipe.corpus, "validation", recipe.limit)
+        self.validation_set = scored_clips(recipe.corpus, "validation", recipe.max_clips)
 
     def _open_accelerator(self) -> None:
         from accelerate.utils import set_seed
@@ -228,7 +234,7 @@ class Trainer:
             family=self.family,
             model=self.model,
             log=self.log,
-            teacher_shares=shares,
+            teacher_weights=shares,
             uncertainty=uncertainty,
             on_policy=on_policy,
         )
@@ -267,14 +273,14 @@ class Trainer:
     def _scores(
         self, context: RunContext, datasets: Datasets, validation: Validation, state: TrainingState
     ) -> dict[str, object]:
-        from workbench.core.host import describe_host
+        from workbench.core.machine.host import describe_host
 
         train, timers = self.train_set, state.timers
         return {
             "schema": 1,
             "workbench": __version__,
             "teacher": {"name": self.recipe.teacher, "sha256": self.teachers.hashes[0]},
-            "teachers": dict(zip(self.teachers.names, context.teacher_shares, strict=True)),
+            "teachers": dict(zip(self.teachers.names, context.teacher_weights, strict=True)),
             "student": {
                 "parameters": parameters(self.model),
                 "vocabulary": len(known) if (known := self.family.vocabulary) else self.family.vocabulary_size,

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from torch import Tensor, nn
 
 from workbench.cache.encoder_cache import encoded_folder
-from workbench.core.distributed import wait_for_all
+from workbench.core.machine.distributed import wait_for_all
 from workbench.corpus import Utterance
 from workbench.distill.context import RunContext
 from workbench.distill.ema import MovingAverage
@@ -45,7 +45,9 @@ class Validation:
         context = self.context
         untrained = context.encoder_untrained(stage)
         folder = encoded_folder(context.recipe, "evaluated", self._calibration) if untrained else None
-        return EncodedClips(self._utterances, context.family, context.recipe.margin.inference, encoder_frozen, folder)
+        return EncodedClips(
+            self._utterances, context.family, context.recipe.trailing_silence.inference, encoder_frozen, folder
+        )
 
     def __call__(
         self,
@@ -82,4 +84,4 @@ class Validation:
         """Write a student as the best one."""
         context = self.context
         with context.family.widened(model, self._whole_matrix):
-            save_student(model, context.family, context.folder / "best", context.recipe.margin.inference)
+            save_student(model, context.family, context.folder / "best", context.recipe.trailing_silence.inference)

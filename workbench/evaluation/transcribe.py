@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.cache.tensor_shards import Store
-from workbench.core.files import cache_key
+from workbench.core.hashing import cache_key
 from workbench.core.locks import output_lock
 from workbench.corpus import Utterance
 from workbench.evaluation.scoring import score

@@ -19,11 +19,12 @@ import torch
 from torch import nn
 
 from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave, probe_seconds
-from workbench.core.distributed import ProcessState, output_lock_of_all, start_processes, wait_for_all
 from workbench.core.errors import UserError
-from workbench.core.files import json_lines, json_text, sha256_of, write_jsonl
-from workbench.core.kernels import choose_cuda_kernels
+from workbench.core.files import json_lines, json_text, write_jsonl
+from workbench.core.hashing import sha256_of
 from workbench.core.locks import lock_of
+from workbench.core.machine.distributed import ProcessState, output_lock_of_all, start_processes, wait_for_all
+from workbench.core.machine.kernels import choose_cuda_kernels
 from workbench.core.ownership import audio_of, check_manifest, report_of
 from workbench.core.progress import Progress
 from workbench.corpus.manifests import MANIFEST_NAMES, read_manifest

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 
 from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, SHORTEST_SECONDS, Wave, decode, write_flac
+from workbench.core.atomic import atomic_path
+from workbench.core.disk import check_free_space
 from workbench.core.errors import UserError
-from workbench.core.files import atomic_path, check_free_space, read_json, write_json
+from workbench.core.files import read_json, write_json
 from workbench.corpus.utterance import Segment, Utterance
 
 PAD_SECONDS = 0.1  # kept before and after speech, so that no first or last sound is lost

@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.audio.decode import LONGEST_SECONDS, check_length, decode, probe_seconds, write_flac
-from workbench.core.children import ending_with_us
+from workbench.core.atomic import atomic_path, workplace
+from workbench.core.disk import check_free_space
 from workbench.core.errors import UserError, last_line
-from workbench.core.files import atomic_path, cache_key, check_free_space, sha256, workplace, write_jsonl
+from workbench.core.files import write_jsonl
+from workbench.core.hashing import cache_key, sha256
 from workbench.core.locks import output_lock
+from workbench.core.machine.children import ending_with_us
 from workbench.core.ownership import audio_of, check_manifest, report_of
 from workbench.core.progress import Progress
 from workbench.corpus import Utterance, open_corpus

@@ -14,21 +14,12 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.core.children import ending_with_us
+from workbench.core.atomic import atomic_folder
 from workbench.core.disk import disk_errors
 from workbench.core.errors import UserError, first_line, last_line, nearest
-from workbench.core.files import (
-    atomic_folder,
-    cache_dir,
-    cache_key,
-    check_hashes,
-    expanded,
-    file_sha256,
-    read_object,
-    sha256,
-    sha256_of,
-    write_json,
-)
+from workbench.core.files import expanded, read_object, write_json
+from workbench.core.hashing import cache_dir, cache_key, check_hashes, file_sha256, sha256, sha256_of
+from workbench.core.machine.children import ending_with_us
 from workbench.models import check_folder
 from workbench.models.ctranslate2 import is_ctranslate2, load_whisper
 from workbench.models.weights import weight_files

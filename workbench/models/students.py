@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from workbench.core.atomic import atomic_folder
 from workbench.core.disk import disk_errors
 from workbench.core.errors import UserError
-from workbench.core.files import atomic_folder, write_json
+from workbench.core.files import write_json
 from workbench.core.ownership import write_record
 from workbench.models.protocol import Family
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.core.files import cache_dir
-from workbench.core.host import cpu_flags, cpu_model, has_int8_dot_product, usable_cpus, versions
+from workbench.core.hashing import cache_dir
+from workbench.core.machine.host import cpu_flags, cpu_model, has_int8_dot_product, usable_cpus, versions
 
 NEEDED_GB = 3.0  # teacher, targets, run and bundle of the quickstart
 HUB_SECONDS = 3

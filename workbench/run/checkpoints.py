@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.core.atomic import atomic_folder
 from workbench.core.disk import disk_errors
 from workbench.core.errors import UserError
-from workbench.core.files import atomic_folder, check_hashes, read_json, sha256, write_json
+from workbench.core.files import read_json, write_json
+from workbench.core.hashing import check_hashes, sha256
 
 log = logging.getLogger("workbench")
 STATE = "state.json"

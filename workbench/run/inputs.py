@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from workbench.config.recipe import Recipe, load_recipe
-from workbench.core.files import read_json, sha256_of
+from workbench.core.files import read_json
+from workbench.core.hashing import sha256_of
 from workbench.corpus import Utterance, scored_clips, training_set
 from workbench.models.resolve import fingerprint, resolve_teacher
 
@@ -26,7 +27,7 @@ def inputs_of(recipe: Recipe, train: Sequence[Utterance] | None, validation: Seq
         train: its training set; None for a stream, whose clips are not known beforehand.
         validation: its validation split.
     """
-    names = {"teacher": recipe.teacher, "initial student": recipe.student.initial}
+    names = {"teacher": recipe.teacher, "initial student": recipe.student.init_from}
     names |= {f"teacher {number}": name for number, name in enumerate(recipe.more_teachers, 2)}
     found = {what: fingerprint(resolve_teacher(name)) for what, name in names.items() if name is not None}
     found["validation clips"] = clips_sha256(validation)
@@ -39,9 +40,14 @@ def read_inputs(recipe: Recipe) -> dict[str, str]:
         return {what: value for what, value in inputs_of(recipe, None, ()).items() if "clips" not in what}
     augment = recipe.augment
     train = training_set(
-        recipe.corpus, recipe.limit, recipe.more_corpora, augment.speeds, augment.concatenate, recipe.seed
+        recipe.corpus,
+        recipe.max_clips,
+        recipe.more_corpora,
+        augment.speed_factors,
+        augment.concatenate_seconds,
+        recipe.seed,
     )
-    return inputs_of(recipe, train, scored_clips(recipe.corpus, "validation", recipe.limit))
+    return inputs_of(recipe, train, scored_clips(recipe.corpus, "validation", recipe.max_clips))
 
 
 def changed_inputs(recorded: Mapping[str, object], now: Mapping[str, str]) -> str | None:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from workbench.core.atomic import atomic_path
 from workbench.core.disk import disk_errors
 from workbench.core.errors import UserError
-from workbench.core.files import atomic_path, json_lines
+from workbench.core.files import json_lines
 from workbench.run.folder import discard
 
 log = logging.getLogger("workbench")

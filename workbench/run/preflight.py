@@ -33,17 +33,17 @@ def check_schedules(recipe: Recipe, train_set: Sequence[Utterance]) -> None:
     length is not known.
     """
     for number, (name, stage) in enumerate(recipe.stages.items()):
-        if stage.steps is None or recipe.stream is not None:
+        if stage.max_steps is None or recipe.stream is not None:
             continue
         steps = epochs = 0
-        while steps < stage.steps and epochs < stage.epochs:
+        while steps < stage.max_steps and epochs < stage.epochs:
             seed = (recipe.seed, number, epochs)
-            steps += len(plan_steps(train_set, stage.batch_seconds, recipe.margin.shortest, seed))
+            steps += len(plan_steps(train_set, stage.batch_seconds, recipe.trailing_silence.train_min, seed))
             epochs += 1
-        reason = inactive_reason(stage.weighting, stage.facts(epochs, steps=min(steps, stage.steps)))
+        reason = inactive_reason(stage.weighting, stage.facts(epochs, steps=min(steps, stage.max_steps)))
         if reason is not None:
             raise UserError(
-                f"stages.{name}.weighting, of which steps: {stage.steps} leaves {epochs} epoch(s): {reason}"
+                f"stages.{name}.weighting, of which max_steps: {stage.max_steps} leaves {epochs} epoch(s): {reason}"
             )
 
 

@@ -12,11 +12,12 @@ from torch import nn
 
 from workbench.cache.encoder_cache import calibration_clips, encoded_folder
 from workbench.config.recipe import Recipe, parse_recipe
-from workbench.core.distributed import output_lock_of_all, start_processes, wait_for_all
 from workbench.core.errors import UserError
-from workbench.core.files import read_json, sha256_of, write_json
-from workbench.core.kernels import choose_cuda_kernels
-from workbench.core.memory import peak_resident_mb
+from workbench.core.files import read_json, write_json
+from workbench.core.hashing import sha256_of
+from workbench.core.machine.distributed import output_lock_of_all, start_processes, wait_for_all
+from workbench.core.machine.kernels import choose_cuda_kernels
+from workbench.core.machine.memory import peak_resident_mb
 from workbench.corpus import Utterance, scored_clips, training_set
 from workbench.distill.trainer import distill
 from workbench.evaluation.transcribe import EncodedClips, Validation, validate, validate_encoded
@@ -113,7 +114,7 @@ def score_teacher(study: Study, corpus: str) -> None:
         return
     recipe = _teacher_recipe(study, corpus)
     family = open_family(resolve_teacher(recipe.teacher))
-    utterances = scored_clips(corpus, study.split, recipe.limit)
+    utterances = scored_clips(corpus, study.split, recipe.max_clips)
     log.info("the teacher transcribes %s, %s: %d clips", corpus, study.split, len(utterances))
     model = _on_device(family)
     found = validate(model, family, utterances, family.silence)
@@ -138,7 +139,7 @@ def _teacher_recipe(study: Study, corpus: str) -> Recipe:
 def _teacher_key(study: Study, corpus: str) -> str:
     """Hash of the teacher's checkpoint and of the clips that it transcribes."""
     recipe = _teacher_recipe(study, corpus)
-    clips = clips_sha256(scored_clips(corpus, study.split, recipe.limit))
+    clips = clips_sha256(scored_clips(corpus, study.split, recipe.max_clips))
     return sha256_of([fingerprint(resolve_teacher(recipe.teacher)), clips])
 
 
@@ -151,19 +152,24 @@ def _scored(recipe: Recipe, student: Path, split: str) -> dict[str, object]:
     """Transcribe a split with the student as it was saved, which is how its user will have it."""
     family = open_family(student)
     model = _on_device(family)
-    utterances = scored_clips(recipe.corpus, split, recipe.limit)
+    utterances = scored_clips(recipe.corpus, split, recipe.max_clips)
     frozen = all(stage.trainable == "decoder" for stage in recipe.stages.values())
     folder = encoded_folder(recipe, "evaluated", _calibration(recipe)) if frozen else None
-    clips = EncodedClips(utterances, family, recipe.margin.inference, frozen, folder)
+    clips = EncodedClips(utterances, family, recipe.trailing_silence.inference, frozen, folder)
     clips.fill(model)
     return _as_json(validate_encoded(model, clips), utterances)
 
 
 def _calibration(recipe: Recipe) -> Sequence[Utterance]:
-    if recipe.student.encoder_variance is None:
+    if recipe.student.encoder_low_rank_variance is None:
         return []
     augment = recipe.augment
     train = training_set(
-        recipe.corpus, recipe.limit, recipe.more_corpora, augment.speeds, augment.concatenate, recipe.seed
+        recipe.corpus,
+        recipe.max_clips,
+        recipe.more_corpora,
+        augment.speed_factors,
+        augment.concatenate_seconds,
+        recipe.seed,
     )
     return calibration_clips(recipe, train, [])

@@ -34,7 +34,7 @@ def _inputs(content: str) -> dict[str, str]:
 
 
 def _clips(recipe: Recipe, split: str) -> str:
-    return _clips_of(recipe.corpus, split, recipe.limit)
+    return _clips_of(recipe.corpus, split, recipe.max_clips)
 
 
 @functools.lru_cache

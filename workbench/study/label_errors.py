@@ -140,7 +140,7 @@ class RunWeights:
     @functools.cached_property
     def utterances(self) -> dict[str, Utterance]:
         try:
-            return {u.id: u for u in scored_clips(self.recipe.corpus, "train", self.recipe.limit)}
+            return {u.id: u for u in scored_clips(self.recipe.corpus, "train", self.recipe.max_clips)}
         except UserError as error:
             log.info("transcripts and audio are left out: %s", error)
             return {}
@@ -156,7 +156,7 @@ def read_run(folder: Path) -> RunWeights:
             f"{path}: no such file; expected the folder of a finished run (workbench distill, workbench study)"
         )
     recipe = load_recipe(folder / "recipe.yaml")
-    stage = [name for name, stage in recipe.stages.items() if stage.decoding]
+    stage = [name for name, stage in recipe.stages.items() if stage.decoder_losses]
     if not stage:
         raise UserError(f"{folder}: no stage of it decodes, so it weighed nothing")
     table = pq.read_table(path, filters=[("stage", "==", stage[-1])])

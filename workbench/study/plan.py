@@ -14,7 +14,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from workbench.config.recipe import Recipe, load_recipe, override, parse_recipe
 from workbench.config.sections import Section
 from workbench.core.errors import UserError, nearest
-from workbench.core.files import cache_key, read_yaml
+from workbench.core.files import read_yaml
+from workbench.core.hashing import cache_key
 
 PLAIN = re.compile(r"[\w+-][\w.+-]*")  # what may be a folder's name; not "..", nor a path
 

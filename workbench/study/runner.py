@@ -12,10 +12,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.core.children import ending_with_us
 from workbench.core.errors import UserError
 from workbench.core.files import read_json
 from workbench.core.locks import output_lock
+from workbench.core.machine.children import ending_with_us
 from workbench.core.progress import at_terminal, console, live
 from workbench.study.current import discard_stale
 from workbench.study.plan import Study, Trial, trials

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -102,15 +102,23 @@ def concentrated(batch: TrainBatch, outer: Sequence[ValidationBatch]) -> tuple[T
 class LookAheadSettings(WeightingSettings):
     """Options that weightings with memory share; how often and how long is their own."""
 
-    first: int = Field(ge=0, description="epoch (from 0) before which weights are learnt first")
-    every: int = Field(10, ge=1, description="epochs between updates")
-    repeats: int = Field(ge=1, description="steps of the weights in one update")
-    rate: Annotated[float, Field(gt=0)] | Literal["current"] = Field(
+    EARLIER: ClassVar = {
+        "first": "start_epoch",
+        "every": "update_every",
+        "repeats": "steps_per_update",
+        "rate": "inner_learning_rate",
+        "step": "weight_learning_rate",
+    }  # names of earlier versions
+
+    start_epoch: int = Field(ge=0, description="epoch (from 0) before which weights are learnt for the first time")
+    update_every: int = Field(10, ge=1, description="epochs between updates")
+    steps_per_update: int = Field(ge=1, description="steps of the weights in one update")
+    inner_learning_rate: Annotated[float, Field(gt=0)] | Literal["current"] = Field(
         0.1,
-        description="[our interpretation] of the look-ahead step of the projection; current: the optimizer's learning rate, "
+        description="[our interpretation] learning rate of the look-ahead step of the projection; current: the optimizer's learning rate, "
         "as published",
     )
-    step: float = Field(0.1, gt=0, description="of the weights")
+    weight_learning_rate: float = Field(0.1, gt=0, description="learning rate of the weights")
     gradient_scale: Literal["raw", "rms"] = Field(
         "rms",
         description="[our interpretation] rms divides by the batch's root mean square, so one step fits every model",
@@ -118,20 +126,20 @@ class LookAheadSettings(WeightingSettings):
 
     def inactive_reason(self, stage: StageFacts) -> str | None:
         """An epoch that is never reached."""
-        return never_learns(self.first, stage) or super().inactive_reason(stage)
+        return never_learns(self.start_epoch, stage) or super().inactive_reason(stage)
 
     def look_ahead_rate(self, learning_rate: float) -> float:
         """Size of the look-ahead step where the optimizer has this learning rate."""
-        return learning_rate if self.rate == "current" else self.rate
+        return learning_rate if self.inner_learning_rate == "current" else self.inner_learning_rate
 
 
-def never_learns(first: int, stage: StageFacts) -> str | None:
-    """An error message if the stage ends before epoch `first`, from which weights are learnt; otherwise None."""
-    if first < stage.epochs:
+def never_learns(start_epoch: int, stage: StageFacts) -> str | None:
+    """An error message if the stage ends before epoch `start_epoch`, from which weights are learnt; otherwise None."""
+    if start_epoch < stage.epochs:
         return None
     return (
-        f"its weights are learnt before epoch {first} (counted from 0) at the earliest, and the stage reaches {stage.epochs} "
-        f"epoch(s); set first below {stage.epochs}, for example first: {min(1, stage.epochs - 1)}, every: 1"
+        f"its weights are learnt before epoch {start_epoch} (counted from 0) at the earliest, and the stage reaches {stage.epochs} "
+        f"epoch(s); set start_epoch below {stage.epochs}, for example start_epoch: {min(1, stage.epochs - 1)}, update_every: 1"
     )
 
 
@@ -139,10 +147,12 @@ class LearntWeights(Weighting):
     """A weight of each loss for each utterance, learnt before some epochs and kept by utterance id."""
 
     whole_validation = False  # whether a look-ahead is at the whole validation split, not at a batch of it
-    at_rate_change = False  # whether weights are also learnt where the learning rate has changed since they were last
+    update_on_learning_rate_change = (
+        False  # whether weights are also learnt where the learning rate has changed since they were last
+    )
 
-    def __init__(self, first: int, every: int) -> None:
-        self.first, self.every = first, every
+    def __init__(self, start_epoch: int, update_every: int) -> None:
+        self.start_epoch, self.update_every = start_epoch, update_every
         self.weights: dict[str, list[float]] = {}  # one for each loss
         self.learnt_at: float | None = None  # learning rate when weights were last learnt
 
@@ -157,11 +167,11 @@ class LearntWeights(Weighting):
         raise NotImplementedError
 
     def looks_ahead(self, epoch: int, learning_rate: float) -> bool:
-        """In epoch `first`, every so many after it, and where the learning rate has changed if that is wanted."""
-        if epoch < self.first:
+        """In epoch `start_epoch`, every so many after it, and where the learning rate has changed if that is wanted."""
+        if epoch < self.start_epoch:
             return False
-        changed = self.at_rate_change and learning_rate != self.learnt_at
-        return changed or (epoch - self.first) % self.every == 0
+        changed = self.update_on_learning_rate_change and learning_rate != self.learnt_at
+        return changed or (epoch - self.start_epoch) % self.update_every == 0
 
     def look_ahead(self, meta_batches: MetaBatches) -> None:
         """Improve the weights of every training utterance, a micro-batch at a time."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from export.bundle.view import BundleView
-from export.edge.bundle import read_manifest
+from export.edge.bundle.manifest import read_manifest
 from export.optimum.environment import environment
 from export.verification.clients.protocol import HUGGING_FACE, Transcription
 from export.verification.json_process import JsonProcess

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from export.edge.audio import read_wav
+from export.edge.audio.resample import read_wav
 from export.verification.clients.registry import open_client
 
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.cache.tensor_shards import Store
 from workbench.config.sections import OnPolicyRecipe
-from workbench.distill.batches import Batch
-from workbench.distill.step import Objective, StageProgress, StepLosses, StepSize, logged_matching, not_computed
+from workbench.distill.step.batches import Batch
+from workbench.distill.step.losses import Objective, StageProgress, StepLosses, StepSize, logged_matching, not_computed
 from workbench.losses.divergences import SoftTargets, distillation
 from workbench.losses.objectives import per_utterance, state_mse
 from workbench.models.protocol import IGNORE_INDEX, Family, Tokens
@@ -65,7 +65,7 @@ class OnPolicy:
 
     def wanted(self, batch: Batch) -> bool:
         """Whether this micro-batch is on-policy; its seed decides."""
-        return bool(np.random.default_rng([*batch.seed, 3]).random() < self.settings.share)
+        return bool(np.random.default_rng([*batch.seed, 3]).random() < self.settings.fraction)
 
     @torch.no_grad()
     def propose(self, model: nn.Module, batch: Batch, states: Tensor) -> tuple[Batch, SoftTargets]:

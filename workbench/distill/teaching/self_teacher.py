@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from workbench.core.distributed import is_sharded
 from workbench.core.errors import UserError
-from workbench.distill.batches import Batch
+from workbench.core.machine.distributed import is_sharded
+from workbench.distill.step.batches import Batch
 from workbench.losses.divergences import SoftTargets
 from workbench.models.protocol import Family
 from workbench.weighting import SelfTeacherPlan

@@ -18,9 +18,9 @@ from workbench.cache.tensor_shards import Store, cache_lock
 from workbench.cache.uncertainty import measure_uncertainty
 from workbench.config.recipe import Recipe
 from workbench.config.sections import OnPolicyRecipe
-from workbench.core.distributed import wait_for_all
 from workbench.core.errors import UserError
-from workbench.core.files import cache_folder
+from workbench.core.hashing import cache_folder
+from workbench.core.machine.distributed import wait_for_all
 from workbench.core.progress import Progress
 from workbench.corpus import Utterance
 from workbench.distill.teaching.on_policy import OnPolicy
@@ -59,7 +59,7 @@ class TeacherEnsemble:
             self.hashes[number],
             targets.top_k,
             targets.temperature,
-            self.recipe.margin.shortest,
+            self.recipe.trailing_silence.train_min,
             matched and number == 0,
             self.recipe.precision,
             self.families[number].own_margin,
@@ -136,16 +136,16 @@ class TeacherEnsemble:
         name = title if len(self.names) == 1 else f"{title} ({self.names[number]})"
         with Progress(name, missing, self.main) as progress, accelerator.autocast():
             compute_targets(
-                model, family, utterances, cache, self.recipe.targets.batch_clips, rank, world_size,
+                model, family, utterances, cache, self.recipe.targets.teacher_batch_size, rank, world_size,
                 partial(_advance, progress, world_size), audio,
             )  # fmt: skip
 
     def shares(self, validation: list[Utterance]) -> tuple[float, ...]:
-        """Share of each teacher in the distillation loss, adding up to 1, as `teacher_shares` says.
+        """Share of each teacher in the distillation loss, adding up to 1, as `teacher_weights` says.
 
         `best` and `softmax` go by the teachers' WER on the validation split, as each was trained to hear it.
         """
-        wanted, count = self.recipe.teacher_shares, len(self.names)
+        wanted, count = self.recipe.teacher_weights, len(self.names)
         if count == 1:
             return (1.0,)
         if isinstance(wanted, list):

@@ -22,6 +22,7 @@ from workbench.models.weights import load_whisper_weights
 from workbench.models.whisper.checkpoint import check_checkpoint, generation_config
 from workbench.models.whisper.decoding import Stepper, beam_scored, greedy_scored
 from workbench.models.whisper.layers import as_whisper, decoder_of
+from workbench.models.whisper.limits import PROMPT_TOKENS, TOKENS_AT_LEAST, tokens_per_second
 from workbench.models.whisper.log_mel import SAMPLES_PER_POSITION, LogMel, positions_of
 from workbench.models.whisper.low_rank import compress, merged_state, restore, shaped_like
 from workbench.models.whisper.narrowing import narrow_model, widened
@@ -34,16 +35,6 @@ if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperTokenizer
 
 WINDOW_SECONDS = 30.0
-# Tokens a second of speech that a transcript may have. A decoder that writes more is looping: in these languages real speech of Common
-# Voice, prompts and read passages needs at most nine tenths of TOKENS_AT_LEAST + 8 a second.
-TOKENS_PER_SECOND = 8.0
-EIGHT_A_SECOND = frozenset(
-    "br ca cs cy de el en es et eu fa fi fr hu id it ja lt lv mt nl pl pt ro ru sk sl sv tr vi yue zh".split()  # noqa: SIM905
-)
-# Scripts that Whisper's tokenizer spells in bytes need up to 43 (Georgian, Malayalam, Assamese, Panjabi, Hindi, Mongolian, ...).
-TOKENS_PER_SECOND_OF_BYTES = 48.0
-TOKENS_AT_LEAST = 12
-PROMPT_TOKENS = 4  # <|startoftranscript|>, language, task, <|notimestamps|>
 
 
 def own_margin(folder: Path) -> float | None:
@@ -56,11 +47,6 @@ def own_margin(folder: Path) -> float | None:
             f"{settings}: margin_seconds is {str(margin)[:60]}; expected seconds from 0 to {WINDOW_SECONDS:g}"
         )
     return float(margin) if says.get("length") == "true" else None
-
-
-def tokens_per_second(language: str) -> float:
-    """Most tokens that a second of speech needs in a language; one that was not measured gets the larger number."""
-    return TOKENS_PER_SECOND if language in EIGHT_A_SECOND else TOKENS_PER_SECOND_OF_BYTES
 
 
 def part_of(parameter: str) -> Part:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.core.distributed import is_sharded
+from workbench.core.machine.distributed import is_sharded
 from workbench.models.protocol import Tokens
 from workbench.models.whisper.convolution import convolve
 from workbench.models.whisper.layers import Decoder, DecoderLayer, EncoderLayer, Layer, Layers, decoder_of, encoder_of

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,8 @@ from workbench.weighting.protocol import (
 class Settings(WeightingSettings):
     """Options of ASKD, all our interpretation."""
 
+    EARLIER: ClassVar = {"layer": "student_layer"}  # names of earlier versions
+
     phase1: float = Field(0.7, ge=0, le=1, description="share of the stage with the teacher")
     w0: float = Field(0.9, ge=0, le=1, description="weight of the teacher at the start")
     w1: float = Field(0.1, ge=0, le=1, description="weight of the teacher at the end of phase 1")
@@ -42,7 +44,9 @@ class Settings(WeightingSettings):
         description="weight of the self-teacher in phase 2; 0.3 by default, and for `intermediate` a ramp from 0.3 to 0.7",
     )
     ema_decay: float = Field(0.99, gt=0, lt=1)
-    layer: int = Field(0, ge=0, description="of `intermediate`: number of the decoder layer that the last one teaches")
+    student_layer: int = Field(
+        0, ge=0, description="of `intermediate`: number of the decoder layer that the last one teaches"
+    )
     temperature: float = Field(1.0, gt=0, description="of the self-teacher")
 
     def inactive_reason(self, stage: StageFacts) -> str | None:
@@ -57,7 +61,7 @@ class Settings(WeightingSettings):
                 "student before training; train for more epochs, or set self_teacher: ema"
             )
         # phase 2 has no on-policy micro-batches, so it acts whatever their share is
-        return super().inactive_reason(replace(stage, on_policy_share=0.0))
+        return super().inactive_reason(replace(stage, on_policy_fraction=0.0))
 
 
 class ASKD(Weighting):
@@ -74,7 +78,7 @@ class ASKD(Weighting):
         chosen = self.settings
         if chosen.phase1 >= 1:
             return None
-        return SelfTeacherPlan(chosen.self_teacher, chosen.ema_decay, chosen.layer, chosen.temperature)
+        return SelfTeacherPlan(chosen.self_teacher, chosen.ema_decay, chosen.student_layer, chosen.temperature)
 
     def teaches_itself(self, progress: float) -> bool:
         """Phase 2 has begun."""

@@ -9,6 +9,7 @@ step (workbench/weighting/meta_gradients.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -23,19 +24,21 @@ from workbench.weighting.protocol import TeacherStatistics
 class Settings(WeightingSettings):
     """Options of RW-KD."""
 
-    first: int = Field(0, ge=0, description="epoch (from 0) before which weights are learnt first")
-    every: int = Field(1, ge=1, description="epochs between updates")
+    EARLIER: ClassVar = {"first": "start_epoch", "every": "update_every"}  # names of earlier versions
+
+    start_epoch: int = Field(0, ge=0, description="epoch (from 0) before which weights are learnt for the first time")
+    update_every: int = Field(1, ge=1, description="epochs between updates")
 
     def inactive_reason(self, stage: StageFacts) -> str | None:
         """An epoch that is never reached."""
-        return never_learns(self.first, stage) or super().inactive_reason(stage)
+        return never_learns(self.start_epoch, stage) or super().inactive_reason(stage)
 
 
 class RWKD(LearntWeights):
     """Weights that last until they are learnt anew, and owe nothing to their past."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings.first, settings.every)
+        super().__init__(settings.start_epoch, settings.update_every)
 
     def initial(self, name: str, losses: int) -> list[float]:
         """Half the task loss, half the teachers'."""

@@ -174,7 +174,9 @@ class MicroBatches(Dataset[Batch]):
         window = self._window()
         positions, heard = [], [self.dataset.samples(i) for i in clips]
         for i, samples_of in zip(clips, heard, strict=True):
-            silence = round(SAMPLE_RATE * silence_after(self.dataset.keys[i], self.recipe.margin, self.plan.seed))
+            silence = round(
+                SAMPLE_RATE * silence_after(self.dataset.keys[i], self.recipe.trailing_silence, self.plan.seed)
+            )
             positions.append(min(self.family.positions(len(samples_of) + silence), window))
         samples = min(self._padded(max(positions)), window) * self.family.position_samples
         waves = torch.zeros(len(clips), samples)

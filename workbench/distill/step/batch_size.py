@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from workbench.core.errors import UserError
-from workbench.core.memory import Peak
+from workbench.core.machine.memory import Peak
 from workbench.corpus.batching import StepPlan
 
 log = logging.getLogger("workbench")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from workbench.corpus import Utterance
-from workbench.distill.batches import Batch
-from workbench.distill.step import Objective, StageProgress, token_losses_of
+from workbench.distill.step.batches import Batch
+from workbench.distill.step.losses import Objective, StageProgress, token_losses_of
 from workbench.evaluation.transcribe import EncodedClips
 from workbench.models.protocol import Family
 from workbench.weighting.meta_batches import TrainBatch, ValidationBatch

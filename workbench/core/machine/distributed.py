@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workbench.core.errors import UserError
 from workbench.core.locks import output_lock
-from workbench.core.memory import Peak
+from workbench.core.machine.memory import Peak
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

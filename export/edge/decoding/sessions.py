@@ -11,8 +11,8 @@ from typing import Any
 
 import onnxruntime as ort
 
-from .bundle import BundleError, Manifest, check_graph
-from .fields import MAX_TOKENS
+from ..bundle.fields import MAX_TOKENS
+from ..bundle.manifest import BundleError, Manifest, check_graph
 
 # what each graph is called with, and what it must give
 CALLED = {

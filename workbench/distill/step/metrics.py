@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from workbench.distill.step import StepLosses
+from workbench.distill.step.losses import StepLosses
 
 COLUMNS = ("task", "distillation", "matching", "alpha_mean", "task_weight_mean", "on_policy")  # of every utterance
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.core.allocator import release_freed_memory
+from workbench.core.machine.allocator import release_freed_memory
 
 if TYPE_CHECKING:
     import torch
