@@ -1,4 +1,4 @@
-"""Whisper, the sequence-to-sequence family, at any audio length up to its 30 s: what is its own beside the passes."""
+"""Whisper, the sequence-to-sequence family, at any audio length up to 30 s: all that is its own but the forward passes."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Whisper:
         return sorted({i for i in [*specials.values(), *bytes_] if i is not None and i <= no_times})
 
     def load(self) -> WhisperForConditionalGeneration:
-        """Load the weights in fp32 on the CPU, products that were taken apart in two as two again.
+        """Load the weights in fp32 on the CPU; factorized layers are factorized again.
 
         Raises:
             UserError: they are damaged, or hold NaN or infinity.
@@ -125,7 +125,7 @@ class Whisper:
         return model
 
     def save(self, model: Any, folder: Path) -> None:
-        """Write a model as transformers does, products in two as one."""
+        """Write a model as transformers does, with low-rank layers merged."""
         model.save_pretrained(folder, state_dict=merged_state(model))
 
     def build_student(self, model: Any, recipe: StudentRecipe) -> Any:
@@ -137,7 +137,7 @@ class Whisper:
         check_pair(student.config, teacher.config, matched)
 
     def compress(self, model: nn.Module, features: Sequence[Tensor], share: float) -> int:
-        """Encoder products as two thinner ones (models/whisper/low_rank.py)."""
+        """Factorize encoder layers (models/whisper/low_rank.py)."""
         return len(compress(model, features, share))
 
     def empty_copy(self, model: nn.Module) -> Any:
@@ -173,7 +173,7 @@ class Whisper:
         return narrow_model(model, vocabulary)
 
     def widened(self, model: nn.Module, whole: Tensor) -> AbstractContextManager[None]:
-        """Make a narrowed model a whole one for a while."""
+        """Temporarily give a narrowed model its whole vocabulary."""
         return nullcontext() if self.vocabulary is None else widened(model, self.vocabulary, whole)
 
     def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:
@@ -267,7 +267,7 @@ class Whisper:
         return int(model.config.decoder_layers)
 
     def decoder_dropout(self, model: Any, rate: float) -> AbstractContextManager[None]:
-        """Run the decoder's layers with dropout for a while, and nothing else with any."""
+        """Temporarily run the decoder's layers, and nothing else, with dropout."""
         return with_dropout(model.model.decoder.layers, rate)
 
     @property
