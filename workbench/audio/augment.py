@@ -13,7 +13,7 @@ def add_noise(waves: Tensor, lengths: Tensor, settings: AugmentRecipe, draw: np.
     """Add coloured noise to a share of the clips, at a random ratio of speech to noise.
 
     Args:
-        waves: padded waves [clips, samples]; the padding gets the noise too, as a microphone would.
+        waves: padded waves [clips, samples]; the padding gets the noise too, as in a real recording.
         lengths: samples of each clip [clips].
         settings: how often and how loud.
         draw: source of randomness.

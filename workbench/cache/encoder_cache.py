@@ -23,8 +23,8 @@ from workbench.models.protocol import Family
 from workbench.models.resolve import fingerprint, resolve_teacher
 
 ENCODED_FORMAT = 1  # raise when what the store holds changes
-CALIBRATION_CLIPS = 64  # that show which dimensions of the encoder's products are used
-BUCKET = 5  # encoder positions (0.1 s) that lengths are rounded up to, so that clips share one
+CALIBRATION_CLIPS = 64  # on which the encoder's linear layers are factorized
+BUCKET = 5  # lengths are rounded up to a multiple of so many encoder positions (0.1 s), so that clips share them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def encoded_folder(recipe: Recipe, what: str, calibration: Sequence[Utterance]) 
         margin.train_max,
         recipe.precision,
     ]
-    # whose default leaves older states valid
+    # their defaults leave the key of older states as it was
     key += [
         f"{name} {value}"
         for name in ("pool_after", "encoder_low_rank_variance")
@@ -160,5 +160,5 @@ def encoded_folder(recipe: Recipe, what: str, calibration: Sequence[Utterance]) 
 
 
 def silence_after(key: str, margin: TrailingSilenceRecipe, seed: Sequence[int]) -> float:
-    """Seconds of silence that a clip is read with, drawn from its key and the seed alone."""
+    """Seconds of silence after a clip, drawn from its key and the seed alone."""
     return float(np.random.default_rng([*seed, int(key[:12], 16)]).uniform(margin.train_min, margin.train_max))

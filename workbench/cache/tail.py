@@ -1,7 +1,6 @@
 """How much of the teacher's probability top-k targets leave to the tail bucket, and the refusal to train where it is too much.
 
-At temperature 2 Whisper base leaves four fifths there: the KL over k tokens and a bucket is then a fraction of the full one, with another
-gradient (docs/weightings.md, targets).
+At temperature 2 Whisper base leaves four fifths there: the KL over k tokens and a bucket is then a fraction of the full one and has another gradient (docs/weightings.md, targets).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from workbench.core.errors import UserError
 from workbench.core.machine.distributed import Processes
 
 log = logging.getLogger("workbench")
-TOLERATED = 0.2  # of the teacher's probability, in the mean over the labels
+TOLERATED = 0.2  # of the teacher's probability, on average over the labels
 MEASURED_CLIPS = 256  # at most, spread over the corpus
 
 
@@ -30,7 +29,7 @@ def tail_mass(top_logits: Tensor, log_normalizer: Tensor, temperature: float) ->
 
 
 def matters(recipe: Recipe) -> bool:
-    """Whether a stage's loss has a tail bucket in it."""
+    """Whether any stage's loss uses a tail bucket."""
     return recipe.targets.kind == "top_k" and any(_distils(stage) for stage in recipe.stages.values())
 
 
@@ -79,7 +78,7 @@ def check_tail(recipe: Recipe, dataset: LabelledDataset, processes: Processes) -
 
 def _of(keys: Sequence[str], cache: TargetCache, temperature: float) -> Tensor:
     found = [cache.read(key, states=False) for key in keys]
-    kept = [t for t in found if t.top_ids.shape[1]]  # a stream's teacher may not have been asked
+    kept = [t for t in found if t.top_ids.shape[1]]  # a stream's teacher may not have run
     if not kept:
         return torch.zeros(0, dtype=torch.float64)
     return torch.cat([tail_mass(t.top_logits, t.log_normalizer, temperature) for t in kept])

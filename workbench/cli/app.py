@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 BUG = 1  # what is not the user's mistake
-# Of the click package, or of the copy of it that newer versions of typer carry: typer itself exports only its subclasses.
+# From click, or from the copy of it inside newer versions of typer; typer itself exports only its subclasses.
 ClickException: Any = typer.BadParameter.__mro__[2]
 
 

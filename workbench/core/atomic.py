@@ -35,8 +35,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder that replaces `path` when the block ends without an error.
 
-    Old and new change places in one step where the system can do that. Elsewhere the old one is moved aside first, and after
-    a kill in that moment `recover` puts it back. Nothing is removed before the new one stands.
+    Old and new are swapped in one step where the system can do that. Elsewhere the old one is moved aside first, and after
+    a kill in that moment `recover` puts it back. Nothing is removed before the new one is in place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path.parent)
@@ -49,15 +49,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         elif not _exchange(new, path):
             path.replace(old)
             new.replace(path)
-            old.replace(new)  # it is nothing to be put back any more
+            old.replace(new)  # so that it is not put back
 
 
 @contextlib.contextmanager
 def workplace(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`, `.NAME.….part`, which is removed with all that is in it when the block ends.
 
-    Until then its process holds a lock inside. The lock goes with the process, however that ends, so that `recover` can tell
-    what a killed process left from what another one is working on.
+    Until then its process holds a lock inside. The lock is released when the process ends, however it does, so that `recover` can tell what a killed process left from what another one is working on.
     """
     place, lock = _claimed(path)
     try:
@@ -88,7 +87,7 @@ def recover(folder: Path) -> None:
 
 @functools.cache
 def _recover_once(folder: Path) -> None:
-    """`recover` for files, of which one folder may be given very many."""
+    """`recover`, once per folder: very many files may be written to one."""
     recover(folder)
 
 
@@ -109,7 +108,7 @@ def _claimed(path: Path) -> tuple[Path, BaseFileLock]:
 def _clear(place: Path, path: Path) -> None:
     """Remove a workplace; what was moved aside from `path` is put back first if nothing has taken its place.
 
-    The lock goes last: without it, what a kill leaves half removed would be nobody's.
+    The lock is removed last: without it, what a kill leaves half removed would never be cleaned up.
     """
     if os.path.lexists(place / OLD) and not os.path.lexists(path):
         (place / OLD).replace(path)
@@ -125,7 +124,7 @@ def _clear(place: Path, path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places in one step; returns whether that could be done (Linux, on most file systems)."""
+    """Swap two paths in one step; returns whether that was possible (Linux, on most file systems)."""
     if sys.platform != "linux":
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE

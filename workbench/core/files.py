@@ -31,7 +31,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def json_text(value: object, indent: int | None = None) -> str:
-    """JSON with non-ASCII text as it stands; bytes of a file's name that are no UTF-8 (lone surrogates in Python) are escaped."""
+    """JSON with non-ASCII text as it stands; bytes of a file name that are not UTF-8 (lone surrogates in Python) are escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return LONE_SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
@@ -66,12 +66,12 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected {what}") from None
     except RecursionError:
         raise UserError(f"{path}: is nested too deeply; expected {what}") from None
-    except ValueError as error:  # no JSON, no UTF-8, or a number of more digits than Python reads
+    except ValueError as error:  # not JSON, not UTF-8, or a number of more digits than Python reads
         raise UserError(f"{path}: not valid JSON ({error}); expected {what}") from None
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
-    """As `read_json`, of a file that holds a JSON object: anything else is a UserError, too."""
+    """As `read_json`, for a JSON object: anything else is a UserError, too."""
     content = read_json(path, what)
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object with {what}, found {type(content).__name__}")
@@ -97,7 +97,10 @@ def read_yaml(path: Path, what: str, shipped: str) -> dict[str, Any]:
         raise UserError(f"{path}: no such {what}; the shipped ones are in {shipped}") from None
     except RecursionError:
         raise UserError(f"{path}: is nested too deeply; expected a {what}") from None
-    except (yaml.YAMLError, ValueError) as error:  # the latter: no UTF-8, no date, or a number of thousands of digits
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # the latter: not UTF-8, not a date, or a number of thousands of digits
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")

@@ -33,7 +33,7 @@ def sha256(path: Path) -> str:
 
 @functools.cache
 def _known_hashes(path: Path) -> dict[tuple[str, int, int], str]:
-    """SHA-256 of files read before, by path, size and time of change, so that a corpus is hashed once and not every run."""
+    """SHA-256 of files read before, by path, size and modification time, so that a corpus is not hashed in every run."""
     known: dict[tuple[str, int, int], str] = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="surrogateescape").split("\n"):
@@ -44,7 +44,7 @@ def _known_hashes(path: Path) -> dict[tuple[str, int, int], str]:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file, remembered for as long as its size and time of change stay."""
+    """Hex SHA-256 of a file, remembered while its size and modification time stay the same."""
     status = path.stat()
     resolved = str(path.resolve())
     key = (resolved, status.st_size, status.st_mtime_ns)
@@ -67,7 +67,7 @@ def sha256_of(value: object) -> str:
 
 
 def cache_key(what: object, digits: int = 16) -> str:
-    """Key of what was computed from these values, all that decide it."""
+    """Key of what is computed from these values, which must be all that determine it."""
     return sha256_of(what)[:digits]
 
 

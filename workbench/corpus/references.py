@@ -65,7 +65,7 @@ def corrections(language: str) -> dict[str, Correction]:
         raise UserError(f"{path}: expected tab-separated columns {', '.join(_HEADER)}")
     found = {name: Correction(*rest) for name, *rest in rows}
     if len(found) != len(rows):
-        raise UserError(f"{path}: an id stands on two lines; ids must be unique")
+        raise UserError(f"{path}: an id appears on two lines; ids must be unique")
     return found
 
 

@@ -31,7 +31,7 @@ class Epoch:
 
 
 class EpochPlan:
-    """A stage's way through its epochs, from where it is.
+    """Plans a stage's epochs, from its current position on.
 
     Args:
         context: of the run.
@@ -47,7 +47,7 @@ class EpochPlan:
         self._planned: int | None = None  # steps of all epochs
 
     def total(self, epoch: Epoch) -> int:
-        """Steps of the whole stage, whose present epoch is given."""
+        """Steps of the whole stage, given its current epoch."""
         stage = self._stage
         if self._context.streaming:
             assert stage.max_steps is not None  # noqa: S101  checked with the recipe
@@ -61,11 +61,11 @@ class EpochPlan:
         return min(self._planned, stage.max_steps or self._planned)
 
     def plan(self, dataset: LabelledDataset, attempt: Callable[[StepPlan, int], Peak | None]) -> Epoch:
-        """The epoch that comes now.
+        """The next epoch.
 
         Args:
             dataset: what it trains on.
-            attempt: computes one of so many micro-batches of a step, and says what memory that took.
+            attempt: computes one of that many micro-batches of a step, and returns the memory it took.
         """
         context, progress = self._context, self._progress
         steps = self._steps(dataset, progress.epoch)
@@ -124,7 +124,7 @@ class EpochPlan:
         return self._stage.learning_rate * schedule(self._progress.stage_step, total, self._stage.warmup_ratio)
 
     def enough(self) -> bool:
-        """Whether the stage has had the steps that it is given at most."""
+        """Whether the stage has reached its maximum number of steps."""
         return self._stage.max_steps is not None and self._progress.stage_step >= self._stage.max_steps
 
     def _steps(self, dataset: LabelledDataset, epoch: int) -> list[StepPlan]:

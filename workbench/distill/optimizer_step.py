@@ -20,7 +20,7 @@ from workbench.distill.step.metrics import StepMetrics
 from workbench.run import checkpoints
 from workbench.run.checkpoints import TrainingProgress
 
-STEPS_BETWEEN_RELEASES = 100  # on a CPU, of memory that was freed
+STEPS_BETWEEN_RELEASES = 100  # of freed memory to the system, on a CPU
 
 
 class OptimizerStep:
@@ -97,7 +97,7 @@ class OptimizerStep:
         self_teaching: bool,
         metrics: StepMetrics,
     ) -> list[tuple[list[str], Tensor]]:
-        """Forward and backward of a step's micro-batches; returns ids and `weight_columns` of those that were weighed."""
+        """Forward and backward of a step's micro-batches; returns ids and `weight_columns` of those that were weighted."""
         accelerator, size = self.context.accelerator, self._size(micro_batches)
         rows: list[tuple[list[str], Tensor]] = []
         for i, cpu_batch in enumerate(micro_batches):

@@ -21,7 +21,7 @@ AVERAGE = "average"  # its file in a checkpoint
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a stage steps with."""
+    """What a stage's training steps use."""
 
     student: torch.nn.Module  # as it is called: compiled and distributed as the run asks for
     optimizer: torch.optim.Optimizer
@@ -31,11 +31,11 @@ class Prepared:
 
 
 def prepare(context: RunContext, stage: Stage, module: StudentModule, checkpoint: Path | None) -> Prepared:
-    """Wrap the student and build what refers to its parameters, in the one order that works.
+    """Wrap the student and build what refers to its parameters, in the only order that works.
 
     1. What is trained is marked before (`StudentModule` does), so that the optimizer and DDP see it.
     2. The student is compiled before it is distributed: DDP reduces gradients of the compiled graph.
-    3. FSDP puts sharded parameters in the place of the model's own in `prepare`, so whatever keeps references to parameters (names
+    3. FSDP replaces the model's parameters with sharded ones in `prepare`, so whatever keeps references to parameters (names
        of the optimizer's moments, moving average, self-teacher) comes after it.
     4. A checkpoint's moments come last, since they are sharded as the parameters are.
 
@@ -43,7 +43,7 @@ def prepare(context: RunContext, stage: Stage, module: StudentModule, checkpoint
         context: of the run.
         stage: its settings.
         module: the student, its trained parameters marked.
-        checkpoint: that the stage goes on from, if it does.
+        checkpoint: the one that the stage resumes from, if it does.
     """
     wrapped = compiled(module) if context.recipe.compile else module
     adamw = torch.optim.AdamW(

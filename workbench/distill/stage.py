@@ -1,4 +1,4 @@
-"""One stage of training: epochs of steps, each step in as many micro-batches as processes and memory ask for."""
+"""One stage of training: epochs of steps, each step in as many micro-batches as processes and memory require."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class StageTrainer:
         number: of the stage.
         name: of the stage.
         stage: its settings.
-        state: of the run; the stage goes on where it was.
+        state: of the run; the stage resumes where it was.
     """
 
     number: int
@@ -94,7 +94,7 @@ class StageTrainer:
         )
 
     def _checkpoint(self) -> Path | None:
-        """The checkpoint that the stage goes on from, if it does."""
+        """The checkpoint that the stage resumes from, if it does."""
         if not self.state.progress.stage_step:
             return None
         checkpoint = checkpoints.latest(self.context.folder / "checkpoints")
@@ -103,7 +103,7 @@ class StageTrainer:
 
     def __call__(self) -> None:
         """Train to the stage's end."""
-        with ExitStack() as shown:  # the bar, which is begun once the number of steps is known
+        with ExitStack() as shown:  # the progress bar, created once the number of steps is known
             self._train(shown)
 
     def _train(self, shown: ExitStack) -> None:
@@ -148,7 +148,7 @@ class StageTrainer:
             self.save()
             last_saved = time.monotonic()
         if not progress.stage_step:
-            raise UserError(f"corpus {self.context.recipe.corpus!r}: its stream holds no clip that could be used")
+            raise UserError(f"corpus {self.context.recipe.corpus!r}: its stream holds no usable clip")
         shown.close()
         weighting = self.objective.weighting if self.objective is not None else None
         if isinstance(weighting, LearntWeights) and not weighting.weights:
@@ -161,7 +161,7 @@ class StageTrainer:
             # the stream ended before the stage's steps did, which its last window could not know
             self._validate()
         if self._trained.average and not stage.decoder_losses:
-            self._trained.average.fill()  # not validated, so nothing else takes the average over
+            self._trained.average.fill()  # without validation nothing else saves the average
         progress.end_stage()
         self.save()
         self.context.accelerator.free_memory()
@@ -170,7 +170,7 @@ class StageTrainer:
         self.validation(self.name, self.state.progress.step, self._trained.average, self.clips, self_teacher)
 
     def begin(self, dataset: LabelledDataset) -> Objective:
-        """The stage's losses and weighting, as they were when it was interrupted."""
+        """The stage's losses and weighting, restored if it was interrupted."""
         context = self.context
         weighting = self._weighting(dataset)
         if context.sharded and (isinstance(weighting, LearntWeights) or self.forward_backward.on_policy):
@@ -209,7 +209,7 @@ class StageTrainer:
         return not self.objective.weighting.teaches_itself(self.epochs.share_done(self.stage.max_steps))
 
     def plan(self, dataset: LabelledDataset) -> Epoch:
-        """The epoch that comes now; in the stage's first one the worst step is tried, to see what fits the memory."""
+        """The next epoch; in the stage's first one the largest step is tried, to see what fits in memory."""
         return self.epochs.plan(dataset, partial(self._try, dataset))
 
     def begin_epoch(self, objective: Objective, epoch: Epoch, total: int) -> None:
@@ -249,7 +249,7 @@ class StageTrainer:
         self._step(micro_batches, objective, total)
 
     def _try(self, dataset: LabelledDataset, worst: StepPlan, count: int) -> Peak | None:
-        """Forward and backward of one of `count` micro-batches of the worst step, and its memory; leaves no trace."""
+        """Forward and backward of one of `count` micro-batches of the largest step, and its memory; changes no state."""
         rank, device = self.context.accelerator.process_index, self.context.accelerator.device
         mine = range(rank % count, rank % count + 1)
         batch = next(self.epochs.batches(Epoch(dataset=dataset, steps=[worst], micro_batches=count, mine=mine)))[0]

@@ -23,11 +23,11 @@ class Validation:
     Args:
         context: of the run.
         utterances: of the validation split.
-        whole_matrix: of a student that knows only some tokens: its teacher's embedding of all.
-        calibration: clips that the student's encoder was compressed by, if it was.
+        whole_matrix: for a student that knows only some tokens, the embedding of all of them.
+        calibration: clips that the student's encoder was compressed on, if it was.
     """
 
-    best: dict[str, float] | None  # scores of the best student so far, by a checkpoint's where a run goes on
+    best: dict[str, float] | None  # scores of the best student so far, from the checkpoint in a resumed run
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Validation:
         Args:
             stage: name of the stage.
             step: of the run.
-            average: of the student's parameters, which then stands for it.
+            average: moving average of the student's parameters, which is scored instead.
             clips: as `clips` gave them.
             self_teacher: an earlier self of the student, while it learns from one.
         """

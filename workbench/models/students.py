@@ -36,7 +36,7 @@ def choose_layers(wanted: Sequence[int] | int | str, available: int, field: str)
     layers = [int(i) for i in wanted]
     bad = [i for i in layers if not 0 <= i < available]
     if bad or not layers or len(set(layers)) != len(layers):
-        problem = f"has no layer {bad[0]}" if bad else "cannot keep a layer twice, or none"
+        problem = f"has no layer {bad[0]}" if bad else "has each layer once, and at least one must be kept"
         raise UserError(
             f"student.{field} is {layers}; the teacher {problem}; expected numbers from 0 to {available - 1}, each once"
         )

@@ -61,7 +61,7 @@ def _fused_attention() -> Iterator[None]:
 
 
 def step_cost(student: StudentModule, stage: Stage, recipe: Recipe, seconds: float, clips: int) -> tuple[int, int]:
-    """Bytes kept for the backward pass, and operations of forward and backward, of so many clips."""
+    """Bytes kept for the backward pass, and operations of forward and backward, for that many clips."""
     from torch.utils.flop_counter import FlopCounterMode
 
     config = as_whisper(student.model).config
@@ -97,7 +97,7 @@ def step_cost(student: StudentModule, stage: Stage, recipe: Recipe, seconds: flo
 def saved_bytes(model: torch.nn.Module) -> Iterator[list[int]]:
     """Bytes that autograd saves inside, each storage once, the parameters left out."""
     known = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: list[Tensor] = []  # alive, so that no storage's number is given again
+    kept: list[Tensor] = []  # kept alive, so that no storage's number is reused
     total = [0]
 
     def pack(tensor: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class Plan:
 def plan(
     recipe: Recipe, device: str, devices: int, corpus_hours: float, clip_seconds: float, efficiency: float
 ) -> Plan:
-    """Reckon a recipe's cost.
+    """Estimate a recipe's cost.
 
     Args:
         recipe: what to run.
@@ -110,7 +110,9 @@ def plan(
     student = meta_student(teacher if initial is None else meta_model(initial), recipe.student)
     check_pair(student.config, teacher.config, [n for n, s in recipe.stages.items() if s.encoder_matching])
     if recipe.student.vocabulary == "corpus":
-        log.info("student.vocabulary: reckoned whole; which tokens stay is known after the teacher's pass alone")
+        log.info(
+            "student.vocabulary: estimated with all tokens; which ones stay is known only after the teacher's pass"
+        )
     if recipe.student.encoder_low_rank_variance is not None:
         log.info(
             "student.encoder_low_rank_variance: reckoned whole; which products become thinner is known from the clips alone"
@@ -233,7 +235,7 @@ def print_plan(found: Plan) -> None:
     """Print a plan as tables."""
     typer.echo(
         f"{found.devices} x {found.device}, {found.precision}, {found.corpus_hours:,.1f} h of speech in clips of "
-        f"{found.clip_seconds:.1f} s; {100 * found.efficiency:.0f} % of the peak assumed. Reckoned, not run."
+        f"{found.clip_seconds:.1f} s; {100 * found.efficiency:.0f} % of the peak assumed. Estimated, not run."
     )
     typer.echo(
         f"teacher {found.teacher_parameters / 1e6:,.0f} M parameters, {found.teacher_tflop_a_clip:.3f} TFLOP a clip, its "

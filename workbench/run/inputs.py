@@ -1,4 +1,4 @@
-"""What a run is computed from besides its recipe: the content of its corpora and checkpoints, which may change under one name."""
+"""What a run is computed from besides its recipe: the content of its corpora and checkpoints, which may change under the same name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def inputs_of(recipe: Recipe, train: Sequence[Utterance] | None, validation: Seq
 
 
 def read_inputs(recipe: Recipe) -> dict[str, str]:
-    """`inputs_of` with the clips read from the corpora; those of a hub are left out, which would be fetched for it."""
+    """`inputs_of` with the clips read from the corpora; a hub's are left out, since they would have to be fetched."""
     if recipe.corpus.startswith("hf:") or any(other.startswith("hf:") for other in recipe.more_corpora):
         return {what: value for what, value in inputs_of(recipe, None, ()).items() if "clips" not in what}
     augment = recipe.augment
@@ -66,7 +66,7 @@ def changed_recipe(before: Recipe, now: Recipe) -> str | None:
 
 
 def changed_run(folder: Path, recipe: Recipe, now: Mapping[str, str] | None = None) -> str | None:
-    """Why what a run folder holds is not of this recipe and its inputs as they are now; None if it is, or holds no run.
+    """Why the run in a folder is not this recipe's with its inputs as they are now; None if it is, or if there is none.
 
     Args:
         folder: of the run.

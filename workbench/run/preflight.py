@@ -1,4 +1,4 @@
-"""What would fail, or be passed over in silence, later in a run: said before it starts."""
+"""What would fail, or be silently ignored, later in a run: checked before it starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check_trackers(recipe: Recipe) -> None:
-    """Raise UserError for a tracker that is not installed: Accelerate would go on without it, and say nothing."""
+    """Raise UserError for a tracker that is not installed: Accelerate would silently go on without it."""
     for name in recipe.trackers:
         if importlib.util.find_spec(name) is None:
             how = "-c constraints.txt -e '.[tracking]'" if name == "trackio" else name
@@ -29,7 +29,7 @@ def check_trackers(recipe: Recipe) -> None:
 def check_schedules(recipe: Recipe, train_set: Sequence[Utterance]) -> None:
     """Raise UserError for a weighting whose schedule begins after the last of a stage's `steps`.
 
-    The recipe's own check goes by the number of epochs; how many of them `steps` leaves depends on the clips. A stream's
+    The recipe's own check uses the number of epochs; how many of them `steps` leaves depends on the clips. A stream's
     length is not known.
     """
     for number, (name, stage) in enumerate(recipe.stages.items()):

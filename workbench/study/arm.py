@@ -43,16 +43,16 @@ def prepare(study: Study) -> None:
         recipe = load_recipe(study.prepare)
         if reason := changed_run(recipe.output, recipe):
             raise UserError(
-                f"{recipe.output}: the student that the arms begin with is not of {study.prepare} as it is now ({reason}); "
+                f"{recipe.output}: the student that the arms begin with was not trained by {study.prepare} as it is now ({reason}); "
                 f"run `workbench distill {study.prepare} --restart`, then the study again"
             )
         distill(recipe, wait=True)  # another run of the study may be training it
 
 
 def run_arm(study: Study, trial: Trial) -> dict[str, Any]:
-    """Run a trial to its end, or read what it came to; a killed one resumes.
+    """Run a trial to its end, or read its result; a killed one resumes.
 
-    One whose recipe, corpus, teacher or initial student is no longer what it was begun with runs anew.
+    One whose recipe, corpus, teacher or initial student has changed since it began is run again.
 
     Returns:
         The content of result.json: the study's split with WER and CER in percent, loops, references and hypotheses;
@@ -100,15 +100,15 @@ def teacher_scores(study: Study, corpus: str) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = read_json(path, "the teacher's transcripts")
     if found.get("key") != _teacher_key(study, corpus):
-        log.warning("%s: is of another teacher or of other clips, and does not count", path)
+        log.warning("%s: is of another teacher or of other clips, and is ignored", path)
         return None
     return found
 
 
 def score_teacher(study: Study, corpus: str) -> None:
-    """Transcribe the study's split with the teacher, as it was trained to hear and greedily as the students are.
+    """Transcribe the study's split with the teacher, at the length it was trained on, and greedily like the students.
 
-    What is there is left alone, unless it is of another teacher or of other clips.
+    An existing result is kept, unless it is of another teacher or of other clips.
     """
     if teacher_scores(study, corpus) is not None:
         return

@@ -21,7 +21,7 @@ POOLED = "mean of the corpora"
 def collect(study: Study, chosen: list[Trial], command: str) -> dict[str, Any]:
     """Compare every arm with the baseline on the same clips and seeds, as far as their runs are done.
 
-    Rates are counted anew from the transcripts, so that all arms are scored alike whenever they ran. Intervals and p-values are those of
+    Rates are recomputed from the transcripts, so that all arms are scored alike whenever they ran. Intervals and p-values are those of
     `difference_over_seeds`; p-values are adjusted by Holm over the arms that are compared with one baseline on one corpus.
 
     Raises:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FoundT = TypeVar("FoundT")
 LONGEST_WAIT = timedelta(days=7)  # for one process's work, such as validating, or for another run that fills a cache
-# gloo's group, whose waits are so long; collectives keep their timeout, which finds a process that hangs
+# a gloo group with that timeout; other collectives keep theirs, which detects a process that hangs
 _group: list[torch.distributed.ProcessGroup] = []
 
 
@@ -38,7 +38,7 @@ class ProcessState(Protocol):
 
 
 def start_processes() -> ProcessState:
-    """Accelerate's state of this run's processes, which all must ask for before the first of them waits."""
+    """Accelerate's state of this run's processes, which all of them must request before the first one waits."""
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
@@ -49,14 +49,14 @@ def start_processes() -> ProcessState:
 
 
 def wait_for_all() -> None:
-    """Wait until every process of the run is here, however long one of them works."""
+    """Wait until every process of the run is here, however long one of them takes."""
     if _group:
         torch.distributed.barrier(_group[0])
 
 
 @contextlib.contextmanager
 def output_lock_of_all(output: Path, wait: bool = False) -> Iterator[None]:
-    """`output_lock` for a run of several processes: the main one has the lock, and all raise its UserError."""
+    """`output_lock` for a run of several processes: the main one takes the lock, and all raise its UserError."""
     state = start_processes()
     with contextlib.ExitStack() as stack:
         problem: list[str | None] = [None]
@@ -81,7 +81,7 @@ class HasParameters(Protocol):
 
 
 def is_sharded(module: HasParameters) -> bool:
-    """Whether FSDP has put parts of parameters in the place of a module's own."""
+    """Whether FSDP has replaced a module's parameters with shards."""
     return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
 
 
@@ -99,7 +99,7 @@ class Processes:
             return found
         from accelerate.utils import gather_object
 
-        wait_for_all()  # what they found may have taken them more or less time
+        wait_for_all()  # they may not get here at the same time
         return {key: value for part in gather_object([found]) for key, value in part.items()}
 
     def broadcast(self, wish: bool) -> bool:

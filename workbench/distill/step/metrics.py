@@ -26,7 +26,7 @@ class StepMetrics:
         self.totals = torch.zeros(len(self.names), 2, device=device)  # sum and count of each
 
     def add(self, losses: StepLosses) -> None:
-        """Add a micro-batch; a stand-in is not to be added.
+        """Add a micro-batch; placeholders must not be added.
 
         Raises:
             ValueError: the weighting logs a name that its `logged` does not list.

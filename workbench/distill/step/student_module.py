@@ -31,8 +31,8 @@ class StudentModule(nn.Module):
             attention_mask: which positions an utterance has, bool [utterances, positions].
             inputs: decoder inputs [utterances, tokens].
             labels: labels [utterances, tokens].
-            labelled: flat places of the labelled positions [labels].
-            encoded: whether `audio` are encoder states.
+            labelled: flat indices of the labelled positions [labels].
+            encoded: whether `audio` is encoder states.
 
         Returns:
             States [utterances, positions, width] and logits [labels, vocabulary] or None; where an early layer is taught,

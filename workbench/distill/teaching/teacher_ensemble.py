@@ -1,4 +1,4 @@
-"""The teachers of a run: opened, asked about the corpus, and dismissed once everything they say is on disk."""
+"""The teachers of a run: opened, run over the corpus, and freed once all their targets are on disk."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger("workbench")
 
 
 class TeacherEnsemble:
-    """One or several teachers with the same tokenizer. The first one's loss is what weightings go by."""
+    """One or several teachers with the same tokenizer. Weightings use the first one's loss."""
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         """Open them; raises UserError for one that cannot be opened or has another vocabulary than the first."""
@@ -78,8 +78,7 @@ class TeacherEnsemble:
     ) -> LabelledDataset:
         """The utterances with every teacher's targets, those that are missing computed first.
 
-        They are kept in `folder`, or else where every run finds them, and the decoded audio likewise. Without `ask` no teacher runs:
-        the targets say nothing.
+        They are kept in `folder`, or else where every run finds them, and the decoded audio likewise. Without `ask` no teacher runs, and the targets are empty.
         """
         accelerator = self.accelerator
         rank = accelerator.process_index if rank is None else rank
@@ -109,7 +108,7 @@ class TeacherEnsemble:
     def _decode(
         self, utterances: list[Utterance], audio: AudioCache, keys: list[str], rank: int, world_size: int
     ) -> None:
-        """Keep the audio of clips whose targets were there already."""
+        """Cache the audio of clips whose targets were cached already."""
         audio.store.reload()
         missing = sum(key not in audio for key in keys)
         if missing:
@@ -143,7 +142,7 @@ class TeacherEnsemble:
     def shares(self, validation: list[Utterance]) -> tuple[float, ...]:
         """Share of each teacher in the distillation loss, adding up to 1, as `teacher_weights` says.
 
-        `best` and `softmax` go by the teachers' WER on the validation split, as each was trained to hear it.
+        `best` and `softmax` depend on the teachers' WER on the validation split, each reading the length it was trained on.
         """
         wanted, count = self.recipe.teacher_weights, len(self.names)
         if count == 1:
@@ -176,7 +175,7 @@ class TeacherEnsemble:
             )
 
     def on_policy(self, settings: OnPolicyRecipe, dataset: LabelledDataset, family: Family) -> OnPolicy:
-        """The first teacher, ready to be asked about the student's own transcripts; its encoder runs once over the corpus."""
+        """The first teacher, ready to score the student's own transcripts; its encoder runs once over the corpus."""
         own, model = self.families[0], self.models[0].to(self.accelerator.device)
         place = cache_folder("encoded", ["teacher", self.hashes[0], self.recipe.precision])
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes

@@ -1,4 +1,4 @@
-"""Whisper, the sequence-to-sequence family, at any audio length up to its 30 s: what is its own beside the passes."""
+"""Whisper, the sequence-to-sequence family, at any audio length up to 30 s: all that is its own but the forward passes."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Whisper:
         return sorted({i for i in [*specials.values(), *bytes_] if i is not None and i <= no_times})
 
     def load(self) -> WhisperForConditionalGeneration:
-        """Load the weights in fp32 on the CPU, products that were taken apart in two as two again.
+        """Load the weights in fp32 on the CPU; factorized layers are factorized again.
 
         Raises:
             UserError: they are damaged, or hold NaN or infinity.
@@ -123,7 +123,7 @@ class Whisper:
         return restore(load_whisper_weights(self.folder, self.config, copy.deepcopy(self.generation)))
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write a model as transformers does, products in two as one."""
+        """Write a model as transformers does, with low-rank layers merged."""
         whisper = as_whisper(model)
         whisper.save_pretrained(folder, state_dict=merged_state(whisper))
 
@@ -136,7 +136,7 @@ class Whisper:
         check_pair(as_whisper(student).config, as_whisper(teacher).config, matched)
 
     def compress(self, model: nn.Module, features: Sequence[Tensor], share: float) -> int:
-        """Encoder products as two thinner ones (models/whisper/low_rank.py)."""
+        """Factorize encoder layers (models/whisper/low_rank.py)."""
         return len(compress(as_whisper(model), features, share))
 
     def empty_copy(self, model: nn.Module) -> WhisperForConditionalGeneration:
@@ -173,7 +173,7 @@ class Whisper:
         return narrow_model(as_whisper(model), vocabulary)
 
     def widened(self, model: nn.Module, whole: Tensor) -> AbstractContextManager[None]:
-        """Make a narrowed model a whole one for a while."""
+        """Temporarily give a narrowed model its whole vocabulary."""
         return nullcontext() if self.vocabulary is None else widened(as_whisper(model), self.vocabulary, whole)
 
     def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:
@@ -267,7 +267,7 @@ class Whisper:
         return int(as_whisper(model).config.decoder_layers)
 
     def decoder_dropout(self, model: nn.Module, rate: float) -> AbstractContextManager[None]:
-        """Run the decoder's layers with dropout for a while, and nothing else with any."""
+        """Temporarily run the decoder's layers, and nothing else, with dropout."""
         return with_dropout(decoder_of(as_whisper(model)).layers, rate)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Tokens a second of speech that a transcript may have. A decoder that writes more is looping: in these languages real speech of Common
+# Tokens per second of speech that a transcript may have. A decoder that writes more is looping: in these languages real speech of Common
 # Voice, prompts and read passages needs at most nine tenths of TOKENS_AT_LEAST + 8 a second.
 TOKENS_PER_SECOND = 8.0
 EIGHT_A_SECOND = frozenset(

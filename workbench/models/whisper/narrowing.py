@@ -28,7 +28,7 @@ def narrow_model(model: WhisperForConditionalGeneration, vocabulary: Vocabulary)
 
 @contextmanager
 def widened(model: WhisperForConditionalGeneration, vocabulary: Vocabulary, whole: Tensor) -> Iterator[None]:
-    """Make a narrowed Whisper a whole one for a while, to be saved; `whole` is what `narrow_model` returned."""
+    """Temporarily give a narrowed Whisper its whole matrix, to save it; `whole` is what `narrow_model` returned."""
     narrow = decoder_of(model).embed_tokens
     full = whole.clone()
     full[vocabulary.kept.to(full.device)] = narrow.weight.detach().to(full.device)

@@ -41,7 +41,7 @@ def encode(
         checkpointing: compute a layer's activations again in the backward pass instead of keeping them.
 
     Returns:
-        States [clips, frames / 2, width], of no meaning at padding; half as many where the model pools them.
+        States [clips, frames / 2, width], undefined at padding; half as many where the model pools them.
     """
     encoder, pools = encoder_of(model), pool_after(model.config)
     hidden = F.gelu(convolve(encoder.conv1, features))
@@ -69,14 +69,14 @@ def _run_layers(
 
 
 def _packs(layers: Layers[Layer], hidden: Tensor) -> bool:
-    """Whether clips are computed without their padding: on a CPU, where a layer's own call, which FSDP waits for, is not needed."""
+    """Whether clips are computed without their padding: on a CPU, unless FSDP is used, which hooks into a layer's own call."""
     if hidden.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return not any(is_sharded(layer) for layer in layers[:1])
 
 
 def _stock_layer(layer: Layer, hidden: Tensor, *given: Tensor | None) -> Tensor:
-    """A layer as transformers has it."""
+    """A layer of transformers'."""
     return layer(hidden, *given)
 
 
@@ -107,7 +107,7 @@ def decoder_logits(
         Logits [labels, vocabulary]; with `early` [2 * labels, vocabulary], the early ones last.
     """
     weight = decoder_of(model).embed_tokens.weight
-    # torch.compile does not see through the hand-over between the two
+    # torch.compile cannot trace the hand-over between the two
     tied = weight is model.proj_out.weight and weight.requires_grad and not torch.compiler.is_compiling()
     matrix = TiedMatrix(weight, decoder_of(model).embed_tokens.padding_idx) if tied else None
     chosen, early_chosen = decoder_hidden(model, states, tokens, labelled, attention_mask, checkpointing, matrix, early)
@@ -127,7 +127,7 @@ def decoder_hidden(
     matrix: TiedMatrix | None = None,
     early: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """What the output projection is given at the labelled positions, and after an early layer; see `decoder_logits`."""
+    """Input of the output projection at the labelled positions, and the same after an early layer; see `decoder_logits`."""
     decoder = decoder_of(model)
     if attention_mask is not None and attention_mask.shape[1] != states.shape[1]:
         attention_mask = pooled_mask(attention_mask)  # the encoder has halved them
@@ -163,7 +163,7 @@ def _norm_at(decoder: Decoder, rows: Tensor, places: Tensor) -> Tensor:
 
 @contextmanager
 def with_dropout(layers: Layers[DecoderLayer], rate: float) -> Iterator[None]:
-    """Let layers of a model drop out for a while, all of which evaluate before and after."""
+    """Temporarily run layers with dropout; all of them are in eval mode before and after."""
     kept = [layer.dropout for layer in layers]
     try:
         for layer in layers:

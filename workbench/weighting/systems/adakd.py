@@ -16,7 +16,7 @@ from pydantic import Field
 from workbench.config.weightings import StageFacts, WeightingSettings
 from workbench.weighting.protocol import TeacherStatistics, Weighting, WeightingInput, Weights, convex
 
-LARGEST_EXPONENT = 10.0  # exp(-exp(10)) is already 0 in fp32; beyond it exp overflows for nothing
+LARGEST_EXPONENT = 10.0  # exp(-exp(10)) is already 0 in fp32; beyond it exp would only overflow
 
 
 class Settings(WeightingSettings):
@@ -36,7 +36,7 @@ class Settings(WeightingSettings):
     )
 
     def inactive_reason(self, stage: StageFacts) -> str | None:
-        """A slope that falls by epochs never does where there is one epoch."""
+        """A k that falls per epoch never falls if there is one epoch only."""
         if self.k_schedule == "epoch" and self.k0 != self.k1 and stage.epochs == 1:
             return "k_schedule is epoch and the stage reaches one epoch only, so k stays k0; set k_schedule: step"
         return super().inactive_reason(stage)
@@ -61,7 +61,7 @@ class AdaKD(Weighting):
         return self.settings.k0 + (self.settings.k1 - self.settings.k0) * progress
 
     def __call__(self, inputs: WeightingInput) -> Weights:
-        """Weigh each utterance by its own difficulty (eq. for alpha in the paper; not a batch mean)."""
+        """Weight each utterance by its own difficulty (eq. for alpha in the paper; not a batch mean)."""
         k = self.k(inputs.progress if self.settings.k_schedule == "step" else inputs.epoch_progress)
         exponent = k * (inputs.teacher_loss.float() - self.threshold) / self.scale / 2
         alpha = torch.exp(-torch.exp(exponent.clamp(max=LARGEST_EXPONENT)))  # [utterances]

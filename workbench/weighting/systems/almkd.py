@@ -4,7 +4,7 @@
 
 where theta' is one gradient step of the output projection on sum_i [(1 - a_i) CE_i + a_i KL_i] (workbench/weighting/meta_gradients.py), and
 L_outer is the validation cross-entropy or, as the authors' training script has it, 0.75 of it and 0.25 of the training one.
-Of several teachers each has its own share of a_i, equal at first (our interpretation; the paper has one).
+With several teachers each has its own share of a_i, equal at first (our interpretation; the paper has one teacher).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from workbench.weighting.protocol import TeacherStatistics
 
 
 class Settings(LookAheadSettings):
-    """Options of ALM-KD. By default our interpretation; docs/weightings.md has the authors' values of all of them."""
+    """Options of ALM-KD. The defaults are our interpretation; docs/weightings.md has all of the authors' values."""
 
     EARLIER: ClassVar = {
         **LookAheadSettings.EARLIER,
@@ -39,7 +39,7 @@ class Settings(LookAheadSettings):
     )
     steps_per_update: int = Field(10, ge=1, description="steps of the weights in one update, 10 as published")
     initial_alpha: float | None = Field(
-        None, ge=0, le=1, description="first a_i; drawn from U(0, 1) by default, as published"
+        None, ge=0, le=1, description="initial a_i; drawn from U(0, 1) by default, as published"
     )
     weight_learning_rate_factor: float | None = Field(
         None,
@@ -54,7 +54,7 @@ class Settings(LookAheadSettings):
     )
     validation: Literal["batch", "whole"] = Field(
         "batch",
-        description="validation utterances that a micro-batch is looked ahead with: a batch, in turn, or all; the authors: whole",
+        description="validation utterances in the look-ahead of a micro-batch: one batch in turn, or all; the authors: whole",
     )
     update_on_learning_rate_change: bool = Field(
         False,
@@ -66,7 +66,7 @@ class Settings(LookAheadSettings):
 
 
 class ALMKD(LearntWeights):
-    """One convex weight an utterance."""
+    """One convex weight per utterance."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings.start_epoch, settings.update_every)
@@ -75,7 +75,7 @@ class ALMKD(LearntWeights):
         self.update_on_learning_rate_change = settings.update_on_learning_rate_change
 
     def initial(self, name: str, losses: int) -> list[float]:
-        """Drawn by the run's seed and the utterance's id, so that no order of utterances changes it."""
+        """Drawn from the run's seed and the utterance's id, whatever the order of the utterances."""
         alpha = self.settings.initial_alpha
         if alpha is None:
             digest = hashlib.sha256(f"{self.seed} {name}".encode()).digest()

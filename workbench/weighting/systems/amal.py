@@ -31,8 +31,8 @@ class Settings(LookAheadSettings):
 
     start_epoch: int = Field(10, ge=0)
     steps_per_update: int = Field(5, ge=1)
-    initial_task_weight: float = Field(0.1, ge=0, le=2, description="first weight of the task loss")
-    initial_distillation_weight: float = Field(0.9, ge=0, le=2, description="first weight of all teachers together")
+    initial_task_weight: float = Field(0.1, ge=0, le=2, description="initial weight of the task loss")
+    initial_distillation_weight: float = Field(0.9, ge=0, le=2, description="initial weight of all teachers together")
 
 
 class AMAL(LearntWeights):
@@ -52,7 +52,7 @@ class AMAL(LearntWeights):
     def improved(
         self, batch: TrainBatch, outer: Sequence[ValidationBatch], weights: Tensor, learning_rate: float
     ) -> Tensor:
-        """Descend along every weight for itself."""
+        """Descend along every weight independently."""
         rate = self.settings.look_ahead_rate(learning_rate)
         for _ in range(self.settings.steps_per_update):
             slopes = outer_gradients(batch, outer, weights, rate)

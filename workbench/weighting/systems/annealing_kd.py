@@ -1,4 +1,4 @@
-"""Annealing-KD (Jafari et al., EACL 2021, arXiv 2104.07163): first the teacher's logits, louder and louder; then the labels.
+"""Annealing-KD (Jafari et al., EACL 2021, arXiv 2104.07163): first the teacher's logits, scaled up step by step; then the labels.
 
 Phase 1 is MSE(z_s, z_t * T / T_max) with T rising from 1 to T_max in equal parts of the phase, phase 2 cross-entropy.
 """
@@ -56,7 +56,7 @@ class AnnealingKD(Weighting):
         return DivergenceRecipe(name="logit_mse", teacher_scale=self.scale(progress))
 
     def __call__(self, inputs: WeightingInput) -> Weights:
-        """Weigh by phase alone."""
+        """Weight by phase alone."""
         alpha = float(inputs.progress < self.settings.phase1)
         return convex(full_like(inputs.task, alpha), teacher_scale=self.scale(inputs.progress))
 

@@ -1,8 +1,6 @@
 """RW-KD: sample-wise re-weighting of both losses by meta-learning (Lu et al., EMNLP Findings 2021).
 
-Our interpretation follows learning to re-weight (Ren et al. 2018, arXiv 1803.09050): from weights of zero, one step of the
-weights against d CE_validation / dw, clipped at zero, and normalised so that a micro-batch's weights have the mean 1 over
-its utterances. The gradients are those of the output projection alone, and weights are learnt before an epoch, not in every
+Our interpretation follows learning to re-weight (Ren et al. 2018, arXiv 1803.09050): from weights of zero, the weights take one step against d CE_validation / dw, are clipped at zero, and normalised to a mean of 1 over a micro-batch's utterances. The gradients are those of the output projection alone, and weights are learnt before an epoch, not in every
 step (workbench/weighting/meta_gradients.py).
 """
 
@@ -35,7 +33,7 @@ class Settings(WeightingSettings):
 
 
 class RWKD(LearntWeights):
-    """Weights that last until they are learnt anew, and owe nothing to their past."""
+    """Weights that are kept until the next update, which starts from scratch."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings.start_epoch, settings.update_every)
@@ -47,7 +45,7 @@ class RWKD(LearntWeights):
     def improved(
         self, batch: TrainBatch, outer: Sequence[ValidationBatch], weights: Tensor, learning_rate: float
     ) -> Tensor:
-        """What helps the validation utterances counts, in proportion; if nothing does, weights stay as they are."""
+        """Weights in proportion to how much a loss helps the validation utterances; unchanged if none helps."""
         # at weights of zero the look-ahead does not move, so its size is a mere factor that normalising takes out
         helpful = (-outer_gradients(batch, outer, torch.zeros_like(weights), 1.0)).clamp(min=0)
         total = helpful.sum()
