@@ -151,7 +151,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     return parse_recipe(content, str(path))
 
 
-def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
+def parse_recipe(content: dict[str, object], where: str) -> Recipe:
     """Validate a recipe's content, which may have keys of earlier versions; raises UserError in one line."""
     use_current_names(content, where)
     try:

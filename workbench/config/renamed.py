@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from workbench.config.weightings import earlier_names
 from workbench.core.errors import UserError
@@ -39,7 +38,7 @@ EARLIER: dict[tuple[str, ...], dict[str, str]] = {
 }
 
 
-def use_current_names(content: dict[str, Any], where: str) -> None:
+def use_current_names(content: dict[str, object], where: str) -> None:
     """Give the keys of a recipe's content today's names, in place.
 
     Raises:
@@ -48,7 +47,7 @@ def use_current_names(content: dict[str, Any], where: str) -> None:
     _rename_section(content, (), where)
 
 
-def current_key(key: str, content: Mapping[str, Any]) -> str:
+def current_key(key: str, content: Mapping[str, object]) -> str:
     """A dotted key with today's names; `content` tells which weighting a stage has, whose options have names of their own."""
     section: tuple[str, ...] = ()
     parts = []
@@ -59,10 +58,10 @@ def current_key(key: str, content: Mapping[str, Any]) -> str:
     return ".".join(parts)
 
 
-def _names(section: tuple[str, ...], content: Mapping[str, Any]) -> Mapping[str, str]:
+def _names(section: tuple[str, ...], content: Mapping[str, object]) -> Mapping[str, str]:
     """Today's names by earlier ones, of a section's keys."""
     if len(section) == 3 and section[0] == "stages" and section[2] == "weighting":
-        options: Any = content
+        options: object = content
         for part in section:
             options = options.get(part) if isinstance(options, Mapping) else None
         return earlier_names(options) if isinstance(options, Mapping) else {}
@@ -71,7 +70,7 @@ def _names(section: tuple[str, ...], content: Mapping[str, Any]) -> Mapping[str,
 
 
 def _rename_section(
-    section: dict[str, Any], path: tuple[str, ...], where: str, whole: Mapping[str, Any] | None = None
+    section: dict[str, object], path: tuple[str, ...], where: str, whole: Mapping[str, object] | None = None
 ) -> None:
     whole = section if whole is None else whole
     names = _names(path, whole)
