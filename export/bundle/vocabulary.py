@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from export.edge.content import Lost
 from workbench.core.disk import disk_errors
 from workbench.core.errors import UserError, nearest
 from workbench.core.files import read_json
@@ -83,7 +84,7 @@ def prune(checkpoint: Path, kept: Sequence[int], folder: Path) -> Path:
         folder: an empty folder for the new checkpoint.
     """
     family = Whisper(checkpoint)
-    model: Any = family.load()
+    model = family.load()
     vocabulary = Vocabulary(kept, model.config.vocab_size)
     narrow_model(model, vocabulary)
     for settings in (model.config, model.generation_config):
@@ -108,7 +109,7 @@ def prune_like(checkpoint: Path, bundle: Path, folder: Path) -> Path:
     return prune(checkpoint, sorted({*(whole[token] for token in known), *_always(family)}), folder)
 
 
-def loss_of(kept: Sequence[int], family: Whisper, texts: Sequence[str]) -> dict[str, Any]:
+def loss_of(kept: Sequence[int], family: Whisper, texts: Sequence[str]) -> Lost:
     """What texts lose: how many of them need a token that is gone, and which share of their tokens stays."""
     known = set(kept)
     tokens = [label_ids(family.tokenizer, text) for text in texts]

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime as ort
 
 from .audio import SAMPLE_RATE, AudioError, Wave
 from .bundle import BundleError, Manifest, read_manifest
@@ -18,7 +18,7 @@ from .continued import joined, rest_after
 from .cuda_graphs import Shapes
 from .decoding import DecoderSession, Hypothesis, beam_search, greedy
 from .memory import given_back_at_once
-from .sessions import as_value, check_sessions, open_sessions, run_on_device, session_options
+from .sessions import Provider, as_value, check_sessions, open_sessions, run_on_device, session_options
 from .speech import Detector, anybody_speaks, pieces_of
 from .tokens import Detokenizer
 from .transcript import Segment, Transcript
@@ -55,7 +55,7 @@ class Recognizer:
         bundle: str | Path,
         precision: str | None = None,
         threads: int | None = None,
-        providers: Sequence[Any] = ("CPUExecutionProvider",),
+        providers: Sequence[Provider] = ("CPUExecutionProvider",),
         check: bool = True,
         frugal: bool = False,
         spin: bool = False,
@@ -239,7 +239,7 @@ class Recognizer:
         return joined(said, self.transcribe(rest, said.language, beams, words), (len(wave) - len(rest)) / SAMPLE_RATE)
 
     def _words(
-        self, samples: int, cross_kv: Sequence[Any], prompt: list[int], written: Hypothesis, language: str
+        self, samples: int, cross_kv: Sequence[ort.OrtValue], prompt: list[int], written: Hypothesis, language: str
     ) -> tuple[Word, ...]:
         """Times of the words of one clip: the transcript is read once more, by the heads that follow the speech."""
         attention = self.cross_attention(cross_kv, prompt, written.tokens, samples)
@@ -247,7 +247,7 @@ class Recognizer:
         return tuple(timed_words(attention, written.tokens, self.detokenize.bytes_of, language, seconds))
 
     def cross_attention(
-        self, cross_kv: Sequence[Any], prompt: Sequence[int], tokens: Sequence[int], samples: int
+        self, cross_kv: Sequence[ort.OrtValue], prompt: Sequence[int], tokens: Sequence[int], samples: int
     ) -> npt.NDArray[np.float32]:
         """Where the heads look before each token and before the end, of the positions that hold the clip. -> [tokens + 1, positions]"""
         read = np.array([[*prompt, *tokens]], np.int64)
@@ -262,7 +262,7 @@ class Recognizer:
         """Whether attention heads are known that follow the speech."""
         return bool((self.manifest.content.get("alignment") or {}).get("heads"))
 
-    def states(self, waves: Sequence[Wave], clock: Clock | None = None) -> list[Any]:
+    def states(self, waves: Sequence[Wave], clock: Clock | None = None) -> list[ort.OrtValue]:
         """Keys and values of the encoder's states for every decoder layer, as onnxruntime's values [layers, clips, positions, width]."""
         clock = clock or Clock()
         features = self.features(waves)
@@ -271,12 +271,12 @@ class Recognizer:
         clock.lap("encoder")
         return cross_kv
 
-    def features(self, waves: Sequence[Wave]) -> Any:
+    def features(self, waves: Sequence[Wave]) -> ort.OrtValue:
         """Log-mel features of waves [samples], with the silence that the model hears after the longest, as onnxruntime's value."""
         given = {"waves": as_value(self._padded(waves))}
         return run_on_device(self.frontend, given, ["input_features"])[0]
 
-    def encode(self, features: Any) -> list[Any]:
+    def encode(self, features: ort.OrtValue) -> list[ort.OrtValue]:
         """Keys and values of the states of some features."""
         names = ["n_layer_cross_k", "n_layer_cross_v"]
         if self._shapes:
@@ -289,7 +289,7 @@ class Recognizer:
             )
         return cross_kv
 
-    def first_logits(self, cross_kv: Sequence[Any], language: str) -> npt.NDArray[np.float32]:
+    def first_logits(self, cross_kv: Sequence[ort.OrtValue], language: str) -> npt.NDArray[np.float32]:
         """Logits after the prompt, those of suppressed tokens lowered. -> [1, vocabulary]"""
         prompt = np.array([self.prompts[language]], np.int64)
         return DecoderSession(self.step, cross_kv, prompt.shape[1])(prompt)
@@ -325,7 +325,7 @@ class Recognizer:
                 f"{self.manifest.name}: does not know language {language!r}; it knows {', '.join(self.prompts)}, or {AUTO}"
             )
 
-    def _detected(self, cross_kv: Sequence[Any]) -> list[str]:
+    def _detected(self, cross_kv: Sequence[ort.OrtValue]) -> list[str]:
         """The language whose token is likeliest after the first of the prompt, of each clip; of a model for one language, that."""
         clips = int(cross_kv[0].shape()[1])
         if len(self.prompts) == 1:

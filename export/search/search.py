@@ -11,10 +11,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from export.assembly.build import calibration_features, check_exporter, export_bundle
 from export.bundle.manifest import BUNDLE, open_manifest, record
+from export.edge.content import Searched
 from export.measurement.latency import System
 from export.measurement.timing import time_on
 from export.quantization.int8 import Int8Options
@@ -236,7 +237,8 @@ def export_for(
         raise found.nothing_fits()
     precisions = list(dict.fromkeys(("fp32", found.name)))  # the demo and the card take the last
     bundle = export_bundle(checkpoint, output, precisions, options=options, calibration=waves, **how)
-    record(bundle, search={**found.as_json(), **asked, "wer_above": limits.wer_above, "host": describe_host()})
+    outcome = {**found.as_json(), **asked, "wer_above": limits.wer_above, "host": describe_host()}
+    record(bundle, search=cast("Searched", outcome))
     return bundle, found
 
 
@@ -249,5 +251,6 @@ def _same_search(output: Path, checkpoint: Path, asked: dict[str, Any], vocabula
     done = content.get("search") or {}
     same = content["checkpoint_sha256"] == fingerprint(checkpoint) and all(done.get(k) == v for k, v in asked.items())
     same = same and content.get("through", "workbench") == through
-    if not same or ((content.get("vocabulary") or {}).get("choice") or "") != vocabulary:
+    known = content.get("vocabulary")
+    if not same or ((known["choice"] if known else "") or "") != vocabulary:
         raise UserError(other)

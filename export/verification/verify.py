@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from export.bundle.inspection import changed_runtime
 from export.bundle.manifest import open_manifest, record
 from export.edge import read_wav
+from export.edge.content import Content, FirstDifference, Verification, VerifiedClient
 from export.graphs.padding import as_trained
 from export.verification.clients import client_module, has_graphs_of, is_exact, known_clients, unavailable_reason
 from workbench.core.children import ending_with_us
@@ -42,6 +43,34 @@ class ReferenceTranscript:
     text_of: Callable[[Sequence[int]], str] | None = None  # the checkpoint's tokenizer, for what stops earlier
 
 
+class _ClipFile(TypedDict):
+    wav: str  # path
+    language: str
+
+
+class _Job(TypedDict):
+    """What a client's process is told."""
+
+    bundle: str  # path
+    precision: str
+    threads: int | None
+    clips: list[_ClipFile]
+
+
+class _Transcribed(TypedDict):
+    """What it wrote of a clip."""
+
+    text: str
+    tokens: list[int] | None  # None where the runtime does not hand them out
+
+
+class _Outcome(TypedDict):
+    """What a client's process answers."""
+
+    version: str
+    clips: list[_Transcribed]
+
+
 def verify_bundle(
     bundle: Path,
     checkpoint: Path,
@@ -49,7 +78,7 @@ def verify_bundle(
     corpus: str,
     clients: Sequence[str] = (),
     threads: int | None = None,
-) -> dict[str, Any]:
+) -> Verification:
     """Transcribe clips with every installed runtime and precision, compare with torch, record it in the manifest.
 
     Args:
@@ -72,7 +101,7 @@ def verify_bundle(
     if changed := changed_runtime(manifest):
         log.warning("%s: edge/ is of another version, or was changed: %s; the workbench runs its own copy", bundle, ", ".join(changed))  # fmt: skip
     names = list(clients) or known_clients()
-    results: list[dict[str, Any]] = []
+    results: list[VerifiedClient] = []
     absent: dict[str, str] = {}
     jobs: list[tuple[str, str]] = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -90,7 +119,12 @@ def verify_bundle(
         with Progress("verifying", len(jobs)) as progress:
             for name, precision in jobs:
                 progress.advance(0, f"{name} {precision}, {len(clips)} clips")
-                job = {"bundle": str(bundle.resolve()), "precision": precision, "threads": threads, "clips": clips}
+                job: _Job = {
+                    "bundle": str(bundle.resolve()),
+                    "precision": precision,
+                    "threads": threads,
+                    "clips": clips,
+                }
                 found = _compare(name, job, Path(temporary), utterances, reference, wer_budget(manifest.content))
                 results.append(found)
                 progress.advance(1, f"{name} {precision}")
@@ -98,13 +132,18 @@ def verify_bundle(
                     "%d of %d, %s %s: %s, %s", len(results), len(jobs), name, precision,
                     "pass" if found["passed"] else "FAIL" if found["required"] else "over the WER budget", summary(found),
                 )  # fmt: skip
-    verification = {"corpus": corpus, "clips": len(utterances), "clients": results, "not_installed": absent}
+    verification: Verification = {
+        "corpus": corpus,
+        "clips": len(utterances),
+        "clients": results,
+        "not_installed": absent,
+    }
     record(bundle, verification=verification)
     return verification
 
 
 def _torch_reference(
-    checkpoint: Path, bundle: Path, clips: Sequence[dict[str, str]], content: dict[str, Any], folder: Path
+    checkpoint: Path, bundle: Path, clips: Sequence[_ClipFile], content: Content, folder: Path
 ) -> list[ReferenceTranscript]:
     """What the torch model writes of each clip, alone in its batch, as the clients do it."""
     import torch
@@ -148,10 +187,10 @@ def _torch_reference(
     return out
 
 
-def _write_clips(utterances: Sequence[Utterance], folder: Path) -> list[dict[str, str]]:
+def _write_clips(utterances: Sequence[Utterance], folder: Path) -> list[_ClipFile]:
     from workbench.audio.decode import write_wav
 
-    clips = []
+    clips: list[_ClipFile] = []
     for i, utterance in enumerate(utterances):
         write_wav(folder / f"{i}.wav", utterance.wave())
         clips.append({"wav": str(folder / f"{i}.wav"), "language": utterance.language})
@@ -160,14 +199,14 @@ def _write_clips(utterances: Sequence[Utterance], folder: Path) -> list[dict[str
 
 def _compare(
     name: str,
-    job: dict[str, Any],
+    job: _Job,
     folder: Path,
     utterances: Sequence[Utterance],
     reference: Sequence[ReferenceTranscript],
     points: float,
-) -> dict[str, Any]:
+) -> VerifiedClient:
     torchs = score_utterances(utterances, [written.text for written in reference])
-    found: dict[str, Any] = {"client": name, "precision": job["precision"], "version": "", "required": is_exact(name), "passed": False, "error": None,
+    found: VerifiedClient = {"client": name, "precision": job["precision"], "version": "", "required": is_exact(name), "passed": False, "error": None,
                              "tokens_equal": "0", "prefix_share": 0.0, "wer": float("nan"), "wer_torch": round(torchs.wer, 3)}  # fmt: skip
     result, error = _run(name, job, folder)
     if result is None:
@@ -204,8 +243,8 @@ def _compare(
 
 
 def _first_difference(
-    utterances: Sequence[Utterance], clips: Sequence[dict[str, Any]], reference: Sequence[ReferenceTranscript], prefixes: Sequence[float]
-) -> dict[str, str] | None:  # fmt: skip
+    utterances: Sequence[Utterance], clips: Sequence[_Transcribed], reference: Sequence[ReferenceTranscript], prefixes: Sequence[float]
+) -> FirstDifference | None:  # fmt: skip
     """The first clip whose text is not torch's, or else whose tokens are not."""
     unequal = [i for i, share in enumerate(prefixes) if share < 1]
     others = [i for i in unequal if clips[i]["text"].split() != reference[i].text.split()] or unequal
@@ -214,14 +253,14 @@ def _first_difference(
     return {"id": utterances[others[0]].id, "text": clips[others[0]]["text"], "torch": reference[others[0]].text}
 
 
-def summary(found: dict[str, Any]) -> str:
+def summary(found: VerifiedClient) -> str:
     """What was compared of a client and a precision, with its threshold, in a line."""
     if found["wer"] is None:
         return f"the client did not run ({found['error']})"
     return f"{found['tokens_equal']} clips equal torch's, WER {found['wer']:.2f} % (torch {found['wer_torch']:.2f} %)"
 
 
-def explain(found: dict[str, Any]) -> list[str]:
+def explain(found: VerifiedClient) -> list[str]:
     """Lines that say why a client and a precision failed, and what to do about it."""
     first = found.get("first_difference")
     out = [f"{found['client']} {found['precision']}: {summary(found)}"]
@@ -244,7 +283,7 @@ def explain(found: dict[str, Any]) -> list[str]:
     return out
 
 
-def expected_text(clip: dict[str, Any], written: ReferenceTranscript) -> str | None:
+def expected_text(clip: _Transcribed, written: ReferenceTranscript) -> str | None:
     """Text that a runtime must have written, given its tokens; None where it wrote other tokens than torch, or hands none out.
 
     Where torch was stopped by the cap on tokens, the runtime may have stopped earlier.
@@ -258,13 +297,13 @@ def expected_text(clip: dict[str, Any], written: ReferenceTranscript) -> str | N
     return written.text_of(tokens) if stopped and written.text_of else None
 
 
-def differs(clip: dict[str, Any], written: ReferenceTranscript) -> bool:
+def differs(clip: _Transcribed, written: ReferenceTranscript) -> bool:
     """Whether a runtime wrote torch's tokens and another text: its vocabulary is not the checkpoint's."""
     expected = expected_text(clip, written)
     return expected is not None and clip["text"].split() != expected.split()
 
 
-def wer_budget(content: dict[str, Any]) -> float:
+def wer_budget(content: Content) -> float:
     """Points of WER above torch that a bundle may score: what it was searched with (`--budget`), or half a point."""
     searched = (content.get("search") or {}).get("wer_above")
     return WER_BUDGET if searched is None else float(searched)
@@ -276,7 +315,7 @@ def within_budget(found: Score, torchs: Score, points: float = WER_BUDGET) -> bo
     return found.errors - torchs.errors <= allowed
 
 
-def _run(name: str, job: dict[str, Any], folder: Path) -> tuple[dict[str, Any] | None, str]:
+def _run(name: str, job: _Job, folder: Path) -> tuple[_Outcome | None, str]:
     """Run a client in its own process; returns its result, or None and the last line it said."""
     job_path, result_path = folder / "job.json", folder / "result.json"
     job_path.write_text(json.dumps(job), encoding="utf-8")
@@ -294,14 +333,14 @@ def _run(name: str, job: dict[str, Any], folder: Path) -> tuple[dict[str, Any] |
         return None, f"hung for {error.timeout:.0f} s"
     if done.returncode or not result_path.is_file():
         return None, f"exit status {done.returncode}: {last_line(done.stderr)}"
-    result: dict[str, Any] = json.loads(result_path.read_text(encoding="utf-8"))
+    result: _Outcome = json.loads(result_path.read_text(encoding="utf-8"))
     return result, ""
 
 
-def _prefix_share(clip: dict[str, Any], written: ReferenceTranscript) -> float:
+def _prefix_share(clip: _Transcribed, written: ReferenceTranscript) -> float:
     """Share of torch's tokens before the first difference, 1 only if all are equal; of its text, where a runtime gives no tokens."""
-    ours: Sequence[Any] = clip["text"] if clip["tokens"] is None else clip["tokens"]
-    theirs: Sequence[Any] = written.text if clip["tokens"] is None else written.tokens
+    ours: Sequence[str | int] = clip["text"] if clip["tokens"] is None else clip["tokens"]
+    theirs: Sequence[str | int] = written.text if clip["tokens"] is None else written.tokens
     same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
     # a decoder that loops stops at a cap, and runtimes have their own
     if same == len(ours) == len(theirs) or (written.capped and same == min(len(ours), len(theirs)) > 0):
