@@ -6,6 +6,7 @@ alone, which checks it first (export/bundle/recorded.py).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NotRequired, TypedDict
 
 
@@ -200,7 +201,7 @@ class Searched(TypedDict, total=False):
 class Recorded(TypedDict, total=False):
     """What is added to a bundle.json after the graphs."""
 
-    parity: dict[str, dict[str, float] | None] | None  # by precision and tensor, the difference from torch
+    parity: Mapping[str, Mapping[str, float] | None] | None  # by precision and tensor, the difference from torch
     verification: Verification | None
     measurement: Measurement | None
     search: Searched | None

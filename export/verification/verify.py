@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
 
 from export.bundle.inspection import changed_runtime
 from export.bundle.manifest import open_manifest, record
@@ -20,6 +19,7 @@ from export.edge import read_wav
 from export.edge.content import Content, FirstDifference, Verification, VerifiedClient
 from export.graphs.padding import as_trained
 from export.verification.clients import client_module, has_graphs_of, is_exact, known_clients, unavailable_reason
+from export.verification.clients.protocol import ClipFile, Job, Outcome, Transcribed
 from workbench.core.children import ending_with_us
 from workbench.core.errors import UserError, last_line
 from workbench.core.progress import Progress
@@ -41,34 +41,6 @@ class ReferenceTranscript:
     tokens: list[int]
     capped: bool  # whether it was stopped by the cap on tokens
     text_of: Callable[[Sequence[int]], str] | None = None  # the checkpoint's tokenizer, for what stops earlier
-
-
-class _ClipFile(TypedDict):
-    wav: str  # path
-    language: str
-
-
-class _Job(TypedDict):
-    """What a client's process is told."""
-
-    bundle: str  # path
-    precision: str
-    threads: int | None
-    clips: list[_ClipFile]
-
-
-class _Transcribed(TypedDict):
-    """What it wrote of a clip."""
-
-    text: str
-    tokens: list[int] | None  # None where the runtime does not hand them out
-
-
-class _Outcome(TypedDict):
-    """What a client's process answers."""
-
-    version: str
-    clips: list[_Transcribed]
 
 
 def verify_bundle(
@@ -119,7 +91,7 @@ def verify_bundle(
         with Progress("verifying", len(jobs)) as progress:
             for name, precision in jobs:
                 progress.advance(0, f"{name} {precision}, {len(clips)} clips")
-                job: _Job = {
+                job: Job = {
                     "bundle": str(bundle.resolve()),
                     "precision": precision,
                     "threads": threads,
@@ -143,7 +115,7 @@ def verify_bundle(
 
 
 def _torch_reference(
-    checkpoint: Path, bundle: Path, clips: Sequence[_ClipFile], content: Content, folder: Path
+    checkpoint: Path, bundle: Path, clips: Sequence[ClipFile], content: Content, folder: Path
 ) -> list[ReferenceTranscript]:
     """What the torch model writes of each clip, alone in its batch, as the clients do it."""
     import torch
@@ -187,10 +159,10 @@ def _torch_reference(
     return out
 
 
-def _write_clips(utterances: Sequence[Utterance], folder: Path) -> list[_ClipFile]:
+def _write_clips(utterances: Sequence[Utterance], folder: Path) -> list[ClipFile]:
     from workbench.audio.decode import write_wav
 
-    clips: list[_ClipFile] = []
+    clips: list[ClipFile] = []
     for i, utterance in enumerate(utterances):
         write_wav(folder / f"{i}.wav", utterance.wave())
         clips.append({"wav": str(folder / f"{i}.wav"), "language": utterance.language})
@@ -199,7 +171,7 @@ def _write_clips(utterances: Sequence[Utterance], folder: Path) -> list[_ClipFil
 
 def _compare(
     name: str,
-    job: _Job,
+    job: Job,
     folder: Path,
     utterances: Sequence[Utterance],
     reference: Sequence[ReferenceTranscript],
@@ -243,7 +215,7 @@ def _compare(
 
 
 def _first_difference(
-    utterances: Sequence[Utterance], clips: Sequence[_Transcribed], reference: Sequence[ReferenceTranscript], prefixes: Sequence[float]
+    utterances: Sequence[Utterance], clips: Sequence[Transcribed], reference: Sequence[ReferenceTranscript], prefixes: Sequence[float]
 ) -> FirstDifference | None:  # fmt: skip
     """The first clip whose text is not torch's, or else whose tokens are not."""
     unequal = [i for i, share in enumerate(prefixes) if share < 1]
@@ -283,7 +255,7 @@ def explain(found: VerifiedClient) -> list[str]:
     return out
 
 
-def expected_text(clip: _Transcribed, written: ReferenceTranscript) -> str | None:
+def expected_text(clip: Transcribed, written: ReferenceTranscript) -> str | None:
     """Text that a runtime must have written, given its tokens; None where it wrote other tokens than torch, or hands none out.
 
     Where torch was stopped by the cap on tokens, the runtime may have stopped earlier.
@@ -297,7 +269,7 @@ def expected_text(clip: _Transcribed, written: ReferenceTranscript) -> str | Non
     return written.text_of(tokens) if stopped and written.text_of else None
 
 
-def differs(clip: _Transcribed, written: ReferenceTranscript) -> bool:
+def differs(clip: Transcribed, written: ReferenceTranscript) -> bool:
     """Whether a runtime wrote torch's tokens and another text: its vocabulary is not the checkpoint's."""
     expected = expected_text(clip, written)
     return expected is not None and clip["text"].split() != expected.split()
@@ -315,7 +287,7 @@ def within_budget(found: Score, torchs: Score, points: float = WER_BUDGET) -> bo
     return found.errors - torchs.errors <= allowed
 
 
-def _run(name: str, job: _Job, folder: Path) -> tuple[_Outcome | None, str]:
+def _run(name: str, job: Job, folder: Path) -> tuple[Outcome | None, str]:
     """Run a client in its own process; returns its result, or None and the last line it said."""
     job_path, result_path = folder / "job.json", folder / "result.json"
     job_path.write_text(json.dumps(job), encoding="utf-8")
@@ -333,11 +305,11 @@ def _run(name: str, job: _Job, folder: Path) -> tuple[_Outcome | None, str]:
         return None, f"hung for {error.timeout:.0f} s"
     if done.returncode or not result_path.is_file():
         return None, f"exit status {done.returncode}: {last_line(done.stderr)}"
-    result: _Outcome = json.loads(result_path.read_text(encoding="utf-8"))
+    result: Outcome = json.loads(result_path.read_text(encoding="utf-8"))
     return result, ""
 
 
-def _prefix_share(clip: _Transcribed, written: ReferenceTranscript) -> float:
+def _prefix_share(clip: Transcribed, written: ReferenceTranscript) -> float:
     """Share of torch's tokens before the first difference, 1 only if all are equal; of its text, where a runtime gives no tokens."""
     ours: Sequence[str | int] = clip["text"] if clip["tokens"] is None else clip["tokens"]
     theirs: Sequence[str | int] = written.text if clip["tokens"] is None else written.tokens
