@@ -32,7 +32,7 @@ class Attention(Protocol):
 
 
 class DecoderAttention(Attention, Protocol):
-    """A decoder's attention, whose products are never taken apart in two."""
+    """A decoder's attention, whose products are never factorized."""
 
     @property
     def q_proj(self) -> nn.Linear: ...
@@ -66,15 +66,15 @@ class Layer(Protocol):
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """As of every nn.Module."""
+        """As in nn.Module."""
         ...
 
     def train(self, mode: bool = True) -> object:
-        """As of every nn.Module."""
+        """As in nn.Module."""
         ...
 
     def eval(self) -> object:
-        """As of every nn.Module."""
+        """As in nn.Module."""
         ...
 
 
@@ -108,11 +108,11 @@ class Layers(Protocol[LayerT]):
     def __getitem__(self, index: slice) -> Layers[LayerT]: ...
 
     def get_submodule(self, target: str) -> nn.Module:
-        """As of every nn.Module."""
+        """As in nn.Module."""
         ...
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """As of every nn.Module."""
+        """As in nn.Module."""
         ...
 
 
