@@ -53,7 +53,7 @@ def arguments(doc: str | None, **extra: tuple[Any, str]) -> argparse.Namespace:
 def finish(path: Path | None, figures: dict[str, float], runs: list[dict[str, Any]], **more: Any) -> None:
     """Print the figures and write the file, with `more` fields if there are any."""
     from workbench.core.files import write_json
-    from workbench.core.host import describe_host
+    from workbench.core.machine.host import describe_host
 
     for name, value in figures.items():
         print(f"{name}: {value:.4g}")

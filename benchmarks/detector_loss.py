@@ -87,7 +87,7 @@ def _at(wave: Any, level: float) -> Any:
 
 
 def _speech(name: str, recognizer: Any, clips: list[tuple[str, str, Any]]) -> dict[str, Any]:
-    from export.edge.speech import SPOKEN, speech_probability
+    from export.edge.vad import SPOKEN, speech_probability
 
     likely = [speech_probability(wave, recognizer.detector) for _, _, wave in clips]
     dropped = [
@@ -108,7 +108,7 @@ def _speech(name: str, recognizer: Any, clips: list[tuple[str, str, Any]]) -> di
 
 
 def _noise(name: str, recognizer: Any, waves: list[Any], every: int) -> dict[str, Any]:
-    from export.edge.speech import SPOKEN, speech_probability
+    from export.edge.vad import SPOKEN, speech_probability
 
     likely = [speech_probability(wave, recognizer.detector) for wave in waves]
     said = [(p, recognizer.transcribe(wave, vad=False)) for p, wave in list(zip(likely, waves, strict=True))[::every]]

@@ -96,7 +96,7 @@ def reference(frozen: bool, clips: int, folder: Path) -> None:
 
     from workbench.cache.teacher_targets import TargetCache
     from workbench.config.sections import StudentRecipe
-    from workbench.core.memory import peak_resident_bytes
+    from workbench.core.machine.memory import peak_resident_bytes
     from workbench.models import open_family
     from workbench.models.resolve import resolve_teacher
     from workbench.models.whisper.students import build_student
@@ -140,7 +140,7 @@ def ours(frozen: bool, clips: int, folder: Path) -> None:
     import torch
 
     from workbench.config.recipe import parse_recipe
-    from workbench.core.memory import peak_resident_bytes
+    from workbench.core.machine.memory import peak_resident_bytes
     from workbench.distill.stage import StageTrainer
     from workbench.distill.trainer import Trainer
     from workbench.run.checkpoints import TrainingProgress, TrainingState
@@ -154,7 +154,7 @@ def ours(frozen: bool, clips: int, folder: Path) -> None:
              "micro_batches": 1, "weighting": {"name": "fixed", "task": 0.8, "distillation": 1.0}}  # fmt: skip
     recipe = parse_recipe(
         {"output": str(work / "run"), "teacher": "whisper-base", "corpus": str(write_manifest(work, utterances)),
-         "student": {"decoder_layers": 2}, "targets": {"top_k": 32, "temperature": 2.0, "accept_tail": True}, "stages": {"stage": stage}},
+         "student": {"decoder_layers": 2}, "targets": {"top_k": 32, "temperature": 2.0, "allow_large_tail": True}, "stages": {"stage": stage}},
         "benchmark",
     )  # fmt: skip
     trainer = Trainer(recipe)

@@ -69,7 +69,7 @@ def _measure(
     from export.bundle.manifest import open_manifest
     from export.bundle.manifest import size_mb as bundle_mb
     from workbench.audio.decode import write_wav
-    from workbench.core.files import cache_dir
+    from workbench.core.hashing import cache_dir
     from workbench.evaluation.scoring import paired_difference, score_utterances
 
     sources = prepare(cache_dir() / "peers", {peer.source for peer in peers.values()})
@@ -158,7 +158,7 @@ def _work(options: Any) -> None:
     """A system's process; ours imports nothing of the workbench but the runtime that travels in the bundle."""
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     from export.edge import Recognizer, read_wav
-    from workbench.core.memory import peak_resident_mb
+    from workbench.core.machine.memory import peak_resident_mb
 
     started = time.perf_counter()
     if options.precision == "-":

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from export.edge.tokens import byte_alphabet
+from export.edge.bundle.tokens import byte_alphabet
 from workbench.models.whisper.family import Whisper
 
 MAGIC, FP32, FP16 = 0x67676D6C, 0, 1

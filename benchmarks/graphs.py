@@ -63,7 +63,7 @@ def main() -> None:
 def _sessions(manifest: Any, threads: int) -> dict[str, Any]:
     import onnxruntime as ort
 
-    from export.edge.sessions import session_options
+    from export.edge.decoding.sessions import session_options
 
     return {
         part: ort.InferenceSession(str(manifest.graph(part, "fp32")), session_options(threads), providers=["CPUExecutionProvider"])

@@ -33,7 +33,7 @@ def main() -> None:
     """Quantize, transcribe in turns, print the figures."""
     options = arguments(__doc__, **OPTIONS)
     from export.bundle.manifest import open_manifest
-    from export.edge.bundle import read_manifest
+    from export.edge.bundle.manifest import read_manifest
     from export.verification.clients.optimum import OptimumClient
     from workbench.core.errors import UserError
     from workbench.corpus import scored_clips
@@ -78,10 +78,10 @@ def main() -> None:
 def _through_optimum(bundle: Path, folder: Path, operators: str) -> Path:
     """A bundle like the given one whose int8 graphs are Optimum's."""
     from export.bundle.view import BundleView
-    from export.edge.bundle import read_manifest
+    from export.edge.bundle.manifest import read_manifest
     from export.graphs.names import GRAPH_FILES
     from export.optimum.environment import environment
-    from workbench.core.host import has_int8_dot_product
+    from workbench.core.machine.host import has_int8_dot_product
 
     manifest, there = read_manifest(bundle), environment()
     view = BundleView(manifest, "fp32", graphs=".")

@@ -82,7 +82,7 @@ class Book:
     def write(self) -> None:
         """Write the file, with this machine's description."""
         from workbench.core.files import write_json
-        from workbench.core.host import describe_host
+        from workbench.core.machine.host import describe_host
 
         if self.path is not None:
             shown = " ".join(f"--{k} {v}" for k, v in self.settings.items() if v)

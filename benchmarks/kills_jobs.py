@@ -18,7 +18,7 @@ FINISHED = 1_000_000  # progress of a command that removes its intermediate resu
 LOOSE = ["--max-compression", "1000", "--min-confidence", "-1000", "--min-rate", "0", "--max-rate", "1000", "--max-wer", "100000"]  # fmt: skip
 STAGES = {
     "encoder": {"trainable": "encoder", "epochs": 2, "learning_rate": 1e-3, "batch_seconds": 12,
-                "encoder_matching": 1.0, "decoding": False},
+                "encoder_matching": 1.0, "decoder_losses": False},
     "decoder": {"trainable": "decoder", "epochs": 2, "learning_rate": 1e-3, "batch_seconds": 12},
 }  # fmt: skip
 ENGINE = """
@@ -88,7 +88,7 @@ def _export(inputs: Path, source: Path, output: Path, precision: str) -> list[st
 
 def _distill(inputs: Path, folder: Path) -> list[str]:
     recipe = {**_recipe(inputs), "corpus": str(inputs / "manifest.jsonl"), "stages": STAGES, "output": str(folder / "run"),
-              "ema": 0.9, "augment": {"speeds": [0.9, 1.1], "noise_share": 0.5}}  # fmt: skip
+              "ema_decay": 0.9, "augment": {"speed_factors": [0.9, 1.1], "noise_probability": 0.5}}  # fmt: skip
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return ["distill", str(path)]
@@ -96,7 +96,7 @@ def _distill(inputs: Path, folder: Path) -> list[str]:
 
 def _recipe(inputs: Path) -> dict[str, Any]:
     return {"teacher": str(inputs / "teacher"), "student": {"decoder_layers": 1}, "checkpoint_minutes": 1e-9,
-            "targets": {"top_k": 8, "accept_tail": True}}  # fmt: skip
+            "targets": {"top_k": 8, "allow_large_tail": True}}  # fmt: skip
 
 
 def _distill_progress(folder: Path) -> list[int]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.edge.sessions import session_options  # as ours: theirs are two sessions, too
+from export.edge.decoding.sessions import session_options  # as ours: theirs are two sessions, too
 from export.optimum.environment import environment
 from workbench.audio.decode import SAMPLE_RATE, Wave
 
@@ -43,7 +43,7 @@ def prepare(folder: Path, sources: Container[str]) -> dict[str, Path]:
     """Make what some peers read, unless it is there: CTranslate2 folders, the plain export, a ggml file."""
     from ggml import write_ggml
 
-    from workbench.core.files import atomic_folder
+    from workbench.core.atomic import atomic_folder
     from workbench.models.resolve import fetch_ctranslate2, resolve_teacher
 
     made = {"ct2_base": BASE, "ct2_tiny": TINY, "plain": BASE, "ggml": BASE}

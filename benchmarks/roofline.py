@@ -58,17 +58,17 @@ def main() -> None:
 
 def _round(recognizer: Any, clips: dict[float, Any], product: Any, memory: Any) -> list[dict[str, Any]]:
     """Everything once for each length of clip, in turns."""
-    from export.edge.decoding import DecoderSession
+    from export.edge.decoding.decoder import DecoderSession
 
     runs = []
     for seconds, wave in clips.items():
-        features = recognizer.features([wave])
-        cross_kv = recognizer.encode(features)
-        decoder = DecoderSession(recognizer.step, cross_kv, 4 + STEPS)
+        features = recognizer.model.features([wave])
+        cross_kv = recognizer.model.encode(features)
+        decoder = DecoderSession(recognizer.model.step, cross_kv, 4 + STEPS)
         decoder(np.array([recognizer.prompts["en"]]))
         works = {
             "product": product,
-            "encoder": partial(recognizer.encode, features),
+            "encoder": partial(recognizer.model.encode, features),
             "steps": partial(_write, decoder),
             "reading": memory.sum,
         }
@@ -106,7 +106,7 @@ def _product(threads: int) -> Any:
     import onnxruntime as ort
     from onnx import TensorProto, helper
 
-    from export.edge.sessions import session_options
+    from export.edge.decoding.sessions import session_options
 
     m, k, n = PRODUCT
     shapes = {"a": (m, k), "b": (k, n), "c": (m, n)}

@@ -92,7 +92,7 @@ def run(folder: Path, teacher: Path, clips: int, streamed: bool, turn: str) -> d
     stage = {"trainable": "all", "epochs": 1, "learning_rate": 1e-4, "batch_seconds": 24, "micro_batches": 1}
     recipe: dict[str, Any] = {
         "output": str(output), "teacher": str(teacher), "corpus": str(folder / str(clips) / "manifest.jsonl"),
-        "targets": {"batch_clips": 4}, "stages": {"all": stage},
+        "targets": {"teacher_batch_size": 4}, "stages": {"all": stage},
     }  # fmt: skip
     if streamed:
         recipe |= {"corpus": f"hf:{folder / str(clips) / 'data'}", "stream": {"window_hours": 0.03}}
@@ -102,7 +102,7 @@ def run(folder: Path, teacher: Path, clips: int, streamed: bool, turn: str) -> d
     script = (
         "import sys, logging; from pathlib import Path\n"
         "from workbench.config.recipe import load_recipe; from workbench.distill.trainer import distill\n"
-        "from workbench.core.memory import peak_resident_bytes\n"
+        "from workbench.core.machine.memory import peak_resident_bytes\n"
         "distill(load_recipe(Path(sys.argv[1])))\n"
         "print(peak_resident_bytes())\n"
     )

@@ -41,7 +41,7 @@ def main() -> None:
     folder = Path(args.folder)
     folder.mkdir(parents=True, exist_ok=True)
     hours = sorted(float(h) for h in args.hours.split(","))
-    arms: dict[str, dict[str, Any]] = {"0h": {}, "joined": {"augment": {"concatenate": JOIN_SECONDS}}}
+    arms: dict[str, dict[str, Any]] = {"0h": {}, "joined": {"augment": {"concatenate_seconds": JOIN_SECONDS}}}
     for wanted in hours:
         arms[f"{wanted:g}h"] = {"more_corpora": [str(speech(folder, wanted, max(hours)))]}
     if args.languages:
@@ -49,8 +49,8 @@ def main() -> None:
     runs: list[dict[str, Any]] = []
     for name, changes in arms.items():
         output = folder / f"{name}-{args.seed}"
-        recipe = {"output": str(output), "student": {"decoder_layers": 2, "initial": args.student}, "seed": args.seed,
-                  "stages": {"decoder": {**DECODER, "steps": args.steps}}, "validate_every": 10_000, **changes}  # fmt: skip
+        recipe = {"output": str(output), "student": {"decoder_layers": 2, "init_from": args.student}, "seed": args.seed,
+                  "stages": {"decoder": {**DECODER, "max_steps": args.steps}}, "validate_every": 10_000, **changes}  # fmt: skip
         path = folder / f"{output.name}.yaml"
         path.write_text(yaml.safe_dump(recipe))
         command("distill", str(path))
@@ -94,14 +94,14 @@ def speech(folder: Path, hours: float, most: float) -> Path:
 
 def command(*args: str) -> None:
     """Run the workbench of this checkout."""
-    from workbench.core.files import cache_dir
+    from workbench.core.hashing import cache_dir
 
     subprocess.run(workbench(cache_dir(), *args), check=True)
 
 
 def transcribed(student: Path, split: str, baseline: list[str] | None) -> dict[str, Any]:
     """Transcripts of a real split at true length, their scores, and how sure the difference to a baseline's is."""
-    from workbench.config.sections import MarginRecipe
+    from workbench.config.sections import TrailingSilenceRecipe
     from workbench.corpus import scored_clips
     from workbench.evaluation.scoring import normalize, paired_difference, score
     from workbench.evaluation.transcribe import validate
@@ -109,7 +109,7 @@ def transcribed(student: Path, split: str, baseline: list[str] | None) -> dict[s
 
     family = open_family(student)
     utterances = scored_clips("prompts-en", split)
-    found = validate(family.load(), family, utterances, MarginRecipe().inference)
+    found = validate(family.load(), family, utterances, TrailingSilenceRecipe().inference)
     scored = score(found.references, found.hypotheses, found.languages)
     against = paired_difference(found.references, found.hypotheses, baseline, found.languages) if baseline else None
     # a transcript that loops can have more errors than ten others together, so the share of faultless ones stands beside it

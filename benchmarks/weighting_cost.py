@@ -97,20 +97,20 @@ def work(case: str, clips: int, folder: Path) -> None:
     from workbench.weighting import TeacherStatistics, build_weighting
 
     place = folder / case.replace(", ", "-").replace(" ", "-")
-    loop, dataset = begin(place, clips, *CASES[case], learning_rate=1e-4, on_policy={"share": 1.0})
+    loop, dataset = begin(place, clips, *CASES[case], learning_rate=1e-4, on_policy={"fraction": 1.0})
     on_policy = loop.context.on_policy
     fixed = loop.begin(dataset)
     planned = loop.plan(dataset)
 
     def epoch(method: str | None = None, steps: int | None = None) -> None:
-        settings = OnPolicyRecipe(method=method, share=1.0) if method else None  # type: ignore[arg-type]
+        settings = OnPolicyRecipe(method=method, fraction=1.0) if method else None  # type: ignore[arg-type]
         loop.forward_backward.on_policy = on_policy.with_settings(settings) if settings else None
         for batches in islice(loop.epochs.batches(planned), steps):
             loop.step(batches, fixed, 100_000)
         loop.context.log.settle()
 
     def update(name: str) -> None:
-        weighting = build_weighting({"name": name, "first": 0, "every": 1}, TeacherStatistics((1.0,)))
+        weighting = build_weighting({"name": name, "start_epoch": 0, "update_every": 1}, TeacherStatistics((1.0,)))
         loop.begin_epoch(replace(fixed, weighting=weighting), planned, 100_000)
 
     update("almkd")  # the validation set's encoder states are computed once

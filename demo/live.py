@@ -14,9 +14,9 @@ from pathlib import Path
 
 from demo.session import Systems
 from export.edge import AudioError, BundleError, PartialTranscript, Stream
-from export.edge.audio import Resampler
+from export.edge.audio.resample import Resampler
+from export.edge.audio.wav import read_pcm
 from export.edge.stream import EVERY
-from export.edge.wav import read_pcm
 from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.core.errors import UserError
 

@@ -35,7 +35,7 @@ ENCODER = {
     "learning_rate": 1e-3,
     "batch_seconds": 6.0,
     "encoder_matching": 1.0,
-    "decoding": False,
+    "decoder_losses": False,
 }
 
 
@@ -47,7 +47,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers.models import BPE
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-    from export.edge.tokens import byte_alphabet
+    from export.edge.bundle.tokens import byte_alphabet
     from workbench.models.whisper.tokens import save_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny") / "tiny-teacher"
@@ -136,7 +136,7 @@ def recipe(tiny_checkpoint: Path, cache: Path, speech: Callable[..., Path], tmp_
         content = {
             "output": str(tmp_path / name), "teacher": str(tiny_checkpoint), "corpus": str(speech()),
             "student": {"decoder_layers": [0, 2]},
-            "targets": {"top_k": 8, "accept_tail": True},  # a random teacher is unsure: 8 of its 256 tokens hold a third
+            "targets": {"top_k": 8, "allow_large_tail": True},  # a random teacher is unsure: 8 of its 256 tokens hold a third
             "stages": {"encoder": ENCODER, "decoder": DECODER}, **changes,
         }  # fmt: skip
         return parse_recipe(content, "test")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from export.assembly.detector import silero_data
-from export.edge.content import Alignment
+from export.edge.bundle.content import Alignment
 from export.edge.words import spans
 from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.corpus import Utterance, scored_clips

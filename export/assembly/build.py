@@ -19,29 +19,27 @@ from export.assembly.detector import copy_detector
 from export.assembly.origin import Origin, find_origin
 from export.bundle.inspection import OWN_RUNTIME
 from export.bundle.manifest import BUNDLE, write_manifest
-from export.edge.bundle import FORMAT, BundleError, Manifest, read_manifest
-from export.edge.content import Content, Host, Int8, Vocabulary
+from export.edge.bundle.content import Content, Host, Int8, Vocabulary
+from export.edge.bundle.manifest import FORMAT, BundleError, Manifest, read_manifest
 from export.graphs.lint import LARGEST
 from export.quantization.int8 import DEFAULTS, Int8Options
 from export.quantization.precisions import Precision, Scheme, parse_precisions
 from workbench import __version__
 from workbench.audio.decode import SAMPLE_RATE, Wave
+from workbench.core.atomic import workplace
+from workbench.core.disk import check_free_space
 from workbench.core.errors import UserError, nearest
-from workbench.core.files import check_free_space, sha256, workplace, write_json
-from workbench.core.host import describe_host
+from workbench.core.files import write_json
+from workbench.core.hashing import sha256
 from workbench.core.locks import output_lock
+from workbench.core.machine.host import describe_host
 from workbench.core.ownership import check_output, check_replaceable, replacing
 from workbench.corpus import Utterance
 from workbench.models.resolve import fingerprint
 from workbench.models.students import parameters
 from workbench.models.whisper.checkpoint import check_files
-from workbench.models.whisper.family import (
-    TOKENS_AT_LEAST,
-    TOKENS_PER_SECOND,
-    WINDOW_SECONDS,
-    Whisper,
-    tokens_per_second,
-)
+from workbench.models.whisper.family import WINDOW_SECONDS, Whisper
+from workbench.models.whisper.limits import TOKENS_AT_LEAST, TOKENS_PER_SECOND, tokens_per_second
 from workbench.models.whisper.tokens import added_words
 
 if TYPE_CHECKING:

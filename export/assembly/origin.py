@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.edge.content import Run
+from export.edge.bundle.content import Run
 from workbench.config.recipe import load_recipe
 from workbench.core.errors import UserError
-from workbench.core.files import read_json, sha256
+from workbench.core.files import read_json
+from workbench.core.hashing import sha256
 from workbench.corpus import corpus_identity
 from workbench.models.whisper.family import own_margin
 
@@ -48,8 +49,8 @@ def _trained_on(recipe_file: Path) -> list[dict[str, str]] | None:
         found = [corpus_identity(source) for source in (recipe.corpus, *recipe.more_corpora)]
     except UserError:
         return None  # a corpus has moved
-    if recipe.student.initial is None:
+    if recipe.student.init_from is None:
         return found
-    earlier = Path(recipe.student.initial).parent / "recipe.yaml"
+    earlier = Path(recipe.student.init_from).parent / "recipe.yaml"
     before = _trained_on(earlier) if earlier.is_file() else None
     return None if before is None else [*found, *(corpus for corpus in before if corpus not in found)]

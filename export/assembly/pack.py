@@ -9,8 +9,8 @@ from pathlib import Path
 from export.bundle.card import write_card
 from export.bundle.inspection import changed_runtime, check_names
 from export.bundle.manifest import BUNDLE, open_manifest, write_manifest
-from export.edge.bundle import BundleError
-from export.edge.content import Content, Measured, MeasuredCorpus
+from export.edge.bundle.content import Content, Measured, MeasuredCorpus
+from export.edge.bundle.manifest import BundleError
 from export.graphs.names import GRAPH_FILES
 from export.verification.clients import client_module
 from workbench.core.errors import UserError

@@ -9,7 +9,7 @@ from export.assembly.build import export_bundle
 from export.bundle.manifest import open_manifest
 from export.verification.clients import has_graphs_of
 from workbench.core.errors import UserError
-from workbench.core.files import cache_dir
+from workbench.core.hashing import cache_dir
 from workbench.core.locks import output_lock
 from workbench.models.resolve import fingerprint, resolve_teacher
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export.edge.content import Content, Measurement, Verification
+from export.edge.bundle.content import Content, Measurement, Verification
 from workbench.core.files import write_text
 
 CARD = "MODEL_CARD.md"

@@ -10,16 +10,19 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from export.edge.bundle import BundleError, Manifest, check_graph
-from export.edge.fields import shown
-from export.edge.tokens import Detokenizer
+from export.edge.bundle.fields import shown
+from export.edge.bundle.manifest import BundleError, Manifest, check_graph
+from export.edge.bundle.tokens import Detokenizer
 from workbench.core.errors import UserError
-from workbench.core.files import read_object, sha256
+from workbench.core.files import read_object
+from workbench.core.hashing import sha256
 from workbench.models.whisper.checkpoint import check_settings
 
 OWN_RUNTIME = Path(__file__).parents[1] / "edge"
 # What `workbench export` writes; anything else has no business in a bundle, whether listed or not.
-WRITTEN = re.compile(r"[A-Za-z_]+\.(json|md|txt)|onnx/[\w.+-]+\.onnx|edge/(\w+\.py|README\.md|requirements\.txt)")
+WRITTEN = re.compile(
+    r"[A-Za-z_]+\.(json|md|txt)|onnx/[\w.+-]+\.onnx|edge/((\w+/)?\w+\.py|README\.md|requirements\.txt)"
+)
 # What file managers leave behind (macOS a `._NAME` beside each file on a foreign disk): no runtime reads it.
 BY_OTHERS = re.compile(r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini")
 

@@ -10,10 +10,12 @@ from typing import Unpack, cast
 
 from export.bundle.card import CARD, card
 from export.bundle.recorded import check_recorded
-from export.edge.bundle import BundleError, Manifest, read_manifest
-from export.edge.content import Content, Recorded
+from export.edge.bundle.content import Content, Recorded
+from export.edge.bundle.manifest import BundleError, Manifest, read_manifest
+from workbench.core.atomic import recover
 from workbench.core.errors import UserError
-from workbench.core.files import read_json, recover, sha256, write_json, write_text
+from workbench.core.files import read_json, write_json, write_text
+from workbench.core.hashing import sha256
 from workbench.core.ownership import Made, Owned
 
 # What the clients read besides graphs; a checkpoint that lacks one of the optional ones exports without it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from export.edge.fields import Check, anything, number, one_of, record, row, table, text, whole
+from export.edge.bundle.fields import Check, anything, number, one_of, record, row, table, text, whole
 
 REQUIRED = ("workbench", "parameters", "checkpoint_sha256")
 MOST = 10_000

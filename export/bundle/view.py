@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Container
 from pathlib import Path
 
-from export.edge.bundle import Manifest
+from export.edge.bundle.manifest import Manifest
 from export.graphs.names import GRAPH_FILES
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.edge.content import Lost
+from export.edge.bundle.content import Lost
 from workbench.core.disk import disk_errors
 from workbench.core.errors import UserError, nearest
 from workbench.core.files import read_json

@@ -10,8 +10,8 @@ This package travels inside every bundle, and is importable from the workbench a
 """
 
 from . import no_telemetry  # isort: skip  # noqa: F401  before anything that imports onnxruntime
-from .audio import AudioError, read_wav
-from .bundle import BundleError, Manifest, read_manifest
+from .audio.resample import AudioError, read_wav
+from .bundle.manifest import BundleError, Manifest, read_manifest
 from .formats import FORMATS, format_segments
 from .recognizer import Recognizer
 from .stream import PartialTranscript, Stream

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from . import FORMATS, AudioError, BundleError, Recognizer, Segment, format_segments, read_wav
-from .audio import SAMPLE_RATE
+from .audio.resample import SAMPLE_RATE
 from .recognizer import LONGEST
 
 MOST = 1024  # threads, or beams

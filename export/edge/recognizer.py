@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
-from .audio import SAMPLE_RATE, AudioError, Wave
-from .bundle import BundleError, Manifest, read_manifest
+from .after_loop import joined, rest_after
+from .audio.resample import SAMPLE_RATE, AudioError, Wave
+from .bundle.manifest import BundleError, Manifest, read_manifest
+from .bundle.tokens import Detokenizer
 from .clock import Clock
-from .continued import joined, rest_after
-from .cuda_graphs import Shapes
-from .decoding import DecoderSession, Hypothesis, beam_search, greedy
-from .memory import given_back_at_once
-from .sessions import Provider, as_value, check_sessions, open_sessions, run_on_device, session_options
-from .speech import Detector, anybody_speaks, pieces_of
-from .tokens import Detokenizer
+from .decoding.decoder import Hypothesis, beam_search, greedy
+from .decoding.model import SpeechModel
+from .decoding.sessions import Provider
 from .transcript import Segment, Transcript
+from .vad import Detector, anybody_speaks, pieces_of
 from .words import Word, timed_words
 
 AUTO = "auto"  # for a language
 LONGEST = 28.0  # seconds of a stretch of a recording
-POSITION_SAMPLES = 320  # samples of one encoder position: 20 ms
 SPREAD_SECONDS = 0.4  # by how much clips of one batch may differ in length: shorter ones are padded with up to that much more silence than alone
 
 
@@ -64,25 +60,14 @@ class Recognizer:
     ) -> None:
         self.manifest: Manifest = read_manifest(bundle)
         self.precision = precision or self.manifest.precisions[0]
-        graphs = {part: self.manifest.graph(part, self.precision) for part in ("frontend", "encoder", "step")}
-        if check:
-            inside = self.manifest.folder.resolve()
-            self.manifest.check(["vocab.json", *(path.relative_to(inside).as_posix() for path in graphs.values())])
+        self.model = SpeechModel(
+            self.manifest, self.precision, threads, providers, check=check, frugal=frugal, spin=spin, cuda_graphs=cuda_graphs
+        )  # fmt: skip
         self.detokenize = Detokenizer(self.manifest.path("vocab.json"), self.manifest.added)
-        with given_back_at_once() if frugal else nullcontext():
-            opened = open_sessions(graphs, session_options(threads, spin), providers, cuda_graphs)
-        self.frontend, self.encoder, self.step = (opened[part] for part in graphs)
-        check_sessions(opened, graphs, self.manifest)
-        content = self.manifest.content
-        self.length: str = content["length"]
-        self.margin, self.window = float(content["margin_seconds"]), float(content["window_seconds"])
-        tokens = content["tokens"]
-        self.prompts: dict[str, list[int]] = tokens["prompts"]
-        self.end: int = tokens["end"]
-        wanted = bool(content.get("speech_detector")) if vad is None else vad
+        self.window, self.prompts = self.model.window, self.model.prompts  # seconds; token ids by language
+        wanted = bool(self.manifest.content.get("speech_detector")) if vad is None else vad
         self.detector = self.new_detector() if wanted else None  # of clips
         self._cutter = self.detector  # of recordings, opened when one needs it
-        self._shapes = self._new_shapes() if cuda_graphs else None
 
     def transcribe(
         self, wave: Wave, language: str = "en", beams: int = 1, words: bool = False, vad: bool = True
@@ -169,17 +154,11 @@ class Recognizer:
         """The speech detector that lies in the bundle; raises BundleError if it has none."""
         return Detector(self.manifest.speech_detector())
 
-    def _new_shapes(self) -> Shapes:
-        longest = max(
-            len(prompt) + self.manifest.token_limit(self.window, language) for language, prompt in self.prompts.items()
-        )
-        return Shapes(self.encoder, self.step, longest)
-
     def _batches(self, seconds: Sequence[float], most: int) -> Iterator[list[int]]:
         """Numbers of clips that go together, the shortest first."""
         batch: list[int] = []
         for i in sorted(range(len(seconds)), key=lambda i: seconds[i]):
-            far = batch and self.length != "padded" and seconds[i] - seconds[batch[0]] > SPREAD_SECONDS
+            far = batch and not self.model.pads_to_window and seconds[i] - seconds[batch[0]] > SPREAD_SECONDS
             if len(batch) == most or far:
                 yield batch
                 batch = []
@@ -193,21 +172,18 @@ class Recognizer:
     ) -> list[Transcript]:  # fmt: skip
         """Transcribe clips of about one length as one batch, or one clip with beams."""
         clock = clock or Clock()
-        cross_kv = self.states(waves, clock)
+        cross_kv = self.model.cross_kv(waves, clock)
         languages = [language] * len(waves)
         if language == AUTO:
-            languages = self._detected(cross_kv)
+            languages = self.model.detect_languages(cross_kv)
             clock.lap("language")
         prompts = [self.prompts[code] for code in languages]
         limits = [self.manifest.token_limit(s, code) for s, code in zip(seconds, languages, strict=True)]
-        max_length = len(prompts[0]) + max(limits)
+        decoder, end = self.model.decoder(cross_kv, len(prompts[0]) + max(limits), beams), self.model.end_token
         if beams > 1:
-            decoder = DecoderSession(self.step, cross_kv, max_length, beams)
-            written = [beam_search(decoder, prompts[0], limits[0], self.end, beams)]
+            written = [beam_search(decoder, prompts[0], limits[0], end, beams)]
         else:
-            kept = self._shapes.decoder(cross_kv) if self._shapes else None
-            decoder = kept or DecoderSession(self.step, cross_kv, max_length)
-            written = greedy(decoder, prompts, limits, self.end, lambda: clock.lap("first_token"))
+            written = greedy(decoder, prompts, limits, end, lambda: clock.lap("first_token"))
         clock.lap("rest")
         texts = [self.detokenize(one.tokens) for one in written]
         clock.lap("detokenize")
@@ -230,9 +206,11 @@ class Recognizer:
         That takes heads that follow the speech, to tell where the round ends, and the detector, to tell whether anything is said after
         it. Without them the transcript stays as it is.
         """
-        if not said.tokens or not self.has_heads or self.detector is None:
+        if not said.tokens or not self.model.has_alignment_heads or self.detector is None:
             return said
-        attention = self.cross_attention(self.states([wave]), self.prompts[said.language], said.tokens, len(wave))
+        attention = self.model.cross_attention(
+            self.model.cross_kv([wave]), self.prompts[said.language], said.tokens, len(wave)
+        )
         rest = rest_after(wave, attention, self.detector, self.window)
         if rest is None:
             return said
@@ -242,57 +220,9 @@ class Recognizer:
         self, samples: int, cross_kv: Sequence[ort.OrtValue], prompt: list[int], written: Hypothesis, language: str
     ) -> tuple[Word, ...]:
         """Times of the words of one clip: the transcript is read once more, by the heads that follow the speech."""
-        attention = self.cross_attention(cross_kv, prompt, written.tokens, samples)
+        attention = self.model.cross_attention(cross_kv, prompt, written.tokens, samples)
         seconds = samples / SAMPLE_RATE
         return tuple(timed_words(attention, written.tokens, self.detokenize.bytes_of, language, seconds))
-
-    def cross_attention(
-        self, cross_kv: Sequence[ort.OrtValue], prompt: Sequence[int], tokens: Sequence[int], samples: int
-    ) -> npt.NDArray[np.float32]:
-        """Where the heads look before each token and before the end, of the positions that hold the clip. -> [tokens + 1, positions]"""
-        read = np.array([[*prompt, *tokens]], np.int64)
-        attention: npt.NDArray[np.float32] = DecoderSession(self.step, cross_kv, read.shape[1]).cross_attention(read)[
-            0
-        ][len(prompt) - 1 :]
-        positions = max(2, round(attention.shape[1] * samples / self._heard(samples)))
-        return attention[:, :positions]
-
-    @property
-    def has_heads(self) -> bool:
-        """Whether attention heads are known that follow the speech."""
-        return bool((self.manifest.content.get("alignment") or {}).get("heads"))
-
-    def states(self, waves: Sequence[Wave], clock: Clock | None = None) -> list[ort.OrtValue]:
-        """Keys and values of the encoder's states for every decoder layer, as onnxruntime's values [layers, clips, positions, width]."""
-        clock = clock or Clock()
-        features = self.features(waves)
-        clock.lap("features")
-        cross_kv = self.encode(features)
-        clock.lap("encoder")
-        return cross_kv
-
-    def features(self, waves: Sequence[Wave]) -> ort.OrtValue:
-        """Log-mel features of waves [samples], with the silence that the model hears after the longest, as onnxruntime's value."""
-        given = {"waves": as_value(self._padded(waves))}
-        return run_on_device(self.frontend, given, ["input_features"])[0]
-
-    def encode(self, features: ort.OrtValue) -> list[ort.OrtValue]:
-        """Keys and values of the states of some features."""
-        names = ["n_layer_cross_k", "n_layer_cross_v"]
-        if self._shapes:
-            return self._shapes.encode(features, names)
-        cross_kv = run_on_device(self.encoder, {"input_features": features}, names)
-        clips, found = features.shape()[0], [value.shape() for value in cross_kv]
-        if any(len(shape) != 4 or shape[1] != clips for shape in found):
-            raise BundleError(
-                f"{self.manifest.name}: its encoder gives shapes {found} for {clips} clips; expected [layers, clips, positions, width]"
-            )
-        return cross_kv
-
-    def first_logits(self, cross_kv: Sequence[ort.OrtValue], language: str) -> npt.NDArray[np.float32]:
-        """Logits after the prompt, those of suppressed tokens lowered. -> [1, vocabulary]"""
-        prompt = np.array([self.prompts[language]], np.int64)
-        return DecoderSession(self.step, cross_kv, prompt.shape[1])(prompt)
 
     def _checked(self, wave: Wave) -> float:
         seconds = len(wave) / SAMPLE_RATE
@@ -308,7 +238,7 @@ class Recognizer:
 
     def _allowed(self, language: str, words: bool = False) -> None:
         self._known(language)
-        if words and not self.has_heads:
+        if words and not self.model.has_alignment_heads:
             raise BundleError(f"{self.manifest.name}: has no attention heads that word times can be read off")
 
     def _spoken(self, wave: Wave, clock: Clock) -> bool:
@@ -324,24 +254,3 @@ class Recognizer:
             raise BundleError(
                 f"{self.manifest.name}: does not know language {language!r}; it knows {', '.join(self.prompts)}, or {AUTO}"
             )
-
-    def _detected(self, cross_kv: Sequence[ort.OrtValue]) -> list[str]:
-        """The language whose token is likeliest after the first of the prompt, of each clip; of a model for one language, that."""
-        clips = int(cross_kv[0].shape()[1])
-        if len(self.prompts) == 1:
-            return list(self.prompts) * clips
-        first = next(iter(self.prompts.values()))[0]
-        logits = DecoderSession(self.step, cross_kv, 1)(np.full((clips, 1), first))
-        codes = list(self.prompts)
-        likely = logits[:, [self.prompts[code][1] for code in codes]].argmax(-1)
-        return [codes[i] for i in likely]
-
-    def _padded(self, waves: Sequence[Wave]) -> npt.NDArray[np.float32]:
-        """Waves with the silence after them that the model was trained with. -> [clips, samples]"""
-        samples = self._heard(max(len(wave) for wave in waves))
-        return np.stack([np.pad(wave, (0, samples - len(wave))) for wave in waves]).astype(np.float32)
-
-    def _heard(self, samples: int) -> int:
-        """Samples of a clip and the silence after it: a margin, or up to the whole window."""
-        seconds = self.window if self.length == "padded" else min(samples / SAMPLE_RATE + self.margin, self.window)
-        return -(-round(seconds * SAMPLE_RATE) // POSITION_SAMPLES) * POSITION_SAMPLES

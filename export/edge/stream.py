@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .audio import SAMPLE_RATE, AudioError, Wave
+from .audio.resample import SAMPLE_RATE, AudioError, Wave
 from .recognizer import Recognizer
-from .speech import FRAME, OFF, ON, PAD
+from .vad import FRAME, OFF, ON, PAD
 
 EVERY = 0.5  # seconds of speech between partial texts
 PAUSE = 0.6  # seconds of silence that end an utterance

@@ -14,8 +14,8 @@ from onnx import helper, numpy_helper
 from export.graphs.edit import hoist_transposes, name_weights_by_use
 from export.graphs.step import lowered
 from export.optimum.environment import environment
-from workbench.core.children import ending_with_us
 from workbench.core.errors import last_line
+from workbench.core.machine.children import ending_with_us
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -124,7 +124,7 @@ def sherpa_tokens(family: Whisper) -> str:
     """tokens.txt: the bytes of each text token and added word in base64, and its id."""
     import base64
 
-    from export.edge.tokens import byte_alphabet
+    from export.edge.bundle.tokens import byte_alphabet
     from workbench.models.whisper.tokens import added_words
 
     alphabet = byte_alphabet()

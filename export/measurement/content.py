@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NotRequired, TypedDict
 
-from export.edge.content import Corpus, Host, Measured
+from export.edge.bundle.content import Corpus, Host, Measured
 
 Loss = Literal["loss", "task", "distillation", "matching"]
 

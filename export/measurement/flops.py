@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
-from export.edge.bundle import BundleError, read_json
-from export.edge.fields import number, record, table, text, whole
+from export.edge.bundle.fields import number, record, table, text, whole
+from export.edge.bundle.manifest import BundleError, read_json
 from workbench.core.errors import UserError
 from workbench.models.whisper.low_rank import ranks_of
 

@@ -15,9 +15,9 @@ from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import TypedDict, cast
 
-from workbench.core.children import end_with_parent
 from workbench.core.errors import UserError
-from workbench.core.memory import peak_resident_mb
+from workbench.core.machine.children import end_with_parent
+from workbench.core.machine.memory import peak_resident_mb
 from workbench.evaluation.scoring import is_loop, normalize
 
 STAGES = ("decode", "detector", "features", "encoder", "first_token", "rest", "detokenize")

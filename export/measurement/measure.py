@@ -12,8 +12,8 @@ import numpy as np
 
 from export.assembly.teacher import short_name, teacher_bundle
 from export.bundle.manifest import open_manifest, record, size_mb
-from export.edge.bundle import Manifest
-from export.edge.content import Difference, Host, Measured, Measurement
+from export.edge.bundle.content import Difference, Host, Measured, Measurement
+from export.edge.bundle.manifest import Manifest
 from export.measurement.content import LanguageScores, Report, Scores, Section, SystemRow
 from export.measurement.curves import read_curves
 from export.measurement.flops import Sizes, encoder_flops, read_sizes, token_flops
@@ -21,9 +21,11 @@ from export.measurement.latency import STAGES, BenchmarkResult, System
 from export.measurement.robustness import check_robustness
 from export.measurement.timing import time_on
 from export.verification.clients import has_graphs_of
+from workbench.core.atomic import recover
 from workbench.core.errors import UserError
-from workbench.core.files import read_json, recover, sha256_of, write_json
-from workbench.core.host import describe_host, usable_cpus
+from workbench.core.files import read_json, write_json
+from workbench.core.hashing import sha256_of
+from workbench.core.machine.host import describe_host, usable_cpus
 from workbench.corpus import Utterance, corpus_identity, open_corpus
 from workbench.evaluation.scoring import headline, normalizers_of, paired_difference, score_utterances
 

@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.edge.content import Difference
+from export.edge.bundle.content import Difference
 from export.measurement import curves
 from export.measurement.content import LanguageScores, Report, Section, SystemRow
 from export.measurement.latency import STAGES

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from export.bundle.manifest import open_manifest
 from export.edge import BundleError
-from export.edge.speech import Detector, anybody_speaks
+from export.edge.vad import Detector, anybody_speaks
 from export.measurement.content import Heard, Robustness, Sounds
 from export.measurement.latency import BenchmarkResult, System, time_systems
 from workbench.audio.decode import SAMPLE_RATE, Wave, write_wav

@@ -21,10 +21,12 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from workbench.core.children import ending_with_us
+from workbench.core.atomic import atomic_folder
+from workbench.core.disk import check_free_space
 from workbench.core.errors import UserError, last_line
-from workbench.core.files import atomic_folder, cache_folder, check_free_space
+from workbench.core.hashing import cache_folder
 from workbench.core.locks import output_lock
+from workbench.core.machine.children import ending_with_us
 
 log = logging.getLogger("workbench")
 PACKAGE = "optimum-onnx"

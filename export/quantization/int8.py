@@ -17,7 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from export.graphs.edit import branches, replace, tied_transpose
-from workbench.core.host import has_int8_dot_product
+from workbench.core.machine.host import has_int8_dot_product
 from workbench.core.quiet import errors_only
 
 

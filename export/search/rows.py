@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NotRequired, TypedDict
 
-from export.edge.content import Difference
+from export.edge.bundle.content import Difference
 
 Figure = Literal["wer", "p50_ms", "encoder_ms", "decoder_ms", "size_mb", "peak_rss_mb"]  # less is better
 TIMES: dict[str, Figure] = {"encoder": "encoder_ms", "decoder": "decoder_ms"}  # of each part

@@ -15,7 +15,7 @@ from typing import TypedDict, Unpack, cast
 
 from export.assembly.build import calibration_features, check_exporter, export_bundle
 from export.bundle.manifest import BUNDLE, open_manifest, record
-from export.edge.content import Difference, Searched
+from export.edge.bundle.content import Difference, Searched
 from export.measurement.latency import System
 from export.measurement.timing import time_on
 from export.quantization.int8 import Int8Options
@@ -26,9 +26,9 @@ from export.search.candidates import FP32, Candidates, quantize_only, row
 from export.search.outcome import Search
 from export.search.rows import TIMES, Confirmed, Figure, Row
 from export.search.table import print_search
+from workbench.core.atomic import workplace
 from workbench.core.errors import UserError
-from workbench.core.files import workplace
-from workbench.core.host import describe_host, has_int8_dot_product, usable_cpus
+from workbench.core.machine.host import describe_host, has_int8_dot_product, usable_cpus
 from workbench.core.ownership import check_output, check_replaceable
 from workbench.corpus import Utterance, scored_clips
 from workbench.evaluation.scoring import paired_difference

@@ -40,9 +40,9 @@ class Probe:
         return float(np.mean(differences))
 
     def _output(self, recognizer: Recognizer, wave: Wave, language: str) -> npt.NDArray[np.float32]:
-        cross_kv = recognizer.states([wave])
+        cross_kv = recognizer.model.cross_kv([wave])
         if self.part == "encoder":
             states: npt.NDArray[np.float32] = cross_kv[0].numpy()
             return states
-        logits = recognizer.first_logits(cross_kv, language)
+        logits = recognizer.model.first_logits(cross_kv, language)
         return logits[logits > UNSAID / 2]  # without those that are lowered

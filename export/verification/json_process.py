@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from workbench.core.children import ending_with_us
+from workbench.core.machine.children import ending_with_us
 
 
 class Answer(TypedDict, total=False):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from export.edge.bundle import read_manifest
+from export.edge.bundle.manifest import read_manifest
 from export.graphs.build import margin_frames
 from export.graphs.names import GRAPH_FILES
 from export.graphs.padding import WINDOW_FRAMES, as_trained

@@ -16,12 +16,12 @@ from pathlib import Path
 from export.bundle.inspection import changed_runtime
 from export.bundle.manifest import open_manifest, record
 from export.edge import read_wav
-from export.edge.content import Content, FirstDifference, Verification, VerifiedClient
+from export.edge.bundle.content import Content, FirstDifference, Verification, VerifiedClient
 from export.graphs.padding import as_trained
 from export.verification.clients import client_module, has_graphs_of, is_exact, known_clients, unavailable_reason
 from export.verification.clients.protocol import ClipFile, Job, Outcome, Transcribed
-from workbench.core.children import ending_with_us
 from workbench.core.errors import UserError, last_line
+from workbench.core.machine.children import ending_with_us
 from workbench.core.progress import Progress
 from workbench.corpus import Utterance
 from workbench.evaluation.scoring import Score, score_utterances

@@ -72,7 +72,7 @@ def test_more_corpora_are_added_under_their_name(tmp_path, speech):
 
 
 def test_noise_has_the_ratio_that_is_asked_for():
-    settings = AugmentRecipe(noise_share=1.0, noise_db=(10.0, 10.0))
+    settings = AugmentRecipe(noise_probability=1.0, snr_db=(10.0, 10.0))
     waves = torch.from_numpy(np.stack([0.1 * tone(1.0), 0.05 * tone(1.0)]))
     lengths = torch.tensor([16_000, 16_000])
     noisy = add_noise(waves, lengths, settings, np.random.default_rng(1))
@@ -85,7 +85,7 @@ def test_noise_has_the_ratio_that_is_asked_for():
 
 
 def test_masks_blank_bands_and_stretches_and_nothing_else():
-    settings = AugmentRecipe(frequency_masks=1, frequency_width=10, time_masks=1, time_width=20)
+    settings = AugmentRecipe(frequency_masks=1, frequency_mask_bins=10, time_masks=1, time_mask_frames=20)
     features = torch.randn(2, 80, 300, generator=torch.Generator().manual_seed(0))
     masked = mask_spectrum(features, settings, np.random.default_rng(3))
     for clean, heard in zip(features, masked, strict=True):
@@ -106,7 +106,7 @@ def test_an_augmented_run_labels_new_utterances_only(recipe, cache):
 
     assert labelled() == 6
     augmented = recipe("augmented", stages={"decoder": {**DECODER, "epochs": 1}}, augment={
-        "speeds": [1.1], "concatenate": 6.0, "noise_share": 0.5, "frequency_masks": 1, "time_masks": 1})  # fmt: skip
+        "speed_factors": [1.1], "concatenate_seconds": 6.0, "noise_probability": 0.5, "frequency_masks": 1, "time_masks": 1})  # fmt: skip
     distill(augmented)
     train = training_set(augmented.corpus, None, (), [1.1], 6.0, augmented.seed)
     assert labelled() == len(train) > 12  # the six are there already

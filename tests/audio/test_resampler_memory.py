@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from export.edge.audio import resample
+from export.edge.audio.resample import resample
 
 
 @pytest.mark.parametrize("rate", [48_000, 192_000, 768_000])

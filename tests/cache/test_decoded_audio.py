@@ -145,7 +145,7 @@ def test_a_second_temperature_stores_no_audio(recipe, cache):
     distill(recipe("one"))
     before = {p: p.stat().st_mtime_ns for p in cache.glob("audio/*/*")}
     assert before
-    targets = {"top_k": 8, "accept_tail": True, "temperature": 2.0}
+    targets = {"top_k": 8, "allow_large_tail": True, "temperature": 2.0}
     distill(recipe("two", targets=targets))
     assert {p: p.stat().st_mtime_ns for p in cache.glob("audio/*/*")} == before
     assert len(list(cache.glob("targets/*"))) == 2

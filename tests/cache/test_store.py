@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from workbench.cache.tensor_shards import OPEN_SHARDS, Store, shards_of
-from workbench.core import files
-from workbench.core.files import file_sha256, sha256
+from workbench.core import hashing
+from workbench.core.hashing import file_sha256, sha256
 
 
 def fill(store, rank, keys):
@@ -51,8 +51,8 @@ def test_a_file_is_hashed_again_only_when_it_changes(tmp_path, cache, monkeypatc
     path = tmp_path / "clip.wav"
     path.write_bytes(b"one")
     assert file_sha256(path) == sha256(path)
-    files._known_hashes.cache_clear()  # as in the next run
-    monkeypatch.setattr(files, "sha256", lambda _: pytest.fail("hashed again"))
+    hashing._known_hashes.cache_clear()  # as in the next run
+    monkeypatch.setattr(hashing, "sha256", lambda _: pytest.fail("hashed again"))
     file_sha256(path)
     monkeypatch.undo()
     monkeypatch.setenv("WORKBENCH_CACHE", str(cache))
@@ -61,5 +61,5 @@ def test_a_file_is_hashed_again_only_when_it_changes(tmp_path, cache, monkeypatc
     assert file_sha256(path) == sha256(path)
     with (cache / "hashes.tsv").open("a") as file:
         file.write("torn")
-    files._known_hashes.cache_clear()
+    hashing._known_hashes.cache_clear()
     assert file_sha256(path) == sha256(path)

@@ -146,7 +146,7 @@ def test_the_whole_chain_from_the_command_line(tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
-    short = ["limit=6", "stages.encoder.epochs=1", "stages.decoder.epochs=1", "student.decoder_layers=2"]
+    short = ["max_clips=6", "stages.encoder.epochs=1", "stages.decoder.epochs=1", "student.decoder_layers=2"]
     workbench("distill", "recipes/quickstart.yaml", f"output={run}", *short)
     student = WhisperForConditionalGeneration.from_pretrained(run / "student")
     assert student.config.decoder_layers == 2
@@ -210,8 +210,8 @@ def test_a_narrow_student_with_learnt_weights_writes_the_same_in_every_client(tm
     from workbench.config.recipe import load_recipe
     from workbench.distill.trainer import distill
 
-    almkd = "stages.decoder.weighting={name: almkd, first: 0, every: 1, repeats: 2}"
-    short = ["limit=8", "stages.encoder.epochs=1", "stages.decoder.epochs=2", almkd]
+    almkd = "stages.decoder.weighting={name: almkd, start_epoch: 0, update_every: 1, steps_per_update: 2}"
+    short = ["max_clips=8", "stages.encoder.epochs=1", "stages.decoder.epochs=2", almkd]
     more = ["student.decoder_layers=[0,5]", "student.vocabulary=corpus", f"output={tmp_path / 'run'}"]
     student = distill(load_recipe(ROOT / "recipes" / "quickstart.yaml", [*short, *more]))
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())

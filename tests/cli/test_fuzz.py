@@ -22,10 +22,10 @@ ROWS = [
     {"path": "b.wav", "sentence": "Third.", "start": 0, "end": 0.5, "locale": "en-US"},
 ]
 RECIPE = {
-    "output": "runs/x", "teacher": "whisper-base", "more_teachers": ["whisper-tiny.en"], "teacher_shares": "softmax", "corpus": "prompts-en",
-    "student": {"encoder_layers": "all", "decoder_layers": [0, 2], "pool_after": 2}, "margin": {"shortest": 0.2, "longest": 0.9, "inference": 0.4},
-    "targets": {"kind": "top_k", "top_k": 8}, "augment": {"speeds": [0.9, 1.1], "noise_db": [5, 30]}, "precision": "fp32",
-    "stages": {"encoder": ENCODER, "decoder": {**DECODER, "divergence": {"name": "forward_kl"}, "on_policy": {"share": 0.5}}},
+    "output": "runs/x", "teacher": "whisper-base", "more_teachers": ["whisper-tiny.en"], "teacher_weights": "softmax", "corpus": "prompts-en",
+    "student": {"encoder_layers": "all", "decoder_layers": [0, 2], "pool_after": 2}, "trailing_silence": {"train_min": 0.2, "train_max": 0.9, "inference": 0.4},
+    "targets": {"kind": "top_k", "top_k": 8}, "augment": {"speed_factors": [0.9, 1.1], "snr_db": [5, 30]}, "precision": "fp32",
+    "stages": {"encoder": ENCODER, "decoder": {**DECODER, "divergence": {"name": "forward_kl"}, "on_policy": {"fraction": 0.5}}},
 }  # fmt: skip
 
 

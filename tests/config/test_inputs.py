@@ -64,13 +64,15 @@ def test_a_run_of_another_recipe_names_the_first_key_that_differs(recipe):
 
 def test_states_of_an_encoder_taken_apart_by_other_clips_are_other_states(recipe, speech, cache):
     def calibrated(name, **changes):
-        return recipe(name, stages=STAGES, student={"decoder_layers": [0, 2], "encoder_variance": 0.9}, **changes)
+        return recipe(
+            name, stages=STAGES, student={"decoder_layers": [0, 2], "encoder_low_rank_variance": 0.9}, **changes
+        )
 
     distill(calibrated("first"))
     stores = set((cache / "encoded").glob("*"))
     distill(calibrated("again"))
     assert set((cache / "encoded").glob("*")) == stores
-    distill(calibrated("fewer", limit=3))  # its clips are among the first run's
+    distill(calibrated("fewer", max_clips=3))  # its clips are among the first run's
     assert len(set((cache / "encoded").glob("*/"))) > len({p for p in stores if p.is_dir()})
 
 
@@ -80,9 +82,13 @@ def test_the_calibration_clips_decide_the_folder_only_where_there_are_any(recipe
     clips = open_corpus(str(speech()), "train")
     plain = recipe()
     assert encoded_folder(plain, "trained", []) == encoded_folder(plain, "trained", ())
-    low = recipe(student={"encoder_variance": 0.9})
+    low = recipe(student={"encoder_low_rank_variance": 0.9})
     folders = {encoded_folder(low, "trained", chosen) for chosen in (clips, clips[:2], clips[1:])}
-    folders.add(encoded_folder(recipe(student={"encoder_variance": 0.9}, margin={"inference": 0.5}), "trained", clips))
+    folders.add(
+        encoded_folder(
+            recipe(student={"encoder_low_rank_variance": 0.9}, trailing_silence={"inference": 0.5}), "trained", clips
+        )
+    )
     assert len(folders) == 4
 
 
@@ -100,7 +106,7 @@ def small(study, cache, tiny_checkpoint):  # noqa: F811
     return parsed
 
 
-BASE = {"student": {"decoder_layers": [0, 2]}, "targets": {"top_k": 8, "accept_tail": True},
+BASE = {"student": {"decoder_layers": [0, 2]}, "targets": {"top_k": 8, "allow_large_tail": True},
         "stages": {"decoder": {"trainable": "decoder", "epochs": 1, "learning_rate": 1e-3, "batch_seconds": 6.0}}}  # fmt: skip
 FIXED = {"stages.decoder.weighting": {"name": "fixed"}}
 
@@ -203,7 +209,7 @@ def test_the_teachers_scores_are_of_a_split_of_clips_and_of_a_teacher(small, own
     assert scores[0]["ids"] != scores[1]["ids"]
     louder(own_teacher)
     assert teacher_scores(test, corpus) is None
-    limited = small(recipe={**base, "limit": 2})
+    limited = small(recipe={**base, "max_clips": 2})
     score_teacher(limited, corpus)
     assert asked[-1] == 2
     assert len(teacher_scores(limited, corpus)["ids"]) == 2

@@ -38,12 +38,12 @@ def test_a_resolved_recipe_reads_back_as_itself(tmp_path):
     ("change", "said"),
     [
         ({"techer": "x"}, "unknown key 'techer'; did you mean 'teacher'?"),
-        ({"margin": {"shortst": 1}}, "unknown key 'margin.shortst'; did you mean 'shortest'?"),
+        ({"trailing_silence": {"train_mn": 1}}, "unknown key 'trailing_silence.train_mn'; did you mean 'train_min'?"),
         ({"stages": {"d": {**STAGE, "epoch": 1}}}, "did you mean 'epochs'?"),
         ({"stages": {"d": {**STAGE, "epochs": 0}}}, "stages.d.epochs is 0"),
         ({"stages": {"d": {**STAGE, "weighting": {"name": "adakb"}}}}, "did you mean 'adakd'?"),
-        ({"stages": {"d": {**STAGE, "decoding": False}}}, "has no loss"),
-        ({"margin": {"shortest": 2.0, "longest": 1.0}}, "is above longest"),
+        ({"stages": {"d": {**STAGE, "decoder_losses": False}}}, "has no loss"),
+        ({"trailing_silence": {"train_min": 2.0, "train_max": 1.0}}, "is above train_max"),
         ({"precision": "fp61"}, "precision is 'fp61'"),
         ({"stages": {}}, "stages"),
     ],
@@ -82,3 +82,57 @@ def test_what_yaml_cannot_read_is_one_line(tmp_path, value):
         load_recipe(path)
     with pytest.raises(UserError, match=r"override 'seed=.* is not a YAML value"):
         load_recipe(RECIPES[0], [f"seed={value}"])
+
+
+EARLIER = """
+output: runs/x
+limit: 5
+ema: 0.9
+margin: {shortest: 0.1, longest: 0.5}
+student: {initial: runs/y/student, encoder_variance: 0.9}
+augment: {speeds: [0.9], noise_share: 0.5, noise_db: [5, 10]}
+stages:
+  one:
+    trainable: decoder
+    epochs: 3
+    steps: 7
+    clip_norm: 2.0
+    learning_rate: 1.0e-4
+    weighting: {name: almkd, first: 1, every: 2, step: 0.2, initial: 0.3}
+    on_policy: {share: 0.25}
+"""
+
+
+def test_keys_of_earlier_versions_are_read():
+    recipe = parse_recipe(yaml.safe_load(EARLIER), "old.yaml")
+    stage = recipe.stages["one"]
+    assert (recipe.max_clips, recipe.ema_decay, recipe.student.init_from) == (5, 0.9, "runs/y/student")
+    assert (recipe.trailing_silence.train_min, recipe.trailing_silence.train_max) == (0.1, 0.5)
+    assert (recipe.augment.speed_factors, recipe.augment.snr_db) == ([0.9], (5.0, 10.0))
+    assert (stage.max_steps, stage.max_grad_norm, stage.on_policy.fraction) == (7, 2.0, 0.25)
+    options = {"start_epoch": 1, "update_every": 2, "weight_learning_rate": 0.2, "initial_alpha": 0.3}
+    assert options.items() <= stage.weighting.items()
+    assert parse_recipe(recipe.model_dump(mode="json"), "new.yaml") == recipe
+
+
+def test_overrides_may_have_earlier_names(tmp_path):
+    (tmp_path / "old.yaml").write_text(EARLIER)
+    given = [
+        "margin.shortest=0.3",
+        "stages.one.weighting.every=3",
+        "stages.one.on_policy.share=0.5",
+        "student.initial=z",
+    ]
+    recipe = load_recipe(tmp_path / "old.yaml", given)
+    stage = recipe.stages["one"]
+    assert (recipe.trailing_silence.train_min, recipe.student.init_from) == (0.3, "z")
+    assert (stage.weighting["update_every"], stage.on_policy.fraction) == (3, 0.5)
+
+
+def test_a_key_under_both_its_names_is_an_error():
+    content = yaml.safe_load(EARLIER)
+    content["stages"]["one"]["max_steps"] = 9
+    with pytest.raises(
+        UserError, match=r"old.yaml: stages.one.max_steps is given twice, also by its earlier name 'steps'"
+    ):
+        parse_recipe(content, "old.yaml")

@@ -2,7 +2,7 @@
 
 import torch
 
-from workbench.core.kernels import choose_cuda_kernels, compiled
+from workbench.core.machine.kernels import choose_cuda_kernels, compiled
 
 
 def test_attention_makes_no_plan_for_every_shape_and_fp32_is_not_tf32():

@@ -8,8 +8,8 @@ import pytest
 
 PEAK = """
 import sys, torch
-from workbench.core.allocator import keep_freed_memory
-from workbench.core.memory import peak_of
+from workbench.core.machine.allocator import keep_freed_memory
+from workbench.core.machine.memory import peak_of
 if sys.argv[2] == "kept":  # as in a training run, where the steps before have left such pages
     keep_freed_memory()
     torch.ones(512 << 18).sum()
@@ -31,16 +31,16 @@ def test_the_peak_of_a_piece_of_work_is_what_it_allocates(megabytes, before):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's mallopt")
 def test_glibc_is_told_to_keep_freed_memory():
-    script = "from workbench.core.allocator import keep_freed_memory; print(keep_freed_memory())"
+    script = "from workbench.core.machine.allocator import keep_freed_memory; print(keep_freed_memory())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
 
 
 SHAPES = """
 import torch
-from workbench.core.allocator import bound_kernel_cache, release_freed_memory
+from workbench.core.machine.allocator import bound_kernel_cache, release_freed_memory
 from workbench.models.whisper.convolution import convolve
-from workbench.core.memory import resident_bytes
+from workbench.core.machine.memory import resident_bytes
 bound_kernel_cache()
 torch.set_num_threads(1)
 layer, dense = torch.nn.Conv1d(16, 16, 3, padding=1), torch.nn.Linear(16, 16).bfloat16()

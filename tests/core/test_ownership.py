@@ -251,7 +251,7 @@ def test_a_run_is_begun_anew_only_where_all_is_a_runs(recipe, exported, tmp_path
     with pytest.raises(UserError):
         distill(recipe(corpus=str(tmp_path / "nowhere.jsonl")), restart=True)
     with pytest.raises(UserError, match="holds the input"):
-        distill(recipe(student={"initial": str(run / "student"), "decoder_layers": "all"}), restart=True)
+        distill(recipe(student={"init_from": str(run / "student"), "decoder_layers": "all"}), restart=True)
     assert everything(run) == finished
     distill(recipe(seed=2), restart=True)
     assert everything(run).keys() == finished.keys()

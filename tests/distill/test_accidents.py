@@ -108,7 +108,7 @@ PARENTS = {
 }
 PARENT = """
 import multiprocessing, subprocess, sys, threading, time
-from workbench.core.children import end_with_parent, ending_with_us
+from workbench.core.machine.children import end_with_parent, ending_with_us
 def wait():
     end_with_parent()
     time.sleep(60)
@@ -153,7 +153,7 @@ def _asleep(child):
 
 
 def test_a_program_that_cannot_be_started_is_named():
-    from workbench.core.children import NOT_STARTED, ending_with_us
+    from workbench.core.machine.children import NOT_STARTED, ending_with_us
 
     done = subprocess.run(ending_with_us(["no-such-program"]), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (NOT_STARTED, "no-such-program: No such file or directory\n")

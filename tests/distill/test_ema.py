@@ -65,7 +65,7 @@ def in_closed_form(run, monkeypatch):
 
 def one_epoch(**changes):
     # validated once, so that the student that is kept is the last average
-    return {"decoder": {**DECODER, "epochs": 1, "steps": 5, "micro_batches": 2, **changes}}
+    return {"decoder": {**DECODER, "epochs": 1, "max_steps": 5, "micro_batches": 2, **changes}}
 
 
 def test_the_average_follows_parameters_that_replace_the_models_own(recipe, monkeypatch):
@@ -86,7 +86,7 @@ def test_the_average_follows_parameters_that_replace_the_models_own(recipe, monk
         return prepare(self, student, optimizer)
 
     expected = in_closed_form(recipe("plain", stages=one_epoch()), monkeypatch)
-    run = recipe("averaged", ema=DECAY, stages=one_epoch())
+    run = recipe("averaged", ema_decay=DECAY, stages=one_epoch())
     monkeypatch.setattr(Accelerator, "prepare", replacing)
     distill(run)
     found = weights(run.output)
@@ -98,13 +98,13 @@ def test_the_average_follows_parameters_that_replace_the_models_own(recipe, monk
 @pytest.mark.slow
 def test_a_sharded_average_is_the_closed_form_of_one_process_and_resumes(recipe, tmp_path, monkeypatch):
     expected = in_closed_form(recipe("plain", stages=one_epoch()), monkeypatch)
-    whole = recipe("whole", ema=DECAY, stages=one_epoch())
+    whole = recipe("whole", ema_decay=DECAY, stages=one_epoch())
     launch(whole, tmp_path, processes=2, sharded=True)
     found = weights(whole.output)
     assert any(not torch.equal(found[name], value) for name, value in initial(whole).items())
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], atol=2e-3, rtol=2e-2)
-    killed = recipe("killed", ema=DECAY, stages=one_epoch(), checkpoint_minutes=1e-9)
+    killed = recipe("killed", ema_decay=DECAY, stages=one_epoch(), checkpoint_minutes=1e-9)
     launch(killed, tmp_path, processes=2, sharded=True, until=2)
     assert (killed.output / "checkpoints" / "step-00000002" / "average.safetensors").is_file()
     launch(killed, tmp_path, processes=2, sharded=True)

@@ -18,7 +18,7 @@ import workbench.distill.stage
 from tests.conftest import DECODER, ENCODER, ROOT
 from tests.distill.test_targets_and_training import killed_at, same, weights
 from workbench.core.errors import UserError
-from workbench.core.memory import Peak
+from workbench.core.machine.memory import Peak
 from workbench.corpus import open_corpus
 from workbench.corpus.batching import plan_steps
 from workbench.distill.trainer import distill
@@ -196,14 +196,14 @@ def test_a_frozen_encoder_runs_once_a_clip(recipe, monkeypatch):
 
 def test_noise_makes_the_frozen_encoder_run_in_every_step_and_says_so(recipe, caplog):
     caplog.set_level("INFO", logger="workbench")
-    distill(recipe(stages={"decoder": {**DECODER, "epochs": 1}}, augment={"noise_share": 1.0}))
+    distill(recipe(stages={"decoder": {**DECODER, "epochs": 1}}, augment={"noise_probability": 1.0}))
     assert "frozen encoder runs in every step" in caplog.text
 
 
 def test_a_run_with_a_moving_average_resumes_to_the_same_bits(recipe, monkeypatch):
-    whole = recipe("whole", ema=0.9)
+    whole = recipe("whole", ema_decay=0.9)
     distill(whole)
-    killed = recipe("killed", ema=0.9, checkpoint_minutes=1e-9, keep_checkpoints=2)
+    killed = recipe("killed", ema_decay=0.9, checkpoint_minutes=1e-9, keep_checkpoints=2)
     with killed_at(monkeypatch, 4):
         distill(killed)
     assert len(list((killed.output / "checkpoints").glob("step-*"))) == 2
@@ -233,7 +233,7 @@ def test_batches_prepared_by_workers_are_the_same(recipe):
 
 
 def test_a_stage_stops_after_its_steps(recipe):
-    parsed = recipe(stages={"decoder": {**DECODER, "epochs": 50, "steps": 5}})
+    parsed = recipe(stages={"decoder": {**DECODER, "epochs": 50, "max_steps": 5}})
     distill(parsed)
     assert json.loads((parsed.output / "scores.json").read_text())["steps"] == 5
 
@@ -241,7 +241,7 @@ def test_a_stage_stops_after_its_steps(recipe):
 def test_a_student_of_another_checkpoint_learns_too(recipe, tmp_path):
     first = recipe("first", stages={"encoder": {**ENCODER, "epochs": 1}})
     student = distill(first)
-    second = recipe("second", stages={"decoder": DECODER}, student={"initial": str(student)})
+    second = recipe("second", stages={"decoder": DECODER}, student={"init_from": str(student)})
     distill(second)
     kept = weights(second.output)
     assert torch.equal(kept["model.encoder.conv1.weight"], weights(first.output)["model.encoder.conv1.weight"])
@@ -257,7 +257,7 @@ def test_a_student_that_cannot_learn_from_the_teacher_is_refused(recipe, tiny_ch
         if not (tmp_path / "other" / path.name).exists():
             shutil.copyfile(path, tmp_path / "other" / path.name)
     with pytest.raises(UserError, match=r"student vocabulary .* they use different tokenizers"):
-        distill(recipe(student={"initial": str(tmp_path / "other")}))
+        distill(recipe(student={"init_from": str(tmp_path / "other")}))
 
 
 def test_parts_of_a_step_share_its_clips_between_them():
@@ -310,7 +310,7 @@ def test_two_processes_have_the_loss_curve_of_one(recipe, cache, tmp_path, shard
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["superloss", "homoscedastic"])
-@pytest.mark.parametrize("changes", [{"micro_batches": 4}, {"micro_batches": 2, "on_policy": {"share": 0.6}}],
+@pytest.mark.parametrize("changes", [{"micro_batches": 4}, {"micro_batches": 2, "on_policy": {"fraction": 0.6}}],
                          ids=["stand-ins", "on-policy"])  # fmt: skip
 def test_the_state_of_a_weighting_is_of_the_whole_step_in_two_processes(recipe, tmp_path, name, changes):
     """Four micro-batches of two or three clips have stand-ins; on-policy ones may be all that a process has of a step."""
@@ -326,7 +326,7 @@ def test_the_state_of_a_weighting_is_of_the_whole_step_in_two_processes(recipe, 
 
 @pytest.mark.slow
 def test_learnt_weights_of_two_processes_are_joined(recipe, tmp_path):
-    almkd = {"name": "almkd", "first": 1, "every": 1, "repeats": 1, "step": 0.05}
+    almkd = {"name": "almkd", "start_epoch": 1, "update_every": 1, "steps_per_update": 1, "weight_learning_rate": 0.05}
     run = recipe("two", stages={"decoder": {**DECODER, "epochs": 3, "weighting": almkd}})
     launch(run, tmp_path, processes=2)
     rows = pq.read_table(run.output / "weights.parquet").to_pylist()

@@ -71,7 +71,7 @@ def test_a_clip_keeps_its_id_when_the_stream_is_shuffled_anew(tmp_path, dataset)
 
 
 def streamed(recipe, dataset, name, **changes):
-    stages = {"encoder": {**ENCODER, "steps": 4}, "decoder": {**DECODER, "steps": 6}}
+    stages = {"encoder": {**ENCODER, "max_steps": 4}, "decoder": {**DECODER, "max_steps": 6}}
     return recipe(name, corpus=f"hf:{dataset}", stream={"window_hours": 8 / 3600}, stages=stages, **changes)
 
 
@@ -92,7 +92,7 @@ def test_the_teacher_does_not_run_for_a_student_that_teaches_itself(recipe, data
         workbench.cache.teacher_targets, "_teacher_pass", lambda *a: asked.append(len(a[2])) or passing(*a)
     )
     askd = {"name": "askd", "phase1": 0.4}
-    stages = {"decoder": {**DECODER, "steps": 12, "weighting": askd}}
+    stages = {"decoder": {**DECODER, "max_steps": 12, "weighting": askd}}
     parsed = recipe("askd", corpus=f"hf:{dataset}", stream={"window_hours": 8 / 3600}, stages=stages)
     distill(parsed)
     rows = [json.loads(line) for line in (parsed.output / "metrics.jsonl").read_text().splitlines()]
@@ -102,7 +102,7 @@ def test_the_teacher_does_not_run_for_a_student_that_teaches_itself(recipe, data
     assert "disagreement" in steps[0]
     assert "disagreement" not in steps[-1]
     always = recipe("fixed", corpus=f"hf:{dataset}", stream={"window_hours": 8 / 3600},
-                    stages={"decoder": {**DECODER, "steps": 12}})  # fmt: skip
+                    stages={"decoder": {**DECODER, "max_steps": 12}})  # fmt: skip
     asked.clear()
     distill(always)
     assert 0 < with_teacher < sum(asked)
@@ -120,15 +120,15 @@ def test_a_killed_stream_resumes_to_the_same_bits(recipe, dataset, monkeypatch, 
 
 
 def test_a_stream_that_ends_before_weights_are_learnt_says_so(recipe, dataset, caplog):
-    almkd = {"name": "almkd", "first": 1, "every": 1, "repeats": 1}
-    stages = {"decoder": {**DECODER, "epochs": 2, "steps": 2, "weighting": almkd}}
+    almkd = {"name": "almkd", "start_epoch": 1, "update_every": 1, "steps_per_update": 1}
+    stages = {"decoder": {**DECODER, "epochs": 2, "max_steps": 2, "weighting": almkd}}
     distill(recipe("run", corpus=f"hf:{dataset}", stream={"window_hours": 8 / 3600}, stages=stages))
     assert "stages.decoder.weighting: no weights were learnt" in caplog.text
 
 
 def test_a_stream_killed_after_its_last_window_is_resumed(recipe, dataset, monkeypatch):
     """The stream ends before the stage's steps do; nothing is left to train on, and the run still comes to its end."""
-    stages = {"decoder": {**DECODER, "steps": 1000, "epochs": 1}}
+    stages = {"decoder": {**DECODER, "max_steps": 1000, "epochs": 1}}
     how = {
         "corpus": f"hf:{dataset}",
         "stream": {"window_hours": 8 / 3600},
@@ -163,8 +163,11 @@ def test_a_stream_killed_after_its_last_window_is_resumed(recipe, dataset, monke
     ("changes", "message"),
     [
         ({"stages": {"s": DECODER}}, r"stages.s.steps is missing"),
-        ({"corpus": "prompts-en", "stages": {"s": {**DECODER, "steps": 1}}}, r"cannot be streamed; expected hf:ID"),
-        ({"stages": {"s": {**DECODER, "steps": 1}}, "augment": {"speeds": [1.1]}}, r"a stream takes neither"),
+        ({"corpus": "prompts-en", "stages": {"s": {**DECODER, "max_steps": 1}}}, r"cannot be streamed; expected hf:ID"),
+        (
+            {"stages": {"s": {**DECODER, "max_steps": 1}}, "augment": {"speed_factors": [1.1]}},
+            r"a stream takes neither",
+        ),
     ],
 )
 def test_what_a_stream_cannot_do_is_said_with_the_recipe(recipe, changes, message):

@@ -19,7 +19,7 @@ import workbench.distill.stage
 from tests.conftest import DECODER, ENCODER
 from workbench.cache.teacher_targets import FORMAT, TargetCache, TargetSettings, compute_targets
 from workbench.core.errors import UserError
-from workbench.core.files import sha256_of
+from workbench.core.hashing import sha256_of
 from workbench.corpus import open_corpus
 from workbench.distill.trainer import distill
 from workbench.losses.objectives import cross_entropy
@@ -116,7 +116,7 @@ def test_a_finished_run_is_left_alone_and_another_recipe_is_refused(recipe):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_remedy(recipe):
-    stages = {"decoder": {**DECODER, "learning_rate": 1e30, "epochs": 8, "clip_norm": 1e30}}
+    stages = {"decoder": {**DECODER, "learning_rate": 1e30, "epochs": 8, "max_grad_norm": 1e30}}
     with pytest.raises(UserError, match=r"lower stages.decoder.learning_rate"):
         distill(recipe(stages=stages))
 

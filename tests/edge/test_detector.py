@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from export.edge import BundleError, Recognizer
-from export.edge.speech import anybody_speaks
+from export.edge.vad import anybody_speaks
 from export.measurement.robustness import unspoken
 from tests.conftest import tone
 from workbench.audio.decode import write_wav

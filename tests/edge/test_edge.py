@@ -10,10 +10,10 @@ import onnxruntime as ort
 import pytest
 
 from export.edge import AudioError, BundleError, Recognizer, Segment, Stream, Transcript, format_segments
-from export.edge.audio import Resampler, resample
-from export.edge.decoding import beam_search, greedy, log_softmax
-from export.edge.sessions import with_cuda_options
-from export.edge.speech import Detector, Piece, joined, padded, pieces_of, spans
+from export.edge.audio.resample import Resampler, resample
+from export.edge.decoding.decoder import beam_search, greedy, log_softmax
+from export.edge.decoding.sessions import with_cuda_options
+from export.edge.vad import Detector, Piece, joined, padded, pieces_of, spans
 from tests.conftest import tone
 from workbench.audio.decode import write_wav
 from workbench.corpus import open_corpus
@@ -91,13 +91,15 @@ def test_beams_find_the_likeliest_transcript():
 
 def test_beams_go_on_from_their_own_past(recognizer):
     """With the real graph: the score of what is found, computed anew without beams, is at least greedy's."""
-    from export.edge.decoding import DecoderSession
+    from export.edge.decoding.decoder import DecoderSession
 
     wave = open_corpus("prompts-en", "validation")[1].wave()
-    prompt, end = recognizer.prompts["en"], recognizer.end
+    prompt, end = recognizer.prompts["en"], recognizer.model.end_token
 
     def mean(tokens):
-        decoder = DecoderSession(recognizer.step, recognizer.states([wave]), len(prompt) + len(tokens) + 1)
+        decoder = DecoderSession(
+            recognizer.model.step, recognizer.model.cross_kv([wave]), len(prompt) + len(tokens) + 1
+        )
         given, total = prompt, 0.0
         for token in [*tokens, end]:
             total += log_softmax(decoder(np.array([given])))[0, token]
@@ -105,7 +107,7 @@ def test_beams_go_on_from_their_own_past(recognizer):
         return total / (len(tokens) + 1)
 
     limit = 12
-    decoder = DecoderSession(recognizer.step, recognizer.states([wave]), len(prompt) + limit, 5)
+    decoder = DecoderSession(recognizer.model.step, recognizer.model.cross_kv([wave]), len(prompt) + limit, 5)
     found = beam_search(decoder, prompt, limit, end, 5)
     # the same search with nothing cached: every beam's past is read anew
     again = beam_search(Anew(recognizer, wave, 5), prompt, limit, end, 5)
@@ -121,12 +123,12 @@ class Anew:
         self.recognizer, self.wave, self.rows, self.past = recognizer, wave, rows, None
 
     def __call__(self, tokens):
-        from export.edge.decoding import DecoderSession
+        from export.edge.decoding.decoder import DecoderSession
 
         self.past = tokens if self.past is None else np.concatenate([self.past, tokens], 1)
-        cross_kv = self.recognizer.states([self.wave])
+        cross_kv = self.recognizer.model.cross_kv([self.wave])
         return np.concatenate(
-            [DecoderSession(self.recognizer.step, cross_kv, self.past.shape[1])(row[None]) for row in self.past]
+            [DecoderSession(self.recognizer.model.step, cross_kv, self.past.shape[1])(row[None]) for row in self.past]
         )
 
     def reorder(self, rows):
@@ -280,28 +282,28 @@ def test_what_onnxruntime_prints_of_a_provider_that_does_not_start_is_no_transcr
 def test_a_decoder_whose_memory_is_kept_writes_the_same(exported, recognizer):
     """What CUDA graphs play in, on the CPU, where nothing is captured; tests/gpu has the captured ones."""
     kept = Recognizer(exported, "fp32", 2, vad=False)
-    kept._shapes = kept._new_shapes()
+    kept.model._captured = kept.model._new_captured(kept.manifest)
     noise = np.random.default_rng(0)
     waves = [tone(s) + noise.normal(0, 0.1, int(RATE * s)).astype(np.float32) for s in (1.0, 2.0) for _ in range(3)]
     for wave in [*waves, *waves[::-1]]:  # two shapes, each of several clips, in turns
         assert kept.transcribe(wave).tokens == recognizer.transcribe(wave).tokens
-    assert len(kept._shapes.sessions) == len(kept._shapes.cross_kv) == 2
-    memory = [place.data_ptr() for places in kept._shapes.cross_kv.values() for place in places]
+    assert len(kept.model._captured.sessions) == len(kept.model._captured.cross_kv) == 2
+    memory = [place.data_ptr() for places in kept.model._captured.cross_kv.values() for place in places]
     assert kept.transcribe(waves[0], "auto").language == recognizer.transcribe(waves[0], "auto").language
     assert kept.transcribe(waves[0], beams=3).tokens == recognizer.transcribe(waves[0], beams=3).tokens
     batch = waves[:3]
     expected = [t.tokens for t in recognizer.transcribe_batch(batch)]
     assert [t.tokens for t in kept.transcribe_batch(batch)] == expected
-    assert [place.data_ptr() for places in kept._shapes.cross_kv.values() for place in places][:4] == memory
+    assert [place.data_ptr() for places in kept.model._captured.cross_kv.values() for place in places][:4] == memory
 
 
 def test_shapes_beyond_those_that_are_kept_are_decoded_as_usual(exported, recognizer, monkeypatch):
-    monkeypatch.setattr("export.edge.cuda_graphs.MAX_SHAPES", 1)
+    monkeypatch.setattr("export.edge.decoding.cuda_graphs.MAX_SHAPES", 1)
     kept = Recognizer(exported, "fp32", 2, vad=False)
-    kept._shapes = kept._new_shapes()
+    kept.model._captured = kept.model._new_captured(kept.manifest)
     for wave in (tone(1.0), tone(2.0), tone(1.0)):
         assert kept.transcribe(wave).tokens == recognizer.transcribe(wave).tokens
-    assert len(kept._shapes.sessions) == 1
+    assert len(kept.model._captured.sessions) == 1
 
 
 def test_cuda_graphs_are_the_cuda_providers(exported):

@@ -9,8 +9,8 @@ import pytest
 from export.bundle.card import write_card
 from export.bundle.manifest import open_manifest
 from export.edge import AudioError, BundleError, read_manifest, read_wav
-from export.edge.bundle import check_graph
-from export.edge.tokens import Detokenizer
+from export.edge.bundle.manifest import check_graph
+from export.edge.bundle.tokens import Detokenizer
 from export.measurement.flops import read_sizes
 from tests.edge.test_wav import chunk, form, riff
 from tests.fuzzing import fuzz, json_mutations, mutated

@@ -7,7 +7,7 @@ import pytest
 
 from export.edge import Transcript, Word
 from export.edge.__main__ import main
-from export.edge.decoding import beam_search, greedy, repeated, stopped
+from export.edge.decoding.decoder import beam_search, greedy, repeated, stopped
 from export.edge.recognizer import Recognizer
 from tests.conftest import tone
 from workbench.audio.decode import write_wav

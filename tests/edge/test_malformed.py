@@ -13,7 +13,7 @@ from export.bundle.manifest import open_manifest
 from export.bundle.recorded import check_recorded
 from export.edge import AudioError, BundleError, Recognizer, read_manifest
 from export.edge.__main__ import main
-from export.edge.graph_file import unsafe_reason
+from export.edge.bundle.graph_file import unsafe_reason
 from export.measurement.measure import measure
 from export.verification.verify import verify_bundle
 from tests.conftest import tone
@@ -119,7 +119,7 @@ def test_packing_it_works_or_is_refused_in_one_line(bundle, name, tmp_path):
         assert len(said.splitlines()) == 1
     else:
         written = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-        assert written <= {"bundle.json", "MODEL_CARD.md", "vocab.json", *(f"edge/{p.name}" for p in (bundle / "edge").iterdir()),
+        assert written <= {"bundle.json", "MODEL_CARD.md", "vocab.json", *(p.relative_to(bundle).as_posix() for p in (bundle / "edge").rglob("*")),
                            "onnx/frontend.onnx", "onnx/encoder_model.onnx", "onnx/step_decoder.onnx", "onnx/speech_detector.onnx"}  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def test_every_mutated_manifest_is_read_or_refused(exported):
                 "tokens_equal": "1 of 1", "wer": 1.0, "wer_torch": 1.0, "error": None}], "not_installed": {}}}  # fmt: skip
     said = []
     from export.bundle.card import write_card
-    from export.edge.fields import check_fields
+    from export.edge.bundle.fields import check_fields
 
     for path, value, changed in mutated_manifests(content):
         try:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from export.edge import AudioError, BundleError, read_wav
-from export.edge.audio import Resampler
+from export.edge.audio.resample import Resampler
 from tests.conftest import tone
 from workbench.audio.decode import decode, write_wav
 

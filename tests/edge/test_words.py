@@ -10,7 +10,7 @@ import torch
 from export.assembly.alignment import Recording, _first_rows, choose_heads, recordings
 from export.assembly.build import export_bundle
 from export.edge import BundleError, Recognizer
-from export.edge.decoding import DecoderSession
+from export.edge.decoding.decoder import DecoderSession
 from export.edge.words import grouped, path, spans, timed_words
 from tests.conftest import tone
 from workbench.corpus import open_corpus
@@ -134,7 +134,9 @@ def test_the_graph_tells_what_torchs_heads_look_at(student, tmp_path):
         input_ids=torch.tensor([read]), encoder_hidden_states=states, output_attentions=True
     ).cross_attentions
     expected = torch.stack([looked[layer][0, head] for layer, head in heads]).mean(0).numpy()
-    found = DecoderSession(recognizer.step, recognizer.states([wave]), len(read)).cross_attention(np.array([read]))
+    found = DecoderSession(recognizer.model.step, recognizer.model.cross_kv([wave]), len(read)).cross_attention(
+        np.array([read])
+    )
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
     for precision in ("fp32", "int8", "fp16"):
         said = Recognizer(bundle, precision, vad=False).transcribe(wave, words=True)

@@ -14,8 +14,8 @@ import export.assembly.build
 from export.assembly.build import export_bundle
 from export.bundle.manifest import open_manifest, size_mb, write_manifest
 from export.edge import AudioError, BundleError, Recognizer, read_wav
-from export.edge.audio import resample
-from export.edge.tokens import Detokenizer
+from export.edge.audio.resample import resample
+from export.edge.bundle.tokens import Detokenizer
 from export.measurement.latency import System, time_systems
 from export.verification.verify import verify_bundle, within_budget
 from tests.conftest import ROOT, tone

@@ -186,6 +186,7 @@ def test_what_is_not_quantized_is_stored_in_half(student, tmp_path, monkeypatch)
     wave = tone(1.0)
     for precision in ("int8", "q4"):
         expected, found = (
-            (r := Recognizer(b, precision, vad=False)).first_logits(r.states([wave]), "en") for b in (whole, halved)
+            (r := Recognizer(b, precision, vad=False)).model.first_logits(r.model.cross_kv([wave]), "en")
+            for b in (whole, halved)
         )
         assert np.abs(found - expected)[expected > -1e3].max() < 0.05 * np.abs(expected[expected > -1e3]).max()

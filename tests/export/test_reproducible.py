@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from export.assembly.pack import pack
-from export.edge.bundle import read_manifest
-from workbench.core.files import sha256
+from export.edge.bundle.manifest import read_manifest
+from workbench.core.hashing import sha256
 
 EXPORT = """
 import sys

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.conftest import DECODER
-from workbench.core.kernels import choose_cuda_kernels
-from workbench.core.memory import peak_of
+from workbench.core.machine.kernels import choose_cuda_kernels
+from workbench.core.machine.memory import peak_of
 from workbench.distill.trainer import distill
 from workbench.models.whisper.family import Whisper
 from workbench.models.whisper.passes import encode
@@ -56,9 +56,11 @@ def test_work_that_does_not_fit_is_told_from_work_that_does():
 @pytest.mark.parametrize("name", known_weightings())
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_weighting_trains_on_cuda(recipe, name, precision):
-    options = {"almkd": {"first": 0, "every": 1}, "amal": {"first": 0, "every": 1}, "askd": {"phase1": 0.4}}.get(
-        name, {}
-    )
+    options = {
+        "almkd": {"start_epoch": 0, "update_every": 1},
+        "amal": {"start_epoch": 0, "update_every": 1},
+        "askd": {"phase1": 0.4},
+    }.get(name, {})
     stage = {**DECODER, "trainable": "all", "weighting": {"name": name, **options}}
     distill(recipe(stages={"all": stage}, precision=precision))
 

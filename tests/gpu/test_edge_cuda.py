@@ -9,8 +9,8 @@ import pytest
 from export.assembly.build import export_bundle
 from export.edge import Recognizer
 from export.edge.__main__ import PROVIDERS
-from export.edge.decoding import DecoderSession
-from export.edge.sessions import device_of
+from export.edge.decoding.decoder import DecoderSession
+from export.edge.decoding.sessions import device_of
 from workbench.corpus import open_corpus
 
 AVAILABLE = "CUDAExecutionProvider" in ort.get_available_providers()
@@ -48,7 +48,7 @@ def test_heads_that_follow_the_speech_look_there_on_cuda(student, tmp_path, wave
     bundle = export_bundle(student, tmp_path / "heads", ["fp32"])  # with the heads that the checkpoint names
     read = np.array([[*Recognizer(bundle, vad=False).prompts["en"], 5, 6, 7]])
     looked = [
-        DecoderSession(r.step, r.states(waves[:1]), read.shape[1]).cross_attention(read)
+        DecoderSession(r.model.step, r.model.cross_kv(waves[:1]), read.shape[1]).cross_attention(read)
         for r in (Recognizer(bundle, vad=False), Recognizer(bundle, providers=PROVIDERS["cuda"], vad=False))
     ]
     np.testing.assert_allclose(looked[1], looked[0], atol=1e-4)
@@ -58,7 +58,7 @@ def test_fp16_on_cuda_is_near_fp32(student, tmp_path, waves):
     bundle = export_bundle(student, tmp_path / "half", ["fp32", "fp16"])
     whole, half = (Recognizer(bundle, name, providers=PROVIDERS["cuda"], vad=False) for name in ("fp32", "fp16"))
     for wave in waves[:2]:
-        expected, found = (r.first_logits(r.states([wave]), "en") for r in (whole, half))
+        expected, found = (r.model.first_logits(r.model.cross_kv([wave]), "en") for r in (whole, half))
         assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
 
 

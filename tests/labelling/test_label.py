@@ -11,7 +11,7 @@ import workbench.labelling.pseudo_labels
 from tests.conftest import tone
 from workbench.audio.decode import write_wav
 from workbench.core.errors import UserError
-from workbench.core.files import sha256
+from workbench.core.hashing import sha256
 from workbench.corpus import open_corpus
 from workbench.corpus.manifests import read_manifest
 from workbench.labelling.filters import Label, Limits, reasons

@@ -191,8 +191,8 @@ def test_a_tail_above_a_fifth_is_refused_before_the_whole_pass_unless_it_is_acce
         distill(recipe(targets=flat(), stages=stages))
     said = str(error.value)
     assert "\n" not in said
-    assert all(remedy in said for remedy in ("sampled", "full", "targets.temperature to 1", "targets.accept_tail"))
-    run = recipe("accepted", targets=flat(accept_tail=True), stages=stages)
+    assert all(remedy in said for remedy in ("sampled", "full", "targets.temperature to 1", "targets.allow_large_tail"))
+    run = recipe("accepted", targets=flat(allow_large_tail=True), stages=stages)
     distill(run)
     assert "not that of the whole vocabulary" in caplog.text
     assert json.loads((run.output / "scores.json").read_text())["targets"]["tail_mass"] > 0.2

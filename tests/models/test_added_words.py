@@ -8,7 +8,7 @@ import pytest
 
 from export.assembly.build import export_bundle
 from export.edge import Recognizer
-from export.edge.tokens import Detokenizer
+from export.edge.bundle.tokens import Detokenizer
 from export.verification.clients import unavailable_reason
 from export.verification.verify import ReferenceTranscript, differs, verify_bundle, wer_budget, within_budget
 from tests.conftest import tone

@@ -80,7 +80,7 @@ def test_through_a_checkpoint_it_stays_the_same(family, features, tmp_path):
 
 
 def test_such_a_student_is_trained_exported_and_counted(recipe, cache, tmp_path):
-    run = recipe(student={"decoder_layers": [0, 2], "encoder_variance": 0.9})
+    run = recipe(student={"decoder_layers": [0, 2], "encoder_low_rank_variance": 0.9})
     folder = distill(run)
     family = Whisper(folder)
     model = family.load()

@@ -49,17 +49,17 @@ def test_a_pooling_encoder_reads_a_batch_as_its_clips(tiny_checkpoint, layers):
     torch.testing.assert_close(together[0], without[0], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("encode_once", [True, False])
-def test_a_student_that_pools_is_trained_exported_and_counted(recipe, cache, tmp_path, encode_once):
+@pytest.mark.parametrize("cache_encoder_states", [True, False])
+def test_a_student_that_pools_is_trained_exported_and_counted(recipe, cache, tmp_path, cache_encoder_states):
     stages = recipe().model_dump(mode="json")["stages"]
-    stages["decoder"]["encode_once"] = encode_once
+    stages["decoder"]["cache_encoder_states"] = cache_encoder_states
     run = recipe(student={"decoder_layers": [0, 2], "pool_after": 1}, stages=stages)
     folder = distill(run)
     family = Whisper(folder)
     assert family.config.pool_after == 1
     bundle = export_bundle(folder, tmp_path / "bundle", ["fp32", "int8"])
     wave = tone(1.31)
-    cross_kv = Recognizer(bundle, vad=False).states([wave])
+    cross_kv = Recognizer(bundle, vad=False).model.cross_kv([wave])
     assert cross_kv[0].shape()[2] == states_of(json.loads((bundle / "config.json").read_text()), 86) == 43
     found = Recognizer(bundle, vad=False).transcribe(wave)
     states = encode(family.load(), family.features([wave], 1.71)).detach()

@@ -31,7 +31,7 @@ def toy(tmp_path, monkeypatch, recipe):
 
 
 def stages(**decoder):
-    return {"encoder": {**ENCODER, "decoding": True}, "decoder": {**DECODER, **decoder}}
+    return {"encoder": {**ENCODER, "decoder_losses": True}, "decoder": {**DECODER, **decoder}}
 
 
 def test_it_trains_resumes_and_is_scored(toy, monkeypatch):
@@ -60,7 +60,7 @@ def test_it_trains_resumes_and_is_scored(toy, monkeypatch):
 
 
 def test_each_stage_trains_the_part_that_it_names(toy):
-    trained = distill(toy("encoder", stages={"encoder": {**ENCODER, "decoding": True}}))
+    trained = distill(toy("encoder", stages={"encoder": {**ENCODER, "decoder_losses": True}}))
     found, before = (
         load_file(trained / "model.safetensors"),
         load_file(open_family(trained).folder.parents[1] / "toy" / "model.safetensors"),
@@ -72,12 +72,12 @@ def test_each_stage_trains_the_part_that_it_names(toy):
 @pytest.mark.parametrize(
     "decoder",
     [
-        {"weighting": {"name": "almkd", "first": 0, "every": 1}},
+        {"weighting": {"name": "almkd", "start_epoch": 0, "update_every": 1}},
         {"weighting": {"name": "mc_dropout"}},
         {"weighting": {**ASKD, "self_teacher": "snapshot"}},
         {"weighting": {**ASKD, "self_teacher": "intermediate"}},
-        {"on_policy": {"method": "gkd", "share": 0.5}},
-        {"on_policy": {"method": "speculative", "share": 0.5}},
+        {"on_policy": {"method": "gkd", "fraction": 0.5}},
+        {"on_policy": {"method": "speculative", "fraction": 0.5}},
         {"encoder_matching": 0.5},
     ],
     ids=lambda value: str(value),

@@ -95,7 +95,7 @@ def test_an_unknown_device_or_size_is_one_line():
     with pytest.raises(UserError, match="h100-80gb"):
         plan(a_recipe(), "h100", 1, 1, 10.0, 0.35)
     recipe = parse_recipe({"output": "x", "teacher": "openai/whisper-small",
-                           "student": {"initial": "openai/whisper-large-v3"},
+                           "student": {"init_from": "openai/whisper-large-v3"},
                            "stages": {"s": {"trainable": "all", "epochs": 1, "learning_rate": 1e-4}}}, "t")  # fmt: skip
     with pytest.raises(UserError, match="vocabulary 51,866, teacher 51,865"):
         plan(recipe, "h100-80gb", 1, 1, 10.0, 0.35)

@@ -23,7 +23,7 @@ def study(tiny_checkpoint, cache, speech, tmp_path):
             "recipe": {
                 "teacher": str(tiny_checkpoint),
                 "student": {"decoder_layers": [0, 2]},
-                "targets": {"top_k": 8, "accept_tail": True},
+                "targets": {"top_k": 8, "allow_large_tail": True},
                 "stages": {
                     "decoder": {"trainable": "decoder", "epochs": 1, "learning_rate": 1e-3, "batch_seconds": 6.0}
                 },
@@ -94,7 +94,7 @@ def test_a_study_runs_resumes_and_makes_its_table(study, tmp_path):
 def test_a_failing_arm_does_not_stop_the_others_and_is_named(study, tmp_path):
     arms = {
         "fixed_kd": {},
-        "broken": {"stages.decoder.weighting": {"name": "askd", "self_teacher": "intermediate", "layer": 7}},
+        "broken": {"stages.decoder.weighting": {"name": "askd", "self_teacher": "intermediate", "student_layer": 7}},
         "pure": {"stages.decoder.weighting": {"name": "fixed", "alpha": 1.0}},
     }
     found = workbench(study(arms=arms, seeds=[1]))

@@ -106,11 +106,11 @@ def test_almkd_as_its_authors_run_it(scene):
     learning_rate, batch_and_outer = 0.02, probed(scene)
     batch = replace(batch_and_outer[0], residuals=batch_and_outer[0].residuals[:2])
     options = {
-        "name": "almkd", "first": 0, "every": 10, "repeats": 10, "step_per_learning_rate": 2000, "rate": "current",
-        "gradient_scale": "raw", "train_share": 0.25, "validation": "whole", "at_rate_change": True, "smallest": 1e-7,
-        "initial": 0.4,
+        "name": "almkd", "start_epoch": 0, "update_every": 10, "steps_per_update": 10, "weight_learning_rate_factor": 2000, "inner_learning_rate": "current",
+        "gradient_scale": "raw", "train_loss_weight": 0.25, "validation": "whole", "update_on_learning_rate_change": True, "min_alpha": 1e-7,
+        "initial_alpha": 0.4,
     }  # fmt: skip
-    assert documented["weighting"] == {key: value for key, value in options.items() if key != "initial"}
+    assert documented["weighting"] == {key: value for key, value in options.items() if key != "initial_alpha"}
     system = build_weighting(options, TeacherStatistics((1.0,)))
     assert system.whole_validation
     start = torch.tensor([system.initial(i, 2) for i in "abc"]).t()
@@ -138,7 +138,13 @@ def test_almkd_learns_at_its_intervals_and_where_the_learning_rate_has_changed(s
         def gathered(self, found):
             return found
 
-    options = {"name": "almkd", "first": 0, "every": 10, "at_rate_change": True, "validation": "whole"}
+    options = {
+        "name": "almkd",
+        "start_epoch": 0,
+        "update_every": 10,
+        "update_on_learning_rate_change": True,
+        "validation": "whole",
+    }
     system = build_weighting(options, TeacherStatistics((1.0,)))
     assert system.looks_ahead(0, 0.1)
     system.look_ahead(MetaBatches())
@@ -207,7 +213,7 @@ def validation_loss(scene, weights, rate):
 
 @pytest.mark.parametrize("name", ["almkd", "amal", "rw_kd"])
 def test_learnt_weights_make_the_look_ahead_better(scene, name):
-    options = {"name": name} | ({"rate": 0.5, "step": 0.2} if name != "rw_kd" else {})
+    options = {"name": name} | ({"inner_learning_rate": 0.5, "weight_learning_rate": 0.2} if name != "rw_kd" else {})
     system = build_weighting(options, TeacherStatistics((1.0,)))
     before = torch.tensor([system.initial(i, 3) for i in "abc"]).t()
     after = system.improved(*probed(scene), before, 1e-4)
@@ -217,13 +223,15 @@ def test_learnt_weights_make_the_look_ahead_better(scene, name):
 
 
 def test_almkd_is_convex_and_amal_within_its_bounds(scene):
-    almkd = build_weighting({"name": "almkd", "step": 5.0, "repeats": 3}, TeacherStatistics((1.0,)))
+    almkd = build_weighting(
+        {"name": "almkd", "weight_learning_rate": 5.0, "steps_per_update": 3}, TeacherStatistics((1.0,))
+    )
     start = torch.tensor([almkd.initial(i, 3) for i in "abc"]).t()
     torch.testing.assert_close(start.sum(0), torch.ones(3))
     found = almkd.improved(*probed(scene), start, 1e-4)
     torch.testing.assert_close(found.sum(0), torch.ones(3))
     assert (found >= 0).all()
-    amal = build_weighting({"name": "amal", "step": 5.0}, TeacherStatistics((1.0,)))
+    amal = build_weighting({"name": "amal", "weight_learning_rate": 5.0}, TeacherStatistics((1.0,)))
     found = amal.improved(*probed(scene), torch.tensor([amal.initial(i, 3) for i in "abc"]).t(), 1e-4)
     assert found.min() >= 1e-7 - 1e-9
     assert found.max() <= 2
@@ -233,7 +241,14 @@ def test_almkd_with_one_teacher_descends_along_a(scene):
     """One raw step by hand: a - step * (dCE/dw_KL - dCE/dw_CE)."""
     batch, (held,) = probed(scene)
     batch = replace(batch, residuals=batch.residuals[:2])
-    options = {"name": "almkd", "repeats": 1, "step": 3.0, "rate": 0.3, "gradient_scale": "raw", "initial": 0.4}
+    options = {
+        "name": "almkd",
+        "steps_per_update": 1,
+        "weight_learning_rate": 3.0,
+        "inner_learning_rate": 0.3,
+        "gradient_scale": "raw",
+        "initial_alpha": 0.4,
+    }
     system = build_weighting(options, TeacherStatistics((1.0,)))
     start = torch.tensor([system.initial(i, 2) for i in "abc"]).t()
     slopes = weight_gradients(batch, held, start, 0.3)
@@ -270,7 +285,7 @@ def test_weights_belong_to_utterances_and_survive_a_checkpoint(scene):
         def gathered(self, found):
             return {**found, "d": [0.2, 0.3, 0.5]}  # of another process
 
-    system = build_weighting({"name": "amal", "first": 0}, TeacherStatistics((1.0,)))
+    system = build_weighting({"name": "amal", "start_epoch": 0}, TeacherStatistics((1.0,)))
     system.look_ahead(MetaBatches())
     other = build_weighting({"name": "amal"}, TeacherStatistics((1.0,)))
     other.load_state_dict(system.state_dict())
@@ -291,7 +306,7 @@ def test_weights_belong_to_utterances_and_survive_a_checkpoint(scene):
 
 
 def test_updates_come_first_at_their_epoch_and_then_at_intervals():
-    system = build_weighting({"name": "almkd", "first": 2, "every": 3}, TeacherStatistics((1.0,)))
+    system = build_weighting({"name": "almkd", "start_epoch": 2, "update_every": 3}, TeacherStatistics((1.0,)))
     assert [e for e in range(10) if system.looks_ahead(e, 0.1 / (e + 1))] == [2, 5, 8]
 
 

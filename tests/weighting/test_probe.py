@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from tests.conftest import DECODER
 from tests.distill.test_targets_and_training import killed_at
-from workbench.distill.meta_batches import StudentMetaBatches, _groups
 from workbench.distill.stage import StageTrainer
-from workbench.distill.step import StageProgress, StepSize, step_losses
+from workbench.distill.step.losses import StageProgress, StepSize, step_losses
+from workbench.distill.step.meta_batches import StudentMetaBatches, _groups
 from workbench.distill.trainer import Trainer, distill
 from workbench.losses.objectives import per_utterance
 from workbench.models.whisper.family import Whisper
@@ -36,7 +36,7 @@ def probing(recipe):
     """Factory of a probe of the tiny student, with its stage and the training micro-batches."""
 
     def make(**changes):
-        stage = {**DECODER, "divergence": {"name": "jsd"}, "weighting": {"name": "almkd", "first": 0}, **changes}
+        stage = {**DECODER, "divergence": {"name": "jsd"}, "weighting": {"name": "almkd", "start_epoch": 0}, **changes}
         parsed = recipe(stages={"decoder": stage})
         context, datasets, validation = Trainer(parsed).prepare()
         state = TrainingState(TrainingProgress(micro_batches=1))
@@ -63,7 +63,7 @@ def probing(recipe):
 @pytest.mark.parametrize("average_over", ["utterances", "tokens"])
 @pytest.mark.parametrize("whole", [False, True])
 def test_the_look_ahead_is_a_step_on_the_loss_that_training_takes(probing, monkeypatch, average_over, whole):
-    monkeypatch.setattr("workbench.distill.meta_batches.VALIDATION_LABELS", 60)  # so that there are several groups
+    monkeypatch.setattr("workbench.distill.step.meta_batches.VALIDATION_LABELS", 60)  # so that there are several groups
     probe, objective, batches = probing(average_over=average_over)
     groups = list(_groups(probe.validation, probe.family))
     assert len(groups) > 1
@@ -112,7 +112,7 @@ def test_validation_batches_mix_clips_of_all_lengths(tiny_checkpoint):
 
 
 def test_first_weights_of_almkd_follow_the_runs_seed_and_survive_a_kill(recipe, monkeypatch):
-    almkd = {"name": "almkd", "first": 1, "every": 1, "repeats": 1, "step": 0.01}
+    almkd = {"name": "almkd", "start_epoch": 1, "update_every": 1, "steps_per_update": 1, "weight_learning_rate": 0.01}
     found = {}
     for name, seed in (("one", 1), ("killed", 1), ("two", 2)):
         run = recipe(name, seed=seed, checkpoint_minutes=1e-9, stages={"decoder": {**DECODER, "weighting": almkd}})

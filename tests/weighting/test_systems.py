@@ -37,8 +37,8 @@ def metrics(run):
 
 
 OPTIONS = {
-    "almkd": {"first": 0, "every": 1, "repeats": 2},
-    "amal": {"first": 1, "every": 1, "repeats": 2},
+    "almkd": {"start_epoch": 0, "update_every": 1, "steps_per_update": 2},
+    "amal": {"start_epoch": 1, "update_every": 1, "steps_per_update": 2},
     "askd": {"phase1": 0.4},
 }
 
@@ -60,7 +60,16 @@ def test_every_system_trains_and_resumes_to_the_same_bits(recipe, monkeypatch, n
 
 def test_learnt_weights_are_per_utterance_and_their_time_is_reported(recipe):
     run = recipe(
-        stages=stage(epochs=3, weighting={"name": "almkd", "first": 1, "every": 1, "repeats": 1, "step": 0.05})
+        stages=stage(
+            epochs=3,
+            weighting={
+                "name": "almkd",
+                "start_epoch": 1,
+                "update_every": 1,
+                "steps_per_update": 1,
+                "weight_learning_rate": 0.05,
+            },
+        )
     )
     distill(run)
     rows = pq.read_table(run.output / "weights.parquet").to_pylist()
@@ -93,7 +102,7 @@ def test_askd_teaches_itself_and_says_so(recipe, monkeypatch, kind):
 
 def test_askd_intermediate_needs_an_earlier_layer(recipe):
     with pytest.raises(UserError, match="one before the last"):
-        distill(recipe(stages=stage(weighting={"name": "askd", "self_teacher": "intermediate", "layer": 1})))
+        distill(recipe(stages=stage(weighting={"name": "askd", "self_teacher": "intermediate", "student_layer": 1})))
 
 
 @pytest.mark.parametrize("name", ["reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "logit_mse"])
@@ -154,14 +163,18 @@ def test_several_teachers_share_the_distillation_loss(recipe, tiny_checkpoint, t
         return metrics(run.output)[0]["distillation"]
 
     alone, twin = first_distillation("alone"), first_distillation("twin", teacher=str(other), student={
-        "decoder_layers": [0, 2], "initial": str(tiny_checkpoint)})  # fmt: skip
-    both = first_distillation("both", more_teachers=[str(other)], teacher_shares=[3, 1])
+        "decoder_layers": [0, 2], "init_from": str(tiny_checkpoint)})  # fmt: skip
+    both = first_distillation("both", more_teachers=[str(other)], teacher_weights=[3, 1])
     assert both == pytest.approx(0.75 * alone + 0.25 * twin, rel=1e-3)
-    run = recipe("amal", more_teachers=[str(other)], stages=stage(weighting={"name": "amal", "first": 0, "every": 1}))
+    run = recipe(
+        "amal",
+        more_teachers=[str(other)],
+        stages=stage(weighting={"name": "amal", "start_epoch": 0, "update_every": 1}),
+    )
     distill(run)
     scores = json.loads((run.output / "scores.json").read_text())
     assert list(scores["teachers"].values()) == [0.5, 0.5]
-    best = recipe("best", more_teachers=[str(other)], teacher_shares="best", stages=stage(epochs=1))
+    best = recipe("best", more_teachers=[str(other)], teacher_weights="best", stages=stage(epochs=1))
     distill(best)
     assert sorted(json.loads((best.output / "scores.json").read_text())["teachers"].values()) == [0.0, 1.0]
 
@@ -178,7 +191,7 @@ def test_shares_of_teachers():
 def test_on_policy_trains_on_its_own_words_and_resumes(recipe, monkeypatch, few_tokens, method, vocabulary):
     given = {
         "student": {"decoder_layers": [0, 2], "vocabulary": vocabulary},
-        "stages": stage(on_policy={"method": method, "share": 0.6, "top_k": 3}),
+        "stages": stage(on_policy={"method": method, "fraction": 0.6, "top_k": 3}),
     }
     whole, killed = recipe("whole", **given), recipe("killed", checkpoint_minutes=1e-9, **given)
     distill(whole)
@@ -226,7 +239,7 @@ def test_the_teachers_uncertainty_is_measured_once(recipe, cache):
     "changes",
     [
         {"weighting": {"name": "askd", "phase1": 0.4}},
-        {"weighting": {"name": "amal", "first": 0, "every": 1}},
+        {"weighting": {"name": "amal", "start_epoch": 0, "update_every": 1}},
         {"on_policy": {"method": "speculative"}, "divergence": {"name": "jsd"}},
     ],
     ids=["askd", "amal", "speculative"],
@@ -246,15 +259,15 @@ def test_conditional_weighs_token_by_token(recipe):
 
 def test_wrong_options_are_said_before_anything_runs(recipe):
     for changes, said in (
-        ({"teacher_shares": [0.5, 0.5]}, "2 numbers for 1 teachers"),
+        ({"teacher_weights": [0.5, 0.5]}, "2 numbers for 1 teachers"),
         ({"stages": stage(divergence={"name": "forward_kl", "betta": 1})}, "did you mean 'beta'"),
         ({"stages": stage(on_policy={"methd": "gkd"})}, "did you mean 'method'"),
         ({"student": {"vocabulary": "some"}}, "vocabulary"),
         (
-            {"corpus": "hf:x", "stream": {}, "stages": stage(steps=3, weighting={"name": "mc_dropout"})},
+            {"corpus": "hf:x", "stream": {}, "stages": stage(max_steps=3, weighting={"name": "mc_dropout"})},
             "mc_dropout asks the teacher",
         ),
-        ({"corpus": "hf:x", "stream": {}, "stages": stage(steps=3, on_policy={})}, "on_policy"),
+        ({"corpus": "hf:x", "stream": {}, "stages": stage(max_steps=3, on_policy={})}, "on_policy"),
     ):
         with pytest.raises(UserError, match=said):
             recipe("bad", **changes)

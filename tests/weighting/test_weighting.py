@@ -131,7 +131,7 @@ def build(**options):
 
 
 def test_adakd_by_epoch_is_constant_within_an_epoch():
-    weighting = build(name="adakd", k_by="epoch")
+    weighting = build(name="adakd", k_schedule="epoch")
     weighed = [weighting(inputs(progress=p, epoch=1, epochs=3)).distillation for p in (0.34, 0.6)]
     torch.testing.assert_close(weighed[0], weighed[1])
     assert weighting(inputs(epoch=2, epochs=3)).log["k"] == -1.0
@@ -254,7 +254,7 @@ def test_conditional_takes_the_teacher_where_it_is_right():
 
 
 def test_annealing_kd_raises_the_teachers_logits_then_leaves_them():
-    weighting = build(name="annealing_kd", phase1=0.5, levels=4)
+    weighting = build(name="annealing_kd", phase1=0.5, max_temperature=4)
     scales = [weighting.divergence(None, p).teacher_scale for p in (0.0, 0.13, 0.26, 0.38, 0.49)]
     assert scales == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert weighting.divergence(None, 0.0).name == "logit_mse"

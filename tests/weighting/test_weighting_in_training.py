@@ -10,8 +10,8 @@ import torch
 from export.measurement.curves import read_curves
 from tests.conftest import DECODER, ENCODER
 from workbench.core.errors import UserError
-from workbench.distill.step import StepLosses
-from workbench.distill.step_metrics import StepMetrics
+from workbench.distill.step.losses import StepLosses
+from workbench.distill.step.metrics import StepMetrics
 from workbench.distill.trainer import distill
 from workbench.study.label_errors import read_run
 
@@ -47,7 +47,7 @@ def test_stand_ins_do_not_reach_the_state_of_a_weighting(recipe, name, figure):
 
 @pytest.mark.parametrize(("name", "figure"), [("superloss", "t"), ("homoscedastic", "task_weight_mean")])
 def test_steps_that_are_on_policy_as_a_whole_leave_a_weighting_alone(recipe, name, figure):
-    on_policy = {"method": "gkd", "share": 0.6}
+    on_policy = {"method": "gkd", "fraction": 0.6}
     run = recipe(stages=stage(epochs=3, micro_batches=1, weighting={"name": name}, on_policy=on_policy))
     distill(run)
     lines = steps(run)
@@ -57,7 +57,7 @@ def test_steps_that_are_on_policy_as_a_whole_leave_a_weighting_alone(recipe, nam
 
 
 def test_on_policy_utterances_are_left_out_of_what_the_weighting_logs(recipe):
-    on_policy = {"method": "gkd", "share": 0.5}
+    on_policy = {"method": "gkd", "fraction": 0.5}
     run = recipe(stages=stage(epochs=3, micro_batches=2, weighting={"name": "adakd"}, on_policy=on_policy))
     distill(run)
     rows, lines = weights_by_step(run), steps(run)
@@ -75,7 +75,7 @@ def test_on_policy_utterances_are_left_out_of_what_the_weighting_logs(recipe):
 
 
 def test_a_run_without_weighed_utterances_has_no_ranking(recipe):
-    decoder = {**DECODER, "epochs": 1, "weighting": {"name": "fixed"}, "on_policy": {"share": 1.0}}
+    decoder = {**DECODER, "epochs": 1, "weighting": {"name": "fixed"}, "on_policy": {"fraction": 1.0}}
     run = recipe(stages={"encoder": ENCODER, "decoder": decoder})
     distill(run)
     with pytest.raises(UserError, match="stage decoder weighed no utterance"):
@@ -86,7 +86,7 @@ def test_a_students_own_transcripts_and_its_early_layer_do_not_meet(recipe):
     """ASKD's phase 2 is without the teacher, so without on-policy micro-batches; `intermediate` doubles the logits there."""
     weighting = {"name": "askd", "phase1": 0.5, "self_teacher": "intermediate"}
     run = recipe(
-        stages=stage(epochs=4, micro_batches=1, weighting=weighting, on_policy={"method": "gkd", "share": 0.6})
+        stages=stage(epochs=4, micro_batches=1, weighting=weighting, on_policy={"method": "gkd", "fraction": 0.6})
     )
     distill(run)
     lines = steps(run)
@@ -97,7 +97,7 @@ def test_a_students_own_transcripts_and_its_early_layer_do_not_meet(recipe):
 
 
 @pytest.mark.parametrize("weighting", [
-    {"name": "adakd"}, {"name": "almkd", "first": 0, "step": 0.01}, {"name": "superloss"},
+    {"name": "adakd"}, {"name": "almkd", "start_epoch": 0, "weight_learning_rate": 0.01}, {"name": "superloss"},
     {"name": "focal"},
 ], ids=lambda weighting: weighting["name"])  # fmt: skip
 def test_logged_means_are_over_the_whole_step(recipe, weighting):

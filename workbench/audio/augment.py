@@ -13,7 +13,7 @@ def add_noise(waves: Tensor, lengths: Tensor, settings: AugmentRecipe, draw: np.
     """Add coloured noise to a share of the clips, at a random ratio of speech to noise.
 
     Args:
-        waves: padded waves [clips, samples]; the padding gets the noise too, as a microphone would.
+        waves: padded waves [clips, samples]; the padding gets the noise too, as in a real recording.
         lengths: samples of each clip [clips].
         settings: how often and how loud.
         draw: source of randomness.
@@ -21,14 +21,14 @@ def add_noise(waves: Tensor, lengths: Tensor, settings: AugmentRecipe, draw: np.
     Returns:
         Waves of the same shape.
     """
-    if not settings.noise_share:
+    if not settings.noise_probability:
         return waves
     out = waves.clone()
     for row, length in zip(out, lengths.tolist(), strict=True):
-        if draw.random() >= settings.noise_share:
+        if draw.random() >= settings.noise_probability:
             continue
         noise = torch.from_numpy(_coloured(len(row), draw.uniform(0.0, 1.0), draw)).to(row)
-        decibels = draw.uniform(settings.noise_db[0], settings.noise_db[1])
+        decibels = draw.uniform(settings.snr_db[0], settings.snr_db[1])
         speech = row[:length].square().mean().sqrt()
         row += noise * speech * 10 ** (-decibels / 20)
     return out.clamp(-1, 1)
@@ -59,12 +59,12 @@ def mask_spectrum(features: Tensor, settings: AugmentRecipe, draw: np.random.Gen
     _, mels, frames = features.shape
     for clip, mean in zip(out, features.mean((1, 2)), strict=True):
         for _ in range(settings.frequency_masks):
-            width = int(draw.integers(0, settings.frequency_width + 1))
+            width = int(draw.integers(0, settings.frequency_mask_bins + 1))
             start = int(draw.integers(0, max(1, mels - width)))
             clip[start : start + width] = mean
         for _ in range(settings.time_masks):
             # never more than a fifth of a clip at once: short commands would lose whole words
-            width = int(draw.integers(0, min(settings.time_width, frames // 5) + 1))
+            width = int(draw.integers(0, min(settings.time_mask_frames, frames // 5) + 1))
             start = int(draw.integers(0, max(1, frames - width)))
             clip[:, start : start + width] = mean
     return out

@@ -43,8 +43,7 @@ def decode(source: Path | bytes, name: str = "", longest: float = LONGEST_RECORD
         float32 wave [samples]: the mean of the channels, or the loudest one where they cancel each other (left = -right).
 
     Raises:
-        UserError: the file is missing, no regular one, empty, not audio, too long, of an impossible sample rate, holds samples that are no
-            finite numbers, or is broken before its first sample.
+        UserError: the file is missing, not a regular file, empty, not audio, too long, of an impossible sample rate, holds samples that are not finite, or is broken before its first sample.
     """
     label = name or (str(source) if isinstance(source, Path) else "audio bytes")
     wave, power, powers = _mixed(source, label, longest)
@@ -86,7 +85,7 @@ def _mixed(
                 raise _too_long(label, longest, longest, at_least=True)
     wave = np.empty(samples, np.float32)
     end = samples
-    while pieces:  # from the last one, each given back once it is copied: hours of speech are not held twice
+    while pieces:  # from the last one, each freed once it is copied: hours of speech are not held twice
         piece = pieces.pop()
         wave[end - len(piece) : end] = piece
         end -= len(piece)
@@ -104,7 +103,7 @@ def _opened(source: Path | bytes, label: str) -> Iterator[Any]:
     import av
 
     if isinstance(source, Path) and not os.path.isfile(source):  # noqa: PTH113  # false also for names that no file can have
-        what = "is no regular file" if os.path.exists(source) else "no such audio file"  # noqa: PTH110
+        what = "is not a regular file" if os.path.exists(source) else "no such audio file"  # noqa: PTH110
         raise UserError(f"{label}: {what}")
     if not (source.stat().st_size if isinstance(source, Path) else source):
         raise UserError(f"{label}: the audio file is empty")
@@ -120,7 +119,7 @@ def _opened(source: Path | bytes, label: str) -> Iterator[Any]:
                 raise UserError(f"{label}: holds no audio stream; expected a speech recording")
             stream = container.streams.audio[0]
             if stream.codec_context is None:
-                raise UserError(f"{label}: its audio is in no codec that is known here; convert it to WAV")
+                raise UserError(f"{label}: its audio codec is not known here; convert it to WAV")
             _check_rate(stream.rate or 0, label)
             yield container
     except av.FFmpegError as error:
@@ -164,7 +163,7 @@ def change_speed(wave: Wave, speed: float) -> Wave:
     """Play a wave faster or slower, pitch included, by resampling. [samples] -> [samples / speed]"""
     import av
 
-    # speed is rounded to what two whole rates can say: 1.1 is 17,600 hz read as 16,000
+    # speed is rounded to a ratio of whole rates: 1.1 is 17,600 Hz read as 16,000
     resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
     frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
     frame.sample_rate = round(SAMPLE_RATE * speed)

@@ -1,4 +1,4 @@
-"""CRC-32 of what is kept on disk: enough against bits that flip, and at a gigabyte a second twice as fast as SHA-256."""
+"""CRC-32 of what is kept on disk: enough to detect flipped bits, and at a gigabyte per second twice as fast as SHA-256."""
 
 from __future__ import annotations
 

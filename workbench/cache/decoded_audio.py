@@ -15,9 +15,10 @@ from torch import Tensor
 
 from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.cache.tensor_shards import Store, shards_of
-from workbench.core.files import cache_folder, cache_key, check_free_space
-from workbench.core.host import usable_cpus
+from workbench.core.disk import check_free_space
+from workbench.core.hashing import cache_folder, cache_key
 from workbench.core.locks import output_lock
+from workbench.core.machine.host import usable_cpus
 from workbench.corpus import Utterance
 
 FORMAT = 1  # raise when decoding changes
@@ -25,7 +26,7 @@ LARGEST = 32767  # sample that stands for 1.0
 
 
 def audio_bytes(seconds: Iterable[float]) -> int:
-    """What decoded clips of these lengths take on disk."""
+    """Bytes that decoded clips of these lengths take on disk."""
     return round(sum(seconds) * SAMPLE_RATE) * 2
 
 
@@ -51,7 +52,7 @@ class AudioCache:
         """Remove what is damaged; all processes of a run must call it.
 
         Raises:
-            UserError: a clip lasts another time than its row states.
+            UserError: a clip's length is not what its row states.
         """
         self.store.check(keys, rank, world_size)
         for utterance, key in zip(utterances, keys, strict=True):
@@ -59,7 +60,7 @@ class AudioCache:
                 utterance.check_stated(self.store.index[key]["samples"] / SAMPLE_RATE * utterance.speed)
 
     def missing_bytes(self, utterances: Sequence[Utterance], keys: Sequence[str]) -> int:
-        """What those of the clips that are not there will take on disk."""
+        """Bytes that the missing ones of the clips will take on disk."""
         missing = {key: u.seconds for u, key in zip(utterances, keys, strict=True) if key not in self}
         return audio_bytes(missing.values())
 

@@ -16,22 +16,23 @@ from workbench.cache.decoded_audio import to_wave
 from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.cache.tensor_shards import Store, shards_of
 from workbench.config.recipe import Recipe
-from workbench.config.sections import MarginRecipe
-from workbench.core.files import cache_folder, check_free_space
+from workbench.config.sections import TrailingSilenceRecipe
+from workbench.core.disk import check_free_space
+from workbench.core.hashing import cache_folder
 from workbench.corpus import Utterance
 from workbench.models.protocol import Family
 from workbench.models.resolve import fingerprint, resolve_teacher
 
 ENCODED_FORMAT = 1  # raise when what the store holds changes
-CALIBRATION_CLIPS = 64  # that show which dimensions of the encoder's products are used
-BUCKET = 5  # encoder positions (0.1 s) that lengths are rounded up to, so that clips share one
+CALIBRATION_CLIPS = 64  # on which the encoder's linear layers are factorized
+BUCKET = 5  # lengths are rounded up to a multiple of so many encoder positions (0.1 s), so that clips share them
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingSettings:
     """How clips are read, and which of them this process reads."""
 
-    margin: MarginRecipe  # range of the silence after a clip
+    margin: TrailingSilenceRecipe  # range of the silence after a clip
     seed: int  # of the run
     rank: int = 0  # number of this process
     world_size: int = 1  # how many there are
@@ -67,7 +68,7 @@ def encode_clips(
     shards = list(shards_of(mine, store))
     width = family.width
     needed = (
-        sum(utterances[order[j]].seconds + margin.longest for shard in shards for j in shard)
+        sum(utterances[order[j]].seconds + margin.train_max for shard in shards for j in shard)
         * SAMPLE_RATE
         / family.position_samples
         * width
@@ -125,8 +126,8 @@ def encode_whole(
 def calibration_clips(
     recipe: Recipe, train: Sequence[Utterance], validation: Sequence[Utterance]
 ) -> Sequence[Utterance]:
-    """Clips that decide how `student.encoder_variance` takes the encoder's products apart; none where it is not set."""
-    return [] if recipe.student.encoder_variance is None else (train or validation)[:CALIBRATION_CLIPS]
+    """Clips that decide how `student.encoder_low_rank_variance` takes the encoder's products apart; none where it is not set."""
+    return [] if recipe.student.encoder_low_rank_variance is None else (train or validation)[:CALIBRATION_CLIPS]
 
 
 def encoded_folder(recipe: Recipe, what: str, calibration: Sequence[Utterance]) -> Path:
@@ -137,26 +138,28 @@ def encoded_folder(recipe: Recipe, what: str, calibration: Sequence[Utterance]) 
         what: `trained` (random silence) or `evaluated`.
         calibration: `calibration_clips` of the run.
     """
-    source = resolve_teacher(recipe.student.initial or recipe.teacher)
-    margin, layers = recipe.margin, recipe.student.encoder_layers
+    source = resolve_teacher(recipe.student.init_from or recipe.teacher)
+    margin, layers = recipe.trailing_silence, recipe.student.encoder_layers
     key: list[Any] = [
         ENCODED_FORMAT,
         what,
         fingerprint(source),
         str(layers),
-        margin.shortest,
-        margin.longest,
+        margin.train_min,
+        margin.train_max,
         recipe.precision,
     ]
-    # whose default leaves older states valid
+    # their defaults leave the key of older states as it was
     key += [
-        f"{name} {value}" for name in ("pool_after", "encoder_variance") if (value := getattr(recipe.student, name))
+        f"{name} {value}"
+        for name in ("pool_after", "encoder_low_rank_variance")
+        if (value := getattr(recipe.student, name))
     ]
     if calibration:
         key += [margin.inference, *([u.audio_sha256(), round(u.seconds, 3)] for u in calibration)]
     return cache_folder("encoded", [*key, recipe.seed if what == "trained" else None])
 
 
-def silence_after(key: str, margin: MarginRecipe, seed: Sequence[int]) -> float:
-    """Seconds of silence that a clip is read with, drawn from its key and the seed alone."""
-    return float(np.random.default_rng([*seed, int(key[:12], 16)]).uniform(margin.shortest, margin.longest))
+def silence_after(key: str, margin: TrailingSilenceRecipe, seed: Sequence[int]) -> float:
+    """Seconds of silence after a clip, drawn from its key and the seed alone."""
+    return float(np.random.default_rng([*seed, int(key[:12], 16)]).uniform(margin.train_min, margin.train_max))

@@ -1,4 +1,4 @@
-"""What a stage trains on at a time: the whole corpus again and again, or a window of a stream, labelled and then dropped."""
+"""What a stage trains on: the whole corpus in every epoch, or one window of a stream at a time, labelled and then dropped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LabelledDataset:
     encoded: Store | None = None  # the student's encoder states, where they are computed once
 
     def samples(self, clip: int) -> Tensor:
-        """What is heard of a clip, by its number. -> int16 [samples]"""
+        """A clip's audio, by the clip's index. -> int16 [samples]"""
         return self.audio.read(self.audio_keys[clip])
 
     def teacher_losses(self) -> tuple[float, ...]:

@@ -1,7 +1,6 @@
 """How much of the teacher's probability top-k targets leave to the tail bucket, and the refusal to train where it is too much.
 
-At temperature 2 Whisper base leaves four fifths there: the KL over k tokens and a bucket is then a fraction of the full one, with another
-gradient (docs/weightings.md, targets).
+At temperature 2 Whisper base leaves four fifths there: the KL over k tokens and a bucket is then a fraction of the full one and has another gradient (docs/weightings.md, targets).
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.cache.teacher_targets import TargetCache
 from workbench.config.recipe import Recipe
 from workbench.config.sections import Stage
-from workbench.core.distributed import Processes
 from workbench.core.errors import UserError
+from workbench.core.machine.distributed import Processes
 
 log = logging.getLogger("workbench")
-TOLERATED = 0.2  # of the teacher's probability, in the mean over the labels
+TOLERATED = 0.2  # of the teacher's probability, on average over the labels
 MEASURED_CLIPS = 256  # at most, spread over the corpus
 
 
@@ -30,7 +29,7 @@ def tail_mass(top_logits: Tensor, log_normalizer: Tensor, temperature: float) ->
 
 
 def matters(recipe: Recipe) -> bool:
-    """Whether a stage's loss has a tail bucket in it."""
+    """Whether any stage's loss uses a tail bucket."""
     return recipe.targets.kind == "top_k" and any(_distils(stage) for stage in recipe.stages.values())
 
 
@@ -40,7 +39,7 @@ def _distils(stage: Stage) -> bool:
         weighting["alpha"] if weighting["task"] is weighting["distillation"] is None else weighting["distillation"]
     )
     squared = stage.divergence.name == "logit_mse" or weighting["name"] == "annealing_kd"
-    return stage.decoding and not plain and not squared
+    return stage.decoder_losses and not plain and not squared
 
 
 def check_tail(recipe: Recipe, dataset: LabelledDataset, processes: Processes) -> float | None:
@@ -49,7 +48,7 @@ def check_tail(recipe: Recipe, dataset: LabelledDataset, processes: Processes) -
     All processes must call it.
 
     Raises:
-        UserError: it is above TOLERATED, and `targets.accept_tail` is false.
+        UserError: it is above TOLERATED, and `targets.allow_large_tail` is false.
     """
     if not matters(recipe):
         return None
@@ -68,18 +67,18 @@ def check_tail(recipe: Recipe, dataset: LabelledDataset, processes: Processes) -
     if worst <= TOLERATED:
         log.info("targets: %s", found)
         return worst
-    if targets.accept_tail:
+    if targets.allow_large_tail:
         log.warning("targets: %s: the distillation loss is not that of the whole vocabulary", found)
         return worst
     raise UserError(
         f"targets: {found}, more than {100 * TOLERATED:.0f} %, so their KL is not that of the whole vocabulary; set targets.kind to "
-        "sampled (unbiased) or full (fp16, 2 bytes a token of the vocabulary), targets.temperature to 1, or targets.accept_tail to true"
+        "sampled (unbiased) or full (fp16, 2 bytes a token of the vocabulary), targets.temperature to 1, or targets.allow_large_tail to true"
     )
 
 
 def _of(keys: Sequence[str], cache: TargetCache, temperature: float) -> Tensor:
     found = [cache.read(key, states=False) for key in keys]
-    kept = [t for t in found if t.top_ids.shape[1]]  # a stream's teacher may not have been asked
+    kept = [t for t in found if t.top_ids.shape[1]]  # a stream's teacher may not have run
     if not kept:
         return torch.zeros(0, dtype=torch.float64)
     return torch.cat([tail_mass(t.top_logits, t.log_normalizer, temperature) for t in kept])

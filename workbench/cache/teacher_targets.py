@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.cache.decoded_audio import AudioCache, decoded_ahead
 from workbench.cache.tensor_shards import Store, shards_of
-from workbench.core.files import cache_folder, cache_key, check_free_space
+from workbench.core.disk import check_free_space
+from workbench.core.hashing import cache_folder, cache_key
 from workbench.corpus import Utterance
 from workbench.losses.objectives import cross_entropy
 from workbench.losses.soft_targets import Kept, Kind, bytes_of_a_label, keep_all, keep_sample, keep_top_k
@@ -34,9 +35,9 @@ TENSORS = ("top_ids", "top_logits", "log_normalizer")
 
 @dataclass(frozen=True)
 class ClipTargets:
-    """What the teacher says of one clip."""
+    """The teacher's targets for one clip."""
 
-    # of top_k; soft_targets.py says what they are of the other kinds
+    # for top_k; soft_targets.py says what they are for the other kinds
     top_ids: Tensor  # int32 [labels, k]
     top_logits: Tensor  # fp32 [labels, k]
     log_normalizer: Tensor  # fp32 [labels]: logsumexp(logits / temperature)
@@ -54,7 +55,9 @@ class TargetSettings:
     margin: float  # seconds of silence after the clip whose states are kept
     states: bool = True  # whether the encoder states are kept
     precision: str = "fp32"  # that the teacher ran in
-    own_margin: float | None = None  # seconds of silence that a teacher hears which reads clips at their own length
+    own_margin: float | None = (
+        None  # seconds of silence after a clip, for a teacher that reads clips at their own length
+    )
     kind: Kind = "top_k"
     samples: int = 0  # of sampled
 
@@ -68,7 +71,7 @@ class TargetSettings:
         if self.kind == "full":  # all logits, whatever is made of them
             del shared["top_k"], shared["temperature"]
         key = [FORMAT, *(value for value in shared.values() if value is not None)]
-        # targets of the kind that was the only one keep their key
+        # top_k was the only kind once, and keeps its key
         if self.kind != "top_k":
             key += [f"kind {self.kind}", f"samples {self.samples if self.kind == 'sampled' else None}"]
         return cache_folder("targets", key)
@@ -77,7 +80,7 @@ class TargetSettings:
 class TargetCache:
     """Targets on disk, read a clip at a time.
 
-    Where the states are not wanted, those of a run that did want them serve as well.
+    If the states are not needed, targets that a run stored with states serve as well.
     """
 
     def __init__(self, settings: TargetSettings, folder: Path | None = None) -> None:
@@ -132,7 +135,7 @@ def compute_targets(
     """Compute what the cache lacks of the utterances that fall to this rank; each rank writes its own shards.
 
     Args:
-        teacher: the model, on its device; None for targets that say nothing, for a student that teaches itself.
+        teacher: the model, on its device; None for empty targets, for a student that teaches itself.
         family: its features and tokens.
         utterances: the training set.
         cache: where the targets go.
@@ -140,7 +143,7 @@ def compute_targets(
         rank: number of this process.
         world_size: how many processes there are.
         progress: called with the number of clips finished since the last call.
-        audio: where what is decoded for the teacher is kept, too.
+        audio: cache for the audio that is decoded for the teacher.
 
     Raises:
         UserError: the disk cannot hold the targets, or a clip cannot be used.
@@ -188,7 +191,7 @@ def compute_targets(
 
 
 def _unasked(family: Family, batch: Sequence[Utterance]) -> list[ClipTargets]:
-    """Targets that say nothing, of the right number of labels."""
+    """Empty targets for the right number of labels."""
     tokens = family.tokens([u.text for u in batch], [u.language for u in batch])
     counts = (tokens.labels != IGNORE_INDEX).sum(1).tolist()
     return [
@@ -212,7 +215,7 @@ def _teacher_pass(
     settings: TargetSettings,
     device: torch.device,
 ) -> list[ClipTargets]:
-    """One forward pass at what the teacher was trained to hear: 30 s, or a clip's own length."""
+    """One forward pass at the length that the teacher was trained on: 30 s, or the clip's own."""
     tokens = family.tokens([u.text for u in batch], [u.language for u in batch])
     on_device = tokens.to(device)
     seconds = family.reading_seconds(waves)

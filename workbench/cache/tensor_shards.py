@@ -4,7 +4,7 @@ A shard is whole or absent, and a line of index-RANK.jsonl is appended only afte
 shard being filled. Each process of a distributed run writes shards of its own.
 
 Every line has a checksum, of itself and of its shard. A shard is checked once in a process, before anything of it is used;
-one that is damaged, or that an earlier version wrote without a checksum, is removed and its items are computed anew.
+one that is damaged, or that an earlier version wrote without a checksum, is removed and its items are recomputed.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from workbench.cache.checksums import file_crc32, rows_in, sealed
+from workbench.core.atomic import atomic_path
 from workbench.core.disk import disk_errors
-from workbench.core.distributed import output_lock_of_all, wait_for_all
 from workbench.core.errors import UserError
-from workbench.core.files import atomic_path
 from workbench.core.locks import output_lock
+from workbench.core.machine.distributed import output_lock_of_all, wait_for_all
 
 log = logging.getLogger("workbench")
 SHARD_ITEMS = 32
 OPEN_SHARDS = 4  # pages read of an open shard count as this process's memory; opening one again takes a millisecond
-AGAIN = "run the same command again: what it holds is computed anew"
+AGAIN = "run the same command again: what it holds is recomputed"
 
 
 class Keys(Protocol):
@@ -73,7 +73,7 @@ class Store:
         return lines
 
     def check(self, keys: Iterable[str], rank: int = 0, world_size: int = 1) -> None:
-        """Remove what is damaged of the shards of these items, and what no line names, so that their items count as missing.
+        """Remove the damaged shards among those of these items, and shards that no index line names, so that their items count as missing.
 
         All processes of a run must call it, each of which reads its share. It waits until no other run writes there.
         """
@@ -99,11 +99,11 @@ class Store:
         """Remove this rank's share of the damaged shards that hold any of these items."""
         shards = {entry["shard"]: entry["crc32"] for key in keys if (entry := self.index.get(key))}
         for name, crc32 in sorted(shards.items()):
-            if crc32 % world_size != rank:  # which another process reads, whatever it finds removed already
+            if crc32 % world_size != rank:  # another process's share, which does not depend on what is removed already
                 continue
             if name not in self._sound and file_crc32(self.folder / name) != crc32:
                 lost = sum(entry["shard"] == name for entry in self.index.values())
-                log.warning("%s: damaged; its %d items are computed anew", self.folder / name, lost)
+                log.warning("%s: damaged; its %d items are recomputed", self.folder / name, lost)
                 (self.folder / name).unlink(missing_ok=True)
             else:
                 self._sound.add(name)
@@ -123,7 +123,7 @@ class Store:
         try:
             if shard not in self._sound:
                 if file_crc32(self.folder / shard) != self.index[key]["crc32"]:
-                    raise UserError(f"{self.folder / shard}: damaged (its checksum is another); {AGAIN}")
+                    raise UserError(f"{self.folder / shard}: damaged (its checksum does not match); {AGAIN}")
                 self._sound.add(shard)
             if shard not in self._open:
                 if len(self._open) >= OPEN_SHARDS:
@@ -159,7 +159,7 @@ class Store:
         self._sound.add(name)
 
     def _next_number(self, rank: int) -> int:
-        """A number that no shard has had: a line of one that was removed must not be taken for a new one's."""
+        """A number that no shard has had: an index line of a removed shard must not be taken for a new one's."""
         there = {p.name for p in self.folder.glob("shard-*.safetensors")} | self._named
         taken = [int(name[10:16]) for name in there if name.startswith(f"shard-{rank:03d}-")]
         return max(taken, default=-1) + 1
@@ -174,7 +174,7 @@ def cache_lock(folder: Path) -> Iterator[None]:
 
 
 def shards_of(keys: Sequence[str], present: Keys) -> Iterator[list[int]]:
-    """Numbers of the items to compute for each shard.
+    """Indices of the items to compute for each shard.
 
     Shards are cut from the whole list, not from what is missing, so that a killed run computes the same batches again
     and ends with the same bits.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from workbench.cache.checksums import sealed, sealed_rows
 from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.cache.teacher_targets import TargetSettings
-from workbench.core.files import cache_folder
+from workbench.core.hashing import cache_folder
 from workbench.models.protocol import Family
 
 SAMPLES, RATE = 8, 0.1  # passes of the decoder, and their dropout
@@ -38,12 +38,14 @@ def measure_uncertainty(
         model: the teacher, on its device.
         family: its features and tokens.
         dataset: the utterances.
-        settings: of the targets; the teacher and the precision count.
+        settings: of the targets; only the teacher and the precision matter.
         rank: number of this process.
         world_size: how many processes there are.
         progress: called with the number of utterances done.
     """
-    own = [] if settings.own_margin is None else [settings.own_margin]  # where 30 s are heard older values stay valid
+    own = (
+        [] if settings.own_margin is None else [settings.own_margin]
+    )  # for teachers that read 30 s, older values stay valid
     folder = cache_folder("uncertainty", [settings.teacher, settings.precision, SAMPLES, RATE, *own])
     known: dict[str, float] = {}
     for path in folder.glob("*.jsonl"):

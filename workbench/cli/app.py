@@ -17,13 +17,13 @@ from workbench.core.errors import UserError, of_the_system
 
 app = typer.Typer(
     name="workbench",
-    help="Distil a speech recogniser, export it through ONNX, prove latency and WER against the teacher, show both.",
+    help="Distil a speech recogniser, export it to ONNX, measure latency and WER against the teacher, and show both.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-BUG = 1  # what is no user's mistake
-# Of the click package, or of the copy of it that newer versions of typer carry: typer itself exports only its subclasses.
+BUG = 1  # what is not the user's mistake
+# From click, or from the copy of it inside newer versions of typer; typer itself exports only its subclasses.
 ClickException: Any = typer.BadParameter.__mro__[2]
 
 
@@ -49,13 +49,13 @@ def _options(
 
 @app.command()
 def teachers() -> None:
-    """List the teachers that can be opened here, and what each costs."""
+    """List the teachers available here, and what each takes to fetch."""
     from workbench.core.tables import print_rows
     from workbench.models.resolve import list_teachers
 
     rows = [tuple(row.values()) for row in list_teachers()]
     print_rows(("name", "what", "languages", "licence", "cost"), rows, prose=True)
-    typer.echo("Also: any Whisper id of a model hub, a transformers folder, or a CTranslate2 (faster-whisper) folder.")
+    typer.echo("Also: the hub id of any Whisper, a transformers folder, or a CTranslate2 (faster-whisper) folder.")
 
 
 @app.command()
@@ -102,11 +102,11 @@ def main() -> None:
             say(known)
             status = 2
         else:
-            say(f"unexpected {type(error).__name__}: a bug of the workbench; please report it with the lines above")
+            say(f"unexpected {type(error).__name__}: a bug in the workbench; please report it with the lines above")
             status = BUG
     sys.exit(status)
 
 
 def _close_pipe() -> None:
-    """The reader of our output has gone (`workbench teachers | head -1`): nothing more is written, at exit neither."""
+    """The reader of our output has gone (`workbench teachers | head -1`): nothing more is written, not even at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

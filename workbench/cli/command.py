@@ -1,4 +1,4 @@
-"""What all commands have in common: empty values are refused, and Ctrl-C says what is left of the work."""
+"""What all commands have in common: empty values are refused, and Ctrl-C says whether the work can be resumed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import typer
 from typer.core import TyperCommand
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
-RESUMED = "interrupted; what has been saved is kept, run the same command again to resume"
-BEGUN_ANEW = "interrupted; what had not finished is dropped, run the same command again to begin anew"
+RESUMED = "interrupted; what was saved is kept: run the same command again to resume"
+BEGUN_ANEW = "interrupted; unfinished work is discarded: run the same command again to start over"
 LEFT_OF_WORK = {
     "distill": RESUMED,
     "label": RESUMED,
@@ -28,22 +28,22 @@ LEFT_OF_WORK = {
 
 
 def say(message: str) -> None:
-    """Tell the user what went wrong, in a line."""
+    """Print an error message in one line."""
     typer.echo(f"error: {' '.join(message.split())}", err=True)
 
 
 def can_be_written(path: Path | None) -> Path | None:
-    """Callback of an output's option: what cannot be written there later is a usage error now, before the work."""
+    """Callback of an output option: a place that cannot be written to is a usage error now, before the work starts."""
     if path is not None:
         there = next(folder for folder in Path(path).absolute().parents if folder.exists())
         if not there.is_dir():
             raise typer.BadParameter(f"{there} is a file; expected a folder")
         if not os.access(there, os.W_OK | os.X_OK):
-            raise typer.BadParameter(f"{there} may not be written; choose another place")
+            raise typer.BadParameter(f"{there} is not writable; choose another place")
     return path
 
 
-FOLDER: dict[str, Any] = {"file_okay": False, "callback": can_be_written}  # of an option that names what is written
+FOLDER: dict[str, Any] = {"file_okay": False, "callback": can_be_written}  # for an option that names an output
 FILE: dict[str, Any] = {"dir_okay": False, "callback": can_be_written}
 
 
@@ -51,7 +51,7 @@ class Command(TyperCommand):
     """A command whose values are checked beyond their types."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As typer does it, but a value that is empty or not a number is a usage error: it would silently mean something else."""
+        """As in typer, but an empty or NaN value is a usage error: it would silently mean something else."""
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         rest: list[str] = super().parse_args(ctx, args)
         param: Any  # of whichever click typer carries
@@ -64,7 +64,7 @@ class Command(TyperCommand):
         return rest
 
     def invoke(self, ctx: Any) -> Any:
-        """As typer does it; Ctrl-C is said in a line."""
+        """As in typer, but Ctrl-C gives a one-line message."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The commands that bring a student to its device: bundles, proof, the side-by-side page. Imports are inside, as in cli/app.py."""
+"""The commands that bring a student to its device: bundles, verification, the side-by-side page. Imports are inside functions, as in cli/app.py."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from workbench.cli.command import FILE, FOLDER
 from workbench.core.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from export.edge.content import Verification
+    from export.edge.bundle.content import Verification
 
-VERIFIED_CLIPS = 24  # by `export`; `verify` takes as many as it is told
+VERIFIED_CLIPS = 24  # by `export`; `verify` has an option
 Threads = Annotated[int | None, typer.Option(help="Threads of each system; all cores by default.", min=1, max=1024)]
 Corpus = Annotated[str, typer.Option(help="Built-in name, manifest, folder with a manifest, or hf:ID[:CONFIG].")]
 Split = Annotated[str, typer.Option(help="train, validation or test.")]
@@ -40,10 +40,10 @@ def export(
     vocabulary: Annotated[
         str,
         typer.Option(
-            help="Tokens to keep: trained, a language (en, or en:16000 at most), corpus:FILE, a number; joined by + any of them."
+            help="Tokens to keep: trained, a language (en, or en:16000 for at most so many), corpus:FILE or a number; combine them with +."
         ),
     ] = "",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of other content.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle with other content.")] = False,
     verify: Annotated[bool, typer.Option(help="Verify it in the installed runtimes afterwards.")] = True,
     corpus: Annotated[
         str, typer.Option(help="Clips to calibrate, search and verify on; the run's own corpus by default.")
@@ -60,9 +60,11 @@ def export(
         Path | None, typer.Option(help="JSON that describes another device, with --budget.", dir_okay=False)
     ] = None,
     threads: Threads = None,
-    symmetric: Annotated[bool, typer.Option(help="No zero points: static int8's inputs, weights in blocks.")] = False,
+    symmetric: Annotated[
+        bool, typer.Option(help="No zero points, in static int8's inputs and in block-wise weights.")
+    ] = False,
     through: Annotated[
-        str, typer.Option(help="Whose exporter writes the decoder of Hugging Face's runtimes: workbench or optimum.")
+        str, typer.Option(help="Exporter of the decoder for Hugging Face's runtimes: workbench or optimum.")
     ] = "workbench",
 ) -> None:
     """Export a student as a bundle: ONNX graphs, tokenizer, manifest, model card, torch-free runtime."""
@@ -109,7 +111,7 @@ def pack(
     precision: Annotated[str, typer.Option(help="One of the bundle's; its last by default.")] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
 ) -> None:
-    """Copy what one runtime needs of a bundle, in one precision: the folder that goes to the device."""
+    """Copy the part of a bundle that one runtime needs, in one precision: the folder that goes to the device."""
     from export.assembly.pack import pack as write
 
     folder = write(bundle, output, client, precision, overwrite)
@@ -138,7 +140,7 @@ def verify(
     clips: Annotated[int | None, typer.Option(help="At most this many clips.", min=1)] = None,
     client: Annotated[list[str] | None, typer.Option(help="Only these runtimes.")] = None,
     threads: Threads = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write what was found as JSON.", **FILE)] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the results as JSON.", **FILE)] = None,
 ) -> None:
     """Run a bundle in every installed runtime, each in its own process, and compare with torch."""
     beside = bundle.parent / "student"
@@ -153,7 +155,7 @@ def _verify(
 ) -> None:  # fmt: skip
     from export.verification.verify import verify_bundle
     from workbench.core.files import write_json
-    from workbench.core.host import describe_host
+    from workbench.core.machine.host import describe_host
     from workbench.corpus import scored_clips
 
     utterances = scored_clips(corpus, split, clips)
@@ -164,21 +166,21 @@ def _verify(
 
 
 def _tell_failures(bundle: Path, found: Verification) -> None:
-    """Raise UserError where a runtime that must agree with torch does not; also when a bundle is found to be up to date."""
+    """Raise UserError if a runtime that must agree with torch does not, also for a bundle that was already up to date."""
     from export.verification.verify import explain
 
     failing = [c for c in found["clients"] if not c["passed"]]
     for one in sorted(failing, key=lambda c: c["required"]):
         typer.echo(("" if one["required"] else "note: ") + "\n".join(explain(one)), err=True)
     if failed := [f"{c['client']} {c['precision']}" for c in failing if c["required"]]:
-        raise UserError(f"{bundle}: fails in {', '.join(failed)}; the reasons stand above and in bundle.json")
+        raise UserError(f"{bundle}: fails in {', '.join(failed)}; the reasons are above and in bundle.json")
 
 
 def measure(
     bundles: Annotated[
         list[Path], typer.Argument(help="Folders of bundles; every precision of each is measured.", file_okay=False)
     ],
-    against: Annotated[str, typer.Option(help="The teacher: a name as for `workbench teachers`, or its bundle.")],
+    against: Annotated[str, typer.Option(help="The teacher: a name as listed by `workbench teachers`, or its bundle.")],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -190,15 +192,15 @@ def measure(
     ] = None,
     corpus: Annotated[
         list[str] | None,
-        typer.Option(help="prompts-en by default; given again, each further corpus has a section of its own."),
+        typer.Option(help="prompts-en by default; repeatable: each further corpus gets its own section."),
     ] = None,
     split: Split = "test",
     clips: Annotated[int | None, typer.Option(help="At most this many clips of each corpus.", min=1)] = None,
     threads: Threads = None,
     repeats: Annotated[int, typer.Option(help="Passes over each clip, of which the median counts.", min=1)] = 1,
-    again: Annotated[bool, typer.Option("--again", help="Measure anew what report.json holds already.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Measure again even if report.json is up to date.")] = False,
     robustness: Annotated[
-        bool, typer.Option(help="Also count what is written of silence, noise, music and tenths of a second.")
+        bool, typer.Option(help="Also count what is written for silence, noise, music and tenths of a second.")
     ] = True,
 ) -> None:
     """Measure WER, latency, memory and size of bundles against their teacher, interleaved on the same clips."""
@@ -232,9 +234,9 @@ def demo(
     threads: Threads = None,
     vad: Annotated[
         bool,
-        typer.Option("--vad/--no-vad", help="Whether clips in which the speech detector hears nobody give no text."),
+        typer.Option("--vad/--no-vad", help="Give no text for clips in which the speech detector finds no speech."),
     ] = True,
-    longest: Annotated[float, typer.Option(min=1, help="Seconds of the longest recording and live session.")] = 600,
+    longest: Annotated[float, typer.Option(min=1, help="Longest recording and live session, in seconds.")] = 600,
     upload_mb: Annotated[int, typer.Option(min=1, help="Size of the largest upload.")] = 100,
     at_once: Annotated[
         int, typer.Option(min=1, help="Requests that take turns; each holds its recording in memory.")
@@ -260,7 +262,7 @@ def demo(
 
 
 def _check_address(host: str, port: int) -> None:
-    """Raise UserError where no page can be served, before the models are opened."""
+    """Raise UserError if the page cannot be served there, before the models are opened."""
     import socket
 
     try:
@@ -274,7 +276,9 @@ def prune(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new checkpoint.", **FOLDER)],
     vocabulary: Annotated[
         str,
-        typer.Option(help="As for export: a language (en, en:16000), corpus:FILE, a number, or several joined by +."),
+        typer.Option(
+            help="As for export: a language (en, en:16000), corpus:FILE, a number, or several combined with +."
+        ),
     ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The commands of who compares methods: corpora, studies, the weights a run gave. Imports are inside, as in cli/app.py."""
+"""The commands for comparing methods: corpora, studies, the weights a run gave. Imports are inside functions, as in cli/app.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from workbench.cli.command import FILE, FOLDER
 from workbench.core.errors import UserError, nearest
 
-corpus_app = typer.Typer(help="Build a corpus that the package does not carry.", no_args_is_help=True)
+corpus_app = typer.Typer(help="Build a corpus that the package does not ship.", no_args_is_help=True)
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -23,7 +23,7 @@ def add_commands(app: typer.Typer) -> None:
 
 @corpus_app.callback()
 def _corpus() -> None:
-    """A group, so that more corpora can come."""
+    """A group, so that more corpora can be added."""
 
 
 @corpus_app.command()
@@ -39,8 +39,10 @@ def prompts(
             help="Also give this share of the training clips a wrong transcript, such as 0.4.", min=0.001, max=1
         ),
     ] = None,
-    how: Annotated[str, typer.Option(help="exchange: with another clip; words: half of them replaced.")] = "exchange",
-    seed: Annotated[int, typer.Option(help="Of what is corrupted.", min=0)] = 1,
+    how: Annotated[
+        str, typer.Option(help="exchange: transcripts swapped between clips; words: half of each one's words replaced.")
+    ] = "exchange",
+    seed: Annotated[int, typer.Option(help="Seed of the corruption.", min=0)] = 1,
 ) -> None:
     """Build a language's telephone prompts from Debian's packages, with the split rule of prompts-en."""
     from workbench.corpus.corrupt import write_corrupted
@@ -66,11 +68,11 @@ def study(
     corpus: Annotated[list[str] | None, typer.Option(help="Only these corpora.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Only these seeds.")] = None,
     student: Annotated[list[str] | None, typer.Option(help="Only these students.")] = None,
-    parallel: Annotated[int, typer.Option(help="Runs at a time; the cores are shared out.", min=1)] = 1,
+    parallel: Annotated[int, typer.Option(help="Runs at a time, which share the cores.", min=1)] = 1,
     commands: Annotated[bool, typer.Option("--commands", help="Print a command for each run, for a queue.")] = False,
-    table: Annotated[bool, typer.Option("--table", help="Run nothing; collect what is done.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Run nothing; collect what has finished.")] = False,
 ) -> None:
-    """Run a study, or go on with it: arms x seeds x corpora, and one table. With one of each chosen: that run alone."""
+    """Run or resume a study: arms x seeds x corpora, and one table. With one of each chosen, only that run."""
     from workbench.study.arm import prepare, run_arm, score_teacher
     from workbench.study.plan import load_study, trials
 
@@ -91,7 +93,8 @@ def study(
         run_arm(parsed, chosen[0])
         typer.echo(parsed.output / chosen[0].name)
         return
-    from workbench.study.results import collect, print_table, write
+    from workbench.study.report import print_table, write
+    from workbench.study.results import collect
     from workbench.study.runner import run_study
 
     if not table:
@@ -99,7 +102,7 @@ def study(
         run_study(parsed, file, parallel, chosen)
         for name in dict.fromkeys(trial.corpus for trial in chosen):
             score_teacher(parsed, name)
-    # results are kept, and a machine's folders are not part of them
+    # results are published, and should not name this machine's folders
     shown = Path(*file.parts[-3:]) if file.is_absolute() else file
     options = [f"--{field} {value}" for field, values in wanted.items() for value in values or []]
     results = collect(parsed, chosen, " ".join(["workbench study", str(shown), *options]))
@@ -112,14 +115,17 @@ def weights(
     run: Annotated[Path, typer.Argument(help="Run folder, which holds weights.parquet.", file_okay=False)],
     worst: Annotated[int, typer.Option(help="How many of the most distrusted utterances to list.", min=0)] = 20,
     by: Annotated[
-        str, typer.Option(help="system: the weights it gave; student_loss; teacher_loss, which needs no training.")
+        str,
+        typer.Option(
+            help="Rank by system (the weights that it gave), student_loss, or teacher_loss, which needs no training."
+        ),
     ] = "system",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Page to write; weights.html in the run's folder by default.", **FILE),
     ] = None,
 ) -> None:
-    """Show how a run weighed its utterances, and rank those it learnt to distrust, with audio and both texts."""
+    """Show how a run weighted its utterances, and rank those it learnt to distrust, with audio and both texts."""
     from workbench.study.label_errors import RANKINGS, read_run, write_page
 
     if by not in RANKINGS:

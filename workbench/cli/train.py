@@ -1,4 +1,4 @@
-"""The commands that make a student: distillation, what it will take, labels and speech to train on. Imports are inside, as in cli/app.py."""
+"""The commands that make a student: distillation, its cost, labels and speech to train on. Imports are inside functions, as in cli/app.py."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ def distill(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, for example stages.decoder.epochs=2")
     ] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Drop what the run folder holds and begin anew.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Delete what the run folder holds and start over.")
+    ] = False,
 ) -> None:
-    """Train a student from a recipe, or go on where a killed run stopped."""
+    """Train a student from a recipe, or resume a killed run."""
     from workbench.config.recipe import load_recipe
 
     parsed = load_recipe(recipe, overrides)
@@ -36,18 +38,19 @@ def distill(
 def plan(
     recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.", dir_okay=False)],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as for distill")] = None,
-    device: Annotated[str, typer.Option(help="Such as h100-80gb; a wrong name lists them.")] = "h100-80gb",
+    device: Annotated[str, typer.Option(help="Such as h100-80gb; an unknown name lists them.")] = "h100-80gb",
     devices: Annotated[int, typer.Option(help="How many of them.", min=1)] = 1,
     hours: Annotated[
-        float | None, typer.Option(help="Hours of speech; the corpus's own where it lies here.", min=0.001)
+        float | None,
+        typer.Option(help="Hours of speech; by default the corpus's, if it is on this machine.", min=0.001),
     ] = None,
-    clip_seconds: Annotated[float | None, typer.Option(help="Mean length of a clip, likewise.", min=0.01)] = None,
+    clip_seconds: Annotated[float | None, typer.Option(help="Mean clip length in seconds, likewise.", min=0.01)] = None,
     efficiency: Annotated[
-        float, typer.Option(help="Share of the device's peak that is reached: an assumption.", min=0.01, max=1.0)
+        float, typer.Option(help="Share of the device's peak that is assumed to be reached.", min=0.01, max=1.0)
     ] = 0.35,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write it as JSON.", **FILE)] = None,
 ) -> None:
-    """Estimate what a recipe takes on an accelerator: parameters, operations, memory, largest batch, hours. Runs anywhere."""
+    """Estimate what a recipe needs on an accelerator: parameters, operations, memory, largest batch, hours. Runs anywhere."""
     from workbench.config.recipe import load_recipe
     from workbench.core.files import write_json
     from workbench.planning.plan import corpus_size, print_plan
@@ -66,11 +69,13 @@ def plan(
 def label(
     source: Annotated[Path, typer.Argument(help="Folder of audio files, or a manifest; its text is the reference.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Manifest to write (JSONL).", **FILE)],
-    teacher: Annotated[str, typer.Option(help="Who transcribes: a name as for `workbench teachers`.")] = "whisper-base",
+    teacher: Annotated[
+        str, typer.Option(help="The model that transcribes: a name as listed by `workbench teachers`.")
+    ] = "whisper-base",
     language: Annotated[
         str | None,
         typer.Option(
-            help="Code of all clips' language, or `auto`: the teacher tells each one's. By default the manifest's, English where it says none."
+            help="Language code of all clips, or `auto`: the teacher detects each clip's. By default the manifest's, or English where it has none."
         ),
     ] = None,
     beams: Annotated[int, typer.Option(help="1 is greedy.", min=1, max=20)] = 1,
@@ -78,17 +83,17 @@ def label(
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     split: Annotated[str | None, typer.Option(help="Split that every line gets; by default its own.")] = None,
     longest: Annotated[
-        float, typer.Option(help="Seconds of an utterance cut out of a longer recording.", min=1, max=30)
+        float, typer.Option(help="Longest utterance cut out of a longer recording, in seconds.", min=1, max=30)
     ] = 28.0,
     max_wer: Annotated[float, typer.Option(help="Percent, against a reference where there is one.", min=0)] = 10.0,
     max_compression: Annotated[
         float, typer.Option(help="Text bytes over zlib bytes; loops compress well.", min=0)
     ] = 2.4,
-    min_confidence: Annotated[float, typer.Option(help="Mean log-probability a token.")] = -1.0,
-    min_rate: Annotated[float, typer.Option(help="Characters a second.", min=0)] = 2.0,
-    max_rate: Annotated[float, typer.Option(help="Characters a second.", min=0)] = 30.0,
+    min_confidence: Annotated[float, typer.Option(help="Lowest mean log-probability per token.")] = -1.0,
+    min_rate: Annotated[float, typer.Option(help="Characters per second.", min=0)] = 2.0,
+    max_rate: Annotated[float, typer.Option(help="Characters per second.", min=0)] = 30.0,
     min_language: Annotated[
-        float, typer.Option(help="Probability of the language that the teacher tells.", min=0, max=1)
+        float, typer.Option(help="Lowest probability of the language that the teacher detects.", min=0, max=1)
     ] = 0.5,
 ) -> None:
     """Transcribe audio that has no text, filter the labels, and write a manifest and a rejection report."""
@@ -108,7 +113,7 @@ def label(
 
 
 def synthesize(
-    text: Annotated[Path, typer.Argument(help="UTF-8 text, one utterance a line.", dir_okay=False)],
+    text: Annotated[Path, typer.Argument(help="UTF-8 text, one utterance per line.", dir_okay=False)],
     output: Annotated[
         Path,
         typer.Option("--output", "-o", help="Manifest to write (JSONL); recordings go beside it.", **FILE),
@@ -121,16 +126,16 @@ def synthesize(
         list[float] | None, typer.Option(help="Speeds that the lines take in turn, 1.0 by default.")
     ] = None,
     avoid: Annotated[
-        str | None, typer.Option(help="Corpus of whose validation and test splits no sentence may be said.")
+        str | None, typer.Option(help="Corpus whose validation and test sentences must not be synthesized.")
     ] = None,
     join: Annotated[
         float,
         typer.Option(
-            help="Join lines to recordings of up to so many seconds: a cheaper teacher's pass.", min=0, max=30
+            help="Join lines into recordings of up to this many seconds, for a cheaper teacher's pass.", min=0, max=30
         ),
     ] = 0.0,
 ) -> None:
-    """Say the lines of a text with a text-to-speech engine: training speech for who has text but no audio."""
+    """Synthesize the lines of a text: training speech for users who have text but no audio."""
     from workbench.labelling.speech_from_text import synthesize as run
     from workbench.text.languages import language_code
 

@@ -10,17 +10,18 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from workbench.config.renamed import current_key, use_current_names
 from workbench.config.sections import (
     TARGETS_OF,
     AugmentRecipe,
     DivergenceRecipe,
-    MarginRecipe,
     OnPolicyRecipe,
     Section,
     Stage,
     StreamRecipe,
     StudentRecipe,
     TargetsRecipe,
+    TrailingSilenceRecipe,
 )
 from workbench.config.weightings import inactive_reason, needs_uncertainty
 from workbench.core.errors import UserError, nearest
@@ -34,7 +35,7 @@ class Recipe(Section):
     output: Path = Field(description="run folder")
     teacher: str = "whisper-base"
     more_teachers: list[str] = Field(default_factory=list, description="further teachers with the same tokenizer")
-    teacher_shares: Literal["mean", "best", "softmax"] | list[float] = Field(
+    teacher_weights: Literal["mean", "best", "softmax"] | list[float] = Field(
         "mean",
         description="weights of the teachers in the distillation loss: equal, only the one with the lowest validation WER, "
         "softmax of -WER in points, or a list of numbers",
@@ -43,17 +44,20 @@ class Recipe(Section):
     more_corpora: list[str] = Field(
         default_factory=list, description="corpora whose training split is added; validation stays that of `corpus`"
     )
-    limit: int | None = Field(None, ge=1, description="at most this many utterances of each split of `corpus`")
+    max_clips: int | None = Field(None, ge=1, description="at most this many utterances of each split of `corpus`")
     stream: StreamRecipe | None = None
     augment: AugmentRecipe = AugmentRecipe()
     student: StudentRecipe = StudentRecipe()
-    margin: MarginRecipe = MarginRecipe()
+    trailing_silence: TrailingSilenceRecipe = TrailingSilenceRecipe()
     targets: TargetsRecipe = TargetsRecipe()
     stages: dict[str, Stage] = Field(min_length=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
-    ema: float | None = Field(
-        None, gt=0, lt=1, description="keep a moving average of the student with this decay, and let it be the result"
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="keep a moving average of the student with this decay, and validate and save it instead of the student",
     )
     seed: int = 1
     validate_every: int = Field(1, ge=1, description="epochs between validations")
@@ -62,15 +66,15 @@ class Recipe(Section):
         1, ge=1, description="how many of the newest checkpoints are kept, besides the best student"
     )
     loader_workers: int | None = Field(
-        None, ge=0, description="processes that prepare batches ahead; none on a CPU, four a GPU by default"
+        None, ge=0, description="processes that prepare batches ahead; by default none on a CPU, four per GPU"
     )
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _shared_out(self) -> Recipe:
-        if isinstance(self.teacher_shares, list) and len(self.teacher_shares) != 1 + len(self.more_teachers):
+        if isinstance(self.teacher_weights, list) and len(self.teacher_weights) != 1 + len(self.more_teachers):
             raise ValueError(
-                f"teacher_shares has {len(self.teacher_shares)} numbers for {1 + len(self.more_teachers)} teachers"
+                f"teacher_weights has {len(self.teacher_weights)} numbers for {1 + len(self.more_teachers)} teachers"
             )
         return self
 
@@ -89,10 +93,10 @@ class Recipe(Section):
             annealing = stage.weighting["name"] == "annealing_kd"
             divergence = "logit_mse" if annealing else stage.divergence.name
             kinds = TARGETS_OF[divergence]
-            if stage.decoding and self.targets.kind not in kinds:
+            if stage.decoder_losses and self.targets.kind not in kinds:
                 field = "weighting: annealing_kd, whose" if annealing else "divergence:"
                 raise ValueError(
-                    f"stages.{name}.{field} {divergence} cannot be taken from targets.kind {self.targets.kind}; "
+                    f"stages.{name}.{field} {divergence} cannot be computed from targets.kind {self.targets.kind}; "
                     f"use {' or '.join(kinds)}"
                 )
         return self
@@ -104,21 +108,23 @@ class Recipe(Section):
         for name, stage in self.stages.items():
             if needs_uncertainty(stage.weighting):
                 raise ValueError(
-                    f"stages.{name}.weighting: {stage.weighting['name']} asks the teacher about the whole corpus first, "
+                    f"stages.{name}.weighting: {stage.weighting['name']} needs the teacher's pass over the whole corpus first, "
                     "which a stream does not allow"
                 )
-            if stage.steps is None:
+            if stage.max_steps is None:
                 raise ValueError(
-                    f"stages.{name}.steps is missing: the length of a stream is unknown, so a stage must end after a number of steps"
+                    f"stages.{name}.max_steps is missing: the length of a stream is unknown, so a stage must end after a number of steps"
                 )
         if any(stage.on_policy for stage in self.stages.values()):
             raise ValueError(
-                "stages: on_policy keeps the teacher's states of the whole corpus, which a stream does not allow"
+                "stages: on_policy needs the teacher's states of the whole corpus, which a stream does not allow"
             )
         if self.student.vocabulary != "all":
             raise ValueError("student.vocabulary: the tokens of a stream are not known in advance; use all")
-        if self.more_corpora or self.augment.speeds or self.augment.concatenate:
-            raise ValueError("a stream takes neither more_corpora nor augment.speeds nor augment.concatenate")
+        if self.more_corpora or self.augment.speed_factors or self.augment.concatenate_seconds:
+            raise ValueError(
+                "a stream takes neither more_corpora nor augment.speed_factors nor augment.concatenate_seconds"
+            )
         if not self.corpus.startswith("hf:"):
             raise ValueError(f"corpus {self.corpus!r} cannot be streamed; expected hf:ID, or leave `stream` out")
         return self
@@ -146,7 +152,8 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
-    """Validate a recipe's content; raises UserError in one line."""
+    """Validate a recipe's content, which may have keys of earlier versions; raises UserError in one line."""
+    use_current_names(content, where)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -167,7 +174,7 @@ def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     section: dict[str, type[Section]] = {
         "student": StudentRecipe,
-        "margin": MarginRecipe,
+        "trailing_silence": TrailingSilenceRecipe,
         "targets": TargetsRecipe,
         "augment": AugmentRecipe,
         "stream": StreamRecipe,
@@ -186,7 +193,7 @@ def _parsed_override(content: dict[str, Any], given: str) -> None:
         raise UserError(f"override {given!r}: expected key=value, for example stages.decoder.epochs=2")
     try:
         parsed = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: no date, or a number of thousands of digits
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: not a date, or a number of thousands of digits
         raise UserError(f"override {given[:60]!r}: {value[:60]!r} is not a YAML value") from None
     if isinstance(parsed, str):
         # YAML 1.1 reads 5e-5 as text; whoever types a number means one
@@ -197,7 +204,8 @@ def _parsed_override(content: dict[str, Any], given: str) -> None:
 
 def override(content: dict[str, Any], key: str, value: Any, where: str) -> None:
     """Set a dotted key of a recipe's content; raises UserError if a section on the way does not exist."""
-    *parents, last = key.split(".")
+    use_current_names(content, where)
+    *parents, last = current_key(key, content).split(".")
     section = content
     for i, parent in enumerate(parents):
         if parent == "stages" or i == 0 or parent in ("weighting", "divergence", "on_policy"):

@@ -22,37 +22,35 @@ class StudentRecipe(Section):
     decoder_layers: list[int] | int | Literal["all"] = "all"
     vocabulary: Literal["all", "corpus"] = Field(
         "all",
-        description="corpus: learn and write only tokens that its texts or the teacher's likeliest tokens there hold",
+        description="corpus: train and write only the tokens of the corpus's texts and the teacher's likeliest tokens for them",
     )
     pool_after: int | None = Field(
         None,
         ge=1,
-        description="encoder layers after which neighbouring states become one, so that the rest and the decoder have half as many; "
-        "the bundle does so, plain transformers does not",
+        description="number of encoder layers after which neighbouring states are averaged, so that the other layers and the decoder have half as many; bundles do so, plain transformers does not",
     )
-    encoder_variance: float | None = Field(
+    encoder_low_rank_variance: float | None = Field(
         None,
         gt=0.5,
         lt=1,
-        description="share of the variance of each encoder matrix product's outputs to keep, 0.99 for example; a product whose outputs keep it "
-        "in few enough dimensions becomes two low-rank ones",
+        description="share of the variance of each encoder linear layer's outputs to keep, for example 0.99; a layer for which a low enough rank suffices becomes two low-rank ones",
     )
-    initial: str | None = Field(
-        None, description="checkpoint that the layers are taken from instead of the teacher; named as a teacher is"
+    init_from: str | None = Field(
+        None, description="checkpoint whose layers are copied instead of the teacher's; named as a teacher is"
     )
 
 
-class MarginRecipe(Section):
-    """Silence after a clip, in seconds: the student sees a random amount in training and a fixed one in use."""
+class TrailingSilenceRecipe(Section):
+    """Silence after a clip, in seconds: the student hears a random amount in training and a fixed one at inference."""
 
-    shortest: float = Field(0.2, ge=0, le=5)
-    longest: float = Field(0.9, ge=0, le=5)
+    train_min: float = Field(0.2, ge=0, le=5)
+    train_max: float = Field(0.9, ge=0, le=5)
     inference: float = Field(0.4, ge=0, le=5)
 
     @model_validator(mode="after")
-    def _ordered(self) -> MarginRecipe:
-        if self.shortest > self.longest:
-            raise ValueError(f"shortest ({self.shortest}) is above longest ({self.longest})")
+    def _ordered(self) -> TrailingSilenceRecipe:
+        if self.train_min > self.train_max:
+            raise ValueError(f"train_min ({self.train_min}) is above train_max ({self.train_max})")
         return self
 
 
@@ -64,16 +62,17 @@ class TargetsRecipe(Section):
         description="of each token: the k largest logits with the rest as one bucket; all logits in fp16; or the k likeliest tokens and "
         "some drawn from the rest, whose KL is the full one in expectation",
     )
-    top_k: int = Field(32, ge=1, description="logits kept a token; the rest is one bucket, or is drawn from")
-    samples: int = Field(48, ge=1, description="of sampled: tokens drawn from the rest")
+    top_k: int = Field(32, ge=1, description="logits kept per token; the rest is one bucket, or is sampled from")
+    samples: int = Field(48, ge=1, description="with kind sampled: tokens drawn from the rest")
     temperature: float = Field(1.0, gt=0, description="tau of the distillation loss")
-    accept_tail: bool = Field(
-        False, description="of top_k: train although the bucket holds more than a fifth of the teacher's probability"
+    allow_large_tail: bool = Field(
+        False,
+        description="with kind top_k: train even if the bucket holds more than a fifth of the teacher's probability",
     )
-    batch_clips: int = Field(2, ge=1, description="clips in one teacher forward pass")
+    teacher_batch_size: int = Field(2, ge=1, description="clips in one teacher forward pass")
 
 
-# kinds of targets that a divergence can be taken from: all but forward KL need the teacher's probability of every token
+# kinds of targets that each divergence can be computed from: only forward KL has an unbiased estimate from sampled tokens
 TARGETS_OF: dict[str, tuple[str, ...]] = {
     "forward_kl": ("top_k", "full", "sampled"),
     **dict.fromkeys(("reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "logit_mse"), ("top_k", "full")),
@@ -92,18 +91,22 @@ class DivergenceRecipe(Section):
 
 
 class AugmentRecipe(Section):
-    """More speech from what is there. The teacher hears new utterances (speeds, joined clips), but never noise or masks."""
+    """Augmentation. The teacher labels new utterances (speeds, joined clips), but never hears noise or masks."""
 
-    speeds: list[float] = Field(default_factory=list, description="each clip again at these speeds, 1.1 being faster")
-    concatenate: float = Field(0.0, ge=0, le=30, description="also short clips joined up to this many seconds; 0: none")
-    noise_share: float = Field(0.0, ge=0, le=1, description="share of the clips that the student hears in noise")
-    noise_db: tuple[float, float] = Field((5.0, 30.0), description="ratio of speech to noise, from and to")
+    speed_factors: list[float] = Field(
+        default_factory=list, description="each clip again at these speeds, 1.1 being faster"
+    )
+    concatenate_seconds: float = Field(
+        0.0, ge=0, le=30, description="also short clips joined up to this many seconds; 0: none"
+    )
+    noise_probability: float = Field(0.0, ge=0, le=1, description="share of the clips that the student hears in noise")
+    snr_db: tuple[float, float] = Field((5.0, 30.0), description="signal-to-noise ratio in dB, lowest and highest")
     frequency_masks: int = Field(0, ge=0, description="SpecAugment: bands blanked in each clip")
-    frequency_width: int = Field(15, ge=1, description="mels of the widest band")
+    frequency_mask_bins: int = Field(15, ge=1, description="mels of the widest band")
     time_masks: int = Field(0, ge=0, description="SpecAugment: stretches blanked in each clip")
-    time_width: int = Field(40, ge=1, description="frames (10 ms) of the longest stretch")
+    time_mask_frames: int = Field(40, ge=1, description="frames (10 ms) of the longest stretch")
 
-    @field_validator("speeds")
+    @field_validator("speed_factors")
     @classmethod
     def _sensible(cls, speeds: list[float]) -> list[float]:
         for speed in speeds:
@@ -113,16 +116,14 @@ class AugmentRecipe(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentRecipe:
-        if self.noise_db[0] > self.noise_db[1]:
-            raise ValueError(
-                f"noise_db goes from {self.noise_db[0]} to {self.noise_db[1]}; expected the lower one first"
-            )
+        if self.snr_db[0] > self.snr_db[1]:
+            raise ValueError(f"snr_db goes from {self.snr_db[0]} to {self.snr_db[1]}; expected the lower one first")
         return self
 
     @property
     def changes_hearing(self) -> bool:
-        """Whether the student hears something else in every epoch, so that nothing of it can be computed once."""
-        return bool(self.noise_share or self.frequency_masks or self.time_masks)
+        """Whether the student's input differs in every epoch, so that its encoder states cannot be cached."""
+        return bool(self.noise_probability or self.frequency_masks or self.time_masks)
 
 
 class StreamRecipe(Section):
@@ -135,7 +136,7 @@ class OnPolicyRecipe(Section):
     """Micro-batches whose transcripts are the student's own; see workbench/distill/teaching/on_policy.py."""
 
     method: Literal["gkd", "speculative"] = "gkd"
-    share: float = Field(0.5, gt=0, le=1, description="of the micro-batches (GKD's lambda)")
+    fraction: float = Field(0.5, gt=0, le=1, description="of the micro-batches (GKD's lambda)")
     temperature: float = Field(1.0, ge=0, description="of the student's sampling; 0 is greedy")
     top_k: int = Field(25, ge=1, description="of speculative: proposals outside the teacher's k likeliest are replaced")
 
@@ -145,11 +146,11 @@ class Stage(Section):
 
     trainable: Literal["encoder", "decoder", "all"]
     epochs: int = Field(ge=1)
-    steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps; a stream needs it")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps; required for a stream")
     learning_rate: float = Field(gt=0)
-    warmup_share: float = Field(0.05, ge=0, le=0.5, description="share of the stage's steps with a rising rate")
+    warmup_ratio: float = Field(0.05, ge=0, le=0.5, description="share of the stage's steps with a rising rate")
     weight_decay: float = Field(0.0, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
     batch_seconds: float = Field(
         30.0, gt=0, description="audio of one optimizer step over all processes, padding included"
     )
@@ -161,20 +162,20 @@ class Stage(Section):
     average_over: Literal["utterances", "tokens"] = Field(
         "utterances", description="whether every utterance counts alike in a step's loss, or every token"
     )
-    encode_once: bool = Field(
+    cache_encoder_states: bool = Field(
         True, description="run a frozen encoder once over the corpus and keep its states on disk (50 x width x 2 B/s)"
     )
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory")
     encoder_matching: float = Field(0.0, ge=0, description="factor of the encoder-state loss")
-    decoding: bool = Field(True, description="use task and distillation losses, weighted by `weighting`")
+    decoder_losses: bool = Field(True, description="use task and distillation losses, weighted by `weighting`")
     weighting: dict[str, Any] = Field(default_factory=lambda: {"name": "fixed"}, validate_default=True)
     divergence: DivergenceRecipe = DivergenceRecipe()
     on_policy: OnPolicyRecipe | None = None
 
     def facts(self, epochs: int, stream: bool = False, steps: int | None = None) -> StageFacts:
-        """What a weighting is told of the stage before it begins: the epochs it reaches, and its steps if they are known."""
-        share = self.on_policy.share if self.on_policy is not None else 0.0
-        return StageFacts(epochs, steps, stream, self.decoding, share)
+        """What a weighting may know of the stage before it begins: the epochs it reaches, and its steps if they are known."""
+        share = self.on_policy.fraction if self.on_policy is not None else 0.0
+        return StageFacts(epochs, steps, stream, self.decoder_losses, share)
 
     @field_validator("weighting")
     @classmethod
@@ -184,10 +185,10 @@ class Stage(Section):
 
     @model_validator(mode="after")
     def _some_loss(self) -> Stage:
-        if not self.decoding and not self.encoder_matching:
-            raise ValueError("has no loss: set encoder_matching above 0 or decoding to true")
-        if self.on_policy is not None and (not self.decoding or self.average_over == "tokens"):
-            raise ValueError("on_policy needs decoding: true and average_over: utterances")
-        if self.trainable == "decoder" and not self.decoding:
-            raise ValueError("trains the decoder, but decoding is false, so nothing would change")
+        if not self.decoder_losses and not self.encoder_matching:
+            raise ValueError("has no loss: set encoder_matching above 0 or decoder_losses to true")
+        if self.on_policy is not None and (not self.decoder_losses or self.average_over == "tokens"):
+            raise ValueError("on_policy needs decoder_losses: true and average_over: utterances")
+        if self.trainable == "decoder" and not self.decoder_losses:
+            raise ValueError("trains the decoder, but decoder_losses is false, so nothing would change")
         return self

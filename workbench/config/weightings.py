@@ -1,13 +1,13 @@
-"""What a recipe may say of a weighting: which systems there are, their options, and whether they would do anything.
+"""The weighting in a recipe: which systems there are, their options, and whether they would take effect.
 
-A system is a plug-in: a file of workbench/weighting/systems, found by its name and imported when a recipe names it, so that recipes
-know no system.
+A system is a plug-in: a file of workbench/weighting/systems, found by its name and imported when a recipe names it, so that this package depends on no system.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -26,25 +26,21 @@ class StageFacts:
     epochs: int  # that are reached
     steps: int | None = None  # optimizer steps, where they are known
     stream: bool = False  # an epoch is then a pass over the stream
-    decoding: bool = True
-    on_policy_share: float = 0.0  # of the micro-batches
+    decoder_losses: bool = True
+    on_policy_fraction: float = 0.0  # of the micro-batches
 
 
 class WeightingSettings(BaseModel):
-    """Base of the options of a system that can be set up so that it does nothing."""
+    """Base of the options of a system that can be configured to have no effect."""
 
     model_config = ConfigDict(extra="forbid")
 
     def inactive_reason(self, stage: StageFacts) -> str | None:
-        """Why the system would never do anything in such a stage, and what to set instead; None if it does."""
-        if not stage.decoding:
-            return (
-                "it weighs the decoder's losses, which decoding: false leaves out; set decoding: true, or leave it out"
-            )
-        if stage.on_policy_share >= 1:
-            return (
-                "on_policy.share is 1, and on-policy micro-batches are not weighed; set share below 1, or leave it out"
-            )
+        """Why the system would have no effect in such a stage, and what to set instead; None if it has one."""
+        if not stage.decoder_losses:
+            return "it weights the decoder's losses, which decoder_losses: false leaves out; set decoder_losses: true, or remove the weighting"
+        if stage.on_policy_fraction >= 1:
+            return "on_policy.fraction is 1, and on-policy micro-batches are not weighted; set fraction below 1, or remove the weighting"
         return None
 
 
@@ -54,7 +50,7 @@ def known_weightings() -> list[str]:
 
 
 def weighting_module(name: str) -> ModuleType:
-    """The file of a system; raises UserError for a name that is none's."""
+    """The file of a system; raises UserError for an unknown name."""
     if name not in known_weightings():
         raise UserError(f"weighting name {name!r}{nearest(name, known_weightings())}")
     return importlib.import_module(f"{SYSTEMS}.{name}")
@@ -62,7 +58,8 @@ def weighting_module(name: str) -> ModuleType:
 
 def parse_settings(options: dict[str, Any]) -> BaseModel:
     """Validate `{name: ..., option: value}`; raises UserError naming the option and the nearest known one."""
-    given = dict(options)
+    names = earlier_names(options)
+    given = {names.get(key, key): value for key, value in options.items()}
     settings: type[BaseModel] = weighting_module(str(given.pop("name", "fixed"))).Settings
     for key in given:
         if key not in settings.model_fields:
@@ -77,8 +74,17 @@ def parse_settings(options: dict[str, Any]) -> BaseModel:
         raise UserError(f"weighting {options.get('name')!r}: {where} is {first['input']!r}; {said}") from None
 
 
+def earlier_names(options: Mapping[str, Any]) -> Mapping[str, str]:
+    """Today's names of a weighting's options by those of earlier versions; none for a name that is not known."""
+    name = str(options.get("name", "fixed"))
+    if name not in known_weightings():
+        return {}
+    names: Mapping[str, str] = getattr(weighting_module(name).Settings, "EARLIER", {})
+    return names
+
+
 def inactive_reason(options: dict[str, Any], stage: StageFacts) -> str | None:
-    """Why a recipe's weighting would never do anything in such a stage, and what to set; None if it does."""
+    """Why a recipe's weighting would have no effect in such a stage, and what to set; None if it has one."""
     settings = parse_settings(options)
     reason = settings.inactive_reason(stage) if isinstance(settings, WeightingSettings) else None
     return None if reason is None else f"{options['name']} would have no effect: {reason}"

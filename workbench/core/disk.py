@@ -1,8 +1,9 @@
-"""A disk that fills up is said in one line, whichever library was writing."""
+"""A full disk: noticed before work starts, or reported in one line, whichever library was writing."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,3 +24,16 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UserError(f"{path}: cannot be written ({reason}); {NO_ROOM}") from None
+
+
+def check_free_space(folder: Path, needed_bytes: int, what: str) -> None:
+    """Raise UserError before work starts if `folder`'s disk cannot hold `needed_bytes` more."""
+    probe = folder
+    while not probe.exists():
+        probe = probe.parent
+    free = shutil.disk_usage(probe).free
+    if free < needed_bytes:
+        raise UserError(
+            f"{folder}: {what} needs about {needed_bytes / 1e6:,.0f} MB but only {free / 1e6:,.0f} MB are free; "
+            "free some space, or set WORKBENCH_CACHE to a larger disk"
+        )

@@ -1,4 +1,4 @@
-"""What is said to a user whose input is wrong: one line, and a non-zero exit."""
+"""What a user whose input is wrong is told: one line, and a non-zero exit status."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class UserError(Exception):
 
 
 def in_one_line(text: str) -> str:
-    """The text with what cannot be printed as its escape: a file's name may hold line breaks and codes that command a terminal."""
+    """The text with unprintable characters escaped: a file name may hold line breaks and terminal control codes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -58,11 +58,11 @@ REMEDIES = {
     errno.ENODEV: "check that the device is there",
     errno.ENXIO: "check that the device is there",
     errno.EMFILE: "raise the limit on open files (`ulimit -n`)",
-    errno.ECONNREFUSED: "check the network, or use what lies on this machine",
-    errno.ECONNRESET: "check the network, or use what lies on this machine",
-    errno.ETIMEDOUT: "check the network, or use what lies on this machine",
-    errno.EHOSTUNREACH: "check the network, or use what lies on this machine",
-    errno.ENETUNREACH: "check the network, or use what lies on this machine",
+    errno.ECONNREFUSED: "check the network, or use what is on this machine",
+    errno.ECONNRESET: "check the network, or use what is on this machine",
+    errno.ETIMEDOUT: "check the network, or use what is on this machine",
+    errno.EHOSTUNREACH: "check the network, or use what is on this machine",
+    errno.ENETUNREACH: "check the network, or use what is on this machine",
     errno.EADDRINUSE: "choose another port",
     errno.EADDRNOTAVAIL: "choose another address",
 }
@@ -79,7 +79,7 @@ def last_line(said: str) -> str:
 
 
 def system_error(error: Exception) -> int | None:
-    """The system's number of an error; libraries written in Rust (safetensors, tokenizers) have it in their text alone."""
+    """The errno of an error; libraries written in Rust (safetensors, tokenizers) have it only in their message."""
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
         number = int(found.group(1))
@@ -87,7 +87,7 @@ def system_error(error: Exception) -> int | None:
 
 
 def of_the_system(error: Exception) -> str | None:
-    """What to say of an error that lies in the user's disk, files or network; None for any other, which is a bug."""
+    """The message for an error of the user's disk, files or network; None for any other, which is a bug."""
     if isinstance(error, socket.gaierror):
         return f"{error.strerror}; check the host's name and the network"
     number = system_error(error)
@@ -101,7 +101,7 @@ def of_the_system(error: Exception) -> str | None:
 
 
 def errors_in_a_line() -> None:
-    """For scripts that have no command line of typer's: what a user can correct ends them in a line and status 1."""
+    """For scripts without a typer command line: an error that a user can correct ends them with one line and status 1."""
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         said = str(error) if isinstance(error, UserError) else None
@@ -118,7 +118,7 @@ def errors_in_a_line() -> None:
 
 
 def output_file(text: str) -> Path:
-    """A type of argparse: a file that can be written, told before the work that it is for."""
+    """An argparse type: a file that can be written, checked before the work starts."""
     path = Path(text)
     if not text.strip() or path.is_dir() or any(p.exists() and not p.is_dir() for p in path.parents):
         raise ArgumentTypeError(f"{text!r}: expected a file in a folder")

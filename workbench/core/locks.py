@@ -13,7 +13,7 @@ log = logging.getLogger("workbench")
 
 
 def lock_of(output: Path) -> Path:
-    """The file that is locked while an output is written; it lies beside it, whatever link leads there."""
+    """The file that is locked while an output is written; it lies beside the output, with links resolved."""
     place = output.resolve()
     return place.with_name(f".{place.name}.lock")
 
@@ -22,9 +22,7 @@ def lock_of(output: Path) -> Path:
 def output_lock(output: Path, wait: bool = False, log_wait: bool = True) -> Iterator[None]:
     """Keep other processes away from an output, a file or a folder, until the block ends.
 
-    The lock is the file `.NAME.lock` beside the output, so that the folder can be replaced while it is held. It belongs to
-    the process and goes with it, however that ends; a file that a killed process leaves holds nobody up. The process that
-    holds it may claim it again.
+    The lock is the file `.NAME.lock` beside the output, so that the folder can be replaced while it is held. It is released when its process ends, however that happens; a file that a killed process leaves blocks nobody. The process that holds it may acquire it again.
 
     Args:
         output: what is written; it need not be there yet.

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.core.atomic import atomic_folder, recover
 from workbench.core.errors import UserError
-from workbench.core.files import atomic_folder, read_json, recover, write_json
+from workbench.core.files import read_json, write_json
 
 RECORD = "source.json"  # in a checkpoint's folder that the workbench wrote
 Owned = Callable[[str], bool]  # whether a file, by its path from the folder with forward slashes, is a command's own
@@ -28,7 +29,7 @@ class Made:
 
 
 def check_output(output: Path, inputs: Sequence[Path] = (), within: bool = False) -> None:
-    """Raise UserError for a folder to write that cannot be meant: a file, a link, one that holds the user's own things or an input.
+    """Raise UserError for an output folder that must be a mistake: a file, a link, one that holds the user's own things or an input.
 
     What killed processes left beside it is removed.
 
@@ -60,7 +61,7 @@ def check_output(output: Path, inputs: Sequence[Path] = (), within: bool = False
 
 
 def check_replaceable(output: Path, made: Made, inputs: Sequence[Path] = (), within: bool = False) -> None:
-    """Raise UserError unless a folder is absent, empty, or all in it is what a command made that may replace it.
+    """Raise UserError unless a folder is absent, empty, or holds only what a command made that may replace it.
 
     What killed processes left beside it and in it is removed.
 
@@ -89,9 +90,9 @@ def check_replaceable(output: Path, made: Made, inputs: Sequence[Path] = (), wit
 
 
 def check_manifest(manifest: Path, inputs: Sequence[Path]) -> None:
-    """Raise UserError for a manifest to write that is there and not the command's own, or where something else would be lost.
+    """Raise UserError if the manifest to write exists and is not the command's own, or if something else would be lost.
 
-    Its own is one beside which its report of what was left out lies. What killed processes left there is removed first.
+    It is the command's own if the report of what was left out lies beside it. What killed processes left there is removed first.
 
     Args:
         manifest: JSONL to write, with a report and perhaps a folder of audio beside it.
@@ -112,8 +113,7 @@ def check_manifest(manifest: Path, inputs: Sequence[Path]) -> None:
             recover(folder)
     if manifest.exists() and not report.exists():
         raise UserError(
-            f"{manifest}: is there, and {report.name}, which this command writes beside its manifest, is not: it may be "
-            f"somebody's own; {another}, or move it away"
+            f"{manifest}: exists, but {report.name}, which this command writes beside its manifest, does not: it may be your own file; {another}, or move it away"
         )
 
 

@@ -55,7 +55,7 @@ def at_terminal() -> bool:
 class Progress:
     """A bar named after the work; silent on ranks that are not the main one. One begun within another is drawn below it."""
 
-    _shared: Any = None  # rich's display, which all bars that are drawn at a time have a line of
+    _shared: Any = None  # rich's display, in which each bar that is drawn has a line
     _drawn = 0
     _stack = ExitStack()
 

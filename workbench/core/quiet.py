@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def errors_only(logger: str | None = None) -> Iterator[None]:
-    """Let a logger, the root by default, tell errors alone until the block ends."""
+    """Let a logger, the root by default, log only errors until the block ends."""
     log = logging.getLogger(logger)
     level = log.level
     log.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Tables on the screen and in pipes: where one is too wide it is turned or written as blocks, so that no word is cropped or split."""
+"""Tables on the screen and in pipes: one that is too wide is transposed or written as blocks, so that no word is cropped or split."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def print_rows(
         rows: cells.
         title: a line above.
         caption: a line below.
-        prose: the cells are sentences, which may be wrapped; else a table that does not fit is turned by 90 degrees.
+        prose: the cells are sentences, which may be wrapped; otherwise a table that does not fit is transposed.
         styles: of the rows' names, as rich calls them.
     """
     from rich.console import Console
@@ -47,7 +47,7 @@ def print_rows(
 
 
 def _grid(table: Sequence[Row], widths: Sequence[int], prose: bool = False, styles: Row = ()) -> object:
-    """Cells in columns of given widths; figures stand at the right."""
+    """Cells in columns of given widths; figures are right-aligned."""
     from rich.table import Table
     from rich.text import Text
 

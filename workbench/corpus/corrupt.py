@@ -1,4 +1,4 @@
-"""A corpus with wrong transcripts on purpose, to see what a method makes of noisy labels.
+"""A corpus with wrong transcripts on purpose, to see how a method copes with noisy labels.
 
 Only the training split is touched. Which utterances were corrupted is recorded beside the manifest, in corrupted.jsonl, with
 both texts.
@@ -34,9 +34,9 @@ def corrupt(utterances: Sequence[Utterance], share: float, how: str, seed: int) 
     """Give a share of the training utterances another transcript.
 
     Args:
-        utterances: of all splits; those of the others come back as they are.
+        utterances: of all splits; those of other splits are returned unchanged.
         share: of the training utterances, in (0, 1).
-        how: `exchange` deals their transcripts out among themselves so that none keeps its own text; `words` replaces half
+        how: `exchange` permutes their transcripts so that none keeps its own text; `words` replaces half
             the words of each by words of the training texts.
         seed: decides which and how.
 
@@ -106,7 +106,7 @@ def _exchanged(texts: list[str], generator: np.random.Generator) -> list[str]:
                     break
         if all(texts[order[i]] != texts[i] for i in range(len(texts))):
             return [texts[i] for i in order]
-    raise UserError("--corrupt: the transcripts are too much alike to be exchanged; use --how words")
+    raise UserError("--corrupt: the transcripts are too similar to be exchanged; use --how words")
 
 
 def _replaced(text: str, words: Sequence[str], generator: np.random.Generator) -> str:

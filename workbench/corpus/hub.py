@@ -12,7 +12,8 @@ from typing import Any
 
 from workbench.audio.decode import LONGEST_SECONDS, SHORTEST_SECONDS, probe_seconds
 from workbench.core.errors import UserError, first_line
-from workbench.core.files import cache_key, expanded
+from workbench.core.files import expanded
+from workbench.core.hashing import cache_key
 from workbench.corpus.manifests import FIELDS, LeftOut, is_missing
 from workbench.corpus.utterance import Utterance
 from workbench.text.languages import language_code, whisper_knows
@@ -30,8 +31,7 @@ def read_dataset(spec: str, split: str, limit: int | None = None) -> list[Uttera
     The encoded audio of the clips read is held in memory; `limit` bounds how many.
 
     Raises:
-        UserError: the dataset cannot be opened, or has no audio or no transcript column, or no row with both; a row's
-            language is none.
+        UserError: the dataset cannot be opened, or has no audio or no transcript column, or no row with both; a row's language is not one.
     """
     found = list(islice(_utterances(*_open(spec, split), split, f"hf:{spec}, split {split!r}"), limit))
     if not found:
@@ -40,7 +40,7 @@ def read_dataset(spec: str, split: str, limit: int | None = None) -> list[Uttera
 
 
 class Stream:
-    """A dataset's training split as windows of utterances, read once around, a share for each process.
+    """A dataset's training split as windows of utterances, read once, each process its share.
 
     The order of the dataset's files is shuffled with the seed; within a window the steps are drawn at random, so a
     window is the shuffle buffer. Clips that cannot be used are skipped and counted.
@@ -52,7 +52,7 @@ class Stream:
         self.window_seconds, self.source = window_seconds, f"hf:{spec}, split 'train'"
         dataset, *columns = _open(spec, "train")
         self.audio_column, self.text_column, self.config = columns
-        # a buffer of one: only the files' order is shuffled, so the position in the stream says all
+        # a buffer of one: only the files' order is shuffled, so the position in the stream is its whole state
         shuffled = dataset.shuffle(seed=seed, buffer_size=1)
         self.dataset = split_dataset_by_node(shuffled, rank=rank, world_size=ranks) if ranks > 1 else shuffled
         self.skipped = 0
@@ -80,7 +80,7 @@ class Stream:
 
 
 def content_id(utterance: Utterance) -> str:
-    """Id of a clip by its audio and text, which stays when the dataset is shuffled anew for the next pass, or shared out differently.
+    """Id of a clip by its audio and text, which stays the same when the dataset is reshuffled for the next pass, or divided differently.
 
     Learnt weights and teacher's losses belong to ids, so a row's number in one order will not do, nor a dataset's own
     `id` column, which need not be unique. Equal clips share an id.
@@ -217,7 +217,7 @@ def _encoded(clip: dict[str, Any] | str | None, source: str) -> bytes | None:
         here = folder.is_dir() and Path(place).resolve().is_relative_to(folder.resolve())
         packed = all(part.partition("://")[0] in ARCHIVES for part in archives)
         if not packed or not (here or place.startswith("hf://")):
-            raise UserError(f"{source}: a row names the file {path!r}, which is none of the dataset's")
+            raise UserError(f"{source}: a row names the file {path!r}, which is not one of the dataset's")
         with fsspec.open(path, "rb") as file:
             data = bytes(file.read(MAX_CLIP_BYTES + 1))
     if len(data) > MAX_CLIP_BYTES:

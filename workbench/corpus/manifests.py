@@ -78,9 +78,7 @@ def read_manifest(path: Path, transcribed: bool = True) -> list[Utterance]:
             raise UserError(f"{where}: field 'text' is empty; expected the transcript, or drop the line")
         utterance = _utterance(row, manifest, _audio_path(manifest, str(named), where), text, where, lengths)
         if utterance.id in seen:
-            raise UserError(
-                f"{where}: id {utterance.id!r} already stands on line {seen[utterance.id]}; ids must be unique"
-            )
+            raise UserError(f"{where}: id {utterance.id!r} is already on line {seen[utterance.id]}; ids must be unique")
         seen[utterance.id] = str(number)
         utterances.append(utterance)
     if not utterances:
@@ -145,7 +143,7 @@ def _optional(row: dict[str, Any], field: str) -> Any:
 
 
 def _field(row: dict[str, Any], field: str, where: str) -> Any:
-    """As `_optional`, but for a row that has the field without a value: that, and an error for one that lacks it."""
+    """As `_optional`, but a field without a value is returned as it is, and a missing field is an error."""
     if (value := _optional(row, field)) is not None:
         return value
     for alias in FIELDS[field]:
@@ -176,9 +174,9 @@ def _relative(audio: Path, folder: Path) -> str:
 
 
 def _cut(row: dict[str, Any], audio: Path, where: str, lengths: dict[Path, float]) -> tuple[Path | Segment, float]:
-    """What a row takes of its recording, and its length in seconds."""
+    """The part of its recording that a row uses, and its length in seconds."""
     duration = _seconds(row, "duration", where, lambda value: value > 0, "seconds, a number above 0")
-    start = _seconds(row, "offset", where, lambda value: value >= 0, "seconds from the recording's begin, 0 or more")
+    start = _seconds(row, "offset", where, lambda value: value >= 0, "seconds from the recording's start, 0 or more")
     end = _seconds(
         row, "end", where, lambda value: value > (start or 0.0), "seconds, a number above the segment's start"
     )
@@ -219,7 +217,7 @@ def _seconds(row: dict[str, Any], field: str, where: str, fits: Callable[[float]
 
 
 def _language(row: dict[str, Any], where: str) -> str:
-    """English where no field tells a language; a field that is there must."""
+    """English where there is no language field; a field that exists must name one."""
     given = [row[alias] for alias in FIELDS["language"] if alias in row]
     value = next((v for v in given if v != "" and v == v and v is not None), None)  # NaN is unequal to itself
     if given and value is None:

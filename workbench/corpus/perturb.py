@@ -1,4 +1,4 @@
-"""More utterances from those that are there: other speeds, and short clips joined. The teacher labels them like any other."""
+"""New utterances from existing ones: other speeds, and short clips joined. The teacher labels them like any other."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def concatenated(utterances: Sequence[Utterance], longest: float, seed: int) -> 
 
 
 def neighbours(utterances: Iterable[Utterance], longest: float) -> Iterator[list[Utterance]]:
-    """The utterances in order, as many together as last at most `longest` seconds once they are joined."""
+    """The utterances in order, in groups that last at most `longest` seconds once they are joined."""
     group: list[Utterance] = []
     seconds = 0.0
     for utterance in utterances:

@@ -21,9 +21,9 @@ from pathlib import Path
 import av
 
 from workbench.audio.decode import SAMPLE_RATE, decode
-from workbench.core.children import ending_with_us
 from workbench.core.errors import UserError, last_line, nearest
 from workbench.core.files import write_json
+from workbench.core.machine.children import ending_with_us
 from workbench.core.ownership import Made, Owned, check_output, check_replaceable, replacing
 from workbench.corpus.corrupt import RECORD
 from workbench.corpus.references import (
@@ -61,11 +61,11 @@ def build_prompts(language: str, output: Path) -> Path:
         if is_current(output, language):
             log.info("%s is there already", output)
             return output
-        log.info("%s was built by an earlier version and is built anew", output)
+        log.info("%s was built by an earlier version and is rebuilt", output)
     check_replaceable(output, made)
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
-            raise UserError(f"{tool} is not here; build the corpus on Debian or Ubuntu and copy the folder")
+            raise UserError(f"{tool} is not installed; build the corpus on Debian or Ubuntu and copy the folder")
     with tempfile.TemporaryDirectory() as temporary:
         unpacked = unpack(language, Path(temporary))
         with replacing(output, made) as folder:

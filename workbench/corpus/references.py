@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from workbench.core.errors import UserError
-from workbench.core.files import file_sha256, read_json
+from workbench.core.files import read_json
+from workbench.core.hashing import file_sha256
 
 CORRECTED = ("es", "fr", "it", "ru")
 VERSION = 3  # of the built corpora; raise it whenever a text, a mark or a split of the same packages changes
@@ -64,7 +65,7 @@ def corrections(language: str) -> dict[str, Correction]:
         raise UserError(f"{path}: expected tab-separated columns {', '.join(_HEADER)}")
     found = {name: Correction(*rest) for name, *rest in rows}
     if len(found) != len(rows):
-        raise UserError(f"{path}: an id stands on two lines; ids must be unique")
+        raise UserError(f"{path}: an id appears on two lines; ids must be unique")
     return found
 
 

@@ -114,7 +114,7 @@ def _array_rows(manifest: Path, content: str) -> Iterator[Row]:
 
 
 def _unreadable(where: str, error: Exception) -> UserError:
-    """Of JSON that Python does not read: a number of thousands of digits, or objects nested too deeply."""
+    """The error for JSON that Python cannot read: a number of thousands of digits, or objects nested too deeply."""
     return UserError(f"{where}: cannot be read ({str(error).splitlines()[0]}); {EXPECTED}")
 
 
@@ -148,7 +148,7 @@ def _csv_fault(error: csv.Error) -> str:
     if "field limit" in str(error):
         return (
             f"a field has more than {csv.field_size_limit():,} characters; a quote is probably not closed, "
-            "or the file is no list of utterances"
+            "or the file is not a list of utterances"
         )
     return (
         f"quotes do not match ({error}); expected a field with a quote in it in quotes, with the quote doubled: "

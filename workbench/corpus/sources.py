@@ -8,7 +8,8 @@ from pathlib import Path
 
 from workbench.audio.decode import LONGEST_SECONDS
 from workbench.core.errors import UserError, nearest
-from workbench.core.files import cache_dir, expanded, file_sha256
+from workbench.core.files import expanded
+from workbench.core.hashing import cache_dir, file_sha256
 from workbench.corpus.hub import read_dataset
 from workbench.corpus.manifests import find_manifest, read_manifest
 from workbench.corpus.perturb import at_speeds, concatenated
@@ -25,7 +26,7 @@ def corpora_dir() -> Path:
 
 
 def find_corpus(source: str) -> Path:
-    """Manifest or folder of a corpus that is no dataset of the hub; raises UserError if there is none, or if it is out of date."""
+    """Manifest or folder of a corpus that is not a hub dataset; raises UserError if there is none, or if it is out of date."""
     if source in BUILT_IN:
         return BUILT_IN[source]
     built = corpora_dir() / source
@@ -127,9 +128,9 @@ def training_set(
     Args:
         source: the corpus, as for `open_corpus`.
         limit: at most this many utterances of it.
-        more: corpora that are added whole; their ids get the corpus's name before them.
+        more: corpora whose training splits are added whole; their ids are prefixed with the corpus's name.
         speeds: speeds that each utterance is added at.
-        longest: seconds up to which clips are joined to further utterances; 0 for none.
+        longest: clips are also joined into utterances of up to so many seconds; 0 for none.
         seed: decides which are joined.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The split rule: a transcript decides its part, so that no sentence is trained on and tested on."""
+"""The split rule: a transcript decides its split, so that no sentence is both trained on and tested on."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _ELLIPSIS = re.compile(r"\.{2,}|…")
 
 
 def split_of(key: str) -> str:
-    """Part of the corpus that a text's `split_key` belongs to: train, validation or test.
+    """Split that a text's `split_key` belongs to: train, validation or test.
 
-    The hash of the key decides, so the part of a sentence never changes when others come or go.
+    The hash of the key decides, so a sentence's split never changes when others are added or removed.
     """
     digest = hashlib.sha256(key.encode()).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64  # uniform in [0, 1)
@@ -27,7 +27,7 @@ def split_of(key: str) -> str:
 def split_key(text: str, language: str = "en") -> str:
     """What two transcripts must share to count as the same sentence: the text under Whisper's own normalizer.
 
-    Frozen: it decides splits, and a sentence that changed its part would be tested on after it was trained on. Scoring has
+    Frozen: it decides splits, and a sentence that changed its split would be tested on after it was trained on. Scoring has
     normalizers of its own (workbench.text.normalizers), which may change.
 
     Args:

@@ -13,7 +13,7 @@ import numpy as np
 
 from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave, change_speed, check_length, decode
 from workbench.core.errors import UserError
-from workbench.core.files import file_sha256
+from workbench.core.hashing import file_sha256
 
 SPLITS = ("train", "validation", "test")
 GAP_SECONDS = 0.25  # silence between joined clips
@@ -24,7 +24,7 @@ class Segment:
     """A stretch of a recording."""
 
     path: Path
-    start: float  # seconds from the recording's begin
+    start: float  # seconds from the recording's start
     seconds: float
 
     def wave(self) -> Wave:
@@ -74,7 +74,7 @@ class Utterance:
         return wave
 
     def check_stated(self, seconds: float) -> None:
-        """Refuse a recording of so many seconds whose row states another length: the text may be that of a part of it.
+        """Refuse a recording of so many seconds whose row states another length: the text may cover only a part of it.
 
         Seconds are the recording's, at whatever speed it is played.
         """
@@ -83,7 +83,7 @@ class Utterance:
         if whole and self.where and abs(stated - seconds) > max(0.5, 0.1 * stated):
             raise UserError(
                 f"{self.place}: field 'duration' is {stated:g}, but the recording lasts {seconds:.2f} s; correct it, "
-                "or add the field 'offset' (seconds, 0 for the recording's begin) to take a part"
+                "or add the field 'offset' (seconds, 0 for the recording's start) to take a part"
             )
 
     @property

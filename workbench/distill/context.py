@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from workbench.config.recipe import Recipe
-from workbench.core.distributed import Processes, is_sharded
+from workbench.core.machine.distributed import Processes, is_sharded
 from workbench.distill.teaching.on_policy import OnPolicy
 from workbench.models import Family
 from workbench.run import checkpoints
@@ -28,13 +28,13 @@ class RunContext:
     family: Family  # of the student, narrowed if it knows only some tokens
     model: nn.Module  # the student, as it is before Accelerate wraps it
     log: RunLog
-    teacher_shares: tuple[float, ...] = (1.0,)  # of each teacher in the distillation loss
+    teacher_weights: tuple[float, ...] = (1.0,)  # of each teacher in the distillation loss
     uncertainty: Mapping[str, float] | None = None  # the teacher's, by utterance id, where a weighting asks for it
     on_policy: OnPolicy | None = None  # where a stage samples from the student
 
     @property
     def folder(self) -> Path:
-        """Of the run."""
+        """The run's folder."""
         return self.recipe.output
 
     @property
@@ -44,11 +44,11 @@ class RunContext:
 
     @property
     def sharded(self) -> bool:
-        """Whether FSDP has put parts of parameters in the place of the student's own."""
+        """Whether FSDP has replaced the student's parameters with shards."""
         return is_sharded(self.model)
 
     def whole_model(self, main_alone: bool = False) -> Any:
-        """The student, or where it is sharded a whole copy; with `main_alone` None on other processes. All must call it."""
+        """The student, or a whole copy if it is sharded; with `main_alone` None on other processes. All processes must call it."""
         if not self.sharded:
             return self.model
         state = checkpoints.model_tensors(self.model)
@@ -59,6 +59,6 @@ class RunContext:
         return whole.to(self.accelerator.device).eval()
 
     def encoder_untrained(self, stage: str) -> bool:
-        """Whether the student's encoder is as it was at the run's begin, all through a stage."""
+        """Whether the student's encoder stays as it was at the start of the run, throughout a stage."""
         until = list(self.recipe.stages).index(stage) + 1
         return all(s.trainable == "decoder" for s in list(self.recipe.stages.values())[:until])

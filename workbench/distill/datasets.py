@@ -1,4 +1,4 @@
-"""What a stage trains on in each epoch: the corpus with its targets, or one window of a stream after the other."""
+"""What a stage trains on in each epoch: the corpus with its targets, or one window of a stream after another."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Datasets:
     Args:
         context: of the run.
         teachers: label the windows of a stream.
-        whole: the corpus with its targets; None of a stream.
-        calibration: clips that the student's encoder was compressed by, if it was.
+        whole: the corpus with its targets; None for a stream.
+        calibration: clips that the student's encoder was compressed on, if it was.
         tail: mean probability in the tail bucket of `whole`'s targets, if it is known.
     """
 
-    tail: float | None  # of a stream it is measured on its first window
+    tail: float | None  # for a stream it is measured on the first window
 
     def __init__(
         self,
@@ -55,12 +55,12 @@ class Datasets:
         timers: Timers,
         asks_teacher: Callable[[], bool] = lambda: True,
     ) -> Iterator[LabelledDataset]:
-        """What each epoch of a stage trains on, from `progress` on; of a stream, what each of its windows does.
+        """What each epoch of a stage trains on, from `progress` on; for a stream, one dataset per window.
 
         Args:
             name: of the stage.
             stage: its settings.
-            progress: where the stage is; of a stream its pass and window are counted on here when a pass has ended.
+            progress: where the stage is; for a stream, its pass and window are advanced here when a pass has ended.
             timers: count the teacher's and the frozen encoder's time.
             asks_teacher: whether the teacher is needed for the next window of a stream.
         """
@@ -116,10 +116,10 @@ class Datasets:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> LabelledDataset:
-        """The clips with the student's encoder states, if the stage leaves them as they are."""
+        """The clips with the student's encoder states, if the stage freezes the encoder."""
         context = self.context
         recipe, accelerator = context.recipe, context.accelerator
-        if stage.trainable != "decoder" or stage.encoder_matching or not stage.encode_once:
+        if stage.trainable != "decoder" or stage.encoder_matching or not stage.cache_encoder_states:
             return dataset
         if recipe.augment.changes_hearing:
             log.info(
@@ -128,8 +128,8 @@ class Datasets:
             return dataset
         rank = accelerator.process_index if rank is None else rank
         world_size = accelerator.num_processes if world_size is None else world_size
-        model = context.whole_model()  # the encoder is called by itself, for which FSDP does not gather its parameters
-        # several runs with the same frozen encoder may be under way; in a run of its own folder there is no other
+        model = context.whole_model()  # the encoder is called on its own, for which FSDP does not gather its parameters
+        # several runs with the same frozen encoder may be under way; in the run's own folder there is no other
         with cache_lock(folder):
             store = Store(folder)
             store.check(dataset.keys, rank, world_size)
@@ -140,7 +140,9 @@ class Datasets:
                     context.family,
                     dataset,
                     store,
-                    EncodingSettings(margin=recipe.margin, seed=recipe.seed, rank=rank, world_size=world_size),
+                    EncodingSettings(
+                        margin=recipe.trailing_silence, seed=recipe.seed, rank=rank, world_size=world_size
+                    ),
                     lambda clips: shown.advance(clips * world_size),
                 )
         store.reload()

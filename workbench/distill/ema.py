@@ -27,14 +27,14 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the parameters as they are after a step (counted from 0)."""
+        """Update the average with the parameters after a step (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, parameter in self.parameters.items():
             self.average[name].lerp_(parameter, 1 - decay)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Put the average in the model's place for a while, to be validated or saved."""
+        """Temporarily use the average as the model's parameters, to validate or save it."""
         kept = {name: p.detach().clone() for name, p in self.parameters.items()}
         self._fill(self.average)
         try:
@@ -43,7 +43,7 @@ class MovingAverage:
             self._fill(kept)
 
     def fill(self) -> None:
-        """Let the model be its average from now on."""
+        """Set the model's parameters to the average for good."""
         self._fill(self.average)
 
     def state_dict(self) -> dict[str, Tensor]:

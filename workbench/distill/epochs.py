@@ -10,14 +10,14 @@ from torch.utils.data import DataLoader
 
 from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.config.sections import Stage
-from workbench.core.children import end_with_parent
 from workbench.core.errors import UserError
-from workbench.core.memory import Peak
+from workbench.core.machine.children import end_with_parent
+from workbench.core.machine.memory import Peak
 from workbench.corpus.batching import StepPlan, plan_steps
-from workbench.distill.batch_size import micro_batches_that_fit
-from workbench.distill.batches import Batch, MicroBatches, MicroBatchPlan
 from workbench.distill.context import RunContext
-from workbench.distill.step import StageProgress
+from workbench.distill.step.batch_size import micro_batches_that_fit
+from workbench.distill.step.batches import Batch, MicroBatches, MicroBatchPlan
+from workbench.distill.step.losses import StageProgress
 from workbench.run.checkpoints import TrainingProgress
 
 
@@ -32,7 +32,7 @@ class Epoch:
 
 
 class EpochPlan:
-    """A stage's way through its epochs, from where it is.
+    """Plans a stage's epochs, from its current position on.
 
     Args:
         context: of the run.
@@ -48,25 +48,25 @@ class EpochPlan:
         self._planned: int | None = None  # steps of all epochs
 
     def total(self, epoch: Epoch) -> int:
-        """Steps of the whole stage, whose present epoch is given."""
+        """Steps of the whole stage, given its current epoch."""
         stage = self._stage
         if self._context.streaming:
-            assert stage.steps is not None  # noqa: S101  checked with the recipe
-            return stage.steps
+            assert stage.max_steps is not None  # noqa: S101  checked with the recipe
+            return stage.max_steps
         if self._planned is None:
             lengths = [
                 len(epoch.steps) if e == self._progress.epoch else len(self._steps(epoch.dataset, e))
                 for e in range(stage.epochs)
             ]
             self._planned = sum(lengths)
-        return min(self._planned, stage.steps or self._planned)
+        return min(self._planned, stage.max_steps or self._planned)
 
     def plan(self, dataset: LabelledDataset, attempt: Callable[[StepPlan, int], Peak | None]) -> Epoch:
-        """The epoch that comes now.
+        """The next epoch.
 
         Args:
             dataset: what it trains on.
-            attempt: computes one of so many micro-batches of a step, and says what memory that took.
+            attempt: computes one of that many micro-batches of a step, and returns the memory it took.
         """
         context, progress = self._context, self._progress
         steps = self._steps(dataset, progress.epoch)
@@ -78,7 +78,7 @@ class EpochPlan:
                 progress.micro_batches = -(-self._stage.micro_batches // least) * least
             else:
                 progress.micro_batches = micro_batches_that_fit(
-                    steps, context.recipe.margin.longest, least, context.accelerator.device,
+                    steps, context.recipe.trailing_silence.train_max, least, context.accelerator.device,
                     attempt, context.processes.worst_of, self._name,
                 )  # fmt: skip
         count = -(-progress.micro_batches // least) * least  # resumed on another number of processes
@@ -122,18 +122,20 @@ class EpochPlan:
 
     def learning_rate(self, total: int) -> float:
         """The optimizer's learning rate in the next step."""
-        return self._stage.learning_rate * schedule(self._progress.stage_step, total, self._stage.warmup_share)
+        return self._stage.learning_rate * schedule(self._progress.stage_step, total, self._stage.warmup_ratio)
 
     def enough(self) -> bool:
-        """Whether the stage has had the steps that it is given at most."""
-        return self._stage.steps is not None and self._progress.stage_step >= self._stage.steps
+        """Whether the stage has reached its maximum number of steps."""
+        return self._stage.max_steps is not None and self._progress.stage_step >= self._stage.max_steps
 
     def _steps(self, dataset: LabelledDataset, epoch: int) -> list[StepPlan]:
         recipe = self._context.recipe
         # in a stream every process has clips of its own, and a share of the step
         share = self._ranks if self._context.streaming else 1
         seed = (recipe.seed, self._number, epoch, *([self._rank] if share > 1 else []))
-        return plan_steps(dataset.utterances, self._stage.batch_seconds / share, recipe.margin.shortest, seed)
+        return plan_steps(
+            dataset.utterances, self._stage.batch_seconds / share, recipe.trailing_silence.train_min, seed
+        )
 
 
 def _read(loader: Any) -> Iterator[Batch]:
@@ -143,7 +145,7 @@ def _read(loader: Any) -> Iterator[Batch]:
         raise UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]) from None
 
 
-def schedule(step: int, total: int, warmup_share: float) -> float:
+def schedule(step: int, total: int, warmup_ratio: float) -> float:
     """Factor of the learning rate: linear up during warm-up, then linear down to zero."""
-    warmup = max(1, round(warmup_share * total))
+    warmup = max(1, round(warmup_ratio * total))
     return (step + 1) / warmup if step < warmup else max(0.0, (total - step) / max(1, total - warmup))

@@ -1,4 +1,4 @@
-"""Forward and backward pass of a micro-batch: what the student hears, whose word it learns from, the loss."""
+"""Forward and backward pass of a micro-batch: the student's input, the targets it learns from, the loss."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from workbench.audio.augment import mask_spectrum
 from workbench.config.sections import AugmentRecipe
-from workbench.distill.batches import Batch
-from workbench.distill.step import Objective, StageProgress, StepLosses, StepSize, Student, step_losses
+from workbench.distill.step.batches import Batch
+from workbench.distill.step.losses import Objective, StageProgress, StepLosses, StepSize, step_losses
+from workbench.distill.step.student_module import StudentModule
 from workbench.distill.teaching.on_policy import OnPolicy, own_losses
 from workbench.distill.teaching.self_teacher import SelfTeacher
 from workbench.losses.divergences import SoftTargets
@@ -27,7 +28,7 @@ class ForwardBackward:
         self,
         accelerator: Accelerator,
         family: Family,
-        module: Student,
+        module: StudentModule,
         wrapped: Any,
         augment: AugmentRecipe,
         timers: Timers,
@@ -38,7 +39,7 @@ class ForwardBackward:
         Args:
             accelerator: Accelerate's.
             family: runs the student.
-            module: the student as a module, whose forward a step takes.
+            module: the student as a module, whose forward pass is a step's.
             wrapped: the same, compiled and distributed as the run asks for.
             augment: masks on the features.
             timers: count the time that sampling takes.
@@ -49,7 +50,7 @@ class ForwardBackward:
         self.self_teacher: SelfTeacher | None = None
 
     def audio(self, batch: Batch) -> tuple[Tensor, bool]:
-        """What the student is given of a batch, and whether it is states of a frozen encoder."""
+        """The student's input for a batch, and whether it is states of a frozen encoder."""
         if batch.encoded.numel():
             return batch.encoded.float(), True
         features = self.family.spectrum(batch.waves)
@@ -58,14 +59,14 @@ class ForwardBackward:
     def __call__(
         self, batch: Batch, objective: Objective, progress: StageProgress, size: StepSize, self_teaching: bool = False
     ) -> StepLosses:
-        """Forward the student, compare with the targets of the teachers or of itself, weigh, backward.
+        """Forward the student, compare with the targets of the teachers or of itself, weight the losses, backward.
 
         Args:
             batch: the micro-batch, on the device.
             objective: the stage's losses.
-            progress: when in the stage.
+            progress: position in the stage.
             size: of the whole step.
-            self_teaching: whether the student teaches itself by now.
+            self_teaching: whether the student is its own teacher by now.
         """
         audio, encoded = self.audio(batch)
         plan = self.self_teacher.plan if self.self_teacher and self_teaching else None
@@ -86,12 +87,12 @@ class ForwardBackward:
             losses = own_losses(states, logits, batch, own, objective, progress, size)
         else:
             losses = step_losses(states, logits, batch, objective, progress, size, said)
-        # DistributedDataParallel averages over the processes what is to be added up
+        # DistributedDataParallel averages over the processes what should be summed
         self.accelerator.backward(losses.loss * self.accelerator.num_processes)
         return losses
 
     def _proposed(self, on_policy: OnPolicy, batch: Batch, audio: Tensor, encoded: bool) -> tuple[Batch, SoftTargets]:
-        """The micro-batch with the student's own transcripts; what that costs is counted."""
+        """The micro-batch with the student's own transcripts; the time it takes is counted."""
         with self.timers.timing("sampling"), torch.no_grad():
             states = audio if encoded else self.family.encode(self.module.model, audio, batch.attention_mask)
             return on_policy.propose(self.module.model, batch, states)

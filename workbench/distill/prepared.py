@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from workbench.config.sections import Stage
-from workbench.core.kernels import compiled
+from workbench.core.machine.kernels import compiled
 from workbench.distill.context import RunContext
 from workbench.distill.ema import MovingAverage
-from workbench.distill.step import Student
+from workbench.distill.step.student_module import StudentModule
 from workbench.run import checkpoints
 
 AVERAGE = "average"  # its file in a checkpoint
@@ -22,7 +22,7 @@ AVERAGE = "average"  # its file in a checkpoint
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a stage steps with."""
+    """What a stage's training steps use."""
 
     student: Any  # as it is called: compiled and distributed as the run asks for
     optimizer: Any
@@ -31,12 +31,12 @@ class Prepared:
     average: MovingAverage | None
 
 
-def prepare(context: RunContext, stage: Stage, module: Student, checkpoint: Path | None) -> Prepared:
-    """Wrap the student and build what refers to its parameters, in the one order that works.
+def prepare(context: RunContext, stage: Stage, module: StudentModule, checkpoint: Path | None) -> Prepared:
+    """Wrap the student and build what refers to its parameters, in the only order that works.
 
-    1. What is trained is marked before (`Student` does), so that the optimizer and DDP see it.
+    1. What is trained is marked before (`StudentModule` does), so that the optimizer and DDP see it.
     2. The student is compiled before it is distributed: DDP reduces gradients of the compiled graph.
-    3. FSDP puts sharded parameters in the place of the model's own in `prepare`, so whatever keeps references to parameters (names
+    3. FSDP replaces the model's parameters with sharded ones in `prepare`, so whatever keeps references to parameters (names
        of the optimizer's moments, moving average, self-teacher) comes after it.
     4. A checkpoint's moments come last, since they are sharded as the parameters are.
 
@@ -44,7 +44,7 @@ def prepare(context: RunContext, stage: Stage, module: Student, checkpoint: Path
         context: of the run.
         stage: its settings.
         module: the student, its trained parameters marked.
-        checkpoint: that the stage goes on from, if it does.
+        checkpoint: the one that the stage resumes from, if it does.
     """
     wrapped: Any = compiled(module) if context.recipe.compile else module
     adamw: Any = torch.optim.AdamW(
@@ -56,7 +56,7 @@ def prepare(context: RunContext, stage: Stage, module: Student, checkpoint: Path
     student, optimizer = context.accelerator.prepare(wrapped, adamw)
     inner = getattr(optimizer, "optimizer", optimizer)
     names: dict[Tensor, str] = {p: n for n, p in context.model.named_parameters() if p.requires_grad}
-    average = MovingAverage(context.model, context.recipe.ema) if context.recipe.ema else None
+    average = MovingAverage(context.model, context.recipe.ema_decay) if context.recipe.ema_decay else None
     if checkpoint is not None:
         checkpoints.load_optimizer(checkpoint, inner, names)
         if average:

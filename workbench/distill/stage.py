@@ -1,35 +1,31 @@
-"""One stage of training: epochs of steps, each step in as many micro-batches as processes and memory ask for."""
+"""One stage of training: epochs of steps, each step in as many micro-batches as processes and memory require."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.config.sections import Stage
-from workbench.core.allocator import release_freed_memory
-from workbench.core.distributed import wait_for_all
 from workbench.core.errors import UserError
-from workbench.core.memory import Peak, peak_of
+from workbench.core.machine.distributed import wait_for_all
+from workbench.core.machine.memory import Peak, peak_of
 from workbench.core.progress import Progress
 from workbench.corpus.batching import StepPlan, padding_share
-from workbench.distill.batches import Batch
 from workbench.distill.context import RunContext
 from workbench.distill.datasets import Datasets
 from workbench.distill.epochs import Epoch, EpochPlan
 from workbench.distill.forward_backward import ForwardBackward
-from workbench.distill.meta_batches import StudentMetaBatches
+from workbench.distill.optimizer_step import OptimizerStep, release_memory
 from workbench.distill.prepared import AVERAGE, prepare
-from workbench.distill.step import Objective, StageProgress, StepSize, Student, weight_columns
-from workbench.distill.step_metrics import StepMetrics
+from workbench.distill.step.batches import Batch
+from workbench.distill.step.losses import Objective, StageProgress, StepSize
+from workbench.distill.step.meta_batches import StudentMetaBatches
+from workbench.distill.step.student_module import StudentModule
 from workbench.distill.teaching.self_teacher import SelfTeacher
 from workbench.distill.validation import Validation
 from workbench.evaluation.transcribe import EncodedClips
@@ -40,7 +36,6 @@ from workbench.weighting.meta_gradients import LearntWeights
 
 log = logging.getLogger("workbench")
 SELF_TEACHER = "itself"  # its file in a checkpoint
-STEPS_BETWEEN_RELEASES = 100  # on a CPU, of memory that was freed
 
 
 class StageTrainer:
@@ -53,7 +48,7 @@ class StageTrainer:
         number: of the stage.
         name: of the stage.
         stage: its settings.
-        state: of the run; the stage goes on where it was.
+        state: of the run; the stage resumes where it was.
     """
 
     number: int
@@ -80,7 +75,7 @@ class StageTrainer:
         self.number, self.name, self.stage, self.state = number, name, stage, state
         self.objective, self.self_teacher = None, None
         self.epochs = EpochPlan(context, number, name, stage, state.progress)
-        module = Student(context.model, context.family, stage)  # marks what is trained
+        module = StudentModule(context.model, context.family, stage)  # marks what is trained
         self.clips = validation.clips(name, module.encoder_frozen)
         self._fill_validation()
         self._trained = prepare(context, stage, module, self._checkpoint())
@@ -94,9 +89,12 @@ class StageTrainer:
             state.timers,
             own,
         )
+        self._step = OptimizerStep(
+            context, stage, name, self.epochs, self._trained, self.forward_backward, state.progress
+        )
 
     def _checkpoint(self) -> Path | None:
-        """The checkpoint that the stage goes on from, if it does."""
+        """The checkpoint that the stage resumes from, if it does."""
         if not self.state.progress.stage_step:
             return None
         checkpoint = checkpoints.latest(self.context.folder / "checkpoints")
@@ -105,7 +103,7 @@ class StageTrainer:
 
     def __call__(self) -> None:
         """Train to the stage's end."""
-        with ExitStack() as shown:  # the bar, which is begun once the number of steps is known
+        with ExitStack() as shown:  # the progress bar, created once the number of steps is known
             self._train(shown)
 
     def _train(self, shown: ExitStack) -> None:
@@ -139,31 +137,31 @@ class StageTrainer:
                 if due and progress.batch < len(epoch.steps):
                     self.save()
                     last_saved = time.monotonic()
-            self._release()
+            release_memory(self.context.accelerator.device)
             progress.epoch, progress.batch = progress.epoch + 1, 0
             progress.stream_window += 1  # of no meaning without a stream
             done = self.epochs.enough() or (not self.context.streaming and progress.epoch == stage.epochs)
-            if stage.decoding and (progress.epoch % self.context.recipe.validate_every == 0 or done):
+            if stage.decoder_losses and (progress.epoch % self.context.recipe.validate_every == 0 or done):
                 self._validate(self.self_teacher if progress.self_teaching else None)
             if done:
                 break
             self.save()
             last_saved = time.monotonic()
         if not progress.stage_step:
-            raise UserError(f"corpus {self.context.recipe.corpus!r}: its stream holds no clip that could be used")
+            raise UserError(f"corpus {self.context.recipe.corpus!r}: its stream holds no usable clip")
         shown.close()
         weighting = self.objective.weighting if self.objective is not None else None
         if isinstance(weighting, LearntWeights) and not weighting.weights:
             log.warning(  # of a stream, whose length was not known before
                 "stages.%s.weighting: no weights were learnt, because the stage ended before epoch %d of the stream; "
-                "set first: 0, or train for more steps", self.name, weighting.first,
+                "set start_epoch: 0, or train for more steps", self.name, weighting.start_epoch,
             )  # fmt: skip
         ended = self.context.streaming and not self.epochs.enough()
-        if ended and stage.decoding and progress.epoch % self.context.recipe.validate_every:
+        if ended and stage.decoder_losses and progress.epoch % self.context.recipe.validate_every:
             # the stream ended before the stage's steps did, which its last window could not know
             self._validate()
-        if self._trained.average and not stage.decoding:
-            self._trained.average.fill()  # not validated, so nothing else takes the average over
+        if self._trained.average and not stage.decoder_losses:
+            self._trained.average.fill()  # without validation nothing else saves the average
         progress.end_stage()
         self.save()
         self.context.accelerator.free_memory()
@@ -172,7 +170,7 @@ class StageTrainer:
         self.validation(self.name, self.state.progress.step, self._trained.average, self.clips, self_teacher)
 
     def begin(self, dataset: LabelledDataset) -> Objective:
-        """The stage's losses and weighting, as they were when it was interrupted."""
+        """The stage's losses and weighting, restored if it was interrupted."""
         context = self.context
         weighting = self._weighting(dataset)
         if context.sharded and (isinstance(weighting, LearntWeights) or self.forward_backward.on_policy):
@@ -189,7 +187,7 @@ class StageTrainer:
                 self.self_teacher.load_state_dict(checkpoints.load_tensors(checkpoint, SELF_TEACHER))
         if isinstance(weighting, LearntWeights):
             self._fill_validation(singly=True)
-        self.objective = Objective(self.stage, context.recipe.targets.temperature, weighting, context.teacher_shares)
+        self.objective = Objective(self.stage, context.recipe.targets.temperature, weighting, context.teacher_weights)
         return self.objective
 
     def _fill_validation(self, singly: bool = False) -> None:
@@ -206,12 +204,12 @@ class StageTrainer:
 
     def _asks_teacher(self) -> bool:
         """Whether the next window of a stream needs the teacher's targets."""
-        if self.objective is None or self.stage.steps is None:
+        if self.objective is None or self.stage.max_steps is None:
             return True
-        return not self.objective.weighting.teaches_itself(self.epochs.share_done(self.stage.steps))
+        return not self.objective.weighting.teaches_itself(self.epochs.share_done(self.stage.max_steps))
 
     def plan(self, dataset: LabelledDataset) -> Epoch:
-        """The epoch that comes now; in the stage's first one the worst step is tried, to see what fits the memory."""
+        """The next epoch; in the stage's first one the largest step is tried, to see what fits in memory."""
         return self.epochs.plan(dataset, partial(self._try, dataset))
 
     def begin_epoch(self, objective: Objective, epoch: Epoch, total: int) -> None:
@@ -248,82 +246,10 @@ class StageTrainer:
 
     def step(self, micro_batches: list[Batch], objective: Objective, total: int) -> None:
         """One optimizer step, of `total` in the stage."""
-        context, trained, progress = self.context, self._trained, self.state.progress
-        for group in trained.inner.param_groups:
-            group["lr"] = self.epochs.learning_rate(total)
-        at = self.epochs.stage_progress(total)
-        self_teaching = self._begins_to_teach_itself(objective, at)
-        metrics = StepMetrics(objective.weighting.logged, context.accelerator.device)
-        rows = self._passes(micro_batches, objective, at, self_teaching, metrics)
-        parameters = [p for group in trained.inner.param_groups for p in group["params"]]
-        norm = context.accelerator.clip_grad_norm_(parameters, self.stage.clip_norm)
-        trained.optimizer.step()
-        trained.optimizer.zero_grad(set_to_none=True)
-        if trained.average:
-            trained.average.update(progress.stage_step)
-        if self.self_teacher:
-            self.self_teacher.stepped(progress.stage_step)
-        objective.weighting.stepped(context.processes.all_reduce_sum)
-        progress.stage_step += 1
-        progress.step += 1
-        if progress.stage_step % STEPS_BETWEEN_RELEASES == 0:
-            self._release()
-        means = metrics.means(context.processes.all_reduce_sum)
-        if self.stage.on_policy is None:
-            means.pop("on_policy")
-        scalars = {"gradient_norm": checkpoints.whole(norm) if hasattr(norm, "full_tensor") else norm,
-                   "learning_rate": trained.inner.param_groups[0]["lr"], **means}  # fmt: skip
-        context.log.step(progress.step, self.name, scalars, rows)
-
-    def _begins_to_teach_itself(self, objective: Objective, at: StageProgress) -> bool:
-        """Whether the student is its own teacher by now; where it begins to be, a snapshot of it is taken."""
-        if self.self_teacher is None or not objective.weighting.teaches_itself(at.progress):
-            return False
-        progress = self.state.progress
-        if not progress.self_teaching:
-            progress.self_teaching = True
-            if self.self_teacher.plan.kind == "snapshot":
-                self.self_teacher.copy_from_student()
-        return True
-
-    def _passes(
-        self,
-        micro_batches: Sequence[Batch],
-        objective: Objective,
-        at: StageProgress,
-        self_teaching: bool,
-        metrics: StepMetrics,
-    ) -> list[tuple[list[str], Tensor]]:
-        """Forward and backward of a step's micro-batches; returns ids and `weight_columns` of those that were weighed."""
-        accelerator, size = self.context.accelerator, self._size(micro_batches)
-        rows: list[tuple[list[str], Tensor]] = []
-        for i, cpu_batch in enumerate(micro_batches):
-            batch = cpu_batch.to(accelerator.device)
-            last = i == len(micro_batches) - 1
-            with ExitStack() as unsynchronized:
-                if not last:
-                    unsynchronized.enter_context(accelerator.no_sync(self._trained.student))
-                losses = self.forward_backward(batch, objective, at, size, self_teaching)
-            if batch.real:
-                metrics.add(losses)
-                if not losses.on_policy:
-                    rows.append((batch.ids, weight_columns(losses, batch)))
-        return rows
-
-    def _release(self) -> None:
-        if self.context.accelerator.device.type == "cpu":
-            release_freed_memory()
-
-    def _size(self, micro_batches: Sequence[Batch]) -> StepSize:
-        """Utterances and tokens of the whole step, over all processes."""
-        real = [batch for batch in micro_batches if batch.real]
-        counts = [sum(len(b.ids) for b in real), sum(int(b.label_counts.sum()) for b in real)]
-        sums = self.context.processes.all_reduce_sum(torch.tensor(counts, dtype=torch.float32))
-        utterances, tokens = sums.tolist()
-        return StepSize(utterances, tokens)
+        self._step(micro_batches, objective, total)
 
     def _try(self, dataset: LabelledDataset, worst: StepPlan, count: int) -> Peak | None:
-        """Forward and backward of one of `count` micro-batches of the worst step, and its memory; leaves no trace."""
+        """Forward and backward of one of `count` micro-batches of the largest step, and its memory; changes no state."""
         rank, device = self.context.accelerator.process_index, self.context.accelerator.device
         mine = range(rank % count, rank % count + 1)
         batch = next(self.epochs.batches(Epoch(dataset=dataset, steps=[worst], micro_batches=count, mine=mine)))[0]

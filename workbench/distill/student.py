@@ -1,4 +1,4 @@
-"""The student that a run trains: built from the teacher or another checkpoint, its products taken apart, its vocabulary narrowed."""
+"""The student that a run trains: built from the teacher or another checkpoint, its encoder factorized, its vocabulary narrowed."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def initial_student(recipe: Recipe, teachers: TeacherEnsemble, calibration: Sequ
     Args:
         recipe: of the run.
         teachers: the first one's family is the student's.
-        calibration: clips that decide which of the encoder's products are taken apart.
+        calibration: clips that decide which of the encoder's linear layers are factorized.
 
     Raises:
-        UserError: `student.initial` is of another family, or the student does not go with its teacher.
+        UserError: `student.init_from` is of another family, or the student does not match its teacher.
     """
     family = teachers.families[0]
     model: nn.Module = family.build_student(_origin(recipe, teachers), recipe.student)
-    if recipe.student.encoder_variance is not None:
+    if recipe.student.encoder_low_rank_variance is not None:
         _compress(family, model, recipe, calibration)
     matched = [name for name, stage in recipe.stages.items() if stage.encoder_matching]
     family.check_pair(model, teachers.models[0], matched)
@@ -42,25 +42,25 @@ def initial_student(recipe: Recipe, teachers: TeacherEnsemble, calibration: Sequ
 
 
 def _origin(recipe: Recipe, teachers: TeacherEnsemble) -> nn.Module:
-    """What the student's layers are taken from."""
-    if recipe.student.initial is None:
+    """The model that the student's layers are copied from."""
+    if recipe.student.init_from is None:
         return teachers.models[0]
-    source, wanted = resolve_teacher(recipe.student.initial), teachers.families[0].name
+    source, wanted = resolve_teacher(recipe.student.init_from), teachers.families[0].name
     if (family := open_family(source)).name != wanted:
         raise UserError(
-            f"student.initial {str(source)!r} is a {family.name} model, the teacher a {wanted} one; expected one family"
+            f"student.init_from {str(source)!r} is a {family.name} model, the teacher a {wanted} one; expected one family"
         )
     return family.load()
 
 
 def _compress(family: Family, model: nn.Module, recipe: Recipe, calibration: Sequence[Utterance]) -> None:
-    """Take the encoder's products apart where that is cheaper, going by some clips at their own length."""
-    margin, share = recipe.margin.inference, recipe.student.encoder_variance
+    """Factorize the encoder's linear layers where that is cheaper, calibrated on some clips at their own length."""
+    margin, share = recipe.trailing_silence.inference, recipe.student.encoder_low_rank_variance
     assert share is not None  # noqa: S101  else nothing is taken apart
     features = [family.features([u.wave()], u.seconds + margin) for u in calibration]
     before = parameters(model)
     count = family.compress(model, features, share)
-    log.info("encoder: %d products as two thinner ones, %.1f of %.1f M parameters left", count, parameters(model) / 1e6, before / 1e6)  # fmt: skip
+    log.info("encoder: %d linear layers became two low-rank ones each, %.1f of %.1f M parameters left", count, parameters(model) / 1e6, before / 1e6)  # fmt: skip
 
 
 def corpus_vocabulary(

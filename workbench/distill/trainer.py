@@ -18,11 +18,12 @@ from workbench import __version__
 from workbench.cache.encoder_cache import calibration_clips
 from workbench.cache.tail import check_tail, matters
 from workbench.config.recipe import Recipe, load_recipe
-from workbench.core.allocator import bound_kernel_cache, keep_freed_memory
-from workbench.core.distributed import Processes, output_lock_of_all, wait_for_all
+from workbench.core.atomic import atomic_folder
 from workbench.core.errors import UserError
-from workbench.core.files import atomic_folder, write_json
-from workbench.core.kernels import choose_cuda_kernels
+from workbench.core.files import write_json
+from workbench.core.machine.allocator import bound_kernel_cache, keep_freed_memory
+from workbench.core.machine.distributed import Processes, output_lock_of_all, wait_for_all
+from workbench.core.machine.kernels import choose_cuda_kernels
 from workbench.core.ownership import check_output
 from workbench.corpus import Utterance, scored_clips, training_set
 from workbench.distill.context import RunContext
@@ -48,25 +49,25 @@ EARLY_CLIPS = 16  # whose tail is measured before the teacher's whole pass
 
 
 def distill(recipe: Recipe, restart: bool = False, wait: bool = False) -> Path:
-    """Run a recipe to its end, or go on where a killed run stopped; returns the student's folder.
+    """Run a recipe to its end, or resume a killed run; returns the student's folder.
 
     Args:
         recipe: what to do.
-        restart: drop what the run folder holds.
+        restart: delete what the run folder holds.
         wait: if another process is training it, wait until that has ended.
 
     Raises:
-        UserError: the recipe cannot be carried out here, or the run folder belongs to another recipe or is being trained.
+        UserError: the recipe cannot be run here, or the run folder belongs to another recipe or is in use by another process.
     """
     check_output(recipe.output)
     if not restart and (done := _finished(recipe)) is not None:
-        return done  # without asking for the folder: runs of a study may look at one student at a time
+        return done  # without locking the folder: several runs of a study may read the same student at once
     with output_lock_of_all(recipe.output, wait):
         return (None if restart else _finished(recipe)) or Trainer(recipe, restart).run()
 
 
 def _finished(recipe: Recipe) -> Path | None:
-    """The student of a finished run, None of one to be begun or gone on with; raises UserError if it is of another recipe."""
+    """The student of a finished run, or None if the run is to be started or resumed; raises UserError if it is another recipe's."""
     run = recipe.output
     if (run / "recipe.yaml").is_file():
         if reason := changed_recipe(load_recipe(run / "recipe.yaml"), recipe):
@@ -88,26 +89,26 @@ def _check_inputs(run: Path, reason: str | None) -> None:
 
 
 class Trainer:
-    """A run: opens what it needs, asks the teachers, trains stage by stage, writes the student's folder.
+    """A run: opens what it needs, runs the teachers, trains stage by stage, writes the student's folder.
 
     Args:
         recipe: what to do.
-        restart: drop what the run folder holds, once nothing else can be found wrong.
+        restart: delete what the run folder holds, once all other checks have passed.
 
     Raises:
-        UserError: the recipe cannot be carried out here.
+        UserError: the recipe cannot be run here.
     """
 
     recipe: Recipe
     folder: Path
     accelerator: Accelerator
     processes: Processes
-    train_set: list[Utterance]  # empty of a stream
+    train_set: list[Utterance]  # empty for a stream
     validation_set: list[Utterance]
     teachers: TeacherEnsemble
     family: Family  # of the student
     model: nn.Module  # the student
-    calibration: Sequence[Utterance]  # clips that the student's encoder was compressed by
+    calibration: Sequence[Utterance]  # clips that the student's encoder was compressed on
     log: RunLog
 
     def __init__(self, recipe: Recipe, restart: bool = False) -> None:
@@ -125,10 +126,15 @@ class Trainer:
         self.train_set = []
         if recipe.stream is None:
             self.train_set = training_set(
-                recipe.corpus, recipe.limit, recipe.more_corpora, augment.speeds, augment.concatenate, recipe.seed
+                recipe.corpus,
+                recipe.max_clips,
+                recipe.more_corpora,
+                augment.speed_factors,
+                augment.concatenate_seconds,
+                recipe.seed,
             )
         check_schedules(recipe, self.train_set)
-        self.validation_set = scored_clips(recipe.corpus, "validation", recipe.limit)
+        self.validation_set = scored_clips(recipe.corpus, "validation", recipe.max_clips)
 
     def _open_accelerator(self) -> None:
         from accelerate.utils import set_seed
@@ -193,7 +199,7 @@ class Trainer:
         return self._finish(context, datasets, validation, state)
 
     def prepare(self, targets: Path | None = None) -> tuple[RunContext, Datasets, Validation]:
-        """Ask the teachers about the corpus, narrow the student's vocabulary if that is wanted, and free the teachers.
+        """Run the teachers over the corpus, narrow the student's vocabulary if asked for, and free the teachers.
 
         Args:
             targets: folder of the teachers' targets; where every run finds them by default.
@@ -207,7 +213,7 @@ class Trainer:
         on_policy: OnPolicy | None = None
         if recipe.stream is None:
             if recipe.targets.temperature > 1 and matters(recipe):
-                # a few clips tell before hours of the teacher's pass; at temperature 1 the tail is small
+                # a few clips show it before hours of the teacher's pass; at temperature 1 the tail is small
                 few = self.train_set[:: -(-len(self.train_set) // EARLY_CLIPS)]
                 check_tail(recipe, self.teachers.labelled(few, targets, "teacher's first targets"), self.processes)
             whole = self.teachers.labelled(self.train_set, targets, "teacher's targets")
@@ -221,7 +227,7 @@ class Trainer:
             chosen = [stage.on_policy for stage in recipe.stages.values() if stage.on_policy]
             if chosen:
                 on_policy = self.teachers.on_policy(chosen[0], whole, self.family)
-            self.teachers.dismiss()  # not needed again: everything they say is on disk
+            self.teachers.dismiss()  # not needed again: all their targets are on disk
         context = RunContext(
             recipe=recipe,
             accelerator=self.accelerator,
@@ -229,7 +235,7 @@ class Trainer:
             family=self.family,
             model=self.model,
             log=self.log,
-            teacher_shares=shares,
+            teacher_weights=shares,
             uncertainty=uncertainty,
             on_policy=on_policy,
         )
@@ -268,14 +274,14 @@ class Trainer:
     def _scores(
         self, context: RunContext, datasets: Datasets, validation: Validation, state: TrainingState
     ) -> dict[str, Any]:
-        from workbench.core.host import describe_host
+        from workbench.core.machine.host import describe_host
 
         train, timers = self.train_set, state.timers
         return {
             "schema": 1,
             "workbench": __version__,
             "teacher": {"name": self.recipe.teacher, "sha256": self.teachers.hashes[0]},
-            "teachers": dict(zip(self.teachers.names, context.teacher_shares, strict=True)),
+            "teachers": dict(zip(self.teachers.names, context.teacher_weights, strict=True)),
             "student": {
                 "parameters": parameters(self.model),
                 "vocabulary": len(known) if (known := self.family.vocabulary) else self.family.vocabulary_size,

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from torch import Tensor, nn
 
 from workbench.cache.encoder_cache import encoded_folder
-from workbench.core.distributed import wait_for_all
+from workbench.core.machine.distributed import wait_for_all
 from workbench.corpus import Utterance
 from workbench.distill.context import RunContext
 from workbench.distill.ema import MovingAverage
@@ -23,11 +23,11 @@ class Validation:
     Args:
         context: of the run.
         utterances: of the validation split.
-        whole_matrix: of a student that knows only some tokens: its teacher's embedding of all.
-        calibration: clips that the student's encoder was compressed by, if it was.
+        whole_matrix: for a student that knows only some tokens, the embedding of all of them.
+        calibration: clips that the student's encoder was compressed on, if it was.
     """
 
-    best: dict[str, float] | None  # scores of the best student so far, by a checkpoint's where a run goes on
+    best: dict[str, float] | None  # scores of the best student so far, from the checkpoint in a resumed run
 
     def __init__(
         self,
@@ -45,7 +45,9 @@ class Validation:
         context = self.context
         untrained = context.encoder_untrained(stage)
         folder = encoded_folder(context.recipe, "evaluated", self._calibration) if untrained else None
-        return EncodedClips(self._utterances, context.family, context.recipe.margin.inference, encoder_frozen, folder)
+        return EncodedClips(
+            self._utterances, context.family, context.recipe.trailing_silence.inference, encoder_frozen, folder
+        )
 
     def __call__(
         self,
@@ -62,7 +64,7 @@ class Validation:
         Args:
             stage: name of the stage.
             step: of the run.
-            average: of the student's parameters, which then stands for it.
+            average: moving average of the student's parameters, which is scored instead.
             clips: as `clips` gave them.
             self_teacher: an earlier self of the student, while it learns from one.
         """
@@ -82,4 +84,4 @@ class Validation:
         """Write a student as the best one."""
         context = self.context
         with context.family.widened(model, self._whole_matrix):
-            save_student(model, context.family, context.folder / "best", context.recipe.margin.inference)
+            save_student(model, context.family, context.folder / "best", context.recipe.trailing_silence.inference)

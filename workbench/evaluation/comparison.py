@@ -47,7 +47,7 @@ def difference_over_seeds(corpora: Sequence[PairedHypotheses], unit: str = "cer"
     seeds is too narrow. (Our interpretation.)
 
     Args:
-        corpora: what is compared, each corpus counting alike.
+        corpora: what is compared, all corpora with equal weight.
         unit: `cer` or `wer`.
         seed: of the bootstrap.
 

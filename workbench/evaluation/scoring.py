@@ -132,7 +132,7 @@ def score(
     """Score transcripts of a corpus.
 
     Args:
-        references: transcripts as they stand, one a clip.
+        references: transcripts without normalization, one per clip.
         hypotheses: what the system wrote, in the same order.
         language: Whisper's code of the language, which chooses the normalizer; one for all clips, or one a clip.
         normalized: score normalized texts (the field's practice), or the texts as they stand.

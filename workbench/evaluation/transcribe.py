@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.cache.tensor_shards import Store
-from workbench.core.files import cache_key
+from workbench.core.hashing import cache_key
 from workbench.core.locks import output_lock
 from workbench.corpus import Utterance
 from workbench.evaluation.scoring import score
 from workbench.models import Family
 
 BATCH_CLIPS = 8
-MAX_KEPT_BYTES = 1 << 30  # of encoder states in memory; beyond it they are computed anew each time
+MAX_KEPT_BYTES = 1 << 30  # of encoder states in memory; beyond it they are recomputed each time
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Validation:
 
 
 class EncodedClips:
-    """Clips as a model's encoder hears them at true length plus a margin, in batches of similar length.
+    """Clips with a model's encoder states at their own length plus a margin, in batches of similar length.
 
     With a frozen encoder they are computed once and kept; with a folder too, for every run that begins with this encoder.
     """

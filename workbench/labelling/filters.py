@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from workbench.evaluation.scoring import is_loop, most_repeats, normalize, score
 
-# Characters a second of speech. Common Voice, 26 languages with alphabets, clips of 4 s or more: 98 of 100 have at least 5.9, none more than 21.6.
+# Characters per second of speech. Common Voice, 26 languages with alphabets, clips of 4 s or more: 98 of 100 have at least 5.9, none more than 21.6.
 SLOWEST_SPEECH, FASTEST_SPEECH = 6.0, 22.0
 MAX_ROUNDS = 6  # of a phrase that somebody is believed to have said
 ROUNDS = re.compile(r"(.{2,}?)(?:\s*\1)+")  # of a phrase that follows itself
@@ -20,10 +20,10 @@ class Limits:
 
     max_wer: float | None = 10.0  # percent, against a reference where there is one (Distil-Whisper, section 4)
     max_compression: float | None = 2.4  # text bytes over zlib bytes, as in Whisper: loops compress well
-    min_confidence: float | None = -1.0  # mean log-probability a token, as in Whisper
-    min_rate: float | None = 2.0  # characters a second, below which speech was left out
-    max_rate: float | None = 30.0  # characters a second, above which text was made up
-    min_language: float | None = 0.5  # probability of the language, where it was told by the model
+    min_confidence: float | None = -1.0  # mean log-probability per token, as in Whisper
+    min_rate: float | None = 2.0  # characters per second, below which speech was left out
+    max_rate: float | None = 30.0  # characters per second, above which text was hallucinated
+    min_language: float | None = 0.5  # probability of the language, where the model detected it
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Label:
     def compression(self) -> float:
         """How many times zlib makes the text smaller; a short text is never a loop by this measure.
 
-        Rounds of a phrase that may really have been said count once.
+        Repetitions of a phrase that may really have been said count once.
         """
         text = ROUNDS.sub(r"\1", self.text) if self.is_spoken_repetition() else self.text
         data = text.encode()
@@ -49,13 +49,13 @@ class Label:
     def is_spoken_repetition(self) -> bool:
         """Whether a text that repeats itself takes about as long as saying it does, so that it may really have been said.
 
-        A loop has more rounds, and writes faster than anybody speaks, or a few words over a long stretch of music.
+        A loop repeats more often, and has more text than anybody speaks in that time, or only a few words for a long stretch of music.
         """
         rounds = most_repeats(self.text.lower().split())
         return rounds <= MAX_ROUNDS and SLOWEST_SPEECH <= self.rate() <= FASTEST_SPEECH
 
     def rate(self) -> float:
-        """Characters a second."""
+        """Characters per second."""
         return len(self.text) / max(self.seconds, 1e-6)
 
     def wer(self) -> float | None:

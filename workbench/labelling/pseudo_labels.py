@@ -1,7 +1,7 @@
 """Pseudo-labels: a teacher transcribes audio that has no text, or whose text is not trusted.
 
 Recordings longer than the teacher's window are cut into utterances first (labelling/segmentation.py). Every batch is appended to a
-journal beside the manifest, so a killed run goes on; manifest and rejection report are written at the end.
+journal beside the manifest, so a killed run resumes; manifest and rejection report are written at the end.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import torch
 from torch import nn
 
 from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave, probe_seconds
-from workbench.core.distributed import output_lock_of_all, start_processes, wait_for_all
 from workbench.core.errors import UserError
-from workbench.core.files import json_lines, json_text, sha256_of, write_jsonl
-from workbench.core.kernels import choose_cuda_kernels
+from workbench.core.files import json_lines, json_text, write_jsonl
+from workbench.core.hashing import sha256_of
 from workbench.core.locks import lock_of
+from workbench.core.machine.distributed import output_lock_of_all, start_processes, wait_for_all
+from workbench.core.machine.kernels import choose_cuda_kernels
 from workbench.core.ownership import audio_of, check_manifest, report_of
 from workbench.core.progress import Progress
 from workbench.corpus.manifests import MANIFEST_NAMES, read_manifest
@@ -43,7 +44,7 @@ class LabelSettings:
     """What a label depends on besides the clip."""
 
     teacher: str = "whisper-base"
-    # a code for all clips, or `auto`: the teacher tells each clip's. None: the one in the manifest, English where there is none
+    # a code for all clips, or `auto`: the teacher detects each clip's. None: the one in the manifest, English where there is none
     language: str | None = None
     beams: int = 1
     batch_clips: int = 4
@@ -79,7 +80,7 @@ def _label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits
     recordings, foreign = _of_known_languages(recordings, family, settings.language)
     unfit += foreign
     if settings.language is None and source.is_dir() and not _has_manifest(source):
-        log.info("no --language: all recordings are transcribed as English; `auto` lets the teacher tell each one's")
+        log.info("no --language: all recordings are transcribed as English; with `auto` the teacher detects each one's")
     clips, without_speech = _cut_long(recordings, manifest, settings.longest, state)
     # decoding decides the labels, filters do not: other limits need no new labels
     key = sha256_of([fingerprint(folder), settings.language, settings.beams, settings.precision])
@@ -111,8 +112,8 @@ def audio_clips(source: Path, manifest: Path) -> tuple[list[Utterance], list[dic
     """Clips of a manifest or of all files in a folder, by rising length, and a report's rows of files that cannot be decoded.
 
     Args:
-        source: a folder, searched through whatever its files are called, or a manifest.
-        manifest: where the labels will be written; what `label` itself wrote there is no recording.
+        source: a folder, searched recursively whatever its files are called, or a manifest.
+        manifest: where the labels will be written; what `label` itself wrote there is not a recording.
 
     Raises:
         UserError: nothing there, or a manifest that cannot be used.
@@ -141,7 +142,7 @@ def audio_clips(source: Path, manifest: Path) -> tuple[list[Utterance], list[dic
 def _of_known_languages(
     clips: Sequence[Utterance], family: Family, language: str | None
 ) -> tuple[list[Utterance], list[dict[str, Any]]]:
-    """Clips in a language that the teacher knows, and a report's rows of the others; raises UserError if `--language` is such a one."""
+    """Clips in a language that the teacher knows, and a report's rows of the others; raises UserError if it does not know `--language`."""
     if language == "auto":
         return list(clips), []
     unknown: dict[str, str] = {}
@@ -172,7 +173,7 @@ def _has_manifest(folder: Path) -> bool:
 
 
 def _printable(name: str) -> str:
-    """A file's name as text: bytes that are no UTF-8 as escapes, so that an id can be written anywhere."""
+    """A file's name as text: bytes that are not UTF-8 as escapes, so that an id can be written anywhere."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 

@@ -1,6 +1,6 @@
 """Long recordings cut into utterances where nobody speaks, so that a teacher with a window of 30 s can label them.
 
-The pieces are written beside the manifest, each once: a killed command goes on, and everything downstream reads files.
+The pieces are written beside the manifest, each once: a killed command resumes, and everything downstream reads files.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import numpy as np
 import torch
 
 from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, SHORTEST_SECONDS, Wave, decode, write_flac
+from workbench.core.atomic import atomic_path
+from workbench.core.disk import check_free_space
 from workbench.core.errors import UserError
-from workbench.core.files import atomic_path, check_free_space, read_json, write_json
+from workbench.core.files import read_json, write_json
 from workbench.corpus.utterance import Segment, Utterance
 
 PAD_SECONDS = 0.1  # kept before and after speech, so that no first or last sound is lost
@@ -33,7 +35,7 @@ class Piece:
 
 
 class SpeechFinder:
-    """Silero VAD, whose model its wheel carries."""
+    """Silero VAD, whose model is in its wheel."""
 
     def __init__(self) -> None:
         """Load the model; raises UserError where there is no ONNX runtime."""
@@ -75,7 +77,7 @@ def cut(recording: Utterance, folder: Path, longest: float, finder: SpeechFinder
     """Write the utterances of one recording to `folder` as FLAC, and an index of them.
 
     Args:
-        recording: its audio is a file of any length; about 0.5 GB of memory an hour are needed.
+        recording: its audio is a file of any length; it takes about 0.5 GB of memory per hour.
         folder: where the pieces go.
         longest: seconds of the longest piece.
         finder: the voice activity detector.
@@ -87,7 +89,7 @@ def cut(recording: Utterance, folder: Path, longest: float, finder: SpeechFinder
     try:
         wave = recording.audio.wave() if isinstance(recording.audio, Segment) else decode(recording.audio)
         pieces = finder.pieces(wave, longest)
-        problem = None if pieces else f"{recording.name}: holds no speech that silero-vad finds"
+        problem = None if pieces else f"{recording.name}: silero-vad finds no speech in it"
     except UserError as error:
         problem = str(error)
     for number, piece in enumerate(pieces):
@@ -95,11 +97,11 @@ def cut(recording: Utterance, folder: Path, longest: float, finder: SpeechFinder
         with atomic_path(_piece_path(index, number)) as path:
             write_flac(path, np.ascontiguousarray(samples))
     content = {"recording": recording.name, "pieces": [[p.start, p.end] for p in pieces], "problem": problem}
-    write_json(index, content)  # last: where it is, every piece is
+    write_json(index, content)  # last: where it exists, every piece does
 
 
 def is_cut(recording: Utterance, folder: Path, longest: float) -> bool:
-    """Whether `cut` has been here."""
+    """Whether `cut` has processed this recording."""
     return _index(recording, folder, longest).is_file()
 
 

@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.audio.decode import LONGEST_SECONDS, check_length, decode, probe_seconds, write_flac
-from workbench.core.children import ending_with_us
+from workbench.core.atomic import atomic_path, workplace
+from workbench.core.disk import check_free_space
 from workbench.core.errors import UserError, last_line
-from workbench.core.files import atomic_path, cache_key, check_free_space, sha256, workplace, write_jsonl
+from workbench.core.files import write_jsonl
+from workbench.core.hashing import cache_key, sha256
 from workbench.core.locks import output_lock
+from workbench.core.machine.children import ending_with_us
 from workbench.core.ownership import audio_of, check_manifest, report_of
 from workbench.core.progress import Progress
 from workbench.corpus import Utterance, open_corpus
@@ -37,14 +40,14 @@ BYTES_A_LINE = 100_000  # 4 s of 16 kHz speech in FLAC
 
 @dataclass(frozen=True)
 class Line:
-    """One line to say."""
+    """One line to synthesize."""
 
     number: int  # in the text file, from 1
     text: str
     speed: float  # 1.0 is the voice's own
 
     def file_name(self, voice: str, language: str) -> str:
-        """Name of its recording: the same line in the same voice is never said twice."""
+        """Name of its recording: the same line in the same voice is never synthesized twice."""
         return cache_key([self.text, self.speed, voice, language], 20) + ".flac"
 
 
@@ -57,20 +60,20 @@ def synthesize(
     avoid: str | None = None,
     join: float = 0.0,
 ) -> Path:
-    """Say every line of a text file, and write a manifest of the recordings, all in the split `train`.
+    """Synthesize every line of a text file, and write a manifest of the recordings, all in the split `train`.
 
     Args:
-        text: UTF-8, one utterance a line.
+        text: UTF-8, one utterance per line.
         manifest: JSONL to write; the recordings go to a folder beside it, FLAC at 16 kHz.
         voice: a Piper voice (.onnx with its .onnx.json); the one of the extra `speech` by default.
         language: ISO 639-1 code of the text, for the manifest.
         speeds: lines take these in turn, 1.1 being a tenth faster than the voice's own.
-        avoid: corpus of whose validation and test splits no sentence may be said.
-        join: lines said one after another make one recording of up to so many seconds; 0 for a recording a line. The
+        avoid: corpus whose validation and test sentences must not be synthesized.
+        join: consecutive lines are joined into recordings of up to so many seconds; 0 for one per line. The
             teacher hears 30 s whatever a recording's length, so its pass over longer ones costs less.
 
     Raises:
-        UserError: no engine or voice here, an unusable text file, no line that could be said, or another process writes the manifest.
+        UserError: no engine or voice here, an unusable text file, no line that could be synthesized, or another process writes the manifest.
     """
     check_manifest(manifest, [text, *([voice] if voice else [])])
     with output_lock(manifest):
@@ -100,12 +103,12 @@ def _synthesize(
     refused = {line.number for line, _ in rejected}
     said = [line for line in lines if line.number not in refused]
     if not said:
-        raise UserError(f"{text}: no line could be said ({rejected[0][1]})")
-    report = report_of(manifest)  # before the manifest, whose sign it is
+        raise UserError(f"{text}: no line could be synthesized ({rejected[0][1]})")
+    report = report_of(manifest)  # before the manifest, which is known as ours by it
     write_jsonl(report, ({"line": line.number, "text": line.text, "reason": reason}
                          for line, reason in sorted(rejected, key=lambda item: item[0].number)))  # fmt: skip
     seconds, recordings = _write(said, manifest, folder, voice, voice_hash, language, join)
-    log.info("%d lines said, %.2f hours in %d recordings; %d rejected (%s)",
+    log.info("%d lines synthesized, %.2f hours in %d recordings; %d rejected (%s)",
              len(said), seconds / 3600, recordings, len(rejected), report)  # fmt: skip
     return manifest
 
@@ -113,7 +116,7 @@ def _synthesize(
 def _say_missing(
     command: list[str], lines: Sequence[Line], folder: Path, voice: str, language: str
 ) -> list[tuple[Line, str]]:
-    """Say the lines that have no recording yet; returns those that could not be said, with the reason."""
+    """Synthesize the lines that have no recording yet; returns those that failed, with the reason."""
     todo = [line for line in lines if not (folder / line.file_name(voice, language)).is_file()]
     if todo:
         check_free_space(folder, BYTES_A_LINE * len(todo), "the speech")
@@ -136,7 +139,7 @@ def _write(
     clips = []
     for line in said:
         path = folder / line.file_name(voice_hash, language)
-        # `speed` of an utterance would have it played faster once more
+        # without `speed`, which would change the speed once more
         clips.append(Utterance(f"{manifest.stem}-{line.number:06d}", path, line.text, probe_seconds(path), language))
     speed_of = {clip.id: line.speed for clip, line in zip(clips, said, strict=True)}
     rows = []
@@ -152,7 +155,7 @@ def _write(
 
 
 def _joined_file(group: Sequence[Utterance], whole: Utterance, folder: Path) -> Path:
-    """The recording of lines said one after another, written unless it lies there."""
+    """The recording of consecutive lines, written unless it exists."""
     paths = [clip.audio for clip in group if isinstance(clip.audio, Path)]
     if len(paths) == 1:
         return paths[0]
@@ -193,13 +196,13 @@ def _held_out(corpus: str | None) -> set[str]:
 def _read(
     text: Path, language: str, speeds: Sequence[float], held_out: set[str]
 ) -> tuple[list[Line], list[tuple[Line, str]]]:
-    """Lines to say, and those that are not, with the reason."""
+    """Lines to synthesize, and those left out, with the reason."""
     try:
         content = text.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise UserError(f"{text}: no such text file; expected UTF-8, one utterance a line") from None
+        raise UserError(f"{text}: no such text file; expected UTF-8, one utterance per line") from None
     except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{text}: not a UTF-8 text file ({error}); expected one utterance a line") from None
+        raise UserError(f"{text}: not a UTF-8 text file ({error}); expected one utterance per line") from None
     lines: list[Line] = []
     rejected: list[tuple[Line, str]] = []
     seen: set[str] = set()
@@ -211,19 +214,19 @@ def _read(
         if not key:
             rejected.append((line, "nothing to say"))
         elif key in seen:
-            rejected.append((line, "said already"))
+            rejected.append((line, "same as an earlier line"))
         elif key in held_out:
-            rejected.append((line, "stands in the validation or test split"))
+            rejected.append((line, "is in the validation or test split"))
         else:
             seen.add(key)
             lines.append(line)
     if not lines:
-        raise UserError(f"{text}: holds no line to say")
+        raise UserError(f"{text}: holds no line to synthesize")
     return lines, rejected
 
 
 def _say(command: list[str], lines: Sequence[Line], folder: Path, voice: str, language: str) -> dict[Line, str]:
-    """Say lines of one speed in one call of the engine; returns those that could not be said, with the reason.
+    """Synthesize lines of one speed in one call of the engine; returns those that failed, with the reason.
 
     Where a call fails, its halves are tried apart, so that one line the engine chokes on does not cost the others.
     """
@@ -233,7 +236,7 @@ def _say(command: list[str], lines: Sequence[Line], folder: Path, voice: str, la
             ending_with_us([*command, *options]), input="\n".join(line.text for line in lines), capture_output=True,
             text=True, check=False,
         )  # fmt: skip
-        recordings = sorted(temporary.glob("*.wav"), key=lambda p: int(p.stem))  # named by a rising clock
+        recordings = sorted(temporary.glob("*.wav"), key=lambda p: int(p.stem))  # named by increasing time stamps
         if done.returncode or len(recordings) != len(lines):
             if len(lines) == 1:
                 reason = last_line(done.stderr)

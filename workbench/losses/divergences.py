@@ -1,9 +1,8 @@
-"""Distillation losses between a student and what a teacher says, of each label; pure functions of tensors.
+"""Distillation losses of each label between a student and a teacher's distribution; pure functions of tensors.
 
 A teacher's distribution is given by its full logits, by its k largest with all other tokens as one bucket, or by a weighted sample of
 tokens (soft_targets.py). Every divergence here but `logit_mse` is an f-divergence, which merging tokens into a bucket can only lower:
-with a bucket each is a lower bound of the one over the full vocabulary (our interpretation: the sources keep full logits). From a sample
-only forward KL can be taken, whose expectation is the full one; `config.sections.TARGETS_OF` lists the kinds of targets that each divergence supports.
+with a bucket each is a lower bound of the one over the full vocabulary (our interpretation: the sources keep full logits). From a sample only forward KL can be computed, whose expectation is the full one; `config.sections.TARGETS_OF` lists the kinds of targets that each divergence supports.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ SMALLEST = torch.finfo(torch.float32).eps  # of a bucket's probability, before i
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """What a teacher says at each label."""
+    """A teacher's distribution at each label."""
 
     ids: Tensor | None  # int64 [labels, k]: its likeliest tokens; None: `logits` are of the whole vocabulary
     logits: Tensor  # [labels, k] or [labels, vocabulary], before the temperature
@@ -58,7 +57,7 @@ def losses(
     Args:
         logits: the student's [labels, vocabulary].
         labels: int64 [labels].
-        targets: what the teacher says there.
+        targets: the teacher's distribution there.
         divergence: which distillation loss.
         temperature: tau.
 
@@ -66,7 +65,7 @@ def losses(
         Cross-entropy [labels] and tau^2 * divergence [labels].
 
     Raises:
-        UserError: the divergence cannot be taken from sampled targets.
+        UserError: the divergence cannot be computed from sampled targets.
     """
     if isinstance(targets, SampledTargets):
         _check_sampled(divergence)
@@ -82,7 +81,7 @@ def distillation(
     """tau^2 * divergence of each label; of `logit_mse` the squared error itself. logits: [labels, vocabulary] -> [labels]
 
     Raises:
-        UserError: the divergence cannot be taken from sampled targets.
+        UserError: the divergence cannot be computed from sampled targets.
     """
     if isinstance(targets, SampledTargets):
         _check_sampled(divergence)
@@ -96,7 +95,7 @@ def distillation(
 def sampled_kl(logits: Tensor, targets: SampledTargets, temperature: float) -> Tensor:
     """Unbiased estimate of tau^2 * KL(p || q) from tokens drawn from p; one estimate may be below 0. [labels, vocabulary] -> [labels]
 
-    Its gradient by the logits, tau * (q - w), has the expectation of the full one's, tau * (q - p) (arXiv 2503.16870).
+    Its gradient with respect to the logits, tau * (q - w), has the expectation of the full one's, tau * (q - p) (arXiv 2503.16870).
     """
     log_q = F.log_softmax(logits.float() / temperature, -1).gather(-1, targets.ids)
     return temperature**2 * (-(targets.weights * log_q).sum(-1) - targets.entropy)
@@ -105,7 +104,7 @@ def sampled_kl(logits: Tensor, targets: SampledTargets, temperature: float) -> T
 def _check_sampled(divergence: DivergenceRecipe) -> None:
     if "sampled" not in (kinds := TARGETS_OF[divergence.name]):
         raise UserError(
-            f"divergence {divergence.name} cannot be taken from targets.kind sampled; use {' or '.join(kinds)}"
+            f"divergence {divergence.name} cannot be computed from targets.kind sampled; use {' or '.join(kinds)}"
         )
 
 
@@ -138,15 +137,14 @@ def log_buckets(logits: Tensor, targets: SoftTargets, temperature: float) -> tup
         log_p, log_q = (
             torch.cat([x, (1 - x.exp().sum(-1, keepdim=True)).clamp(min=SMALLEST).log()], -1) for x in (log_p, log_q)
         )
-    return log_p.clamp(min=-80), log_q.clamp(min=-80)  # exp of less is 0 in fp32, and 0 * inf is no number
+    return log_p.clamp(min=-80), log_q.clamp(min=-80)  # exp of less is 0 in fp32, and 0 * inf is NaN
 
 
 def logit_mse(logits: Tensor, targets: SoftTargets, teacher_scale: float = 1.0) -> Tensor:
     """Squared error of the raw logits against the teacher's times `teacher_scale`. [labels, vocabulary] -> [labels]
 
     The mean over the vocabulary; of the k largest logits, their sum over k. Of the other tokens it is known that the teacher's
-    logits are at most its k-th, so what the student's exceed that by is an error too: left free, they outgrow logits that are
-    scaled down, and the student writes nothing any more. The sum is a lower bound of the one over the vocabulary (our
+    logits are at most its k-th, so what the student's exceed that by is an error too: unconstrained, they outgrow logits that are scaled down, and the student no longer writes anything. The sum is a lower bound of the one over the vocabulary (our
     interpretation: the source has all logits).
     """
     ours, theirs = logits.float(), teacher_scale * targets.logits.float()

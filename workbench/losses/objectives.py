@@ -1,4 +1,4 @@
-"""Task losses and divergences, pure functions of tensors, one value an utterance.
+"""Task losses and divergences, pure functions of tensors, one value per utterance.
 
 Losses come flat over the labelled positions of a batch ([labels]) with the index of the utterance that each belongs to
 ([labels]), and are averaged within each utterance, so that weighting is at the level of the instance.

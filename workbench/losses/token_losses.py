@@ -91,7 +91,7 @@ class TokenLosses(torch.autograd.Function):
             z = logits[rows].float()
             q = (z / tau - softened[rows, None]).exp_() if tau != 1.0 else (z - softened[rows, None]).exp_()
             q_top = q.gather(-1, top_ids[rows])
-            # every token as if it were in the tail, then the k largest and the label put right
+            # every token as if it were in the tail, then the k largest and the label corrected
             tail = kl_rows * (1 - tail_ratio[rows, None])
             if tau == 1.0:
                 out = q.mul_(task_rows + tail)

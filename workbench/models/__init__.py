@@ -27,7 +27,7 @@ def open_family(folder: Path) -> Family:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise UserError for a checkpoint folder that is not supported, or whose files do not hold together."""
+    """Raise UserError for a checkpoint folder that is not supported, or whose files are inconsistent."""
     _family_of(folder).check(folder)
 
 

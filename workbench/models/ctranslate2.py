@@ -64,7 +64,7 @@ def read_tensors(path: Path) -> _Tensors:
         if kind not in DTYPES:
             raise UserError(f"{path}: tensor {key[:60]!r} has the unknown type {kind}; expected 0 to 5")
         if key in stored:
-            raise UserError(f"{path}: tensor {key[:60]!r} is there twice; the file is damaged, fetch it again")
+            raise UserError(f"{path}: tensor {key[:60]!r} appears twice; the file is damaged, fetch it again")
         stored[key] = reader.array(DTYPES[kind], shape)
         if kind == BFLOAT16:
             stored[key] = (stored[key].astype("<u4") << 16).view("<f4")
@@ -82,7 +82,7 @@ class _Tensors(dict[str, Any]):
         self.path = path
 
     def __missing__(self, key: str) -> Any:
-        raise UserError(f"{self.path}: lacks the tensor {key[:60]!r}; the file is damaged or no Whisper model")
+        raise UserError(f"{self.path}: lacks the tensor {key[:60]!r}; the file is damaged or not a Whisper model")
 
     def sizes(self, key: str, rank: int) -> tuple[int, ...]:
         """Shape of a tensor that must have so many dimensions."""
@@ -163,7 +163,7 @@ def load_whisper(folder: Path) -> WhisperForConditionalGeneration:
         model: Any = WhisperForConditionalGeneration(config)
     for name, expected in model.state_dict().items():
         if name not in named:
-            raise UserError(f"{path}: lacks {name}; the file is damaged or no Whisper model")
+            raise UserError(f"{path}: lacks {name}; the file is damaged or not a Whisper model")
         if named[name].shape != expected.shape:
             raise UserError(
                 f"{path}: {name} has the shape {list(named[name].shape)}, expected {list(expected.shape)}; the file is damaged"
@@ -175,16 +175,16 @@ def load_whisper(folder: Path) -> WhisperForConditionalGeneration:
     )
     model.tie_weights()
     model.generation_config = GenerationConfig.from_dict({**model.generation_config.to_dict(), **generation})
-    model.generation_config._from_model_config = False  # else transformers derives it anew and drops what was read
+    model.generation_config._from_model_config = False  # or transformers would derive it again and drop what was read
     loaded: WhisperForConditionalGeneration = model.eval()
     return loaded
 
 
 def whisper_config(tensors: _Tensors, tokens: Mapping[str, int]) -> WhisperConfig:
-    """Read the architecture off the shapes of the tensors, and the ids of start and end off the tokenizer's.
+    """Read the architecture from the tensors' shapes, and the start and end ids from the tokenizer.
 
     Raises:
-        UserError: the shapes are no Whisper's, or beyond the bounds of `checked_config`.
+        UserError: the shapes are not a Whisper's, or beyond the bounds of `checked_config`.
     """
     vocabulary, width = tensors.sizes("decoder/embeddings/weight", 2)
     values: dict[str, Any] = {

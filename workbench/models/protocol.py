@@ -51,7 +51,7 @@ class Family(Protocol):
     config: Any  # transformers configuration
     end: int  # id that ends a transcript
     suppressed: list[int]  # ids never written
-    suppressed_first: list[int]  # ids not written first
+    suppressed_first: list[int]  # ids never written as the first token
     vocabulary: Vocabulary | None  # which tokens the models know, if not all
     window_seconds: float  # length that a stock checkpoint reads every clip at
     own_margin: float | None  # seconds of silence after a clip, of a checkpoint that reads clips at their own length
@@ -60,14 +60,14 @@ class Family(Protocol):
 
     @classmethod
     def check(cls, folder: Path) -> None:
-        """Raise UserError for a checkpoint folder whose files do not hold together."""
+        """Raise UserError for a checkpoint folder whose files are inconsistent."""
         ...
 
     position_samples: int  # of audio, for each encoder position before any pooling
 
     @property
     def width(self) -> int:
-        """Of the encoder's states."""
+        """Width of the encoder's states."""
         ...
 
     @property
@@ -84,7 +84,7 @@ class Family(Protocol):
         ...
 
     def build_student(self, model: nn.Module, recipe: StudentRecipe) -> nn.Module:
-        """Copy some of a model's layers, weights included; raises UserError for layers that it has not."""
+        """Copy some of a model's layers, weights included; raises UserError for layers that it does not have."""
         ...
 
     def check_pair(self, student: nn.Module, teacher: nn.Module, matched: Sequence[str]) -> None:
@@ -98,7 +98,7 @@ class Family(Protocol):
         ...
 
     def compress(self, model: nn.Module, features: Sequence[Tensor], share: float) -> int:
-        """Take encoder products apart where that is cheaper, keeping a share of the variance on some features; returns how many."""
+        """Factorize encoder linear layers where that is cheaper, keeping a share of their outputs' variance on some features; returns how many."""
         ...
 
     def empty_copy(self, model: nn.Module) -> nn.Module:
@@ -114,7 +114,7 @@ class Family(Protocol):
         ...
 
     def pooled(self, states: Tensor) -> Tensor:
-        """States as a model of pooling 2 has them. [clips, positions, width] -> [clips, positions / 2 rounded up, width]"""
+        """States pooled as in a model with pooling 2. [clips, positions, width] -> [clips, positions / 2 rounded up, width]"""
         ...
 
     @property
@@ -123,7 +123,7 @@ class Family(Protocol):
         ...
 
     def reading_seconds(self, waves: Sequence[Wave]) -> float:
-        """Seconds that the checkpoint was trained to hear of waves: the longest and the silence after it, up to its window."""
+        """Input length in seconds for some waves: the longest and the silence after it, up to the checkpoint's window."""
         ...
 
     def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:
@@ -168,7 +168,7 @@ class Family(Protocol):
         labelled: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """What the output projection is given at the labelled positions. -> [labels, width]"""
+        """Input of the output projection at the labelled positions. -> [labels, width]"""
         ...
 
     def project(self, model: nn.Module, hidden: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ class Family(Protocol):
         ...
 
     def stepper(self, model: nn.Module, states: Tensor) -> Callable[[Tensor], Tensor]:
-        """A function that is given the tokens that come next [clips, tokens] and returns the logits after the last, in fp32 [clips, vocabulary].
+        """A function from the next tokens [clips, tokens] to the logits after the last of them, in fp32 [clips, vocabulary].
 
         It remembers the tokens it was given before.
         """
@@ -191,19 +191,19 @@ class Family(Protocol):
         ...
 
     def decoder_dropout(self, model: nn.Module, rate: float) -> AbstractContextManager[None]:
-        """Run the decoder with dropout for a while, and nothing else with any."""
+        """Temporarily run the decoder, and nothing else, with dropout."""
         ...
 
     def narrowed(self, vocabulary: Vocabulary) -> Family:
-        """The same family for models that know only some of the tokens, by numbers of their own."""
+        """The same family for models that know only some of the tokens, renumbered."""
         ...
 
     def narrow(self, model: nn.Module, vocabulary: Vocabulary) -> Tensor:
-        """Let a model know only some tokens, in place; returns what `widened` needs."""
+        """Reduce a model to some tokens, in place; returns what `widened` needs."""
         ...
 
     def widened(self, model: nn.Module, whole: Tensor) -> AbstractContextManager[None]:
-        """Give a narrowed model all its tokens for a while, so that it can be saved; `whole` is what `narrow` returned. Other models stay as they are."""
+        """Temporarily give a narrowed model all its tokens, so that it can be saved; `whole` is what `narrow` returned. Other models stay as they are."""
         ...
 
     def special_tokens(self) -> list[int]:
@@ -211,7 +211,7 @@ class Family(Protocol):
         ...
 
     def token_limit(self, seconds: float, language: str) -> int:
-        """Most tokens that a transcript of a clip of this length may have."""
+        """Most tokens that the transcript of a clip of this length may have."""
         ...
 
     def decode(self, model: nn.Module, states: Tensor, seconds: Sequence[float], languages: Sequence[str]) -> list[str]:

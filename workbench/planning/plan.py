@@ -21,7 +21,7 @@ from workbench.config.sections import Stage, StudentRecipe
 from workbench.core.errors import UserError
 from workbench.core.files import expanded
 from workbench.core.tables import print_rows
-from workbench.distill.step import Student
+from workbench.distill.step.student_module import StudentModule
 from workbench.models.resolve import resolve_teacher
 from workbench.models.students import parameters
 from workbench.models.whisper.checkpoint import check_checkpoint
@@ -86,7 +86,7 @@ class Plan:
 def plan(
     recipe: Recipe, device: str, devices: int, corpus_hours: float, clip_seconds: float, efficiency: float
 ) -> Plan:
-    """Reckon a recipe's cost.
+    """Estimate a recipe's cost.
 
     Args:
         recipe: what to run.
@@ -102,14 +102,16 @@ def plan(
     hardware = open_device(device)
     flops = hardware.tflops[recipe.precision] * 1e12 * efficiency * devices
     teacher = meta_model(recipe.teacher)
-    initial = recipe.student.initial
+    initial = recipe.student.init_from
     student = meta_student(teacher if initial is None else meta_model(initial), recipe.student)
     check_pair(student.config, teacher.config, [n for n, s in recipe.stages.items() if s.encoder_matching])
     if recipe.student.vocabulary == "corpus":
-        log.info("student.vocabulary: reckoned whole; which tokens stay is known after the teacher's pass alone")
-    if recipe.student.encoder_variance is not None:
         log.info(
-            "student.encoder_variance: reckoned whole; which products become thinner is known from the clips alone"
+            "student.vocabulary: estimated with all tokens; which ones stay is known only after the teacher's pass"
+        )
+    if recipe.student.encoder_low_rank_variance is not None:
+        log.info(
+            "student.encoder_low_rank_variance: reckoned whole; which products become thinner is known from the clips alone"
         )
     clips = corpus_hours * 3600 / clip_seconds
     teacher_flop = teacher_pass_flop(teacher, clip_seconds)
@@ -119,7 +121,7 @@ def plan(
         "",
         targets.top_k,
         targets.temperature,
-        recipe.margin.shortest,
+        recipe.trailing_silence.train_min,
         states,
         kind=targets.kind,
         samples=targets.samples,
@@ -181,12 +183,12 @@ def _stage_plan(
 ) -> StagePlan:  # fmt: skip
     # what a step needs of the family
     shapes: Any = SimpleNamespace(encode=encode, logits=decoder_logits, part_of=part_of)
-    student = Student(model, shapes, stage)
+    student = StudentModule(model, shapes, stage)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # weights in fp32, for each trained one a gradient and AdamW's two moments; under autocast a bf16 copy of the weights
     copies = parameters(model) + (teacher_parameters if recipe.stream else 0)  # a stream's teacher stays there
     fixed = 4 * copies + 12 * trained + (2 * copies if recipe.precision == "bf16" else 0)
-    seconds = min(clip_seconds + recipe.margin.longest, WINDOW_SECONDS)
+    seconds = min(clip_seconds + recipe.trailing_silence.train_max, WINDOW_SECONDS)
     one, flop = step_cost(student, stage, recipe, seconds, 1)
     two, _ = step_cost(student, stage, recipe, seconds, 2)
     a_clip = max(two - one, 1)
@@ -195,7 +197,7 @@ def _stage_plan(
     step_clips = max(1, round(stage.batch_seconds / seconds))
     per_device = -(-step_clips // devices)
     parts = devices * -(-per_device // largest) if largest else 0
-    trained_clips = clips * stage.epochs if stage.steps is None else stage.steps * step_clips
+    trained_clips = clips * stage.epochs if stage.max_steps is None else stage.max_steps * step_clips
     return StagePlan(
         name, trained, flop / 1e12, fixed / 1e9, a_clip / 1e9, largest, largest * seconds, parts,
         trained_clips * flop / flops / 3600,
@@ -214,7 +216,12 @@ def corpus_size(recipe: Recipe) -> tuple[float, float]:
         raise UserError(f"corpus {recipe.corpus!r}: its size is not known here; give --hours and --clip-seconds")
     augment = recipe.augment
     clips = training_set(
-        recipe.corpus, recipe.limit, recipe.more_corpora, augment.speeds, augment.concatenate, recipe.seed
+        recipe.corpus,
+        recipe.max_clips,
+        recipe.more_corpora,
+        augment.speed_factors,
+        augment.concatenate_seconds,
+        recipe.seed,
     )
     seconds = sum(u.seconds for u in clips)
     return seconds / 3600, seconds / len(clips)
@@ -224,7 +231,7 @@ def print_plan(found: Plan) -> None:
     """Print a plan as tables."""
     typer.echo(
         f"{found.devices} x {found.device}, {found.precision}, {found.corpus_hours:,.1f} h of speech in clips of "
-        f"{found.clip_seconds:.1f} s; {100 * found.efficiency:.0f} % of the peak assumed. Reckoned, not run."
+        f"{found.clip_seconds:.1f} s; {100 * found.efficiency:.0f} % of the peak assumed. Estimated, not run."
     )
     typer.echo(
         f"teacher {found.teacher_parameters / 1e6:,.0f} M parameters, {found.teacher_tflop_a_clip:.3f} TFLOP a clip, its "

@@ -1,8 +1,7 @@
 """Checkpoints of a run: safetensors and JSON, written whole or not at all, so that a killed run resumes.
 
 All randomness of training is derived from (seed, stage, epoch, step), so weights, optimizer and counters are the whole
-state: nothing of any random generator needs keeping. The SHA-256 of every file lies beside them, and is compared before a run
-goes on: a bit that flips would train another student and say nothing.
+state: nothing of any random generator needs keeping. The SHA-256 of every file lies beside them, and is compared before a run resumes: a flipped bit would silently train another student.
 """
 
 from __future__ import annotations
@@ -19,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.core.atomic import atomic_folder
 from workbench.core.disk import disk_errors
 from workbench.core.errors import UserError
-from workbench.core.files import atomic_folder, check_hashes, read_json, sha256, write_json
+from workbench.core.files import read_json, write_json
+from workbench.core.hashing import check_hashes, sha256
 
 log = logging.getLogger("workbench")
 STATE = "state.json"
@@ -46,7 +47,7 @@ class TrainingProgress:
     teacher_losses: list[float] = field(default_factory=list)  # of a stream's first window: the weighting's statistics
 
     def end_stage(self) -> None:
-        """To the begin of the next stage."""
+        """Move to the start of the next stage."""
         begun = TrainingProgress(stage=self.stage + 1, step=self.step)
         for field_ in fields(self):
             setattr(self, field_.name, getattr(begun, field_.name))
@@ -60,7 +61,7 @@ class Timers:
     teacher: float = 0.0  # the teachers' passes
     encoder: float = 0.0  # a frozen encoder's pass, where its states were not there yet
     look_ahead: float = 0.0  # of training, spent by a weighting on looking ahead
-    sampling: float = 0.0  # of training, spent on the student's own transcripts and the teacher's word on them
+    sampling: float = 0.0  # of training, spent on sampling from the student and on the teacher's pass over the samples
 
     @contextmanager
     def timing(self, *names: str) -> Iterator[None]:
@@ -76,7 +77,7 @@ class Timers:
 
 @dataclass
 class TrainingState:
-    """All of a run's state that is no tensor, as a checkpoint holds it."""
+    """All of a run's state that is not a tensor, as a checkpoint holds it."""
 
     progress: TrainingProgress = field(default_factory=TrainingProgress)
     timers: Timers = field(default_factory=Timers)
@@ -125,7 +126,7 @@ def read_state(checkpoint: Path) -> TrainingState:
     One of an earlier version, which wrote no hashes, is taken as it is, and a warning says so.
     """
     if (checkpoint / HASHES).is_file():
-        remedy = f"delete {checkpoint} to go on without it"
+        remedy = f"delete {checkpoint} to resume without it"
         check_hashes(checkpoint, read_json(checkpoint / HASHES, "a checkpoint's hashes"), HASHES, remedy)
     else:
         log.warning(
@@ -160,7 +161,7 @@ def load_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{path}: cannot be loaded ({str(error).splitlines()[0]}); delete {checkpoint} to go on without it"
+            f"{path}: cannot be loaded ({str(error).splitlines()[0]}); delete {checkpoint} to resume without it"
         ) from None
     return tensors
 
@@ -168,7 +169,7 @@ def load_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
 def load_model(checkpoint: Path, model: torch.nn.Module) -> None:
     """Restore the student's weights in place; raises UserError if the checkpoint is damaged or of another student."""
     other = UserError(
-        f"{checkpoint}: is of another student; delete {checkpoint.parent.parent} or choose another output"
+        f"{checkpoint}: belongs to another student; delete {checkpoint.parent.parent} or choose another output"
     )
     try:
         missing, unexpected = model.load_state_dict(load_tensors(checkpoint, "model"), strict=False)
@@ -185,7 +186,7 @@ def model_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def _aliases(model: torch.nn.Module) -> list[str]:
-    """Names of parameters that are others' too, such as a projection that is the embedding; the first name of each is not among them."""
+    """Second names of shared parameters, such as a projection tied to the embedding; the first name of each is not among them."""
     first = {name for name, _ in model.named_parameters()}
     return [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in first]
 
@@ -207,7 +208,7 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, names: Ma
     for full_name, value in saved.items():
         name, key = full_name.split("::")
         parameter = parameters[name]
-        # fused AdamW wants its step counts where the parameter is, and whole
+        # fused AdamW needs its step counts on the parameter's device, and whole
         optimizer.state[parameter][key] = (
             value.to(parameter.device) if value.dim() == 0 else sharded_like(value, parameter)
         )

@@ -64,11 +64,11 @@ RUN = Made("run", _own_or_bundles, kept=("report.json", "report.html", "log.txt"
 
 
 def check_run(recipe: Recipe, restart: bool) -> None:
-    """Raise UserError if a run's folder holds files of others that are in the run's way.
+    """Raise UserError if a run's folder holds files that are not a run's and in its way.
 
     To start or restart a run, every file there must be a run's own; to resume one, every file in the folders that it deletes.
     """
-    named = [recipe.teacher, *recipe.more_teachers, recipe.corpus, *recipe.more_corpora, recipe.student.initial]
+    named = [recipe.teacher, *recipe.more_teachers, recipe.corpus, *recipe.more_corpora, recipe.student.init_from]
     inputs = [expanded(name) for name in named if name]
     run = recipe.output
     if restart or not (run / "recipe.yaml").is_file():
@@ -94,7 +94,7 @@ def discard(run: Path, folder: str = "") -> None:
 
 
 def tidy(run: Path) -> None:
-    """Delete what a finished run has no more use for; a kill may have come between its end and that."""
+    """Delete what a finished run no longer needs; a kill may have prevented it at the run's end."""
     recover_below(run)
     for folder in (*_PASSING, *(path.name for path in run.glob("stream-*"))):
         discard(run, folder)

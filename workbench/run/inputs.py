@@ -1,4 +1,4 @@
-"""What a run is computed from besides its recipe: the content of its corpora and checkpoints, which may change under one name."""
+"""What a run is computed from besides its recipe: the content of its corpora and checkpoints, which may change under the same name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.config.recipe import Recipe, load_recipe
-from workbench.core.files import read_json, sha256_of
+from workbench.core.files import read_json
+from workbench.core.hashing import sha256_of
 from workbench.corpus import Utterance, scored_clips, training_set
 from workbench.models.resolve import fingerprint, resolve_teacher
 
@@ -27,7 +28,7 @@ def inputs_of(recipe: Recipe, train: Sequence[Utterance] | None, validation: Seq
         train: its training set; None for a stream, whose clips are not known beforehand.
         validation: its validation split.
     """
-    names = {"teacher": recipe.teacher, "initial student": recipe.student.initial}
+    names = {"teacher": recipe.teacher, "initial student": recipe.student.init_from}
     names |= {f"teacher {number}": name for number, name in enumerate(recipe.more_teachers, 2)}
     found = {what: fingerprint(resolve_teacher(name)) for what, name in names.items() if name is not None}
     found["validation clips"] = clips_sha256(validation)
@@ -35,14 +36,19 @@ def inputs_of(recipe: Recipe, train: Sequence[Utterance] | None, validation: Seq
 
 
 def read_inputs(recipe: Recipe) -> dict[str, Any]:
-    """`inputs_of` with the clips read from the corpora; those of a hub are left out, which would be fetched for it."""
+    """`inputs_of` with the clips read from the corpora; a hub's are left out, since they would have to be fetched."""
     if recipe.corpus.startswith("hf:") or any(other.startswith("hf:") for other in recipe.more_corpora):
         return {what: value for what, value in inputs_of(recipe, None, ()).items() if "clips" not in what}
     augment = recipe.augment
     train = training_set(
-        recipe.corpus, recipe.limit, recipe.more_corpora, augment.speeds, augment.concatenate, recipe.seed
+        recipe.corpus,
+        recipe.max_clips,
+        recipe.more_corpora,
+        augment.speed_factors,
+        augment.concatenate_seconds,
+        recipe.seed,
     )
-    return inputs_of(recipe, train, scored_clips(recipe.corpus, "validation", recipe.limit))
+    return inputs_of(recipe, train, scored_clips(recipe.corpus, "validation", recipe.max_clips))
 
 
 def changed_inputs(recorded: dict[str, Any], now: dict[str, Any]) -> str | None:
@@ -61,7 +67,7 @@ def changed_recipe(before: Recipe, now: Recipe) -> str | None:
 
 
 def changed_run(folder: Path, recipe: Recipe, now: dict[str, Any] | None = None) -> str | None:
-    """Why what a run folder holds is not of this recipe and its inputs as they are now; None if it is, or holds no run.
+    """Why the run in a folder is not this recipe's with its inputs as they are now; None if it is, or if there is none.
 
     Args:
         folder: of the run.

@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
+from workbench.core.atomic import atomic_path
 from workbench.core.disk import disk_errors
 from workbench.core.errors import UserError
-from workbench.core.files import atomic_path, json_lines
+from workbench.core.files import json_lines
 from workbench.run.folder import discard
 
 log = logging.getLogger("workbench")
@@ -61,7 +62,7 @@ class RunLog:
                 raise UserError(
                     f"{self.folder}: the loss is not finite at step {step}; lower stages.{stage}.learning_rate"
                 )
-            # what was not to be known, such as the disagreement with a teacher that was not asked, is left out
+            # what could not be computed, such as the disagreement with a teacher that did not run, is left out
             values = {key: value for key, value in values.items() if math.isfinite(value)}
             self.latest = f"loss {values['loss']:.4f}"
             for ids, columns in weights:
@@ -76,7 +77,7 @@ class RunLog:
         self.waiting = []
 
     def validation(self, step: int, stage: str, scores: dict[str, float]) -> None:
-        """Record and say a validation."""
+        """Record and log a validation."""
         self.settle()
         log.info(
             "%s, step %d: validation WER %.2f %%, CER %.2f %%, loops %d",

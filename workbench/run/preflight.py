@@ -1,4 +1,4 @@
-"""What would fail, or be passed over in silence, later in a run: said before it starts."""
+"""What would fail, or be silently ignored, later in a run: checked before it starts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workbench.weighting import inactive_reason
 
 
 def check_trackers(recipe: Recipe) -> None:
-    """Raise UserError for a tracker that is not installed: Accelerate would go on without it, and say nothing."""
+    """Raise UserError for a tracker that is not installed: Accelerate would silently go on without it."""
     for name in recipe.trackers:
         if importlib.util.find_spec(name) is None:
             how = "-c constraints.txt -e '.[tracking]'" if name == "trackio" else name
@@ -26,21 +26,21 @@ def check_trackers(recipe: Recipe) -> None:
 def check_schedules(recipe: Recipe, train_set: Sequence[Utterance]) -> None:
     """Raise UserError for a weighting whose schedule begins after the last of a stage's `steps`.
 
-    The recipe's own check goes by the number of epochs; how many of them `steps` leaves depends on the clips. A stream's
+    The recipe's own check uses the number of epochs; how many of them `steps` leaves depends on the clips. A stream's
     length is not known.
     """
     for number, (name, stage) in enumerate(recipe.stages.items()):
-        if stage.steps is None or recipe.stream is not None:
+        if stage.max_steps is None or recipe.stream is not None:
             continue
         steps = epochs = 0
-        while steps < stage.steps and epochs < stage.epochs:
+        while steps < stage.max_steps and epochs < stage.epochs:
             seed = (recipe.seed, number, epochs)
-            steps += len(plan_steps(train_set, stage.batch_seconds, recipe.margin.shortest, seed))
+            steps += len(plan_steps(train_set, stage.batch_seconds, recipe.trailing_silence.train_min, seed))
             epochs += 1
-        reason = inactive_reason(stage.weighting, stage.facts(epochs, steps=min(steps, stage.steps)))
+        reason = inactive_reason(stage.weighting, stage.facts(epochs, steps=min(steps, stage.max_steps)))
         if reason is not None:
             raise UserError(
-                f"stages.{name}.weighting, of which steps: {stage.steps} leaves {epochs} epoch(s): {reason}"
+                f"stages.{name}.weighting, of which max_steps: {stage.max_steps} leaves {epochs} epoch(s): {reason}"
             )
 
 

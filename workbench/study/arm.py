@@ -12,11 +12,12 @@ from torch import nn
 
 from workbench.cache.encoder_cache import calibration_clips, encoded_folder
 from workbench.config.recipe import Recipe, parse_recipe
-from workbench.core.distributed import output_lock_of_all, start_processes, wait_for_all
 from workbench.core.errors import UserError
-from workbench.core.files import read_json, sha256_of, write_json
-from workbench.core.kernels import choose_cuda_kernels
-from workbench.core.memory import peak_resident_mb
+from workbench.core.files import read_json, write_json
+from workbench.core.hashing import sha256_of
+from workbench.core.machine.distributed import output_lock_of_all, start_processes, wait_for_all
+from workbench.core.machine.kernels import choose_cuda_kernels
+from workbench.core.machine.memory import peak_resident_mb
 from workbench.corpus import Utterance, scored_clips, training_set
 from workbench.distill.trainer import distill
 from workbench.evaluation.transcribe import EncodedClips, Validation, validate, validate_encoded
@@ -42,16 +43,16 @@ def prepare(study: Study) -> None:
         recipe = load_recipe(study.prepare)
         if reason := changed_run(recipe.output, recipe):
             raise UserError(
-                f"{recipe.output}: the student that the arms begin with is not of {study.prepare} as it is now ({reason}); "
+                f"{recipe.output}: the student that the arms begin with was not trained by {study.prepare} as it is now ({reason}); "
                 f"run `workbench distill {study.prepare} --restart`, then the study again"
             )
         distill(recipe, wait=True)  # another run of the study may be training it
 
 
 def run_arm(study: Study, trial: Trial) -> dict[str, Any]:
-    """Run a trial to its end, or read what it came to; a killed one resumes.
+    """Run a trial to its end, or read its result; a killed one resumes.
 
-    One whose recipe, corpus, teacher or initial student is no longer what it was begun with runs anew.
+    One whose recipe, corpus, teacher or initial student has changed since it began is run again.
 
     Returns:
         The content of result.json: the study's split with WER and CER in percent, loops, references and hypotheses;
@@ -99,21 +100,21 @@ def teacher_scores(study: Study, corpus: str) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = read_json(path, "the teacher's transcripts")
     if found.get("key") != _teacher_key(study, corpus):
-        log.warning("%s: is of another teacher or of other clips, and does not count", path)
+        log.warning("%s: is of another teacher or of other clips, and is ignored", path)
         return None
     return found
 
 
 def score_teacher(study: Study, corpus: str) -> None:
-    """Transcribe the study's split with the teacher, as it was trained to hear and greedily as the students are.
+    """Transcribe the study's split with the teacher, at the length it was trained on, and greedily like the students.
 
-    What is there is left alone, unless it is of another teacher or of other clips.
+    An existing result is kept, unless it is of another teacher or of other clips.
     """
     if teacher_scores(study, corpus) is not None:
         return
     recipe = _teacher_recipe(study, corpus)
     family = open_family(resolve_teacher(recipe.teacher))
-    utterances = scored_clips(corpus, study.split, recipe.limit)
+    utterances = scored_clips(corpus, study.split, recipe.max_clips)
     log.info("the teacher transcribes %s, %s: %d clips", corpus, study.split, len(utterances))
     model = _on_device(family)
     found = validate(model, family, utterances, family.silence)
@@ -138,7 +139,7 @@ def _teacher_recipe(study: Study, corpus: str) -> Recipe:
 def _teacher_key(study: Study, corpus: str) -> str:
     """Hash of the teacher's checkpoint and of the clips that it transcribes."""
     recipe = _teacher_recipe(study, corpus)
-    clips = clips_sha256(scored_clips(corpus, study.split, recipe.limit))
+    clips = clips_sha256(scored_clips(corpus, study.split, recipe.max_clips))
     return sha256_of([fingerprint(resolve_teacher(recipe.teacher)), clips])
 
 
@@ -151,19 +152,24 @@ def _scored(recipe: Recipe, student: Any, split: str) -> dict[str, Any]:
     """Transcribe a split with the student as it was saved, which is how its user will have it."""
     family = open_family(student)
     model = _on_device(family)
-    utterances = scored_clips(recipe.corpus, split, recipe.limit)
+    utterances = scored_clips(recipe.corpus, split, recipe.max_clips)
     frozen = all(stage.trainable == "decoder" for stage in recipe.stages.values())
     folder = encoded_folder(recipe, "evaluated", _calibration(recipe)) if frozen else None
-    clips = EncodedClips(utterances, family, recipe.margin.inference, frozen, folder)
+    clips = EncodedClips(utterances, family, recipe.trailing_silence.inference, frozen, folder)
     clips.fill(model)
     return _as_json(validate_encoded(model, clips), utterances)
 
 
 def _calibration(recipe: Recipe) -> Sequence[Utterance]:
-    if recipe.student.encoder_variance is None:
+    if recipe.student.encoder_low_rank_variance is None:
         return []
     augment = recipe.augment
     train = training_set(
-        recipe.corpus, recipe.limit, recipe.more_corpora, augment.speeds, augment.concatenate, recipe.seed
+        recipe.corpus,
+        recipe.max_clips,
+        recipe.more_corpora,
+        augment.speed_factors,
+        augment.concatenate_seconds,
+        recipe.seed,
     )
     return calibration_clips(recipe, train, [])

@@ -1,4 +1,4 @@
-"""Whether results in a study's folder are still those of the study: an edited recipe, other speech or another base make them void."""
+"""Whether results in a study's folder are still valid: an edited recipe, other speech or another initial student make them stale."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _inputs(content: str) -> dict[str, Any]:
 
 
 def _clips(recipe: Recipe, split: str) -> str:
-    return _clips_of(recipe.corpus, split, recipe.limit)
+    return _clips_of(recipe.corpus, split, recipe.max_clips)
 
 
 @functools.lru_cache
@@ -43,7 +43,7 @@ def _clips_of(corpus: str, split: str, limit: int | None) -> str:
 
 
 def stale_reason(study: Study, trial: Trial, result: dict[str, Any]) -> str | None:
-    """Why a result is not what the study, as it stands now, would give; None if it is."""
+    """Why a result is stale for the study as it is now; None if it is not."""
     recipe = arm_recipe(study, trial)
     try:
         before = parse_recipe({**result["recipe"], "output": str(recipe.output)}, "a result's recipe")
@@ -59,28 +59,28 @@ def stale_reason(study: Study, trial: Trial, result: dict[str, Any]) -> str | No
 
 
 def read_result(study: Study, trial: Trial) -> dict[str, Any] | None:
-    """What a trial came to; None if it has not run yet, or if its result is void, which is logged."""
+    """A trial's result; None if it has not run yet, or if its result is stale, which is logged."""
     path = study.output / trial.name / "result.json"
     if not path.is_file():
         return None
     found: dict[str, Any] = read_json(path, "an arm's result")
     if reason := stale_reason(study, trial, found):
-        log.warning("%s: its result does not count: %s", trial.name, reason)
+        log.warning("%s: its result is stale: %s", trial.name, reason)
         return None
     return found
 
 
 def read_results(study: Study, chosen: Sequence[Trial]) -> dict[Trial, dict[str, Any]]:
-    """Results of those trials that are done and whose results count."""
+    """Results of those trials that are done and not stale."""
     found = {trial: read_result(study, trial) for trial in chosen}
     return {trial: result for trial, result in found.items() if result is not None}
 
 
 def discard_stale(study: Study, trial: Trial) -> None:
-    """Empty a trial's folder if what it holds, finished or not, is not of the study as it stands.
+    """Empty a trial's folder if what it holds, finished or not, is stale for the study as it is now.
 
     Raises:
-        UserError: it also holds what is not of a run.
+        UserError: it also holds files that are not a run's.
     """
     folder = study.output / trial.name
     result = folder / "result.json"
@@ -92,5 +92,5 @@ def discard_stale(study: Study, trial: Trial) -> None:
     if not reason:
         return
     check_replaceable(folder, RUN)
-    log.warning("%s: runs anew: %s", trial.name, reason)
+    log.warning("%s: runs again: %s", trial.name, reason)
     discard(folder)

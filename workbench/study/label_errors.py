@@ -30,7 +30,7 @@ log = logging.getLogger("workbench")
 LAST_SHARE = 1 / 3  # of an utterance's visits, over which weights and losses are averaged for a ranking
 BINS = 5  # of difficulty
 RANKINGS = ("system", "student_loss", "teacher_loss")
-EVEN = 1e-6  # weights that differ by less say nothing
+EVEN = 1e-6  # weights that differ by less count as equal
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,7 @@ class RunWeights:
     def distrust(self, by: str = "system") -> tuple[dict[str, tuple[float, float]], str]:
         """How little a label is trusted, by utterance, and what that was taken from.
 
-        A system that weighs task losses differently has said which labels it trusts: the less weight, the less trust; of
-        equal weights the student's loss decides. One that does not is ranked by the student's own loss on the label, which is
-        what is left when training is done.
+        A system that weights task losses differently shows which labels it trusts: the less weight, the less trust; of equal weights the student's loss decides. For one that does not, labels are ranked by the student's own loss at the end of training.
 
         Args:
             by: `system`, or the rankings that it is compared with: `student_loss`, `teacher_loss`.
@@ -74,7 +72,7 @@ class RunWeights:
         if by == "student_loss":
             return {name: (x, 0.0) for name, x in loss.items()}, "the student's loss"
         if np.ptp(list(weights.values())) <= EVEN:
-            said = "the student's loss, because this system weighs all labels alike"
+            said = "the student's loss, because this system weights all labels alike"
             return {name: (x, 0.0) for name, x in loss.items()}, said
         return {name: (-weight, loss[name]) for name, weight in weights.items()}, "weight of the task loss"
 
@@ -119,7 +117,7 @@ class RunWeights:
         return {by: retrieval(self.distrust(by)[0], wrong) for by in RANKINGS}
 
     def print(self, worst: int, by: str = "system") -> None:
-        """The ranking, and how right it is where that is known, in the terminal."""
+        """Print the ranking, and how accurate it is where that is known."""
         scores, basis = self.distrust(by)
         texts, rows = self.utterances, []
         columns = [self.late(name) for name in ("alpha", "task_weight", "task", "teacher_loss")]
@@ -137,7 +135,7 @@ class RunWeights:
     @functools.cached_property
     def utterances(self) -> dict[str, Utterance]:
         try:
-            return {u.id: u for u in scored_clips(self.recipe.corpus, "train", self.recipe.limit)}
+            return {u.id: u for u in scored_clips(self.recipe.corpus, "train", self.recipe.max_clips)}
         except UserError as error:
             log.info("transcripts and audio are left out: %s", error)
             return {}
@@ -153,13 +151,13 @@ def read_run(folder: Path) -> RunWeights:
             f"{path}: no such file; expected the folder of a finished run (workbench distill, workbench study)"
         )
     recipe = load_recipe(folder / "recipe.yaml")
-    stage = [name for name, stage in recipe.stages.items() if stage.decoding]
+    stage = [name for name, stage in recipe.stages.items() if stage.decoder_losses]
     if not stage:
-        raise UserError(f"{folder}: no stage of it decodes, so it weighed nothing")
+        raise UserError(f"{folder}: none of its stages decodes, so it weighted nothing")
     table = pq.read_table(path, filters=[("stage", "==", stage[-1])])
     if not table.num_rows:
         raise UserError(
-            f"{path}: stage {stage[-1]} weighed no utterance, because all of its micro-batches were on-policy"
+            f"{path}: stage {stage[-1]} weighted no utterance, because all of its micro-batches were on-policy"
         )
     names = [name for name in table.column_names if name not in ("stage", "id")]
     columns = {name: table[name].to_numpy().astype(np.float64) for name in names}
@@ -215,7 +213,7 @@ def plot(run: RunWeights) -> Any:
 
 
 def write_page(run: RunWeights, path: Path, worst: int, by: str = "system") -> Path:
-    """A self-contained page: the plot, and the least trusted labels with their audio and what the teacher hears."""
+    """A self-contained page: the plot, and the least trusted labels with their audio and the teacher's transcript."""
     scores, basis = run.distrust(by)
     utterances = run.utterances
     chosen = [utterances[name] for name in ranked(scores)[:worst] if name in utterances]
@@ -235,7 +233,7 @@ def write_page(run: RunWeights, path: Path, worst: int, by: str = "system") -> P
         f"corrupted labels (chance {100 * f['chance']:.1f} %), average precision {f['average_precision']:.3f}.</p>"
         for name, f in (run.found or {}).items()
     )
-    head = ("rank", "utterance", "audio", "transcript", "what the teacher hears", "alpha", "task weight",
+    head = ("rank", "utterance", "audio", "transcript", "teacher's transcript", "alpha", "task weight",
             "student's loss", "teacher's loss")  # fmt: skip
     figure = plot(run).to_html(include_plotlyjs=True, full_html=False)
     style = "body{font:15px system-ui;margin:2em auto;max-width:76em;padding:0 1em}td,th{padding:.3em .6em;text-align:left}tr:nth-child(even){background:#f5f5f5}audio{width:14em}"
@@ -250,7 +248,7 @@ def write_page(run: RunWeights, path: Path, worst: int, by: str = "system") -> P
 
 
 def _heard(recipe: Recipe, utterances: list[Utterance]) -> list[str]:
-    """What the run's teacher transcribes."""
+    """Transcripts of the run's teacher."""
     if not utterances:
         return []
     from workbench.evaluation.transcribe import validate

@@ -14,7 +14,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from workbench.config.recipe import Recipe, load_recipe, override, parse_recipe
 from workbench.config.sections import Section
 from workbench.core.errors import UserError, nearest
-from workbench.core.files import cache_key, read_yaml
+from workbench.core.files import read_yaml
+from workbench.core.hashing import cache_key
 
 PLAIN = re.compile(r"[\w+-][\w.+-]*")  # what may be a folder's name; not "..", nor a path
 
@@ -47,7 +48,7 @@ class Study(Section):
     @model_validator(mode="after")
     def _has_baseline(self) -> Study:
         if self.baseline not in self.arms:
-            raise ValueError(f"baseline {self.baseline!r} is no arm{nearest(self.baseline, self.arms)}")
+            raise ValueError(f"baseline {self.baseline!r} is not an arm{nearest(self.baseline, self.arms)}")
         return self
 
 
@@ -100,7 +101,7 @@ def load_study(path: Path) -> Study:
 
 
 def trials(study: Study) -> list[Trial]:
-    """All runs, the baseline first and whole corpora after each other, so that an early table compares something."""
+    """All runs, seed by seed and corpus by corpus with the baseline first, so that an early table can compare."""
     arms = sorted(study.arms, key=lambda name: name != study.baseline)
     return [
         Trial(student, corpus, arm, seed)

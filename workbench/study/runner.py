@@ -1,4 +1,4 @@
-"""All runs of a study, some at a time, each in a process of its own; one that fails does not stop the others."""
+"""All runs of a study, a few at a time, each in its own process; one that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from workbench.core.children import ending_with_us
 from workbench.core.errors import UserError
 from workbench.core.files import read_json
 from workbench.core.locks import output_lock
+from workbench.core.machine.children import ending_with_us
 from workbench.core.progress import at_terminal, console, live
 from workbench.study.current import discard_stale
 from workbench.study.plan import Study, Trial, trials
@@ -26,11 +26,10 @@ log = logging.getLogger("workbench")
 def run_study(study: Study, file: Path, parallel: int, chosen: list[Trial]) -> None:
     """Run what is not done yet of some trials, `parallel` at a time, which share the processor's cores.
 
-    Results that are not of the study as it stands are removed first, with the reason.
+    Results that are stale are removed first, and the reason is logged.
 
     Raises:
-        UserError: another process runs the study, or one of its runs that is void; after all others are done, if any run failed (its
-            log says why).
+        UserError: another process runs the study, or one of its stale runs; after all others are done, if any run failed (its log says why).
     """
     with output_lock(study.output):
         _run_study(study, file, parallel, chosen)
@@ -69,7 +68,7 @@ def _run_study(study: Study, file: Path, parallel: int, chosen: list[Trial]) -> 
 
 
 def result_file(study: Study, trial: Trial) -> Path:
-    """Where a run leaves what it came to."""
+    """Where a run's result is."""
     return study.output / trial.name / "result.json"
 
 
@@ -107,7 +106,7 @@ class LiveTable:
         return self
 
     def show(self, running: list[Trial]) -> None:
-        """Draw it anew; in a log, one line."""
+        """Redraw it; in a log, write one line."""
         done = self._done()
         pace = (time.monotonic() - self.started) / max(done - self.first, 1)
         left = pace * (len(self.chosen) - done) if done > self.first else float("nan")

@@ -1,4 +1,4 @@
-"""What a language is called in data (`English`, `en-US`, `eng`) to the code that Whisper uses."""
+"""From a language's name in data (`English`, `en-US`, `eng`) to the code that Whisper uses."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def language_code(value: str) -> str:
     """Code of a language by its code or English name.
 
     Args:
-        value: an ISO 639-1, -2 or -3 code, with a region or script or without, or a name that Whisper has for the language.
+        value: an ISO 639-1, -2 or -3 code, with or without a region or script, or a name that Whisper has for the language.
 
     Returns:
         Whisper's code where Whisper knows the language, else its shortest ISO 639 code: such clips can be read and scored, and
         a model that does not know the language refuses them itself.
 
     Raises:
-        UserError: `value` is no language; the message is the value and what was expected, to be put after a place.
+        UserError: `value` is not a language; the message is the value and what was expected, to be put after a place.
     """
     import langcodes
 
@@ -41,7 +41,7 @@ def language_code(value: str) -> str:
     if len(code) not in (2, 3) or not code.isalpha() or code in _NO_LANGUAGE or not langcodes.tag_is_valid(code):
         expected = "expected an ISO 639 code such as 'en', or a name such as 'english'"
         close = nearest(name, names) if len(name) > 3 and not name.isdigit() else ""
-        raise UserError(f"{value!r}, which is no language{close if 'did you mean' in close else ''}; {expected}")
+        raise UserError(f"{value!r}, which is not a language{close if 'did you mean' in close else ''}; {expected}")
     short = langcodes.standardize_tag(code)
     # `arb` (Standard Arabic) is `ar` to Whisper; `nan` (Min Nan) is not `zh`, although the standard counts it among Chinese
     wider = langcodes.standardize_tag(code, macro=True).split("-")[0]

@@ -1,4 +1,4 @@
-"""Instance-level weighting: what each utterance's losses count for. The systems are in `systems`, picked in a recipe by the file's name."""
+"""Instance-level weighting: how much each utterance's losses count. The systems are in `systems`; a recipe picks one by its file's name."""
 
 from workbench.config.weightings import (
     StageFacts,

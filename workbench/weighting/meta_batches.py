@@ -1,4 +1,4 @@
-"""What training hands a weighting that looks ahead: labels of training and of validation utterances, with what their gradients take."""
+"""What training passes to a weighting that looks ahead: labels of training and validation utterances, with what their gradients need."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class TrainBatch:
 
     ids: Sequence[str]
     hidden: Tensor  # [labels, width]: what the projection is given
-    residuals: Tensor  # [losses, labels, vocabulary]: derivative of each label's losses by its logits; the task's first
+    residuals: Tensor  # [losses, labels, vocabulary]: derivative of each label's losses with respect to its logits; the task loss's first
     utterance_index: Tensor  # int64 [labels]: utterance of each label
     logits: Tensor  # [labels, vocabulary]
     labels: Tensor  # int64 [labels]
     share: Tensor  # [labels]: of each label in the batch's loss, see `label_shares`
 
     def as_validation(self) -> ValidationBatch:
-        """The batch's own labels in the place of validation labels, for an outer loss that holds training loss."""
+        """The batch's own labels in place of validation labels, for an outer loss that includes training loss."""
         return ValidationBatch(self.hidden, self.logits, self.labels, self.share)
 
 

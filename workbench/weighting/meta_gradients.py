@@ -1,10 +1,9 @@
 """Weights learnt by looking one step ahead on the validation set (ALM-KD, arXiv 2202.03250; its successor AMAL).
 
 theta' = theta - rate * sum over losses and utterances of w * g, where g is the gradient of one loss of one utterance with
-respect to the *output projection alone*. What a weight is worth is d CE_validation(theta') / dw.
+respect to the *output projection alone*. The gradient of a weight is d CE_validation(theta') / dw.
 
-A gradient of [vocabulary, width] for each utterance is never made. With r the residual of a label (the derivative of its
-loss by its logits) and h the hidden state before the projection, a label's gradient is r h', so that the step changes the
+A gradient of [vocabulary, width] for each utterance is never materialized. With r the residual of a label (the derivative of its loss with respect to its logits) and h the hidden state before the projection, a label's gradient is r h', so that the step changes the
 logits of a validation label v by -rate * sum_t c_t (h_t . h_v) r_t, and the inner product of two labels' gradients is
 (r_t . r_v)(h_t . h_v).
 """
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -23,11 +22,11 @@ from workbench.config.weightings import StageFacts, WeightingSettings
 from workbench.weighting.meta_batches import MetaBatches, TrainBatch, ValidationBatch
 from workbench.weighting.protocol import Weighting, WeightingInput, Weights
 
-MIN_RESIDUAL = 1e-4  # of a token at any label, as a share of the largest of all, for the step to move it
+MIN_RESIDUAL = 1e-4  # a token whose residuals are all smaller than this share of the largest is taken not to move
 
 
 def weight_gradients(batch: TrainBatch, validation: ValidationBatch, weights: Tensor, rate: float) -> Tensor:
-    """D CE(theta') / dw of each loss of each utterance, through one step of size `rate`.
+    """The derivative d CE(theta') / dw of each loss of each utterance, through one step of size `rate`.
 
     Args:
         batch: training utterances; the step is on their loss as training averages it, over utterances or over tokens.
@@ -45,7 +44,7 @@ def weight_gradients(batch: TrainBatch, validation: ValidationBatch, weights: Te
     ahead = torch.addmm(validation.logits.float(), mixture, batch.residuals.flatten(0, 1), alpha=-rate)
     pull = ahead.softmax(-1)  # [validation labels, vocabulary]
     pull[torch.arange(len(pull), device=pull.device), validation.labels] -= 1
-    # [labels, vocabulary]: the validation gradient as each training label meets it
+    # [labels, vocabulary]: the validation gradient projected on each training label
     mixed = (kernel * validation.weight[:, None]).t() @ pull
     inner = torch.einsum("tv,ltv->lt", mixed, batch.residuals)  # [losses, labels]
     return torch.zeros_like(weights).index_add(1, batch.utterance_index, -rate * inner * batch.share)
@@ -54,7 +53,7 @@ def weight_gradients(batch: TrainBatch, validation: ValidationBatch, weights: Te
 def outer_gradients(
     batch: TrainBatch, outer: Sequence[ValidationBatch], weights: Tensor, rate: float, train_share: float = 0.0
 ) -> Tensor:
-    """D [(1 - s) * CE_validation(theta') + s * CE_train(theta')] / dw with s = `train_share`. -> [losses, utterances]
+    """The derivative d [(1 - s) * CE_validation(theta') + s * CE_train(theta')] / dw with s = `train_share`. -> [losses, utterances]
 
     CE_train is the cross-entropy of the training micro-batch itself. For the other arguments see `weight_gradients`; the
     validation labels may come in several parts.
@@ -77,9 +76,9 @@ def label_shares(utterance_index: Tensor, utterances: int, average_over: str) ->
 
 
 def concentrated(batch: TrainBatch, outer: Sequence[ValidationBatch]) -> tuple[TrainBatch, list[ValidationBatch]]:
-    """The same look-ahead over those tokens that the step moves, all others as one whose logit stays.
+    """The same look-ahead over the tokens that the step moves, with all others merged into one whose logit stays.
 
-    A student that has learnt anything is sure of most tokens' absence: a hundredth of Whisper's vocabulary is left, and gradients
+    A partly trained student gives most tokens almost no probability: a hundredth of Whisper's vocabulary is left, and gradients
     change by less than a thousandth of their norm (docs/decisions/0011).
     """
     largest = batch.residuals.abs().amax((0, 1))  # [vocabulary]
@@ -100,17 +99,25 @@ def concentrated(batch: TrainBatch, outer: Sequence[ValidationBatch]) -> tuple[T
 
 
 class LookAheadSettings(WeightingSettings):
-    """Options that weightings with memory share; how often and how long is their own."""
+    """Options shared by weightings that keep learnt weights; each has its own schedule."""
 
-    first: int = Field(ge=0, description="epoch (from 0) before which weights are learnt first")
-    every: int = Field(10, ge=1, description="epochs between updates")
-    repeats: int = Field(ge=1, description="steps of the weights in one update")
-    rate: Annotated[float, Field(gt=0)] | Literal["current"] = Field(
+    EARLIER: ClassVar = {
+        "first": "start_epoch",
+        "every": "update_every",
+        "repeats": "steps_per_update",
+        "rate": "inner_learning_rate",
+        "step": "weight_learning_rate",
+    }  # names of earlier versions
+
+    start_epoch: int = Field(ge=0, description="epoch (from 0) before which weights are learnt for the first time")
+    update_every: int = Field(10, ge=1, description="epochs between updates")
+    steps_per_update: int = Field(ge=1, description="steps of the weights in one update")
+    inner_learning_rate: Annotated[float, Field(gt=0)] | Literal["current"] = Field(
         0.1,
-        description="[our interpretation] of the look-ahead step of the projection; current: the optimizer's learning rate, "
+        description="[our interpretation] learning rate of the look-ahead step of the projection; current: the optimizer's learning rate, "
         "as published",
     )
-    step: float = Field(0.1, gt=0, description="of the weights")
+    weight_learning_rate: float = Field(0.1, gt=0, description="learning rate of the weights")
     gradient_scale: Literal["raw", "rms"] = Field(
         "rms",
         description="[our interpretation] rms divides by the batch's root mean square, so one step fits every model",
@@ -118,31 +125,33 @@ class LookAheadSettings(WeightingSettings):
 
     def inactive_reason(self, stage: StageFacts) -> str | None:
         """An epoch that is never reached."""
-        return never_learns(self.first, stage) or super().inactive_reason(stage)
+        return never_learns(self.start_epoch, stage) or super().inactive_reason(stage)
 
     def look_ahead_rate(self, learning_rate: float) -> float:
         """Size of the look-ahead step where the optimizer has this learning rate."""
-        return learning_rate if self.rate == "current" else self.rate
+        return learning_rate if self.inner_learning_rate == "current" else self.inner_learning_rate
 
 
-def never_learns(first: int, stage: StageFacts) -> str | None:
-    """An error message if the stage ends before epoch `first`, from which weights are learnt; otherwise None."""
-    if first < stage.epochs:
+def never_learns(start_epoch: int, stage: StageFacts) -> str | None:
+    """An error message if the stage ends before epoch `start_epoch`, from which weights are learnt; otherwise None."""
+    if start_epoch < stage.epochs:
         return None
     return (
-        f"its weights are learnt before epoch {first} (counted from 0) at the earliest, and the stage reaches {stage.epochs} "
-        f"epoch(s); set first below {stage.epochs}, for example first: {min(1, stage.epochs - 1)}, every: 1"
+        f"its weights are learnt before epoch {start_epoch} (counted from 0) at the earliest, and the stage reaches {stage.epochs} "
+        f"epoch(s); set start_epoch below {stage.epochs}, for example start_epoch: {min(1, stage.epochs - 1)}, update_every: 1"
     )
 
 
 class LearntWeights(Weighting):
     """A weight of each loss for each utterance, learnt before some epochs and kept by utterance id."""
 
-    whole_validation = False  # whether a look-ahead is at the whole validation split, not at a batch of it
-    at_rate_change = False  # whether weights are also learnt where the learning rate has changed since they were last
+    whole_validation = False  # whether a look-ahead uses the whole validation split instead of a batch of it
+    update_on_learning_rate_change = (
+        False  # whether weights are also learnt when the learning rate has changed since the last time
+    )
 
-    def __init__(self, first: int, every: int) -> None:
-        self.first, self.every = first, every
+    def __init__(self, start_epoch: int, update_every: int) -> None:
+        self.start_epoch, self.update_every = start_epoch, update_every
         self.weights: dict[str, list[float]] = {}  # one for each loss
         self.learnt_at: float | None = None  # learning rate when weights were last learnt
 
@@ -157,11 +166,11 @@ class LearntWeights(Weighting):
         raise NotImplementedError
 
     def looks_ahead(self, epoch: int, learning_rate: float) -> bool:
-        """In epoch `first`, every so many after it, and where the learning rate has changed if that is wanted."""
-        if epoch < self.first:
+        """In epoch `start_epoch`, every so many after it, and where the learning rate has changed if that is wanted."""
+        if epoch < self.start_epoch:
             return False
-        changed = self.at_rate_change and learning_rate != self.learnt_at
-        return changed or (epoch - self.first) % self.every == 0
+        changed = self.update_on_learning_rate_change and learning_rate != self.learnt_at
+        return changed or (epoch - self.start_epoch) % self.update_every == 0
 
     def look_ahead(self, meta_batches: MetaBatches) -> None:
         """Improve the weights of every training utterance, a micro-batch at a time."""

@@ -20,11 +20,11 @@ def _nothing() -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightingInput:
-    """What a weighting sees of a micro-batch. All tensors are detached; labels lie flat, in order of utterance."""
+    """What a weighting sees of a micro-batch. All tensors are detached; labels are flattened, in order of utterance."""
 
     ids: Sequence[str]  # of the utterances, the key of any state
     task: Tensor  # task losses l_i [utterances]
-    distillation: Tensor  # distillation losses d_i [utterances]; of several teachers, their shares' mean
+    distillation: Tensor  # distillation losses d_i [utterances]; for several teachers, their mean by share
     teacher_loss: Tensor  # the first teacher's own task losses x_i [utterances]
     progress: float  # share of the stage's steps done, in [0, 1]
     epoch: int = 0
@@ -45,7 +45,7 @@ class Weights:
 
     Shapes are [utterances]; `distillation` may be [teachers, utterances]; with `by_token` both are [labels] and weigh the
     losses of single tokens before these are averaged within their utterance. What `log` holds is averaged over the step's
-    utterances for metrics.jsonl; its names must stand in `Weighting.logged`.
+    utterances for metrics.jsonl; its names must be listed in `Weighting.logged`.
     """
 
     task: Tensor
@@ -56,7 +56,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class TeacherStatistics:
-    """What the teacher says of the training set as a whole."""
+    """The teacher's statistics over the whole training set."""
 
     losses: tuple[float, ...]  # its own task losses: what a weighting's threshold is taken from
     uncertainty: Mapping[str, float] | None = None  # by utterance id, where the weighting needs it
@@ -78,7 +78,7 @@ class TeacherStatistics:
 
 @dataclass(frozen=True)
 class SelfTeacherPlan:
-    """Which earlier or smoother self of the student it learns from, and how."""
+    """Which earlier or averaged version of itself the student learns from, and how."""
 
     kind: Literal["ema", "snapshot", "previous_epoch", "intermediate"]
     decay: float = 0.999  # of ema
@@ -90,21 +90,21 @@ class Weighting:
     """Weighs each utterance's task loss against its distillation loss.
 
     A system implements `__call__` and whichever of the hooks it needs; the others do nothing. `__call__` must not change
-    any state: it is also called for stand-in micro-batches, whose clips belong to another process. `observe` is not.
+    any state: it is also called for placeholder micro-batches, whose clips belong to another process. `observe` is not.
     """
 
     logged: tuple[str, ...] = ()  # names in `Weights.log`; all processes average the same ones
     seed: int = 0  # of the run, for whatever a system draws at random; set by `build_weighting`
 
     def __call__(self, inputs: WeightingInput) -> Weights:
-        """Weigh a micro-batch."""
+        """Compute the weights of a micro-batch."""
         raise NotImplementedError
 
     def observe(self, inputs: WeightingInput) -> None:
-        """Called after `__call__` with each micro-batch that counts in the step's loss; on-policy ones have no inputs."""
+        """Called after `__call__` with each micro-batch that counts in the step's loss; not called for on-policy ones."""
 
     def stepped(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Called after each optimizer step; `total` sums a tensor over the processes, which all must call alike."""
+        """Called after each optimizer step; `total` sums a tensor over the processes, all of which must call it."""
 
     def divergence(self, chosen: DivergenceRecipe, progress: float) -> DivergenceRecipe:
         """Distillation loss at a progress: the recipe's, unless the system is defined with one of its own."""
@@ -112,11 +112,11 @@ class Weighting:
 
     @property
     def self_teacher(self) -> SelfTeacherPlan | None:
-        """The self that the student will learn from at some time, or None."""
+        """The self-teacher that the student will learn from at some point, or None."""
         return None
 
     def teaches_itself(self, progress: float) -> bool:
-        """Whether the self-teacher stands in the teacher's place at a progress."""
+        """Whether the self-teacher replaces the teacher at a progress."""
         return False
 
     def looks_ahead(self, epoch: int, learning_rate: float) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from export.bundle.view import BundleView, is_found
-from export.edge.bundle import read_manifest
+from export.edge.bundle.manifest import read_manifest
 from export.quantization.precisions import SUFFIXES
 from export.verification.clients.protocol import HUGGING_FACE, Transcription
 from workbench.audio.decode import SAMPLE_RATE, Wave

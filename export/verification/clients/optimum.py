@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from export.bundle.view import BundleView
-from export.edge.bundle import read_manifest
+from export.edge.bundle.manifest import read_manifest
 from export.optimum.environment import environment
 from export.verification.clients.protocol import HUGGING_FACE, Transcription
 from export.verification.json_process import JsonProcess

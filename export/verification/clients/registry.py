@@ -8,7 +8,7 @@ import pkgutil
 from pathlib import Path
 from types import ModuleType
 
-from export.edge.bundle import Manifest
+from export.edge.bundle.manifest import Manifest
 from export.verification.clients.protocol import Client
 from workbench.core.errors import UserError, nearest
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from export.edge.bundle import read_manifest
+from export.edge.bundle.manifest import read_manifest
 from export.verification.clients.protocol import Transcription
 from workbench.audio.decode import SAMPLE_RATE, Wave
 

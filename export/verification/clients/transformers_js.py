@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from export.bundle.view import BundleView, is_found
-from export.edge.bundle import read_manifest
+from export.edge.bundle.manifest import read_manifest
 from export.verification.clients.protocol import HUGGING_FACE, Transcription
 from export.verification.json_process import JsonProcess
 from workbench.audio.decode import SAMPLE_RATE, Wave

@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from export.edge.audio import read_wav
+from export.edge.audio.resample import read_wav
 from export.verification.clients.protocol import Job
 from export.verification.clients.registry import open_client
 

@@ -1,1 +1,1 @@
-"""Whom the student learns from: one or several teachers, an earlier self, or a teacher that hears what the student itself writes."""
+"""Whom the student learns from: one or several teachers, an earlier version of itself, or a teacher that scores the student's own transcripts."""

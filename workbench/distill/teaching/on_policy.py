@@ -1,4 +1,4 @@
-"""Targets for what the student itself says: on-policy distillation.
+"""Targets for the student's own transcripts: on-policy distillation.
 
 GKD (arXiv 2306.13649): the student samples a transcript, and learns from the teacher's distributions along it.
 Speculative KD (arXiv 2410.11325): while the student samples, each token outside the teacher's `top_k` is replaced by one that
@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.cache.tensor_shards import Store
 from workbench.config.sections import OnPolicyRecipe
-from workbench.distill.batches import Batch
-from workbench.distill.step import Objective, StageProgress, StepLosses, StepSize, logged_matching, not_computed
+from workbench.distill.step.batches import Batch
+from workbench.distill.step.losses import Objective, StageProgress, StepLosses, StepSize, logged_matching, not_computed
 from workbench.losses.divergences import SoftTargets, distillation
 from workbench.losses.objectives import per_utterance, state_mse
 from workbench.models.protocol import IGNORE_INDEX, Family, Tokens
 
 
 class OnPolicy:
-    """Samples from the student, and asks the teacher about it."""
+    """Samples from the student, and runs the teacher on the samples."""
 
     def __init__(
         self,
@@ -65,11 +65,11 @@ class OnPolicy:
 
     def wanted(self, batch: Batch) -> bool:
         """Whether this micro-batch is on-policy; its seed decides."""
-        return bool(np.random.default_rng([*batch.seed, 3]).random() < self.settings.share)
+        return bool(np.random.default_rng([*batch.seed, 3]).random() < self.settings.fraction)
 
     @torch.no_grad()
     def propose(self, model: nn.Module, batch: Batch, states: Tensor) -> tuple[Batch, SoftTargets]:
-        """The micro-batch with transcripts of the student's own, and what the teacher says along them.
+        """The micro-batch with the student's own transcripts, and the teacher's distributions along them.
 
         Args:
             model: the student.
@@ -129,7 +129,7 @@ class OnPolicy:
         return inputs if vocabulary is None else vocabulary.kept.to(inputs.device)[inputs]
 
     def _replacer(self, audio: Tensor, prompts: Tensor) -> Callable[[Tensor, torch.Generator], Tensor]:
-        """A function that takes the tokens proposed last [utterances] and returns those that stand."""
+        """A function that takes the tokens proposed last [utterances] and returns those to be used."""
         stepper = self.teacher_family.stepper(self.teacher, audio)
         given = [self._whole(prompts)]
 
@@ -158,9 +158,9 @@ def sample(
     generator: torch.Generator,
     replaced: Callable[[Tensor, torch.Generator], Tensor] | None = None,
 ) -> list[list[int]]:
-    """Sample a transcript for each utterance, its end included unless the limit cuts it.
+    """Sample a transcript for each utterance, with its end token unless the limit comes first.
 
-    Each token runs the decoder over the whole beginning: transcripts are short, a student's decoder is thin, and unlike
+    For each token the decoder runs over the whole prefix: transcripts are short, a student's decoder is thin, and unlike
     transformers' cache this masks the padding that shorter clips of the batch have.
 
     Args:
@@ -172,7 +172,7 @@ def sample(
         limits: most tokens of each utterance.
         temperature: of the softmax; 0 takes the likeliest token.
         generator: of the draws, on the states' device.
-        replaced: given the tokens proposed, returns those that stand.
+        replaced: given the tokens proposed, returns those to be used.
     """
     written = prompts
     out: list[list[int]] = [[] for _ in limits]
@@ -211,7 +211,7 @@ def own_losses(
 ) -> StepLosses:
     """An on-policy micro-batch's share of the step's loss: distillation alone. The arguments are `step.step_losses`'s.
 
-    No weighting is asked: neither a task loss nor a weight of this micro-batch is there to be logged.
+    No weighting is involved: this micro-batch has neither task losses nor weights to log.
     """
     stage, utterances = objective.stage, len(batch.ids)
     zeros = states.new_zeros(utterances, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""An earlier or smoother self of the student as its teacher: what ASKD's second phase learns from."""
+"""An earlier or averaged version of the student as its teacher, as in ASKD's second phase."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from workbench.core.distributed import is_sharded
 from workbench.core.errors import UserError
-from workbench.distill.batches import Batch
+from workbench.core.machine.distributed import is_sharded
+from workbench.distill.step.batches import Batch
 from workbench.losses.divergences import SoftTargets
 from workbench.models.protocol import Family
 from workbench.weighting import SelfTeacherPlan
 
 
 class SelfTeacher:
-    """A copy of the student's trained parts; what is frozen it shares. Of `intermediate` there is no copy."""
+    """A copy of the student's trained parameters, sharing the frozen ones; `intermediate` needs no copy."""
 
     def __init__(self, model: nn.Module, family: Family, plan: SelfTeacherPlan) -> None:
         """Copy a student.
@@ -24,7 +24,7 @@ class SelfTeacher:
         Args:
             model: the student, its trained parameters marked.
             family: runs it.
-            plan: which self.
+            plan: which version of the student.
 
         Raises:
             UserError: the layer to be taught does not exist or is the last one, or the student is sharded.
@@ -50,7 +50,7 @@ class SelfTeacher:
 
     @torch.no_grad()
     def stepped(self, step: int) -> None:
-        """After the student's step (counted from 0): an average follows it, its decay rising as ema.py's."""
+        """After the student's step (counted from 0): an average follows it, its decay rising as in ema.py."""
         if self.plan.kind == "ema":
             decay = min(self.plan.decay, (1 + step) / (10 + step))
             for _, mine, theirs in self.pairs:
@@ -58,7 +58,7 @@ class SelfTeacher:
 
     @torch.no_grad()
     def copy_from_student(self) -> None:
-        """Become the student as it is now."""
+        """Copy the student's current parameters."""
         for _, mine, theirs in self.pairs:
             mine.copy_(theirs)
 
@@ -68,10 +68,10 @@ class SelfTeacher:
 
         Args:
             batch: the micro-batch, on the device.
-            audio: what the student was given.
+            audio: the student's input.
             states: the student's encoder states.
             logits: the student's logits [labels (or twice), vocabulary].
-            encoded: whether `audio` are states of a frozen encoder.
+            encoded: whether `audio` is states of a frozen encoder.
         """
         if self.plan.kind == "intermediate":
             return SoftTargets.full(logits[: len(batch.utterance_index)], self.plan.temperature)

@@ -1,4 +1,4 @@
-"""The teachers of a run: opened, asked about the corpus, and dismissed once everything they say is on disk."""
+"""The teachers of a run: opened, run over the corpus, and freed once all their targets are on disk."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from workbench.cache.tensor_shards import Store, cache_lock
 from workbench.cache.uncertainty import measure_uncertainty
 from workbench.config.recipe import Recipe
 from workbench.config.sections import OnPolicyRecipe
-from workbench.core.distributed import wait_for_all
 from workbench.core.errors import UserError
-from workbench.core.files import cache_folder
+from workbench.core.hashing import cache_folder
+from workbench.core.machine.distributed import wait_for_all
 from workbench.core.progress import Progress
 from workbench.corpus import Utterance
 from workbench.distill.teaching.on_policy import OnPolicy
@@ -32,7 +32,7 @@ log = logging.getLogger("workbench")
 
 
 class TeacherEnsemble:
-    """One or several teachers with the same tokenizer. The first one's loss is what weightings go by."""
+    """One or several teachers with the same tokenizer. Weightings use the first one's loss."""
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         """Open them; raises UserError for one that cannot be opened or has another vocabulary than the first."""
@@ -59,7 +59,7 @@ class TeacherEnsemble:
             self.hashes[number],
             targets.top_k,
             targets.temperature,
-            self.recipe.margin.shortest,
+            self.recipe.trailing_silence.train_min,
             matched and number == 0,
             self.recipe.precision,
             self.families[number].own_margin,
@@ -78,8 +78,7 @@ class TeacherEnsemble:
     ) -> LabelledDataset:
         """The utterances with every teacher's targets, those that are missing computed first.
 
-        They are kept in `folder`, or else where every run finds them, and the decoded audio likewise. Without `ask` no teacher runs:
-        the targets say nothing.
+        They are kept in `folder`, or else where every run finds them, and the decoded audio likewise. Without `ask` no teacher runs, and the targets are empty.
         """
         accelerator = self.accelerator
         rank = accelerator.process_index if rank is None else rank
@@ -109,7 +108,7 @@ class TeacherEnsemble:
     def _decode(
         self, utterances: list[Utterance], audio: AudioCache, keys: list[str], rank: int, world_size: int
     ) -> None:
-        """Keep the audio of clips whose targets were there already."""
+        """Cache the audio of clips whose targets were cached already."""
         audio.store.reload()
         missing = sum(key not in audio for key in keys)
         if missing:
@@ -136,16 +135,16 @@ class TeacherEnsemble:
         name = title if len(self.names) == 1 else f"{title} ({self.names[number]})"
         with Progress(name, missing, self.main) as progress, accelerator.autocast():
             compute_targets(
-                model, family, utterances, cache, self.recipe.targets.batch_clips, rank, world_size,
+                model, family, utterances, cache, self.recipe.targets.teacher_batch_size, rank, world_size,
                 partial(_advance, progress, world_size), audio,
             )  # fmt: skip
 
     def shares(self, validation: list[Utterance]) -> tuple[float, ...]:
-        """Share of each teacher in the distillation loss, adding up to 1, as `teacher_shares` says.
+        """Share of each teacher in the distillation loss, adding up to 1, as `teacher_weights` says.
 
-        `best` and `softmax` go by the teachers' WER on the validation split, as each was trained to hear it.
+        `best` and `softmax` depend on the teachers' WER on the validation split, each reading the length it was trained on.
         """
-        wanted, count = self.recipe.teacher_shares, len(self.names)
+        wanted, count = self.recipe.teacher_weights, len(self.names)
         if count == 1:
             return (1.0,)
         if isinstance(wanted, list):
@@ -176,7 +175,7 @@ class TeacherEnsemble:
             )
 
     def on_policy(self, settings: OnPolicyRecipe, dataset: LabelledDataset, family: Family) -> OnPolicy:
-        """The first teacher, ready to be asked about the student's own transcripts; its encoder runs once over the corpus."""
+        """The first teacher, ready to score the student's own transcripts; its encoder runs once over the corpus."""
         own, model = self.families[0], self.models[0].to(self.accelerator.device)
         place = cache_folder("encoded", ["teacher", self.hashes[0], self.recipe.precision])
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes

@@ -1,4 +1,4 @@
-"""What is checked of a checkpoint folder before any of it is used: every file may come from a stranger, or be damaged.
+"""The checks on a checkpoint folder before any of it is used: every file may come from a stranger, or be damaged.
 
 A transformers folder can name code to be loaded, a kernel or a module; nothing that names code is accepted, and the configuration
 is built from the keys that are checked here, never handed to transformers as it stands.
@@ -26,7 +26,12 @@ FEATURES_FILES = ("preprocessor_config.json", "processor_config.json")
 NAMES_CODE = ("attn_implementation", "experts_implementation", "auto_map", "quantization_config", "custom_generate",
               "custom_pipeline", "kernel")  # fmt: skip
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")  # transformers' own names, which checkpoints carry
-TABLES = ("tokenizer.json", "vocab.json", "added_tokens.json", "normalizer.json")  # words, any of which may be a key
+TABLES = (
+    "tokenizer.json",
+    "vocab.json",
+    "added_tokens.json",
+    "normalizer.json",
+)  # vocabularies, in which any word may be a key
 NAMES_FILE = ("tokenizer_file", "vocab_file", "merges_file", "normalizer_file", "gguf_file")
 CLASSES = {
     "tokenizer_class": ("WhisperTokenizer", "WhisperTokenizerFast"),
@@ -86,7 +91,7 @@ def check_files(folder: Path) -> None:
 
 
 def feature_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that says how a checkpoint's features are computed, and what it says; raises UserError if it is no such file."""
+    """The file that says how a checkpoint's features are computed, and its settings; raises UserError if no file has them."""
     path = folder / FEATURES_FILES[0]
     if path.is_file():
         return path, read_object(path, "settings of the features")
@@ -166,11 +171,11 @@ def check_generation(content: dict[str, Any], config: WhisperConfig, path: Path)
         elif key == "is_multilingual":
             _check(path, key, value, isinstance(value, bool), "true or false")
         elif hasattr(GenerationConfig, key):
-            raise UserError(f"{path}: {key!r} is no setting; delete the key")
+            raise UserError(f"{path}: {key!r} is not a setting; delete the key")
 
 
 def checked_config(content: dict[str, Any], path: Path) -> WhisperConfig:
-    """The configuration of a Whisper whose values all have their types and bounds; other keys of `content` are left out.
+    """A Whisper's configuration, all of whose values have the right type and are within bounds; other keys of `content` are left out.
 
     Raises:
         UserError: another architecture, or a value that does not fit; the message begins with `path`.
@@ -197,7 +202,7 @@ def checked_config(content: dict[str, Any], path: Path) -> WhisperConfig:
     try:
         config = WhisperConfig(**(values | {"attn_implementation": "sdpa"}))
     except StrictDataclassError as error:
-        raise UserError(f"{path}: transformers does not take it: {last_line(str(error))}") from None
+        raise UserError(f"{path}: transformers rejects it: {last_line(str(error))}") from None
     if config.max_source_positions != POSITIONS:
         raise UserError(
             f"{path}: max_source_positions is {config.max_source_positions}; Whisper's window of 30 s has {POSITIONS}"
@@ -205,7 +210,7 @@ def checked_config(content: dict[str, Any], path: Path) -> WhisperConfig:
     for side in ("encoder", "decoder"):
         if config.d_model % (heads := getattr(config, f"{side}_attention_heads")):
             raise UserError(
-                f"{path}: d_model is {config.d_model}, which {side}_attention_heads, {heads}, does not divide"
+                f"{path}: d_model is {config.d_model}, which is not divisible by {side}_attention_heads, {heads}"
             )
     if "pool_after" in values:
         layers, after = config.encoder_layers, values["pool_after"]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def convolve(layer: nn.Conv1d, inputs: Tensor) -> Tensor:
-    """What the layer computes. [clips, channels, frames] -> [clips, channels, frames / stride]
+    """Apply the layer. [clips, channels, frames] -> [clips, channels, frames / stride]
 
     torch's own convolution on a CPU makes machine code for every shape of its operands and leaks some of it (torch 2.13,
     oneDNN 3.12: 25 kB a shape, besides what its cache keeps), and hardly two training steps have the same shapes. The

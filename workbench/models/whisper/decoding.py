@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Stepper:
-    """The decoder, a token at a time or several, with a cache of what it was given before.
+    """The decoder run one or several tokens at a time, with a cache of the tokens before.
 
     Args:
         model: a WhisperForConditionalGeneration.
@@ -32,7 +32,7 @@ class Stepper:
         return logits.float()
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some of the utterances."""
+        """Continue with some of the utterances."""
         self._states = self._states[rows]
         self._cache.batch_select_indices(rows)
 
@@ -77,7 +77,7 @@ def greedy_scored(
     stepper = Stepper(model, states)
     tokens = torch.tensor(prompts, device=states.device)
     written: list[list[int]] = [[] for _ in prompts]
-    rows = list(range(len(prompts)))  # utterances that are in the batch still
+    rows = list(range(len(prompts)))  # utterances that are still in the batch
     running = set(rows)
     totals, counts = [0.0] * len(prompts), [0] * len(prompts)
     for step in range(max(limits)):
@@ -100,7 +100,7 @@ def greedy_scored(
                         running.discard(i)
         if not running:
             break
-        if 2 * len(running) <= len(rows):  # a few long ones, or one that loops: the others are not carried along
+        if 2 * len(running) <= len(rows):  # a few long ones, or one that loops: the finished ones are dropped
             kept = torch.tensor([row for row, i in enumerate(rows) if i in running], device=states.device)
             rows = [i for i in rows if i in running]
             tokens = tokens[kept]
@@ -136,7 +136,7 @@ def beam_scored(
         output_scores=True,
         length_penalty=1.0,
     )
-    # Whisper's own generate() slices 30 s windows and rewrites prompts; here states and prompts are there already
+    # Whisper's own generate() slices 30 s windows and rewrites prompts; here states and prompts are given
     found = GenerationMixin.generate(
         model,
         generation_config=settings,

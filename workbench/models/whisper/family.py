@@ -1,4 +1,4 @@
-"""Whisper, the sequence-to-sequence family, at any audio length up to its 30 s: what is its own beside the passes."""
+"""Whisper, the sequence-to-sequence family, at any audio length up to 30 s: all that is its own but the forward passes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from workbench.models.vocabulary import Vocabulary
 from workbench.models.weights import load_whisper_weights
 from workbench.models.whisper.checkpoint import check_checkpoint, generation_config
 from workbench.models.whisper.decoding import Stepper, beam_scored, greedy_scored
+from workbench.models.whisper.limits import PROMPT_TOKENS, TOKENS_AT_LEAST, tokens_per_second
 from workbench.models.whisper.log_mel import SAMPLES_PER_POSITION, LogMel, positions_of
 from workbench.models.whisper.low_rank import compress, merged_state, restore, shaped_like
 from workbench.models.whisper.narrowing import narrow_model, widened
@@ -33,16 +34,6 @@ if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperTokenizer
 
 WINDOW_SECONDS = 30.0
-# Tokens a second of speech that a transcript may have. A decoder that writes more is looping: in these languages real speech of Common
-# Voice, prompts and read passages needs at most nine tenths of TOKENS_AT_LEAST + 8 a second.
-TOKENS_PER_SECOND = 8.0
-EIGHT_A_SECOND = frozenset(
-    "br ca cs cy de el en es et eu fa fi fr hu id it ja lt lv mt nl pl pt ro ru sk sl sv tr vi yue zh".split()  # noqa: SIM905
-)
-# Scripts that Whisper's tokenizer spells in bytes need up to 43 (Georgian, Malayalam, Assamese, Panjabi, Hindi, Mongolian, ...).
-TOKENS_PER_SECOND_OF_BYTES = 48.0
-TOKENS_AT_LEAST = 12
-PROMPT_TOKENS = 4  # <|startoftranscript|>, language, task, <|notimestamps|>
 
 
 def own_margin(folder: Path) -> float | None:
@@ -55,11 +46,6 @@ def own_margin(folder: Path) -> float | None:
             f"{settings}: margin_seconds is {str(margin)[:60]}; expected seconds from 0 to {WINDOW_SECONDS:g}"
         )
     return float(margin) if says.get("length") == "true" else None
-
-
-def tokens_per_second(language: str) -> float:
-    """Most tokens that a second of speech needs in a language; one that was not measured gets the larger number."""
-    return TOKENS_PER_SECOND if language in EIGHT_A_SECOND else TOKENS_PER_SECOND_OF_BYTES
 
 
 def part_of(parameter: str) -> Part:
@@ -128,7 +114,7 @@ class Whisper:
         return sorted({i for i in [*specials.values(), *bytes_] if i is not None and i <= no_times})
 
     def load(self) -> WhisperForConditionalGeneration:
-        """Load the weights in fp32 on the CPU, products that were taken apart in two as two again.
+        """Load the weights in fp32 on the CPU; factorized layers are factorized again.
 
         Raises:
             UserError: they are damaged, or hold NaN or infinity.
@@ -139,7 +125,7 @@ class Whisper:
         return model
 
     def save(self, model: Any, folder: Path) -> None:
-        """Write a model as transformers does, products in two as one."""
+        """Write a model as transformers does, with low-rank layers merged."""
         model.save_pretrained(folder, state_dict=merged_state(model))
 
     def build_student(self, model: Any, recipe: StudentRecipe) -> Any:
@@ -151,7 +137,7 @@ class Whisper:
         check_pair(student.config, teacher.config, matched)
 
     def compress(self, model: nn.Module, features: Sequence[Tensor], share: float) -> int:
-        """Encoder products as two thinner ones (models/whisper/low_rank.py)."""
+        """Factorize encoder layers (models/whisper/low_rank.py)."""
         return len(compress(model, features, share))
 
     def empty_copy(self, model: nn.Module) -> Any:
@@ -187,7 +173,7 @@ class Whisper:
         return narrow_model(model, vocabulary)
 
     def widened(self, model: nn.Module, whole: Tensor) -> AbstractContextManager[None]:
-        """Make a narrowed model a whole one for a while."""
+        """Temporarily give a narrowed model its whole vocabulary."""
         return nullcontext() if self.vocabulary is None else widened(model, self.vocabulary, whole)
 
     def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:
@@ -281,7 +267,7 @@ class Whisper:
         return int(model.config.decoder_layers)
 
     def decoder_dropout(self, model: Any, rate: float) -> AbstractContextManager[None]:
-        """Run the decoder's layers with dropout for a while, and nothing else with any."""
+        """Temporarily run the decoder's layers, and nothing else, with dropout."""
         return with_dropout(model.model.decoder.layers, rate)
 
     @property

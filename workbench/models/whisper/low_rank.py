@@ -1,8 +1,7 @@
-"""Encoder products as two thinner ones, by the principal components of what they put out.
+"""Encoder linear layers as two low-rank ones, by the principal components of their outputs.
 
-Outputs of an encoder's linear layers lie near a subspace of far fewer dimensions than they have; a layer that first projects onto it
-and then back says nearly the same in fewer operations (LiteASR, arXiv 2502.20583, section 3). A checkpoint holds the product of both,
-so that it stays a plain transformers one; `encoder_ranks` in its configuration says where it can be taken apart again, exactly.
+Outputs of an encoder's linear layers lie near a subspace of far fewer dimensions than they have; a layer that projects onto it and back computes nearly the same in fewer operations (LiteASR, arXiv 2502.20583, section 3). A checkpoint holds the product of both,
+so that it stays a plain transformers one; `encoder_ranks` in its configuration says which layers can be factorized again, exactly.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from torch import Tensor, nn
 from workbench.core.errors import UserError
 from workbench.models.whisper.passes import encode
 
-STEP = 16  # ranks are multiples of it: kernels like that
+STEP = 16  # ranks are multiples of it, which suits kernels
 # of an encoder layer
 LINEAR = frozenset({"fc1", "fc2", *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out"))})
-WORTHWHILE = 0.9  # share of a product's operations that two thinner ones may cost at most
+WORTHWHILE = 0.9  # largest share of a layer's operations that its two factors may cost
 
 
 class LowRank(nn.Module):
@@ -35,23 +34,23 @@ class LowRank(nn.Module):
         return out
 
     def merged(self) -> Tensor:
-        """Weight [out, in] of the one layer that says the same; the bias is `up`'s."""
+        """Weight [out, in] of the equivalent single layer; the bias is `up`'s."""
         return self.up.weight @ self.down.weight
 
 
 @torch.no_grad()
 def compress(model: Any, features: Sequence[Tensor], share: float) -> dict[str, int]:
-    """Take apart those linear layers of the encoder that get cheaper by it.
+    """Factorize those linear layers of the encoder that become cheaper.
 
     Args:
         model: a WhisperForConditionalGeneration; changed in place, and its configuration with it.
         features: of some clips, each [1, mels, frames].
-        share: of the variance of a layer's outputs that stays, below 1.
+        share: of the variance of a layer's outputs to keep, below 1.
 
     Returns:
-        Rank of each layer that was taken apart, by its name within the encoder's layers.
+        Rank of each factorized layer, by its name within the encoder's layers.
 
-    Variance is what the share is of, not its root; ranks are rounded up. (Our interpretation: LiteASR chooses by accuracy, too.)
+    The share is of the variance, not of its square root; ranks are rounded up. (Our interpretation: LiteASR chooses by accuracy, too.)
     """
     seen = _moments(model, features)
     ranks: dict[str, int] = {}
@@ -69,7 +68,7 @@ def compress(model: Any, features: Sequence[Tensor], share: float) -> dict[str, 
         bias = linear.bias
         if bias is not None:
             bias = mean.float() + basis @ (basis.T @ (bias - mean.float()))
-        # keys have none: one that is the same for all of them would not change what is attended to
+        # keys have no bias: one that is the same for all of them would not change the attention
         _replace(model, name, basis.T @ linear.weight, basis, bias)
         ranks[name] = rank
     model.config.encoder_ranks = ranks
@@ -78,7 +77,7 @@ def compress(model: Any, features: Sequence[Tensor], share: float) -> dict[str, 
 
 @torch.no_grad()
 def restore(model: Any) -> Any:
-    """Take the layers apart again that a checkpoint's configuration names; returns the model."""
+    """Factorize again the layers that a checkpoint's configuration names; returns the model."""
     for name, rank in ranks_of(model.config).items():
         linear = _layer(model, name)
         left, values, right = torch.linalg.svd(linear.weight, full_matrices=False)
@@ -88,7 +87,7 @@ def restore(model: Any) -> Any:
 
 
 def shaped_like(model: Any, config: Any) -> Any:
-    """Give a model of plain layers the shapes that a configuration's ranks ask for, values yet to be loaded; returns it."""
+    """Give a model of plain layers the shapes of a configuration's ranks, with values yet to be loaded; returns it."""
     for name, rank in ranks_of(config).items():
         linear = _layer(model, name)
         _put(model, name, LowRank(linear.in_features, rank, linear.out_features, linear.bias is not None))
@@ -109,7 +108,7 @@ def merged_state(model: Any) -> dict[str, Tensor]:
 
 
 def ranks_of(config: Any) -> Mapping[str, int]:
-    """Rank of each encoder layer that is two thinner ones, by its name within the encoder's layers; `config` may be a dict."""
+    """Rank of each factorized encoder layer, by its name within the encoder's layers; `config` may be a dict."""
     found = config.get("encoder_ranks") if isinstance(config, dict) else getattr(config, "encoder_ranks", None)
     return {str(name): int(rank) for name, rank in (found or {}).items()}
 
@@ -118,7 +117,7 @@ def check_ranks(config: Any, where: str) -> None:
     """Raise UserError, which begins with `where`, if `encoder_ranks` names layers or ranks that the encoder does not have."""
     ranks = config.encoder_ranks
     if not isinstance(ranks, dict):
-        raise UserError(f"{where}: encoder_ranks is no object; expected names of encoder layers with their ranks")
+        raise UserError(f"{where}: encoder_ranks is not an object; expected names of encoder layers with their ranks")
     width, inner = config.d_model, config.encoder_ffn_dim
     for name, rank in ranks.items():
         number, _, rest = name.partition(".")
@@ -130,7 +129,7 @@ def check_ranks(config: Any, where: str) -> None:
         )
         if not known:
             raise UserError(
-                f"{where}: encoder_ranks names {name[:60]!r}, which is no product of the encoder's {config.encoder_layers} layers"
+                f"{where}: encoder_ranks names {name[:60]!r}, which is not a linear layer of the encoder's {config.encoder_layers} layers"
             )
         most = min(width, inner) if rest.startswith("fc") else width
         if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= most:
@@ -140,7 +139,7 @@ def check_ranks(config: Any, where: str) -> None:
 
 
 def _moments(model: Any, features: Sequence[Tensor]) -> dict[str, tuple[int, Tensor, Tensor]]:
-    """Count, sum [out] and sum of products [out, out] of what each linear layer of the encoder puts out."""
+    """Count, sum [out] and sum of products [out, out] of the outputs of each linear layer of the encoder."""
     seen: dict[str, tuple[int, Tensor, Tensor]] = {}
 
     def note(name: str, out: Tensor) -> None:

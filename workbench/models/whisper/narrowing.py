@@ -22,7 +22,7 @@ def narrow_model(model: Any, vocabulary: Vocabulary) -> Tensor:
 
 @contextmanager
 def widened(model: Any, vocabulary: Vocabulary, whole: Tensor) -> Iterator[None]:
-    """Make a narrowed Whisper a whole one for a while, to be saved; `whole` is what `narrow_model` returned."""
+    """Temporarily give a narrowed Whisper its whole matrix, to save it; `whole` is what `narrow_model` returned."""
     narrow = model.model.decoder.embed_tokens
     full = whole.clone()
     full[vocabulary.kept.to(full.device)] = narrow.weight.detach().to(full.device)

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def run_packed(layers: Iterable[Any], hidden: Tensor, attention_mask: Tensor, checkpointing: bool) -> Tensor:
-    """Run Whisper's encoder layers on the positions that clips have.
+    """Run Whisper's encoder layers on the clips' positions without padding.
 
     Args:
         layers: WhisperEncoderLayers.
@@ -60,7 +60,7 @@ class PackedTokens:
 
     @classmethod
     def of(cls, labels: Tensor, states: Tensor, attention_mask: Tensor | None) -> PackedTokens:
-        """Leave out what comes after a clip's last label, and what it does not hear.
+        """Leave out the tokens after a clip's last label, and the states beyond its audio.
 
         Args:
             labels: int64 [clips, tokens], negative where there is none.
@@ -68,7 +68,7 @@ class PackedTokens:
             attention_mask: which positions are there, bool [clips, positions], from each clip's start; all by default.
         """
         numbers = torch.arange(1, labels.shape[1] + 1)
-        lengths = ((labels >= 0) * numbers).amax(1).clamp(min=1)  # a clip without labels is one that fills a batch
+        lengths = ((labels >= 0) * numbers).amax(1).clamp(min=1)  # a clip without labels only fills the batch
         kept = (numbers <= lengths[:, None]).flatten().nonzero()[:, 0]
         heights = [states.shape[1]] * len(states) if attention_mask is None else attention_mask.sum(1).tolist()
         return cls(lengths.tolist(), kept, [s[:height] for s, height in zip(states, heights, strict=True)])
@@ -83,7 +83,7 @@ class PackedTokens:
 
 
 def drops(layers: Iterable[Any]) -> bool:
-    """Whether any layer is being trained with dropout, which the packed ones have not."""
+    """Whether any layer is being trained with dropout, which the packed ones do not implement."""
     rates = (
         (x.dropout, x.activation_dropout, x.self_attn.dropout, x.encoder_attn.dropout) for x in layers if x.training
     )
@@ -118,8 +118,7 @@ def _self_attention(layer: Any, row: Tensor, lengths: Sequence[int], causal: boo
 def _cross_attention(attention: Any, normed: Tensor, tokens: PackedTokens) -> Tensor:
     """Attention of tokens to encoder states. normed: [tokens of all clips, width] -> the same
 
-    Keys and values of all positions are the larger part of a thin decoder's step. Of fewer tokens than a head is wide, it is
-    less work to carry the queries through the keys' weights to the states, and what was attended to through the values'.
+    Keys and values of all positions are the larger part of a shallow decoder's step. With fewer tokens than a head's width, it is cheaper to multiply the queries by the keys' weights, attend to the states directly, and multiply the result by the values' weights.
     """
     query = _by_head(attention, attention.q_proj(normed) * attention.scaling)  # [heads, tokens, head width]
     if len(normed) >= attention.head_dim * len(tokens.states):

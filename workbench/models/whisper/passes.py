@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.core.distributed import is_sharded
+from workbench.core.machine.distributed import is_sharded
 from workbench.models.protocol import Tokens
 from workbench.models.whisper.convolution import convolve
 from workbench.models.whisper.packed import PackedTokens, drops, packed_decoder_layer, run_layer, run_packed
@@ -32,7 +32,7 @@ def encode(model: Any, features: Tensor, attention_mask: Tensor | None = None, c
         checkpointing: compute a layer's activations again in the backward pass instead of keeping them.
 
     Returns:
-        States [clips, frames / 2, width], of no meaning at padding; half as many where the model pools them.
+        States [clips, frames / 2, width], undefined at padding; half as many where the model pools them.
     """
     encoder, pools = model.model.encoder, pool_after(model.config)
     hidden = F.gelu(convolve(encoder.conv1, features))
@@ -58,14 +58,14 @@ def _run_layers(layers: Any, hidden: Tensor, attention_mask: Tensor | None, chec
 
 
 def _packs(layers: Sequence[Any], hidden: Tensor) -> bool:
-    """Whether clips are computed without their padding: on a CPU, where a layer's own call, which FSDP waits for, is not needed."""
+    """Whether clips are computed without their padding: on a CPU, unless FSDP is used, which hooks into a layer's own call."""
     if hidden.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return not any(is_sharded(layer) for layer in layers[:1])
 
 
 def _stock_layer(layer: Any, *given: Any) -> Tensor:
-    """A layer as transformers has it."""
+    """A layer of transformers'."""
     out: Tensor = layer(*given)
     return out
 
@@ -97,7 +97,7 @@ def decoder_logits(
         Logits [labels, vocabulary]; with `early` [2 * labels, vocabulary], the early ones last.
     """
     weight = model.model.decoder.embed_tokens.weight
-    # torch.compile does not see through the hand-over between the two
+    # torch.compile cannot trace the hand-over between the two
     tied = weight is model.proj_out.weight and weight.requires_grad and not torch.compiler.is_compiling()
     matrix = TiedMatrix(weight, model.model.decoder.embed_tokens.padding_idx) if tied else None
     chosen, early_chosen = decoder_hidden(model, states, tokens, labelled, attention_mask, checkpointing, matrix, early)
@@ -117,7 +117,7 @@ def decoder_hidden(
     matrix: TiedMatrix | None = None,
     early: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """What the output projection is given at the labelled positions, and after an early layer; see `decoder_logits`."""
+    """Input of the output projection at the labelled positions, and the same after an early layer; see `decoder_logits`."""
     decoder = model.model.decoder
     if attention_mask is not None and attention_mask.shape[1] != states.shape[1]:
         attention_mask = pooled_mask(attention_mask)  # the encoder has halved them
@@ -153,7 +153,7 @@ def _norm_at(decoder: Any, rows: Tensor, places: Tensor) -> Tensor:
 
 @contextmanager
 def with_dropout(layers: Sequence[Any], rate: float) -> Iterator[None]:
-    """Let layers of a model drop out for a while, all of which evaluate before and after."""
+    """Temporarily run layers with dropout; all of them are in eval mode before and after."""
     kept = [layer.dropout for layer in layers]
     try:
         for layer in layers:

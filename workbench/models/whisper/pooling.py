@@ -1,7 +1,6 @@
 """Neighbouring encoder states as one: half the positions from some layer on, and for the decoder.
 
-A state of 20 ms says little that its neighbour does not. Which layer comes before is `pool_after` in the model's configuration, where
-transformers keeps it and pays no attention to it: such a student must be read by what reads its configuration, as bundles do.
+A state of 20 ms says little that its neighbour does not. `pool_after` in the model's configuration says after which layer. transformers keeps that key and ignores it: such a student must be run by code that reads it, as bundles do.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def check_pair(student: Any, teacher: Any, matched: Sequence[str]) -> None:
         )
     if student.num_mel_bins != teacher.num_mel_bins:
         raise UserError(
-            f"student hears {student.num_mel_bins} mel bins, teacher {teacher.num_mel_bins}; "
+            f"student reads {student.num_mel_bins} mel bins, teacher {teacher.num_mel_bins}; "
             "label the corpus with the teacher (`workbench label`) and train the student on its text"
         )
     if matched and student.d_model != teacher.d_model:

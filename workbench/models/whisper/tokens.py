@@ -25,7 +25,7 @@ ENGLISH_ONLY_TOKENS = 51_864  # one fewer than a multilingual model's
 def save_tokenizer(tokenizer_json: Path, model: WhisperForConditionalGeneration, folder: Path) -> None:
     """Write the tokenizer and feature-extractor files of a checkpoint folder from a bare tokenizer.json.
 
-    Also completes the model's generation config with the language, task and <|notimestamps|> ids read off the tokens.
+    Also completes the model's generation config with the language, task and <|notimestamps|> ids found among the tokens.
     """
     from transformers import WhisperFeatureExtractor, WhisperTokenizer
 
@@ -60,7 +60,7 @@ def save_tokenizer(tokenizer_json: Path, model: WhisperForConditionalGeneration,
 
 
 def read_tokenizer(path: Path) -> dict[str, Any]:
-    """A tokenizer.json whose byte-pair model and added tokens have the form that they must have; raises UserError for another."""
+    """A tokenizer.json with a well-formed byte-pair model and added tokens; raises UserError for any other."""
     if not path.is_file():
         raise UserError(f"{path.parent}: no tokenizer.json; copy the one of the original checkpoint there")
     content = read_object(path, "a tokenizer")
@@ -72,14 +72,14 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
     ):
         raise UserError(f"{path}: holds no byte-pair model with vocab and merges; copy the original checkpoint's")
     if not isinstance(added, list) or not all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in added):
-        raise UserError(f"{path}: added_tokens is no list of tokens; copy the original checkpoint's")
+        raise UserError(f"{path}: added_tokens is not a list of tokens; copy the original checkpoint's")
     for token, i in [*model["vocab"].items(), *((t["content"], t.get("id")) for t in added)]:
         if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < MAX_TOKENS:
             raise UserError(f"{path}: token {token[:60]!r} has the id {repr(i)[:60]}; expected 0 to {MAX_TOKENS - 1:,}")
     for merge in model["merges"]:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise UserError(f"{path}: {str(merge)[:60]!r} is no merge of two tokens; copy the original checkpoint's")
+            raise UserError(f"{path}: {str(merge)[:60]!r} is not a merge of two tokens; copy the original checkpoint's")
     return content
 
 
@@ -127,7 +127,7 @@ def open_tokenizer(folder: Path, config: Any) -> WhisperTokenizer:
         )
     if (most := max(known.values())) >= config.vocab_size:
         raise UserError(
-            f"{folder}: its tokenizer has tokens up to {most:,}, the model {config.vocab_size:,} of them; copy the original checkpoint's "
+            f"{folder}: its tokenizer has ids up to {most:,}, the model only {config.vocab_size:,} tokens; copy the original checkpoint's "
             "tokenizer files, or resize the model with resize_token_embeddings()"
         )
     return tokenizer
@@ -139,7 +139,7 @@ def complete_merges(content: dict[str, Any], where: str) -> dict[str, Any]:
     Whisper's byte-pair vocabulary numbers its tokens in the order of the merges that make them, after the 256 bytes. The
     tokenizer.json in circulation with CTranslate2 conversions lacks the very first merge, taken for a version header
     when it was converted; without it " the" becomes two tokens, and a student learns labels no Whisper model writes
-    (docs/decisions/0004). A lost merge of two bytes can be told from its token; a longer one cannot.
+    (docs/decisions/0004). A lost merge of two bytes can be recovered from its token; a longer one cannot.
 
     Raises:
         UserError: more is lost than that.
@@ -185,7 +185,7 @@ def prompt_ids(tokenizer: WhisperTokenizer, language: str, multilingual: bool) -
 
 
 def added_words(tokenizer: WhisperTokenizer) -> dict[int, str]:
-    """Words that were added to a tokenizer, by id, as they stand in a text; control tokens and time stamps are none."""
+    """Words that were added to a tokenizer, by id, as they stand in a text, without control tokens and time stamps."""
     added = tokenizer.added_tokens_decoder.items()
     return {i: t.content for i, t in added if not t.special and not re.fullmatch(r"<\|.*\|>", t.content)}
 
@@ -193,7 +193,7 @@ def added_words(tokenizer: WhisperTokenizer) -> dict[int, str]:
 def text_of(tokenizer: WhisperTokenizer, ids: Sequence[int]) -> str:
     """Text of a transcript's tokens, without control tokens and without spaces around it.
 
-    The tokenizer reads an added word as if its letters stood for bytes, which turns an umlaut into U+FFFD: here it stands as it is.
+    The tokenizer reads an added word as if its letters stood for bytes, which turns an umlaut into U+FFFD: here it is kept as it is.
     """
     added = added_words(tokenizer)
     pieces: list[str] = []

@@ -1,5 +1,5 @@
 """The weighting systems: one file each, found by its name.
 
 A file defines `Settings`, a pydantic model of the options a recipe may set, and `build(settings, statistics)`, which
-returns a `Weighting`. Adding a system is adding a file; nothing else names it.
+returns a `Weighting`. To add a system, add a file; nothing else refers to it.
 """

@@ -8,7 +8,7 @@ training. At the start (k large) easy utterances lean on the teacher; once k is 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,11 +16,13 @@ from pydantic import Field
 from workbench.config.weightings import StageFacts, WeightingSettings
 from workbench.weighting.protocol import TeacherStatistics, Weighting, WeightingInput, Weights, convex
 
-LARGEST_EXPONENT = 10.0  # exp(-exp(10)) is already 0 in fp32; beyond it exp overflows for nothing
+LARGEST_EXPONENT = 10.0  # exp(-exp(10)) is already 0 in fp32; beyond it exp would only overflow
 
 
 class Settings(WeightingSettings):
     """Options of AdaKD. The published range of k was not found: k0, k1 and the scale are our interpretation."""
+
+    EARLIER: ClassVar = {"k_by": "k_schedule"}  # names of earlier versions
 
     k0: float = Field(2.0, description="k at the first step")
     k1: float = Field(-1.0, description="k at the last step")
@@ -29,12 +31,14 @@ class Settings(WeightingSettings):
         "std",
         description="[our interpretation] std divides x - t by the losses' deviation, so one k fits every model family",
     )
-    k_by: Literal["step", "epoch"] = Field("step", description="whether k falls with every step or with every epoch")
+    k_schedule: Literal["step", "epoch"] = Field(
+        "step", description="whether k falls with every step or with every epoch"
+    )
 
     def inactive_reason(self, stage: StageFacts) -> str | None:
-        """A slope that falls by epochs never does where there is one epoch."""
-        if self.k_by == "epoch" and self.k0 != self.k1 and stage.epochs == 1:
-            return "k_by is epoch and the stage reaches one epoch only, so k stays k0; set k_by: step"
+        """A k that falls per epoch never falls if there is one epoch only."""
+        if self.k_schedule == "epoch" and self.k0 != self.k1 and stage.epochs == 1:
+            return "k_schedule is epoch and the stage reaches one epoch only, so k stays k0; set k_schedule: step"
         return super().inactive_reason(stage)
 
 
@@ -57,8 +61,8 @@ class AdaKD(Weighting):
         return self.settings.k0 + (self.settings.k1 - self.settings.k0) * progress
 
     def __call__(self, inputs: WeightingInput) -> Weights:
-        """Weigh each utterance by its own difficulty (eq. for alpha in the paper; not a batch mean)."""
-        k = self.k(inputs.progress if self.settings.k_by == "step" else inputs.epoch_progress)
+        """Weight each utterance by its own difficulty (eq. for alpha in the paper; not a batch mean)."""
+        k = self.k(inputs.progress if self.settings.k_schedule == "step" else inputs.epoch_progress)
         exponent = k * (inputs.teacher_loss.float() - self.threshold) / self.scale / 2
         alpha = torch.exp(-torch.exp(exponent.clamp(max=LARGEST_EXPONENT)))  # [utterances]
         return convex(alpha, k=k)

@@ -1,4 +1,4 @@
-"""Annealing-KD (Jafari et al., EACL 2021, arXiv 2104.07163): first the teacher's logits, louder and louder; then the labels.
+"""Annealing-KD (Jafari et al., EACL 2021, arXiv 2104.07163): first the teacher's logits, scaled up step by step; then the labels.
 
 Phase 1 is MSE(z_s, z_t * T / T_max) with T rising from 1 to T_max in equal parts of the phase, phase 2 cross-entropy.
 """
@@ -6,6 +6,7 @@ Phase 1 is MSE(z_s, z_t * T / T_max) with T rising from 1 to T_max in equal part
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -17,8 +18,12 @@ from workbench.weighting.protocol import TeacherStatistics, Weighting, Weighting
 class Settings(WeightingSettings):
     """Options of Annealing-KD."""
 
+    EARLIER: ClassVar = {"levels": "max_temperature"}  # names of earlier versions
+
     phase1: float = Field(0.7, ge=0, le=1, description="[our interpretation] share of the stage spent in phase 1")
-    levels: int = Field(7, ge=1, description="T_max: steps in which the teacher's logits rise to their full size")
+    max_temperature: int = Field(
+        7, ge=1, description="T_max: steps in which the teacher's logits rise to their full size"
+    )
 
     def inactive_reason(self, stage: StageFacts) -> str | None:
         """A phase that has no step."""
@@ -27,7 +32,7 @@ class Settings(WeightingSettings):
         if self.phase1 < 1 and stage.steps == 1:
             return "the stage has one step, so phase 2 never begins; train for longer, or set phase1: 1"
         # its distillation loss is its own, so it acts on on-policy micro-batches, too
-        return super().inactive_reason(replace(stage, on_policy_share=0.0))
+        return super().inactive_reason(replace(stage, on_policy_fraction=0.0))
 
 
 class AnnealingKD(Weighting):
@@ -41,14 +46,17 @@ class AnnealingKD(Weighting):
     def scale(self, progress: float) -> float:
         """Factor of the teacher's logits, T / T_max."""
         share = progress / self.settings.phase1 if self.settings.phase1 else 1.0
-        return min(int(share * self.settings.levels) + 1, self.settings.levels) / self.settings.levels
+        return (
+            min(int(share * self.settings.max_temperature) + 1, self.settings.max_temperature)
+            / self.settings.max_temperature
+        )
 
     def divergence(self, chosen: DivergenceRecipe, progress: float) -> DivergenceRecipe:
         """Mean squared error of the logits, which is part of the method."""
         return DivergenceRecipe(name="logit_mse", teacher_scale=self.scale(progress))
 
     def __call__(self, inputs: WeightingInput) -> Weights:
-        """Weigh by phase alone."""
+        """Weight by phase alone."""
         alpha = float(inputs.progress < self.settings.phase1)
         return convex(full_like(inputs.task, alpha), teacher_scale=self.scale(inputs.progress))
 

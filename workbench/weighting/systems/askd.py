@@ -1,17 +1,15 @@
 """ASKD, adaptive self-knowledge distillation (ASKD-Whisper, arXiv 2601.19919).
 
-Published is the idea: the dependence on the teacher falls during training, then the student teaches itself, which acts as a
-regulariser. Schedule, self-teacher and losses were not found; all of them here are our interpretation, and options.
+Only the idea was found published: the dependence on the teacher falls during training, then the student teaches itself, which acts as a regulariser. Schedule, self-teacher and losses are our interpretation here, and options.
 
-Phase 1, a share of the stage: (1 - a) * task + a * distillation with a falling from w0 to w1. Phase 2: the teacher is out,
-and distillation is from the student itself with the weight `self_weight`.
+Phase 1, a share of the stage: (1 - a) * task + a * distillation with a falling from w0 to w1. Phase 2: the teacher is dropped, and the student distils from itself with the weight `self_weight`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +28,8 @@ from workbench.weighting.protocol import (
 class Settings(WeightingSettings):
     """Options of ASKD, all our interpretation."""
 
+    EARLIER: ClassVar = {"layer": "student_layer"}  # names of earlier versions
+
     phase1: float = Field(0.7, ge=0, le=1, description="share of the stage with the teacher")
     w0: float = Field(0.9, ge=0, le=1, description="weight of the teacher at the start")
     w1: float = Field(0.1, ge=0, le=1, description="weight of the teacher at the end of phase 1")
@@ -42,11 +42,13 @@ class Settings(WeightingSettings):
         description="weight of the self-teacher in phase 2; 0.3 by default, and for `intermediate` a ramp from 0.3 to 0.7",
     )
     ema_decay: float = Field(0.99, gt=0, lt=1)
-    layer: int = Field(0, ge=0, description="of `intermediate`: number of the decoder layer that the last one teaches")
+    student_layer: int = Field(
+        0, ge=0, description="of `intermediate`: number of the decoder layer that the last one teaches"
+    )
     temperature: float = Field(1.0, gt=0, description="of the self-teacher")
 
     def inactive_reason(self, stage: StageFacts) -> str | None:
-        """A phase 2 that has no step, or whose self-teacher would be the untrained student all through it."""
+        """A phase 2 that has no step, or whose self-teacher would be the untrained student throughout."""
         if self.phase1 >= 1:
             return super().inactive_reason(stage)
         if stage.steps == 1:
@@ -57,11 +59,11 @@ class Settings(WeightingSettings):
                 "student before training; train for more epochs, or set self_teacher: ema"
             )
         # phase 2 has no on-policy micro-batches, so it acts whatever their share is
-        return super().inactive_reason(replace(stage, on_policy_share=0.0))
+        return super().inactive_reason(replace(stage, on_policy_fraction=0.0))
 
 
 class ASKD(Weighting):
-    """A weight that falls with time, then the student's own word."""
+    """A teacher weight that falls with time, then self-distillation."""
 
     logged = ("self_teaching",)
 
@@ -70,11 +72,11 @@ class ASKD(Weighting):
 
     @property
     def self_teacher(self) -> SelfTeacherPlan | None:
-        """The self of phase 2, if there is a phase 2."""
+        """The self-teacher of phase 2, if there is a phase 2."""
         chosen = self.settings
         if chosen.phase1 >= 1:
             return None
-        return SelfTeacherPlan(chosen.self_teacher, chosen.ema_decay, chosen.layer, chosen.temperature)
+        return SelfTeacherPlan(chosen.self_teacher, chosen.ema_decay, chosen.student_layer, chosen.temperature)
 
     def teaches_itself(self, progress: float) -> bool:
         """Phase 2 has begun."""
@@ -88,7 +90,7 @@ class ASKD(Weighting):
             return w0 + (w1 - w0) * share
         if self.settings.decay == "cosine":
             return w1 + (w0 - w1) * (1 + math.cos(math.pi * share)) / 2
-        # exponential towards zero has no way of ending at it
+        # an exponential decay cannot end at zero
         floor = 1e-3
         return float(max(w0, floor) * (max(w1, floor) / max(w0, floor)) ** share)
 
@@ -106,7 +108,7 @@ class ASKD(Weighting):
         return min(max(share, 0.3), 0.7)
 
     def __call__(self, inputs: WeightingInput) -> Weights:
-        """Weigh every utterance alike, by the time."""
+        """Weight every utterance alike, by progress."""
         itself = self.teaches_itself(inputs.progress)
         alpha = self.self_weight(inputs.progress) if itself else self.teacher_weight(inputs.progress)
         return convex(full_like(inputs.task, alpha), self_teaching=float(itself))

@@ -27,7 +27,7 @@ class Fixed(Weighting):
         self.settings = settings
 
     def __call__(self, inputs: WeightingInput) -> Weights:
-        """Weigh every utterance alike."""
+        """Weight every utterance alike."""
         chosen, task = self.settings, inputs.task
         if chosen.task is None and chosen.distillation is None:
             return convex(full_like(task, chosen.alpha))

@@ -1,7 +1,7 @@
 """Focal loss on utterances (Lin et al. 2017, arXiv 1708.02002), beside or over a fixed weight.
 
-The focal loss of a loss L is F(L) = (1 - exp(-L))^gamma * L: what is easy already counts for less. Our interpretation: L is
-an utterance's loss, not a token's, so that it is compared with the other systems at their level; AdaKD's paper, which has
+The focal loss of a loss L is F(L) = (1 - exp(-L))^gamma * L: easy utterances count for less. Our interpretation: L is
+an utterance's loss, not a token's, so that it is comparable with the other systems; AdaKD's paper, which has
 it as a baseline, does not say.
 """
 
@@ -31,7 +31,7 @@ class Focal(Weighting):
         self.settings = settings
 
     def __call__(self, inputs: WeightingInput) -> Weights:
-        """Weigh each utterance by the slope of its focal loss."""
+        """Weight each utterance by the slope of its focal loss."""
         alpha = self.settings.alpha
         factor = slope((1 - alpha) * inputs.task + alpha * inputs.distillation, self.settings.gamma)
         return Weights((1 - alpha) * factor, alpha * factor, {"factor_mean": factor})

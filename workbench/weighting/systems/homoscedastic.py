@@ -26,7 +26,7 @@ class Settings(WeightingSettings):
 
 
 class Homoscedastic(Weighting):
-    """One factor a loss, learnt."""
+    """One learnt factor per loss."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -34,7 +34,7 @@ class Homoscedastic(Weighting):
         self._seen: list[Tensor] = []
 
     def __call__(self, inputs: WeightingInput) -> Weights:
-        """Weigh every utterance alike, by the learnt precisions."""
+        """Weight every utterance alike, by the learnt precisions."""
         task, distillation = (math.exp(-s) for s in self.log_variances)
         return Weights(full_like(inputs.task, task), full_like(inputs.task, distillation))
 

@@ -3,7 +3,7 @@
 The teacher's decoder runs several times with dropout (Gal and Ghahramani 2016, arXiv 1506.02142); an utterance's uncertainty
 u_i is the mean, over its labels, of the mutual information between prediction and dropout mask (workbench/cache/uncertainty.py).
 
-    a_i = alpha * exp(-u_i / mean(u))        [our interpretation: the sources weigh by uncertainty in many ways]
+    a_i = alpha * exp(-u_i / mean(u))        [our interpretation: the sources weight by uncertainty in many ways]
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class MCDropout(Weighting):
     """Weights from the teacher's uncertainty, fixed over training."""
 
     def __init__(self, settings: Settings, statistics: TeacherStatistics) -> None:
-        """Bind the measured uncertainties; raises UserError where they are alike, so that nothing would be weighed."""
+        """Bind the measured uncertainties; raises UserError if they are all equal, so that the weighting would have no effect."""
         self.settings, self.uncertainty = settings, statistics.uncertainty or {}
         values = list(self.uncertainty.values()) or [0.0]
         if max(values) == min(values) and len(values) > 1:
@@ -42,7 +42,7 @@ class MCDropout(Weighting):
         self.mean = float(np.mean(values)) or 1.0
 
     def __call__(self, inputs: WeightingInput) -> Weights:
-        """Weigh each utterance by how sure the teacher is of it."""
+        """Weight each utterance by how sure the teacher is of it."""
         alpha = [self.settings.alpha * math.exp(-self.uncertainty[name] / self.mean) for name in inputs.ids]
         return convex(torch.tensor(alpha, device=inputs.task.device))
 

@@ -1,14 +1,13 @@
 """RW-KD: sample-wise re-weighting of both losses by meta-learning (Lu et al., EMNLP Findings 2021).
 
-Our interpretation follows learning to re-weight (Ren et al. 2018, arXiv 1803.09050): from weights of zero, one step of the
-weights against d CE_validation / dw, clipped at zero, and normalised so that a micro-batch's weights have the mean 1 over
-its utterances. The gradients are those of the output projection alone, and weights are learnt before an epoch, not in every
+Our interpretation follows learning to re-weight (Ren et al. 2018, arXiv 1803.09050): from weights of zero, the weights take one step against d CE_validation / dw, are clipped at zero, and normalised to a mean of 1 over a micro-batch's utterances. The gradients are those of the output projection alone, and weights are learnt before an epoch, not in every
 step (workbench/weighting/meta_gradients.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -23,19 +22,21 @@ from workbench.weighting.protocol import TeacherStatistics
 class Settings(WeightingSettings):
     """Options of RW-KD."""
 
-    first: int = Field(0, ge=0, description="epoch (from 0) before which weights are learnt first")
-    every: int = Field(1, ge=1, description="epochs between updates")
+    EARLIER: ClassVar = {"first": "start_epoch", "every": "update_every"}  # names of earlier versions
+
+    start_epoch: int = Field(0, ge=0, description="epoch (from 0) before which weights are learnt for the first time")
+    update_every: int = Field(1, ge=1, description="epochs between updates")
 
     def inactive_reason(self, stage: StageFacts) -> str | None:
         """An epoch that is never reached."""
-        return never_learns(self.first, stage) or super().inactive_reason(stage)
+        return never_learns(self.start_epoch, stage) or super().inactive_reason(stage)
 
 
 class RWKD(LearntWeights):
-    """Weights that last until they are learnt anew, and owe nothing to their past."""
+    """Weights that are kept until the next update, which starts from scratch."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings.first, settings.every)
+        super().__init__(settings.start_epoch, settings.update_every)
 
     def initial(self, name: str, losses: int) -> list[float]:
         """Half the task loss, half the teachers'."""
@@ -44,7 +45,7 @@ class RWKD(LearntWeights):
     def improved(
         self, batch: TrainBatch, outer: Sequence[ValidationBatch], weights: Tensor, learning_rate: float
     ) -> Tensor:
-        """What helps the validation utterances counts, in proportion; if nothing does, weights stay as they are."""
+        """Weights in proportion to how much a loss helps the validation utterances; unchanged if none helps."""
         # at weights of zero the look-ahead does not move, so its size is a mere factor that normalising takes out
         helpful = (-outer_gradients(batch, outer, torch.zeros_like(weights), 1.0)).clamp(min=0)
         total = helpful.sum()

@@ -1,4 +1,4 @@
-"""SuperLoss (Castells et al., NeurIPS 2020): a curriculum by the loss itself, hard utterances counting for less.
+"""SuperLoss (Castells et al., NeurIPS 2020): a curriculum by the loss itself, in which hard utterances count for less.
 
     min over s of (L - t) * s + lambda * log(s)^2,   s = exp(-W(max(-2/e, (L - t) / lambda) / 2))
 
@@ -23,7 +23,7 @@ from workbench.weighting.protocol import TeacherStatistics, Weighting, Weighting
 class Settings(WeightingSettings):
     """Options of SuperLoss."""
 
-    regularization: float = Field(1.0, gt=0, description="lambda; large values weigh all utterances alike")
+    regularization: float = Field(1.0, gt=0, description="lambda; large values weight all utterances alike")
     alpha: float = Field(0.5, ge=0, le=1, description="L = (1 - alpha) * task + alpha * distillation")
     momentum: float = Field(0.9, ge=0, lt=1, description="of t, the running mean of L over steps")
 
@@ -39,7 +39,7 @@ class SuperLoss(Weighting):
         self._seen: list[Tensor] = []
 
     def __call__(self, inputs: WeightingInput) -> Weights:
-        """Weigh each utterance; in the very first step t is the micro-batch's own mean."""
+        """Weight each utterance; in the very first step t is the micro-batch's own mean."""
         alpha, loss = self.settings.alpha, self._loss(inputs)
         threshold = float(loss.mean()) if self.threshold is None else self.threshold
         factor = confidence(loss - threshold, self.settings.regularization)
@@ -73,7 +73,7 @@ class SuperLoss(Weighting):
 
 
 def confidence(excess: Tensor, regularization: float) -> Tensor:
-    """S of each utterance from L - t. [utterances] -> [utterances], in (0, e]"""
+    """The factor s of each utterance from L - t. [utterances] -> [utterances], in (0, e]"""
     beta = (excess.double() / regularization).clamp(min=-2 / math.e)
     return torch.exp(-lambert_w(beta / 2)).float()
 

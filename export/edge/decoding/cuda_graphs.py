@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from .decoding import DecoderSession
+from .decoder import DecoderSession
 from .sessions import as_value, device_of, run_on_device
 
 MAX_SHAPES = 16  # that are kept; clips of other shapes are decoded as usual
@@ -58,7 +58,7 @@ class CapturedSession(DecoderSession):
         return logits
 
 
-class Shapes:
+class CapturedShapes:
     """What is kept for each shape of clips.
 
     Args:

@@ -1,4 +1,4 @@
-"""In how many micro-batches a step is computed, so that it fits the memory."""
+"""How many micro-batches a step is split into, so that it fits in memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from workbench.core.errors import UserError
-from workbench.core.memory import Peak
+from workbench.core.machine.memory import Peak
 from workbench.corpus.batching import StepPlan
 
 log = logging.getLogger("workbench")
@@ -25,17 +25,17 @@ def micro_batches_that_fit(
     worst_of: Callable[[Peak | None], tuple[bool, float]],
     stage: str,
 ) -> int:
-    """Try the worst step and return in how many micro-batches it fits the memory.
+    """Try the largest step and return how many micro-batches it needs to fit in memory.
 
     On a GPU the step itself is tried, and halved until it fits. On a CPU the system would kill a process that takes too much, so a
     quarter is tried and the memory of the whole is estimated from it.
 
     Args:
         plan: the steps.
-        margin: seconds added to each clip at most.
+        margin: most seconds added to a clip.
         least: fewest micro-batches, one for each process.
-        device: that trains.
-        attempt: runs one micro-batch of a step that is split into so many, and returns its peak memory.
+        device: the one that trains.
+        attempt: runs one micro-batch of a step split into that many, and returns its peak memory.
         worst_of: whether any process failed, and the largest share of the free memory that one took.
         stage: its name.
 
@@ -51,7 +51,7 @@ def micro_batches_that_fit(
         if on_gpu and (failed or share > MEMORY_SHARE):
             if count >= MAX_MICRO_BATCHES * least or len(worst.clips) <= count:
                 raise UserError(
-                    f"stages.{stage}: one clip of {worst.seconds:.1f} s does not fit the memory; "
+                    f"stages.{stage}: one clip of {worst.seconds:.1f} s does not fit in memory; "
                     "set activation_checkpointing: true, precision: bf16, or take a smaller student"
                 )
             count *= 2

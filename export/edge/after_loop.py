@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from .audio import SAMPLE_RATE, Wave
-from .speech import Detector, pieces_of
+from .audio.resample import SAMPLE_RATE, Wave
 from .transcript import Transcript
+from .vad import Detector, pieces_of
 from .words import spans
 
 SHORTEST = SAMPLE_RATE // 2  # samples: fewest that are left to transcribe, and fewest to skip before going on

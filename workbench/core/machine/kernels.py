@@ -1,4 +1,4 @@
-"""How torch's kernels are chosen and made where hardly two training steps have the same shapes."""
+"""How torch's kernels are chosen and compiled, given that hardly two training steps have the same shapes."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def compiled(module: torch.nn.Module) -> Any:
     Inductor's analysis of tilings does not apply to dynamic shapes, but runs on them and fails on some (pytorch/pytorch#181563).
     """
     analysis = "triton.coalesce_tiling_analysis"
-    known = torch._inductor.list_options()  # what torch.compile's own documentation says to ask
+    known = torch._inductor.list_options()  # as torch.compile's own documentation recommends
     return torch.compile(module, dynamic=True, options={analysis: False} if analysis in known else None)

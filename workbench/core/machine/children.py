@@ -1,8 +1,7 @@
 """Child processes that end with their parent, however it ends: a killed command leaves nothing running.
 
 A program is started through this file, which asks Linux to kill it with its parent, and then becomes the program. A hook
-between fork and exec would do the same, but may lock up where other threads run. Elsewhere this file stays the program's
-parent and looks every second whether its own parent is there.
+between fork and exec would do the same, but may lock up where other threads run. Elsewhere this file stays the program's parent and checks every second whether its own parent is alive.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def ending_with_us(program: Sequence[str]) -> list[str]:
 
 
 def end_with_parent(*_: object) -> None:
-    """Called in a process of `multiprocessing`: end it as soon as its parent has ended. Fit as a loader's `worker_init_fn`."""
+    """Called in a process of `multiprocessing`: end it as soon as its parent has ended. Usable as a loader's `worker_init_fn`."""
     import multiprocessing
     import threading
 
@@ -41,7 +40,7 @@ def end_with_parent(*_: object) -> None:
 
 
 def _become(parent: int, program: Sequence[str]) -> int:
-    """Run the program in this process's place, or, where a system cannot end it with its parent, below it."""
+    """Become the program, or, where the system cannot end it with its parent, run it as a child."""
     if sys.platform == "linux":
         import ctypes
 

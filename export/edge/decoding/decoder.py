@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from .bundle import BundleError
-from .fields import check_shape
+from ..bundle.fields import check_shape
+from ..bundle.manifest import BundleError
 from .sessions import as_value, device_of, explained
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}

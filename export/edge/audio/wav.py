@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .fields import in_one_line
+from ..bundle.fields import in_one_line
 
 log = logging.getLogger("edge")
 MAX_BYTES = 4 << 30  # of a file

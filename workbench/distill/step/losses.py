@@ -1,4 +1,4 @@
-"""One training step: forward the student, compare with the teachers' targets, weigh, sum."""
+"""The losses of a step: compare the student with the labels and the teachers' targets, weigh each utterance, sum."""
 
 from __future__ import annotations
 
@@ -6,61 +6,18 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from workbench.config.sections import Stage
-from workbench.distill.batches import Batch
+from workbench.distill.step.batches import Batch
 from workbench.losses.divergences import SoftTargets, distillation, losses
 from workbench.losses.objectives import cross_entropy, per_utterance, state_mse
-from workbench.models.protocol import Family, Tokens
 from workbench.weighting import Weighting, WeightingInput, Weights
-
-
-class Student(nn.Module):
-    """The student as one module whose forward is a whole step's, which is what DDP and torch.compile wrap."""
-
-    def __init__(self, model: nn.Module, family: Family, stage: Stage, early: int | None = None) -> None:
-        super().__init__()
-        self.model, self.family, self.early = model, family, early
-        self.encoder_frozen, self.decoding = stage.trainable == "decoder", stage.decoding
-        self.checkpointing = stage.activation_checkpointing
-        for name, parameter in model.named_parameters():
-            part = family.part_of(name)
-            parameter.requires_grad_(part != "constant" and stage.trainable in ("all", part))
-
-    def forward(
-        self, audio: Tensor, attention_mask: Tensor, inputs: Tensor, labels: Tensor, labelled: Tensor, encoded: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Encoder states and, if the stage decodes, logits.
-
-        Args:
-            audio: features [utterances, mels, frames], or encoder states [utterances, positions, width].
-            attention_mask: which positions an utterance has, bool [utterances, positions].
-            inputs: decoder inputs [utterances, tokens].
-            labels: labels [utterances, tokens].
-            labelled: flat places of the labelled positions [labels].
-            encoded: whether `audio` are encoder states.
-
-        Returns:
-            States [utterances, positions, width] and logits [labels, vocabulary] or None; where an early layer is taught,
-            its logits come after the others, [2 * labels, vocabulary].
-        """
-        if encoded:
-            states = audio
-        else:
-            with torch.set_grad_enabled(not self.encoder_frozen and torch.is_grad_enabled()):
-                states = self.family.encode(self.model, audio, attention_mask, self.checkpointing)
-        if not self.decoding:
-            return states, None
-        tokens = Tokens(inputs, labels)
-        return states, self.family.logits(
-            self.model, states, tokens, labelled, attention_mask, self.checkpointing, self.early
-        )
 
 
 @dataclass(frozen=True)
 class StageProgress:
-    """When in a stage a step is."""
+    """A step's position in its stage."""
 
     progress: float  # share of the steps done, in [0, 1]
     epoch: int = 0
@@ -91,8 +48,8 @@ class StepLosses:
     matching: Tensor  # [utterances]
     task_weight: Tensor  # [utterances]
     alpha: Tensor  # [utterances]: weight of distillation, of all teachers together
-    disagreeing: Tensor  # scalar: labels whose likeliest token is another for the student than for the first teacher
-    compared: int  # labels that this was counted over; 0 where no teacher was asked
+    disagreeing: Tensor  # scalar: labels where the student's likeliest token differs from the first teacher's
+    compared: int  # labels that this was counted over; 0 where no teacher ran
     log: dict[str, float | Tensor]  # see `Weights.log`
     on_policy: bool = False  # the transcripts were the student's own
 
@@ -116,7 +73,7 @@ def step_losses(
 ) -> StepLosses:
     """This micro-batch's share of the step's loss, mean_i [w_i l_i + v_i d_i + gamma * matching_i] over all its clips.
 
-    With `average_over: tokens` the first two are averaged over tokens: an utterance counts by how many it has. Shares add
+    With `average_over: tokens` the first two are averaged over tokens: an utterance counts in proportion to its tokens. Shares add
     up to the loss of the whole step, so a step in parts has the gradient of the whole.
 
     Args:
@@ -124,9 +81,9 @@ def step_losses(
         logits: the student's logits [labels, vocabulary], or None.
         batch: labels and the teachers' targets, on the same device.
         objective: factors and the weighting, which gives w and v from detached losses.
-        at: when in the stage.
+        at: position in the stage.
         size: utterances and tokens of the whole step.
-        self_targets: what the self-teacher says, where it stands in the teachers' place.
+        self_targets: the self-teacher's distribution, where it replaces the teachers'.
     """
     stage, weighting = objective.stage, objective.weighting
     utterances = len(batch.ids)
@@ -165,7 +122,7 @@ def step_losses(
     if not batch.real:
         loss = loss * 0.0
     disagreeing = (logits.detach()[: len(theirs)].argmax(-1) != theirs).sum()
-    compared = len(theirs) if batch.top_ids.shape[-1] else 0  # the teacher is not asked once the student teaches itself
+    compared = len(theirs) if batch.top_ids.shape[-1] else 0  # the teacher does not run once the student teaches itself
     return StepLosses(
         loss, task.detach(), weighed.distillation, logged_matching(matching, stage), task_weight, alpha, disagreeing,
         compared, weights.log,
@@ -207,7 +164,7 @@ def _weighed(
     shares: Tensor,
     batch: Batch,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighed loss of each utterance, and what its weights were. -> three times [utterances]"""
+    """Weighted loss of each utterance, and its two weights. -> three times [utterances]"""
     if weights.by_token:
         tokens = weights.task * task_tokens + weights.distillation * (shares @ by_teacher)
         columns = (tokens, weights.task, weights.distillation)
@@ -221,13 +178,13 @@ def _weighed(
 
 
 def _likeliest(batch: Batch) -> Tensor:
-    """The first teacher's likeliest token at each label; where it was not asked, no token. -> int64 [labels]"""
+    """The first teacher's likeliest token at each label; -1 where it did not run. -> int64 [labels]"""
     first = batch.top_ids[0]
     return first[:, 0] if first.shape[1] else torch.full_like(batch.utterance_index, -1)
 
 
 def weight_columns(losses: StepLosses, batch: Batch) -> Tensor:
-    """What weight and losses every utterance of a micro-batch had. -> [columns of run.log.WEIGHTS, utterances]"""
+    """Weights and losses of every utterance of a micro-batch. -> [columns of run.log.WEIGHTS, utterances]"""
     columns = (
         losses.alpha,
         losses.task_weight,

@@ -11,9 +11,9 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from .audio import SAMPLE_RATE, Wave
-from .bundle import BundleError
-from .sessions import explained, open_session, session_options
+from .audio.resample import SAMPLE_RATE, Wave
+from .bundle.manifest import BundleError
+from .decoding.sessions import explained, open_session, session_options
 
 FRAME = 512  # samples that the detector judges at a time: 32 ms
 CONTEXT = 64  # samples before them that it sees again

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .bundle import BundleError, read_json
 from .fields import check_vocabulary
+from .manifest import BundleError, read_json
 
 
 def byte_alphabet() -> dict[str, int]:

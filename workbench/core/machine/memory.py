@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.core.allocator import release_freed_memory
+from workbench.core.machine.allocator import release_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ def peak_of(work: Callable[[], None], device: torch.device) -> Peak | None:
         return Peak(torch.cuda.max_memory_allocated(device) - before, free)
     import psutil
 
-    release_freed_memory()  # or the work would be done in pages that count already
+    release_freed_memory()  # or the work would reuse pages that are counted already
     free = psutil.virtual_memory().available
     resident = resident_bytes()
     if resident is None or not reset_peak_resident():
@@ -74,7 +74,7 @@ def peak_resident_mb() -> float:
 
 
 def reset_peak_resident() -> bool:
-    """Begin a new peak; False where the system has none to reset."""
+    """Reset the peak; False where the system cannot."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:

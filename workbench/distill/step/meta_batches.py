@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from workbench.corpus import Utterance
-from workbench.distill.batches import Batch
-from workbench.distill.step import Objective, StageProgress, token_losses_of
+from workbench.distill.step.batches import Batch
+from workbench.distill.step.losses import Objective, StageProgress, token_losses_of
 from workbench.evaluation.transcribe import EncodedClips
 from workbench.models.protocol import Family
 from workbench.weighting.meta_batches import TrainBatch, ValidationBatch
@@ -43,10 +43,10 @@ class StudentMetaBatches:
             model: the student.
             family: runs it.
             batches: this process's training micro-batches, on any device.
-            audio: gives what the student hears of a batch, features or frozen states, and whether they are states.
-            validation: the validation utterances as the student's encoder hears them.
+            audio: returns the student's input for a batch, features or frozen states, and whether they are states.
+            validation: the validation utterances with the student's encoder states.
             objective: the stage's losses.
-            at: when in the stage.
+            at: position in the stage.
             learning_rate: of the optimizer in the next step.
             gather: joins the processes' dictionaries.
         """
@@ -56,7 +56,7 @@ class StudentMetaBatches:
         self.device = next(model.parameters()).device
 
     def pairs(self, whole: bool) -> Iterator[tuple[TrainBatch, Sequence[ValidationBatch]]]:
-        """Training micro-batches, each with all validation utterances, or with a group of them, the groups going round."""
+        """Training micro-batches, each with all validation utterances, or with one group of them in turn."""
         everything = self._all_validation() if whole else None
         turns = self._validation_in_turn()
         for batch in self.batches:
@@ -122,16 +122,16 @@ class StudentMetaBatches:
 
 @torch.no_grad()
 def _task_residual(logits: Tensor, labels: Tensor) -> Tensor:
-    """Derivative of cross-entropy by the logits. [labels, vocabulary] -> [labels, vocabulary]"""
+    """Derivative of cross-entropy with respect to the logits. [labels, vocabulary] -> [labels, vocabulary]"""
     residual = logits.softmax(-1)
     residual[torch.arange(len(labels), device=labels.device), labels] -= 1
     return residual
 
 
 def _groups(validation: EncodedClips, family: Family) -> Iterator[list[int]]:
-    """Validation utterances, so many together as have at most VALIDATION_LABELS labels.
+    """Validation utterances in groups of at most VALIDATION_LABELS labels.
 
-    They are shuffled: in the order of their ids, clips of one word may stand together.
+    They are shuffled, because in the order of their ids one-word clips may be adjacent.
     """
     group: list[int] = []
     labels = 0

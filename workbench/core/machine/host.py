@@ -1,4 +1,4 @@
-"""The machine that figures were measured on: what a reader needs to judge them, and nothing that names it."""
+"""The machine that figures were measured on: what a reader needs to judge them, and nothing that identifies it."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from workbench.distill.step import StepLosses
+from workbench.distill.step.losses import StepLosses
 
 COLUMNS = ("task", "distillation", "matching", "alpha_mean", "task_weight_mean", "on_policy")  # of every utterance
 
@@ -26,7 +26,7 @@ class StepMetrics:
         self.totals = torch.zeros(len(self.names), 2, device=device)  # sum and count of each
 
     def add(self, losses: StepLosses) -> None:
-        """Add a micro-batch; a stand-in is not to be added.
+        """Add a micro-batch; placeholders must not be added.
 
         Raises:
             ValueError: the weighting logs a name that its `logged` does not list.

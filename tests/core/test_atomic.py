@@ -6,27 +6,27 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-from workbench.core import files
-from workbench.core.files import atomic_folder, atomic_path, recover, workplace
+from workbench.core import atomic
+from workbench.core.atomic import atomic_folder, atomic_path, recover, workplace
 
-# Each line of files.py in turn is the last one that a writer reaches; then the same is written again.
+# Each line of atomic.py in turn is the last one that a writer reaches; then the same is written again.
 STOPPED_AT_EACH_LINE = """
 import os, signal, sys
 from pathlib import Path
-from workbench.core import files
+from workbench.core import atomic
 import filelock  # once, not in each child
 
 how, exchange, kind, root = sys.argv[1], sys.argv[2] == "exchange", sys.argv[3], Path(sys.argv[4])
 if not exchange:
-    files._exchange = lambda one, other: False
-    files._exchange.__code__ = files._exchange.__code__.replace(co_filename="elsewhere")
+    atomic._exchange = lambda one, other: False
+    atomic._exchange.__code__ = atomic._exchange.__code__.replace(co_filename="elsewhere")
 
 def write(path, text):
     if kind == "file":
-        with files.atomic_path(path) as new:
+        with atomic.atomic_path(path) as new:
             new.write_text(text)
         return
-    with files.atomic_folder(path) as new:
+    with atomic.atomic_folder(path) as new:
         (new / "a").write_text(text)
         (new / "b").write_text(text)
 
@@ -41,7 +41,7 @@ def whole(text):
 def stop_at(line):
     left = [line]
     def trace(frame, event, _):
-        if frame.f_code.co_filename != files.__file__:
+        if frame.f_code.co_filename != atomic.__file__:
             return None
         if event == "line":
             left[0] -= 1
@@ -55,7 +55,7 @@ def stop_at(line):
 def in_child(work):
     child = os.fork()
     if child == 0:
-        files._recover_once.cache_clear()  # a new process
+        atomic._recover_once.cache_clear()  # a new process
         try:
             work()
         except KeyboardInterrupt:
@@ -82,7 +82,7 @@ for was_there in (True, False):
             assert found in (whole("old"), whole("new")), (line, found)
         seen.add(str(found))
         if line % 2:  # what a start finds before it writes
-            assert in_child(lambda: files.recover(folder)) == 0
+            assert in_child(lambda: atomic.recover(folder)) == 0
             assert content(path) in ([whole("old")] if was_there else [None]) + [whole("new")], (line, content(path))
             assert [p.name for p in folder.iterdir()] in (["target"], []), line
         assert in_child(lambda: write(path, "newer")) == 0
@@ -112,9 +112,9 @@ def test_old_and_new_change_places_in_one_step_here(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    assert files._exchange(tmp_path / "a", tmp_path / "b")
+    assert atomic._exchange(tmp_path / "a", tmp_path / "b")
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b"]
-    assert not files._exchange(tmp_path / "a", tmp_path / "absent")
+    assert not atomic._exchange(tmp_path / "a", tmp_path / "absent")
 
 
 def test_what_another_process_works_on_is_left_alone(tmp_path):
@@ -122,7 +122,7 @@ def test_what_another_process_works_on_is_left_alone(tmp_path):
         (place / "something").touch()
         recover(tmp_path)
         subprocess.run(
-            [sys.executable, "-c", "import sys; from pathlib import Path; from workbench.core.files import *; recover(Path(sys.argv[1]))", str(tmp_path)],
+            [sys.executable, "-c", "import sys; from pathlib import Path; from workbench.core.atomic import recover; recover(Path(sys.argv[1]))", str(tmp_path)],
             check=True, cwd=ROOT,
         )  # fmt: skip
         assert (place / "something").exists()
@@ -131,7 +131,7 @@ def test_what_another_process_works_on_is_left_alone(tmp_path):
 
 def test_the_lock_goes_last(tmp_path, monkeypatch):
     """What is killed half removed is still known as a dead process's."""
-    rmtree, kept = files.shutil.rmtree, []
+    rmtree, kept = atomic.shutil.rmtree, []
 
     def removing(path, **options):
         kept.append(place if place.exists() and sorted(p.name for p in place.iterdir()) == ["lock"] else path)
@@ -141,7 +141,7 @@ def test_the_lock_goes_last(tmp_path, monkeypatch):
         for name in ("a", "m", "z"):
             (place / name).touch()
         (place / "new").mkdir()
-        monkeypatch.setattr(files.shutil, "rmtree", removing)
+        monkeypatch.setattr(atomic.shutil, "rmtree", removing)
     assert kept == [place / "new", place]
     assert not list(tmp_path.iterdir())
 

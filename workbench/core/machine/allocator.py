@@ -12,7 +12,7 @@ KERNELS_KEPT = 64  # a step has some 40 different ones
 
 
 def bound_kernel_cache() -> None:
-    """Let oneDNN, and what torch keeps of it, hold the code of few kernels; to be called before the first is made, a user's own setting stays.
+    """Limit how many kernels oneDNN and torch's own cache keep. Call it before the first is made; a user's own setting is kept.
 
     It makes one for every shape of its operands (of bf16 products, say) and keeps 1,024, though hardly two training steps
     have the same shapes: a run's memory grew by a megabyte a step.
@@ -23,7 +23,7 @@ def bound_kernel_cache() -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Let freed blocks stay with the process; returns whether the C library could be told.
+    """Let freed blocks stay with the process; returns whether the C library supports it.
 
     glibc maps every large block afresh and unmaps it when it is freed, so a training step on the CPU touches hundreds of
     megabytes of new pages each time. Kept blocks made a step a fifth shorter (docs/decisions/0007).
@@ -38,9 +38,9 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> bool:
-    """Hand every free page back to the system, in the midst of the heap too; returns whether it could be told.
+    """Return every free page to the system, even from the middle of the heap; returns whether the C library supports it.
 
-    Kept blocks of ever new sizes leave holes, so resident memory creeps up over thousands of steps, and the memory that a
+    Kept blocks of ever-changing sizes leave holes, so resident memory creeps up over thousands of steps, and the memory that a
     piece of work takes cannot be read from it. Fetching the pages back costs less than a step.
     """
     if not sys.platform.startswith("linux"):

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from workbench.core.errors import UserError
 from workbench.core.locks import output_lock
-from workbench.core.memory import Peak
+from workbench.core.machine.memory import Peak
 
 LONGEST_WAIT = timedelta(days=7)  # for one process's work, such as validating, or for another run that fills a cache
-# gloo's group, whose waits are so long; collectives keep their timeout, which finds a process that hangs
+# a gloo group with that timeout; other collectives keep theirs, which detects a process that hangs
 _group: list[Any] = []
 
 
 def start_processes() -> Any:
-    """Accelerate's state of this run's processes, which all must ask for before the first of them waits."""
+    """Accelerate's state of this run's processes, which all of them must request before the first one waits."""
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
@@ -32,14 +32,14 @@ def start_processes() -> Any:
 
 
 def wait_for_all() -> None:
-    """Wait until every process of the run is here, however long one of them works."""
+    """Wait until every process of the run is here, however long one of them takes."""
     if _group:
         torch.distributed.barrier(_group[0])
 
 
 @contextlib.contextmanager
 def output_lock_of_all(output: Path, wait: bool = False) -> Iterator[None]:
-    """`output_lock` for a run of several processes: the main one has the lock, and all raise its UserError."""
+    """`output_lock` for a run of several processes: the main one takes the lock, and all raise its UserError."""
     state = start_processes()
     with contextlib.ExitStack() as stack:
         problem: list[str | None] = [None]
@@ -56,7 +56,7 @@ def output_lock_of_all(output: Path, wait: bool = False) -> Iterator[None]:
 
 
 def is_sharded(module: torch.nn.Module) -> bool:
-    """Whether FSDP has put parts of parameters in the place of a module's own."""
+    """Whether FSDP has replaced a module's parameters with shards."""
     return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
 
 
@@ -74,7 +74,7 @@ class Processes:
             return found
         from accelerate.utils import gather_object
 
-        wait_for_all()  # what they found may have taken them more or less time
+        wait_for_all()  # they may not get here at the same time
         return {key: value for part in gather_object([found]) for key, value in part.items()}
 
     def broadcast(self, wish: bool) -> bool:

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from .bundle import BundleError, Manifest, check_graph
-from .fields import MAX_TOKENS
+from ..bundle.fields import MAX_TOKENS
+from ..bundle.manifest import BundleError, Manifest, check_graph
 
 Provider = str | tuple[str, Mapping[str, object]]  # of onnxruntime, its name, or that and its options
 # what each graph is called with, and what it must give

@@ -28,26 +28,26 @@ POSITION_BUCKET = 25  # encoder positions (0.5 s) that a compiled step's audio i
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch. Labelled positions of all utterances lie flat, in order of utterance and position."""
+    """One micro-batch. Labelled positions of all utterances are flattened, in order of utterance and position."""
 
     ids: list[str]
-    waves: Tensor  # fp32 [utterances, samples], padded; empty where `encoded` stands for them
+    waves: Tensor  # fp32 [utterances, samples], padded; empty where `encoded` replaces them
     inputs: Tensor  # int64 [utterances, tokens]
     labels: Tensor  # int64 [utterances, tokens]
-    labelled: Tensor  # int64 [labels]: flat places of the labelled positions in [utterances * tokens]
+    labelled: Tensor  # int64 [labels]: flat indices of the labelled positions in [utterances * tokens]
     utterance_index: Tensor  # int64 [labels]: utterance of each labelled position
     label_counts: Tensor  # int64 [utterances]
-    states: Tensor  # fp32 [utterances, positions, width]: the teacher's, zero-padded; empty where nothing matches them
+    states: Tensor  # fp32 [utterances, positions, width]: the teacher's, zero-padded; empty if no loss uses them
     frames: Tensor  # int64 [utterances]: positions of `states` that are not padding
     encoded: Tensor  # fp16 [utterances, positions, width]: the student's own, from its frozen encoder; or empty
     attention_mask: Tensor  # bool [utterances, positions]: encoder positions that a clip has, with its silence
-    # what soft_targets.py keeps for `kind`: of `full` all logits below the largest, of `sampled` tokens, weights and entropy
+    # what soft_targets.py keeps for `kind`; for `full` all logits relative to the largest, for `sampled` tokens, weights and entropy
     top_ids: Tensor  # int64 [teachers, labels, k], the likeliest first
     top_logits: Tensor  # fp32 [teachers, labels, k]; of `full` fp16 [teachers, labels, vocabulary]
     log_normalizer: Tensor  # fp32 [teachers, labels]; of `full` the largest logit
     teacher_loss: Tensor  # fp32 [teachers, utterances]
     seed: tuple[int, ...]  # of what is random in this micro-batch
-    real: bool = True  # False: stands in on a process that has no clip of this step, and counts for nothing
+    real: bool = True  # False: a placeholder on a process without a clip in this step, which counts for nothing
     kind: Kind = "top_k"  # of the targets
     temperature: float = 1.0  # that sampled targets were drawn at, and the others are used at
 
@@ -57,7 +57,7 @@ class Batch:
         return Tokens(self.inputs, self.labels)
 
     def targets(self, teacher: int) -> SoftTargets | SampledTargets:
-        """What one of the teachers says at each label."""
+        """One teacher's distribution at each label."""
         ids, values, number = self.top_ids[teacher], self.top_logits[teacher], self.log_normalizer[teacher]
         if self.kind == "sampled":
             return SampledTargets(ids, values, number)
@@ -85,13 +85,13 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatchPlan:
-    """Which clips stand together."""
+    """Which clips are batched together."""
 
     steps: Sequence[StepPlan]  # what to do, by the dataset's indices
     mine: Sequence[int]  # which micro-batches of each step this process does
     micro_batches: int  # how many a step has
     seed: tuple[int, ...]  # of the epoch
-    teacher_states: bool  # whether the teacher's encoder states are wanted
+    teacher_states: bool  # whether the teacher's encoder states are needed
     pooled: bool = False  # whether the student has half as many states as the teacher
 
 
@@ -102,7 +102,7 @@ class MicroBatches(Dataset[Batch]):
         dataset: the clips with their targets, and perhaps the student's own encoder states.
         family: for the tokens.
         recipe: margins and augmentation.
-        plan: which clips stand together.
+        plan: which clips are batched together.
     """
 
     def __init__(self, dataset: LabelledDataset, family: Family, recipe: Recipe, plan: MicroBatchPlan) -> None:
@@ -159,7 +159,7 @@ class MicroBatches(Dataset[Batch]):
         )
 
     def _kept(self, values: Tensor) -> Tensor:
-        """Where all logits are there, those of the tokens that a narrowed student knows: the teacher's distribution over these.
+        """Of `full` targets, the logits of the tokens that a narrowed student knows: the teacher's distribution over these.
 
         Our interpretation; the k largest logits and sampled tokens are all among the kept ones.
         """
@@ -174,7 +174,9 @@ class MicroBatches(Dataset[Batch]):
         window = self._window()
         positions, heard = [], [self.dataset.samples(i) for i in clips]
         for i, samples_of in zip(clips, heard, strict=True):
-            silence = round(SAMPLE_RATE * silence_after(self.dataset.keys[i], self.recipe.margin, self.plan.seed))
+            silence = round(
+                SAMPLE_RATE * silence_after(self.dataset.keys[i], self.recipe.trailing_silence, self.plan.seed)
+            )
             positions.append(min(self.family.positions(len(samples_of) + silence), window))
         samples = min(self._padded(max(positions)), window) * self.family.position_samples
         waves = torch.zeros(len(clips), samples)

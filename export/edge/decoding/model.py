@@ -1,0 +1,145 @@
+"""A bundle's graphs as functions: waves to features, features to the encoder's output, the language, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from ..audio import SAMPLE_RATE, Wave
+from ..bundle import BundleError, Manifest
+from ..clock import Clock
+from .cuda_graphs import CapturedShapes
+from .decoder import DecoderSession
+from .memory import given_back_at_once
+from .sessions import Provider, as_value, check_sessions, open_sessions, run_on_device, session_options
+
+POSITION_SAMPLES = 320  # samples of one encoder position: 20 ms
+
+
+class SpeechModel:
+    """The graphs of one precision, opened.
+
+    Args:
+        manifest: the bundle's.
+        precision: one that the bundle holds.
+        threads, providers, check, frugal, spin, cuda_graphs: as for `Recognizer`.
+
+    Raises:
+        BundleError: a graph is damaged, or onnxruntime has not the first provider.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        precision: str,
+        threads: int | None = None,
+        providers: Sequence[Provider] = ("CPUExecutionProvider",),
+        check: bool = True,
+        frugal: bool = False,
+        spin: bool = False,
+        cuda_graphs: bool = False,
+    ) -> None:
+        graphs = {part: manifest.graph(part, precision) for part in ("frontend", "encoder", "step")}
+        if check:
+            inside = manifest.folder.resolve()
+            manifest.check(["vocab.json", *(path.relative_to(inside).as_posix() for path in graphs.values())])
+        with given_back_at_once() if frugal else nullcontext():
+            opened = open_sessions(graphs, session_options(threads, spin), providers, cuda_graphs)
+        check_sessions(opened, graphs, manifest)
+        self.frontend, self.encoder, self.step = (opened[part] for part in graphs)
+        content = manifest.content
+        self.name = manifest.name
+        self.pads_to_window: bool = content["length"] == "padded"
+        self.silence_after, self.window = float(content["margin_seconds"]), float(content["window_seconds"])  # seconds
+        self.prompts: dict[str, list[int]] = content["tokens"]["prompts"]
+        self.end_token: int = content["tokens"]["end"]
+        self.has_alignment_heads = bool((content.get("alignment") or {}).get("heads"))
+        self._captured = self._new_captured(manifest) if cuda_graphs else None
+
+    def _new_captured(self, manifest: Manifest) -> CapturedShapes:
+        longest = max(
+            len(prompt) + manifest.token_limit(self.window, language) for language, prompt in self.prompts.items()
+        )
+        return CapturedShapes(self.encoder, self.step, longest)
+
+    def decoder(self, cross_kv: Sequence[ort.OrtValue], max_length: int, beams: int = 1) -> DecoderSession:
+        """A decoder at its beginning, captured as a CUDA graph where that is wanted and possible; see `DecoderSession`."""
+        captured = self._captured.decoder(cross_kv) if self._captured and beams == 1 else None
+        return captured or DecoderSession(self.step, cross_kv, max_length, beams)
+
+    def cross_kv(self, waves: Sequence[Wave], clock: Clock | None = None) -> list[ort.OrtValue]:
+        """Keys and values of the encoder's output for every decoder layer, as onnxruntime's values [layers, clips, positions, width]."""
+        clock = clock or Clock()
+        features = self.features(waves)
+        clock.lap("features")
+        cross_kv = self.encode(features)
+        clock.lap("encoder")
+        return cross_kv
+
+    def features(self, waves: Sequence[Wave]) -> ort.OrtValue:
+        """Log-mel features of waves [samples], padded with silence as in training, as onnxruntime's value."""
+        given = {"waves": as_value(self._padded(waves))}
+        return run_on_device(self.frontend, given, ["input_features"])[0]
+
+    def encode(self, features: ort.OrtValue) -> list[ort.OrtValue]:
+        """Keys and values for the decoder's cross-attention, of the encoder's output for some features."""
+        names = ["n_layer_cross_k", "n_layer_cross_v"]
+        if self._captured:
+            return self._captured.encode(features, names)
+        cross_kv = run_on_device(self.encoder, {"input_features": features}, names)
+        clips, found = features.shape()[0], [value.shape() for value in cross_kv]
+        if any(len(shape) != 4 or shape[1] != clips for shape in found):
+            raise BundleError(
+                f"{self.name}: its encoder gives shapes {found} for {clips} clips; expected [layers, clips, positions, width]"
+            )
+        return cross_kv
+
+    def first_logits(self, cross_kv: Sequence[ort.OrtValue], language: str) -> npt.NDArray[np.float32]:
+        """Logits after the prompt, those of suppressed tokens lowered. -> [1, vocabulary]"""
+        prompt = np.array([self.prompts[language]], np.int64)
+        return DecoderSession(self.step, cross_kv, prompt.shape[1])(prompt)
+
+    def detect_languages(self, cross_kv: Sequence[ort.OrtValue]) -> list[str]:
+        """Each clip's language: the one whose token is likeliest after the first of the prompt; of a model for one language, that."""
+        clips = int(cross_kv[0].shape()[1])
+        if len(self.prompts) == 1:
+            return list(self.prompts) * clips
+        first = next(iter(self.prompts.values()))[0]
+        logits = DecoderSession(self.step, cross_kv, 1)(np.full((clips, 1), first))
+        codes = list(self.prompts)
+        likely = logits[:, [self.prompts[code][1] for code in codes]].argmax(-1)
+        return [codes[i] for i in likely]
+
+    def cross_attention(
+        self, cross_kv: Sequence[ort.OrtValue], prompt: Sequence[int], tokens: Sequence[int], samples: int
+    ) -> npt.NDArray[np.float32]:
+        """Where the alignment heads look before each token and before the end, of the positions that hold the clip.
+
+        Args:
+            cross_kv: of one clip.
+            prompt: the decoder's prompt.
+            tokens: the transcript.
+            samples: length of the clip without the silence after it.
+
+        Returns:
+            [tokens + 1, positions]
+        """
+        read = np.array([[*prompt, *tokens]], np.int64)
+        whole = DecoderSession(self.step, cross_kv, read.shape[1]).cross_attention(read)[0]
+        attention: npt.NDArray[np.float32] = whole[len(prompt) - 1 :]
+        positions = max(2, round(attention.shape[1] * samples / self._padded_length(samples)))
+        return attention[:, :positions]
+
+    def _padded(self, waves: Sequence[Wave]) -> npt.NDArray[np.float32]:
+        """Waves with the silence after them that the model was trained with. -> [clips, samples]"""
+        samples = self._padded_length(max(len(wave) for wave in waves))
+        return np.stack([np.pad(wave, (0, samples - len(wave))) for wave in waves]).astype(np.float32)
+
+    def _padded_length(self, samples: int) -> int:
+        """Samples of a clip with the silence after it: a constant amount, or up to the whole window."""
+        seconds = self.window if self.pads_to_window else min(samples / SAMPLE_RATE + self.silence_after, self.window)
+        return -(-round(seconds * SAMPLE_RATE) // POSITION_SAMPLES) * POSITION_SAMPLES

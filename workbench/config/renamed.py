@@ -1,0 +1,87 @@
+"""Recipe keys of earlier versions, so that recipes, studies and run folders written with them can still be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from workbench.config.weightings import earlier_names
+from workbench.core.errors import UserError
+
+# section -> earlier key -> today's key; STAGE stands for the name of any stage
+STAGE = "*"
+EARLIER: dict[tuple[str, ...], dict[str, str]] = {
+    (): {
+        "ema": "ema_decay",
+        "limit": "max_clips",
+        "margin": "trailing_silence",
+        "teacher_shares": "teacher_weights",
+    },
+    ("student",): {"encoder_variance": "encoder_low_rank_variance", "initial": "init_from"},
+    ("trailing_silence",): {"longest": "train_max", "shortest": "train_min"},
+    ("targets",): {"accept_tail": "allow_large_tail", "batch_clips": "teacher_batch_size"},
+    ("augment",): {
+        "concatenate": "concatenate_seconds",
+        "frequency_width": "frequency_mask_bins",
+        "noise_db": "snr_db",
+        "noise_share": "noise_probability",
+        "speeds": "speed_factors",
+        "time_width": "time_mask_frames",
+    },
+    ("stages", STAGE): {
+        "clip_norm": "max_grad_norm",
+        "decoding": "decoder_losses",
+        "encode_once": "cache_encoder_states",
+        "steps": "max_steps",
+        "warmup_share": "warmup_ratio",
+    },
+    ("stages", STAGE, "on_policy"): {"share": "fraction"},
+}
+
+
+def use_current_names(content: dict[str, Any], where: str) -> None:
+    """Give the keys of a recipe's content today's names, in place.
+
+    Raises:
+        UserError: a key stands there under both names.
+    """
+    _rename_section(content, (), where)
+
+
+def current_key(key: str, content: Mapping[str, Any]) -> str:
+    """A dotted key with today's names; `content` tells which weighting a stage has, whose options have names of their own."""
+    section: tuple[str, ...] = ()
+    parts = []
+    for part in key.split("."):
+        name = _names(section, content).get(part, part)
+        parts.append(name)
+        section = (*section, name)
+    return ".".join(parts)
+
+
+def _names(section: tuple[str, ...], content: Mapping[str, Any]) -> Mapping[str, str]:
+    """Today's names by earlier ones, of a section's keys."""
+    if len(section) == 3 and section[0] == "stages" and section[2] == "weighting":
+        options: Any = content
+        for part in section:
+            options = options.get(part) if isinstance(options, Mapping) else None
+        return earlier_names(options) if isinstance(options, Mapping) else {}
+    general = (section[0], STAGE, *section[2:]) if len(section) > 1 and section[0] == "stages" else section
+    return EARLIER.get(general, {})
+
+
+def _rename_section(
+    section: dict[str, Any], path: tuple[str, ...], where: str, whole: Mapping[str, Any] | None = None
+) -> None:
+    whole = section if whole is None else whole
+    names = _names(path, whole)
+    for earlier in [key for key in section if key in names]:
+        if (name := names[earlier]) in section:
+            place = ".".join((*path, name))
+            raise UserError(f"{where}: {place} is given twice, also by its earlier name {earlier!r}; keep one of them")
+        items = [(name if key == earlier else key, value) for key, value in section.items()]
+        section.clear()
+        section.update(items)
+    for key, value in section.items():
+        if isinstance(value, dict):
+            _rename_section(value, (*path, str(key)), where, whole)

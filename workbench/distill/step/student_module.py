@@ -1,0 +1,51 @@
+"""The student as a module whose forward pass is a whole step's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from workbench.config.sections import Stage
+from workbench.models.protocol import Family, Tokens
+
+
+class StudentModule(nn.Module):
+    """The student as one module whose forward is a whole step's, which is what DDP and torch.compile wrap."""
+
+    def __init__(self, model: nn.Module, family: Family, stage: Stage, early: int | None = None) -> None:
+        super().__init__()
+        self.model, self.family, self.early = model, family, early
+        self.encoder_frozen, self.decoding = stage.trainable == "decoder", stage.decoder_losses
+        self.checkpointing = stage.activation_checkpointing
+        for name, parameter in model.named_parameters():
+            part = family.part_of(name)
+            parameter.requires_grad_(part != "constant" and stage.trainable in ("all", part))
+
+    def forward(
+        self, audio: Tensor, attention_mask: Tensor, inputs: Tensor, labels: Tensor, labelled: Tensor, encoded: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Encoder states and, if the stage decodes, logits.
+
+        Args:
+            audio: features [utterances, mels, frames], or encoder states [utterances, positions, width].
+            attention_mask: which positions an utterance has, bool [utterances, positions].
+            inputs: decoder inputs [utterances, tokens].
+            labels: labels [utterances, tokens].
+            labelled: flat indices of the labelled positions [labels].
+            encoded: whether `audio` is encoder states.
+
+        Returns:
+            States [utterances, positions, width] and logits [labels, vocabulary] or None; where an early layer is taught,
+            its logits come after the others, [2 * labels, vocabulary].
+        """
+        if encoded:
+            states = audio
+        else:
+            with torch.set_grad_enabled(not self.encoder_frozen and torch.is_grad_enabled()):
+                states = self.family.encode(self.model, audio, attention_mask, self.checkpointing)
+        if not self.decoding:
+            return states, None
+        tokens = Tokens(inputs, labels)
+        return states, self.family.logits(
+            self.model, states, tokens, labelled, attention_mask, self.checkpointing, self.early
+        )
