@@ -7,9 +7,10 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import numpy as np
+import numpy.typing as npt
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # it would call home, which also delays an offline start
 import gradio as gr
@@ -23,6 +24,9 @@ from demo.session import Result, Systems, Tally, compare, load_clip, seconds
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.core.errors import UserError
 from workbench.corpus import Utterance, scored_clips
+
+if TYPE_CHECKING:
+    from gradio.routes import App
 
 EXAMPLES = 12
 SYSTEM_FONT = ["system-ui", "sans-serif"]  # Gradio's default theme fetches fonts from the network
@@ -39,7 +43,7 @@ SESSIONS = 200  # of browsers whose state is kept
 OTHER_EVENTS = 16  # that run at once beside transcriptions and microphones
 
 
-def build(systems: Systems, examples: Sequence[Utterance], limits: Limits) -> Any:
+def build(systems: Systems, examples: Sequence[Utterance], limits: Limits) -> gr.Blocks:
     """Build the page.
 
     Args:
@@ -57,7 +61,8 @@ def build(systems: Systems, examples: Sequence[Utterance], limits: Limits) -> An
         with gr.Tab("Live"):
             _live_tab(page, systems, limits)
     # without api_open=False whoever calls the API directly passes by the queue
-    return page.queue(max_size=limits.waiting, default_concurrency_limit=OTHER_EVENTS, api_open=False)
+    queued: gr.Blocks = page.queue(max_size=limits.waiting, default_concurrency_limit=OTHER_EVENTS, api_open=False)
+    return queued
 
 
 def _clip_tab(systems: Systems, examples: Sequence[Utterance], limits: Limits) -> None:
@@ -66,7 +71,7 @@ def _clip_tab(systems: Systems, examples: Sequence[Utterance], limits: Limits) -
         (f"{u.text[:70]}{'…' if len(u.text) > 70 else ''} ({u.seconds:.1f} s)", i) for i, u in enumerate(examples)
     ]
 
-    def choose(number: int | None) -> tuple[tuple[int, Any] | None, str, Any]:
+    def choose(number: int | None) -> tuple[tuple[int, npt.NDArray[np.int16]] | None, str, str | dict[str, object]]:
         if number is None:
             return None, "", gr.skip()
         utterance = examples[number]
@@ -115,9 +120,10 @@ def _live_tab(page: gr.Blocks, systems: Systems, limits: Limits) -> None:
     """A microphone, transcribed while somebody speaks."""
     visitors = Visitors(systems, limits.live)
 
-    def listen(block: str | None, names: list[str], language: str, request: gr.Request) -> Any:
+    def listen(block: str | None, names: list[str], language: str, request: gr.Request) -> str | dict[str, object]:
         if block is None:
-            return gr.skip()
+            unchanged: dict[str, object] = gr.skip()
+            return unchanged
         try:
             return visitors.hear(str(request.session_hash), Path(block), names, language).as_html()
         except UserError as error:  # shown in place: a message would pop up for every block
@@ -165,13 +171,20 @@ def _problem(error: UserError) -> str:
     return f'<div class="problem">{html.escape(str(error))}</div>'
 
 
-def _languages(systems: Systems) -> Any:
+def _languages(systems: Systems) -> gr.Dropdown:
     """What every system knows, to choose from."""
     known = systems.languages
     return gr.Dropdown(known, value="en" if "en" in known else known[0], label="Language")
 
 
-def launch(page: Any, host: str, port: int, limits: Limits, **options: Any) -> Any:
+class Served(TypedDict, total=False):
+    """How a page is served, beside what is always so."""
+
+    prevent_thread_lock: bool  # return at once
+    quiet: bool
+
+
+def launch(page: gr.Blocks, host: str, port: int, limits: Limits, **options: Unpack[Served]) -> tuple[App, str, str]:
     """Serve a page with its theme and styles, from this machine alone."""
     fetch_nothing()
     # 6.31 keeps what was said in the visitor's browser otherwise; 6.16 has no such argument of launch()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from typing import Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from gradio.queueing import Event
 
 JSON_BYTES = 1_000_000  # of any request that is no upload
 CLOSED = re.compile(r"/(process_recording$|component_server|vibe-|file=\w+:|file/\w+:|proxy=)")  # not used by the page
@@ -22,7 +25,7 @@ def fetch_nothing() -> None:
     """Have Gradio refuse an address in place of an upload, which it would fetch, whatever its size and whoever's network it is in."""
     import gradio as gr
 
-    async def refused(*_: Any, **__: Any) -> str:
+    async def refused(*_: object, **__: object) -> str:
         raise gr.Error("an address in place of an uploaded recording", print_exception=False)
 
     gr.processing_utils.async_ssrf_protected_download = refused
@@ -38,7 +41,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, upload_bytes: int) -> None:
         self.app, self.upload_bytes = app, upload_bytes
-        self.turns: WeakKeyDictionary[Any, asyncio.Lock] = WeakKeyDictionary()
+        self.turns: WeakKeyDictionary[Event, asyncio.Lock] = WeakKeyDictionary()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request, or pass it on."""
@@ -78,7 +81,7 @@ class Guard:
             await self.app(scope, counted, send)
 
 
-async def _read(event: Any) -> bool:
+async def _read(event: Event) -> bool:
     """Wait until a stream's last block has been read; False if the stream is over."""
     while event.signal.is_set():
         if event.is_finished or not event.alive:

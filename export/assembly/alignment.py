@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from export.assembly.detector import silero_data
+from export.edge.bundle.content import Alignment
 from export.edge.words import spans
 from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.corpus import Utterance, scored_clips
@@ -22,6 +24,9 @@ from workbench.labelling.segmentation import PAD_SECONDS, SpeechFinder
 from workbench.models.whisper.family import Whisper
 from workbench.models.whisper.passes import encode
 from workbench.models.whisper.tokens import label_ids
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
 
 log = logging.getLogger("workbench")
 CLIPS = 60  # looked at, for those that are short and said in one breath
@@ -77,7 +82,9 @@ def recordings(utterances: Sequence[Utterance], seed: int = 0) -> list[Recording
     return found
 
 
-def find_alignment(model: Any, family: Whisper, utterances: Sequence[Utterance], silence: float) -> dict[str, Any]:
+def find_alignment(
+    model: WhisperForConditionalGeneration, family: Whisper, utterances: Sequence[Utterance], silence: float
+) -> Alignment:
     """Heads that word times are read off, and their mean error on the clips that they were chosen on.
 
     Without clips, or where silero-vad is not installed, they are those that the checkpoint names.
@@ -89,7 +96,7 @@ def find_alignment(model: Any, family: Whisper, utterances: Sequence[Utterance],
         silence: as for `choose_heads`.
     """
     named = [list(pair) for pair in getattr(family.generation, "alignment_heads", None) or []]
-    unchecked = {"heads": named, "error_seconds": None}
+    unchecked: Alignment = {"heads": named, "error_seconds": None}
     if not utterances:
         return unchecked
     if silero_data() is None:
@@ -106,7 +113,7 @@ def find_alignment(model: Any, family: Whisper, utterances: Sequence[Utterance],
 
 @torch.no_grad()
 def choose_heads(
-    model: Any, family: Whisper, joined: Sequence[Recording], silence: float
+    model: WhisperForConditionalGeneration, family: Whisper, joined: Sequence[Recording], silence: float
 ) -> tuple[list[list[int]], float | None]:
     """Heads that tell best where clips begin and end.
 
@@ -140,7 +147,9 @@ def choose_heads(
     return chosen, round(_error(together), 3)
 
 
-def _attention(model: Any, family: Whisper, one: Recording, count: int, silence: float) -> Any:
+def _attention(
+    model: WhisperForConditionalGeneration, family: Whisper, one: Recording, count: int, silence: float
+) -> npt.NDArray[np.float32] | None:
     """Where every head looks before each of `count` tokens and before the end, while the decoder is given the text.
 
     -> [layers, heads, tokens + 1, positions]; None where the joined text has not that many tokens
@@ -165,7 +174,7 @@ def _first_rows(family: Whisper, one: Recording) -> list[int]:
     return [0, *np.cumsum(counts).tolist()]
 
 
-def _error(seen: Sequence[tuple[Any, list[int], Recording]]) -> float:
+def _error(seen: Sequence[tuple[npt.NDArray[np.float32], list[int], Recording]]) -> float:
     """Mean distance in seconds of where clips are said to begin, all but the first, and to end."""
     found = []
     for attention, rows, one in seen:

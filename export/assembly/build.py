@@ -9,13 +9,17 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict, cast
+
+import numpy as np
+import numpy.typing as npt
 
 from export.assembly.client_files import write_client_files
 from export.assembly.detector import copy_detector
 from export.assembly.origin import Origin, find_origin
 from export.bundle.inspection import OWN_RUNTIME
 from export.bundle.manifest import BUNDLE, write_manifest
+from export.edge.bundle.content import Content, Host, Int8, Vocabulary
 from export.edge.bundle.manifest import FORMAT, BundleError, Manifest, read_manifest
 from export.graphs.lint import LARGEST
 from export.quantization.int8 import DEFAULTS, Int8Options
@@ -38,8 +42,20 @@ from workbench.models.whisper.family import WINDOW_SECONDS, Whisper
 from workbench.models.whisper.limits import TOKENS_AT_LEAST, TOKENS_PER_SECOND, tokens_per_second
 from workbench.models.whisper.tokens import added_words
 
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
+
 log = logging.getLogger("workbench")
 EXPORTERS = ("workbench", "optimum")  # of the merged decoder
+
+
+class _Wanted(TypedDict):
+    """What tells one export of a checkpoint from another."""
+
+    precisions: list[str]
+    vocabulary: str
+    int8: Int8 | None
+    through: str
 
 
 def export_bundle(
@@ -87,7 +103,7 @@ def export_bundle(
     check_files(checkpoint)
     origin = find_origin(checkpoint, name)
     source = fingerprint(checkpoint)
-    wanted = {
+    wanted: _Wanted = {
         "precisions": precisions,
         "vocabulary": vocabulary,
         "int8": _described(options, parsed),
@@ -138,7 +154,7 @@ def check_exporter(through: str) -> None:
         environment()
 
 
-def _check_sizes(checkpoint: Path, model: Any) -> None:
+def _check_sizes(checkpoint: Path, model: WhisperForConditionalGeneration) -> None:
     """Raise UserError, before hours of work, for a model whose graphs would not fit an ONNX file; weights in other files are not written."""
     for name, part in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
         if (size := 4 * parameters(part)) > LARGEST:
@@ -151,7 +167,7 @@ def _check_sizes(checkpoint: Path, model: Any) -> None:
 @contextmanager
 def _pruned(
     checkpoint: Path, choice: str, texts: Sequence[str], output: Path
-) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+) -> Iterator[tuple[Path, Vocabulary | None]]:
     """The checkpoint to export, and what is said of its vocabulary if tokens leave it."""
     from export.bundle.vocabulary import choose, loss_of, prune
 
@@ -160,33 +176,35 @@ def _pruned(
         return
     family = Whisper(checkpoint)
     kept = choose(choice, family)
-    lost = {"choice": choice, "size": len(kept), "of": family.config.vocab_size, "lost": loss_of(kept, family, texts)}
+    loss = loss_of(kept, family, texts)
+    lost: Vocabulary = {"choice": choice, "size": len(kept), "of": family.config.vocab_size, "lost": loss}
     log.info("vocabulary: %s of %s tokens", f"{len(kept):,}", f"{lost['of']:,}")
     if texts:
         log.info(
             "of %d texts %d need other tokens now; %s %% of their tokens stay",
-            len(texts), lost["lost"]["texts_changed"], lost["lost"]["tokens_kept_percent"],
+            len(texts), loss["texts_changed"], loss["tokens_kept_percent"],
         )  # fmt: skip
     with workplace(output) as temporary:
         (temporary / "pruned").mkdir()
         yield prune(checkpoint, kept, temporary / "pruned"), lost
 
 
-def _described(options: Int8Options, precisions: Sequence[Precision]) -> dict[str, Any] | None:
+def _described(options: Int8Options, precisions: Sequence[Precision]) -> Int8 | None:
     """The quantizers' options, where any was at work."""
     if {s.name for p in precisions for s in (p.encoder, p.decoder)} <= {"fp32", "fp16"}:
         return None
     return {"per_channel": options.per_channel, "reduce_range": options.reduced, "symmetric": options.symmetric}
 
 
-def _is_current(output: Path, source: str, wanted: dict[str, Any], overwrite: bool) -> bool:
+def _is_current(output: Path, source: str, wanted: _Wanted, overwrite: bool) -> bool:
     if not (output / "bundle.json").is_file():
         return False
     try:
         manifest = read_manifest(output)
         content = manifest.content
         same = content.get("checkpoint_sha256") == source and manifest.precisions == wanted["precisions"]
-        same = same and ((content.get("vocabulary") or {}).get("choice") or "") == wanted["vocabulary"]
+        known = content.get("vocabulary")
+        same = same and ((known.get("choice") if known else "") or "") == wanted["vocabulary"]
         same = same and content.get("int8") == wanted["int8"]
         # a bundle without the field is older, and made anew: its edge/ is another
         same = same and content.get("through", "workbench") == wanted["through"]
@@ -210,14 +228,14 @@ def _is_current(output: Path, source: str, wanted: dict[str, Any], overwrite: bo
 
 def _has_this_runtime(manifest: Manifest) -> bool:
     """Whether the runtime that lies in a bundle is the one that would be put there now."""
-    inside: dict[str, str] = manifest.content["files"]
+    inside = manifest.content["files"]
     return all(
         inside.get(f"edge/{p.relative_to(OWN_RUNTIME).as_posix()}") == sha256(p) for p in OWN_RUNTIME.rglob("*.py")
     )
 
 
 def _write_graphs(
-    model: Any, family: Whisper, origin: Origin, folder: Path, precisions: Sequence[Precision],
+    model: WhisperForConditionalGeneration, family: Whisper, origin: Origin, folder: Path, precisions: Sequence[Precision],
     options: Int8Options, calibration: Sequence[Wave], heads: list[list[int]], through: str,
 ) -> None:  # fmt: skip
     from export.graphs.build import export_graphs, margin_frames
@@ -241,7 +259,7 @@ def _write_graphs(
     lint_graphs(folder)
 
 
-def calibration_features(checkpoint: Path, waves: Sequence[Wave]) -> list[Any]:
+def calibration_features(checkpoint: Path, waves: Sequence[Wave]) -> list[npt.NDArray[np.float32]]:
     """What an encoder is given of some clips [samples], at the length it reads. -> each [1, mels, frames]"""
     family, origin = Whisper(checkpoint), find_origin(checkpoint)
     seconds = [
@@ -251,8 +269,12 @@ def calibration_features(checkpoint: Path, waves: Sequence[Wave]) -> list[Any]:
 
 
 def _manifest(
-    origin: Origin, family: Whisper, model: Any, precisions: Sequence[Precision], source: str
-) -> dict[str, Any]:
+    origin: Origin,
+    family: Whisper,
+    model: WhisperForConditionalGeneration,
+    precisions: Sequence[Precision],
+    source: str,
+) -> Content:
     from export.graphs.names import DECODER, ENCODER, FRONTEND, SHERPA, STEP
 
     languages = sorted(family.language_ids or ["en"])
@@ -292,6 +314,6 @@ def _manifest(
             "most_tokens": family.most_tokens,
         },
         "run": origin.run,
-        "host": describe_host(),
+        "host": cast("Host", describe_host()),
         "files": {},
     }

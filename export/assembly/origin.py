@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from export.edge.bundle.content import Run
 from workbench.config.recipe import load_recipe
 from workbench.core.errors import UserError
 from workbench.core.files import read_json
@@ -22,14 +22,14 @@ class Origin:
     checkpoint: Path
     length: str  # "true": reads clips at their own length; "padded": reads 30 s, as stock Whisper does
     margin_seconds: float
-    run: dict[str, Any] | None  # recipe hash, teacher and validation scores, where a run made it
+    run: Run | None  # recipe hash, teacher and validation scores, where a run made it
 
 
 def find_origin(checkpoint: Path, name: str = "") -> Origin:
     """Read what a checkpoint folder says of itself; `workbench.json` marks a length-adaptive student."""
     margin = own_margin(checkpoint)
     run = checkpoint.parent
-    made = None
+    made: Run | None = None
     if (run / "scores.json").is_file() and (run / "recipe.yaml").is_file():
         scores = read_json(run / "scores.json", "a run's scores")
         made = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
 from export.bundle.card import write_card
 from export.bundle.inspection import changed_runtime, check_names
 from export.bundle.manifest import BUNDLE, open_manifest, write_manifest
+from export.edge.bundle.content import Content, Measured, MeasuredCorpus
 from export.edge.bundle.manifest import BundleError
 from export.graphs.names import GRAPH_FILES
 from export.verification.clients import client_module
@@ -57,14 +57,14 @@ def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite
         raise UserError(str(error)) from None
     if changed := changed_runtime(manifest):
         log.warning("%s: edge/ is of another version, or was changed: %s; it is packed as it is", bundle, ", ".join(changed))  # fmt: skip
-    content = {**manifest.content, "packed_for": client}
+    content: Content = {**manifest.content, "packed_for": client}
     content["precisions"] = {precision: {part: f"onnx/{GRAPH_FILES[part]}" for part in needs.GRAPHS}}
     content["parity"] = {precision: (manifest.content.get("parity") or {}).get(precision)}
     if verification := content.get("verification"):
         kept = [c for c in verification["clients"] if c["client"] == client and c["precision"] == precision]
         content["verification"] = {**verification, "clients": kept, "not_installed": {}}
     if measurement := content.get("measurement"):
-        others = [
+        others: list[MeasuredCorpus] = [
             {**other, "systems": _of_precision(other, precision)} for other in measurement.get("other_corpora", [])
         ]
         content["measurement"] = {
@@ -83,5 +83,5 @@ def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite
     return output
 
 
-def _of_precision(measured: dict[str, Any], precision: str) -> list[dict[str, Any]]:
+def _of_precision(measured: MeasuredCorpus, precision: str) -> list[Measured]:
     return [system for system in measured["systems"] if system["precision"] == precision]

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from export.edge.bundle.content import Content, Measurement, Verification
 from workbench.core.files import write_text
 
 CARD = "MODEL_CARD.md"
 
 
-def card(content: dict[str, Any]) -> str:
+def card(content: Content) -> str:
     """The card, which follows from the manifest's content."""
     return "\n\n".join(_sections(content)) + "\n"
 
 
-def write_card(folder: Path, content: dict[str, Any]) -> None:
+def write_card(folder: Path, content: Content) -> None:
     """Write the card from the manifest's content."""
     write_text(folder / CARD, card(content))
 
 
-def _sections(content: dict[str, Any]) -> list[str]:
+def _sections(content: Content) -> list[str]:
     run = content.get("run") or {}
     teacher = (run.get("teacher") or {}).get("name")
     origin = f"a student of `{teacher}`" if teacher else "an export of the checkpoint as it stands"
@@ -44,18 +44,19 @@ def _sections(content: dict[str, Any]) -> list[str]:
     if measurement := content.get("measurement"):
         sections.append(_table("Measured", measurement))
         sections += [
-            _table("Measured on another corpus", measurement | other) for other in measurement.get("other_corpora", [])
+            _table("Measured on another corpus", {**measurement, **other})
+            for other in measurement.get("other_corpora", [])
         ]
     if verification := content.get("verification"):
         sections.append(_verified(verification))
     return [*sections, _usage(content)]
 
 
-def _table(title: str, measurement: dict[str, Any]) -> str:
+def _table(title: str, measurement: Measurement) -> str:
     corpus = measurement["corpus"]
     rate = corpus.get("headline", "wer")  # bundles of earlier versions say neither this nor the next two
     rows = "\n".join(
-        f"| {s['precision']} | {s[rate]:.2f} | {s['latency_ms']['p50']:.0f} | {s['latency_ms']['p95']:.0f} | {s['size_mb']:.0f} | {s['peak_rss_mb']:.0f} |"
+        f"| {s['precision']} | {s['cer'] if rate == 'cer' else s['wer']:.2f} | {s['latency_ms']['p50']:.0f} | {s['latency_ms']['p95']:.0f} | {s['size_mb']:.0f} | {s['peak_rss_mb']:.0f} |"
         for s in measurement["systems"]
     )
     host = measurement["host"]
@@ -72,7 +73,7 @@ def _table(title: str, measurement: dict[str, Any]) -> str:
     )
 
 
-def _verified(verification: dict[str, Any]) -> str:
+def _verified(verification: Verification) -> str:
     rows = "\n".join(
         f"| {c['client']} {c['version']} | {c['precision']} | {'pass' if c['passed'] else 'FAIL' if c['required'] else 'over the WER budget'} | {c['tokens_equal']} | {c['wer']} | {c['wer_torch']} |"
         for c in verification["clients"]
@@ -80,7 +81,7 @@ def _verified(verification: dict[str, Any]) -> str:
     return f"## Verified in\n\n| client | precision | result | clips with equal tokens | WER % | in torch |\n|---|---|---|---|---|---|\n{rows}"
 
 
-def _detector(content: dict[str, Any]) -> str:
+def _detector(content: Content) -> str:
     """What our own runtime does where nobody speaks."""
     if not content.get("speech_detector"):
         return "Without a speech detector: it may write text that nobody said where there is only silence or noise, and takes clips of up to 30 s."
@@ -90,7 +91,7 @@ def _detector(content: dict[str, Any]) -> str:
     )
 
 
-def _usage(content: dict[str, Any]) -> str:
+def _usage(content: Content) -> str:
     """How each runtime is called from the bundle's folder; of a packed one, the runtime that it is for."""
     precision, packed = list(content["precisions"])[-1], content.get("packed_for", "")
     asked = ', language="en", task="transcribe"' if len(content["tokens"]["prompts"]) > 1 else ""

@@ -6,10 +6,11 @@ import contextlib
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Unpack, cast
 
 from export.bundle.card import CARD, card
 from export.bundle.recorded import check_recorded
+from export.edge.bundle.content import Content, Recorded
 from export.edge.bundle.manifest import BundleError, Manifest, read_manifest
 from workbench.core.atomic import recover
 from workbench.core.errors import UserError
@@ -44,13 +45,14 @@ def open_manifest(bundle: Path, check: bool = False) -> Manifest:
     return manifest
 
 
-def record(bundle: Path, **found: Any) -> None:
+def record(bundle: Path, **found: Unpack[Recorded]) -> None:
     """Add what was measured of a bundle to its manifest and its model card; every other file keeps the checksum that it has.
 
     Raises:
         UserError: a file is no longer what the manifest says: what was measured may not be of what lies there.
     """
-    content = open_manifest(bundle, check=True).content | {k: v for k, v in found.items() if k in RECORDED}
+    added = {k: v for k, v in found.items() if k in RECORDED}
+    content = cast("Content", {**open_manifest(bundle, check=True).content, **added})
     text = card(content)
     content["files"] = {**content["files"], CARD: hashlib.sha256(text.encode()).hexdigest()}
     # the manifest first: the card can be written anew from it, see `open_manifest`
@@ -93,7 +95,7 @@ def _own_files(folder: Path) -> Owned | None:
 BUNDLE = Made("bundle", _own_files)
 
 
-def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+def write_manifest(folder: Path, content: Content) -> None:
     """Write the manifest of a new bundle last, with the checksum of every other file."""
     files = sorted(
         p for p in folder.rglob("*") if p.is_file() and p.name != "bundle.json" and "__pycache__" not in p.parts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from export.edge.bundle.fields import Check, anything, number, one_of, record, row, table, text, whole
 
@@ -13,14 +13,14 @@ MOST = 10_000
 def maybe(check: Check) -> Check:
     """The same, or null."""
 
-    def either(field: str, value: Any) -> None:
+    def either(field: str, value: object) -> None:
         if value is not None:
             check(field, value)
 
     return either
 
 
-def _said(field: str, value: Any) -> None:
+def _said(field: str, value: object) -> None:
     """Any text of a few lines."""
     if not isinstance(value, str) or len(value) > 100_000:
         raise ValueError(f"field {field!r} is no text of at most 100000 characters")
@@ -57,7 +57,7 @@ FIELDS: dict[str, Check] = {
 }
 
 
-def check_recorded(content: dict[str, Any]) -> None:
+def check_recorded(content: Mapping[str, object]) -> None:
     """Check what the workbench reads of a manifest beyond what the runtime does; raises ValueError that names the first wrong field."""
     for field in REQUIRED:
         if content.get(field) is None:

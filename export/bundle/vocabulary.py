@@ -14,8 +14,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from export.edge.bundle.content import Lost
 from workbench.core.disk import disk_errors
 from workbench.core.errors import UserError, nearest
 from workbench.core.files import read_json
@@ -24,6 +25,9 @@ from workbench.models.whisper.family import Whisper
 from workbench.models.whisper.low_rank import merged_state
 from workbench.models.whisper.narrowing import narrow_model
 from workbench.models.whisper.tokens import label_ids, save_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, WhisperConfig
 
 WORDS = 50_000  # of a language, the most frequent
 FORMS_OF_A_WORD = {" {0}": 1.0, " {1}": 0.1, "{0}": 0.01, " {2}": 0.001}  # and how often it stands so, about
@@ -83,7 +87,7 @@ def prune(checkpoint: Path, kept: Sequence[int], folder: Path) -> Path:
         folder: an empty folder for the new checkpoint.
     """
     family = Whisper(checkpoint)
-    model: Any = family.load()
+    model = family.load()
     vocabulary = Vocabulary(kept, model.config.vocab_size)
     narrow_model(model, vocabulary)
     for settings in (model.config, model.generation_config):
@@ -108,7 +112,7 @@ def prune_like(checkpoint: Path, bundle: Path, folder: Path) -> Path:
     return prune(checkpoint, sorted({*(whole[token] for token in known), *_always(family)}), folder)
 
 
-def loss_of(kept: Sequence[int], family: Whisper, texts: Sequence[str]) -> dict[str, Any]:
+def loss_of(kept: Sequence[int], family: Whisper, texts: Sequence[str]) -> Lost:
     """What texts lose: how many of them need a token that is gone, and which share of their tokens stays."""
     known = set(kept)
     tokens = [label_ids(family.tokenizer, text) for text in texts]
@@ -153,7 +157,7 @@ def _pair(merge: str | list[str]) -> tuple[str, str]:
     return left, right
 
 
-def _renumber(settings: Any, vocabulary: Vocabulary) -> None:
+def _renumber(settings: WhisperConfig | GenerationConfig, vocabulary: Vocabulary) -> None:
     """Translate every token id of a model's or generation's configuration."""
     for name in [n for n in vars(settings) if n.endswith("token_id")]:
         value = getattr(settings, name)
@@ -162,10 +166,9 @@ def _renumber(settings: Any, vocabulary: Vocabulary) -> None:
     for name in ("suppress_tokens", "begin_suppress_tokens"):
         if getattr(settings, name, None):
             setattr(settings, name, vocabulary.places(getattr(settings, name)))
-    if getattr(settings, "forced_decoder_ids", None):
-        settings.forced_decoder_ids = [
-            [at, None if i is None else vocabulary.place(i)] for at, i in settings.forced_decoder_ids
-        ]
+    name = "forced_decoder_ids"  # which GenerationConfig does not declare
+    if forced := getattr(settings, name, None):
+        setattr(settings, name, [[at, None if i is None else vocabulary.place(i)] for at, i in forced])
     for name in ("lang_to_id", "task_to_id"):
         if getattr(settings, name, None):
             setattr(settings, name, {key: vocabulary.place(i) for key, i in getattr(settings, name).items()})

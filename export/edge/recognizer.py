@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 
 from .after_loop import joined, rest_after
 from .audio.resample import SAMPLE_RATE, AudioError, Wave
@@ -16,6 +16,7 @@ from .bundle.tokens import Detokenizer
 from .clock import Clock
 from .decoding.decoder import Hypothesis, beam_search, greedy
 from .decoding.model import SpeechModel
+from .decoding.sessions import Provider
 from .transcript import Segment, Transcript
 from .vad import Detector, anybody_speaks, pieces_of
 from .words import Word, timed_words
@@ -50,7 +51,7 @@ class Recognizer:
         bundle: str | Path,
         precision: str | None = None,
         threads: int | None = None,
-        providers: Sequence[Any] = ("CPUExecutionProvider",),
+        providers: Sequence[Provider] = ("CPUExecutionProvider",),
         check: bool = True,
         frugal: bool = False,
         spin: bool = False,
@@ -216,7 +217,7 @@ class Recognizer:
         return joined(said, self.transcribe(rest, said.language, beams, words), (len(wave) - len(rest)) / SAMPLE_RATE)
 
     def _words(
-        self, samples: int, cross_kv: Sequence[Any], prompt: list[int], written: Hypothesis, language: str
+        self, samples: int, cross_kv: Sequence[ort.OrtValue], prompt: list[int], written: Hypothesis, language: str
     ) -> tuple[Word, ...]:
         """Times of the words of one clip: the transcript is read once more, by the heads that follow the speech."""
         attention = self.model.cross_attention(cross_kv, prompt, written.tokens, samples)

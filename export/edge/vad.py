@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,7 @@ class Detector:
     """Probability of speech, frame by frame; it remembers what it has heard, so that a stream may come in blocks."""
 
     def __init__(self, path: Path) -> None:
-        self.session: Any = open_session(path, session_options(1), ["CPUExecutionProvider"])
+        self.session = open_session(path, session_options(1), ["CPUExecutionProvider"])
         self.forget()
 
     def forget(self) -> None:
@@ -59,7 +59,8 @@ class Detector:
             self.before = block[-1, -CONTEXT:]
             given = {"input": np.concatenate([contexts, block], 1), "h": self.state[0], "c": self.state[1]}
             with explained("the bundle's speech detector does not run"):
-                likely, *self.state = self.session.run(["speech_probs", "hn", "cn"], given)
+                out = self.session.run(["speech_probs", "hn", "cn"], given)
+                likely, *self.state = cast("list[npt.NDArray[np.float32]]", out)
             if likely.size != len(block):
                 raise BundleError(f"the bundle's speech detector gives {likely.size} values for {len(block)} frames")
             found.append(likely.reshape(-1))

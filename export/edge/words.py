@@ -6,7 +6,6 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +54,9 @@ def timed_words(
     ]
 
 
-def spans(attention: npt.NDArray[Any], seconds: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def spans(
+    attention: npt.NDArray[np.float32], seconds: float
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """When each token begins and ends, in seconds.
 
     A token ends where the path goes on to the next one. It begins there only if the decoder looks at that place: a pause is passed over
@@ -135,6 +136,6 @@ def _is_punctuation(text: str) -> bool:
     return all(unicodedata.category(c).startswith("P") for c in text)
 
 
-def as_dict(word: Word) -> dict[str, Any]:
+def as_dict(word: Word) -> dict[str, str | float]:
     """For JSON."""
     return {"text": word.text, "start": word.start, "end": word.end}

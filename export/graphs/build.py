@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import onnx
 from onnx import helper
@@ -20,9 +20,12 @@ from export.graphs.sherpa import sherpa_graph, sherpa_metadata
 from export.graphs.step import step_graph
 from workbench.models.whisper.family import Whisper
 
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
+
 
 def export_graphs(
-    model: Any, family: Whisper, folder: Path, margin: int | None, heads: Sequence[Sequence[int]] = (),
+    model: WhisperForConditionalGeneration, family: Whisper, folder: Path, margin: int | None, heads: Sequence[Sequence[int]] = (),
     through: str = "workbench",
 ) -> None:  # fmt: skip
     """Write all graphs of a Whisper model in fp32.

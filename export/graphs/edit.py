@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import onnx
 from onnx import helper
@@ -12,14 +11,14 @@ from onnx import helper
 LAYER = re.compile(r"\blayers\.(\d+)\b")
 
 
-def branches(model: onnx.ModelProto) -> list[Any]:
+def branches(model: onnx.ModelProto) -> list[onnx.GraphProto]:
     """The two branches of a merged decoder; none for other graphs."""
     return [
         a.g for n in model.graph.node if n.op_type == "If" for a in n.attribute if a.type == onnx.AttributeProto.GRAPH
     ]
 
 
-def replace(graph: Any, node: Any, by: list[Any]) -> None:
+def replace(graph: onnx.GraphProto, node: onnx.NodeProto, by: Sequence[onnx.NodeProto]) -> None:
     """Put other nodes in the place of one."""
     at = list(graph.node).index(node)
     graph.node.remove(node)
@@ -77,7 +76,7 @@ def hoist_transposes(model: onnx.ModelProto) -> int:
     return len(nodes)
 
 
-def tied_transpose(model: onnx.ModelProto) -> Any:
+def tied_transpose(model: onnx.ModelProto) -> onnx.NodeProto | None:
     """The node that transposes an embedding for the projection; None where the two are not one matrix."""
     return next(
         (n for n in model.graph.node if n.op_type == "Transpose" and n.output[0].endswith("_transposed_once")), None

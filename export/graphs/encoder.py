@@ -6,20 +6,26 @@ Written node by node, as the decoders are: torch's tracer is deprecated, and wha
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from onnx import ModelProto
+from torch import nn
 
 from export.graphs.padding import LEAST, NEAR_FLOOR, WINDOW_FRAMES
 from export.graphs.parts import attend, feed_forward, gelu, split_heads
 from export.graphs.writer import FLOAT, INT64, Writer
+from workbench.models.whisper.layers import EncoderLayer, decoder_of, encoder_of
 from workbench.models.whisper.log_mel import DYNAMIC_RANGE, HOP_LENGTH, N_FFT, LogMel
 from workbench.models.whisper.pooling import pool_after
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
 
 OPSET = 18
 
 
-def encoder_graph(model: Any, margin: int | None) -> Any:
+def encoder_graph(model: WhisperForConditionalGeneration, margin: int | None) -> ModelProto:
     """The graph of a WhisperForConditionalGeneration's encoder.
 
     Input: input_features [batch_size, mels, frames].
@@ -30,8 +36,8 @@ def encoder_graph(model: Any, margin: int | None) -> Any:
         model: in fp32 on the CPU.
         margin: frames of silence to leave after the longest clip, as `padding.as_trained` has it.
     """
-    encoder, config = model.model.encoder, model.config
-    width, layers = int(config.d_model), len(model.model.decoder.layers)
+    encoder, decoder, config = encoder_of(model), decoder_of(model), model.config
+    width, layers = int(config.d_model), len(decoder.layers)
     w = Writer()
     features = w.input("input_features", FLOAT, ["batch_size", int(config.num_mel_bins), "frames"])
     x = _as_trained(w, features, margin)
@@ -46,7 +52,7 @@ def encoder_graph(model: Any, margin: int | None) -> Any:
         if i + 1 == pools:
             x = _pooled(w, x)
     x = w.norm("norm", encoder.layer_norm, x, to="last_hidden_state")
-    attentions = [layer.encoder_attn for layer in model.model.decoder.layers]
+    attentions = [layer.encoder_attn for layer in decoder.layers]
     for kind in "kv":
         each = [w.linear(f"cross_{kind}.{i}", getattr(a, f"{kind}_proj"), x) for i, a in enumerate(attentions)]
         w.add("Concat", *(w.add("Unsqueeze", one, w.integers(0)) for one in each), to=f"n_layer_cross_{kind}", axis=0)
@@ -55,7 +61,7 @@ def encoder_graph(model: Any, margin: int | None) -> Any:
     return w.model("encoder", OPSET)
 
 
-def frontend_graph(mels: int) -> Any:
+def frontend_graph(mels: int) -> ModelProto:
     """Log-mel features as a graph, what `LogMel` computes: waves [batch_size, samples] -> input_features [batch_size, mels, frames]."""
     module = LogMel(mels)
     w = Writer()
@@ -101,7 +107,7 @@ def _as_trained(w: Writer, features: str, margin: int | None) -> str:
     return w.add("Slice", features, w.integers(0), w.add("Unsqueeze", kept, w.integers(0)), w.integers(2))
 
 
-def _layer(w: Writer, name: str, layer: Any, x: str) -> str:
+def _layer(w: Writer, name: str, layer: EncoderLayer, x: str) -> str:
     """One encoder layer. [batch, positions, width] -> the same"""
     attention = layer.self_attn
     normed = w.norm(f"{name}.self_norm", layer.self_attn_layer_norm, x)
@@ -120,7 +126,8 @@ def _pooled(w: Writer, x: str) -> str:
     return w.add("Div", w.add("Add", first, second), w.constant("2.0", np.float32(2)))
 
 
-def _convolution(w: Writer, name: str, layer: Any, x: str) -> str:
+def _convolution(w: Writer, name: str, layer: nn.Conv1d, x: str) -> str:
+    assert layer.bias is not None  # noqa: S101  both of Whisper's have one
     weight = w.constant(f"{name}.weight", layer.weight.detach().numpy())
     bias = w.constant(f"{name}.bias", layer.bias.detach().numpy())
     pad = int(layer.padding[0])

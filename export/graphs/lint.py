@@ -6,7 +6,6 @@ Exports that work at one length or one batch only are the field's most common de
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import onnx
 
@@ -63,7 +62,7 @@ def _kind(name: str) -> str | None:
     return next((kind for known, kind in stems.items() if stem == known or stem.startswith(f"{known}_")), None)
 
 
-def _versions(model: Any, kind: str) -> list[str]:
+def _versions(model: onnx.ModelProto, kind: str) -> list[str]:
     found = {o.domain: o.version for o in model.opset_import}
     strange = sorted(set(found) - DOMAINS - {"ai.onnx"})
     out = [f"operators of {', '.join(strange)}"] if strange else []
@@ -72,7 +71,7 @@ def _versions(model: Any, kind: str) -> list[str]:
     return out
 
 
-def _axes(model: Any, kind: str) -> list[str]:
+def _axes(model: onnx.ModelProto, kind: str) -> list[str]:
     values = {v.name: v.type.tensor_type.shape.dim for v in [*model.graph.input, *model.graph.output]}
     out = []
     for begin, axes in FREE_AXES[kind].items():
@@ -83,7 +82,7 @@ def _axes(model: Any, kind: str) -> list[str]:
     return out
 
 
-def _tensors(model: Any) -> list[str]:
+def _tensors(model: onnx.ModelProto) -> list[str]:
     out = []
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
         out.append("weights in another file")
@@ -92,7 +91,7 @@ def _tensors(model: Any) -> list[str]:
     return out
 
 
-def _attentions(model: Any) -> list[str]:
+def _attentions(model: onnx.ModelProto) -> list[str]:
     """An Attention's scores in a mode that onnxruntime's CUDA provider has not: it gives them before mask and softmax, or none."""
     modes = {
         attribute.i

@@ -7,20 +7,28 @@ Tokens that must not be written are lowered in the graph, because not every runt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
+from onnx import GraphProto, ModelProto
 
 from export.graphs.parts import attend, causal_mask, feed_forward, split_heads
 from export.graphs.step import EMBEDDING, TRANSPOSED, lowered
 from export.graphs.writer import BOOL, FLOAT, INT64, Writer
+from workbench.models.whisper.layers import Decoder, DecoderAttention, DecoderLayer, decoder_of
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
 
 OPSET = 18
 PAST, STATES, TOKENS = "past_decoder_sequence_length", "encoder_sequence_length", "decoder_sequence_length"
 PARTS = [f"{whose}.{what}" for whose in ("decoder", "encoder") for what in ("key", "value")]
 
 
-def merged_graph(model: Any, suppressed: Sequence[int], suppressed_first: Sequence[int]) -> Any:
+def merged_graph(
+    model: WhisperForConditionalGeneration, suppressed: Sequence[int], suppressed_first: Sequence[int]
+) -> ModelProto:
     """The graph of a WhisperForConditionalGeneration's decoder.
 
     Inputs: input_ids int64 [batch_size, tokens]; encoder_hidden_states [batch_size, positions, width];
@@ -35,7 +43,7 @@ def merged_graph(model: Any, suppressed: Sequence[int], suppressed_first: Sequen
         suppressed: ids never written.
         suppressed_first: ids not written first, which is what the branch without a past writes.
     """
-    decoder, config = model.model.decoder, model.config
+    decoder, config = decoder_of(model), model.config
     w = Writer()
     w.input("input_ids", INT64, ["batch_size", TOKENS])
     w.input("encoder_hidden_states", FLOAT, ["batch_size", STATES, int(config.d_model)])
@@ -65,7 +73,13 @@ def merged_graph(model: Any, suppressed: Sequence[int], suppressed_first: Sequen
     return w.model("merged_decoder", OPSET)
 
 
-def _branch(w: Writer, decoder: Any, cached: bool, row: Any, outputs: Sequence[tuple[str, list[int | str]]]) -> Any:
+def _branch(
+    w: Writer,
+    decoder: Decoder,
+    cached: bool,
+    row: npt.NDArray[np.float32],
+    outputs: Sequence[tuple[str, list[int | str]]],
+) -> GraphProto:
     """The decoder with or without a past."""
     b = w.branch("with_past" if cached else "first")
     count = b.add("Shape", "input_ids", start=1, end=2)
@@ -86,7 +100,7 @@ def _branch(w: Writer, decoder: Any, cached: bool, row: Any, outputs: Sequence[t
     return b.graph("with_past" if cached else "first")
 
 
-def _layer(b: Writer, number: int, layer: Any, x: str, mask: str, cached: bool) -> tuple[str, list[str]]:
+def _layer(b: Writer, number: int, layer: DecoderLayer, x: str, mask: str, cached: bool) -> tuple[str, list[str]]:
     """One decoder layer. [batch, tokens, width] -> the same, and its four presents in order."""
     name, own, other = f"layers.{number}", layer.self_attn, layer.encoder_attn
     normed = b.norm(f"{name}.self_norm", layer.self_attn_layer_norm, x)
@@ -108,7 +122,7 @@ def _layer(b: Writer, number: int, layer: Any, x: str, mask: str, cached: bool) 
     return feed_forward(b, name, layer, x), [*kept, *presents]
 
 
-def _attend(b: Writer, attention: Any, query: str, kept: list[str], mask: str = "") -> str:
+def _attend(b: Writer, attention: DecoderAttention, query: str, kept: list[str], mask: str = "") -> str:
     """`attend` to keys as they are kept, [batch, heads, positions, head width]."""
     key, value = kept
     return attend(b, attention, query, b.add("Transpose", key, perm=[0, 1, 3, 2]), value, mask)

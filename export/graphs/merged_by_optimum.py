@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import onnx
 from onnx import helper, numpy_helper
@@ -17,11 +17,17 @@ from export.optimum.environment import environment
 from workbench.core.errors import last_line
 from workbench.core.machine.children import ending_with_us
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import WhisperForConditionalGeneration
+
 OPSET = 18  # as graphs/merged.py
 FRAMES = 480  # of the example that is traced; any even number will do
 
 
-def merged_decoder(model: Any, suppressed: Sequence[int], suppressed_first: Sequence[int], path: Path) -> None:
+def merged_decoder(
+    model: WhisperForConditionalGeneration, suppressed: Sequence[int], suppressed_first: Sequence[int], path: Path
+) -> None:
     """Write `decoder_model_merged.onnx` of a model as Optimum exports it, in fp32, with the logits of suppressed tokens lowered.
 
     Args:
@@ -55,7 +61,7 @@ def merged_decoder(model: Any, suppressed: Sequence[int], suppressed_first: Sequ
     onnx.save(exported, path)
 
 
-def _weights(model: Any) -> dict[str, Any]:
+def _weights(model: WhisperForConditionalGeneration) -> dict[str, Tensor]:
     """All weights but the encoder's; the projection only where it is not the embedding."""
     tied = model.config.tie_word_embeddings
     return {

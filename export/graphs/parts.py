@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from export.graphs.writer import Writer
+from workbench.models.whisper.layers import Attention, Layer
 
 FAR = -1e9  # so low that its exponential is zero
 
 
-def split_heads(w: Writer, attention: Any, x: str, turned: bool = False) -> str:
+def split_heads(w: Writer, attention: Attention, x: str, turned: bool = False) -> str:
     """[batch, tokens, width] -> [batch, heads, tokens, head width]; `turned`, as `attend` takes keys, with the last two exchanged."""
     shape = w.integers(0, 0, int(attention.num_heads), int(attention.head_dim))
     return w.add("Transpose", w.add("Reshape", x, shape), perm=[0, 2, 3, 1] if turned else [0, 2, 1, 3])
 
 
-def attend(w: Writer, attention: Any, query: str, key: str, value: str, mask: str = "") -> str:
+def attend(w: Writer, attention: Attention, query: str, key: str, value: str, mask: str = "") -> str:
     """Attention before its output projection.
 
     Args:
@@ -40,7 +39,7 @@ def attend(w: Writer, attention: Any, query: str, key: str, value: str, mask: st
     return w.add("Reshape", w.add("Transpose", mixed, perm=[0, 2, 1, 3]), w.integers(0, 0, heads * width))
 
 
-def feed_forward(w: Writer, name: str, layer: Any, x: str) -> str:
+def feed_forward(w: Writer, name: str, layer: Layer, x: str) -> str:
     """The second half of a layer: norm, two products around GELU, residual. [..., width] -> the same"""
     hidden = w.linear(f"{name}.fc1", layer.fc1, w.norm(f"{name}.norm", layer.final_layer_norm, x))
     return w.add("Add", x, w.linear(f"{name}.fc2", layer.fc2, gelu(w, hidden)))

@@ -6,18 +6,26 @@ graph does. What sherpa-onnx wants to know of a model stands in the encoder's me
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+from onnx import ModelProto
 
 from export.graphs.parts import attend, causal_mask, feed_forward, split_heads
 from export.graphs.step import EMBEDDING, TRANSPOSED, suppression
 from export.graphs.writer import FLOAT, INT64, Writer
+from workbench.models.whisper.family import Whisper
+from workbench.models.whisper.layers import DecoderAttention, decoder_of
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
 
 OPSET = 17
 
 
-def sherpa_graph(model: Any, suppressed: list[int], suppressed_first: list[int]) -> Any:
+def sherpa_graph(
+    model: WhisperForConditionalGeneration, suppressed: list[int], suppressed_first: list[int]
+) -> ModelProto:
     """The graph of a WhisperForConditionalGeneration's decoder, with sherpa-onnx's six inputs and three outputs in its order.
 
     Args:
@@ -25,7 +33,7 @@ def sherpa_graph(model: Any, suppressed: list[int], suppressed_first: list[int])
         suppressed: ids never written.
         suppressed_first: ids not written first.
     """
-    decoder, config = model.model.decoder, model.config
+    decoder, config = decoder_of(model), model.config
     layers, width, context = len(decoder.layers), int(config.d_model), int(config.max_target_positions)
     w = Writer()
     ids = w.input("tokens", INT64, ["batch", "n_tokens"])
@@ -71,13 +79,17 @@ def sherpa_graph(model: Any, suppressed: list[int], suppressed_first: list[int])
     return w.model("sherpa_decoder", OPSET)
 
 
-def sherpa_metadata(family: Any) -> dict[str, str]:
+def sherpa_metadata(family: Whisper) -> dict[str, str]:
     """What sherpa-onnx reads off the encoder; it ends its process if any of it is missing.
 
     Args:
         family: the checkpoint's configuration and tokens.
     """
-    config, token = family.config, family.tokenizer.convert_tokens_to_ids
+
+    def token(text: str) -> int:
+        return cast("int", family.tokenizer.convert_tokens_to_ids(text))  # of a list it would be a list
+
+    config = family.config
     languages: dict[str, int] = family.language_ids
     start = int(config.decoder_start_token_id)
     multilingual = bool(languages)
@@ -85,7 +97,7 @@ def sherpa_metadata(family: Any) -> dict[str, str]:
     no_times = token("<|notimestamps|>")
     task = {name: known.get(f"<|{name}|>", no_times) for name in ("transcribe", "translate")}
     english = languages.get("en", next(iter(languages.values()), 0))
-    found: dict[str, Any] = {
+    found: dict[str, int | str | list[int] | list[str]] = {
         "model_type": "whisper",
         "n_mels": config.num_mel_bins,
         "n_audio_ctx": config.max_source_positions,
@@ -108,7 +120,7 @@ def sherpa_metadata(family: Any) -> dict[str, str]:
     return {k: ",".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in found.items()}
 
 
-def sherpa_tokens(family: Any) -> str:
+def sherpa_tokens(family: Whisper) -> str:
     """tokens.txt: the bytes of each text token and added word in base64, and its id."""
     import base64
 
@@ -125,7 +137,7 @@ def sherpa_tokens(family: Any) -> str:
     return "".join(f"{base64.b64encode(piece).decode()} {i}\n" for i, piece in sorted(pieces.items()))
 
 
-def _attend(w: Writer, attention: Any, query: str, kept: list[str], mask: str = "") -> str:
+def _attend(w: Writer, attention: DecoderAttention, query: str, kept: list[str], mask: str = "") -> str:
     """`attend` to keys and values as they are kept, [batch, positions, width]."""
     key, value = kept
     return attend(

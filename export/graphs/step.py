@@ -7,12 +7,17 @@ copied. Keys and values of the encoder's states come from the encoder's graph. T
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from onnx import ModelProto
 
 from export.graphs.writer import FLOAT, INT64, Writer
+from workbench.models.whisper.layers import DecoderAttention, DecoderLayer, decoder_of
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
 
 OPSET = 24
 EMBEDDING = "embedding"
@@ -21,8 +26,9 @@ UNSAID = -1e4  # added to the logit of a token that must not be written
 
 
 def step_graph(
-    model: Any, suppressed: list[int], suppressed_first: list[int], heads: Sequence[Sequence[int]] = ()
-) -> Any:
+    model: WhisperForConditionalGeneration, suppressed: list[int], suppressed_first: list[int],
+    heads: Sequence[Sequence[int]] = (),
+) -> ModelProto:  # fmt: skip
     """The graph of a WhisperForConditionalGeneration's decoder.
 
     Inputs: input_ids int64 [batch, tokens]; offset int64 [batch], positions written before; cache_{k,v}.{layer}
@@ -36,7 +42,7 @@ def step_graph(
         suppressed_first: ids not written first.
         heads: [layer, head] of the cross-attention heads that follow the speech.
     """
-    decoder, config = model.model.decoder, model.config
+    decoder, config = decoder_of(model), model.config
     width = int(config.d_model)
     w = Writer()
     ids = w.input("input_ids", INT64, ["batch", "tokens"])
@@ -88,7 +94,7 @@ def _mask(w: Writer, places: str, cache: str) -> str:
 
 
 def _layer(
-    w: Writer, name: str, layer: Any, x: str, offset: str, cache: list[str], cross: list[str], mask: str, number: int,
+    w: Writer, name: str, layer: DecoderLayer, x: str, offset: str, cache: list[str], cross: list[str], mask: str, number: int,
     heads: tuple[list[int], list[str]],
 ) -> str:  # fmt: skip
     """One decoder layer. [batch, tokens, width] -> the same. What its `heads` look at is added to the list beside them."""
@@ -116,7 +122,7 @@ def _layer(
 
 def _attention(
     w: Writer,
-    attention: Any,
+    attention: DecoderAttention,
     query: str,
     kept: list[str],
     mask: str = "",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from torch import Tensor, nn
 
 from workbench.models.whisper.low_rank import LowRank
 
 BOOL, FLOAT, INT64 = TensorProto.BOOL, TensorProto.FLOAT, TensorProto.INT64
 Axes = Sequence[int | str]
+Attribute = int | float | str | Sequence[int] | TensorProto | GraphProto  # of a node
 
 
 class Writer:
@@ -25,10 +27,10 @@ class Writer:
 
     def __init__(self, begin: str = "") -> None:
         self.begin = begin
-        self.nodes: list[Any] = []
-        self.weights: dict[str, Any] = {}
-        self.inputs: list[Any] = []
-        self.outputs: list[Any] = []
+        self.nodes: list[NodeProto] = []
+        self.weights: dict[str, TensorProto] = {}
+        self.inputs: list[ValueInfoProto] = []
+        self.outputs: list[ValueInfoProto] = []
 
     def input(self, name: str, kind: int, axes: Axes) -> str:
         """An input with its axes, fixed or named."""
@@ -49,7 +51,7 @@ class Writer:
         """A vector of int64."""
         return self.constant("ints_" + "_".join(str(v).replace("-", "m") for v in values), np.array(values, np.int64))
 
-    def add(self, op: str, *inputs: str, to: str = "", **attributes: Any) -> str:
+    def add(self, op: str, *inputs: str, to: str = "", **attributes: Attribute) -> str:
         """A node of one output, called `to` or after its operator."""
         return self.split(op, *inputs, to=[to or f"{self.begin}{op}_{len(self.nodes)}"], **attributes)[0]
 
@@ -63,9 +65,11 @@ class Writer:
         """A constant made by a node of this graph: what a branch puts out must be made in it."""
         return self.add("Constant", value=numpy_helper.from_array(np.asarray(value)))
 
-    def split(self, op: str, *inputs: str, to: Sequence[str], **attributes: Any) -> list[str]:
+    def split(self, op: str, *inputs: str, to: Sequence[str], **attributes: Attribute) -> list[str]:
         """A node of several outputs."""
-        self.nodes.append(helper.make_node(op, list(inputs), list(to), name=f"{to[0]}_{op}", **attributes))
+        node = helper.make_node(op, list(inputs), list(to), name=f"{to[0]}_{op}")
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in sorted(attributes.items()))
+        self.nodes.append(node)
         return list(to)
 
     def branch(self, name: str) -> Writer:
@@ -74,13 +78,14 @@ class Writer:
         made.weights = self.weights
         return made
 
-    def linear(self, name: str, layer: Any, x: str) -> str:
+    def linear(self, name: str, layer: nn.Module, x: str) -> str:
         """Product with the weight of a torch Linear, or of the two of a LowRank, and the bias."""
         if isinstance(layer, LowRank):
             return self.linear(f"{name}.up", layer.up, self.linear(f"{name}.down", layer.down, x))
-        return self.affine(name, layer.weight, layer.bias, x)
+        plain = cast("nn.Linear", layer)
+        return self.affine(name, plain.weight, plain.bias, x)
 
-    def affine(self, name: str, weight: Any, bias: Any, x: str) -> str:
+    def affine(self, name: str, weight: Tensor, bias: Tensor | None, x: str) -> str:
         """X W' + b of torch tensors. weight: [out, in]"""
         matrix = self.constant(f"{name}.weight", weight.detach().numpy().T)
         product = self.add("MatMul", x, matrix)
@@ -88,17 +93,17 @@ class Writer:
             return product
         return self.add("Add", product, self.constant(f"{name}.bias", bias.detach().numpy()))
 
-    def norm(self, name: str, layer: Any, x: str, to: str = "") -> str:
+    def norm(self, name: str, layer: nn.LayerNorm, x: str, to: str = "") -> str:
         """A torch LayerNorm over the last axis."""
         scale = self.constant(f"{name}.scale", layer.weight.detach().numpy())
         bias = self.constant(f"{name}.shift", layer.bias.detach().numpy())
         return self.add("LayerNormalization", x, scale, bias, to=to, axis=-1, epsilon=float(layer.eps))
 
-    def graph(self, name: str) -> Any:
+    def graph(self, name: str) -> GraphProto:
         """A finished branch: its weights stay with the graph that it is a branch of."""
         return helper.make_graph(self.nodes, name, [], self.outputs)
 
-    def model(self, name: str, opset: int) -> Any:
+    def model(self, name: str, opset: int) -> ModelProto:
         """The finished model, checked."""
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, list(self.weights.values()))
         made = helper.make_model(

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
+from export.measurement.content import Curves, Loss
 from workbench.core.files import json_lines
 
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
 POINTS = 300  # of a curve in the report; longer ones are averaged
-LOSSES = ("loss", "task", "distillation", "matching")
+LOSSES: tuple[Loss, ...] = ("loss", "task", "distillation", "matching")
 
 
-def read_curves(bundle: Path) -> dict[str, Any] | None:
+class _Step(TypedDict, total=False):
+    """A line of metrics.jsonl: of a step's losses, or of a validation."""
+
+    step: int
+    stage: str
+    loss: float
+    task: float
+    distillation: float
+    matching: float
+    validation_wer: float
+    validation_cer: float
+
+
+def read_curves(bundle: Path) -> Curves | None:
     """Loss and validation curves of the run folder that holds a bundle, or None if it holds no run.
 
     Returns:
@@ -22,34 +40,39 @@ def read_curves(bundle: Path) -> dict[str, Any] | None:
     path = bundle.resolve().parent / "metrics.jsonl"
     if not path.is_file():
         return None
-    rows = [json.loads(line) for line in json_lines(path)]
+    rows: list[_Step] = [json.loads(line) for line in json_lines(path)]
     trained = [row for row in rows if "loss" in row]
     if not trained:
         return None
     # points end with a stage, so that none is a mean over two
     stages = list(dict.fromkeys(row["stage"] for row in trained))
-    groups: list[list[dict[str, Any]]] = []
+    groups: list[list[_Step]] = []
     for stage in stages:
         own = [row for row in trained if row["stage"] == stage]
         size = max(1, -(-len(trained) // POINTS))
         groups += [own[i : i + size] for i in range(0, len(own), size)]
-    curves: dict[str, Any] = {
-        "steps": [group[-1]["step"] for group in groups],
-        "stage": [group[0]["stage"] for group in groups],
-    }
-    for name in LOSSES:
+
+    def averaged(name: Loss) -> list[float]:
         # a step without the corpus's transcripts (on-policy) has no task loss, which is not one of 0
         known = [[row[name] for row in group if name in row] for group in groups]
-        curves[name] = [float(f"{sum(values) / max(len(values), 1):.6g}") for values in known]
-    curves["validation"] = [
-        {"step": row["step"], "wer": row["validation_wer"], "cer": row["validation_cer"]}
-        for row in rows
-        if "validation_wer" in row
-    ]
-    return curves
+        return [float(f"{sum(values) / max(len(values), 1):.6g}") for values in known]
+
+    return {
+        "steps": [group[-1]["step"] for group in groups],
+        "stage": [group[0]["stage"] for group in groups],
+        "loss": averaged("loss"),
+        "task": averaged("task"),
+        "distillation": averaged("distillation"),
+        "matching": averaged("matching"),
+        "validation": [
+            {"step": row["step"], "wer": row["validation_wer"], "cer": row["validation_cer"]}
+            for row in rows
+            if "validation_wer" in row
+        ],
+    }
 
 
-def figures(training: dict[str, dict[str, Any]]) -> list[Any]:
+def figures(training: Mapping[str, Curves]) -> list[Figure]:
     """One plot a run: losses on a logarithmic axis, WER on the validation split on another."""
     import plotly.graph_objects as go
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 from export.edge.bundle.fields import number, record, table, text, whole
 from export.edge.bundle.manifest import BundleError, read_json
@@ -25,30 +24,45 @@ SIZES = record(
 OPTIONAL_SIZES = {"pool_after": number(0, 1024), "encoder_ranks": table(text, whole(1, LARGEST))}
 
 
-def read_sizes(bundle: Path) -> dict[str, Any]:
+class Sizes(TypedDict):
+    """What is counted with of a checkpoint's or bundle's config.json, which has more."""
+
+    d_model: int
+    num_mel_bins: int
+    encoder_layers: int
+    decoder_layers: int
+    encoder_ffn_dim: int
+    decoder_ffn_dim: int
+    max_source_positions: int
+    vocab_size: int
+    pool_after: NotRequired[float | None]  # how many layers, where the encoder pools its states
+    encoder_ranks: NotRequired[dict[str, int] | None]  # by name, of layers that are two thinner ones
+
+
+def read_sizes(bundle: Path) -> Sizes:
     """A bundle's config.json, its sizes within bounds; raises UserError."""
     path = bundle / "config.json"
     try:
         config = read_json(path)
         SIZES("configuration", config)
+        found = cast("Sizes", config)
         for field, check in OPTIONAL_SIZES.items():
-            if config.get(field) is not None:
-                check(field, config[field])
+            if (value := found.get(field)) is not None:
+                check(field, value)
     except (BundleError, ValueError) as error:
         said = str(error)
         raise UserError(said if str(path) in said else f"{path}: {said}; export the bundle again") from None
-    found: dict[str, Any] = config
     return found
 
 
-def encoder_flops(config: Mapping[str, Any], positions: int) -> int:
+def encoder_flops(config: Sizes, positions: int) -> int:
     """Operations of convolutions, encoder layers, and the decoder's keys and values of the states.
 
     Args:
         config: a checkpoint's or bundle's config.json.
         positions: of 20 ms.
     """
-    width, ffn, mels = (int(config[k]) for k in ("d_model", "encoder_ffn_dim", "num_mel_bins"))
+    width, ffn, mels = config["d_model"], config["encoder_ffn_dim"], config["num_mel_bins"]
     convolutions = 2 * 3 * width * (2 * positions * mels + positions * width)
     pools = int(config.get("pool_after") or config["encoder_layers"])
     ranks, read = ranks_of(config), states_of(config, positions)
@@ -69,12 +83,12 @@ def encoder_flops(config: Mapping[str, Any], positions: int) -> int:
     return convolutions + sum(layer(i) for i in range(int(config["encoder_layers"]))) + crossed
 
 
-def states_of(config: Mapping[str, Any], positions: int) -> int:
+def states_of(config: Sizes, positions: int) -> int:
     """States that the encoder makes of so many positions: half as many where it pools them."""
     return -(-positions // 2) if config.get("pool_after") else positions
 
 
-def token_flops(config: Mapping[str, Any], positions: int, before: int = 0) -> int:
+def token_flops(config: Sizes, positions: int, before: int = 0) -> int:
     """Operations of one decoder step: a token after `before` others, reading the states of so many positions, and its projection."""
     positions = states_of(config, positions)
     width, ffn = int(config["d_model"]), int(config["decoder_ffn_dim"])

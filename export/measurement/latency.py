@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnContext
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from workbench.core.errors import UserError
 from workbench.core.machine.children import end_with_parent
@@ -63,6 +64,16 @@ class BenchmarkResult:
         return sum(not self.finished[i] and not self.looped[i] for i in clips)
 
 
+class _Said(TypedDict):
+    """What a system's process answers of a clip."""
+
+    text: str
+    finished: bool
+    looped: bool
+    tokens: int
+    stages_ms: dict[str, float]
+
+
 def time_systems(
     systems: Sequence[System],
     wavs: Sequence[tuple[Path, str]],
@@ -106,7 +117,7 @@ def time_systems(
     return found
 
 
-def _keep(timed: BenchmarkResult, runs: Sequence[dict[str, Any]]) -> None:
+def _keep(timed: BenchmarkResult, runs: Sequence[_Said]) -> None:
     """Keep the run whose total time is the median; its stages then add up."""
     chosen = sorted(runs, key=lambda run: sum(run["stages_ms"].values()))[len(runs) // 2]
     timed.hypotheses.append(chosen["text"])
@@ -119,7 +130,7 @@ def _keep(timed: BenchmarkResult, runs: Sequence[dict[str, Any]]) -> None:
 class _Worker:
     """The parent's end of a system's process."""
 
-    def __init__(self, context: Any, system: System, threads: int, vad: bool | None) -> None:
+    def __init__(self, context: SpawnContext, system: System, threads: int, vad: bool | None) -> None:
         self.system = system
         self.pipe, child = context.Pipe()
         self.process = context.Process(
@@ -130,21 +141,21 @@ class _Worker:
 
     def ready(self) -> float:
         """Wait until the system is loaded; returns the time that took, in ms."""
-        return float(self._answer()["load_ms"])
+        return cast("float", self._answer()["load_ms"])
 
-    def transcribe(self, wav: Path, language: str) -> dict[str, Any]:
+    def transcribe(self, wav: Path, language: str) -> _Said:
         """Transcribe one clip."""
         self.pipe.send((str(wav), language))
-        return self._answer()
+        return cast("_Said", self._answer())
 
     def peak_rss_mb(self) -> float:
         """Largest resident memory so far, in MB (10^6 bytes)."""
         self.pipe.send(None)
-        return float(self._answer()["peak_rss_mb"])
+        return cast("float", self._answer()["peak_rss_mb"])
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self) -> dict[str, object]:
         try:
-            answer: dict[str, Any] = self.pipe.recv()
+            answer: dict[str, object] = self.pipe.recv()
         except EOFError:
             self.process.join(5)
             raise UserError(

@@ -6,15 +6,17 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 
 from export.assembly.teacher import short_name, teacher_bundle
 from export.bundle.manifest import open_manifest, record, size_mb
+from export.edge.bundle.content import Difference, Host, Measured, Measurement
 from export.edge.bundle.manifest import Manifest
+from export.measurement.content import LanguageScores, Report, Scores, Section, SystemRow
 from export.measurement.curves import read_curves
-from export.measurement.flops import encoder_flops, read_sizes, token_flops
+from export.measurement.flops import Sizes, encoder_flops, read_sizes, token_flops
 from export.measurement.latency import STAGES, BenchmarkResult, System
 from export.measurement.robustness import check_robustness
 from export.measurement.timing import time_on
@@ -57,7 +59,7 @@ def measure(
     repeats: int = 1,
     again: bool = False,
     robustness: bool = True,
-) -> dict[str, Any]:
+) -> Report:
     """Measure every precision of some bundles, and their teacher as ONNX fp32 at 30 s in the same runtime.
 
     Args:
@@ -90,20 +92,23 @@ def measure(
     systems = _systems(bundles, teacher)
     key = _key(systems, parts, threads, repeats, robustness)
     if report_path.is_file() and not again:
-        known = read_json(report_path, "a report")
+        known = cast("Report", read_json(report_path, "a report"))
         if known.get("key") == key:
             log.info("%s holds this measurement; add --again to repeat it", report_path)
-            return dict(known)
+            return known
     timed = time_on(systems, utterances, threads, repeats)
     sections = _sections(systems, timed, parts, bundles)
-    report: dict[str, Any] = {
+    report: Report = {
         "schema": SCHEMA,
         "key": key,
-        "host": describe_host(),
+        "host": cast("Host", describe_host()),
         "threads": threads,
         "repeats": repeats,
+        "corpus": sections[0]["corpus"],
+        "systems": sections[0]["systems"],
+        "clips": sections[0]["clips"],
+        "other_corpora": sections[1:],
     }
-    report |= sections[0] | {"other_corpora": sections[1:]}
     if robustness:
         log.info("silence, noise, music and the shortest clips")
         first = [found.part(slice(len(parts[0].utterances))) for found in timed]
@@ -113,11 +118,13 @@ def measure(
     write_json(report_path, report)
     write_html(report, output / "report.html")
     for bundle in bundles:
-        measurement = {k: report[k] for k in ("corpus", "host", "threads")}
-        measurement["systems"] = _brief(sections[0], systems, bundle)
-        measurement["other_corpora"] = [
-            {"corpus": s["corpus"], "systems": _brief(s, systems, bundle)} for s in sections[1:]
-        ]
+        measurement: Measurement = {
+            "corpus": report["corpus"],
+            "host": report["host"],
+            "threads": report["threads"],
+            "systems": _brief(sections[0], systems, bundle),
+            "other_corpora": [{"corpus": s["corpus"], "systems": _brief(s, systems, bundle)} for s in sections[1:]],
+        }
         record(bundle, measurement=measurement)
     return report
 
@@ -177,9 +184,10 @@ def _graphs(system: System) -> list[str]:
 
 def _sections(
     systems: Sequence[System], timed: Sequence[BenchmarkResult], parts: Sequence[Clips], bundles: Sequence[Path]
-) -> list[dict[str, Any]]:
+) -> list[Section]:
     """What was measured on each corpus."""
-    out, start = [], 0
+    out: list[Section] = []
+    start = 0
     for part in parts:
         stop = start + len(part.utterances)
         out.append(_section(systems, [found.part(slice(start, stop)) for found in timed], part, bundles))
@@ -189,16 +197,15 @@ def _sections(
 
 def _section(
     systems: Sequence[System], timed: Sequence[BenchmarkResult], part: Clips, bundles: Sequence[Path]
-) -> dict[str, Any]:
+) -> Section:
     """One corpus's description, a row a system, and every clip's transcripts and times."""
     utterances = part.utterances
     rows = [_row(system, found, utterances) for system, found in zip(systems, timed, strict=True)]
     texts = [u.text for u in utterances]
     for row, found in zip(rows[1:], timed[1:], strict=True):
-        for unit in ("wer", "cer"):
-            row[f"{unit}_difference"] = paired_difference(
-                texts, found.hypotheses, timed[0].hypotheses, part.languages, unit=unit
-            )
+        hypotheses = found.hypotheses, timed[0].hypotheses
+        row["wer_difference"] = cast("Difference", paired_difference(texts, *hypotheses, part.languages, unit="wer"))
+        row["cer_difference"] = cast("Difference", paired_difference(texts, *hypotheses, part.languages, unit="cer"))
         row["speedup"] = round(rows[0]["latency_ms"]["p50"] / row["latency_ms"]["p50"], 2)
         ratios = [a / b for a, b in zip(_totals(timed[0]), _totals(found), strict=True)]
         row["speedup_per_clip_p50"] = round(float(np.median(ratios)), 2)
@@ -237,9 +244,9 @@ def trained_on(corpus: str, bundles: Sequence[Path]) -> bool | None:
     return None if any(corpora is None for corpora in said) else False
 
 
-def _row(system: System, found: BenchmarkResult, utterances: Sequence[Utterance]) -> dict[str, Any]:
+def _row(system: System, found: BenchmarkResult, utterances: Sequence[Utterance]) -> SystemRow:
     manifest = open_manifest(system.bundle)
-    scores = score_utterances(utterances, found.hypotheses)
+    scores = cast("Scores", score_utterances(utterances, found.hypotheses).as_dict())
     raw = score_utterances(utterances, found.hypotheses, normalized=False)
     totals = _totals(found)
     loops = found.loops({i: (u.text, u.language) for i, u in enumerate(utterances)})
@@ -253,14 +260,26 @@ def _row(system: System, found: BenchmarkResult, utterances: Sequence[Utterance]
         "parameters": manifest.content["parameters"],
         "size_mb": round(size_mb(manifest, system.precision), 1),
         "graphs_sha256": {g: manifest.content["files"][g] for g in _graphs(system)},
-        **scores.as_dict(),
-        "by_language": _by_language(utterances, found.hypotheses),
+        "wer": scores["wer"],
+        "wer_ci": scores["wer_ci"],
+        "wer_folded": scores["wer_folded"],
+        "cer": scores["cer"],
+        "cer_ci": scores["cer_ci"],
+        "substitutions": scores["substitutions"],
+        "deletions": scores["deletions"],
+        "insertions": scores["insertions"],
         "loops": loops,
+        "words": scores["words"],
+        "headline": scores["headline"],
+        "by_language": _by_language(utterances, found.hypotheses),
         "wer_raw": round(raw.wer, 3),
         "cer_raw": round(raw.cer, 3),
         "stopped_by_cap": found.stopped_by_cap(range(len(utterances))),
         "looping_rate": round(100.0 * loops / len(utterances), 2),
-        "latency_ms": {f"p{q}": round(float(np.percentile(totals, q)), 1) for q in (50, 95)},
+        "latency_ms": {
+            "p50": round(float(np.percentile(totals, 50)), 1),
+            "p95": round(float(np.percentile(totals, 95)), 1),
+        },
         "stages_ms": {stage: round(float(np.median([s[stage] for s in found.stages_ms])), 2) for stage in STAGES},
         "tokens": sum(found.tokens),
         "gflop": round(
@@ -276,7 +295,7 @@ def _row(system: System, found: BenchmarkResult, utterances: Sequence[Utterance]
     }
 
 
-def _flops(config: dict[str, Any], manifest: Manifest, seconds: float, tokens: int) -> float:
+def _flops(config: Sizes, manifest: Manifest, seconds: float, tokens: int) -> float:
     """Operations for a clip: its encoder, the prompt and every token."""
     content = manifest.content
     heard = seconds + content["margin_seconds"] if content["length"] == "true" else content["window_seconds"]
@@ -289,23 +308,31 @@ def _totals(found: BenchmarkResult) -> list[float]:
     return [sum(stages.values()) for stages in found.stages_ms]
 
 
-def _by_language(utterances: Sequence[Utterance], hypotheses: Sequence[str]) -> dict[str, Any]:
+def _by_language(utterances: Sequence[Utterance], hypotheses: Sequence[str]) -> dict[str, LanguageScores]:
     """Scores of each language's clips, where there is more than one language."""
     languages = sorted({u.language for u in utterances})
     if len(languages) == 1:
         return {}
-    out = {}
+    out: dict[str, LanguageScores] = {}
     for language in languages:
         of_it = [i for i, u in enumerate(utterances) if u.language == language]
-        found = score_utterances([utterances[i] for i in of_it], [hypotheses[i] for i in of_it]).as_dict()
-        names = ("wer", "wer_ci", "wer_folded", "cer", "cer_ci", "headline")
-        out[language] = {"clips": len(of_it), **{name: found[name] for name in names}}
+        scores = score_utterances([utterances[i] for i in of_it], [hypotheses[i] for i in of_it])
+        found = cast("Scores", scores.as_dict())
+        out[language] = {
+            "clips": len(of_it),
+            "wer": found["wer"],
+            "wer_ci": found["wer_ci"],
+            "wer_folded": found["wer_folded"],
+            "cer": found["cer"],
+            "cer_ci": found["cer_ci"],
+            "headline": found["headline"],
+        }
     return out
 
 
-def _brief(section: dict[str, Any], systems: Sequence[System], bundle: Path) -> list[dict[str, Any]]:
+def _brief(section: Section, systems: Sequence[System], bundle: Path) -> list[Measured]:
     """What a bundle's manifest keeps of its own rows."""
     names = ("name", "precision", "wer", "wer_ci", "wer_folded", "cer", "cer_ci", "headline", "latency_ms", "rtfx", "size_mb",
              "peak_rss_mb", "speedup", "wer_difference", "cer_difference")  # fmt: skip
-    rows = [row for row, system in zip(section["systems"], systems, strict=True) if system.bundle == bundle]
-    return [{name: row[name] for name in names if name in row} for row in rows]
+    rows = [dict(row) for row, system in zip(section["systems"], systems, strict=True) if system.bundle == bundle]
+    return [cast("Measured", {name: row[name] for name in names if name in row}) for row in rows]

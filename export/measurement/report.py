@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from export.edge.bundle.content import Difference
 from export.measurement import curves
+from export.measurement.content import LanguageScores, Report, Section, SystemRow
 from export.measurement.latency import STAGES
 from export.measurement.robustness import made_up
 from workbench.core.files import write_text
@@ -17,32 +18,32 @@ from workbench.evaluation.scoring import normalize
 TIMES = ("p50 ms", "p95 ms", "speed-up", "RTFx", "MB", "peak RSS MB", "load ms")
 
 
-def columns(section: dict[str, Any]) -> tuple[str, ...]:
+def columns(section: Section) -> tuple[str, ...]:
     """Heads of a corpus's result table; the rate to quote stands first: CER where the language writes no spaces, else WER."""
     first, second = ("CER %", "WER %") if section["corpus"]["headline"] == "cer" else ("WER %", "CER %")
     folded = ("folded WER %",) if _folds(section) else ()
     return ("system", first, "95 % interval", "vs teacher", second, *folded, "S/D/I", "loops", *TIMES)
 
 
-def _folds(section: dict[str, Any]) -> bool:
+def _folds(section: Section) -> bool:
     """Whether folding diacritics changes any system's WER, so that the column says something."""
     return any(system["wer_folded"] != system["wer"] for system in section["systems"])
 
 
-def rows(section: dict[str, Any]) -> list[tuple[str, ...]]:
+def rows(section: Section) -> list[tuple[str, ...]]:
     """Cells of a corpus's result table, a row a system, in the order of `columns`."""
     first = section["corpus"]["headline"]
     second = "wer" if first == "cer" else "cer"
     out: list[tuple[str, ...]] = []
     for system in section["systems"]:
-        difference = system.get(f"{first}_difference")
+        difference = _difference(system, first)
         out.append(
             (
                 system["name"],
-                f"{system[first]:.2f}",
-                interval(system[f"{first}_ci"]),
+                f"{_rate(system, first):.2f}",
+                interval(system["cer_ci"] if first == "cer" else system["wer_ci"]),
                 f"{difference['points']:+.2f} ({interval(difference['ci'], '+')})" if difference else "",
-                f"{system[second]:.2f}",
+                f"{_rate(system, second):.2f}",
                 *((f"{system['wer_folded']:.2f}",) if _folds(section) else ()),
                 f"{system['substitutions']}/{system['deletions']}/{system['insertions']}",
                 str(system["loops"]),
@@ -58,12 +59,20 @@ def rows(section: dict[str, Any]) -> list[tuple[str, ...]]:
     return out
 
 
+def _rate(found: SystemRow | LanguageScores, unit: str) -> float:
+    return found["cer"] if unit == "cer" else found["wer"]
+
+
+def _difference(system: SystemRow, unit: str) -> Difference | None:
+    return system.get("cer_difference") if unit == "cer" else system.get("wer_difference")
+
+
 def interval(bounds: Sequence[float] | None, sign: str = "") -> str:
     """A 95 % interval as text; of fewer than 20 clips there is none."""
     return "too few to say" if bounds is None else f"{bounds[0]:{sign}.2f} to {bounds[1]:{sign}.2f}"
 
 
-def sections(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def sections(report: Report) -> list[tuple[str, Section]]:
     """Title and content of each corpus's section, the report's first corpus first."""
     titles = {
         True: "Held-out clips of a corpus that the students were trained on",
@@ -73,7 +82,7 @@ def sections(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(titles[part["corpus"]["trained_on"]], part) for part in (report, *report["other_corpora"])]
 
 
-def described(section: dict[str, Any]) -> str:
+def described(section: Section) -> str:
     """Which clips a section is about."""
     corpus = section["corpus"]
     text = f"{corpus['name']}, {corpus['split']}: {corpus['clips']} clips, {corpus['seconds']:.0f} s"
@@ -82,12 +91,12 @@ def described(section: dict[str, Any]) -> str:
     return text
 
 
-def normalizers(section: dict[str, Any]) -> str:
+def normalizers(section: Section) -> str:
     """Names and versions of the normalizers that a section's texts were scored under."""
     return "normalizer: " + ", ".join(section["corpus"]["normalizers"].values())
 
 
-def print_table(report: dict[str, Any]) -> None:
+def print_table(report: Report) -> None:
     """Print a result table for each corpus, and what is written where nobody speaks."""
     for title, section in sections(report):
         about = f"{title}: {described(section)}, {report['threads']} threads"
@@ -97,7 +106,7 @@ def print_table(report: dict[str, Any]) -> None:
         print_rows(header, body, "where nobody speaks: clips on which text was written (words), loops")
 
 
-def robustness_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+def robustness_rows(report: Report) -> list[tuple[str, ...]]:
     """Cells of the table of sounds without speech, its header first."""
     found = report["robustness"]
     kinds = found["sounds"]
@@ -117,7 +126,7 @@ def robustness_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     return [*out, ("let through by the speech detector", *passed, "", "")]
 
 
-def write_html(report: dict[str, Any], path: Path) -> None:
+def write_html(report: Report, path: Path) -> None:
     """Write the page: table, plots, and every clip on which a student and the teacher differ."""
     corpus, host = report["corpus"], report["host"]
     flags = html.escape(", ".join(host["cpu_flags"]))
@@ -144,7 +153,7 @@ language before WER and CER are counted; intervals are 95 % bootstrap over clips
     )
 
 
-def _table(title: str, section: dict[str, Any]) -> str:
+def _table(title: str, section: Section) -> str:
     """A corpus's heading and result table, and its languages where it has more than one."""
     tables = [[columns(section), *rows(section)]]
     languages = section["systems"][0]["by_language"]
@@ -158,18 +167,18 @@ def _table(title: str, section: dict[str, Any]) -> str:
     )
 
 
-def _of_language(code: str, systems: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+def _of_language(code: str, systems: Sequence[SystemRow]) -> tuple[str, ...]:
     """A language's row: its clips, the rate to quote, and that of each system."""
     found = [system["by_language"][code] for system in systems]
     rate = found[0]["headline"]
-    return (code, str(found[0]["clips"]), f"{rate.upper()} %", *(f"{f[rate]:.2f}" for f in found))
+    return (code, str(found[0]["clips"]), f"{rate.upper()} %", *(f"{_rate(f, rate):.2f}" for f in found))
 
 
 def _cells(row: Sequence[str], tag: str) -> str:
     return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
 
 
-def _unspoken(report: dict[str, Any]) -> str:
+def _unspoken(report: Report) -> str:
     if "robustness" not in report:
         return ""
     cells = [[html.escape(cell) for cell in row] for row in robustness_rows(report)]
@@ -180,7 +189,7 @@ def _unspoken(report: dict[str, Any]) -> str:
     )
 
 
-def _plots(report: dict[str, Any]) -> str:
+def _plots(report: Report) -> str:
     import plotly.graph_objects as go
     import plotly.io as pio
 
@@ -236,7 +245,7 @@ def _plots(report: dict[str, Any]) -> str:
     return "".join(f"<div>{part}</div>" for part in parts)
 
 
-def _differing(section: dict[str, Any]) -> str:
+def _differing(section: Section) -> str:
     """The clips of a corpus on which normalized texts differ."""
     names = [s["name"] for s in section["systems"]]
     out = ["<tr><th>clip</th><th>reference</th>" + "".join(f"<th>{html.escape(n)}</th>" for n in names) + "</tr>"]

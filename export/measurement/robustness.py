@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from export.bundle.manifest import open_manifest
 from export.edge import BundleError
 from export.edge.vad import Detector, anybody_speaks
+from export.measurement.content import Heard, Robustness, Sounds
 from export.measurement.latency import BenchmarkResult, System, time_systems
 from workbench.audio.decode import SAMPLE_RATE, Wave, write_wav
 from workbench.core.errors import UserError
@@ -33,14 +33,14 @@ def unspoken() -> dict[str, list[Wave]]:
         found["silence"].append(np.zeros(samples, np.float32))
         white = random.normal(0, 1, samples)
         time = np.arange(samples) / SAMPLE_RATE
-        mains = sum(np.sin(2 * np.pi * 50 * k * time) / k for k in (1, 2, 3, 5))
+        mains = sum((np.sin(2 * np.pi * 50 * k * time) / k for k in (1, 2, 3, 5)), np.zeros(samples))
         for noise in (white, np.cumsum(white - white.mean()), mains):
             found["noise"] += [_at(noise, level) for level in (0.003, 0.1)]
         found["music"] += [_at(_chords(random, samples), level) for level in (0.03, 0.2)]
     return found
 
 
-def _at(sound: Any, level: float) -> Wave:
+def _at(sound: npt.NDArray[np.float64], level: float) -> Wave:
     """A sound at a root mean square of `level`, clipped at full scale."""
     scaled: Wave = np.clip(sound * level / max(float(np.sqrt(np.mean(sound**2))), 1e-9), -1, 1).astype(np.float32)
     return scaled
@@ -64,7 +64,7 @@ def _chords(random: np.random.Generator, samples: int) -> npt.NDArray[np.float64
 
 def check_robustness(
     systems: Sequence[System], timed: Sequence[BenchmarkResult], utterances: Sequence[Utterance], threads: int
-) -> dict[str, Any]:
+) -> Robustness:
     """Let systems transcribe sounds without speech and tenths of a second; look up how they wrote the corpus's one-word clips.
 
     Args:
@@ -89,7 +89,7 @@ def check_robustness(
         off = time_systems(systems, wavs, threads, warmup=0, vad=False)
     short = [i for i, u in enumerate(utterances) if len(normalize(u.text, u.language).split()) == 1]
     taken = _taken_for_speech(systems[-1].bundle, sounds)
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Heard]] = {}
     for system, default, without, said in zip(systems, found, off, timed, strict=True):
         for name, out in ((system.name, default), (f"{system.name}, detector off", without)):
             rows[name] = {
@@ -98,15 +98,18 @@ def check_robustness(
             rows[name]["one word"] = {"clips": 0}
         rows[system.name]["one word"] = _one_word(said, [utterances[i] for i in short], short)
     return {
-        "sounds": {kind: {"clips": len(of_kind)} | taken.get(kind, {}) for kind, of_kind in sounds.items()},
+        "sounds": {
+            kind: {"clips": len(of_kind), "taken_for_speech": taken[kind]} if kind in taken else {"clips": len(of_kind)}
+            for kind, of_kind in sounds.items()
+        },
         "systems": rows,
     }
 
 
-def made_up(found: dict[str, Any], sounds: dict[str, Any]) -> float:
+def made_up(found: Mapping[str, Heard], sounds: Mapping[str, Sounds]) -> float:
     """Share of the speechless clips on which a system wrote a word, in percent."""
-    clips = int(sum(sounds[kind]["clips"] for kind in SPEECHLESS))
-    return 100.0 * int(sum(found[kind]["wrote"] for kind in SPEECHLESS)) / clips
+    clips = sum(sounds[kind]["clips"] for kind in SPEECHLESS)
+    return 100.0 * sum(found[kind]["wrote"] for kind in SPEECHLESS) / clips
 
 
 def _written(sounds: dict[str, list[Wave]], folder: Path, language: str) -> Iterator[tuple[Path, str]]:
@@ -117,22 +120,19 @@ def _written(sounds: dict[str, list[Wave]], folder: Path, language: str) -> Iter
             yield path, language
 
 
-def _taken_for_speech(bundle: Path, sounds: dict[str, list[Wave]]) -> dict[str, dict[str, int]]:
+def _taken_for_speech(bundle: Path, sounds: dict[str, list[Wave]]) -> dict[str, int]:
     """How many speechless sounds of each kind a bundle's detector takes for speech; nothing where it has none."""
     manifest = open_manifest(bundle)
     if not manifest.content.get("speech_detector"):
         return {}
     try:
         detector = Detector(manifest.speech_detector())
-        return {
-            kind: {"taken_for_speech": sum(anybody_speaks(wave, detector) for wave in sounds[kind])}
-            for kind in SPEECHLESS
-        }
+        return {kind: sum(anybody_speaks(wave, detector) for wave in sounds[kind]) for kind in SPEECHLESS}
     except BundleError as error:
         raise UserError(str(error)) from None
 
 
-def _of_kind(out: BenchmarkResult, mine: Sequence[int], language: str) -> dict[str, int]:
+def _of_kind(out: BenchmarkResult, mine: Sequence[int], language: str) -> Heard:
     words = [len(normalize(out.hypotheses[i], language).split()) for i in mine]
     return {
         "wrote": sum(count > 0 for count in words),
@@ -142,7 +142,7 @@ def _of_kind(out: BenchmarkResult, mine: Sequence[int], language: str) -> dict[s
     }
 
 
-def _one_word(said: BenchmarkResult, utterances: Sequence[Utterance], places: Sequence[int]) -> dict[str, Any]:
+def _one_word(said: BenchmarkResult, utterances: Sequence[Utterance], places: Sequence[int]) -> Heard:
     if not utterances:
         return {"clips": 0}
     scores = score_utterances(utterances, [said.hypotheses[i] for i in places])

@@ -10,7 +10,10 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
 
 
 def main(folder: Path, frames: int, opset: int) -> None:
@@ -21,8 +24,8 @@ def main(folder: Path, frames: int, opset: int) -> None:
 
     warnings.simplefilter("ignore")  # the tracer's remarks about Python branches and constants
     model = _decoder(folder)
-    config: Any = WhisperOnnxConfig(model.config, task="automatic-speech-recognition", use_past=True)
-    parts: dict[str, Any] = get_encoder_decoder_models_for_export(model, config)
+    config = WhisperOnnxConfig(model.config, task="automatic-speech-recognition", use_past=True)
+    parts: dict[str, tuple[object, object]] = get_encoder_decoder_models_for_export(model, config)
     parts = {name: part for name, part in parts.items() if "encoder_model" not in name}
     names = [f"{name}.onnx" for name in parts]
     export_models(parts, folder, opset=opset, output_names=names, input_shapes={"nb_max_frames": frames})
@@ -30,15 +33,15 @@ def main(folder: Path, frames: int, opset: int) -> None:
     config.post_process_exported_models(folder, parts, names)
 
 
-def _decoder(folder: Path) -> Any:
+def _decoder(folder: Path) -> WhisperForConditionalGeneration:
     """A Whisper with the decoder's weights and an encoder that is not used; raises ValueError for weights that do not fit."""
     from safetensors.torch import load_file
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-    config: Any = WhisperConfig.from_json_file(folder / "config.json")
+    config = WhisperConfig.from_json_file(folder / "config.json")
     config.encoder_layers = 1
     config._attn_implementation = "eager"  # traced SDPA adds a guard against masked-out rows to every layer
-    model: Any = WhisperForConditionalGeneration(config).eval()
+    model: WhisperForConditionalGeneration = WhisperForConditionalGeneration(config).eval()
     missing, unknown = model.load_state_dict(load_file(folder / "decoder.safetensors"), strict=False)
     tied = {"proj_out.weight"} if config.tie_word_embeddings else set()
     if wrong := [*unknown, *(name for name in missing if not name.startswith("model.encoder.") and name not in tied)]:

@@ -15,10 +15,15 @@ import base64
 import json
 import os
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def main(graphs: str, bundle: str, threads: str) -> None:
@@ -27,7 +32,7 @@ def main(graphs: str, bundle: str, threads: str) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def say(value: dict[str, Any]) -> None:
+    def say(value: Mapping[str, object]) -> None:
         answers.write(json.dumps(value) + "\n")
         answers.flush()
 
@@ -70,7 +75,7 @@ class Recognizer:
         prompt: list[int] | None = None,
         language: str = "",
         decode: list[int] | None = None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """The answer to one request."""
         if decode is not None:
             return {"text": self.processor.tokenizer.decode(decode)}
@@ -78,7 +83,7 @@ class Recognizer:
         ids = self._at_its_length(wave, most, prompt) if prompt else self._at_30_s(wave, most, language)
         return {"tokens": ids[0].tolist()}
 
-    def _at_its_length(self, wave: Any, most: int, prompt: list[int]) -> Any:
+    def _at_its_length(self, wave: npt.NDArray[np.float32], most: int, prompt: list[int]) -> Tensor:
         """Token ids, [1, tokens], of a wave whose length is whole encoder positions."""
         from transformers import GenerationMixin
 
@@ -87,13 +92,15 @@ class Recognizer:
         ).input_features  # [1, mels, frames]
         given = features.new_tensor([prompt]).long()
         # Whisper's own generate pads features to 30 s whatever it is told; the one it overrides takes them as they are
-        return GenerationMixin.generate(self.model, features, decoder_input_ids=given, max_new_tokens=most)
+        ids: Tensor = GenerationMixin.generate(self.model, features, decoder_input_ids=given, max_new_tokens=most)
+        return ids
 
-    def _at_30_s(self, wave: Any, most: int, language: str) -> Any:
+    def _at_30_s(self, wave: npt.NDArray[np.float32], most: int, language: str) -> Tensor:
         features = self.processor(wave, sampling_rate=16_000, return_tensors="pt").input_features
         multilingual = self.model.generation_config.is_multilingual
         known = {"language": language, "task": "transcribe"} if multilingual else {}
-        return self.model.generate(features, max_new_tokens=most, **known)
+        ids: Tensor = self.model.generate(features, max_new_tokens=most, **known)
+        return ids
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ which onnxruntime folds at load, so that nothing is computed in half precision. 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.graphs.edit import branches
 
@@ -38,7 +37,7 @@ def store_in_half(model: ModelProto) -> int:
     return len(casts)
 
 
-def _nodes(model: ModelProto) -> Iterator[Any]:
+def _nodes(model: ModelProto) -> Iterator[NodeProto]:
     yield from model.graph.node
     for branch in branches(model):
         yield from branch.node

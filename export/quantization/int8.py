@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
@@ -68,7 +68,11 @@ def quantize_dynamic(source: Path, target: Path, options: Int8Options, leave: Se
 
 
 def quantize_static(
-    source: Path, target: Path, options: Int8Options, features: Sequence[Any], leave: Sequence[str] = ()
+    source: Path,
+    target: Path,
+    options: Int8Options,
+    features: Sequence[npt.NDArray[np.float32]],
+    leave: Sequence[str] = (),
 ) -> None:
     """Quantize an encoder's matrix products to int8 with inputs' ranges measured on features [1, mels, frames] (QDQ)."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
@@ -78,7 +82,7 @@ def quantize_static(
         def __init__(self) -> None:
             self.left = iter(features)
 
-        def get_next(self) -> dict[str, Any] | None:  # type: ignore[override]  # None after the last one, as its own do
+        def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:  # type: ignore[override]  # None after the last one, as its own do
             clip = next(self.left, None)
             return None if clip is None else {"input_features": clip}
 
@@ -131,7 +135,7 @@ def quantize_tied_embedding(model: onnx.ModelProto, levels: int = 127) -> bool:
     return True
 
 
-def _lookup(name: str, node: Any) -> list[Any]:
+def _lookup(name: str, node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Gather int8 rows and their scales."""
     out = node.output[0]
     return [
@@ -142,7 +146,7 @@ def _lookup(name: str, node: Any) -> list[Any]:
     ]
 
 
-def _projection(name: str, transposed: str, node: Any) -> list[Any]:
+def _projection(name: str, transposed: str, node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Integer product of the dynamically quantized states with the transposed rows, scaled back."""
     states, out = node.input[0], node.output[0]
     return [

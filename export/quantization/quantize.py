@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
@@ -28,7 +29,9 @@ def calibration_clips(corpus: str) -> list[Wave]:
     return [u.wave() for u in open_corpus(corpus, "train", CALIBRATION_CLIPS)]
 
 
-def quantize(source: Path, scheme: Scheme, options: Int8Options, calibration: Sequence[Any] = ()) -> Path:
+def quantize(
+    source: Path, scheme: Scheme, options: Int8Options, calibration: Sequence[npt.NDArray[np.float32]] = ()
+) -> Path:
     """Write a graph in a scheme, beside the fp32 one.
 
     Args:

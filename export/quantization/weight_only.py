@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
@@ -14,6 +14,7 @@ from export.graphs.edit import branches, replace, tied_transpose
 from workbench.core.errors import UserError
 from workbench.core.quiet import errors_only
 
+Floats = npt.NDArray[np.float32]
 BLOCK = 32  # weights that share a scale
 CLIPPED = np.linspace(0.6, 1.0, 17)  # shares of a block's largest weight that 4 bits may end at
 ROWS = 4096  # of a matrix, worked on at a time
@@ -81,7 +82,7 @@ def _quantize_tied(model: onnx.ModelProto, bits: int) -> bool:
     return True
 
 
-def pack(rows: Any, bits: int, importance: Any = None) -> tuple[Any, Any]:
+def pack(rows: Floats, bits: int, importance: Floats | None = None) -> tuple[npt.NDArray[np.uint8], Floats]:
     """Symmetric blocks as MatMulNBits reads them.
 
     With 4 bits a block's scale, which may be negative, is the one of some whose weights differ least from the given ones, in squares.
@@ -104,11 +105,11 @@ def pack(rows: Any, bits: int, importance: Any = None) -> tuple[Any, Any]:
         scales = np.maximum(np.abs(blocks).max(2), 1e-12) / (middle - 1)  # [outputs, blocks]
     whole = (_rounded(blocks, scales, middle) + middle).astype(np.uint8)
     if bits == 4:
-        whole = whole[..., 0::2] | (whole[..., 1::2] << 4)
+        whole = whole[..., 0::2] | (whole[..., 1::2] << np.uint8(4))
     return whole, scales.astype(np.float32)
 
 
-def _scales(blocks: Any, importance: Any) -> Any:
+def _scales(blocks: Floats, importance: Floats) -> Floats:
     """Scales of 4 bits, from -8 to 7, with the least difference. [outputs, blocks, weights], [blocks, weights] -> [outputs, blocks]"""
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(2)[..., None], 2)[..., 0]
     largest = np.where(np.abs(largest) < 1e-12, np.float32(1e-12), largest)
@@ -123,11 +124,11 @@ def _scales(blocks: Any, importance: Any) -> Any:
     return best
 
 
-def _rounded(blocks: Any, scales: Any, middle: int) -> Any:
+def _rounded(blocks: Floats, scales: Floats, middle: int) -> Floats:
     return np.clip(np.round(blocks / scales[..., None]), -middle, middle - 1)
 
 
-def _importance(model: onnx.ModelProto, projection: str) -> Any:
+def _importance(model: onnx.ModelProto, projection: str) -> Floats | None:
     """Mean square of what a tied embedding is multiplied with, as the norm before it says; None where no norm is. -> [width]"""
     for graph in branches(model) or [model.graph]:
         product = next(n for n in graph.node if n.op_type == "MatMul" and n.input[1] == projection)
@@ -138,16 +139,16 @@ def _importance(model: onnx.ModelProto, projection: str) -> Any:
     return None
 
 
-def _weight(model: onnx.ModelProto, name: str) -> Any:
+def _weight(model: onnx.ModelProto, name: str) -> Floats:
     """An initializer's values; Optimum's exporter names equal ones after each other by Identity."""
-    found: Any = next((i for i in model.graph.initializer if i.name == name), None)
+    found = next((i for i in model.graph.initializer if i.name == name), None)
     if found is not None:
         return numpy_helper.to_array(found)
     nodes = [n for graph in (model.graph, *branches(model)) for n in graph.node]
     return _weight(model, next(n.input[0] for n in nodes if n.op_type == "Identity" and name in n.output))
 
 
-def _lookup(name: str, node: Any, bits: int) -> list[Any]:
+def _lookup(name: str, node: onnx.NodeProto, bits: int) -> list[onnx.NodeProto]:
     """Gather packed rows, unpack and scale them. ids [batch, tokens] -> [batch, tokens, width]"""
     out, ids = node.output[0], node.input[1]
     nodes = [

@@ -6,13 +6,14 @@ import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from export.search.rows import Figure, Row
 from workbench.core.errors import UserError, nearest
 
 FIELDS = {"wer": "wer", "size": "size_mb", "rss": "peak_rss_mb", "p50": "p50_ms"}
+LIMITED: tuple[Figure, ...] = ("wer", "size_mb", "peak_rss_mb", "p50_ms")
 TERM = re.compile(r"(\w+)\s*<=\s*(\+?)(\d+(?:\.\d+)?)$")
 
 
@@ -26,9 +27,9 @@ class Budget:
     peak_rss_mb: float | None = None
     p50_ms: float | None = None
 
-    def broken(self, row: dict[str, Any], fp32_wer: float) -> list[str]:
+    def broken(self, row: Row, fp32_wer: float) -> list[str]:
         """Which limits a measured system breaks, in words."""
-        limits = {name: getattr(self, name) for name in ("wer", "size_mb", "peak_rss_mb", "p50_ms")}
+        limits = {name: getattr(self, name) for name in LIMITED}
         said = [f"{k} {row[k]:g} > {limit:g}" for k, limit in limits.items() if limit is not None and row[k] > limit]
         above = row["wer"] - fp32_wer
         # rounding of percentages must not decide
@@ -36,9 +37,10 @@ class Budget:
             said.append(f"wer {above:+.2f} > {self.wer_above:+g}")
         return said
 
-    def excess(self, row: dict[str, Any], fp32_wer: float) -> float:
+    def excess(self, row: Row, fp32_wer: float) -> float:
         """By what part of each broken limit a measured system is over it, added up."""
-        values = {**row, "wer_above": row["wer"] - fp32_wer}
+        values: dict[str, float] = {name: row[name] for name in LIMITED if name in row}
+        values["wer_above"] = row["wer"] - fp32_wer
         limits = {k: v for k, v in self.__dict__.items() if v is not None}
         return float(sum(max(0.0, (values[k] - limit) / max(limit, 1e-6)) for k, limit in limits.items()))
 

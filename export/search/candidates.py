@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from export.bundle.manifest import open_manifest, size_mb
 from export.measurement.latency import BenchmarkResult, System
@@ -15,6 +15,7 @@ from export.measurement.timing import time_on
 from export.quantization.int8 import Int8Options
 from export.quantization.precisions import Precision, Scheme
 from export.quantization.quantize import quantize
+from export.search.rows import Row
 from export.search.sensitivity import Probe
 from workbench.core.files import read_json, write_json
 from workbench.corpus import Utterance
@@ -23,13 +24,12 @@ from workbench.evaluation.scoring import score_utterances
 log = logging.getLogger("workbench")
 FP32 = Scheme("fp32")
 SENSITIVITY_CLIPS = 8
-Row = dict[str, Any]
 
 
 class Candidates:
     """A bundle, in a folder of its own, with our own runtime's graphs in every precision that was asked for."""
 
-    def __init__(self, bundle: Path, options: Int8Options, calibration: Sequence[Any]) -> None:
+    def __init__(self, bundle: Path, options: Int8Options, calibration: Sequence[npt.NDArray[np.float32]]) -> None:
         self.bundle, self.options, self.calibration = bundle, options, calibration
         self.content = open_manifest(bundle).content
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from export.quantization.precisions import Precision
-from export.search.candidates import Row
+from export.search.rows import Confirmed, Row
 from workbench.core.errors import UserError
 
 
@@ -18,7 +17,7 @@ class Search:
     rows: list[Row]  # of every precision, on validation
     layers: dict[str, list[float]]  # part and scheme -> error of its output with that layer alone in the scheme
     notes: list[str] = field(default_factory=list)
-    test: dict[str, Any] | None = None
+    test: Confirmed | None = None
 
     @property
     def name(self) -> str:
@@ -33,6 +32,6 @@ class Search:
             "widen --budget, or prune the vocabulary or layers"
         )
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """For the manifest."""
         return {"chosen": self.name, "validation": self.rows, "layers": self.layers, "notes": self.notes, "test": self.test}  # fmt: skip

@@ -8,21 +8,23 @@ The chosen one is confirmed on the test clips, once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack, cast
 
 from export.assembly.build import calibration_features, check_exporter, export_bundle
 from export.bundle.manifest import BUNDLE, open_manifest, record
+from export.edge.bundle.content import Difference, Searched
 from export.measurement.latency import System
 from export.measurement.timing import time_on
 from export.quantization.int8 import Int8Options
 from export.quantization.precisions import WITH_LAYERS, Precision, Scheme, parse_precision
 from export.quantization.quantize import calibration_clips
 from export.search.budget import Budget, Profile, parse_budget, read_profile
-from export.search.candidates import FP32, Candidates, Row, quantize_only, row
+from export.search.candidates import FP32, Candidates, quantize_only, row
 from export.search.outcome import Search
+from export.search.rows import TIMES, Confirmed, Figure, Row
 from export.search.table import print_search
 from workbench.core.atomic import workplace
 from workbench.core.errors import UserError
@@ -37,7 +39,18 @@ FP32_BOTH = Precision(FP32, FP32)
 DEFAULT_BUDGET = "wer<=+0.5"
 MAX_KEPT = 2  # layers that may stay in fp32
 NEARLY = 1.03  # latencies this near count as equal: then the smaller form is better
-GOOD = ("p50_ms", "size_mb", "peak_rss_mb", "wer")  # less is better
+GOOD: tuple[Figure, ...] = ("p50_ms", "size_mb", "peak_rss_mb", "wer")  # less is better
+
+
+class Other(TypedDict, total=False):
+    """What `export_bundle` takes beside a checkpoint, a place, precisions and the quantizers' options."""
+
+    name: str
+    overwrite: bool
+    vocabulary: str
+    texts: Sequence[str]
+    aligned: Sequence[Utterance]
+    through: str
 
 
 def search(
@@ -116,11 +129,11 @@ def _worth_mending(rows: dict[str, Row], parts: dict[str, list[Scheme]], right: 
 def _unbeaten(rows: dict[str, Row], part: str, schemes: Sequence[Scheme], right: set[str]) -> list[Scheme]:
     """Schemes of a part within the WER that no other such scheme beats in time and size."""
     good = {s: rows[name] for s in schemes if (name := quantize_only(part, s).name) in right}
-    keys = (f"{part}_ms", "size_mb")
+    keys: tuple[Figure, ...] = (TIMES[part], "size_mb")
     return [s for s, found in good.items() if not any(_dominates(other, found, keys) for other in good.values())]
 
 
-def _dominates(one: Row, other: Row, keys: Sequence[str] = GOOD) -> bool:
+def _dominates(one: Row, other: Row, keys: Sequence[Figure] = GOOD) -> bool:
     """Whether one is at least as good in everything and better in something."""
     return all(one[k] <= other[k] for k in keys) and any(one[k] < other[k] for k in keys)
 
@@ -141,7 +154,7 @@ def _notes(rows: dict[str, Row], whole_wer: float | None) -> list[str]:
     notes = []
     for part in ("encoder", "decoder"):
         if found := rows.get(quantize_only(part, Scheme("int8")).name):
-            ratio = found[f"{part}_ms"] / rows["fp32"][f"{part}_ms"]
+            ratio = found[TIMES[part]] / rows["fp32"][TIMES[part]]
             faster = f"int8 takes {ratio:.2f} of fp32's time in the {part} on this machine"
             notes.append(faster if ratio < 1 else faster + slow)
     if whole_wer is not None:
@@ -152,7 +165,7 @@ def _notes(rows: dict[str, Row], whole_wer: float | None) -> list[str]:
 
 def _confirmed(
     candidates: Candidates, chosen: Precision, test: Sequence[Utterance], threads: int, before: System | None
-) -> dict[str, Any]:
+) -> Confirmed:
     """The choice against fp32, with all its tokens, on clips that had no say in it."""
     log.info("confirming %s on %d test clips", chosen.name, len(test))
     fp32 = before or candidates.add(FP32_BOTH)
@@ -160,17 +173,18 @@ def _confirmed(
     timed = time_on(systems, test, threads)
     rows = [row(s.name, t, test) for s, t in zip(systems, timed, strict=True)]
     texts, languages = [u.text for u in test], [u.language for u in test]
+    difference = paired_difference(texts, timed[-1].hypotheses, timed[0].hypotheses, languages)
     return {
         "clips": len(test),
         "systems": rows,
-        "wer_difference": paired_difference(texts, timed[-1].hypotheses, timed[0].hypotheses, languages),
+        "wer_difference": cast("Difference", difference),
         "speedup": round(rows[0]["p50_ms"] / rows[-1]["p50_ms"], 2),
     }
 
 
 def export_for(
     checkpoint: Path, output: Path, budget: str, device: Path | None, corpus: str, options: Int8Options, threads: int | None,
-    **how: Any,
+    **how: Unpack[Other],
 ) -> tuple[Path, Search | None]:  # fmt: skip
     """Search on a corpus, then export the chosen precision, with fp32 beside it for verification.
 
@@ -217,12 +231,8 @@ def export_for(
     validation, test = scored_clips(corpus, "validation"), scored_clips(corpus, "test")
     with workplace(output) as temporary:
         # word times are no part of what is searched for: their heads are chosen once, for the bundle that comes of it
-        first = export_bundle(
-            checkpoint,
-            temporary / "fp32",
-            ["fp32"],
-            **{**how, "overwrite": False, "aligned": (), "through": "workbench"},
-        )
+        plain: Other = {**how, "overwrite": False, "aligned": (), "through": "workbench"}
+        first = export_bundle(checkpoint, temporary / "fp32", ["fp32"], **plain)
         candidates = Candidates(first, options, calibration_features(checkpoint, waves))
         # a vocabulary's loss is part of what the budget is for
         whole = (
@@ -236,11 +246,12 @@ def export_for(
         raise found.nothing_fits()
     precisions = list(dict.fromkeys(("fp32", found.name)))  # the demo and the card take the last
     bundle = export_bundle(checkpoint, output, precisions, options=options, calibration=waves, **how)
-    record(bundle, search={**found.as_json(), **asked, "wer_above": limits.wer_above, "host": describe_host()})
+    outcome = {**found.as_json(), **asked, "wer_above": limits.wer_above, "host": describe_host()}
+    record(bundle, search=cast("Searched", outcome))
     return bundle, found
 
 
-def _same_search(output: Path, checkpoint: Path, asked: dict[str, Any], vocabulary: str, through: str) -> None:
+def _same_search(output: Path, checkpoint: Path, asked: Mapping[str, object], vocabulary: str, through: str) -> None:
     """Raise UserError, before anything is measured, unless a folder holds the outcome of this very search."""
     other = f"{output}: holds something else than this search's outcome; choose another -o, or add --overwrite"
     if not (output / "bundle.json").is_file():
@@ -249,5 +260,6 @@ def _same_search(output: Path, checkpoint: Path, asked: dict[str, Any], vocabula
     done = content.get("search") or {}
     same = content["checkpoint_sha256"] == fingerprint(checkpoint) and all(done.get(k) == v for k, v in asked.items())
     same = same and content.get("through", "workbench") == through
-    if not same or ((content.get("vocabulary") or {}).get("choice") or "") != vocabulary:
+    known = content.get("vocabulary")
+    if not same or ((known["choice"] if known else "") or "") != vocabulary:
         raise UserError(other)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from export.graphs.step import UNSAID
+from workbench.audio.decode import Wave
 from workbench.corpus import Utterance
+
+if TYPE_CHECKING:
+    from export.edge import Recognizer
 
 
 class Probe:
@@ -34,9 +39,10 @@ class Probe:
         ]
         return float(np.mean(differences))
 
-    def _output(self, recognizer: Any, wave: Any, language: str) -> Any:
+    def _output(self, recognizer: Recognizer, wave: Wave, language: str) -> npt.NDArray[np.float32]:
         cross_kv = recognizer.model.cross_kv([wave])
         if self.part == "encoder":
-            return cross_kv[0].numpy()
+            states: npt.NDArray[np.float32] = cross_kv[0].numpy()
+            return states
         logits = recognizer.model.first_logits(cross_kv, language)
         return logits[logits > UNSAID / 2]  # without those that are lowered

@@ -5,6 +5,9 @@ from __future__ import annotations
 import typer
 
 from export.search.outcome import Search
+from export.search.rows import Figure
+
+SHOWN: tuple[Figure, ...] = ("wer", "p50_ms", "encoder_ms", "decoder_ms", "size_mb", "peak_rss_mb")
 
 
 def print_search(found: Search) -> None:
@@ -17,7 +20,7 @@ def print_search(found: Search) -> None:
         mark = (
             "chosen" if row["name"] == found.name else ", ".join(row["breaks"]) or ("Pareto" if row["pareto"] else "")
         )
-        numbers = (f"{row[k]:g}" for k in ("wer", "p50_ms", "encoder_ms", "decoder_ms", "size_mb", "peak_rss_mb"))
+        numbers = (f"{row[k]:g}" for k in SHOWN)
         rows.append((row["name"], *numbers, mark))
     heads = ("precision", "WER %", "p50 ms", "encoder ms", "decoder ms", "MB", "peak RSS MB", "")
     print_rows(heads, rows, "on validation")

@@ -5,9 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 from workbench.core.machine.children import ending_with_us
+
+
+class Answer(TypedDict, total=False):
+    """What a program says, of which each answer has one or another."""
+
+    version: str  # the first, of the runtime
+    tokens: list[int]
+    text: str
+    error: str  # in place of an answer
 
 
 class JsonProcess:
@@ -31,18 +40,18 @@ class JsonProcess:
         )
         self.ready = self._answer()
 
-    def ask(self, **what: Any) -> dict[str, Any]:
+    def ask(self, **what: object) -> Answer:
         """Send a request and wait for the answer. Raises RuntimeError with what the program says went wrong."""
         assert self.process.stdin is not None  # noqa: S101  it is a pipe
         self.process.stdin.write(json.dumps(what) + "\n")
         self.process.stdin.flush()
         return self._answer()
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self) -> Answer:
         assert self.process.stdout is not None  # noqa: S101  it is a pipe
         if not (line := self.process.stdout.readline()):
             raise RuntimeError(f"{self.name} ended with exit status {self.process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
+        answer: Answer = json.loads(line)
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return answer

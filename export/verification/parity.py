@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +20,20 @@ from workbench.core.errors import UserError
 from workbench.models.whisper.family import Whisper
 from workbench.models.whisper.passes import encode
 
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+    from transformers import WhisperForConditionalGeneration
+
+Floats = npt.NDArray[np.float16 | np.float32]
 # (clips, seconds): exports that work at one length only are the most common defect of all
 SHAPES = ((1, 0.3), (16, 3.0), (1, 7.0), (3, 9.5), (1, 29.0))
 TOLERANCE = 2e-3  # fp32: largest difference over the largest value
 STEPS = 3  # tokens after the prompt
 
 
-def check_tensors(folder: Path, model: Any, family: Whisper, precisions: list[str]) -> dict[str, Any]:
+def check_tensors(
+    folder: Path, model: WhisperForConditionalGeneration, family: Whisper, precisions: list[str]
+) -> dict[str, dict[str, float]]:
     """Compare features, encoder states and every decoder's logits at the prompt and after it with torch.
 
     Args:
@@ -43,7 +51,7 @@ def check_tensors(folder: Path, model: Any, family: Whisper, precisions: list[st
     return {precision: _compare(folder, model, family, precision) for precision in precisions}
 
 
-def _compare(folder: Path, model: Any, family: Whisper, precision: str) -> dict[str, float]:
+def _compare(folder: Path, model: WhisperForConditionalGeneration, family: Whisper, precision: str) -> dict[str, float]:
     import onnxruntime as ort
 
     manifest = read_manifest(folder)
@@ -71,7 +79,9 @@ class _Scene:
     """Clips of speech-like noise, bursts over silence, the same in every run, and what torch makes of them."""
 
     @torch.no_grad()
-    def __init__(self, model: Any, family: Whisper, clips: int, seconds: float, margin: int | None) -> None:
+    def __init__(
+        self, model: WhisperForConditionalGeneration, family: Whisper, clips: int, seconds: float, margin: int | None
+    ) -> None:
         generator = np.random.default_rng(0)
         self.waves = generator.normal(0, 0.1, (clips, round(seconds * SAMPLE_RATE))).astype(np.float32)
         self.waves *= np.abs(np.sin(np.arange(self.waves.shape[1]) / 4000.0)).astype(np.float32)
@@ -87,16 +97,16 @@ class _Scene:
         # the graphs lower what must not be written
         self.said = np.setdiff1d(np.arange(self.logits.shape[2]), [*family.suppressed, *family.suppressed_first])
 
-    def differ(self, logits: npt.NDArray[Any], token: int) -> float:
+    def differ(self, logits: Floats, token: int) -> float:
         """Of some logits [clips, vocabulary] from torch's after so many tokens."""
         return _relative(logits[:, self.said], self.logits[:, token][:, self.said])
 
 
-def _differences(sessions: dict[str, Any], scene: _Scene) -> dict[str, float]:
+def _differences(sessions: Mapping[str, InferenceSession], scene: _Scene) -> dict[str, float]:
     names = ["n_layer_cross_k", "n_layer_cross_v", "last_hidden_state"]
-    keys, values, states = sessions["encoder"].run(names, {"input_features": scene.features})
+    keys, values, states = _run(sessions["encoder"], names, {"input_features": scene.features})
     found = {
-        "features": _relative(sessions["frontend"].run(None, {"waves": scene.waves})[0], scene.features),
+        "features": _relative(_run(sessions["frontend"], None, {"waves": scene.waves})[0], scene.features),
         "encoder": _relative(states, scene.states),
         "merged decoder": _largest(scene, _merged(sessions["decoder"], scene)),
         "step decoder": _largest(scene, _stepped(sessions["step"], scene, keys, values)),
@@ -104,7 +114,7 @@ def _differences(sessions: dict[str, Any], scene: _Scene) -> dict[str, float]:
     }
     silence = np.zeros((*scene.features.shape[:2], WINDOW_FRAMES - scene.features.shape[2]), np.float32)
     padded = np.concatenate([scene.features, silence], 2)
-    heard = sessions["encoder"].run(["last_hidden_state"], {"input_features": padded})[0]
+    heard = _run(sessions["encoder"], ["last_hidden_state"], {"input_features": padded})[0]
     # what a runtime pads with may add the margin, no more
     found["padding"] = (
         _relative(heard[:, : scene.states.shape[1]], scene.states)
@@ -114,19 +124,25 @@ def _differences(sessions: dict[str, Any], scene: _Scene) -> dict[str, float]:
     return found
 
 
-def _largest(scene: _Scene, steps: list[npt.NDArray[Any]]) -> float:
+def _run(
+    session: InferenceSession, names: Sequence[str] | None, given: Mapping[str, npt.NDArray[np.generic]]
+) -> list[Floats]:
+    return cast("list[Floats]", session.run(names, given))  # every output of ours holds floats
+
+
+def _largest(scene: _Scene, steps: list[Floats]) -> float:
     return max(scene.differ(logits, scene.prompt - 1 + i) for i, logits in enumerate(steps))
 
 
-def _pieces(scene: _Scene) -> list[tuple[int, npt.NDArray[Any]]]:
+def _pieces(scene: _Scene) -> list[tuple[int, npt.NDArray[np.int64]]]:
     """The prompt, then token by token, each with how many came before."""
     places = [0, *range(scene.prompt, scene.ids.shape[1] + 1)]
     return [(a, scene.ids[:, a:z]) for a, z in pairwise(places)]
 
 
-def _merged(decoder: Any, scene: _Scene) -> list[npt.NDArray[Any]]:
+def _merged(decoder: InferenceSession, scene: _Scene) -> list[Floats]:
     clips = len(scene.ids)
-    past = {
+    past: dict[str, Floats] = {
         i.name: np.zeros((clips, i.shape[1], 1, i.shape[3]), np.float32)
         for i in decoder.get_inputs()
         if i.name.startswith("past_key_values")
@@ -134,42 +150,48 @@ def _merged(decoder: Any, scene: _Scene) -> list[npt.NDArray[Any]]:
     names = ["logits", *(name.replace("past_key_values", "present") for name in past)]
     found = []
     for before, ids in _pieces(scene):
-        feed = {"input_ids": ids, "encoder_hidden_states": scene.states, "use_cache_branch": np.array([before > 0])}
-        logits, *new = decoder.run(names, feed | past)
+        feed: dict[str, npt.NDArray[np.generic]] = {
+            "input_ids": ids,
+            "encoder_hidden_states": scene.states,
+            "use_cache_branch": np.array([before > 0]),
+        }
+        logits, *new = _run(decoder, names, {**feed, **past})
         # with a past the encoder's keys and values stay what they were
         past = {name: old if before and ".encoder." in name else now for (name, old), now in zip(past.items(), new, strict=True)}  # fmt: skip
         found.append(logits[:, -1])
     return found
 
 
-def _stepped(decoder: Any, scene: _Scene, keys: npt.NDArray[Any], values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+def _stepped(decoder: InferenceSession, scene: _Scene, keys: Floats, values: Floats) -> list[Floats]:
     clips, layers, width = len(scene.ids), len(keys), keys.shape[3]
     dtype = np.float16 if any("float16" in i.type for i in decoder.get_inputs()) else np.float32
-    feed = {f"cross_{kind}.{i}": part[i] for kind, part in (("k", keys), ("v", values)) for i in range(layers)}
+    feed: dict[str, npt.NDArray[np.generic]] = {
+        f"cross_{kind}.{i}": part[i] for kind, part in (("k", keys), ("v", values)) for i in range(layers)
+    }
     names = [f"{kind}.{i}" for i in range(layers) for kind in "kv"]
     caches = {name: np.zeros((clips, scene.ids.shape[1], width), dtype) for name in names}
     found = []
     for before, ids in _pieces(scene):
         given = {"input_ids": ids, "offset": np.full(clips, before), **{f"cache_{n}": c for n, c in caches.items()}}
-        logits, *new = decoder.run(["logits", *(f"next_{name}" for name in names)], feed | given)
+        logits, *new = _run(decoder, ["logits", *(f"next_{name}" for name in names)], feed | given)
         caches = dict(zip(names, new, strict=True))
         found.append(logits)
     return found
 
 
-def _as_sherpa(decoder: Any, scene: _Scene, keys: npt.NDArray[Any], values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+def _as_sherpa(decoder: InferenceSession, scene: _Scene, keys: Floats, values: Floats) -> list[Floats]:
     inputs = {i.name: i for i in decoder.get_inputs()}
     layers, _, context, width = inputs["in_n_layer_self_k_cache"].shape
     own = [np.zeros((layers, len(scene.ids), context, width), np.float32)] * 2
     found = []
     for before, ids in _pieces(scene):
         given = (ids, *own, keys, values, np.array([before]))
-        logits, *own = decoder.run(None, dict(zip(inputs, given, strict=True)))
+        logits, *own = _run(decoder, None, dict(zip(inputs, given, strict=True)))
         found.append(logits[:, -1])
     return found
 
 
-def _relative(ours: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> float:
+def _relative(ours: Floats, theirs: Floats) -> float:
     if ours.shape != theirs.shape:
         return float("inf")
     return float(np.abs(ours - theirs).max() / max(float(np.abs(theirs).max()), 1e-9))

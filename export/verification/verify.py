@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from export.bundle.inspection import changed_runtime
 from export.bundle.manifest import open_manifest, record
 from export.edge import read_wav
+from export.edge.bundle.content import Content, FirstDifference, Verification, VerifiedClient
 from export.graphs.padding import as_trained
 from export.verification.clients import client_module, has_graphs_of, is_exact, known_clients, unavailable_reason
+from export.verification.clients.protocol import ClipFile, Job, Outcome, Transcribed
 from workbench.core.errors import UserError, last_line
 from workbench.core.machine.children import ending_with_us
 from workbench.core.progress import Progress
@@ -49,7 +50,7 @@ def verify_bundle(
     corpus: str,
     clients: Sequence[str] = (),
     threads: int | None = None,
-) -> dict[str, Any]:
+) -> Verification:
     """Transcribe clips with every installed runtime and precision, compare with torch, record it in the manifest.
 
     Args:
@@ -72,7 +73,7 @@ def verify_bundle(
     if changed := changed_runtime(manifest):
         log.warning("%s: edge/ is of another version, or was changed: %s; the workbench runs its own copy", bundle, ", ".join(changed))  # fmt: skip
     names = list(clients) or known_clients()
-    results: list[dict[str, Any]] = []
+    results: list[VerifiedClient] = []
     absent: dict[str, str] = {}
     jobs: list[tuple[str, str]] = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -90,7 +91,12 @@ def verify_bundle(
         with Progress("verifying", len(jobs)) as progress:
             for name, precision in jobs:
                 progress.advance(0, f"{name} {precision}, {len(clips)} clips")
-                job = {"bundle": str(bundle.resolve()), "precision": precision, "threads": threads, "clips": clips}
+                job: Job = {
+                    "bundle": str(bundle.resolve()),
+                    "precision": precision,
+                    "threads": threads,
+                    "clips": clips,
+                }
                 found = _compare(name, job, Path(temporary), utterances, reference, wer_budget(manifest.content))
                 results.append(found)
                 progress.advance(1, f"{name} {precision}")
@@ -98,13 +104,18 @@ def verify_bundle(
                     "%d of %d, %s %s: %s, %s", len(results), len(jobs), name, precision,
                     "pass" if found["passed"] else "FAIL" if found["required"] else "over the WER budget", summary(found),
                 )  # fmt: skip
-    verification = {"corpus": corpus, "clips": len(utterances), "clients": results, "not_installed": absent}
+    verification: Verification = {
+        "corpus": corpus,
+        "clips": len(utterances),
+        "clients": results,
+        "not_installed": absent,
+    }
     record(bundle, verification=verification)
     return verification
 
 
 def _torch_reference(
-    checkpoint: Path, bundle: Path, clips: Sequence[dict[str, str]], content: dict[str, Any], folder: Path
+    checkpoint: Path, bundle: Path, clips: Sequence[ClipFile], content: Content, folder: Path
 ) -> list[ReferenceTranscript]:
     """What the torch model writes of each clip, alone in its batch, as the clients do it."""
     import torch
@@ -148,10 +159,10 @@ def _torch_reference(
     return out
 
 
-def _write_clips(utterances: Sequence[Utterance], folder: Path) -> list[dict[str, str]]:
+def _write_clips(utterances: Sequence[Utterance], folder: Path) -> list[ClipFile]:
     from workbench.audio.decode import write_wav
 
-    clips = []
+    clips: list[ClipFile] = []
     for i, utterance in enumerate(utterances):
         write_wav(folder / f"{i}.wav", utterance.wave())
         clips.append({"wav": str(folder / f"{i}.wav"), "language": utterance.language})
@@ -160,14 +171,14 @@ def _write_clips(utterances: Sequence[Utterance], folder: Path) -> list[dict[str
 
 def _compare(
     name: str,
-    job: dict[str, Any],
+    job: Job,
     folder: Path,
     utterances: Sequence[Utterance],
     reference: Sequence[ReferenceTranscript],
     points: float,
-) -> dict[str, Any]:
+) -> VerifiedClient:
     torchs = score_utterances(utterances, [written.text for written in reference])
-    found: dict[str, Any] = {"client": name, "precision": job["precision"], "version": "", "required": is_exact(name), "passed": False, "error": None,
+    found: VerifiedClient = {"client": name, "precision": job["precision"], "version": "", "required": is_exact(name), "passed": False, "error": None,
                              "tokens_equal": "0", "prefix_share": 0.0, "wer": float("nan"), "wer_torch": round(torchs.wer, 3)}  # fmt: skip
     result, error = _run(name, job, folder)
     if result is None:
@@ -204,8 +215,8 @@ def _compare(
 
 
 def _first_difference(
-    utterances: Sequence[Utterance], clips: Sequence[dict[str, Any]], reference: Sequence[ReferenceTranscript], prefixes: Sequence[float]
-) -> dict[str, str] | None:  # fmt: skip
+    utterances: Sequence[Utterance], clips: Sequence[Transcribed], reference: Sequence[ReferenceTranscript], prefixes: Sequence[float]
+) -> FirstDifference | None:  # fmt: skip
     """The first clip whose text is not torch's, or else whose tokens are not."""
     unequal = [i for i, share in enumerate(prefixes) if share < 1]
     others = [i for i in unequal if clips[i]["text"].split() != reference[i].text.split()] or unequal
@@ -214,14 +225,14 @@ def _first_difference(
     return {"id": utterances[others[0]].id, "text": clips[others[0]]["text"], "torch": reference[others[0]].text}
 
 
-def summary(found: dict[str, Any]) -> str:
+def summary(found: VerifiedClient) -> str:
     """What was compared of a client and a precision, with its threshold, in a line."""
     if found["wer"] is None:
         return f"the client did not run ({found['error']})"
     return f"{found['tokens_equal']} clips equal torch's, WER {found['wer']:.2f} % (torch {found['wer_torch']:.2f} %)"
 
 
-def explain(found: dict[str, Any]) -> list[str]:
+def explain(found: VerifiedClient) -> list[str]:
     """Lines that say why a client and a precision failed, and what to do about it."""
     first = found.get("first_difference")
     out = [f"{found['client']} {found['precision']}: {summary(found)}"]
@@ -244,7 +255,7 @@ def explain(found: dict[str, Any]) -> list[str]:
     return out
 
 
-def expected_text(clip: dict[str, Any], written: ReferenceTranscript) -> str | None:
+def expected_text(clip: Transcribed, written: ReferenceTranscript) -> str | None:
     """Text that a runtime must have written, given its tokens; None where it wrote other tokens than torch, or hands none out.
 
     Where torch was stopped by the cap on tokens, the runtime may have stopped earlier.
@@ -258,13 +269,13 @@ def expected_text(clip: dict[str, Any], written: ReferenceTranscript) -> str | N
     return written.text_of(tokens) if stopped and written.text_of else None
 
 
-def differs(clip: dict[str, Any], written: ReferenceTranscript) -> bool:
+def differs(clip: Transcribed, written: ReferenceTranscript) -> bool:
     """Whether a runtime wrote torch's tokens and another text: its vocabulary is not the checkpoint's."""
     expected = expected_text(clip, written)
     return expected is not None and clip["text"].split() != expected.split()
 
 
-def wer_budget(content: dict[str, Any]) -> float:
+def wer_budget(content: Content) -> float:
     """Points of WER above torch that a bundle may score: what it was searched with (`--budget`), or half a point."""
     searched = (content.get("search") or {}).get("wer_above")
     return WER_BUDGET if searched is None else float(searched)
@@ -276,7 +287,7 @@ def within_budget(found: Score, torchs: Score, points: float = WER_BUDGET) -> bo
     return found.errors - torchs.errors <= allowed
 
 
-def _run(name: str, job: dict[str, Any], folder: Path) -> tuple[dict[str, Any] | None, str]:
+def _run(name: str, job: Job, folder: Path) -> tuple[Outcome | None, str]:
     """Run a client in its own process; returns its result, or None and the last line it said."""
     job_path, result_path = folder / "job.json", folder / "result.json"
     job_path.write_text(json.dumps(job), encoding="utf-8")
@@ -294,14 +305,14 @@ def _run(name: str, job: dict[str, Any], folder: Path) -> tuple[dict[str, Any] |
         return None, f"hung for {error.timeout:.0f} s"
     if done.returncode or not result_path.is_file():
         return None, f"exit status {done.returncode}: {last_line(done.stderr)}"
-    result: dict[str, Any] = json.loads(result_path.read_text(encoding="utf-8"))
+    result: Outcome = json.loads(result_path.read_text(encoding="utf-8"))
     return result, ""
 
 
-def _prefix_share(clip: dict[str, Any], written: ReferenceTranscript) -> float:
+def _prefix_share(clip: Transcribed, written: ReferenceTranscript) -> float:
     """Share of torch's tokens before the first difference, 1 only if all are equal; of its text, where a runtime gives no tokens."""
-    ours: Sequence[Any] = clip["text"] if clip["tokens"] is None else clip["tokens"]
-    theirs: Sequence[Any] = written.text if clip["tokens"] is None else written.tokens
+    ours: Sequence[str | int] = clip["text"] if clip["tokens"] is None else clip["tokens"]
+    theirs: Sequence[str | int] = written.text if clip["tokens"] is None else written.tokens
     same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
     # a decoder that loops stops at a cap, and runtimes have their own
     if same == len(ours) == len(theirs) or (written.capped and same == min(len(ours), len(theirs)) > 0):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from workbench.cli.command import FILE, FOLDER
 from workbench.core.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from export.edge.bundle.content import Verification
 
 VERIFIED_CLIPS = 24  # by `export`; `verify` has an option
 Threads = Annotated[int | None, typer.Option(help="Threads of each system; all cores by default.", min=1, max=1024)]
@@ -162,7 +165,7 @@ def _verify(
     _tell_failures(bundle, found)
 
 
-def _tell_failures(bundle: Path, found: dict[str, Any]) -> None:
+def _tell_failures(bundle: Path, found: Verification) -> None:
     """Raise UserError if a runtime that must agree with torch does not, also for a bundle that was already up to date."""
     from export.verification.verify import explain
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+from .content import Content
 
 MAX_BYTES = 64 << 20  # of a JSON file
 MAX_TOKENS = 1 << 20  # ids of a vocabulary; Whisper has 51,866
@@ -16,32 +18,35 @@ LONGEST_NAME = 255
 SHA256 = re.compile(r"[0-9a-f]{64}")
 PART = re.compile(r"[^\x00-\x1f\x7f/\\:]+")  # of a path
 
-Check = Callable[[str, Any], None]  # raises ValueError that names the field
+Check = Callable[[str, object], None]  # raises ValueError that names the field
 
 
-def check_fields(content: dict[str, Any]) -> None:
-    """Check a manifest's content; raises ValueError that names the first wrong field, its value and what is expected."""
+def check_fields(content: Mapping[str, object]) -> Content:
+    """A manifest's content, checked; raises ValueError that names the first wrong field, its value and what is expected."""
     for field in ("name", "family", "precisions", "tokens", "files", "length", "margin_seconds", "window_seconds", "decoding"):  # fmt: skip
         if field not in content:
             raise ValueError(f"field {field!r} is missing")
     for field, check in FIELDS.items():
         if content.get(field) is not None or field not in OPTIONAL:
             check(field, content[field])
-    lengths = {len(prompt) for prompt in content["tokens"]["prompts"].values()}
-    if len(lengths) > 1 or (len(content["tokens"]["prompts"]) > 1 and min(lengths) < 2):
+    found = cast("Content", content)  # its fields are what they should be
+    prompts = found["tokens"]["prompts"]
+    lengths = {len(prompt) for prompt in prompts.values()}
+    if len(lengths) > 1 or (len(prompts) > 1 and min(lengths) < 2):
         raise ValueError("field 'tokens.prompts' has prompts of different lengths, or without a token of the language")
+    return found
 
 
-def text(field: str, value: Any) -> None:
+def text(field: str, value: object) -> None:
     """A line of text."""
     if not isinstance(value, str) or not 0 < len(value) <= LONGEST_NAME or not value.isprintable():
         raise _wrong(field, value, f"one line of 1 to {LONGEST_NAME} printable characters")
 
 
-def path(field: str, value: Any) -> None:
+def path(field: str, value: object) -> None:
     """A relative path with forward slashes."""
     parts = value.split("/") if isinstance(value, str) else []
-    if not 0 < len(parts) <= 16 or len(value) > LONGEST_NAME:
+    if not isinstance(value, str) or not 0 < len(parts) <= 16 or len(value) > LONGEST_NAME:
         raise _wrong(field, value, f"a relative path of at most {LONGEST_NAME} characters")
     if value.startswith("/") or ".." in parts or re.match("[A-Za-z]:", value):
         raise ValueError(f"field {field!r}: {shown(value)} points outside the bundle")
@@ -52,7 +57,7 @@ def path(field: str, value: Any) -> None:
 def whole(least: int, most: int) -> Check:
     """A whole number within bounds."""
 
-    def check(field: str, value: Any) -> None:
+    def check(field: str, value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise _wrong(field, value, f"a whole number from {least} to {most}")
 
@@ -62,17 +67,17 @@ def whole(least: int, most: int) -> Check:
 def number(least: float, most: float) -> Check:
     """A finite number within bounds."""
 
-    def check(field: str, value: Any) -> None:
+    def check(field: str, value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise _wrong(field, value, f"a number from {least:g} to {most:g}")
 
     return check
 
 
-def one_of(*known: Any) -> Check:
+def one_of(*known: object) -> Check:
     """One of some values."""
 
-    def check(field: str, value: Any) -> None:
+    def check(field: str, value: object) -> None:
         if not any(type(value) is type(one) and value == one for one in known):
             raise _wrong(field, value, " or ".join(map(repr, known)))
 
@@ -82,7 +87,7 @@ def one_of(*known: Any) -> Check:
 def table(key: Check, entry: Check, least: int = 0, most: int = MAX_NAMED) -> Check:
     """A JSON object whose keys and values are checked alike."""
 
-    def check(field: str, value: Any) -> None:
+    def check(field: str, value: object) -> None:
         if not isinstance(value, dict) or not least <= len(value) <= most:
             raise _wrong(field, value, f"an object of {least} to {most} entries")
         for name, one in value.items():
@@ -95,7 +100,7 @@ def table(key: Check, entry: Check, least: int = 0, most: int = MAX_NAMED) -> Ch
 def record(**fields: Check) -> Check:
     """A JSON object with known fields; those whose name ends in `_` may be missing."""
 
-    def check(field: str, value: Any) -> None:
+    def check(field: str, value: object) -> None:
         if not isinstance(value, dict):
             raise _wrong(field, value, "an object")
         for name, one in fields.items():
@@ -111,7 +116,7 @@ def record(**fields: Check) -> Check:
 def row(entry: Check, least: int, most: int) -> Check:
     """A JSON array whose elements are checked alike."""
 
-    def check(field: str, value: Any) -> None:
+    def check(field: str, value: object) -> None:
         if not isinstance(value, list) or not least <= len(value) <= most:
             raise _wrong(field, value, f"an array of {least} to {most} elements")
         for i, one in enumerate(value):
@@ -120,30 +125,30 @@ def row(entry: Check, least: int, most: int) -> Check:
     return check
 
 
-def anything(field: str, value: Any) -> None:
+def anything(field: str, value: object) -> None:
     """An object whose fields are read by nobody here."""
     if not isinstance(value, dict):
         raise _wrong(field, value, "an object")
 
 
-def _digest(field: str, value: Any) -> None:
+def _digest(field: str, value: object) -> None:
     if not isinstance(value, str) or not SHA256.fullmatch(value):
         raise _wrong(field, value, "a SHA-256 of 64 hexadecimal digits")
 
 
-def _graph(field: str, value: Any) -> None:
+def _graph(field: str, value: object) -> None:
     path(field, value)
-    if not value.endswith(".onnx"):  # onnxruntime tells formats by it
+    if not str(value).endswith(".onnx"):  # onnxruntime tells formats by it
         raise _wrong(field, value, "a path that ends in .onnx")
 
 
-def _id(field: str, value: Any) -> None:
+def _id(field: str, value: object) -> None:
     # ASCII digits alone: `int` reads others, and more of them than fit
     if not (isinstance(value, str) and re.fullmatch("[0-9]{1,7}", value)) or int(value) >= MAX_TOKENS:
         raise _wrong(field, value, f"a token id below {MAX_TOKENS}")
 
 
-def _word(field: str, value: Any) -> None:
+def _word(field: str, value: object) -> None:
     if not isinstance(value, str) or len(value) > LONGEST_NAME or not _is_unicode(value):
         raise _wrong(field, value, f"at most {LONGEST_NAME} characters")
 
@@ -152,11 +157,11 @@ def _is_unicode(value: str) -> bool:
     return not any("\ud800" <= c <= "\udfff" for c in value)  # lone surrogates have no UTF-8
 
 
-def _wrong(field: str, value: Any, expected: str) -> ValueError:
+def _wrong(field: str, value: object, expected: str) -> ValueError:
     return ValueError(f"field {field!r} is {shown(value)}; expected {expected}")
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value in at most some words: it may be huge."""
     if isinstance(value, dict | list):
         return f"{'an object' if isinstance(value, dict) else 'an array'} of {len(value)}"
@@ -210,19 +215,18 @@ FIELDS: dict[str, Check] = {
 }
 
 
-def check_vocabulary(entries: Any) -> dict[str, int]:
+def check_vocabulary(entries: object) -> dict[str, int]:
     """Check what vocab.json holds, token by id; raises ValueError."""
     table(_any_text, _token, 1, MAX_TOKENS)("vocabulary", entries)
-    found: dict[str, int] = entries
-    return found
+    return cast("dict[str, int]", entries)
 
 
-def _any_text(field: str, value: Any) -> None:
+def _any_text(field: str, value: object) -> None:
     if not isinstance(value, str):
         raise _wrong(field, value, "text")
 
 
-def check_shape(what: str, shape: Sequence[Any], expected: Sequence[int | None], most: Sequence[int]) -> None:
+def check_shape(what: str, shape: Sequence[int], expected: Sequence[int | None], most: Sequence[int]) -> None:
     """Compare a tensor's shape with what is expected of each axis, None for any size within its bound; raises ValueError."""
     rank = len(shape) == len(expected)
     fits = rank and all(

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from .content import Content
 from .fields import MAX_BYTES, check_fields, in_one_line, is_finite, shown
 from .graph_file import unsafe_reason
 
@@ -28,7 +28,7 @@ class Manifest:
     """What a client needs to know of a bundle."""
 
     folder: Path
-    content: dict[str, Any]  # bundle.json as it stands
+    content: Content  # bundle.json as it stands
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class Manifest:
 
     def token_limit(self, seconds: float, language: str) -> int:
         """Most tokens that a transcript of a clip of this length in this language may have."""
-        caps: dict[str, Any] = self.content["decoding"]
+        caps = self.content["decoding"]
         # languages that are spelled in bytes need more; bundles of earlier versions have one rate for all
         rate = caps.get("tokens_per_second_of", {}).get(language, caps["tokens_per_second"])
         return int(min(caps["tokens_at_least"] + int(rate * seconds), caps["most_tokens"]))
@@ -98,7 +98,7 @@ class Manifest:
 
     def check(self, names: list[str] | None = None) -> None:
         """Compare files with their recorded SHA-256; raises BundleError at the first difference."""
-        recorded: dict[str, str] = self.content["files"]
+        recorded = self.content["files"]
         for name in recorded if names is None else names:
             path = self.path(name)
             if name not in recorded:
@@ -130,7 +130,7 @@ def readable(path: Path) -> Iterator[None]:
         raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> object:
     """Read a JSON file of a bundle; raises BundleError if it is missing, too large, no regular file or malformed."""
     try:
         if path.exists() and not path.is_file():
@@ -155,7 +155,6 @@ def read_manifest(folder: str | Path) -> Manifest:
         found = shown(content.get("format") if isinstance(content, dict) else content)
         raise BundleError(f"{path}: field 'format' is {found}; this runtime reads format {FORMAT}")
     try:
-        check_fields(content)
+        return Manifest(folder, check_fields(content))
     except ValueError as error:
         raise BundleError(f"{path}: {error}; export the bundle again") from None
-    return Manifest(folder, content)

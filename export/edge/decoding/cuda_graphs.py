@@ -8,7 +8,6 @@ size of batch; one that reads a clip at its own length has many, and gains where
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +29,9 @@ class CapturedSession(DecoderSession):
         number: of the graph, from 1; onnxruntime captures one for each.
     """
 
-    def __init__(self, session: Any, cross_kv: Sequence[Any], max_length: int, number: int) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, cross_kv: Sequence[ort.OrtValue], max_length: int, number: int
+    ) -> None:
         super().__init__(session, cross_kv, max_length)
         device = device_of(session)
         vocabulary = session.get_outputs()[0].shape[1]
@@ -65,12 +66,12 @@ class CapturedShapes:
         max_length: most tokens of any clip, the prompt's included.
     """
 
-    def __init__(self, encoder: Any, step: Any, max_length: int) -> None:
+    def __init__(self, encoder: ort.InferenceSession, step: ort.InferenceSession, max_length: int) -> None:
         self.encoder, self.step, self.max_length = encoder, step, max_length
-        self.cross_kv: dict[tuple[int, ...], list[Any]] = {}  # by the shape of the features
+        self.cross_kv: dict[tuple[int, ...], list[ort.OrtValue]] = {}  # by the shape of the features
         self.sessions: dict[tuple[int, ...], CapturedSession] = {}
 
-    def encode(self, features: Any, names: Sequence[str]) -> list[Any]:
+    def encode(self, features: ort.OrtValue, names: Sequence[str]) -> list[ort.OrtValue]:
         """Keys and values of the states; those of the last clips of that shape are overwritten."""
         shape = tuple(features.shape())
         found = run_on_device(self.encoder, {"input_features": features}, names, self.cross_kv.get(shape))
@@ -78,7 +79,7 @@ class CapturedShapes:
             self.cross_kv.setdefault(shape, found)
         return found
 
-    def decoder(self, cross_kv: Sequence[Any]) -> CapturedSession | None:
+    def decoder(self, cross_kv: Sequence[ort.OrtValue]) -> CapturedSession | None:
         """The decoder of these keys and values at its beginning; None where their memory is not kept."""
         shape = next((s for s, kept in self.cross_kv.items() if kept[0].data_ptr() == cross_kv[0].data_ptr()), None)
         if shape is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,14 +50,16 @@ class DecoderSession:
         BundleError: the graphs do not fit each other, or caches would take too much memory.
     """
 
-    def __init__(self, session: Any, cross_kv: Sequence[Any], max_length: int, beams: int = 1) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, cross_kv: Sequence[ort.OrtValue], max_length: int, beams: int = 1
+    ) -> None:
         wanted = {i.name: i.type for i in session.get_inputs()}
         layers, clips, _, width = fitting(cross_kv, wanted)
         if (needed := 2 * layers * clips * beams * max_length * width * 4) > MAX_CACHE:
             raise BundleError(f"the decoder's caches would take {needed} bytes; expected at most {MAX_CACHE}")
         self.session, self.binding, self.done, self.rows = session, session.io_binding(), 0, clips * beams
-        self.cross_kv: list[Any] = []  # kept: a binding does not keep what it was given alive
-        self.caches: dict[str, Any] = {}
+        self.cross_kv: list[ort.OrtValue] = []  # kept: a binding does not keep what it was given alive
+        self.caches: dict[str, ort.OrtValue] = {}
         device = device_of(session)
         for kind, value in zip("kv", cross_kv, strict=True):
             if beams > 1 or value.data_type() != wanted["cross_k.0"]:
@@ -73,7 +74,7 @@ class DecoderSession:
             self.binding.bind_output("logits")
         self.place = len(self.caches)  # of the logits among the outputs, which come in the order of binding
 
-    def bind_memory(self, binding: Any) -> None:
+    def bind_memory(self, binding: ort.IOBinding) -> None:
         """Give a binding the caches, and the keys and values of the states."""
         for name, cache in self.caches.items():
             binding.bind_ortvalue_input(f"cache_{name}", cache)
@@ -122,7 +123,7 @@ class DecoderSession:
             cache.update_inplace(np.ascontiguousarray(cache.numpy()[rows]))
 
 
-def fitting(cross_kv: Sequence[Any], wanted: dict[str, str]) -> list[int]:
+def fitting(cross_kv: Sequence[ort.OrtValue], wanted: dict[str, str]) -> list[int]:
     """Shape of the keys and values of the states, checked: their places in memory are computed from it. Raises BundleError."""
     shapes = [list(value.shape()) for value in cross_kv]
     try:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime as ort
 
 from ..audio import SAMPLE_RATE, Wave
 from ..bundle import BundleError, Manifest
@@ -15,7 +15,7 @@ from ..clock import Clock
 from .cuda_graphs import CapturedShapes
 from .decoder import DecoderSession
 from .memory import given_back_at_once
-from .sessions import as_value, check_sessions, open_sessions, run_on_device, session_options
+from .sessions import Provider, as_value, check_sessions, open_sessions, run_on_device, session_options
 
 POSITION_SAMPLES = 320  # samples of one encoder position: 20 ms
 
@@ -37,7 +37,7 @@ class SpeechModel:
         manifest: Manifest,
         precision: str,
         threads: int | None = None,
-        providers: Sequence[Any] = ("CPUExecutionProvider",),
+        providers: Sequence[Provider] = ("CPUExecutionProvider",),
         check: bool = True,
         frugal: bool = False,
         spin: bool = False,
@@ -66,12 +66,12 @@ class SpeechModel:
         )
         return CapturedShapes(self.encoder, self.step, longest)
 
-    def decoder(self, cross_kv: Sequence[Any], max_length: int, beams: int = 1) -> DecoderSession:
+    def decoder(self, cross_kv: Sequence[ort.OrtValue], max_length: int, beams: int = 1) -> DecoderSession:
         """A decoder at its beginning, captured as a CUDA graph where that is wanted and possible; see `DecoderSession`."""
         captured = self._captured.decoder(cross_kv) if self._captured and beams == 1 else None
         return captured or DecoderSession(self.step, cross_kv, max_length, beams)
 
-    def cross_kv(self, waves: Sequence[Wave], clock: Clock | None = None) -> list[Any]:
+    def cross_kv(self, waves: Sequence[Wave], clock: Clock | None = None) -> list[ort.OrtValue]:
         """Keys and values of the encoder's output for every decoder layer, as onnxruntime's values [layers, clips, positions, width]."""
         clock = clock or Clock()
         features = self.features(waves)
@@ -80,12 +80,12 @@ class SpeechModel:
         clock.lap("encoder")
         return cross_kv
 
-    def features(self, waves: Sequence[Wave]) -> Any:
+    def features(self, waves: Sequence[Wave]) -> ort.OrtValue:
         """Log-mel features of waves [samples], padded with silence as in training, as onnxruntime's value."""
         given = {"waves": as_value(self._padded(waves))}
         return run_on_device(self.frontend, given, ["input_features"])[0]
 
-    def encode(self, features: Any) -> list[Any]:
+    def encode(self, features: ort.OrtValue) -> list[ort.OrtValue]:
         """Keys and values for the decoder's cross-attention, of the encoder's output for some features."""
         names = ["n_layer_cross_k", "n_layer_cross_v"]
         if self._captured:
@@ -98,12 +98,12 @@ class SpeechModel:
             )
         return cross_kv
 
-    def first_logits(self, cross_kv: Sequence[Any], language: str) -> npt.NDArray[np.float32]:
+    def first_logits(self, cross_kv: Sequence[ort.OrtValue], language: str) -> npt.NDArray[np.float32]:
         """Logits after the prompt, those of suppressed tokens lowered. -> [1, vocabulary]"""
         prompt = np.array([self.prompts[language]], np.int64)
         return DecoderSession(self.step, cross_kv, prompt.shape[1])(prompt)
 
-    def detect_languages(self, cross_kv: Sequence[Any]) -> list[str]:
+    def detect_languages(self, cross_kv: Sequence[ort.OrtValue]) -> list[str]:
         """Each clip's language: the one whose token is likeliest after the first of the prompt; of a model for one language, that."""
         clips = int(cross_kv[0].shape()[1])
         if len(self.prompts) == 1:
@@ -115,7 +115,7 @@ class SpeechModel:
         return [codes[i] for i in likely]
 
     def cross_attention(
-        self, cross_kv: Sequence[Any], prompt: Sequence[int], tokens: Sequence[int], samples: int
+        self, cross_kv: Sequence[ort.OrtValue], prompt: Sequence[int], tokens: Sequence[int], samples: int
     ) -> npt.NDArray[np.float32]:
         """Where the alignment heads look before each token and before the end, of the positions that hold the clip.
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
 from ..bundle.fields import MAX_TOKENS
 from ..bundle.manifest import BundleError, Manifest, check_graph
 
+Provider = str | tuple[str, Mapping[str, object]]  # of onnxruntime, its name, or that and its options
 # what each graph is called with, and what it must give
 CALLED = {
     "frontend": ({"waves"}, {"input_features"}),
@@ -26,7 +28,7 @@ _PRINTING = threading.Lock()
 ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 
-def session_options(threads: int | None, spin: bool = False) -> Any:
+def session_options(threads: int | None, spin: bool = False) -> ort.SessionOptions:
     """How a session uses the cores.
 
     Args:
@@ -43,7 +45,9 @@ def session_options(threads: int | None, spin: bool = False) -> Any:
     return options
 
 
-def open_sessions(graphs: dict[str, Path], options: Any, providers: Sequence[Any], cuda_graphs: bool) -> dict[str, Any]:
+def open_sessions(
+    graphs: dict[str, Path], options: ort.SessionOptions, providers: Sequence[Provider], cuda_graphs: bool
+) -> dict[str, ort.InferenceSession]:
     """The graphs' sessions; raises BundleError where a provider is missing or does not start."""
     first, given = with_cuda_options(providers[0])
     if first not in (known := ort.get_available_providers()):
@@ -56,7 +60,7 @@ def open_sessions(graphs: dict[str, Path], options: Any, providers: Sequence[Any
     if cuda_graphs and first != "CUDAExecutionProvider":
         raise BundleError(f"CUDA graphs are the CUDA provider's, and {first} is asked for")
     captured = [(first, {**given, "enable_cuda_graph": "1"}), *providers[1:]]
-    opened = {}
+    opened: dict[str, ort.InferenceSession] = {}
     # the largest first: what loading it needed is free again for the others, which keeps the peak of memory low
     for part in sorted(graphs, key=lambda part: -graphs[part].stat().st_size):
         opened[part] = open_session(graphs[part], options, captured if cuda_graphs and part == "step" else providers)
@@ -65,13 +69,13 @@ def open_sessions(graphs: dict[str, Path], options: Any, providers: Sequence[Any
     return opened
 
 
-def with_cuda_options(provider: Any) -> tuple[str, dict[str, Any]]:
+def with_cuda_options(provider: Provider) -> tuple[str, dict[str, object]]:
     """A provider's name and options; CUDA's are ours where none are given."""
     name, given = (provider, {}) if isinstance(provider, str) else provider
     return name, {**CUDA_OPTIONS, **given} if name == "CUDAExecutionProvider" else dict(given)
 
 
-def open_session(path: Path, options: Any, providers: Sequence[Any]) -> Any:
+def open_session(path: Path, options: ort.SessionOptions, providers: Sequence[Provider]) -> ort.InferenceSession:
     """A graph's session; raises BundleError where it holds what is not run, or onnxruntime cannot load it."""
     check_graph(path)
     wanted = [with_cuda_options(provider) for provider in providers]
@@ -90,7 +94,7 @@ def printed_as_warnings() -> Iterator[None]:
         yield
 
 
-def check_sessions(opened: dict[str, Any], graphs: dict[str, Path], manifest: Manifest) -> None:
+def check_sessions(opened: Mapping[str, ort.InferenceSession], graphs: dict[str, Path], manifest: Manifest) -> None:
     """Raise BundleError where a graph has not the inputs and outputs that it is called with, or the decoder knows too few tokens."""
     for part, (inputs, outputs) in CALLED.items():
         known = {i.name for i in opened[part].get_inputs()}, {o.name for o in opened[part].get_outputs()}
@@ -116,19 +120,20 @@ def explained(what: str) -> Iterator[None]:
         raise BundleError(f"{what} ({' '.join(str(error).split())[:500]})") from error
 
 
-def as_value(array: Any, device: str = "cpu") -> Any:
+def as_value(array: npt.NDArray[np.generic], device: str = "cpu") -> ort.OrtValue:
     """An array as onnxruntime's value, on a device."""
     return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
 
 
-def device_of(session: Any) -> str:
+def device_of(session: ort.InferenceSession) -> str:
     """Where a session computes: `cuda` or `cpu`."""
     return "cuda" if session.get_providers()[0] in ON_CUDA else "cpu"
 
 
 def run_on_device(
-    session: Any, given: dict[str, Any], names: Sequence[str], places: Sequence[Any] | None = None
-) -> list[Any]:
+    session: ort.InferenceSession, given: Mapping[str, ort.OrtValue], names: Sequence[str],
+    places: Sequence[ort.OrtValue] | None = None,
+) -> list[ort.OrtValue]:  # fmt: skip
     """Run a graph; what it gives stays where it was computed, or is written to `places`. Values in, values out."""
     with explained(f"the graph from {', '.join(given)} to {', '.join(names)} does not run"):
         binding = session.io_binding()

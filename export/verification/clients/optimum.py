@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -53,7 +52,7 @@ class OptimumClient:
 
     def transcribe(self, wave: Wave, language: str) -> Transcription:
         """Transcribe one utterance at its own length plus the margin, or at 30 s."""
-        how: dict[str, Any] = {"language": language}
+        how: dict[str, str | list[int]] = {"language": language}
         limit = self.manifest.token_limit(len(wave) / SAMPLE_RATE, language)
         if not self.padded:
             margin = float(self.manifest.content["margin_seconds"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 from export.bundle.manifest import CHECKPOINT_FILES
 from workbench.audio.decode import Wave
@@ -18,6 +18,36 @@ class Transcription:
 
     text: str
     tokens: tuple[int, ...] | None  # without prompt and end; None where the runtime does not hand them out
+
+
+class ClipFile(TypedDict):
+    """A clip to transcribe."""
+
+    wav: str  # path
+    language: str
+
+
+class Job(TypedDict):
+    """What a client's process is told."""
+
+    bundle: str  # path
+    precision: str
+    threads: int | None
+    clips: list[ClipFile]
+
+
+class Transcribed(TypedDict):
+    """A Transcription, from JSON."""
+
+    text: str
+    tokens: list[int] | None
+
+
+class Outcome(TypedDict):
+    """What a client's process answers."""
+
+    version: str  # of the runtime
+    clips: list[Transcribed]
 
 
 class Client(Protocol):

@@ -10,15 +10,15 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from export.edge.audio.resample import read_wav
+from export.verification.clients.protocol import Job
 from export.verification.clients.registry import open_client
 
 
 def main(name: str, job_path: str, result_path: str) -> None:
     """Open the bundle, transcribe every clip, write the result."""
-    job: dict[str, Any] = json.loads(Path(job_path).read_text(encoding="utf-8"))
+    job: Job = json.loads(Path(job_path).read_text(encoding="utf-8"))
     client = open_client(name, Path(job["bundle"]), job["precision"], job["threads"])
     found = [asdict(client.transcribe(read_wav(clip["wav"]), clip["language"])) for clip in job["clips"]]
     Path(result_path).write_text(json.dumps({"version": client.version, "clips": found}), encoding="utf-8")

@@ -1,0 +1,36 @@
+"""What is measured of a precision on some clips, and of the choice on others, field by field. Rates in percent, times in ms, sizes in MB."""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired, TypedDict
+
+from export.edge.bundle.content import Difference
+
+Figure = Literal["wer", "p50_ms", "encoder_ms", "decoder_ms", "size_mb", "peak_rss_mb"]  # less is better
+TIMES: dict[str, Figure] = {"encoder": "encoder_ms", "decoder": "decoder_ms"}  # of each part
+
+
+class Row(TypedDict):
+    """A precision."""
+
+    name: str
+    wer: float
+    loops: int
+    p50_ms: float
+    encoder_ms: float  # median, as the next
+    decoder_ms: float
+    peak_rss_mb: float
+    size_mb: NotRequired[float]  # this and what follows: of precisions that may be chosen
+    over: NotRequired[float]  # by what part of each broken limit, added up
+    breaks: NotRequired[list[str]]  # limits, in words
+    compared: NotRequired[bool]  # whether it took turns with the choice in one run
+    pareto: NotRequired[bool]  # whether no other of that run is better in everything
+
+
+class Confirmed(TypedDict):
+    """The choice, the last of the systems, on clips that had no say in it, and fp32, the first."""
+
+    clips: int
+    systems: list[Row]
+    wer_difference: Difference
+    speedup: float
