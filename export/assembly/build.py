@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from export.assembly.detector import copy_detector
 from export.assembly.origin import Origin, find_origin
 from export.bundle.inspection import OWN_RUNTIME
 from export.bundle.manifest import BUNDLE, write_manifest
-from export.edge.bundle.content import Content, Host, Int8, Vocabulary
+from export.edge.bundle.content import Content, Int8, Vocabulary
 from export.edge.bundle.manifest import FORMAT, BundleError, Manifest, read_manifest
 from export.graphs.lint import LARGEST
 from export.quantization.int8 import DEFAULTS, Int8Options
@@ -314,6 +314,6 @@ def _manifest(
             "most_tokens": family.most_tokens,
         },
         "run": origin.run,
-        "host": cast("Host", describe_host()),
+        "host": describe_host(),
         "files": {},
     }

@@ -12,7 +12,7 @@ import numpy as np
 
 from export.assembly.teacher import short_name, teacher_bundle
 from export.bundle.manifest import open_manifest, record, size_mb
-from export.edge.bundle.content import Difference, Host, Measured, Measurement
+from export.edge.bundle.content import Measured, Measurement
 from export.edge.bundle.manifest import Manifest
 from export.measurement.content import LanguageScores, Report, Scores, Section, SystemRow
 from export.measurement.curves import read_curves
@@ -101,7 +101,7 @@ def measure(
     report: Report = {
         "schema": SCHEMA,
         "key": key,
-        "host": cast("Host", describe_host()),
+        "host": describe_host(),
         "threads": threads,
         "repeats": repeats,
         "corpus": sections[0]["corpus"],
@@ -204,8 +204,8 @@ def _section(
     texts = [u.text for u in utterances]
     for row, found in zip(rows[1:], timed[1:], strict=True):
         hypotheses = found.hypotheses, timed[0].hypotheses
-        row["wer_difference"] = cast("Difference", paired_difference(texts, *hypotheses, part.languages, unit="wer"))
-        row["cer_difference"] = cast("Difference", paired_difference(texts, *hypotheses, part.languages, unit="cer"))
+        row["wer_difference"] = paired_difference(texts, *hypotheses, part.languages, unit="wer")
+        row["cer_difference"] = paired_difference(texts, *hypotheses, part.languages, unit="cer")
         row["speedup"] = round(rows[0]["latency_ms"]["p50"] / row["latency_ms"]["p50"], 2)
         ratios = [a / b for a, b in zip(_totals(timed[0]), _totals(found), strict=True)]
         row["speedup_per_clip_p50"] = round(float(np.median(ratios)), 2)
