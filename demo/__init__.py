@@ -1,1 +1,1 @@
-"""The side-by-side page. Public: `demo.app.build` and `demo.app.serve`."""
+"""The side-by-side web page. Public API: `demo.app.build` and `demo.app.serve`."""

@@ -1,4 +1,4 @@
-"""The Gradio page: teacher and students side by side, on a clip that is chosen, uploaded or recorded, or live."""
+"""The Gradio page: teacher and students side by side, on an example, upload or recording, or live."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import numpy as np
 import numpy.typing as npt
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # it would call home, which also delays an offline start
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio's telemetry, which also delays an offline start
 import gradio as gr
 from starlette.middleware import Middleware
 
@@ -38,9 +38,9 @@ CSS = """
 .card .bar{height:6px;border-radius:3px;background:#4c6ef5;margin:.4rem 0}
 .card small{opacity:.75}.card .saying{opacity:.6}.problem{border-left:4px solid #e03131;padding:.3rem .8rem;overflow-wrap:anywhere}
 """
-STREAM_SECONDS = 0.25  # between blocks of the microphone
-SESSIONS = 200  # of browsers whose state is kept
-OTHER_EVENTS = 16  # that run at once beside transcriptions and microphones
+STREAM_SECONDS = 0.25  # between microphone blocks
+SESSIONS = 200  # browser sessions whose state is kept
+OTHER_EVENTS = 16  # concurrent events besides transcriptions and microphones
 
 
 def build(systems: Systems, examples: Sequence[Utterance], limits: Limits) -> gr.Blocks:
@@ -49,18 +49,18 @@ def build(systems: Systems, examples: Sequence[Utterance], limits: Limits) -> gr
     Args:
         systems: teacher and students, opened.
         examples: clips to choose from, with their references.
-        limits: what a visitor may ask for.
+        limits: bounds on each visitor's requests.
     """
     keep = round(60 * limits.keep_minutes)
     with gr.Blocks(title="Teacher and students side by side", delete_cache=(max(1, keep // 10), keep)) as page:
         gr.Markdown(
-            "# Teacher and students side by side\nThe same speech, transcribed by each in turn on this machine."
+            "# Teacher and students side by side\nThe same speech, transcribed by each system in turn on this machine."
         )
         with gr.Tab("A clip"):
             _clip_tab(systems, examples, limits)
         with gr.Tab("Live"):
             _live_tab(page, systems, limits)
-    # without api_open=False whoever calls the API directly passes by the queue
+    # api_open=False: direct API calls would bypass the queue
     queued: gr.Blocks = page.queue(max_size=limits.waiting, default_concurrency_limit=OTHER_EVENTS, api_open=False)
     return queued
 
@@ -75,7 +75,7 @@ def _clip_tab(systems: Systems, examples: Sequence[Utterance], limits: Limits) -
         if number is None:
             return None, "", gr.skip()
         utterance = examples[number]
-        # As samples, which Gradio writes to its own folder: it serves no file of the corpus, wherever that lies.
+        # Passed as samples, which Gradio writes to its own folder: it does not serve files of the corpus, wherever they are.
         samples = (np.clip(utterance.wave(), -1, 1) * 32767).astype(np.int16)
         return (SAMPLE_RATE, samples), utterance.text, utterance.language
 
@@ -97,12 +97,14 @@ def _clip_tab(systems: Systems, examples: Sequence[Utterance], limits: Limits) -
                 type="filepath",
                 label=f"Clip, or a recording of up to {limits.longest_seconds / 60:g} minutes and {limits.upload_mb} MB",
                 elem_id="clip",
-                buttons=["download"],  # Gradio's share button sends a recording to another site
+                buttons=["download"],  # Gradio's share button uploads a recording to another site
             )
             problem = gr.HTML(elem_id="problem")
         with gr.Column():
             reference = gr.Textbox(
-                label="What was said (leave empty if not known)", max_length=REFERENCE_CHARACTERS, elem_id="reference"
+                label="Reference transcript (leave empty if unknown)",
+                max_length=REFERENCE_CHARACTERS,
+                elem_id="reference",
             )
             language = _languages(systems)
             button = gr.Button("Transcribe", variant="primary", elem_id="transcribe")
@@ -117,7 +119,7 @@ def _clip_tab(systems: Systems, examples: Sequence[Utterance], limits: Limits) -
 
 
 def _live_tab(page: gr.Blocks, systems: Systems, limits: Limits) -> None:
-    """A microphone, transcribed while somebody speaks."""
+    """A microphone, transcribed live."""
     visitors = Visitors(systems, limits.live)
 
     def listen(block: str | None, names: list[str], language: str, request: gr.Request) -> str | dict[str, object]:
@@ -126,7 +128,7 @@ def _live_tab(page: gr.Blocks, systems: Systems, limits: Limits) -> None:
             return unchanged
         try:
             return visitors.hear(str(request.session_hash), Path(block), names, language).as_html()
-        except UserError as error:  # shown in place: a message would pop up for every block
+        except UserError as error:  # shown in the page: a pop-up would appear for every block
             return _problem(error)
 
     def start(request: gr.Request) -> str:
@@ -141,7 +143,7 @@ def _live_tab(page: gr.Blocks, systems: Systems, limits: Limits) -> None:
 
     names = list(systems.recognizers)
     with gr.Row():
-        listening = gr.CheckboxGroup(names, value=names[1:], label="Who listens")
+        listening = gr.CheckboxGroup(names, value=names[1:], label="Systems")
         language = _languages(systems)
     microphone = gr.Audio(
         sources=["microphone"], type="filepath", streaming=True, label="Microphone", elem_id="microphone", buttons=[]
@@ -157,13 +159,15 @@ def _live_tab(page: gr.Blocks, systems: Systems, limits: Limits) -> None:
 
 
 def _usable(path: str | None, reference: str, limits: Limits) -> Path:
-    """The recording, if a visitor may have it transcribed; else raises UserError."""
+    """Validate a visitor's input and return the recording's path; raises UserError."""
     if not path:
         raise UserError("Choose an example, upload a recording or record one first.")
     if not Path(path).is_file():
         raise UserError(f"Recordings are removed after {limits.keep_minutes:g} minutes; choose this one again.")
     if len(reference) > REFERENCE_CHARACTERS:
-        raise UserError(f"What was said has {len(reference)} characters; expected at most {REFERENCE_CHARACTERS}.")
+        raise UserError(
+            f"The reference transcript has {len(reference)} characters; expected at most {REFERENCE_CHARACTERS}."
+        )
     return Path(path)
 
 
@@ -172,7 +176,7 @@ def _problem(error: UserError) -> str:
 
 
 def _languages(systems: Systems) -> gr.Dropdown:
-    """What every system knows, to choose from."""
+    """Dropdown of the languages that every system supports."""
     known = systems.languages
     return gr.Dropdown(known, value="en" if "en" in known else known[0], label="Language")
 
@@ -185,9 +189,9 @@ class Served(TypedDict, total=False):
 
 
 def launch(page: gr.Blocks, host: str, port: int, limits: Limits, **options: Unpack[Served]) -> tuple[App, str, str]:
-    """Serve a page with its theme and styles, from this machine alone."""
+    """Serve a page with its theme and styles, loading nothing from the network."""
     fetch_nothing()
-    # 6.31 keeps what was said in the visitor's browser otherwise; 6.16 has no such argument of launch()
+    # otherwise Gradio 6.31 stores transcripts in the visitor's browser; 6.16 lacks the launch() argument
     os.environ["GRADIO_RUN_HISTORY"] = "False"
     return page.launch(
         server_name=host,
@@ -206,7 +210,7 @@ def launch(page: gr.Blocks, host: str, port: int, limits: Limits, **options: Unp
 
 
 def cards(results: Sequence[Result], clip_seconds: float) -> str:
-    """One card a system, as HTML; bars are latency relative to the slowest."""
+    """One card per system, as HTML; bars show latency relative to the slowest."""
     slowest = max(1e-3, *(r.latency_ms for r in results))
     out = []
     for result in results:
@@ -221,7 +225,7 @@ def cards(results: Sequence[Result], clip_seconds: float) -> str:
             f'<div class="bar" style="width:{100 * result.latency_ms / slowest:.1f}%"></div>'
             f"<small>{stages} ms<br>{wer}{' · ' + against if against else ''}</small></div>"
         )
-    return f'<div class="cards">{"".join(out)}</div><small>{clip_seconds:.1f} s of audio. Speed-up is against the teacher.</small>'
+    return f'<div class="cards">{"".join(out)}</div><small>{clip_seconds:.1f} s of audio. Speed-up is relative to the teacher.</small>'
 
 
 def serve(
@@ -234,7 +238,7 @@ def serve(
     clips = scored_clips(corpus, "test")
     step = max(1, len(clips) // EXAMPLES)
     examples = sorted(clips[::step][:EXAMPLES], key=lambda u: u.seconds)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are removed whichever way it is ended
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads are removed however the server ends
     try:
         with private_folder(limits.keep_minutes):
             launch(build(systems, examples, limits), host, port, limits)
@@ -249,4 +253,4 @@ def _legend() -> str:
         f'<span style="background:{colour};color:#1b1f24;border-radius:3px;padding:0 .3em">{kind}</span>'
         for kind, colour in COLOURS.items()
     )
-    return f"<small>Words as WER counts them: {marks} (a deletion shows the word that is missing).</small>"
+    return f"<small>Word errors as counted in WER: {marks} (a deletion shows the missing word).</small>"

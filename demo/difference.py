@@ -1,4 +1,4 @@
-"""Word-level differences between what was said and what a system wrote, as pieces to colour."""
+"""Word-level differences between a reference and a hypothesis, as pieces to colour."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ COLOURS = {"substitution": "#ffd8a8", "insertion": "#b2f2bb", "deletion": "#ffc9
 
 
 def differences(reference: str, hypothesis: str, language: str = "en") -> list[tuple[str, str | None]]:
-    """Pieces of a hypothesis with the kind of error each is, None where it is right.
+    """Pieces of a hypothesis, each with its kind of error, None if correct.
 
-    Words are compared under Whisper's normalizer and shown so, because that is what WER counts. A deletion shows the
-    word that is missing.
+    Words are compared and shown as normalized by Whisper's normalizer, as WER counts them. A deletion shows the missing word.
     """
     import jiwer
 
@@ -36,7 +35,7 @@ def differences(reference: str, hypothesis: str, language: str = "en") -> list[t
 
 
 def as_html(pieces: list[tuple[str, str | None]]) -> str:
-    """Coloured words; a deletion is struck through, and each says its kind to who hovers or listens."""
+    """Coloured words as HTML; deletions are struck through, and each error's kind is its title (hover, screen readers)."""
     out = []
     for text, kind in pieces:
         safe = html.escape(text)

@@ -1,4 +1,4 @@
-"""What stands before Gradio's routes: bounds on what a request may send, and no block of a microphone overtaken by the next."""
+"""Middleware before Gradio's routes: limits request sizes and delivers microphone blocks in order."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 if TYPE_CHECKING:
     from gradio.queueing import Event
 
-JSON_BYTES = 1_000_000  # of any request that is no upload
+JSON_BYTES = 1_000_000  # of any request that is not an upload
 CLOSED = re.compile(r"/(process_recording$|component_server|vibe-|file=\w+:|file/\w+:|proxy=)")  # not used by the page
 STREAM = re.compile(r"/stream/(\w+)$")
-ITERATIONS = 10  # of the event loop, more than Gradio takes from noticing a block to reading it
+ITERATIONS = 10  # of the event loop, more than Gradio needs from noticing a block to reading it
 
 
 def fetch_nothing() -> None:
-    """Have Gradio refuse an address in place of an upload, which it would fetch, whatever its size and whoever's network it is in."""
+    """Make Gradio reject a URL in place of an upload: it would fetch it, whatever its size and from whatever network (SSRF)."""
     import gradio as gr
 
     async def refused(*_: object, **__: object) -> str:
-        raise gr.Error("an address in place of an uploaded recording", print_exception=False)
+        raise gr.Error("expected an uploaded recording, not a URL", print_exception=False)
 
     gr.processing_utils.async_ssrf_protected_download = refused
 
@@ -36,7 +36,7 @@ class Guard:
 
     Args:
         app: Gradio's.
-        upload_bytes: most that one upload may send.
+        upload_bytes: maximum size of an upload request.
     """
 
     def __init__(self, app: ASGIApp, upload_bytes: int) -> None:
@@ -44,13 +44,13 @@ class Guard:
         self.turns: WeakKeyDictionary[Event, asyncio.Lock] = WeakKeyDictionary()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse a request, or pass it on."""
+        """Reject a request or pass it on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         path = scope["path"].rstrip("/")
         most = self.upload_bytes if path.endswith("/upload") else JSON_BYTES
-        refusal = f"the request is larger than the {most / 1e6:g} MB that are accepted"
+        refusal = f"the request exceeds the limit of {most / 1e6:g} MB"
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if CLOSED.search(path):
             await PlainTextResponse("not part of this page", 404)(scope, receive, send)
@@ -64,7 +64,7 @@ class Guard:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > most:  # of a request that did not say its length
+            if taken > most:  # a request without Content-Length
                 raise HTTPException(413, refusal)
             return message
 
@@ -73,7 +73,7 @@ class Guard:
             await self.app(scope, counted, send)
             return
         event = scope["app"].get_blocks()._queue.event_ids_to_events.get(block[1])
-        # Gradio keeps the latest block only: one that comes before the last has been read would replace it.
+        # Gradio keeps only the latest block: one that arrives before the previous one has been read would replace it.
         async with self.turns.setdefault(event, asyncio.Lock()) if event else contextlib.nullcontext():
             if event is None or not await _read(event):
                 await PlainTextResponse("this stream is over", 404)(scope, receive, send)

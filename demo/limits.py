@@ -1,4 +1,4 @@
-"""What the page grants a visitor, and the folder that their recordings lie in while it does."""
+"""Limits for visitors of the page, and the temporary folder for their recordings."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-REFERENCE_CHARACTERS = 20_000  # of the text to compare with: aligning it takes time by its square
+REFERENCE_CHARACTERS = 20_000  # of the reference transcript: alignment time grows with its square
 SWEEPS_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds that hold for every visitor; those of `workbench demo`."""
+    """Limits for visitors; the defaults are those of `workbench demo`."""
 
     longest_seconds: float = 600.0  # of a recording, and of a live session
     upload_mb: int = 100  # of one request; ten minutes of 16-bit mono at 48 kHz take 58 MB
-    at_once: int = 16  # requests that take turns; each holds a decoded recording in memory, 4 MB a minute
-    waiting: int = 64  # requests that wait for a turn; more are refused
+    at_once: int = (
+        16  # concurrent requests, which take turns; each holds a decoded recording in memory, 4 MB per minute
+    )
+    waiting: int = 64  # queued requests; more are rejected
     live: int = 4  # visitors who speak at the same time
     keep_minutes: float = 10.0  # until an upload is removed
 
 
 @contextlib.contextmanager
 def private_folder(keep_minutes: float) -> Iterator[Path]:
-    """A folder that only this user can read, for all temporary files of the process while it lasts.
+    """A folder readable only by this user, for all temporary files of the process while the context lasts.
 
-    Gradio serves each file of its upload folder to whoever knows the address, and leaves half an upload in the system's temporary
-    folder. So both are a folder of this page alone; what is older than `keep_minutes` is removed, and all of it at the end.
+    Gradio serves every file of its upload folder to anyone who knows the URL, and leaves aborted uploads in the system's temporary folder. So both are set to this page's own folder; files older than `keep_minutes` are removed, and everything at the end.
     """
     before = tempfile.tempdir, os.environ.get("GRADIO_TEMP_DIR")
     done = threading.Event()
@@ -57,7 +58,7 @@ def private_folder(keep_minutes: float) -> Iterator[Path]:
 
 
 def sweep(folder: Path, seconds: float) -> None:
-    """Remove files that were last written more than `seconds` ago, and folders that are empty and as old."""
+    """Remove files last written more than `seconds` ago, and empty folders of that age."""
     old = time.time() - seconds
     for root, _, names in os.walk(folder, topdown=False):
         for path in (Path(root) / name for name in names):

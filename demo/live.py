@@ -1,4 +1,4 @@
-"""Transcripts while visitors speak: what the live tab shows, without the page."""
+"""Live transcription: the logic of the live tab, without the page."""
 
 from __future__ import annotations
 
@@ -20,54 +20,56 @@ from export.edge.stream import EVERY
 from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.core.errors import UserError
 
-QUEUE_SECONDS = 60.0  # of speech that a system may be behind
-LATE_SECONDS = 1.0  # behind which a system writes no partial texts, and says how far behind it is
-BLOCK_BYTES = 4_000_000  # of a block that a browser sends; a quarter of a second takes 24 kB
-LAST_BLOCKS_SECONDS = 0.5  # that the end waits for blocks that are still on their way
-IDLE_SECONDS = 30.0  # without a block after which a visitor has left
-REFRESH_SECONDS = 0.25  # while the last words are transcribed
+QUEUE_SECONDS = 60.0  # of speech that a system may lag behind
+LATE_SECONDS = 1.0  # beyond this lag a system writes no partial texts, and its lag is shown
+BLOCK_BYTES = 4_000_000  # maximum size of a browser's block; a quarter of a second takes 24 kB
+LAST_BLOCKS_SECONDS = 0.5  # to wait at the end for blocks still in transit
+IDLE_SECONDS = 30.0  # without a block, after which a visitor counts as gone
+REFRESH_SECONDS = 0.25  # between updates while the last words are transcribed
 
 
 @dataclass
 class Queue:
-    """One system's view of a visitor's speech: blocks that wait for it, and what it has written."""
+    """One system's queue for a visitor's speech: waiting blocks, and its transcripts so far."""
 
     stream: Stream
-    blocks: deque[Wave | None] = field(default_factory=deque)  # None is the end
+    blocks: deque[Wave | None] = field(default_factory=deque)  # None marks the end
     given: int = 0  # samples
     done: int = 0
     working: bool = False
-    problem: str = ""  # why it takes nothing more
-    said: list[str] = field(default_factory=list)  # utterances that are over
-    saying: str = ""  # the one that goes on; may still change
-    busy_ms: float = 0.0  # in all
+    problem: str = ""  # why it accepts no more blocks
+    said: list[str] = field(default_factory=list)  # finished utterances
+    saying: str = ""  # partial transcript of the current utterance
+    busy_ms: float = 0.0  # total
     slowest_ms: float = 0.0  # for one block
 
     @property
     def behind(self) -> float:
-        """Seconds of speech that are not transcribed yet."""
+        """Seconds of speech not transcribed yet."""
         return (self.given - self.done) / SAMPLE_RATE
 
 
 class Live:
-    """One visitor's microphone. Each system has a queue, so that a slow one falls behind and none loses speech.
+    """One visitor's microphone. Each system has its own queue, so a slow one may lag behind but loses no speech.
 
     Args:
         systems: those of the page.
-        names: of the systems that listen.
+        names: of the systems to run.
         language: ISO 639-1 code.
-        rate: of the microphone, in Hz.
+        rate: the microphone's sample rate in Hz.
 
     Raises:
-        UserError: nobody listens, the rate is impossible, or a system's bundle has no speech detector.
+        UserError: no system is selected, the sample rate is unsupported, or a bundle has no speech detector.
     """
 
     def __init__(self, systems: Systems, names: Sequence[str], language: str, rate: int) -> None:
         if not names:
-            raise UserError("nobody listens; tick at least one system")
+            raise UserError("no system is selected; tick at least one")
         self.systems, self.rate, self.seconds, self.over, self.closed = systems, rate, 0.0, False, False
-        self.last = time.monotonic()  # when a block came
-        self.lock = threading.Lock()  # blocks and the end come from the page's threads, texts from the systems'
+        self.last = time.monotonic()  # when the last block arrived
+        self.lock = (
+            threading.Lock()
+        )  # blocks and the end come from the page's threads, transcripts from the systems' threads
         try:
             self.resampler = Resampler(rate)
             self.queues = {name: Queue(Stream(systems.recognizers[name], language)) for name in names}
@@ -83,7 +85,7 @@ class Live:
                 self._queue(self.resampler(samples))
 
     def finish(self) -> None:
-        """The microphone is off; a block that comes later is not heard. What is queued is still transcribed."""
+        """End the input: later blocks are ignored, queued ones are still transcribed."""
         with self.lock:
             if not self.over:
                 self.over = True
@@ -91,7 +93,7 @@ class Live:
                 self._queue(None)
 
     def close(self) -> None:
-        """The visitor has left: what is queued is dropped."""
+        """Drop queued blocks, because the visitor has left."""
         with self.lock:
             self.over = self.closed = True
             for queue in self.queues.values():
@@ -99,7 +101,7 @@ class Live:
 
     @property
     def done(self) -> bool:
-        """Whether everything is transcribed that ever will be."""
+        """Whether the input has ended and every queued block is processed."""
         return self.over and not any(queue.working for queue in self.queues.values())
 
     def _queue(self, block: Wave | None) -> None:
@@ -108,7 +110,7 @@ class Live:
                 continue
             if block is not None and queue.behind > QUEUE_SECONDS:
                 queue.problem = (
-                    f"it is {QUEUE_SECONDS:.0f} s behind and hears nothing more; what it has heard it still transcribes"
+                    f"it is {QUEUE_SECONDS:.0f} s behind and accepts no more speech; queued speech is still transcribed"
                 )
                 block = None
             queue.blocks.append(block)
@@ -118,7 +120,7 @@ class Live:
                 self.systems.threads[name].submit(self._work, name, queue)
 
     def _work(self, name: str, queue: Queue) -> None:
-        """Take one block in the system's thread, and then the others' turn comes."""
+        """Process one block in the system's thread, then requeue behind other visitors."""
         with self.lock:
             block = queue.blocks.popleft() if queue.blocks else None
             stream = queue.stream
@@ -128,7 +130,7 @@ class Live:
             if not self.closed:
                 for heard in stream.finish() if block is None else stream.feed(block):
                     self._write(queue, heard)
-        except Exception as error:  # nobody waits for this thread's result: what is not shown is lost
+        except Exception as error:  # nothing reads this thread's result: an error not shown here would be lost
             if not isinstance(error, AudioError | BundleError):
                 logging.exception("live: %s stopped", name)
             with self.lock:
@@ -150,11 +152,11 @@ class Live:
                 queue.said.append(heard.text)
 
     def as_html(self) -> str:
-        """A card a system: utterances that are over, the one that goes on in grey, how busy and how far behind it is."""
+        """A card per system: finished utterances, the current one in grey, its load and its lag."""
         with self.lock:
             cards = "".join(self._card(name, queue) for name, queue in self.queues.items())
             state = "over" if self.done else "listening"
-        return f'<div class="cards" data-state="{state}">{cards}</div><small>{self.seconds:.1f} s heard.</small>'
+        return f'<div class="cards" data-state="{state}">{cards}</div><small>{self.seconds:.1f} s received.</small>'
 
     def _card(self, name: str, queue: Queue) -> str:
         said = "".join(f"<div>{html.escape(text)}</div>" for text in queue.said)
@@ -164,16 +166,16 @@ class Live:
         problem = f"<br><b>{html.escape(queue.problem)}</b>" if queue.problem else ""
         return (
             f'<div class="card"><h3>{html.escape(name)}</h3><div class="said">{said}{saying or ("" if said else "<i>nothing yet</i>")}</div>'
-            f"<small>busy {100 * busy:.0f} % of the time, at most {queue.slowest_ms:.0f} ms at once{late}{problem}</small></div>"
+            f"<small>busy {100 * busy:.0f} % of the time, at most {queue.slowest_ms:.0f} ms per block{late}{problem}</small></div>"
         )
 
 
 class Visitors:
-    """Who speaks, by the page's session; what they said goes when they leave or say nothing for a while.
+    """Live visitors by page session; their transcripts are dropped when they leave or stop sending audio for a while.
 
     Args:
         systems: those of the page.
-        most: visitors who may speak at the same time.
+        most: maximum number of simultaneous speakers.
     """
 
     def __init__(self, systems: Systems, most: int) -> None:
@@ -182,10 +184,12 @@ class Visitors:
         self.lock = threading.Lock()
 
     def hear(self, session: str, block: Path, names: Sequence[str], language: str) -> Live:
-        """Queue a block of a visitor's microphone, a WAV file; the first one opens it. Raises UserError where that is not possible."""
+        """Queue a microphone block (a WAV file); a visitor's first block opens a `Live`. Raises UserError if that is not possible."""
         try:
             if block.stat().st_size > BLOCK_BYTES:
-                raise UserError(f"{block.name}: a block of {BLOCK_BYTES / 1e6:g} MB or more; expected part of a second")
+                raise UserError(
+                    f"{block.name}: a microphone block of more than {BLOCK_BYTES / 1e6:g} MB; expected part of a second"
+                )
             samples, rate = read_pcm(block)
         except (AudioError, OSError) as error:
             raise UserError(str(error)) from None
@@ -193,14 +197,16 @@ class Visitors:
             if session not in self.lives:
                 self._forget_idle()
                 if sum(not live.done for live in self.lives.values()) >= self.most:
-                    raise UserError(f"{self.most} visitors speak already; record again when one of them has finished")
+                    raise UserError(
+                        f"{self.most} visitors are already speaking; try again when one of them has finished"
+                    )
                 self.lives[session] = Live(self.systems, names, language, rate)
             live = self.lives[session]
         live.hear(samples)
         return live
 
     def finish(self, session: str) -> Iterator[str]:
-        """End a visitor's speech; yields the page until everything is transcribed."""
+        """End a visitor's speech; yields the updated HTML until everything is transcribed."""
         live = self.lives.get(session)
         if live is None:
             return
@@ -213,7 +219,7 @@ class Visitors:
         yield live.as_html()
 
     def leave(self, session: str) -> None:
-        """Forget a visitor's speech."""
+        """Drop a visitor's session."""
         with self.lock:
             live = self.lives.pop(session, None)
         if live is not None:

@@ -1,4 +1,4 @@
-"""What the page shows, without the page: systems opened once, a clip transcribed by each, errors counted."""
+"""The page's logic, without the page: systems opened once, a clip transcribed by each, word errors counted."""
 
 from __future__ import annotations
 
@@ -25,43 +25,42 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Result:
-    """One system's answer on one clip."""
+    """One system's result on one clip."""
 
     name: str
     text: str
     latency_ms: float
     stages_ms: dict[str, float]
-    speedup: float  # teacher's latency over this one's
+    speedup: float  # the teacher's latency divided by this one's
     coloured: str  # HTML
     compared_with: str  # "reference", "teacher", or "" for the teacher itself without a reference
-    running_wer: float | None  # over the clips of this session whose reference is known
+    running_wer: float | None  # over this session's clips with a reference
 
 
 @dataclass
 class Systems:
-    """The teacher and the students, each opened once. The teacher is the first.
+    """The teacher and the students, each opened once. The teacher comes first.
 
-    Each has a thread that all visitors share: who came first is served first, for at most one window of 30 s. A long recording so lets
-    others in between its stretches, and a slow system holds up no other.
+    Each has a thread shared by all visitors: first come, first served, for at most one 30 s window at a time. So a long recording lets others in between its segments, and a slow system does not delay the others.
     """
 
     recognizers: dict[str, Recognizer]
     threads: dict[str, ThreadPoolExecutor] = field(init=False)
     decoding: ThreadPoolExecutor = field(
         init=False
-    )  # few threads, because each keeps the memory of its longest recording
+    )  # few threads, because each holds on to the memory of its longest recording
 
     def __post_init__(self) -> None:
-        """Start a thread for each system, and those that decode."""
+        """Start a thread for each system, and the audio decoding threads."""
         self.threads = {name: ThreadPoolExecutor(1) for name in self.recognizers}
         self.decoding = ThreadPoolExecutor(2)
 
     def turn(self, name: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Have a system's thread do this, and wait for it."""
+        """Run `work` in a system's thread and wait for its result."""
         return self.threads[name].submit(work, *args, **kwargs).result()
 
     def close(self) -> None:
-        """End the threads; what waits for a turn is not done any more."""
+        """Shut down the threads; queued work is cancelled."""
         for thread in (*self.threads.values(), self.decoding):
             thread.shutdown(wait=False, cancel_futures=True)
 
@@ -69,7 +68,7 @@ class Systems:
     def open(
         bundles: Sequence[Path], teacher: str, precision: str | None, threads: int | None, vad: bool | None = None
     ) -> Systems:
-        """Open bundles, with their speech detector unless `vad` is False; raises UserError for one that is damaged or two of one name."""
+        """Open bundles, with their speech detector unless `vad` is False; raises UserError for a damaged bundle or two of the same name."""
         wanted = [(teacher_bundle(teacher), "fp32", "teacher, fp32"), *((bundle, precision, "") for bundle in bundles)]
         opened: dict[str, Recognizer] = {}
         try:
@@ -82,7 +81,9 @@ class Systems:
                         f"{bundle}: a bundle named {name!r} is already shown; export it with another --name"
                     )
                 opened[name] = Recognizer(bundle, chosen, threads, vad=vad)
-            for recognizer in opened.values():  # the first call of a graph is slow, and would be shown as its latency
+            for (
+                recognizer
+            ) in opened.values():  # warm up: a graph's first run is slow and would distort the latency shown
                 silence, language = np.zeros(SAMPLE_RATE, np.float32), next(iter(recognizer.prompts))
                 recognizer.transcribe(silence, language)  # the detector
                 recognizer.transcribe(silence, language, vad=False)
@@ -92,21 +93,21 @@ class Systems:
 
     @property
     def languages(self) -> list[str]:
-        """Languages that every system knows."""
+        """Languages that every system supports."""
         sets = [set(r.prompts) for r in self.recognizers.values()]
         return sorted(set.intersection(*sets))
 
 
 @dataclass
 class Tally:
-    """Word errors of a visitor's session, of each system."""
+    """Word errors of each system in a visitor's session."""
 
     errors: dict[str, int] = field(default_factory=dict)
     words: int = 0
 
 
 def load_clip(path: Path, longest: float) -> Wave:
-    """Decode an upload or recording of at most `longest` seconds; raises UserError in one line where it cannot be used."""
+    """Decode an upload or recording of at most `longest` seconds; raises a one-line UserError if it cannot be used."""
     wave = decode(path, path.name, longest)
     if seconds(wave) <= LONGEST_SECONDS:
         check_length(wave, path.name)
@@ -120,13 +121,13 @@ def compare(systems: Systems, wave: Wave, reference: str, language: str, tally: 
 
     Args:
         systems: teacher first.
-        wave: [samples] at 16 kHz; more than 30 s are cut where nobody speaks, the same for each.
-        reference: what was said, or "" where that is not known; students are then compared with the teacher.
+        wave: [samples] at 16 kHz; more than 30 s is split at pauses, in the same way for every system.
+        reference: the reference transcript, or "" if unknown; students are then compared with the teacher.
         language: ISO 639-1 code.
-        tally: updated with this clip's word errors where the reference is known.
+        tally: updated with this clip's word errors if there is a reference.
 
     Raises:
-        UserError: the wave cannot be used, or a system does not know the language.
+        UserError: the wave cannot be used, or a system does not support the language.
     """
     results: list[Result] = []
     transcripts = {}
@@ -152,7 +153,7 @@ def compare(systems: Systems, wave: Wave, reference: str, language: str, tally: 
                 text=transcript.text,
                 latency_ms=transcript.latency_ms,
                 stages_ms=transcript.stages_ms,
-                speedup=teacher.latency_ms / max(transcript.latency_ms, 1e-3),  # nothing is done where nobody speaks
+                speedup=teacher.latency_ms / max(transcript.latency_ms, 1e-3),  # 0 if no speech was detected
                 coloured=as_html(differences(standard, transcript.text, language))
                 if compared
                 else html.escape(transcript.text),
@@ -164,7 +165,7 @@ def compare(systems: Systems, wave: Wave, reference: str, language: str, tally: 
 
 
 def _transcribed(systems: Systems, name: str, wave: Wave, language: str) -> Transcript:
-    """A clip at once, a recording stretch by stretch and then as one; a turn for each."""
+    """Transcribe a short clip in one turn, a long recording segment by segment, one turn each, then joined."""
     recognizer = systems.recognizers[name]
     if seconds(wave) <= recognizer.window:
         return systems.turn(name, recognizer.transcribe, wave, language)
@@ -181,5 +182,5 @@ def _transcribed(systems: Systems, name: str, wave: Wave, language: str) -> Tran
 
 
 def seconds(wave: Wave) -> float:
-    """Length of a wave."""
+    """Length of a wave in seconds."""
     return len(wave) / SAMPLE_RATE

@@ -1,1 +1,1 @@
-"""Bundles made: everything that a student's folder becomes, and the part of it that goes to a device."""
+"""Making bundles: everything that a student's folder becomes, and the part of it that goes to a device."""

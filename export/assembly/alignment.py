@@ -1,6 +1,6 @@
-"""Which of a decoder's cross-attention heads follow the speech: word times are read off them.
+"""Which of a decoder's cross-attention heads follow the speech: word times are computed from them.
 
-A student has other layers than its teacher, so the teacher's list of alignment heads does not hold. Heads are chosen on clips that are
+A student has other layers than its teacher, so the teacher's list of alignment heads does not apply. Heads are chosen on clips that are
 joined with pauses between them: where each one begins and ends is then known (our interpretation; docs/decisions/0016-word-times.md).
 """
 
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
 
 log = logging.getLogger("workbench")
-CLIPS = 60  # looked at, for those that are short and said in one breath
+CLIPS = 60  # tried, for those that are short and without a pause
 JOINED = 3  # clips in a recording
 SECONDS = (0.3, 2.5)  # of a clip's speech
 PAUSES = (0.1, 0.6)  # seconds between clips
 MOST = 6
-LARGEST_ERROR = 0.5  # seconds, on average; a head that errs more tells nothing
+LARGEST_ERROR = 0.5  # seconds, on average; a head with a larger error is useless
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Clips in a row, with what was said when."""
+    """Clips in a row, with their texts and times."""
 
     wave: Wave
     texts: list[str]
-    times: list[tuple[float, float]]  # begin and end of each clip, in seconds
+    times: list[tuple[float, float]]  # start and end of each clip, in seconds
     language: str
 
 
@@ -53,7 +53,7 @@ def alignment_clips(corpus: str) -> list[Utterance]:
 
 
 def recordings(utterances: Sequence[Utterance], seed: int = 0) -> list[Recording]:
-    """Join clips three by three, without the silence around them and with pauses of their own.
+    """Join clips three by three, without the silence around them and with random pauses between them.
 
     Raises:
         UserError: silero-vad is not installed.
@@ -85,7 +85,7 @@ def recordings(utterances: Sequence[Utterance], seed: int = 0) -> list[Recording
 def find_alignment(
     model: WhisperForConditionalGeneration, family: Whisper, utterances: Sequence[Utterance], silence: float
 ) -> Alignment:
-    """Heads that word times are read off, and their mean error on the clips that they were chosen on.
+    """Heads that word times are computed from, and their mean error on the clips that they were chosen on.
 
     Without clips, or where silero-vad is not installed, they are those that the checkpoint names.
 
@@ -101,10 +101,10 @@ def find_alignment(
         return unchecked
     if silero_data() is None:
         log.warning(
-            "silero-vad is not installed: word times are read off the heads that the checkpoint names, unchecked"
+            "silero-vad is not installed: word times are computed from the heads that the checkpoint names, unchecked"
         )
         return unchecked
-    model.set_attn_implementation("eager")  # others do not tell where they look
+    model.set_attn_implementation("eager")  # others do not return attention weights
     heads, error = choose_heads(model, family, recordings(utterances), silence)
     said = f"{len(heads)} heads, {error:.2f} s off on average" if heads else "no head follows the speech"
     log.info("word times: %s", said)
@@ -115,7 +115,7 @@ def find_alignment(
 def choose_heads(
     model: WhisperForConditionalGeneration, family: Whisper, joined: Sequence[Recording], silence: float
 ) -> tuple[list[list[int]], float | None]:
-    """Heads that tell best where clips begin and end.
+    """Heads that locate best where clips begin and end.
 
     Args:
         model: a WhisperForConditionalGeneration whose attention is eager.
@@ -150,7 +150,7 @@ def choose_heads(
 def _attention(
     model: WhisperForConditionalGeneration, family: Whisper, one: Recording, count: int, silence: float
 ) -> npt.NDArray[np.float32] | None:
-    """Where every head looks before each of `count` tokens and before the end, while the decoder is given the text.
+    """Attention of every head before each of `count` tokens and before the end, with the decoder run on the text.
 
     -> [layers, heads, tokens + 1, positions]; None where the joined text has not that many tokens
     """
@@ -169,13 +169,13 @@ def _attention(
 
 
 def _first_rows(family: Whisper, one: Recording) -> list[int]:
-    """Number of each clip's first token, and of the end."""
+    """Index of each clip's first token, and of the end."""
     counts = [len(label_ids(family.tokenizer, text.strip())) for text in one.texts]
     return [0, *np.cumsum(counts).tolist()]
 
 
 def _error(seen: Sequence[tuple[npt.NDArray[np.float32], list[int], Recording]]) -> float:
-    """Mean distance in seconds of where clips are said to begin, all but the first, and to end."""
+    """Mean error in seconds of the clips' starts, all but the first, and of their ends."""
     found = []
     for attention, rows, one in seen:
         begins, ends = spans(attention, len(one.wave) / SAMPLE_RATE)

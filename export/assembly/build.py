@@ -1,6 +1,6 @@
 """Write a bundle: one folder that every runtime loads (docs/bundle.md).
 
-Whole or not at all: it is made beside its place and moved there when everything in it has been checked.
+It is written completely or not at all: it is built beside its place and moved there once everything in it has been checked.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ def export_bundle(
         output: the bundle's folder.
         precisions: names of precisions (export/quantization/precisions.py), the first is the clients' default.
         name: what the bundle is called; the run's or the checkpoint's name by default.
-        overwrite: replace a bundle of other content.
+        overwrite: replace a bundle with other content.
         vocabulary: which tokens to keep, as for `vocabulary.choose`; all by default.
-        texts: on which it is counted how many tokens are lost with a smaller vocabulary.
+        texts: on which the loss of tokens by a smaller vocabulary is counted.
         options: of the quantizers.
         calibration: clips [samples] on which static int8 measures its inputs' ranges.
-        aligned: clips with texts on which the heads are chosen that word times are read off; without, those that the checkpoint names.
-        through: whose exporter writes the merged decoder, `workbench` or `optimum`.
+        aligned: clips with texts on which the heads for word times are chosen; without any, those that the checkpoint names.
+        through: exporter of the merged decoder, `workbench` or `optimum`.
 
     Returns:
         The bundle's folder. One that already holds this export, undamaged, is left as it is.
@@ -135,7 +135,7 @@ def export_bundle(
             "through": through,
         }
         content |= {"speech_detector": copy_detector(graphs), "alignment": alignment}
-        # what the check reads; checksums are computed once, when no file changes any more
+        # what the check reads; checksums are computed once, when all files are final
         write_json(folder / "bundle.json", content)
         log.info("checking tensors against torch")
         content["parity"] = check_tensors(folder, model, family, precisions)
@@ -159,7 +159,7 @@ def _check_sizes(checkpoint: Path, model: WhisperForConditionalGeneration) -> No
     for name, part in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
         if (size := 4 * parameters(part)) > LARGEST:
             raise UserError(
-                f"{checkpoint}: its {name} takes {size / 1e9:.1f} GB in fp32, which every bundle holds, and an ONNX file at most "
+                f"{checkpoint}: its {name} takes {size / 1e9:.1f} GB in fp32, from which every bundle is made, and an ONNX file holds at most "
                 f"{LARGEST / 1e9:.1f}; export a student with fewer layers"
             )
 
@@ -168,7 +168,7 @@ def _check_sizes(checkpoint: Path, model: WhisperForConditionalGeneration) -> No
 def _pruned(
     checkpoint: Path, choice: str, texts: Sequence[str], output: Path
 ) -> Iterator[tuple[Path, Vocabulary | None]]:
-    """The checkpoint to export, and what is said of its vocabulary if tokens leave it."""
+    """The checkpoint to export, and the manifest's `vocabulary` if it is pruned."""
     from export.bundle.vocabulary import choose, loss_of, prune
 
     if not choice:
@@ -181,7 +181,7 @@ def _pruned(
     log.info("vocabulary: %s of %s tokens", f"{len(kept):,}", f"{lost['of']:,}")
     if texts:
         log.info(
-            "of %d texts %d need other tokens now; %s %% of their tokens stay",
+            "of %d texts %d are tokenized differently now; %s %% of their tokens stay",
             len(texts), loss["texts_changed"], loss["tokens_kept_percent"],
         )  # fmt: skip
     with workplace(output) as temporary:
@@ -190,7 +190,7 @@ def _pruned(
 
 
 def _described(options: Int8Options, precisions: Sequence[Precision]) -> Int8 | None:
-    """The quantizers' options, where any was at work."""
+    """The quantizers' options, if any was used."""
     if {s.name for p in precisions for s in (p.encoder, p.decoder)} <= {"fp32", "fp16"}:
         return None
     return {"per_channel": options.per_channel, "reduce_range": options.reduced, "symmetric": options.symmetric}
@@ -206,7 +206,7 @@ def _is_current(output: Path, source: str, wanted: _Wanted, overwrite: bool) -> 
         known = content.get("vocabulary")
         same = same and ((known.get("choice") if known else "") or "") == wanted["vocabulary"]
         same = same and content.get("int8") == wanted["int8"]
-        # a bundle without the field is older, and made anew: its edge/ is another
+        # a bundle without the field is older, and is made again: its edge/ differs
         same = same and content.get("through", "workbench") == wanted["through"]
         same = same and not manifest.packed_for
         if same and content.get("workbench") == __version__ and _has_this_runtime(manifest):
@@ -227,7 +227,7 @@ def _is_current(output: Path, source: str, wanted: _Wanted, overwrite: bool) -> 
 
 
 def _has_this_runtime(manifest: Manifest) -> bool:
-    """Whether the runtime that lies in a bundle is the one that would be put there now."""
+    """Whether the runtime in a bundle is the one that would be put there now."""
     inside = manifest.content["files"]
     return all(
         inside.get(f"edge/{p.relative_to(OWN_RUNTIME).as_posix()}") == sha256(p) for p in OWN_RUNTIME.rglob("*.py")
@@ -260,7 +260,7 @@ def _write_graphs(
 
 
 def calibration_features(checkpoint: Path, waves: Sequence[Wave]) -> list[npt.NDArray[np.float32]]:
-    """What an encoder is given of some clips [samples], at the length it reads. -> each [1, mels, frames]"""
+    """Encoder inputs for some clips [samples], at the length that it reads. -> each [1, mels, frames]"""
     family, origin = Whisper(checkpoint), find_origin(checkpoint)
     seconds = [
         WINDOW_SECONDS if origin.length == "padded" else len(w) / SAMPLE_RATE + origin.margin_seconds for w in waves

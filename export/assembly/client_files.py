@@ -1,4 +1,4 @@
-"""What runtimes read of a bundle besides its graphs: a checkpoint's files as every one of them can read them, and our own runtime."""
+"""What runtimes read of a bundle besides its graphs: a checkpoint's files in a form that all of them can read, and our own runtime."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_client_files(checkpoint: Path, family: Whisper, folder: Path, heads: l
         checkpoint: the checkpoint that is exported.
         family: its configuration and tokens.
         folder: of the bundle.
-        heads: [layer, head] of the cross-attention heads that word times are read off.
+        heads: [layer, head] of the cross-attention heads that word times are computed from.
     """
     write_text(folder / "tokens.txt", sherpa_tokens(family))
     for file in CHECKPOINT_FILES:
@@ -33,7 +33,7 @@ def write_client_files(checkpoint: Path, family: Whisper, folder: Path, heads: l
 
 
 def _complete(checkpoint: Path, family: Whisper, folder: Path) -> None:
-    """Add what transformers 5 does not save, and JavaScript's, numpy's and older clients read."""
+    """Add what transformers 5 does not save but JavaScript, numpy and older clients read."""
     if not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
         family.tokenizer.backend_tokenizer.model.save(str(folder))
     if not (folder / "preprocessor_config.json").is_file():

@@ -1,4 +1,4 @@
-"""Silero's speech detector, which travels in a bundle: its file lies in silero-vad's wheel."""
+"""Silero's speech detector, a copy of which is in each bundle: its file is in silero-vad's wheel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FILE = "silero_vad_16k_sequence.onnx"  # MIT licence
 
 
 def silero_data() -> Path | None:
-    """Where silero-vad keeps its networks; None where it is not installed. Importing it would load torch's audio and set the number of threads."""
+    """Where silero-vad keeps its networks; None where it is not installed. Importing it would load torchaudio and set the number of threads."""
     found = find_spec("silero_vad")
     if found is None or not found.submodule_search_locations:
         return None
@@ -23,7 +23,7 @@ def copy_detector(graphs: Path) -> str | None:
     """Put the detector beside a bundle's graphs, for recordings and streams; returns its name in the bundle."""
     data = silero_data()
     if data is None:
-        log.warning("silero-vad is not installed: the bundle's own runtime will take utterances of up to 30 s only")
+        log.warning("silero-vad is not installed: the bundle's own runtime will only take utterances of up to 30 s")
         return None
     shutil.copyfile(data / FILE, graphs / "speech_detector.onnx")
     return "onnx/speech_detector.onnx"

@@ -1,4 +1,4 @@
-"""Where an exported checkpoint came from: its name, the length that it reads at, the run that made it and what that was trained on."""
+"""Where an exported checkpoint came from: its name, the length that it reads at, the run that made it and what it was trained on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Origin:
 
 
 def find_origin(checkpoint: Path, name: str = "") -> Origin:
-    """Read what a checkpoint folder says of itself; `workbench.json` marks a length-adaptive student."""
+    """Read a checkpoint folder's description of itself; `workbench.json` marks a length-adaptive student."""
     margin = own_margin(checkpoint)
     run = checkpoint.parent
     made: Run | None = None
@@ -43,7 +43,7 @@ def find_origin(checkpoint: Path, name: str = "") -> Origin:
 
 
 def _trained_on(recipe_file: Path) -> list[dict[str, str]] | None:
-    """Which corpora a run's student was trained on, the run that it began with included; None where that cannot be told any more."""
+    """Which corpora a run's student was trained on, the run that it began with included; None where that can no longer be determined."""
     recipe = load_recipe(recipe_file)
     try:
         found = [corpus_identity(source) for source in (recipe.corpus, *recipe.more_corpora)]

@@ -21,20 +21,20 @@ log = logging.getLogger("workbench")
 
 
 def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite: bool = False) -> Path:
-    """Copy what a runtime needs of a bundle; a bundle itself, with what was verified and measured of that part.
+    """Copy the part of a bundle that a runtime needs; it is itself a bundle, with the verification and measurement of that part.
 
     Args:
         bundle: a whole bundle.
         output: folder to write.
         client: name of the runtime.
         precision: one of the bundle's; the last by default, which is its smallest as `export` is usually called.
-        overwrite: replace a folder that is there.
+        overwrite: replace an existing folder.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: the bundle is damaged or has no such precision, the runtime is unknown, or the folder is there.
+        UserError: the bundle is damaged or has no such precision, the runtime is unknown, or the folder exists.
     """
     manifest = open_manifest(bundle)
     needs = client_module(client)
@@ -46,10 +46,10 @@ def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite
     precision = precision or manifest.precisions[-1]
     try:
         check_names(manifest)
-        # by their names in fp32, whatever the precision: no runtime has to be told it
+        # under their fp32 names, whatever the precision: no runtime has to be told which it is
         graphs = {f"onnx/{GRAPH_FILES[part]}": manifest.graph(part, precision) for part in needs.GRAPHS}
         files = {name: manifest.path(name) for name in needs.FILES if (bundle / name).is_file()}
-        # also where another runtime transcribes, it reads sound files
+        # it reads sound files even where another runtime transcribes
         runtime = [name for name in manifest.content["files"] if name.startswith("edge/")]
         copied = {**files, **graphs, **{name: manifest.path(name) for name in runtime}}
         manifest.check([path.relative_to(bundle.resolve()).as_posix() for path in copied.values()])

@@ -1,4 +1,4 @@
-"""A teacher's own bundle, for whatever sets students beside it."""
+"""A teacher's own bundle, for everything that compares students with it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def teacher_bundle(teacher: str) -> Path:
         manifest = open_manifest(Path(teacher), check=True)
         if "fp32" not in manifest.precisions or not has_graphs_of(manifest, "edge"):
             raise UserError(
-                f"{teacher}: has no fp32 graphs of our own runtime; export the teacher with --precision fp32"
+                f"{teacher}: has no fp32 graphs for our own runtime; export the teacher with --precision fp32"
             )
         return Path(teacher)
     checkpoint = resolve_teacher(teacher)

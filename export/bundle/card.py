@@ -11,7 +11,7 @@ CARD = "MODEL_CARD.md"
 
 
 def card(content: Content) -> str:
-    """The card, which follows from the manifest's content."""
+    """The card, made from the manifest's content alone."""
     return "\n\n".join(_sections(content)) + "\n"
 
 
@@ -23,7 +23,7 @@ def write_card(folder: Path, content: Content) -> None:
 def _sections(content: Content) -> list[str]:
     run = content.get("run") or {}
     teacher = (run.get("teacher") or {}).get("name")
-    origin = f"a student of `{teacher}`" if teacher else "an export of the checkpoint as it stands"
+    origin = f"a student of `{teacher}`" if teacher else "an export of the unchanged checkpoint"
     length = (
         f"Reads a clip at its own length plus {content['margin_seconds']} s of silence (length-adaptive), up to 30 s."
         if content["length"] == "true"
@@ -32,12 +32,12 @@ def _sections(content: Content) -> list[str]:
     sections = [
         f"# {content['name']}",
         f"Speech recognition, Whisper family, {content['parameters'] / 1e6:.1f} M parameters; {origin}. {length}",
-        f"Exported by distill-workbench {content['workbench']}. The weights derive from the teacher's, and so does their licence: keep its notice. Checksums of every file stand in bundle.json.",
+        f"Exported by distill-workbench {content['workbench']}. The weights derive from the teacher's, and so does their licence: keep its notice. Checksums of every file are in bundle.json.",
     ]
     if vocabulary := content.get("vocabulary"):
         sections.append(
             f"Knows {vocabulary['size']:,} of its tokenizer's {vocabulary['of']:,} tokens (`--vocabulary {vocabulary['choice']}`), "
-            "numbered anew; any text can still be written."
+            "renumbered; any text can still be written."
         )
     if run.get("validation"):
         sections.append(f"Validation WER after training: {run['validation']['wer']} %.")
@@ -82,17 +82,14 @@ def _verified(verification: Verification) -> str:
 
 
 def _detector(content: Content) -> str:
-    """What our own runtime does where nobody speaks."""
+    """What our own runtime does where there is no speech."""
     if not content.get("speech_detector"):
-        return "Without a speech detector: it may write text that nobody said where there is only silence or noise, and takes clips of up to 30 s."
-    return (
-        "Clips in which its speech detector hears nobody give no text; `--no-vad` turns that off. The other runtimes have no detector: "
-        "they may write text that nobody said where there is only silence or noise."
-    )
+        return "Without a speech detector: it may hallucinate text where there is only silence or noise, and takes clips of up to 30 s."
+    return "Clips in which its speech detector finds no speech give no text; `--no-vad` turns that off. The other runtimes have no detector: they may hallucinate text where there is only silence or noise."
 
 
 def _usage(content: Content) -> str:
-    """How each runtime is called from the bundle's folder; of a packed one, the runtime that it is for."""
+    """How each runtime is called from the bundle's folder; for a packed bundle, only the runtime that it is for."""
     precision, packed = list(content["precisions"])[-1], content.get("packed_for", "")
     asked = ', language="en", task="transcribe"' if len(content["tokens"]["prompts"]) > 1 else ""
     all_of_them = {
@@ -106,7 +103,7 @@ def _usage(content: Content) -> str:
 
     import onnx_asr
     print(onnx_asr.load_model("whisper", ".").recognize("speech.wav"))""",
-        "sherpa_onnx": """sherpa-onnx, whose frames lie half a hop (80 samples) later than Whisper's unless that much is put in front:
+        "sherpa_onnx": """sherpa-onnx, whose frames lie half a hop (80 samples) later than Whisper's unless that much is prepended:
 
     import numpy as np
     import sherpa_onnx
@@ -117,7 +114,7 @@ def _usage(content: Content) -> str:
     stream.accept_waveform(16_000, np.concatenate([wave[80:0:-1], wave]))
     recognizer.decode_stream(stream)
     print(stream.result.text)""",
-        "optimum": f"""Optimum, in an environment of its own, because its ONNX package requires transformers below 4.58:
+        "optimum": f"""Optimum, in a separate environment, because its ONNX package requires transformers below 4.58:
 
     python -m venv ~/optimum-onnx
     ~/optimum-onnx/bin/pip install 'optimum-onnx[onnxruntime]==0.1.0'
@@ -140,12 +137,12 @@ Then, in `~/optimum-onnx/bin/python`:
     console.log((await transcribe(samples)).text);  // Float32Array at 16 kHz""",
     }
     if packed:
-        said = f"Packed for {packed} in {precision}; the graphs have the names that runtimes look for first (`dtype: fp32` in transformers.js)."
+        said = f"Packed for {packed} in {precision}; the graphs have the default names that runtimes look for (`dtype: fp32` in transformers.js)."
         return f"## Use\n\n{said}\n\n{all_of_them[packed.removesuffix('_30s')]}"
     part = (
-        f"`workbench pack . -o FOLDER --for RUNTIME --precision {precision}` makes a folder of what one runtime needs"
+        f"`workbench pack . -o FOLDER --for RUNTIME --precision {precision}` makes a folder with what one runtime needs"
     )
     if "fp32" not in content["precisions"]:  # they look for names that are not here
-        return f"## Use\n\n{part}, and says there how it is called.\n\n{all_of_them['edge']}"
+        return f"## Use\n\n{part}, whose model card says how to call it.\n\n{all_of_them['edge']}"
     said = f"Run from this folder. Each reads fp32 here; {part} in another precision."
     return "\n\n".join(["## Use", said, *all_of_them.values()])

@@ -1,4 +1,4 @@
-"""What the workbench asks of a bundle before it opens it: nothing that bundle.json does not list, nothing that another tool would run.
+"""What the workbench checks of a bundle before it opens it: nothing that bundle.json does not list, nothing that another tool would run.
 
 The files of a bundle are a stranger's, and so is bundle.json: a checksum says that a file is the one that was sent, not that it is harmless.
 """
@@ -19,7 +19,7 @@ from workbench.core.hashing import sha256
 from workbench.models.whisper.checkpoint import check_settings
 
 OWN_RUNTIME = Path(__file__).parents[1] / "edge"
-# What `workbench export` writes; anything else has no business in a bundle, whether listed or not.
+# What `workbench export` writes; nothing else belongs in a bundle, whether listed or not.
 WRITTEN = re.compile(
     r"[A-Za-z_]+\.(json|md|txt)|onnx/[\w.+-]+\.onnx|edge/((\w+/)?\w+\.py|README\.md|requirements\.txt)"
 )
@@ -28,7 +28,7 @@ BY_OTHERS = re.compile(r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini")
 
 
 def inspect(manifest: Manifest) -> None:
-    """Check a bundle's files: names, kinds, checksums, then what they hold. Raises BundleError or UserError at the first that is not accepted."""
+    """Check a bundle's files: names, kinds, checksums, then content. Raises BundleError or UserError at the first that is not accepted."""
     check_names(manifest)
     listed = manifest.content["files"]
     found = list(_files(manifest.folder))
@@ -54,7 +54,7 @@ def check_names(manifest: Manifest) -> None:
     for name in manifest.content["files"]:
         if not WRITTEN.fullmatch(name):
             raise BundleError(
-                f"{manifest.folder / name}: is listed in bundle.json, and no file that `workbench export` writes; export the bundle again"
+                f"{manifest.folder / name}: is listed in bundle.json, but is not a file that `workbench export` writes; export the bundle again"
             )
 
 
@@ -79,4 +79,4 @@ def _files(folder: Path) -> Iterator[Path]:
 def _remedy(path: Path) -> str:
     if "__pycache__" in path.parts:
         return f"Python wrote it when the bundle's own runtime ran: delete {path.parent}, and run `python -B -m edge`"
-    return "move it elsewhere if it is yours, else do not trust the bundle"
+    return "move it elsewhere if it is yours, otherwise do not trust the bundle"

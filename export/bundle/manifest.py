@@ -1,4 +1,4 @@
-"""A bundle's manifest, read with our own errors, added to by what is measured, and written with every file's checksum."""
+"""A bundle's manifest: read with our own errors, extended by verification and measurement, and written with every file's checksum."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ CHECKPOINT_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
     "added_tokens.json", "special_tokens_map.json", "normalizer.json",
 )  # fmt: skip
-RECORDED = ("parity", "verification", "measurement", "search")  # what is added to a manifest after the graphs
+RECORDED = (
+    "parity",
+    "verification",
+    "measurement",
+    "search",
+)  # what is added to a manifest after the graphs are written
 
 
 def open_manifest(bundle: Path, check: bool = False) -> Manifest:
@@ -46,22 +51,22 @@ def open_manifest(bundle: Path, check: bool = False) -> Manifest:
 
 
 def record(bundle: Path, **found: Unpack[Recorded]) -> None:
-    """Add what was measured of a bundle to its manifest and its model card; every other file keeps the checksum that it has.
+    """Add results about a bundle to its manifest and its model card; every other file keeps its checksum.
 
     Raises:
-        UserError: a file is no longer what the manifest says: what was measured may not be of what lies there.
+        UserError: a file no longer matches the manifest, so the results may be about something else.
     """
     added = {k: v for k, v in found.items() if k in RECORDED}
     content = cast("Content", {**open_manifest(bundle, check=True).content, **added})
     text = card(content)
     content["files"] = {**content["files"], CARD: hashlib.sha256(text.encode()).hexdigest()}
-    # the manifest first: the card can be written anew from it, see `open_manifest`
+    # the manifest first: the card can be rewritten from it, see `open_manifest`
     write_json(bundle / "bundle.json", content)
     write_text(bundle / CARD, text)
 
 
 def _mend_card(manifest: Manifest) -> None:
-    """Write the card that the manifest tells of, if a kill came between the two."""
+    """Write the card that the manifest expects, if a kill came between the two."""
     expected, path = manifest.content["files"].get(CARD), manifest.folder / CARD
     if expected is None or (path.is_file() and sha256(path) == expected):
         return
@@ -72,7 +77,7 @@ def _mend_card(manifest: Manifest) -> None:
 
 
 def _own_files(folder: Path) -> Owned | None:
-    """What a bundle's manifest says is its own, and what Python has made of its runtime."""
+    """The files that a bundle's manifest lists, and Python's bytecode of its runtime."""
     if not (folder / "bundle.json").is_file():
         return None
     content = read_json(folder / "bundle.json", "a bundle's manifest")

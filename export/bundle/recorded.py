@@ -1,4 +1,4 @@
-"""What the workbench itself has written into a bundle.json (who made it, how it was verified and measured): types and bounds of what it reads again."""
+"""What the workbench itself has written into a bundle.json (who made it, how it was verified and measured): types and bounds of what it reads back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def maybe(check: Check) -> Check:
 def _said(field: str, value: object) -> None:
     """Any text of a few lines."""
     if not isinstance(value, str) or len(value) > 100_000:
-        raise ValueError(f"field {field!r} is no text of at most 100000 characters")
+        raise ValueError(f"field {field!r} is not a text of at most 100000 characters")
 
 
 _share = number(0, 1e9)
@@ -58,7 +58,7 @@ FIELDS: dict[str, Check] = {
 
 
 def check_recorded(content: Mapping[str, object]) -> None:
-    """Check what the workbench reads of a manifest beyond what the runtime does; raises ValueError that names the first wrong field."""
+    """Check what the workbench reads of a manifest and the runtime does not; raises ValueError that names the first wrong field."""
     for field in REQUIRED:
         if content.get(field) is None:
             raise ValueError(f"field {field!r} is missing")

@@ -11,7 +11,7 @@ from export.graphs.names import GRAPH_FILES
 
 
 def is_found(manifest: Manifest, precision: str, known: Container[str]) -> bool:
-    """Whether a runtime finds a precision's graphs by names of its own; a packed bundle has the standard ones alone."""
+    """Whether a runtime finds a precision's graphs by its own naming; a packed bundle has only the standard names."""
     return precision in known and not manifest.packed_for
 
 

@@ -1,7 +1,6 @@
-"""A smaller vocabulary: tokens that a language or a domain never uses leave the model and every client's token list.
+"""A smaller vocabulary: tokens that a language or a domain never uses are removed from the model and every client's token list.
 
-The tied embedding is a third of Whisper base and is read whole for each token written. What is left is a checkpoint of its
-own, with its tokens numbered anew in their old order: text, then <|endoftext|> and the other specials, then timestamps, as
+The tied embedding is a third of Whisper base and is read whole for each token written. The result is a checkpoint of its own, its tokens renumbered in their old order: text, then <|endoftext|> and the other specials, then timestamps, as
 Whisper's clients expect. Bytes always stay, so that any text can still be written, only in more tokens.
 """
 
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, WhisperConfig
 
 WORDS = 50_000  # of a language, the most frequent
-FORMS_OF_A_WORD = {" {0}": 1.0, " {1}": 0.1, "{0}": 0.01, " {2}": 0.001}  # and how often it stands so, about
-LONGEST_SIGN = 5  # bytes of a number or punctuation mark; longer ones are rules of dashes and the like
+FORMS_OF_A_WORD = {" {0}": 1.0, " {1}": 0.1, "{0}": 0.01, " {2}": 0.001}  # and about how often the word has that form
+LONGEST_SIGN = 5  # bytes of a number or punctuation mark; longer ones are runs of dashes and the like
 COPIED = ("preprocessor_config.json", "normalizer.json", "workbench.json")
 FORMS = "trained, a language such as 'en' or 'en:16000', 'corpus:FILE', a number of tokens, or several joined by +"
 
@@ -42,7 +41,7 @@ def choose(choice: str, family: Whisper) -> list[int]:
     Args:
         choice: `trained`: those that the student was trained with, where it knows only some; a language code, the tokens of
             its most frequent words, with `:N` at most N of them; `corpus:FILE`, those of a corpus's or a text file's
-            transcripts; a number N, the N text tokens that Whisper's tokenizer made first; several of these joined by `+`, as in
+            transcripts; a number N, the first N text tokens of Whisper's tokenizer; several of these joined by `+`, as in
             `en:12000+corpus:FILE`, what any of them keeps.
         family: the checkpoint's tokenizer.
 
@@ -59,14 +58,14 @@ def choose(choice: str, family: Whisper) -> list[int]:
     if choice.isdigit():
         return _closed(family, range(int(choice)))
     if rest and not rest.isdigit():
-        raise UserError(f"--vocabulary {choice!r}: {rest!r} is no number; expected {FORMS}")
+        raise UserError(f"--vocabulary {choice!r}: {rest!r} is not a number; expected {FORMS}")
     counted = _counted_words(family, choice, first)
     ranked = [token for token, _ in counted.most_common()]
     return _closed(family, ranked, int(rest) if rest else None)
 
 
 def corpus_texts(name: str) -> list[str]:
-    """Texts of a text file, one a line, or of all splits of a corpus; raises UserError if it cannot be read."""
+    """Texts of a text file, one per line, or of a corpus without its test split; raises UserError if it cannot be read."""
     from workbench.corpus import SPLITS, open_corpus
 
     path = Path(name)
@@ -113,7 +112,7 @@ def prune_like(checkpoint: Path, bundle: Path, folder: Path) -> Path:
 
 
 def loss_of(kept: Sequence[int], family: Whisper, texts: Sequence[str]) -> Lost:
-    """What texts lose: how many of them need a token that is gone, and which share of their tokens stays."""
+    """What a smaller vocabulary costs some texts: how many need a removed token, and which share of their tokens stays."""
     known = set(kept)
     tokens = [label_ids(family.tokenizer, text) for text in texts]
     missing = Counter(i for row in tokens for i in row if i not in known)
@@ -127,7 +126,7 @@ def loss_of(kept: Sequence[int], family: Whisper, texts: Sequence[str]) -> Lost:
 
 
 def pruned_tokenizer(content: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
-    """A tokenizer.json with some of its tokens, renumbered; merges that make others are gone."""
+    """A tokenizer.json with some of its tokens, renumbered, without the merges that make others."""
     model = content["model"]
     kept = {token: place for token, i in model["vocab"].items() if (place := _place(vocabulary, i)) is not None}
     merges = [merge for merge in map(_pair, model["merges"]) if "".join(merge) in kept]
@@ -158,7 +157,7 @@ def _pair(merge: str | list[str]) -> tuple[str, str]:
 
 
 def _renumber(settings: WhisperConfig | GenerationConfig, vocabulary: Vocabulary) -> None:
-    """Translate every token id of a model's or generation's configuration."""
+    """Renumber every token id in a model or generation configuration."""
     for name in [n for n in vars(settings) if n.endswith("token_id")]:
         value = getattr(settings, name)
         if isinstance(value, int):
@@ -197,7 +196,7 @@ def _counted(family: Whisper, texts: Iterable[str]) -> Counter[int]:
 
 
 def _counted_words(family: Whisper, choice: str, language: str) -> Counter[int]:
-    """How often tokens are needed for a language's words, as they stand within and at the start of sentences."""
+    """How often tokens are needed for a language's words, within and at the start of sentences."""
     try:
         from wordfreq import available_languages, top_n_list, word_frequency
     except ImportError:
@@ -216,7 +215,7 @@ def _counted_words(family: Whisper, choice: str, language: str) -> Counter[int]:
         ):
             for i in found.ids:
                 counted[i] += int(share * frequency)
-    # numbers and punctuation are not among a language's words, and in every text
+    # numbers and punctuation are not in the list of words, but in every text
     for token, i in family.tokenizer.get_vocab().items():
         if i < family.config.eos_token_id and len(token) <= LONGEST_SIGN and _is_sign(family.tokenizer.decode([i])):
             counted[i] += int(1e9)
@@ -224,12 +223,12 @@ def _counted_words(family: Whisper, choice: str, language: str) -> Counter[int]:
 
 
 def _is_sign(text: str) -> bool:
-    """Whether nothing in a text is a letter, and all of it is whole characters."""
+    """Whether a text has no letters and no partial characters."""
     return all(unicodedata.category(c)[0] in "PNSZ" and c != "\ufffd" for c in text)
 
 
 def _closed(family: Whisper, wanted: Iterable[int], most: int | None = None) -> list[int]:
-    """With each token all that it is merged from; bytes and specials always; at most so many, in the order given."""
+    """Each token with all that it is merged from, up to `most` in the order given; bytes and special tokens always."""
     content = json.loads(family.tokenizer.backend_tokenizer.to_str())["model"]
     ids: dict[str, int] = content["vocab"]
     parts = {"".join(pair): pair for pair in map(_pair, content["merges"])}

@@ -1,4 +1,4 @@
-// What a bundle's bundle.json says, and text of its tokens.
+// A bundle's manifest (bundle.json), and detokenization.
 #pragma once
 
 #include <algorithm>
@@ -15,17 +15,17 @@ struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// The bundles and recordings that a program is given are a stranger's: everything is checked before it is used to count, allocate or index.
+// Bundles and recordings are untrusted: every value is checked before it is used to count, allocate or index.
 constexpr int64_t MOST_TOKENS = 1 << 20, MOST_WRITTEN = 4096, LONGEST_PROMPT = 16;
 constexpr uint64_t MOST_JSON = 64u << 20;  // bytes
 
-// A file to read, which must not be a pipe or a device: they may never end.
+// Check that a path is a regular file of bounded size; pipes and devices may never end.
 inline void check_regular(const std::filesystem::path& path, uint64_t most, const char* remedy) {
   std::error_code failed;
   const auto status = std::filesystem::status(path, failed);
   if (!std::filesystem::exists(status)) throw Error(path.string() + ": no such file" + remedy);
   if (std::filesystem::is_directory(status)) throw Error(path.string() + ": cannot be read (Is a directory)");
-  if (!std::filesystem::is_regular_file(status)) throw Error(path.string() + ": is no regular file; write it to one first");
+  if (!std::filesystem::is_regular_file(status)) throw Error(path.string() + ": is not a regular file; save it as one first");
   const auto size = std::filesystem::file_size(path, failed);
   if (failed || size > most)
     throw Error(path.string() + ": has " + std::to_string(size) + " bytes; expected at most " + std::to_string(most));
@@ -36,15 +36,15 @@ inline nlohmann::json read_json(const std::filesystem::path& path) {
   std::ifstream file(path);
   auto content = nlohmann::json::parse(file, nullptr, false);
   if (content.is_discarded()) throw Error(path.string() + ": not valid JSON; copy the bundle again");
-  if (!content.is_object()) throw Error(path.string() + ": is no JSON object; export the bundle again");
+  if (!content.is_object()) throw Error(path.string() + ": is not a JSON object; export the bundle again");
   return content;
 }
 
-// Fields of a JSON object, each within its bounds.
+// Access to the fields of a JSON object, with bounds checks.
 class Fields {
  public:
   Fields(const nlohmann::json& content, const std::string& where) : content_(content), where_(where) {
-    if (!content.is_object()) refuse("is no object");
+    if (!content.is_object()) refuse("is not an object");
   }
 
   [[noreturn]] void refuse(const std::string& what) const { throw Error(where_ + " " + what + "; export the bundle again"); }
@@ -60,7 +60,7 @@ class Fields {
 
   std::string text(const std::string& name) const {
     const auto& value = at(name);
-    if (!value.is_string()) refuse("field '" + name + "' is no text");
+    if (!value.is_string()) refuse("field '" + name + "' is not a string");
     return value.get<std::string>();
   }
 
@@ -68,7 +68,7 @@ class Fields {
     const auto& value = at(name);
     const double found = value.is_number() ? value.get<double>() : least - 1;
     if (!(found >= least && found <= most))
-      refuse("field '" + name + "' is no number from " + std::to_string(least) + " to " + std::to_string(most));
+      refuse("field '" + name + "' is not a number from " + std::to_string(least) + " to " + std::to_string(most));
     return found;
   }
 
@@ -79,7 +79,7 @@ class Fields {
                       (!value.is_number_unsigned() || value.get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX));
     const int64_t found = fits ? value.get<int64_t>() : 0;
     if (!fits || found < least || found > most)
-      refuse("field '" + name + "' is no whole number from " + std::to_string(least) + " to " + std::to_string(most));
+      refuse("field '" + name + "' is not an integer from " + std::to_string(least) + " to " + std::to_string(most));
     return found;
   }
 
@@ -112,7 +112,7 @@ class Bundle {
     for (const auto& entry : prompts.entries()) {
       const auto& prompt = entry.value();
       if (!prompt.is_array() || prompt.empty() || prompt.size() > static_cast<size_t>(LONGEST_PROMPT))
-        prompts.refuse("holds a prompt that is no array of 1 to " + std::to_string(LONGEST_PROMPT) + " tokens");
+        prompts.refuse("holds a prompt that is not an array of 1 to " + std::to_string(LONGEST_PROMPT) + " tokens");
       auto& ids = prompts_[entry.key()];
       for (const auto& id : prompt) ids.push_back(prompts.whole(id, entry.key(), 0, MOST_TOKENS - 1));
     }
@@ -121,7 +121,7 @@ class Bundle {
         const auto& id = entry.key();
         if (id.empty() || id.size() > 7 || id.find_first_not_of("0123456789") != std::string::npos ||
             std::stol(id) >= MOST_TOKENS || !entry.value().is_string())
-          tokens.refuse("adds a word that is no text, or whose id is not below " + std::to_string(MOST_TOKENS));
+          tokens.refuse("adds a word that is not a string, or whose id is not below " + std::to_string(MOST_TOKENS));
         added_[static_cast<size_t>(std::stol(id))] = entry.value().get<std::string>();
       }
     const auto caps = all.inside("decoding");
@@ -151,11 +151,11 @@ class Bundle {
     }
     const auto name = known.inside(precision).text(part);
     const auto found = path(name);
-    if (found.extension() != ".onnx") throw Error(found.string() + ": is no .onnx file; export the bundle again");
+    if (found.extension() != ".onnx") throw Error(found.string() + ": is not an .onnx file; export the bundle again");
     return found;
   }
 
-  // A file that the manifest lists; one outside the bundle, a link or a pipe is refused.
+  // Path of a file that the manifest lists; files outside the bundle, links and pipes are rejected.
   std::filesystem::path path(const std::string& name) const {
     const std::filesystem::path inside(name);
     auto place = folder_;
@@ -175,20 +175,20 @@ class Bundle {
 
   const std::vector<int64_t>& prompt(const std::string& language) const {
     const auto found = prompts_.find(language);
-    if (found == prompts_.end()) throw Error(folder_.string() + ": does not know language '" + language + "'");
+    if (found == prompts_.end()) throw Error(folder_.string() + ": does not support language '" + language + "'");
     return found->second;
   }
 
-  // Words that were added to the tokenizer, by id; vocab.json does not have them.
+  // Words added to the tokenizer, by id; vocab.json lacks them.
   const std::map<size_t, std::string>& added() const { return added_; }
 
   int64_t end() const { return end_; }
   double window() const { return window_; }
 
-  // Seconds that the model hears of a clip: with a margin of silence after it, or all of the window.
+  // Seconds of input for a clip: the clip plus a margin of silence, or the full window.
   double heard(double seconds) const { return padded_ ? window_ : std::min(seconds + margin_, window_); }
 
-  // Most tokens that a transcript of a clip in a language may have.
+  // Maximum number of tokens in a transcript of a clip in a language.
   size_t token_limit(double seconds, const std::string& language) const {
     const auto found = rates_.find(language);
     const double rate = found == rates_.end() ? rate_ : found->second;
@@ -208,7 +208,7 @@ class Bundle {
   std::map<size_t, std::string> added_;
 };
 
-// Byte-level BPE: every character of a token's name stands for one byte, itself where that is printable, else shifted.
+// Byte-level BPE: every character of a token stands for one byte: itself if printable, else shifted.
 class Detokenizer {
  public:
   Detokenizer(const std::filesystem::path& vocabulary, const std::map<size_t, std::string>& added) {
@@ -230,7 +230,7 @@ class Detokenizer {
       }
       const auto id = static_cast<size_t>(entries.whole(entry.value(), entry.key().substr(0, 80), 0, MOST_TOKENS - 1));
       if (id >= pieces_.size()) pieces_.resize(id + 1);
-      if (plain) pieces_[id] = piece;  // a special token says nothing
+      if (plain) pieces_[id] = piece;  // special tokens have no text
     }
     for (const auto& [id, word] : added) {
       if (id >= pieces_.size()) pieces_.resize(id + 1);
@@ -238,7 +238,7 @@ class Detokenizer {
     }
   }
 
-  // UTF-8, but for a transcript that was cut off inside a character.
+  // Valid UTF-8, unless the transcript was cut off within a character.
   std::string operator()(const std::vector<int64_t>& tokens) const {
     std::string text;
     for (const auto token : tokens)
@@ -249,7 +249,7 @@ class Detokenizer {
   }
 
  private:
-  // The code point at a place in UTF-8 of at most two bytes, which is all that the alphabet has; moves the place on.
+  // The code point at a position, advancing it; UTF-8 of at most two bytes, enough for the byte alphabet.
   static uint32_t character(const std::string& text, size_t& at) {
     const auto lead = static_cast<unsigned char>(text[at++]);
     if (lead < 0x80) return lead;

@@ -1,5 +1,5 @@
-// What an ONNX file holds that must not be run from a stranger's bundle, as edge/graph_file.py has it: loops, functions, weights in other
-// files, operators that load code. The file is read as protobuf's own reader does, message by message; weights are skipped over.
+// Rejects ONNX files that must not be run from an untrusted bundle, as edge/bundle/graph_file.py does: loops, functions, weights in other
+// files, operators that load code. The protobuf messages are parsed one by one; weights are skipped.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 
 class GraphFile {
  public:
-  // Throws an Error where the graph is not run.
+  // Throws an Error if the graph must not be run.
   static void check(const std::filesystem::path& path) {
     std::ifstream file(path, std::ios::binary);
     const auto size = std::filesystem::file_size(path);
@@ -29,7 +29,7 @@ class GraphFile {
   }
 
  private:
-  // by the numbers of onnx.proto
+  // field numbers of onnx.proto
   enum Model { GRAPH = 7, TRAINING = 20, FUNCTIONS = 25 };
   enum Graph { NODE = 1, INITIALIZER = 5, SPARSE = 15 };
   enum Node { OP_TYPE = 4, ATTRIBUTE = 5, DOMAIN_NAME = 7 };
@@ -54,11 +54,11 @@ class GraphFile {
       found = true;
       graph(field, 0);
     }
-    if (!found) throw Error("it is no ONNX model; copy the bundle again");
+    if (!found) throw Error("it is not an ONNX model; copy the bundle again");
   }
 
   void graph(const Field& message, int depth) {
-    if (depth > DEEPEST) throw Error("it has branches in branches, more than " + std::to_string(DEEPEST) + " deep");
+    if (depth > DEEPEST) throw Error("its branches are nested more than " + std::to_string(DEEPEST) + " deep");
     for (size_t at = message.begin; at < message.end;) {
       const auto field = next(at, message.end);
       if (field.wire != 2) continue;
@@ -77,7 +77,7 @@ class GraphFile {
       const auto field = next(at, message.end);
       if (field.wire != 2) continue;
       const auto text = bytes_.substr(field.begin, std::min<size_t>(field.end - field.begin, 80));
-      if (field.number == OP_TYPE && refused.count(text)) throw Error("it has the operator " + text + ", which is not run");
+      if (field.number == OP_TYPE && refused.count(text)) throw Error("it has the operator " + text + ", which is not allowed");
       if (field.number == DOMAIN_NAME && !domains.count(text)) throw Error("it has an operator of an unknown domain");
       if (field.number == ATTRIBUTE) attribute(field, depth);
     }
@@ -104,20 +104,20 @@ class GraphFile {
     for (size_t at = message.begin; at < message.end;) {
       const auto field = next(at, message.end);
       if (field.number == EXTERNAL || (field.number == LOCATION && (field.wire != 0 || field.value)))
-        throw Error("its weights lie in another file, which `workbench export` never writes");
+        throw Error("its weights are in an external file, which `workbench export` never writes");
     }
   }
 
   Field next(size_t& at, size_t end) {
     if (++read_ > MOST_FIELDS) throw Error("it has more than " + std::to_string(MOST_FIELDS) + " fields");
-    const auto key = varint(at, end) & 0xFFFFFFFF;  // protobuf drops what a tag has beyond 32 bits
+    const auto key = varint(at, end) & 0xFFFFFFFF;  // protobuf ignores a tag's bits beyond 32
     Field field{key >> 3, key & 7, 0, 0, 0};
     uint64_t size = 0;
     if (field.wire == 0) field.value = varint(at, end);
     else if (field.wire == 1) size = 8;
     else if (field.wire == 5) size = 4;
     else if (field.wire == 2) size = varint(at, end);
-    else throw Error("it is no ONNX model; copy the bundle again");
+    else throw Error("it is not an ONNX model; copy the bundle again");
     if (size > end - at) throw Error("it ends too early; copy the bundle again");
     field.begin = at;
     field.end = at += static_cast<size_t>(size);

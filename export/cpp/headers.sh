@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fetch ONNX Runtime's headers (MIT) into a folder, out of an npm package that carries them; a release of ONNX Runtime has them, too.
+# Fetch ONNX Runtime's headers (MIT) into a folder, from an npm package that contains them; ONNX Runtime's releases have them, too.
 set -euo pipefail
 package=@siteed/sherpa-onnx.rn@1.3.1
 sha256=1beacdebc3d6f0274f7ef63c46f1bdbf6eb2e6c6722e0c799faa952ce4632b06

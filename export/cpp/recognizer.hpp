@@ -1,4 +1,4 @@
-// A bundle's graphs on ONNX Runtime: features, encoder, then a decoder that writes its caches in place. Greedy, one clip at a time.
+// Greedy recognition with a bundle's graphs in ONNX Runtime: frontend, encoder, then a decoder that updates its caches in place. One clip at a time.
 #pragma once
 
 #include <onnxruntime_cxx_api.h>
@@ -25,10 +25,10 @@ class Recognizer {
       const auto name = step_.GetInputNameAllocated(i, allocator_);
       if (std::string(name.get()) != "cache_k.0") continue;
       const auto info = step_.GetInputTypeInfo(i);
-      if (info.GetONNXType() != ONNX_TYPE_TENSOR) throw Error("the decoder's caches are no tensors; export the bundle again");
+      if (info.GetONNXType() != ONNX_TYPE_TENSOR) throw Error("the decoder's caches are not tensors; export the bundle again");
       const auto type = info.GetTensorTypeAndShapeInfo().GetElementType();
       if (type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT)
-        throw Error("precision '" + precision + "' keeps 16-bit caches, which this example does not; take another one");
+        throw Error("precision '" + precision + "' has fp16 caches, which this example does not support; choose another precision");
     }
   }
 
@@ -38,7 +38,7 @@ class Recognizer {
       throw Error("the clip lasts " + std::to_string(seconds) + " s; expected at most " +
                   std::to_string(static_cast<int>(bundle_.window())) + " s");
     const auto positions = static_cast<size_t>(std::ceil(std::round(bundle_.heard(seconds) * RATE) / POSITION));
-    wave.resize(positions * POSITION);  // silence, as the model heard in training
+    wave.resize(positions * POSITION);  // trailing silence, as in training
 
     const int64_t shape[] = {1, static_cast<int64_t>(wave.size())};
     auto waves = Ort::Value::CreateTensor<float>(memory_, wave.data(), wave.size(), shape, 2);
@@ -48,8 +48,8 @@ class Recognizer {
   }
 
  private:
-  static constexpr int64_t MOST_CACHED = int64_t{1} << 31;  // numbers in all caches; Whisper large takes 37 million
-  static constexpr int RATE = 16000, POSITION = 320;  // samples a second, and of one encoder position
+  static constexpr int64_t MOST_CACHED = int64_t{1} << 31;  // values in all caches; Whisper large needs 37 million
+  static constexpr int RATE = 16000, POSITION = 320;  // samples per second, samples per encoder position
 
   Ort::Session open(const std::filesystem::path& path, int threads) {
     GraphFile::check(path);
@@ -65,25 +65,25 @@ class Recognizer {
     return session.Run(Ort::RunOptions(), &input, &value, 1, outputs.data(), outputs.size());
   }
 
-  // Shape of floats that a graph gave, of a rank and below bounds: memory is taken and addressed by it.
+  // Shape of a graph's float output, its rank and bounds checked, because memory is allocated and addressed by it.
   static std::vector<int64_t> shape_of(const Ort::Value& value, const char* name, const std::vector<int64_t>& most) {
-    if (!value.IsTensor()) throw Error(std::string(name) + " is no tensor; export the bundle again");
+    if (!value.IsTensor()) throw Error(std::string(name) + " is not a tensor; export the bundle again");
     const auto info = value.GetTensorTypeAndShapeInfo();
     const auto shape = info.GetShape();
     bool fits = info.GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT && shape.size() == most.size();
     for (size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] > 0 && shape[i] <= most[i];
-    if (!fits) throw Error(std::string(name) + " has not the shape or type that is expected; export the bundle again");
+    if (!fits) throw Error(std::string(name) + " has an unexpected shape or type; export the bundle again");
     return shape;
   }
 
-  // The likeliest tokens until the end or the limit; of a loop that runs into the limit one round.
+  // Greedy decoding until the end token or the limit; a loop that reaches the limit is cut to one repetition.
   std::vector<int64_t> written(std::vector<Ort::Value>& crossed, std::vector<int64_t> tokens, size_t limit) {
     const std::vector<int64_t> most = {64, 1, 3000, 8192};  // layers, clips, positions, width
     const auto shape = shape_of(crossed[0], "n_layer_cross_k", most);
     if (shape != shape_of(crossed[1], "n_layer_cross_v", most)) throw Error("the encoder's keys and values differ in shape");
     const int64_t layers = shape[0], positions = shape[2], width = shape[3];
     if (2 * layers * width * static_cast<int64_t>(tokens.size() + limit) > MOST_CACHED)
-      throw Error("the decoder's caches would take more than " + std::to_string(MOST_CACHED) + " numbers");
+      throw Error("the decoder's caches would need more than " + std::to_string(MOST_CACHED) + " values");
     const int64_t cross_shape[] = {1, positions, width};
     const int64_t cache_shape[] = {1, static_cast<int64_t>(tokens.size() + limit), width};
     const auto cross_size = static_cast<size_t>(positions * width);
@@ -91,7 +91,7 @@ class Recognizer {
 
     Ort::IoBinding binding(step_);
     std::vector<std::vector<float>> caches;
-    std::vector<Ort::Value> values;  // what is bound has to live as long
+    std::vector<Ort::Value> values;  // bound values must outlive the binding
     caches.reserve(static_cast<size_t>(2 * layers));
     const auto bind = [&](const std::string& name, float* data, size_t size, const int64_t* dims) -> Ort::Value& {
       values.push_back(Ort::Value::CreateTensor<float>(memory_, data, size, dims, 3));
@@ -110,7 +110,7 @@ class Recognizer {
       }
     }
     binding.BindOutput("logits", memory_);
-    const auto logits_at = static_cast<size_t>(2 * layers);  // outputs come in the order of binding
+    const auto logits_at = static_cast<size_t>(2 * layers);  // outputs are in binding order
 
     std::vector<int64_t> found;
     int64_t offset = 0;
@@ -125,14 +125,14 @@ class Recognizer {
       const auto outputs = binding.GetOutputValues();
       const auto& logits = outputs.at(logits_at);
       const int64_t vocabulary = shape_of(logits, "logits", {1, MOST_TOKENS})[1];
-      if (bundle_.end() >= vocabulary) throw Error("the decoder writes fewer tokens than bundle.json names; export the bundle again");
+      if (bundle_.end() >= vocabulary) throw Error("the decoder's vocabulary is smaller than bundle.json's end token; export the bundle again");
       const float* scores = logits.GetTensorData<float>();
       const int64_t token = std::max_element(scores, scores + vocabulary) - scores;
       if (token == bundle_.end()) return found;
       found.push_back(token);
       if (found.size() >= limit) {
         if (const auto excess = repeated(found)) {
-          std::cerr << "warning: the decoder repeated itself until its limit; one round is kept" << std::endl;
+          std::cerr << "warning: the decoder repeated itself up to its token limit; one repetition is kept" << std::endl;
           found.resize(found.size() - excess);
         }
         return found;
@@ -141,7 +141,7 @@ class Recognizer {
     }
   }
 
-  // How many tokens at the end only repeat what stands before them, if there is a loop; else 0. As in edge/decoding.py.
+  // How many tokens at the end only repeat those before them, if there is a loop; else 0. As in edge/decoding/decoder.py.
   static size_t repeated(const std::vector<int64_t>& tokens) {
     constexpr size_t least_times = 3, least_repeated = 12;
     for (size_t unit = 1; unit <= tokens.size() / least_times; ++unit) {

@@ -18,14 +18,14 @@ struct Arguments {
   int threads = 0;
 };
 
-// A number from 1 to 1024, else 0.
+// Parse a number from 1 to 1024; 0 for anything else.
 int number(const std::string& text) {
   const bool digits = !text.empty() && text.size() <= 4 && text.find_first_not_of("0123456789") == std::string::npos;
   const int found = digits ? std::stoi(text) : 0;
   return found <= 1024 ? found : 0;
 }
 
-// What an error says, in one line: it may quote a file.
+// An error's message without control characters: it may quote a file.
 std::string one_line(const std::exception& error) {
   std::string said = error.what();
   for (auto& c : said)
@@ -56,7 +56,7 @@ Arguments parse(int count, char** given) {
 }  // namespace
 
 int main(int count, char** given) {
-  setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // before ONNX Runtime starts: nothing is told to its maker
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // before ONNX Runtime starts: disables its telemetry
   try {
     const auto arguments = parse(count, given);
     const Bundle bundle(arguments.places[0]);
@@ -66,7 +66,7 @@ int main(int count, char** given) {
     for (size_t i = 1; i < arguments.places.size(); ++i) try {
         const auto text = recognizer.transcribe(read_wav(arguments.places[i]), arguments.language);
         std::cout << arguments.places[i] << "\t" << text << std::endl;
-      } catch (const std::exception& error) {  // the other files are transcribed still
+      } catch (const std::exception& error) {  // continue with the other files
         std::cerr << "error: " << one_line(error) << std::endl;
         failed = 1;
       }

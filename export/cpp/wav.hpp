@@ -25,7 +25,7 @@ class WavFile {
     parse();
   }
 
-  // The channels' average, or the loudest channel where they cancel each other (left = -right).
+  // The channels' average, or the loudest channel if they cancel out (left = -right).
   std::vector<float> mono() const {
     std::vector<float> average(frames_);
     std::vector<double> levels(channels_);
@@ -35,7 +35,7 @@ class WavFile {
       for (size_t c = 0; c < channels_; ++c) {
         const double value = sample(i, c);
         if (!std::isfinite(static_cast<float>(value)))
-          throw Error(path_.string() + ": holds samples that are NaN or infinite, the first at " +
+          throw Error(path_.string() + ": contains NaN or infinite samples, the first at " +
                       std::to_string(static_cast<double>(i) / RATE) + " s; repair or convert it");
         sum += value;
         levels[c] += value * value;
@@ -52,7 +52,7 @@ class WavFile {
 
  private:
   static constexpr uint64_t RATE = 16000, PCM = 1, FLOAT = 3, EXTENSIBLE = 0xFFFE, UNKNOWN = 0xFFFFFFFF;
-  static constexpr uint64_t MOST_BYTES = uint64_t{1} << 30;  // nine hours in 16 bits, of which 30 s are taken
+  static constexpr uint64_t MOST_BYTES = uint64_t{1} << 30;  // nine hours of 16-bit audio; at most 30 s are transcribed
   static constexpr double CANCELS = 0.01;
 
   [[noreturn]] void refuse(const std::string& why) const {
@@ -82,24 +82,24 @@ class WavFile {
       if (is(at, "ds64") && size >= 16 && there >= 16) long_size = number(begin + 8, 8);
       if (is(at, "fmt ") && size >= 16 && there >= 16) read_format(begin, std::min<uint64_t>(size, there));
       if (is(at, "data")) {
-        if (!channels_) refuse("its samples come before their format");
+        if (!channels_) refuse("its data chunk precedes its format chunk");
         if (size == UNKNOWN) size = long_size;
         // a writer that cannot seek back to its header leaves 0 or the largest number there
         if (size == 0 && !is(begin, "LIST") && !is(begin, "id3 ") && !is(begin, "bext") && !is(begin, "iXML")) size = UNKNOWN;
         const size_t frame = width_ * channels_;
         frames_ = std::min<uint64_t>(size, there) / frame;
         start_ = begin;
-        if (!frames_) throw Error(path_.string() + ": holds no samples");
+        if (!frames_) throw Error(path_.string() + ": contains no samples");
         if (size != UNKNOWN && size >= there + frame)
-          std::cerr << path_.string() << ": is cut off, " << static_cast<double>(frames_) / RATE << " of "
-                    << static_cast<double>(size / frame) / RATE << " s are there" << std::endl;
+          std::cerr << path_.string() << ": is truncated, " << static_cast<double>(frames_) / RATE << " of "
+                    << static_cast<double>(size / frame) / RATE << " s are present" << std::endl;
         return;
       }
       if (size > there) break;
       at = begin + size;
-      if (size % 2 && !begins_chunk(at)) ++at;  // some writers forget the padding byte
+      if (size % 2 && !begins_chunk(at)) ++at;  // some writers omit the padding byte
     }
-    throw Error(path_.string() + ": holds no samples");
+    throw Error(path_.string() + ": contains no samples");
   }
 
   void read_format(size_t at, uint64_t size) {
@@ -112,7 +112,7 @@ class WavFile {
     if (bits > 8 * width_) width_ = (bits + 7) / 8;
     const bool known = (code_ == PCM && width_ >= 1 && width_ <= 4) || (code_ == FLOAT && (width_ == 4 || width_ == 8));
     if (!known || rate != RATE)
-      refuse(std::to_string(bits) + " bits, coding " + std::to_string(code_) + ", at " + std::to_string(rate) +
+      refuse(std::to_string(bits) + " bits, format code " + std::to_string(code_) + ", at " + std::to_string(rate) +
              " Hz; expected PCM at 16000 Hz");
   }
 

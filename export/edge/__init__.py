@@ -1,6 +1,6 @@
 """Speech recognition from an exported bundle with numpy and onnxruntime alone: no torch, no transformers.
 
-This package travels inside every bundle, and is importable from the workbench as `export.edge`:
+A copy of this package is inside every bundle, and is importable from the workbench as `export.edge`:
 
     from edge import Recognizer, read_wav
     recognizer = Recognizer("path/of/bundle")

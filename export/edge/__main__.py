@@ -23,10 +23,10 @@ PROVIDERS = {
 
 
 def main() -> int:
-    """Print one line a file: its name, its text.
+    """Print one line per file: its name, its text.
 
     Returns:
-        0; 1 where a file could not be used (the others are transcribed); 2 where nothing could be begun; 130 after Ctrl-C.
+        0; 1 where a file could not be used (the others are transcribed); 2 where nothing could be started; 130 after Ctrl-C.
     """
     args = arguments().parse_args()
     try:
@@ -35,14 +35,14 @@ def main() -> int:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)  # noqa: T201
         return 130
-    except BrokenPipeError:  # the reader has gone, as in `| head -1`; nothing more is written, at exit neither
+    except BrokenPipeError:  # the reader has gone, as in `| head -1`; nothing more is written, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status
 
 
 def arguments() -> argparse.ArgumentParser:
-    """What may be given."""
+    """The command line's options."""
     parser = argparse.ArgumentParser(prog="edge", description="Transcribe PCM WAV files with an exported bundle.")
     parser.add_argument("files", nargs="+", metavar="FILE.wav", type=_text)
     parser.add_argument(
@@ -52,32 +52,32 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--language", type=_text, default="en", help="ISO 639-1 code, or auto")
     parser.add_argument("--threads", type=_count, help="all cores by default")
     parser.add_argument(
-        "--provider", choices=PROVIDERS, default="cpu", help="where to compute; a GPU wants onnxruntime-gpu"
+        "--provider", choices=PROVIDERS, default="cpu", help="where to compute; a GPU needs onnxruntime-gpu"
     )
     parser.add_argument(
         "--cuda-graphs",
         action="store_true",
         help="with --provider cuda: capture the decoder's step, for clips of one length",
     )
-    parser.add_argument("--beams", type=_count, default=1, help="transcripts followed at a time; 1 is the fastest")
-    parser.add_argument("--words", action="store_true", help="also when each word was said, in JSON")
+    parser.add_argument("--beams", type=_count, default=1, help="beams of the search; 1 is greedy, and the fastest")
+    parser.add_argument("--words", action="store_true", help="also the time of each word, in JSON")
     parser.add_argument("--format", choices=FORMATS, default="text", help="subtitles and JSON have times")
     detector = parser.add_mutually_exclusive_group()
     detector.add_argument(
         "--no-vad",
         action="store_true",
-        help="transcribe also files of up to 30 s in which the speech detector hears nobody, which may write text that nobody said",
+        help="also transcribe files of up to 30 s in which the speech detector finds no speech, which may hallucinate text",
     )
     detector.add_argument(
         "--vad",
         action="store_true",
-        help="leave silence out and cut where nobody speaks, as is done with recordings of more than 30 s",
+        help="skip silence and cut at pauses, as is done with recordings of more than 30 s",
     )
     parser.add_argument(
         "--longest",
         type=_seconds,
         metavar="SECONDS",
-        help="of a stretch, 28 by default; 7 for subtitles that can be read",
+        help="longest stretch, 28 by default; 7 gives readable subtitles",
     )
     parser.add_argument("--timings", action="store_true", help="also print the time of each stage in ms, to stderr")
     return parser
@@ -140,7 +140,7 @@ def _run(args: argparse.Namespace) -> int:
         for segment in segments:
             if segment.transcript.looped:
                 print(  # noqa: T201
-                    f"warning: {name} at {segment.start:.2f} s: the decoder repeated itself until its limit; one round is kept",
+                    f"warning: {name} at {segment.start:.2f} s: the decoder repeated itself up to its limit; one repetition is kept",
                     file=sys.stderr,
                 )
         if args.timings:
@@ -151,7 +151,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _segments(recognizer: Recognizer, name: str, args: argparse.Namespace) -> list[Segment]:
-    """A short file as one stretch, unless it is to be cut, too."""
+    """The segments of a file; a short one is a single segment unless cutting was asked for."""
     wave = read_wav(name)
     seconds = len(wave) / SAMPLE_RATE
     longest = LONGEST if args.longest is None else args.longest

@@ -12,15 +12,15 @@ from .transcript import Transcript
 from .vad import Detector, pieces_of
 from .words import spans
 
-SHORTEST = SAMPLE_RATE // 2  # samples: fewest that are left to transcribe, and fewest to skip before going on
+SHORTEST = SAMPLE_RATE // 2  # samples: fewest to transcribe after a loop, and fewest to skip before them
 
 
 def rest_after(wave: Wave, attention: npt.NDArray[np.float32], detector: Detector, window: float) -> Wave | None:
-    """What of a clip comes after the tokens of a transcript; None where nobody speaks there.
+    """The part of a clip after the tokens of a transcript; None if there is no speech in it.
 
     Args:
         wave: the clip, [samples] at 16 kHz.
-        attention: where the decoder looked before each token and before the end, [tokens + 1, positions].
+        attention: cross-attention before each token and before the end, [tokens + 1, positions].
         detector: of speech.
         window: seconds that the model reads at once.
     """
@@ -30,7 +30,7 @@ def rest_after(wave: Wave, attention: npt.NDArray[np.float32], detector: Detecto
 
 
 def joined(said: Transcript, later: Transcript, begin: float) -> Transcript:
-    """Two transcripts of one clip as one; the later one is of what begins at `begin` seconds."""
+    """Two transcripts of one clip as one; the later one starts at `begin` seconds."""
     stages = {name: said.stages_ms.get(name, 0.0) + ms for name, ms in later.stages_ms.items()}
     return replace(
         said,

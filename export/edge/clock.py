@@ -6,7 +6,7 @@ import time
 
 
 class Clock:
-    """Wall-clock time of consecutive stages, in ms; a stage timed twice adds up."""
+    """Wall-clock time of consecutive stages, in ms; times of a stage add up."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}

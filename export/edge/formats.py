@@ -12,7 +12,7 @@ FORMATS = ("text", "srt", "vtt", "json")
 
 
 def format_segments(segments: Iterable[Segment], name: str, kind: str) -> str:
-    """Segments of a recording in one of FORMATS; `text` is one line, the recording's name before it."""
+    """Segments of a recording in one of FORMATS; `text` is one line that begins with the recording's name."""
     rows = list(segments)
     if kind == "text":
         return f"{name}\t" + " ".join(row.transcript.text for row in rows if row.transcript.text)
@@ -40,6 +40,6 @@ def _as_dict(segment: Segment) -> dict[str, object]:
 
 
 def _time(seconds: float, mark: str) -> str:
-    """Hours, minutes, seconds and thousandths, as subtitles have them."""
+    """Hours, minutes, seconds and thousandths, as in subtitles."""
     whole, thousandths = divmod(round(1000 * seconds), 1000)
     return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}{mark}{thousandths:03d}"

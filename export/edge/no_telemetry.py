@@ -1,6 +1,6 @@
-"""Turn off onnxruntime's telemetry, unless the environment says otherwise; it has to be done before onnxruntime is imported.
+"""Turn off onnxruntime's telemetry, unless the environment says otherwise; this must happen before onnxruntime is imported.
 
-The Linux wheel of 1.32 starts a client that reports to its maker, which leaves a file `.ses` in the folder for temporary files.
+The Linux wheel of 1.32 starts a client that reports to its vendor and leaves a file `.ses` in the folder for temporary files.
 """
 
 import os

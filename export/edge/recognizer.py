@@ -23,7 +23,7 @@ from .words import Word, timed_words
 
 AUTO = "auto"  # for a language
 LONGEST = 28.0  # seconds of a stretch of a recording
-SPREAD_SECONDS = 0.4  # by how much clips of one batch may differ in length: shorter ones are padded with up to that much more silence than alone
+SPREAD_SECONDS = 0.4  # by how much clips of one batch may differ in length: shorter ones get up to that much more silence than they would alone
 
 
 class Recognizer:
@@ -36,14 +36,13 @@ class Recognizer:
         providers: of onnxruntime, in order of preference, names or (name, options); the CPU by default.
         check: compare the SHA-256 of the graphs and the vocabulary with the manifest first.
         spin: let threads wait for work without sleeping while a graph runs. Clips that follow each other take 8 % less time,
-            single short ones after a rest 10 to 20 % more.
+            single short ones after a pause 10 to 20 % more.
         cuda_graphs: capture the decoder's step, for the CUDA provider and clips whose lengths recur (cuda_graphs.py says more).
-        vad: leave out clips in which the bundle's speech detector hears nobody, so that silence and noise give no text. By default where the
-            bundle has a detector. A clip with speech anywhere is transcribed as a whole, as without it.
+        vad: skip clips in which the bundle's speech detector finds no speech, so that silence and noise give no text. On by default if the bundle has a detector. A clip with speech anywhere is transcribed as a whole, as without it.
         frugal: release the memory that only loading needed, which lowers the peak by a tenth; sets glibc's thresholds for the whole process.
 
     Raises:
-        BundleError: the bundle is damaged, has no such precision or no detector that `vad` asks for, or onnxruntime has not the first provider.
+        BundleError: the bundle is damaged, has no such precision or no detector that `vad` asks for, or onnxruntime lacks the first provider.
     """
 
     def __init__(
@@ -76,17 +75,17 @@ class Recognizer:
 
         Args:
             wave: the utterance.
-            language: ISO 639-1 code, or `auto` to have it found.
-            beams: transcripts followed at a time; 1 takes the likeliest token at each step.
-            words: also find out when each word was said, which takes one more pass over the transcript.
-            vad: False where it is known that somebody speaks; the recogniser's detector is not asked then.
+            language: ISO 639-1 code, or `auto` to detect it.
+            beams: of beam search; 1 is greedy.
+            words: also compute word times, which takes one more pass over the transcript.
+            vad: False where speech is known to be there; the recogniser's detector is then skipped.
 
         Returns:
-            The transcript; its text is empty where the detector hears nobody.
+            The transcript; its text is empty if the detector finds no speech.
 
         Raises:
             AudioError: the wave is empty, too long, or holds values that are not finite.
-            BundleError: the model does not know the language, or has no heads that word times can be read off.
+            BundleError: the model does not know the language, or has no alignment heads for word times.
         """
         seconds = self._checked(wave)
         self._allowed(language, words)
@@ -96,13 +95,13 @@ class Recognizer:
         return self._transcribed([wave], [seconds], language, beams, words, clock)[0]
 
     def transcribe_batch(self, waves: Sequence[Wave], language: str = "en", most: int = 16) -> list[Transcript]:
-        """Transcribe utterances, each of at most 30 s, some at a time; they are told in the order given.
+        """Transcribe utterances, each of at most 30 s, in batches; transcripts are returned in the order given.
 
-        Clips of about one length go together, because a batch is as long as its longest clip. On a GPU that pays, on a CPU hardly.
+        Clips of about the same length are batched together, because a batch is as long as its longest clip. That pays on a GPU, hardly on a CPU.
 
         Args:
             waves: the utterances, [samples] each.
-            language: ISO 639-1 code, or `auto` to have each one's found.
+            language: ISO 639-1 code, or `auto` to detect each one's.
             most: clips in a batch.
 
         Raises:
@@ -125,11 +124,11 @@ class Recognizer:
     def segments(
         self, wave: Wave, language: str = "en", longest: float = LONGEST, beams: int = 1, words: bool = False
     ) -> Iterator[Segment]:
-        """Transcribe a recording of any length, stretch of speech by stretch; silence is not transcribed at all.
+        """Transcribe a recording of any length, one stretch of speech after another; silence is skipped.
 
         Args:
             wave: the recording, [samples] at 16 kHz.
-            language: ISO 639-1 code, or `auto` to have each stretch's found.
+            language: ISO 639-1 code, or `auto` to detect each stretch's.
             longest: seconds of the longest stretch, 2 to 30.
             beams: as for `transcribe`.
             words: as for `transcribe`; their times are the recording's.
@@ -151,11 +150,11 @@ class Recognizer:
             yield Segment(begin, piece.end / SAMPLE_RATE, replace(said, words=later))
 
     def new_detector(self) -> Detector:
-        """The speech detector that lies in the bundle; raises BundleError if it has none."""
+        """The bundle's speech detector; raises BundleError if it has none."""
         return Detector(self.manifest.speech_detector())
 
     def _batches(self, seconds: Sequence[float], most: int) -> Iterator[list[int]]:
-        """Numbers of clips that go together, the shortest first."""
+        """Indices of clips that are batched together, the shortest first."""
         batch: list[int] = []
         for i in sorted(range(len(seconds)), key=lambda i: seconds[i]):
             far = batch and not self.model.pads_to_window and seconds[i] - seconds[batch[0]] > SPREAD_SECONDS
@@ -201,10 +200,10 @@ class Recognizer:
         ]
 
     def _continued(self, wave: Wave, said: Transcript, beams: int, words: bool) -> Transcript:
-        """A transcript that ends in a loop, with what is said after the round of it that is kept.
+        """Extend a transcript that ends in a loop by the speech after the repetition that is kept.
 
-        That takes heads that follow the speech, to tell where the round ends, and the detector, to tell whether anything is said after
-        it. Without them the transcript stays as it is.
+        This needs the alignment heads, which tell where that repetition ends, and the speech detector, which tells whether there is
+        speech after it. Without them the transcript is returned unchanged.
         """
         if not said.tokens or not self.model.has_alignment_heads or self.detector is None:
             return said
@@ -219,7 +218,7 @@ class Recognizer:
     def _words(
         self, samples: int, cross_kv: Sequence[ort.OrtValue], prompt: list[int], written: Hypothesis, language: str
     ) -> tuple[Word, ...]:
-        """Times of the words of one clip: the transcript is read once more, by the heads that follow the speech."""
+        """Times of the words of one clip: the decoder is run over the transcript once more, for its alignment heads."""
         attention = self.model.cross_attention(cross_kv, prompt, written.tokens, samples)
         seconds = samples / SAMPLE_RATE
         return tuple(timed_words(attention, written.tokens, self.detokenize.bytes_of, language, seconds))
@@ -239,10 +238,10 @@ class Recognizer:
     def _allowed(self, language: str, words: bool = False) -> None:
         self._known(language)
         if words and not self.model.has_alignment_heads:
-            raise BundleError(f"{self.manifest.name}: has no attention heads that word times can be read off")
+            raise BundleError(f"{self.manifest.name}: has no alignment heads for word times")
 
     def _spoken(self, wave: Wave, clock: Clock) -> bool:
-        """Whether the detector hears anybody; True where there is none."""
+        """Whether the detector finds speech; True where there is no detector."""
         if self.detector is None:
             return True
         found = anybody_speaks(wave, self.detector)

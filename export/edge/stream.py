@@ -1,4 +1,4 @@
-"""Transcripts while somebody is still speaking: blocks of a microphone go in, partial and final texts come out."""
+"""Transcripts of live speech: blocks of audio go in, partial and final texts come out."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from .vad import FRAME, OFF, ON, PAD
 
 EVERY = 0.5  # seconds of speech between partial texts
 PAUSE = 0.6  # seconds of silence that end an utterance
-BEFORE = 0.3  # seconds kept from before speech is noticed
+BEFORE = 0.3  # seconds kept from before speech is detected
 
 
 @dataclass(frozen=True)
 class PartialTranscript:
-    """What has been understood of one utterance so far."""
+    """The transcript of one utterance so far."""
 
     text: str
     start: float  # seconds since the stream began
     end: float
-    final: bool  # a partial text may still change, its successor replaces it
-    looped: bool = False  # whether the decoder repeated itself until its cap; one round is kept
+    final: bool  # False: the text may still change, and the next one replaces it
+    looped: bool = False  # whether the decoder repeated itself up to its limit; one repetition is kept
 
 
 class Stream:
     """Utterances of a live signal, found by the bundle's speech detector.
 
-    A recogniser that needs a few hundredths of real time can read the whole utterance anew for each partial text; nothing is stitched.
+    A recogniser that is fast enough can transcribe the whole utterance again for each partial text, so nothing has to be stitched.
 
     Args:
         recognizer: an open bundle.
-        language: ISO 639-1 code, or `auto` to have each utterance's found.
+        language: ISO 639-1 code, or `auto` to detect each utterance's.
         every: seconds of speech between partial texts.
         pause: seconds of silence that end an utterance.
     """
@@ -63,7 +63,7 @@ class Stream:
             yield from self._frame(frame, float(likely))
 
     def finish(self) -> Iterator[PartialTranscript]:
-        """Say that nothing more comes; yields the last utterance, if one is open."""
+        """End the signal; yields the last utterance, if one is open."""
         self.kept = np.concatenate([self.kept, self.rest])
         self.rest = self.rest[:0]
         if self.speaking:
@@ -87,7 +87,9 @@ class Stream:
 
     def _partial(self, final: bool) -> PartialTranscript:
         said = self.kept[: len(self.kept) - max(0, self.quiet - int(PAD * SAMPLE_RATE))]
-        found = self.recognizer.transcribe(said, self.language, vad=False)  # the stream's detector has heard it
+        found = self.recognizer.transcribe(
+            said, self.language, vad=False
+        )  # the stream's detector has found speech in it
         start = self.begun / SAMPLE_RATE
         return PartialTranscript(found.text, start, start + len(said) / SAMPLE_RATE, final, found.looped)
 

@@ -1,4 +1,4 @@
-"""What a recogniser hands out."""
+"""What a recogniser returns."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from .words import Word
 
 @dataclass(frozen=True)
 class Transcript:
-    """What was said, and what it cost to find out."""
+    """What was said, and how long transcribing it took."""
 
     text: str
-    language: str  # as it was given, or found; `auto` stays where nobody speaks
+    language: str  # as given or detected; stays `auto` where there is no speech
     tokens: tuple[int, ...]
     stages_ms: dict[
         str, float
-    ]  # detector, features, encoder, language where it was to be found, first_token, rest, detokenize; of its whole batch
-    finished: bool  # False when the decoder was stopped by the cap on tokens, which follows from the clip's length
-    looped: bool = False  # whether it repeated itself until the cap; one round is kept, and what is said after it
+    ]  # detector, features, encoder, language where it was detected, first_token, rest, detokenize; of its whole batch
+    finished: bool  # False if the decoder reached the token limit, which follows from the clip's length
+    looped: bool = (
+        False  # whether it repeated itself up to the limit; one repetition is kept, and what is said after it
+    )
     words: tuple[Word, ...] = ()  # with their times, where they were asked for
 
     @property

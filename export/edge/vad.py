@@ -1,4 +1,4 @@
-"""Where in a recording somebody speaks: Silero's detector and the rules by which silero-vad cuts, on numpy and onnxruntime."""
+"""Voice activity detection: Silero's detector and silero-vad's rules for cutting, with numpy and onnxruntime."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from .audio.resample import SAMPLE_RATE, Wave
 from .bundle.manifest import BundleError
 from .decoding.sessions import explained, open_session, session_options
 
-FRAME = 512  # samples that the detector judges at a time: 32 ms
-CONTEXT = 64  # samples before them that it sees again
+FRAME = 512  # samples per probability: 32 ms
+CONTEXT = 64  # samples before a frame that the detector sees, too
 BLOCK = 512  # frames a call
-ON, OFF = 0.5, 0.35  # probability at which speech begins, and below which it may have ended
-SPOKEN = 0.35  # probability of one frame that makes a clip speech
-LEVEL = 0.5  # of full scale, to which the loudest thousandth of a clip's samples is brought
-AROUND = 0.3  # seconds of silence before and after a clip
+ON, OFF = 0.5, 0.35  # probability at which speech begins, and below which it may end
+SPOKEN = 0.35  # probability of a single frame at which a clip counts as speech
+LEVEL = 0.5  # of full scale, to which a clip is scaled by its loudest thousandth of samples
+AROUND = 0.3  # seconds of silence added before and after a clip
 PAUSE = 0.1  # seconds below OFF that end a stretch
 SHORTEST = 0.25  # seconds of the shortest stretch
 BREATH = 0.098  # seconds of the shortest pause at which a stretch that is too long is cut
 PAD = 0.1  # seconds kept before and after speech
-LONGEST_PAUSE = 1.0  # seconds between stretches that are still joined where the whole is short enough
+LONGEST_PAUSE = 1.0  # longest pause in seconds between stretches that are joined
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Piece:
 
 
 class Detector:
-    """Probability of speech, frame by frame; it remembers what it has heard, so that a stream may come in blocks."""
+    """Probability of speech, frame by frame; it keeps its state, so that a stream may come in blocks."""
 
     def __init__(self, path: Path) -> None:
         self.session = open_session(path, session_options(1), ["CPUExecutionProvider"])
         self.forget()
 
     def forget(self) -> None:
-        """Begin with another recording."""
+        """Reset the state for another recording."""
         self.state = [np.zeros((1, 1, 128), np.float32)] * 2
         self.before = np.zeros(CONTEXT, np.float32)
 
@@ -70,14 +70,13 @@ class Detector:
 def anybody_speaks(wave: Wave, detector: Detector) -> bool:
     """Whether there is speech anywhere in a clip, [samples] at 16 kHz.
 
-    It asks for less than cutting a recording does, so that no word is lost: what the detector hears is brought to one level and has silence
-    around it, and a single frame above SPOKEN is enough (docs/decisions/0020-detector.md).
+    It is more lenient than cutting a recording, so that no word is lost: the clip is scaled to one level and padded with silence, and a single frame above SPOKEN is enough (docs/decisions/0020-detector.md).
     """
     return speech_probability(wave, detector) >= SPOKEN
 
 
 def speech_probability(wave: Wave, detector: Detector) -> float:
-    """The detector's highest probability on a clip, brought to one level and with silence around it."""
+    """The detector's highest probability on a clip, scaled to one level and padded with silence."""
     loud = max(1, len(wave) // 1000)  # a thousandth of the samples, so that one click does not decide
     level = float(np.partition(np.abs(wave), -loud)[-loud])
     if level == 0:
@@ -99,8 +98,7 @@ def pieces_of(wave: Wave, detector: Detector, longest: float) -> list[Piece]:
 def spans(likely: Sequence[float] | npt.NDArray[np.float32], samples: int, longest: float) -> list[Piece]:
     """Stretches of speech by the detector's probabilities [frames], still without padding.
 
-    A stretch begins at ON and ends where it has been below OFF for PAUSE seconds. One that outlasts `longest` ends at the longest pause
-    that it has had, or there and then.
+    A stretch begins at ON and ends where it has been below OFF for PAUSE seconds. One that gets longer than `longest` is cut at its longest pause so far, or right there if it has none.
     """
     most = (longest - 2 * PAD) * SAMPLE_RATE - FRAME - 2 * PAD * SAMPLE_RATE
     out: list[Piece] = []
@@ -138,7 +136,7 @@ def spans(likely: Sequence[float] | npt.NDArray[np.float32], samples: int, longe
 
 
 def padded(found: Sequence[Piece], samples: int) -> list[Piece]:
-    """Each stretch with PAD seconds more on both sides; neighbours that are nearer than that share what lies between."""
+    """Each stretch with PAD seconds more on both sides; neighbours closer than that share the gap."""
     pad = int(PAD * SAMPLE_RATE)
     gaps = [b.start - a.end for a, b in pairwise(found)]
     inside = [gap // 2 if gap < 2 * pad else pad for gap in gaps]

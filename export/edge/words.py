@@ -1,4 +1,4 @@
-"""When each word was said, from where the decoder looked while it wrote: a monotone path through its cross-attention."""
+"""Word times from the decoder's cross-attention: a monotone path through it (dynamic time warping)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-WITHOUT_SPACES = {"zh", "ja", "th", "lo", "my", "yue", "km"}  # where a word is as much as makes whole characters
+WITHOUT_SPACES = {
+    "zh",
+    "ja",
+    "th",
+    "lo",
+    "my",
+    "yue",
+    "km",
+}  # where each group of tokens that forms whole characters is a word
 ONSET = 0.3  # a token starts where its attention first reaches this share of its maximum
 SMOOTHED = 7  # positions of the median filter, as in Whisper
 
@@ -24,7 +32,7 @@ class Word:
     end: float  # seconds
 
     def later(self, seconds: float) -> Word:
-        """The same word in a recording that began so much earlier."""
+        """The same word, shifted by so many seconds."""
         return Word(self.text, round(seconds + self.start, 3), round(seconds + self.end, 3))
 
 
@@ -38,9 +46,8 @@ def timed_words(
     """Words of a transcript and their times.
 
     Args:
-        attention: where the decoder looked before each token and before the end, of the positions that hold the clip
-            [tokens + 1, positions].
-        tokens: what it wrote.
+        attention: cross-attention before each token and before the end, at the clip's own positions [tokens + 1, positions].
+        tokens: of the transcript.
         bytes_of: bytes of each token of text.
         language: ISO 639-1 code.
         seconds: of the clip.
@@ -59,8 +66,7 @@ def spans(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """When each token begins and ends, in seconds.
 
-    A token ends where the path goes on to the next one. It begins there only if the decoder looks at that place: a pause is passed over
-    until it does, which the path alone would count to the word after it.
+    A token ends where the path moves on to the next one. The next one begins only once the decoder attends to it: the path alone would count a pause as part of the word after it.
 
     attention: [tokens + 1, positions] -> [tokens], [tokens]
     """
@@ -74,7 +80,7 @@ def spans(
 
 
 def sharpened(attention: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """What a token looks at more than the others do, smoothed over time. [tokens, positions] -> the same"""
+    """How much more a token attends to a position than the others do, smoothed over time. [tokens, positions] -> the same"""
     rows = attention.astype(np.float64)
     if len(rows) > 1:
         rows = (rows - rows.mean(0)) / np.maximum(rows.std(0), 1e-9)
@@ -122,7 +128,7 @@ def grouped(tokens: Sequence[int], bytes_of: Callable[[int], bytes], language: s
         held += bytes_of(token)
         text = held.decode("utf-8", "replace")
         if "\ufffd" in text and i + 1 < len(tokens):
-            continue  # the rest of a character is still to come
+            continue  # the character is not complete yet
         apart = language in WITHOUT_SPACES or text.startswith(" ")
         if not found or (apart and not _is_punctuation(text.strip())):
             found.append((text, begin, i + 1))

@@ -1,7 +1,6 @@
 """A checkpoint's ONNX graphs: features, encoder and one decoder for each way of calling it.
 
-The encoder takes any number of frames and gives the states and, computed once, every decoder layer's keys and values of them. All are
-written node by node (graphs/writer.py); the decoder that Hugging Face's clients call can be had from Optimum's exporter, too.
+The encoder takes any number of frames and returns the states and every decoder layer's cross-attention keys and values, computed once. All graphs are written node by node (graphs/writer.py); Hugging Face's decoder can come from Optimum's exporter instead.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ def export_graphs(
         model: a WhisperForConditionalGeneration in fp32 on the CPU.
         family: its configuration and tokens.
         folder: an existing folder for the files.
-        margin: as `margin_frames` gives it.
-        heads: as `alignment.choose_heads` gives them, for word times.
-        through: whose exporter writes the merged decoder, `workbench` or `optimum`.
+        margin: as returned by `margin_frames`.
+        heads: alignment heads from `alignment.choose_heads`, for word timestamps.
+        through: the exporter that writes the merged decoder, `workbench` or `optimum`.
     """
     suppressed, first = family.suppressed, family.suppressed_first
     encoder = encoder_graph(model, margin)
@@ -54,5 +53,5 @@ def export_graphs(
 
 
 def margin_frames(length: str, margin_seconds: float) -> int | None:
-    """Frames of silence, of 10 ms, that a model hears after a clip; None for one that reads 30 s (see `origin.Origin`)."""
+    """Frames (10 ms) of silence that the encoder sees after a clip; None for a model that reads 30 s (see `origin.Origin`)."""
     return round(100 * margin_seconds) if length == "true" else None

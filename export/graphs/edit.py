@@ -1,4 +1,4 @@
-"""Small changes to ONNX graphs that several modules make: find the branches of a merged decoder, its tied matrix, replace a node."""
+"""Small edits to ONNX graphs shared by several modules: find a merged decoder's branches or its tied matrix, replace a node."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def branches(model: onnx.ModelProto) -> list[onnx.GraphProto]:
 
 
 def replace(graph: onnx.GraphProto, node: onnx.NodeProto, by: Sequence[onnx.NodeProto]) -> None:
-    """Put other nodes in the place of one."""
+    """Replace a node by others."""
     at = list(graph.node).index(node)
     graph.node.remove(node)
     for i, new in enumerate(by):
@@ -30,8 +30,7 @@ def replace(graph: onnx.GraphProto, node: onnx.NodeProto, by: Sequence[onnx.Node
 def name_weights_by_use(model: onnx.ModelProto) -> None:
     """Name and order the weights of a graph by the node that reads them first.
 
-    Optimum merges equal weights of both branches in the order of a set: which of their names stays, and where, would differ from
-    process to process, and with it every checksum.
+    Optimum merges equal weights of both branches in the iteration order of a set, so which name survives, and where, would differ between processes, and with it every checksum.
     """
     weights = {i.name: i for i in model.graph.initializer}
     new: dict[str, str] = {}
@@ -54,8 +53,7 @@ def name_weights_by_use(model: onnx.ModelProto) -> None:
 def hoist_transposes(model: onnx.ModelProto) -> int:
     """Move transposes of weights out of the branches of a merged decoder to its main graph; returns how many moved.
 
-    onnxruntime folds a transposed weight once at load in the main graph. Inside a branch it transposes the whole
-    embedding again at every token.
+    In the main graph onnxruntime folds a transposed weight at load. Inside a branch it transposes the whole embedding again for every token.
     """
     weights = {i.name for i in model.graph.initializer}
     hoisted: dict[str, str] = {}  # weight -> its transpose in the main graph
@@ -77,7 +75,7 @@ def hoist_transposes(model: onnx.ModelProto) -> int:
 
 
 def tied_transpose(model: onnx.ModelProto) -> onnx.NodeProto | None:
-    """The node that transposes an embedding for the projection; None where the two are not one matrix."""
+    """The node that transposes the embedding for the projection; None if the two are not tied."""
     return next(
         (n for n in model.graph.node if n.op_type == "Transpose" and n.output[0].endswith("_transposed_once")), None
     )
@@ -90,7 +88,7 @@ def nodes_of_layers(model: onnx.ModelProto, layers: Sequence[int]) -> list[str]:
         for node in graph.node:
             if node.op_type != "MatMul":
                 continue
-            # Optimum's nodes are called after their module, ours after their weight
+            # Optimum names nodes after their module, we after their weight
             layer = LAYER.search(node.name) or LAYER.search(node.input[1])
             if layer and int(layer[1]) in layers:
                 found.append(node.name)
@@ -98,7 +96,7 @@ def nodes_of_layers(model: onnx.ModelProto, layers: Sequence[int]) -> list[str]:
 
 
 def rename_in_branches(model: onnx.ModelProto) -> None:
-    """Give everything that branches compute a name of its own: onnxruntime's converter to fp16 takes equal names for one tensor."""
+    """Give every tensor computed in a branch a unique name: onnxruntime's fp16 converter treats equal names as one tensor."""
     for number, branch in enumerate(branches(model)):
         new = {name: f"{name}_of_branch_{number}" for node in branch.node for name in node.output}
         del branch.value_info[:]

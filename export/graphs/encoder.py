@@ -1,6 +1,6 @@
-"""The encoder's graph, and the frontend's: features of any length, states, and every decoder layer's keys and values of them.
+"""The graphs of the encoder and the frontend: log-mel features of any length; states and every decoder layer's cross-attention keys and values.
 
-Written node by node, as the decoders are: torch's tracer is deprecated, and what it writes has two to four times the nodes
+Written node by node, like the decoders: torch's tracer is deprecated, and its graphs have two to four times as many nodes
 (docs/decisions/0022-no-tracer.md).
 """
 
@@ -29,12 +29,12 @@ def encoder_graph(model: WhisperForConditionalGeneration, margin: int | None) ->
     """The graph of a WhisperForConditionalGeneration's encoder.
 
     Input: input_features [batch_size, mels, frames].
-    Outputs: n_layer_cross_k and n_layer_cross_v [layers, batch_size, positions, width], which sherpa-onnx takes by their place;
+    Outputs: n_layer_cross_k and n_layer_cross_v [layers, batch_size, positions, width], which sherpa-onnx identifies by position;
     last_hidden_state [batch_size, positions, width].
 
     Args:
         model: in fp32 on the CPU.
-        margin: frames of silence to leave after the longest clip, as `padding.as_trained` has it.
+        margin: frames of silence to keep after the longest clip, as in `padding.as_trained`.
     """
     encoder, decoder, config = encoder_of(model), decoder_of(model), model.config
     width, layers = int(config.d_model), len(decoder.layers)
@@ -62,7 +62,7 @@ def encoder_graph(model: WhisperForConditionalGeneration, margin: int | None) ->
 
 
 def frontend_graph(mels: int) -> ModelProto:
-    """Log-mel features as a graph, what `LogMel` computes: waves [batch_size, samples] -> input_features [batch_size, mels, frames]."""
+    """Log-mel features as a graph, equal to `LogMel`: waves [batch_size, samples] -> input_features [batch_size, mels, frames]."""
     module = LogMel(mels)
     w = Writer()
     waves = w.add("Unsqueeze", w.input("waves", FLOAT, ["batch_size", "samples"]), w.integers(1))

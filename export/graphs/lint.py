@@ -1,6 +1,6 @@
-"""What every graph of a bundle must keep to, so that the runtimes that read it do: opset, axes, types, size.
+"""Requirements on every graph of a bundle, so that its runtimes can load it: opset, axes, types, size.
 
-Exports that work at one length or one batch only are the field's most common defect; a fixed axis shows before any runtime runs.
+Exports that work for one length or one batch size only are the most common defect; a fixed axis is caught here before any runtime runs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ HIGHEST_OPSET = {
     FRONTEND: 18,
     ENCODER: 18,
     DECODER: 18,
-    SHERPA: 17,  # sherpa-onnx brings a runtime of its own
-    STEP: 24,  # TensorScatter; our own runtime alone reads it
+    SHERPA: 17,  # sherpa-onnx ships its own onnxruntime
+    STEP: 24,  # TensorScatter; only our own runtime reads it
 }
-DOMAINS = {"", "com.microsoft", "com.ms.internal.nhwc"}  # operators that every build of onnxruntime knows
-LARGEST = 2**31 - 1  # bytes of one protobuf, and no weights beside it
-# by how their names begin: the axes of inputs and outputs that must take any size
+DOMAINS = {"", "com.microsoft", "com.ms.internal.nhwc"}  # operator sets in every build of onnxruntime
+LARGEST = 2**31 - 1  # bytes: the limit of a protobuf; weights may not be external
+# by name prefix: the axes of inputs and outputs that must be dynamic
 FREE_AXES: dict[str, dict[str, tuple[int, ...]]] = {
     FRONTEND: {"waves": (0, 1), "input_features": (0, 2)},
     ENCODER: {"input_features": (0, 2), "n_layer_cross_": (1, 2), "last_hidden_state": (0, 1)},
@@ -34,17 +34,19 @@ FREE_AXES: dict[str, dict[str, tuple[int, ...]]] = {
 
 
 def lint_graphs(folder: Path) -> None:
-    """Check all graphs in a bundle's `onnx` folder; raises UserError with every finding."""
+    """Check all graphs in a bundle's `onnx` folder; raises UserError listing every finding."""
     findings = [f"{path.name}: {finding}" for path in sorted(folder.glob("*.onnx")) for finding in lint(path)]
     if findings:
-        raise UserError(f"{folder}: {len(findings)} graph(s) that not every runtime would read: {'; '.join(findings)}")
+        raise UserError(
+            f"{folder}: {len(findings)} problem(s) that would keep a runtime from loading a graph: {'; '.join(findings)}"
+        )
 
 
 def lint(path: Path) -> list[str]:
-    """What is wrong with a graph's file, in a few words each."""
+    """Problems of a graph's file, a few words each."""
     kind = _kind(path.name)
     if kind is None:
-        return []  # the speech detector is its maker's
+        return []  # the speech detector is a third party's
     if path.stat().st_size > LARGEST:
         return [f"{path.stat().st_size / 1e9:.1f} GB, more than the 2.1 GB of a protobuf"]
     try:
@@ -85,18 +87,20 @@ def _axes(model: onnx.ModelProto, kind: str) -> list[str]:
 def _tensors(model: onnx.ModelProto) -> list[str]:
     out = []
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
-        out.append("weights in another file")
+        out.append("external weights")
     if double := [t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.DOUBLE]:
         out.append(f"64-bit floats ({double[0]})")
     return out
 
 
 def _attentions(model: onnx.ModelProto) -> list[str]:
-    """An Attention's scores in a mode that onnxruntime's CUDA provider has not: it gives them before mask and softmax, or none."""
+    """Attention nodes that output scores in a mode onnxruntime's CUDA provider lacks: it returns raw scores (mode 0) or none."""
     modes = {
         attribute.i
         for node in model.graph.node
         for attribute in node.attribute
         if node.op_type == "Attention" and attribute.name == "qk_matmul_output_mode"
     }
-    return [f"Attention's scores in mode {mode}, which the CUDA provider has not" for mode in sorted(modes - {0})]
+    return [
+        f"Attention's scores in mode {mode}, which the CUDA provider does not support" for mode in sorted(modes - {0})
+    ]

@@ -1,7 +1,6 @@
 """The decoder as Hugging Face's clients call it: one graph with two branches, one for the prompt and one for every token after it.
 
-Names, axes and order of inputs and outputs are those of Optimum's exporter, which transformers.js, onnx-asr and Optimum look for.
-Tokens that must not be written are lowered in the graph, because not every runtime does it. docs/decisions/0022-no-tracer.md
+Names, axes and order of inputs and outputs are those of Optimum's exporter, as transformers.js, onnx-asr and Optimum expect. Suppressed tokens are masked inside the graph, because not every runtime does it. docs/decisions/0022-no-tracer.md
 """
 
 from __future__ import annotations
@@ -34,14 +33,12 @@ def merged_graph(
     Inputs: input_ids int64 [batch_size, tokens]; encoder_hidden_states [batch_size, positions, width];
     past_key_values.{layer}.{decoder,encoder}.{key,value} [batch_size, heads, tokens or positions before, head width];
     use_cache_branch bool [1].
-    Outputs: logits [batch_size, tokens, vocabulary]; present.{layer}.{decoder,encoder}.{key,value}. The first
-    branch ignores the past. The branch with a past ignores encoder_hidden_states, and its encoder presents are empty: the caller keeps
-    those of the first call.
+    Outputs: logits [batch_size, tokens, vocabulary]; present.{layer}.{decoder,encoder}.{key,value}. The branch without a past ignores past_key_values. The branch with one ignores encoder_hidden_states and returns empty encoder presents: the caller reuses those of the first call.
 
     Args:
         model: in fp32 on the CPU.
         suppressed: ids never written.
-        suppressed_first: ids not written first, which is what the branch without a past writes.
+        suppressed_first: ids suppressed for the first token only, which the branch without a past computes.
     """
     decoder, config = decoder_of(model), model.config
     w = Writer()
@@ -60,7 +57,7 @@ def merged_graph(
     embedding = w.constant(EMBEDDING, decoder.embed_tokens.weight.detach().numpy())
     w.add(
         "Transpose", embedding, to=TRANSPOSED, perm=[1, 0]
-    )  # outside of the branches: onnxruntime does it once, at load
+    )  # outside the branches: onnxruntime folds it once, at load
     rows = {
         True: lowered(config.vocab_size, suppressed),
         False: lowered(config.vocab_size, [*suppressed, *suppressed_first]),
@@ -101,7 +98,7 @@ def _branch(
 
 
 def _layer(b: Writer, number: int, layer: DecoderLayer, x: str, mask: str, cached: bool) -> tuple[str, list[str]]:
-    """One decoder layer. [batch, tokens, width] -> the same, and its four presents in order."""
+    """One decoder layer. [batch, tokens, width] -> the same shape, and its four presents in order."""
     name, own, other = f"layers.{number}", layer.self_attn, layer.encoder_attn
     normed = b.norm(f"{name}.self_norm", layer.self_attn_layer_norm, x)
     query, key, value = (b.linear(f"{name}.self_{part}", getattr(own, f"{part}_proj"), normed) for part in "qkv")
@@ -123,6 +120,6 @@ def _layer(b: Writer, number: int, layer: DecoderLayer, x: str, mask: str, cache
 
 
 def _attend(b: Writer, attention: DecoderAttention, query: str, kept: list[str], mask: str = "") -> str:
-    """`attend` to keys as they are kept, [batch, heads, positions, head width]."""
+    """`attend` to keys in cache layout, [batch, heads, positions, head width]."""
     key, value = kept
     return attend(b, attention, query, b.add("Transpose", key, perm=[0, 1, 3, 2]), value, mask)

@@ -1,4 +1,4 @@
-"""The merged decoder by Optimum's own exporter, `workbench export --through optimum`: what graphs/merged.py's is compared with."""
+"""The merged decoder from Optimum's own exporter (`workbench export --through optimum`), the reference for graphs/merged.py."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import WhisperForConditionalGeneration
 
-OPSET = 18  # as graphs/merged.py
-FRAMES = 480  # of the example that is traced; any even number will do
+OPSET = 18  # as in graphs/merged.py
+FRAMES = 480  # of the tracing example; any even number will do
 
 
 def merged_decoder(
     model: WhisperForConditionalGeneration, suppressed: Sequence[int], suppressed_first: Sequence[int], path: Path
 ) -> None:
-    """Write `decoder_model_merged.onnx` of a model as Optimum exports it, in fp32, with the logits of suppressed tokens lowered.
+    """Write `decoder_model_merged.onnx` of a model as Optimum exports it, in fp32, with suppressed tokens masked.
 
     Args:
         model: a WhisperForConditionalGeneration in fp32 on the CPU, its encoder of any kind.
         suppressed: ids never written.
-        suppressed_first: ids not written first.
+        suppressed_first: ids suppressed for the first token only.
         path: the file to write.
 
     Raises:
-        UserError: Optimum's environment has to be made and cannot be.
+        UserError: Optimum's environment is missing and cannot be created.
         RuntimeError: the exporter failed.
     """
     from safetensors.torch import save_file
@@ -45,7 +45,7 @@ def merged_decoder(
     there = environment()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        # whole: what is left out because it is the default here may have another default there
+        # write the full config: a default omitted here may differ in the other transformers version
         model.config.to_json_file(folder / "config.json", use_diff=False)
         save_file(_weights(model), folder / "decoder.safetensors")
         command = there.command("export_decoder.py", str(folder), str(FRAMES), str(OPSET))
@@ -62,7 +62,7 @@ def merged_decoder(
 
 
 def _weights(model: WhisperForConditionalGeneration) -> dict[str, Tensor]:
-    """All weights but the encoder's; the projection only where it is not the embedding."""
+    """All weights but the encoder's; the output projection only if it is not tied to the embedding."""
     tied = model.config.tie_word_embeddings
     return {
         name: weight.contiguous()
@@ -72,12 +72,12 @@ def _weights(model: WhisperForConditionalGeneration) -> dict[str, Tensor]:
 
 
 def _suppress(model: onnx.ModelProto, always: Sequence[int], first: Sequence[int]) -> None:
-    """Lower the logits of tokens that must not be written, in both branches of a merged decoder: not every runtime does.
+    """Mask the logits of suppressed tokens in both branches of a merged decoder: not every runtime does.
 
     Args:
         model: the merged decoder.
         always: ids never written.
-        first: ids not written first, which is what the branch without a past writes.
+        first: ids suppressed for the first token only, which the branch without a past computes.
     """
     size = next(d for d in reversed(model.graph.output[0].type.tensor_type.shape.dim) if d.dim_value).dim_value
     branching = next(node for node in model.graph.node if node.op_type == "If")

@@ -1,6 +1,6 @@
 """Names of the graphs of a bundle."""
 
-# Names of the graphs in fp32, which are those that runtimes look for first, by their part in a manifest.
+# File names of the fp32 graphs, the ones runtimes look for first, by their part in a manifest.
 GRAPH_FILES = {
     "frontend": "frontend.onnx", "encoder": "encoder_model.onnx", "decoder": "decoder_model_merged.onnx",
     "step": "step_decoder.onnx", "sherpa": "sherpa_decoder.onnx",

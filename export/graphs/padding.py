@@ -1,8 +1,6 @@
-"""What a model hears of a clip, made the same inside the graph whatever a runtime pads with.
+"""Normalize padding inside the graph, so that the encoder sees the same input whatever a runtime pads with.
 
-Some runtimes pad every clip to 30 s, some with zeros, which are no silence in Whisper's features, and some hardly at all. A student
-that was trained at true length is slower with 30 s and writes worse; a stock Whisper wants just that. In features digital silence
-lies at the clip's floor in every band: its largest value less 2, or -1.5 if that is more.
+Some runtimes pad every clip to 30 s, some with zeros, which are not silence in Whisper's features, and some hardly at all. A student trained on unpadded clips is slower and less accurate at 30 s; a stock Whisper needs exactly that. In features, digital silence equals the clip's floor in every band: its largest value minus 2, or -1.5 if that is greater.
 """
 
 from __future__ import annotations
@@ -12,25 +10,24 @@ from torch import Tensor
 
 WINDOW_FRAMES = 3000  # 30 s
 LEAST = -1.5  # log-mel of digital silence
-NEAR_FLOOR = 1e-3  # frames no band of which exceeds the floor by more are silence
+NEAR_FLOOR = 1e-3  # a frame is silence if no band exceeds the floor by more than this
 
 
 def as_trained(features: Tensor, margin_frames: int | None) -> Tensor:
-    """Cut the silence at the end of all clips down to a margin, or fill up the window with it.
+    """Trim trailing silence, common to all clips, to a margin, or pad with silence to 30 s.
 
-    Frames that are zero in every band are taken for silence, too: what some runtimes pad with.
+    Frames that are zero in every band count as silence, too: some runtimes pad with them.
 
     Args:
         features: log-mel features [clips, mels, frames].
-        margin_frames: frames of silence to leave after the longest clip, for a model that reads at true length; None for one
-            that reads 30 s.
+        margin_frames: frames of silence to keep after the longest clip, for a length-adaptive model; None for one that reads 30 s.
 
     Returns:
         [clips, mels, an even number of frames], at most 3,000.
     """
     zero = (features == 0).all(1, keepdim=True)
     floor = torch.where(zero, torch.inf, features).amin((1, 2), keepdim=True)
-    floor = torch.where(floor.isinf(), LEAST, floor)  # of a clip that is all zeros
+    floor = torch.where(floor.isinf(), LEAST, floor)  # a clip of zeros only
     features = torch.where(zero, floor, features)
     if margin_frames is None:
         return torch.cat([features, floor.expand(-1, features.shape[1], WINDOW_FRAMES - features.shape[2])], 2)

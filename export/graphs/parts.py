@@ -1,4 +1,4 @@
-"""Parts of Whisper's layers, in operators that every onnxruntime knows: the encoder's graph and two of the decoders share them."""
+"""Building blocks of Whisper's layers, in operators every onnxruntime has; shared by the encoder's graph and two of the decoders'."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FAR = -1e9  # so low that its exponential is zero
 
 
 def split_heads(w: Writer, attention: Attention, x: str, turned: bool = False) -> str:
-    """[batch, tokens, width] -> [batch, heads, tokens, head width]; `turned`, as `attend` takes keys, with the last two exchanged."""
+    """[batch, tokens, width] -> [batch, heads, tokens, head width]; if `turned`, with the last two axes swapped, as `attend` takes keys."""
     shape = w.integers(0, 0, int(attention.num_heads), int(attention.head_dim))
     return w.add("Transpose", w.add("Reshape", x, shape), perm=[0, 2, 3, 1] if turned else [0, 2, 1, 3])
 
@@ -40,25 +40,25 @@ def attend(w: Writer, attention: Attention, query: str, key: str, value: str, ma
 
 
 def feed_forward(w: Writer, name: str, layer: Layer, x: str) -> str:
-    """The second half of a layer: norm, two products around GELU, residual. [..., width] -> the same"""
+    """The feed-forward half of a layer: norm, two linear layers around GELU, residual. [..., width] -> the same shape"""
     hidden = w.linear(f"{name}.fc1", layer.fc1, w.norm(f"{name}.norm", layer.final_layer_norm, x))
     return w.add("Add", x, w.linear(f"{name}.fc2", layer.fc2, gelu(w, hidden)))
 
 
 def gelu(w: Writer, x: str) -> str:
-    """X / 2 * (1 + erf(x / sqrt 2)), which onnxruntime fuses."""
+    """Exact GELU, x / 2 * (1 + erf(x / sqrt 2)), which onnxruntime fuses."""
     erf = w.add("Erf", w.add("Div", x, w.constant("root_2", np.float32(np.sqrt(2)))))
     grown = w.add("Mul", x, w.add("Add", erf, w.constant("1.0", np.float32(1))))
     return w.add("Mul", grown, w.constant("0.5", np.float32(0.5)))
 
 
 def causal_mask(w: Writer, places: str, until: str) -> str:
-    """What is added to a decoder's scores: nothing for tokens up to a token's own place, FAR for later ones.
+    """Additive causal mask of a decoder's scores: 0 up to a token's own position, FAR for later ones.
 
     Args:
         w: the graph.
-        places: the tokens' places, int64 [tokens].
-        until: how many tokens there are with those before, an int64 scalar.
+        places: the tokens' positions, int64 [tokens].
+        until: number of tokens including the past, an int64 scalar.
 
     Returns:
         [tokens, until].

@@ -1,7 +1,6 @@
-"""The decoder as sherpa-onnx calls it: caches of all layers in one tensor, of the whole context, handed over and back.
+"""The decoder as sherpa-onnx calls it: the caches of all layers in one tensor of full context length, passed in and out at every step.
 
-Written with operators that old onnxruntimes know, because sherpa-onnx brings its own. sherpa-onnx suppresses no tokens, so the
-graph does. What sherpa-onnx wants to know of a model stands in the encoder's metadata.
+Uses only operators of old onnxruntime versions, because sherpa-onnx ships its own. sherpa-onnx suppresses no tokens, so the graph does. The model properties that sherpa-onnx needs are in the encoder's metadata.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def sherpa_graph(
     Args:
         model: in fp32 on the CPU.
         suppressed: ids never written.
-        suppressed_first: ids not written first.
+        suppressed_first: ids suppressed for the first token only.
     """
     decoder, config = decoder_of(model), model.config
     layers, width, context = len(decoder.layers), int(config.d_model), int(config.max_target_positions)
@@ -80,7 +79,7 @@ def sherpa_graph(
 
 
 def sherpa_metadata(family: Whisper) -> dict[str, str]:
-    """What sherpa-onnx reads off the encoder; it ends its process if any of it is missing.
+    """Metadata that sherpa-onnx reads from the encoder; if any is missing, it exits the process.
 
     Args:
         family: the checkpoint's configuration and tokens.
@@ -121,7 +120,7 @@ def sherpa_metadata(family: Whisper) -> dict[str, str]:
 
 
 def sherpa_tokens(family: Whisper) -> str:
-    """tokens.txt: the bytes of each text token and added word in base64, and its id."""
+    """Content of tokens.txt: the bytes of each text token and added word in base64, and its id."""
     import base64
 
     from export.edge.bundle.tokens import byte_alphabet
@@ -138,7 +137,7 @@ def sherpa_tokens(family: Whisper) -> str:
 
 
 def _attend(w: Writer, attention: DecoderAttention, query: str, kept: list[str], mask: str = "") -> str:
-    """`attend` to keys and values as they are kept, [batch, positions, width]."""
+    """`attend` to keys and values in cache layout, [batch, positions, width]."""
     key, value = kept
     return attend(
         w, attention, query, split_heads(w, attention, key, turned=True), split_heads(w, attention, value), mask

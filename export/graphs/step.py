@@ -1,7 +1,6 @@
-"""The decoder that our own runtime steps with: one graph for the prompt and for every token after it.
+"""The decoder of our own runtime: one graph for the prompt and for every token after it.
 
-Caches are laid out beforehand and written in place (TensorScatter, ONNX opset 24): bound as input and output, the past is never
-copied. Keys and values of the encoder's states come from the encoder's graph. The projection reads the last position alone.
+Caches are preallocated and written in place (TensorScatter, ONNX opset 24): bound as input and output, the past is never copied. Cross-attention keys and values come from the encoder's graph. Only the last position is projected to logits.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 
 OPSET = 24
 EMBEDDING = "embedding"
-TRANSPOSED = f"{EMBEDDING}_transposed_once"  # export.quantization.quantize finds the tied matrix by it
-UNSAID = -1e4  # added to the logit of a token that must not be written
+TRANSPOSED = f"{EMBEDDING}_transposed_once"  # by this name edit.tied_transpose finds the tied matrix
+UNSAID = -1e4  # added to the logit of a suppressed token
 
 
 def step_graph(
@@ -31,16 +30,15 @@ def step_graph(
 ) -> ModelProto:  # fmt: skip
     """The graph of a WhisperForConditionalGeneration's decoder.
 
-    Inputs: input_ids int64 [batch, tokens]; offset int64 [batch], positions written before; cache_{k,v}.{layer}
+    Inputs: input_ids int64 [batch, tokens]; offset int64 [batch], number of positions already in the cache; cache_{k,v}.{layer}
     [batch, max_length, width]; cross_{k,v}.{layer} [batch, positions, width].
-    Outputs: logits [batch, vocabulary] of the last position, those of suppressed tokens lowered; next_{k,v}.{layer}, to be
-    bound to the memory of cache_{k,v}.{layer}; with `heads`, alignment [batch, tokens, positions], their mean attention to the states.
+    Outputs: logits [batch, vocabulary] of the last position, suppressed tokens masked; next_{k,v}.{layer}, to be bound to the memory of cache_{k,v}.{layer}; with `heads`, alignment [batch, tokens, positions], their mean cross-attention.
 
     Args:
         model: in fp32 on the CPU.
         suppressed: ids never written.
-        suppressed_first: ids not written first.
-        heads: [layer, head] of the cross-attention heads that follow the speech.
+        suppressed_first: ids suppressed for the first token only.
+        heads: [layer, head] of the alignment heads (cross-attention).
     """
     decoder, config = decoder_of(model), model.config
     width = int(config.d_model)
@@ -87,7 +85,7 @@ def _places(w: Writer, ids: str, offset: str) -> str:
 
 
 def _mask(w: Writer, places: str, cache: str) -> str:
-    """Which places of the cache each token attends to: those up to its own. -> bool [batch, 1, tokens, max_length]"""
+    """Causal mask: the cache positions up to each token's own. -> bool [batch, 1, tokens, max_length]"""
     max_length = w.add("Gather", w.add("Shape", cache), w.constant("one", np.array(1)), axis=0)
     each = w.add("Range", w.constant("zero", np.array(0)), max_length, w.constant("one", np.array(1)))
     return w.add("LessOrEqual", each, w.add("Unsqueeze", places, w.integers(1, 3)))
@@ -97,7 +95,7 @@ def _layer(
     w: Writer, name: str, layer: DecoderLayer, x: str, offset: str, cache: list[str], cross: list[str], mask: str, number: int,
     heads: tuple[list[int], list[str]],
 ) -> str:  # fmt: skip
-    """One decoder layer. [batch, tokens, width] -> the same. What its `heads` look at is added to the list beside them."""
+    """One decoder layer. [batch, tokens, width] -> the same shape. The attention of its `heads` is appended to the list beside them."""
     import torch
 
     own = layer.self_attn
@@ -135,7 +133,7 @@ def _attention(
     if not mine:
         return w.add("Attention", *given, **how)
     out = f"Attention_{len(w.nodes)}"
-    # the fourth output before the softmax: the CUDA provider knows no other mode
+    # the fourth output holds the scores before the softmax: the CUDA provider supports no other mode
     w.split("Attention", *given, to=[out, "", "", f"{out}_scores"], qk_matmul_output_mode=0, **how)
     chosen = w.constant(f"{out}_heads", np.array(mine, np.int64))
     scores = w.add("Gather", f"{out}_scores", chosen, axis=1)  # [batch, heads, tokens, positions]
@@ -144,7 +142,7 @@ def _attention(
 
 
 def suppression(w: Writer, offset: str, size: int, always: list[int], first: list[int]) -> str:
-    """What is added to the logits: more where nothing has been written yet. offset: [rows] -> [rows, vocabulary]"""
+    """Additive logit mask; at offset 0 the tokens of `first` are masked as well. offset: [rows] -> [rows, vocabulary]"""
     begin, later = lowered(size, [*always, *first]), lowered(size, always)
     starts = w.add("Equal", offset, w.constant("zero", np.array(0)))
     return w.add(
@@ -153,7 +151,7 @@ def suppression(w: Writer, offset: str, size: int, always: list[int], first: lis
 
 
 def lowered(size: int, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-    """What is added to the logits of a vocabulary so that some tokens are not written."""
+    """Additive mask that suppresses some tokens. -> [size]"""
     row = np.zeros(size, np.float32)
     row[list(tokens)] = UNSAID
     return row

@@ -22,7 +22,7 @@ class Writer:
     """A graph being written; every method returns the name of what it adds.
 
     Args:
-        begin: how the names of what it computes begin; names must not meet those of another branch.
+        begin: prefix of the names of computed tensors, which must be unique across branches.
     """
 
     def __init__(self, begin: str = "") -> None:
@@ -33,7 +33,7 @@ class Writer:
         self.outputs: list[ValueInfoProto] = []
 
     def input(self, name: str, kind: int, axes: Axes) -> str:
-        """An input with its axes, fixed or named."""
+        """Add an input, its axes fixed or named."""
         self.inputs.append(helper.make_tensor_value_info(name, kind, list(axes)))
         return name
 
@@ -52,41 +52,41 @@ class Writer:
         return self.constant("ints_" + "_".join(str(v).replace("-", "m") for v in values), np.array(values, np.int64))
 
     def add(self, op: str, *inputs: str, to: str = "", **attributes: Attribute) -> str:
-        """A node of one output, called `to` or after its operator."""
+        """Add a node with one output, named `to` or after its operator."""
         return self.split(op, *inputs, to=[to or f"{self.begin}{op}_{len(self.nodes)}"], **attributes)[0]
 
     def cast(self, x: str, kind: int) -> str:
-        """A tensor as another type."""
+        """Cast a tensor to another type."""
         out = f"{self.begin}Cast_{len(self.nodes)}"
         self.nodes.append(helper.make_node("Cast", [x], [out], name=out, to=kind))
         return out
 
     def value(self, value: npt.ArrayLike) -> str:
-        """A constant made by a node of this graph: what a branch puts out must be made in it."""
+        """A constant from a Constant node: a branch's outputs must be computed inside the branch."""
         return self.add("Constant", value=numpy_helper.from_array(np.asarray(value)))
 
     def split(self, op: str, *inputs: str, to: Sequence[str], **attributes: Attribute) -> list[str]:
-        """A node of several outputs."""
+        """Add a node with several outputs."""
         node = helper.make_node(op, list(inputs), list(to), name=f"{to[0]}_{op}")
         node.attribute.extend(helper.make_attribute(key, value) for key, value in sorted(attributes.items()))
         self.nodes.append(node)
         return list(to)
 
     def branch(self, name: str) -> Writer:
-        """A branch of an `If`, to be written and then given to it as an attribute; its weights are this graph's."""
+        """Start a branch of an `If`, to be passed to it as an attribute once written; its weights are stored in this graph."""
         made = Writer(f"{name}.")
         made.weights = self.weights
         return made
 
     def linear(self, name: str, layer: nn.Module, x: str) -> str:
-        """Product with the weight of a torch Linear, or of the two of a LowRank, and the bias."""
+        """A torch Linear, or a LowRank as two of them."""
         if isinstance(layer, LowRank):
             return self.linear(f"{name}.up", layer.up, self.linear(f"{name}.down", layer.down, x))
         plain = cast("nn.Linear", layer)
         return self.affine(name, plain.weight, plain.bias, x)
 
     def affine(self, name: str, weight: Tensor, bias: Tensor | None, x: str) -> str:
-        """X W' + b of torch tensors. weight: [out, in]"""
+        """X W^T + b with a torch weight [out, in] and bias."""
         matrix = self.constant(f"{name}.weight", weight.detach().numpy().T)
         product = self.add("MatMul", x, matrix)
         if bias is None:
@@ -100,7 +100,7 @@ class Writer:
         return self.add("LayerNormalization", x, scale, bias, to=to, axis=-1, epsilon=float(layer.eps))
 
     def graph(self, name: str) -> GraphProto:
-        """A finished branch: its weights stay with the graph that it is a branch of."""
+        """The finished branch; its weights stay in the enclosing graph."""
         return helper.make_graph(self.nodes, name, [], self.outputs)
 
     def model(self, name: str, opset: int) -> ModelProto:

@@ -1,1 +1,1 @@
-"""Word errors, latency, memory and size of systems on the same clips, and the report of it."""
+"""Word errors, latency, memory and size of systems on the same clips, and the report."""

@@ -13,7 +13,7 @@ from workbench.core.files import json_lines
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-POINTS = 300  # of a curve in the report; longer ones are averaged
+POINTS = 300  # per curve in the report; longer ones are averaged down
 LOSSES: tuple[Loss, ...] = ("loss", "task", "distillation", "matching")
 
 
@@ -34,8 +34,7 @@ def read_curves(bundle: Path) -> Curves | None:
     """Loss and validation curves of the run folder that holds a bundle, or None if it holds no run.
 
     Returns:
-        `steps` (the last one of each point), `stage` (of each point), the losses by name, averaged over the steps between
-        points, and `validation`: step, WER and CER in percent of each validation.
+        `steps` (the last step of each point), `stage` (of each point), each loss by name, averaged over the point's steps, and `validation`: step, WER and CER in percent of each validation.
     """
     path = bundle.resolve().parent / "metrics.jsonl"
     if not path.is_file():
@@ -44,7 +43,7 @@ def read_curves(bundle: Path) -> Curves | None:
     trained = [row for row in rows if "loss" in row]
     if not trained:
         return None
-    # points end with a stage, so that none is a mean over two
+    # no point spans two stages
     stages = list(dict.fromkeys(row["stage"] for row in trained))
     groups: list[list[_Step]] = []
     for stage in stages:
@@ -53,7 +52,7 @@ def read_curves(bundle: Path) -> Curves | None:
         groups += [own[i : i + size] for i in range(0, len(own), size)]
 
     def averaged(name: Loss) -> list[float]:
-        # a step without the corpus's transcripts (on-policy) has no task loss, which is not one of 0
+        # an on-policy step has no task loss; it must not be averaged in as 0
         known = [[row[name] for row in group if name in row] for group in groups]
         return [float(f"{sum(values) / max(len(values), 1):.6g}") for values in known]
 
@@ -73,7 +72,7 @@ def read_curves(bundle: Path) -> Curves | None:
 
 
 def figures(training: Mapping[str, Curves]) -> list[Figure]:
-    """One plot a run: losses on a logarithmic axis, WER on the validation split on another."""
+    """One plot per run: losses on a logarithmic axis, validation WER on a second one."""
     import plotly.graph_objects as go
 
     out = []
@@ -87,7 +86,7 @@ def figures(training: Mapping[str, Curves]) -> list[Figure]:
             }
         )
         for loss in LOSSES:
-            # a loss that a stage has not is 0 there, and no point on a logarithmic axis
+            # a loss that a stage lacks is stored as 0, which a logarithmic axis cannot show
             values = [value or None for value in curves[loss]]
             if any(values):
                 figure.add_scatter(x=curves["steps"], y=values, name=loss, mode="lines")

@@ -1,4 +1,4 @@
-"""Floating-point operations of a Whisper model, counted from its sizes: a multiplication and an addition are two."""
+"""Floating-point operations of a Whisper model, from its dimensions; a multiply-add counts as two."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Sizes(TypedDict):
 
 
 def read_sizes(bundle: Path) -> Sizes:
-    """A bundle's config.json, its sizes within bounds; raises UserError."""
+    """Read a bundle's config.json and check its dimensions; raises UserError."""
     path = bundle / "config.json"
     try:
         config = read_json(path)
@@ -56,11 +56,11 @@ def read_sizes(bundle: Path) -> Sizes:
 
 
 def encoder_flops(config: Sizes, positions: int) -> int:
-    """Operations of convolutions, encoder layers, and the decoder's keys and values of the states.
+    """Operations of the convolutions, the encoder layers, and the decoder's cross-attention keys and values.
 
     Args:
         config: a checkpoint's or bundle's config.json.
-        positions: of 20 ms.
+        positions: encoder positions (20 ms each) before pooling.
     """
     width, ffn, mels = config["d_model"], config["encoder_ffn_dim"], config["num_mel_bins"]
     convolutions = 2 * 3 * width * (2 * positions * mels + positions * width)
@@ -84,12 +84,12 @@ def encoder_flops(config: Sizes, positions: int) -> int:
 
 
 def states_of(config: Sizes, positions: int) -> int:
-    """States that the encoder makes of so many positions: half as many where it pools them."""
+    """Number of encoder states for a number of positions: half as many if the encoder pools."""
     return -(-positions // 2) if config.get("pool_after") else positions
 
 
 def token_flops(config: Sizes, positions: int, before: int = 0) -> int:
-    """Operations of one decoder step: a token after `before` others, reading the states of so many positions, and its projection."""
+    """Operations of one decoder step: one token after `before` others, attending to the states of `positions`, and the output projection."""
     positions = states_of(config, positions)
     width, ffn = int(config["d_model"]), int(config["decoder_ffn_dim"])
     layer = 2 * (6 * width**2 + 2 * width * ffn) + 4 * width * (positions + before + 1)

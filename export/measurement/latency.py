@@ -1,7 +1,6 @@
 """Latency of several systems on the same clips, interleaved: every clip goes to each system in turn.
 
-Each system lives in a process of its own (its load time and memory are its own), waits while the others work, and gets
-the same threads. What the machine does meanwhile then hits all alike, so ratios hold where absolute times drift.
+Each system runs in its own process (so load time and memory are its own), waits while the others work, and gets the same number of threads. Other load on the machine then affects all alike: ratios hold even if absolute times drift.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class System:
 
 @dataclass
 class BenchmarkResult:
-    """What a system wrote and how long it took, clip by clip."""
+    """A system's hypotheses and timings, clip by clip."""
 
     hypotheses: list[str] = field(default_factory=list)
     stages_ms: list[dict[str, float]] = field(default_factory=list)
@@ -46,21 +45,21 @@ class BenchmarkResult:
     peak_rss_mb: float = 0.0
 
     def loops(self, references: Mapping[int, tuple[str, str]]) -> int:
-        """Of clips, by number with reference and language, those whose loop the runtime stopped or whose text loops."""
+        """Number of looping clips: stopped by the runtime, or with a looping text. `references` maps clip numbers to reference and language."""
         return sum(
             self.looped[i] or is_loop(normalize(self.hypotheses[i], language), normalize(text, language))
             for i, (text, language) in references.items()
         )
 
     def part(self, clips: slice) -> BenchmarkResult:
-        """The same system on some of the clips; load time and memory are those of the whole run."""
+        """The result on some of the clips; load time and memory are those of the whole run."""
         lists = {
             name: getattr(self, name)[clips] for name in ("hypotheses", "stages_ms", "finished", "looped", "tokens")
         }
         return replace(self, **lists)
 
     def stopped_by_cap(self, clips: Iterable[int]) -> int:
-        """How many of some clips ran into their cap on tokens."""
+        """How many of these clips reached the token limit."""
         return sum(not self.finished[i] and not self.looped[i] for i in clips)
 
 
@@ -88,14 +87,14 @@ def time_systems(
     Args:
         systems: what to compare.
         wavs: 16 kHz WAV files and their languages.
-        threads: of each system's runtime.
+        threads: number of threads of each system's runtime.
         warmup: clips that each system transcribes first, untimed.
-        repeats: passes over the clips; the median of a clip's times is kept.
+        repeats: passes over each clip; the run with the median total time is kept.
         progress: called with the number of transcriptions finished since the last call.
-        vad: whether the runtime asks its speech detector first, as it does by default.
+        vad: whether the runtime runs its speech detector first; None: its default.
 
     Raises:
-        UserError: a system died or failed; the message is its own.
+        UserError: a system failed or its process died.
     """
     context = multiprocessing.get_context("spawn")  # a forked onnxruntime would share its parent's thread pools
     workers = [_Worker(context, system, threads, vad) for system in systems]
@@ -118,7 +117,7 @@ def time_systems(
 
 
 def _keep(timed: BenchmarkResult, runs: Sequence[_Said]) -> None:
-    """Keep the run whose total time is the median; its stages then add up."""
+    """Keep the run with the median total time, so that its stages add up to it."""
     chosen = sorted(runs, key=lambda run: sum(run["stages_ms"].values()))[len(runs) // 2]
     timed.hypotheses.append(chosen["text"])
     timed.stages_ms.append({k: round(v, 3) for k, v in chosen["stages_ms"].items()})
@@ -140,7 +139,7 @@ class _Worker:
         child.close()
 
     def ready(self) -> float:
-        """Wait until the system is loaded; returns the time that took, in ms."""
+        """Wait until the system is loaded; returns the load time in ms."""
         return cast("float", self._answer()["load_ms"])
 
     def transcribe(self, wav: Path, language: str) -> _Said:
@@ -159,7 +158,7 @@ class _Worker:
         except EOFError:
             self.process.join(5)
             raise UserError(
-                f"{self.system.name}: its process ended with exit status {self.process.exitcode}, perhaps for lack of memory"
+                f"{self.system.name}: its process ended with exit status {self.process.exitcode}; it may have run out of memory"
             ) from None
         if "error" in answer:
             raise UserError(f"{self.system.name}: {answer['error']}")
@@ -196,8 +195,8 @@ def _serve(pipe: Connection, bundle: str, precision: str, threads: int, vad: boo
             said = {"text": out.text, "finished": out.finished, "looped": out.looped, "tokens": len(out.tokens)}
             pipe.send({**said, "stages_ms": stages})
     except EOFError:
-        return  # the parent is done
+        return  # the parent has closed the pipe
     except KeyboardInterrupt:
-        return  # Ctrl-C goes to the whole group; the parent says so
+        return  # Ctrl-C reaches the whole process group; the parent reports it
     except (AudioError, BundleError) as error:
         pipe.send({"error": str(error)})

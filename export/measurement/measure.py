@@ -1,4 +1,4 @@
-"""Measure bundles against their teacher: WER, CER, latency, memory and size, on the same clips in one run."""
+"""Measure bundles against their teacher in one run on the same clips: WER, CER, latency, memory and size."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Clips:
 
     corpus: str
     split: str
-    utterances: Sequence[Utterance]  # those with a reference that can be scored
-    left_out: int  # clips whose reference is known to leave words out
+    utterances: Sequence[Utterance]  # those whose reference can be scored
+    left_out: int  # clips not scored because their reference is known to omit words
 
     @property
     def languages(self) -> list[str]:
@@ -60,25 +60,25 @@ def measure(
     again: bool = False,
     robustness: bool = True,
 ) -> Report:
-    """Measure every precision of some bundles, and their teacher as ONNX fp32 at 30 s in the same runtime.
+    """Measure every precision of some bundles, and their teacher in fp32 at 30 s in the same ONNX runtime.
 
     Args:
         bundles: folders of bundles; all precisions of each are measured.
-        teacher: name of the teacher, as for `resolve_teacher`; or the path of a bundle of it.
+        teacher: name of the teacher, as for `resolve_teacher`, or the path of its bundle.
         output: folder for report.json and report.html.
-        corpora: where the clips come from. The first one's figures are the report's; each further one has a section of its own.
-        split: the part of each corpus; test by default.
+        corpora: where the clips come from. The first is the report's main corpus; each further one gets its own section.
+        split: the split of each corpus; test by default.
         limit: at most this many scored clips of each corpus.
-        threads: of every system; all cores by default.
-        repeats: passes over each clip, of which the median counts.
-        again: measure anew even if report.json holds these very systems and clips.
-        robustness: also let every system hear sounds without speech (`export/measurement/robustness.py`).
+        threads: number of threads of every system; all cores by default.
+        repeats: passes over each clip; the median counts.
+        again: measure again even if report.json already holds this measurement.
+        robustness: also run every system on sounds without speech (`export/measurement/robustness.py`).
 
     Returns:
         The report's content (docs/measuring.md describes it).
 
     Raises:
-        UserError: a bundle is damaged, corpus or teacher cannot be had, or a corpus is named twice.
+        UserError: a bundle is damaged, a corpus or the teacher cannot be obtained, or a corpus is named twice.
     """
     from export.measurement.report import write_html
 
@@ -110,7 +110,7 @@ def measure(
         "other_corpora": sections[1:],
     }
     if robustness:
-        log.info("silence, noise, music and the shortest clips")
+        log.info("testing robustness on silence, noise, music and very short clips")
         first = [found.part(slice(len(parts[0].utterances))) for found in timed]
         report["robustness"] = check_robustness(systems, first, parts[0].utterances, threads)
     curves = {open_manifest(bundle).name: read_curves(bundle) for bundle in bundles}
@@ -130,7 +130,7 @@ def measure(
 
 
 def _check_report(path: Path) -> None:
-    """Raise UserError if another file than a report of ours would be replaced."""
+    """Raise UserError if a file that is not our report would be overwritten."""
     recover(path.parent)
     if not path.exists() and not path.with_suffix(".html").exists():
         return
@@ -145,18 +145,18 @@ def _clips(corpus: str, split: str, limit: int | None) -> Clips:
     found = open_corpus(corpus, split, limit if corpus.startswith("hf:") else None)
     scored = [u for u in found if u.scored][:limit]
     if not scored:
-        raise UserError(f"corpus {corpus!r}: all clips of its split {split!r} are marked as not to be scored")
+        raise UserError(f"corpus {corpus!r}: all clips of split {split!r} are marked as not scorable")
     return Clips(corpus, split, scored, sum(not u.scored for u in found))
 
 
 def _systems(bundles: Sequence[Path], teacher: str) -> list[System]:
-    """The teacher and every precision of the bundles, each checked."""
+    """The teacher and every precision of the bundles, with checksums verified."""
     systems = [System(f"{short_name(teacher)} (teacher)", "teacher", teacher_bundle(teacher), "fp32")]
     for bundle in bundles:
         manifest = open_manifest(bundle, check=True)
         if not has_graphs_of(manifest, "edge"):
             raise UserError(
-                f"{bundle}: was packed for {manifest.packed_for}, measuring takes our own runtime's graphs; measure the whole bundle"
+                f"{bundle}: was packed for {manifest.packed_for}, but measuring needs our own runtime's graphs; measure the full bundle"
             )
         read_sizes(bundle)
         systems += [System(f"{manifest.name} {p}", "student", bundle, p) for p in manifest.precisions]
@@ -166,7 +166,7 @@ def _systems(bundles: Sequence[Path], teacher: str) -> list[System]:
 
 
 def _key(systems: Sequence[System], parts: Sequence[Clips], threads: int, repeats: int, robustness: bool) -> str:
-    """Hash of everything that decides a report: graphs, clips with references and languages, normalizers, and how it is measured."""
+    """Hash of everything that determines a report: graphs, clips with references and languages, normalizers, measurement settings."""
     graphs = [
         [s.name, sorted(open_manifest(s.bundle).content["files"].get(g, "") for g in _graphs(s))] for s in systems
     ]
@@ -198,7 +198,7 @@ def _sections(
 def _section(
     systems: Sequence[System], timed: Sequence[BenchmarkResult], part: Clips, bundles: Sequence[Path]
 ) -> Section:
-    """One corpus's description, a row a system, and every clip's transcripts and times."""
+    """One corpus's description, a row per system, and every clip's transcripts and times."""
     utterances = part.utterances
     rows = [_row(system, found, utterances) for system, found in zip(systems, timed, strict=True)]
     texts = [u.text for u in utterances]
@@ -236,7 +236,7 @@ def _section(
 
 
 def trained_on(corpus: str, bundles: Sequence[Path]) -> bool | None:
-    """Whether any of the bundles' students was trained on a corpus's training split; None where a bundle does not say."""
+    """Whether any of the bundles' students was trained on a corpus's training split; None if a bundle does not record it."""
     here = corpus_identity(corpus)
     said = [(open_manifest(bundle).content.get("run") or {}).get("corpora") for bundle in bundles]
     if any(here in corpora for corpora in said if corpora):
@@ -296,7 +296,7 @@ def _row(system: System, found: BenchmarkResult, utterances: Sequence[Utterance]
 
 
 def _flops(config: Sizes, manifest: Manifest, seconds: float, tokens: int) -> float:
-    """Operations for a clip: its encoder, the prompt and every token."""
+    """Operations for a clip: encoder, prompt and every token."""
     content = manifest.content
     heard = seconds + content["margin_seconds"] if content["length"] == "true" else content["window_seconds"]
     positions = min(int(50 * heard + 0.5), int(config["max_source_positions"]))
@@ -309,7 +309,7 @@ def _totals(found: BenchmarkResult) -> list[float]:
 
 
 def _by_language(utterances: Sequence[Utterance], hypotheses: Sequence[str]) -> dict[str, LanguageScores]:
-    """Scores of each language's clips, where there is more than one language."""
+    """Scores per language, if there is more than one."""
     languages = sorted({u.language for u in utterances})
     if len(languages) == 1:
         return {}
@@ -331,7 +331,7 @@ def _by_language(utterances: Sequence[Utterance], hypotheses: Sequence[str]) -> 
 
 
 def _brief(section: Section, systems: Sequence[System], bundle: Path) -> list[Measured]:
-    """What a bundle's manifest keeps of its own rows."""
+    """A bundle's own rows, abridged for its manifest."""
     names = ("name", "precision", "wer", "wer_ci", "wer_folded", "cer", "cer_ci", "headline", "latency_ms", "rtfx", "size_mb",
              "peak_rss_mb", "speedup", "wer_difference", "cer_difference")  # fmt: skip
     rows = [dict(row) for row, system in zip(section["systems"], systems, strict=True) if system.bundle == bundle]

@@ -1,4 +1,4 @@
-"""A measurement as a self-contained page (no network needed to open it) and as a table in the terminal."""
+"""A measurement as a self-contained HTML page (works offline) and as a terminal table."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ TIMES = ("p50 ms", "p95 ms", "speed-up", "RTFx", "MB", "peak RSS MB", "load ms")
 
 
 def columns(section: Section) -> tuple[str, ...]:
-    """Heads of a corpus's result table; the rate to quote stands first: CER where the language writes no spaces, else WER."""
+    """Column headers of a corpus's result table; the headline rate comes first: CER for languages written without spaces, else WER."""
     first, second = ("CER %", "WER %") if section["corpus"]["headline"] == "cer" else ("WER %", "CER %")
     folded = ("folded WER %",) if _folds(section) else ()
     return ("system", first, "95 % interval", "vs teacher", second, *folded, "S/D/I", "loops", *TIMES)
 
 
 def _folds(section: Section) -> bool:
-    """Whether folding diacritics changes any system's WER, so that the column says something."""
+    """Whether folding diacritics changes any system's WER; otherwise the column would be redundant."""
     return any(system["wer_folded"] != system["wer"] for system in section["systems"])
 
 
 def rows(section: Section) -> list[tuple[str, ...]]:
-    """Cells of a corpus's result table, a row a system, in the order of `columns`."""
+    """Cells of a corpus's result table, one row per system, in the order of `columns`."""
     first = section["corpus"]["headline"]
     second = "wer" if first == "cer" else "cer"
     out: list[tuple[str, ...]] = []
@@ -68,46 +68,46 @@ def _difference(system: SystemRow, unit: str) -> Difference | None:
 
 
 def interval(bounds: Sequence[float] | None, sign: str = "") -> str:
-    """A 95 % interval as text; of fewer than 20 clips there is none."""
-    return "too few to say" if bounds is None else f"{bounds[0]:{sign}.2f} to {bounds[1]:{sign}.2f}"
+    """A 95 % confidence interval as text; there is none for fewer than 20 clips."""
+    return "too few clips" if bounds is None else f"{bounds[0]:{sign}.2f} to {bounds[1]:{sign}.2f}"
 
 
 def sections(report: Report) -> list[tuple[str, Section]]:
     """Title and content of each corpus's section, the report's first corpus first."""
     titles = {
         True: "Held-out clips of a corpus that the students were trained on",
-        False: "Speech it was not trained on",
-        None: "A corpus of which the bundles do not say whether they were trained on it",
+        False: "A corpus that the students were not trained on",
+        None: "A corpus for which the bundles do not record whether the students were trained on it",
     }
     return [(titles[part["corpus"]["trained_on"]], part) for part in (report, *report["other_corpora"])]
 
 
 def described(section: Section) -> str:
-    """Which clips a section is about."""
+    """The clips of a section, in words."""
     corpus = section["corpus"]
     text = f"{corpus['name']}, {corpus['split']}: {corpus['clips']} clips, {corpus['seconds']:.0f} s"
     if corpus["not_scored"]:
-        text += f" ({corpus['not_scored']} more are not scored: their references leave words out)"
+        text += f" ({corpus['not_scored']} more are not scored: their references omit words)"
     return text
 
 
 def normalizers(section: Section) -> str:
-    """Names and versions of the normalizers that a section's texts were scored under."""
+    """Names and versions of the normalizers applied before scoring a section."""
     return "normalizer: " + ", ".join(section["corpus"]["normalizers"].values())
 
 
 def print_table(report: Report) -> None:
-    """Print a result table for each corpus, and what is written where nobody speaks."""
+    """Print a result table for each corpus, and one for sounds without speech."""
     for title, section in sections(report):
         about = f"{title}: {described(section)}, {report['threads']} threads"
         print_rows(columns(section), rows(section), about, normalizers(section))
     if "robustness" in report:
         header, *body = robustness_rows(report)
-        print_rows(header, body, "where nobody speaks: clips on which text was written (words), loops")
+        print_rows(header, body, "sounds without speech: clips on which text was written (words), loops")
 
 
 def robustness_rows(report: Report) -> list[tuple[str, ...]]:
-    """Cells of the table of sounds without speech, its header first."""
+    """Cells of the table of sounds without speech, header first."""
     found = report["robustness"]
     kinds = found["sounds"]
     out = [
@@ -123,11 +123,11 @@ def robustness_rows(report: Report) -> list[tuple[str, ...]]:
         one = f"{short['wer']:.1f} of {short['clips']} clips" if short["clips"] else ""
         out.append((name, *cells, f"{made_up(row, kinds):.0f}", one))
     passed = [str(of["taken_for_speech"]) if "taken_for_speech" in of else "" for of in kinds.values()]
-    return [*out, ("let through by the speech detector", *passed, "", "")]
+    return [*out, ("accepted by the speech detector", *passed, "", "")]
 
 
 def write_html(report: Report, path: Path) -> None:
-    """Write the page: table, plots, and every clip on which a student and the teacher differ."""
+    """Write the page: tables, plots, and every clip whose transcripts differ from each other or from the reference."""
     corpus, host = report["corpus"], report["host"]
     flags = html.escape(", ".join(host["cpu_flags"]))
     versions = ", ".join(f"{k} {v}" for k, v in host["versions"].items())
@@ -140,8 +140,7 @@ table{{border-collapse:collapse;font-variant-numeric:tabular-nums}}td,th{{paddin
 td:first-child,th:first-child{{text-align:left}}.plots{{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:1rem}}@media(max-width:900px){{.plots{{display:block}}}}
 .scroll{{overflow-x:auto}}small{{color:#57606a}}.clips td{{text-align:left;vertical-align:top}}</style></head><body>
 <h1>Students against their teacher</h1>
-<p>Every clip went to each system in turn, {report["threads"]} threads, {report["repeats"]} pass(es). Texts are normalized in each clip's own
-language before WER and CER are counted; intervals are 95 % bootstrap over clips, paired where two systems are compared.</p>
+<p>Every clip went to each system in turn ({report["threads"]} threads, {report["repeats"]} pass(es)). Texts are normalized for each clip's language before scoring WER and CER; intervals are 95 % bootstrap intervals over clips, paired where two systems are compared.</p>
 {"".join(_table(title, section) for title, section in sections(report))}
 <p><small>{html.escape(host["cpu"])} ({host["cpus"]} CPUs; {flags}). {html.escape(versions)}.</small></p>
 <div class="plots">{_plots(report)}</div>
@@ -168,7 +167,7 @@ def _table(title: str, section: Section) -> str:
 
 
 def _of_language(code: str, systems: Sequence[SystemRow]) -> tuple[str, ...]:
-    """A language's row: its clips, the rate to quote, and that of each system."""
+    """A language's row: its clips, the name of its headline rate, and each system's value."""
     found = [system["by_language"][code] for system in systems]
     rate = found[0]["headline"]
     return (code, str(found[0]["clips"]), f"{rate.upper()} %", *(f"{_rate(f, rate):.2f}" for f in found))
@@ -184,7 +183,7 @@ def _unspoken(report: Report) -> str:
     cells = [[html.escape(cell) for cell in row] for row in robustness_rows(report)]
     table = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cells)
     return (
-        "<h2>Where nobody speaks</h2><p>Clips on which a system wrote text, and how many words: as it is by default, with the speech detector, "
+        "<h2>Sounds without speech</h2><p>Clips on which a system wrote text, and how many words: with the speech detector (the default) "
         f'and with the detector off.</p><div class="scroll"><table>{table}</table></div>'
     )
 
@@ -199,11 +198,11 @@ def _plots(report: Report) -> str:
         layout={"title": "Latency and accuracy", "xaxis_title": "median latency, ms", "yaxis_title": "WER, %"}
     )
     stages = go.Figure(
-        layout={"title": "Where the time goes (median ms a clip)", "barmode": "stack", "yaxis_title": "ms"}
+        layout={"title": "Where the time goes (median ms per clip)", "barmode": "stack", "yaxis_title": "ms"}
     )
     spread = go.Figure(
         layout={
-            "title": "Latency against the clip's length",
+            "title": "Latency by clip length",
             "xaxis_title": "seconds of speech",
             "yaxis_title": "ms",
             "yaxis_type": "log",
@@ -246,7 +245,7 @@ def _plots(report: Report) -> str:
 
 
 def _differing(section: Section) -> str:
-    """The clips of a corpus on which normalized texts differ."""
+    """The clips of a corpus whose normalized reference and transcripts are not all equal."""
     names = [s["name"] for s in section["systems"]]
     out = ["<tr><th>clip</th><th>reference</th>" + "".join(f"<th>{html.escape(n)}</th>" for n in names) + "</tr>"]
     for clip in section["clips"]:

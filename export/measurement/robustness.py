@@ -1,4 +1,4 @@
-"""What systems write where nobody speaks, and of the shortest clips: made-up text and loops, before and after quantization."""
+"""Hallucinations and loops on sounds without speech and on very short clips, before and after quantization."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from workbench.evaluation.scoring import normalize, score_utterances
 SECONDS = (0.5, 3.0, 10.0)  # of silence, noise and music
 TENTH = SAMPLE_RATE // 10
 CUT_CLIPS = 10
-SPEECHLESS = ("silence", "noise", "music")  # a word here is made up
+SPEECHLESS = ("silence", "noise", "music")  # any word here is a hallucination
 
 
 def unspoken() -> dict[str, list[Wave]]:
-    """Sounds without speech, the same every time: digital silence; white, brown and mains noise; plucked chords. Each [samples]"""
+    """Deterministic sounds without speech: digital silence; white, brown and mains noise; plucked chords. Each [samples]"""
     random = np.random.default_rng(0)
     found: dict[str, list[Wave]] = {kind: [] for kind in SPEECHLESS}
     for samples in (int(s * SAMPLE_RATE) for s in SECONDS):
@@ -65,24 +65,22 @@ def _chords(random: np.random.Generator, samples: int) -> npt.NDArray[np.float64
 def check_robustness(
     systems: Sequence[System], timed: Sequence[BenchmarkResult], utterances: Sequence[Utterance], threads: int
 ) -> Robustness:
-    """Let systems transcribe sounds without speech and tenths of a second; look up how they wrote the corpus's one-word clips.
+    """Transcribe sounds without speech and 0.1 s excerpts; score the corpus's one-word clips from the main measurement.
 
     Args:
         systems: what to compare.
-        timed: what they wrote of the corpus.
+        timed: their results on the corpus.
         utterances: the corpus.
-        threads: of each system.
+        threads: number of threads of each system.
 
     Returns:
-        `sounds`: how many of each kind, and of the speechless how many the bundle's speech detector would let through.
-        `systems`: by name and kind the clips on which text was written, its words, and loops; `one word` has a WER instead. Each system
-        is there twice: as it is by default, and as `NAME, detector off` without the one-word clips.
+        `sounds`: the number of each kind, and for kinds without speech how many the bundle's speech detector accepts. `systems`: by name and kind, the clips with text, its words, and loops; `one word` has a WER instead. Each system appears twice: with its defaults, and as `NAME, detector off` without the one-word clips.
     """
     sounds = unspoken()
     waves = [u.wave() for u in utterances[:CUT_CLIPS]]
     sounds["tenth of a second"] = [w[len(w) // 2 :][:TENTH] for w in waves]
     kinds = [kind for kind, of_kind in sounds.items() for _ in of_kind]
-    language = utterances[0].language  # sounds have none; a recogniser is told the first clip's
+    language = utterances[0].language  # sounds have none; the first clip's is passed
     with tempfile.TemporaryDirectory() as temporary:
         wavs = list(_written(sounds, Path(temporary), language))
         found = time_systems(systems, wavs, threads, warmup=0)
@@ -107,7 +105,7 @@ def check_robustness(
 
 
 def made_up(found: Mapping[str, Heard], sounds: Mapping[str, Sounds]) -> float:
-    """Share of the speechless clips on which a system wrote a word, in percent."""
+    """Hallucination rate: share of the clips without speech that got at least one word, in percent."""
     clips = sum(sounds[kind]["clips"] for kind in SPEECHLESS)
     return 100.0 * sum(found[kind]["wrote"] for kind in SPEECHLESS) / clips
 
@@ -121,7 +119,7 @@ def _written(sounds: dict[str, list[Wave]], folder: Path, language: str) -> Iter
 
 
 def _taken_for_speech(bundle: Path, sounds: dict[str, list[Wave]]) -> dict[str, int]:
-    """How many speechless sounds of each kind a bundle's detector takes for speech; nothing where it has none."""
+    """How many sounds of each speechless kind a bundle's detector accepts as speech; empty without a detector."""
     manifest = open_manifest(bundle)
     if not manifest.content.get("speech_detector"):
         return {}

@@ -1,4 +1,4 @@
-"""Systems timed on utterances; apart from latency.py, which the timed processes import."""
+"""Time systems on utterances. Separate from latency.py because the timed processes import that."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workbench.corpus import Utterance
 def time_on(
     systems: Sequence[System], utterances: Sequence[Utterance], threads: int, repeats: int = 1
 ) -> list[BenchmarkResult]:
-    """Time systems on a corpus's clips, in turns (see `time_systems`)."""
+    """Time systems on a corpus's clips, interleaved (see `time_systems`)."""
     with tempfile.TemporaryDirectory() as temporary:
         wavs = []
         for i, utterance in enumerate(utterances):

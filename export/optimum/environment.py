@@ -1,7 +1,6 @@
-"""Where Optimum's ONNX package runs: our interpreter, with a folder first on its path that holds the packages it needs in other versions.
+"""The environment of Optimum's ONNX package: our interpreter, with a folder prepended to its path that holds other versions of some packages.
 
-torch, numpy, onnx and onnxruntime are those of our own environment; the folder, in the workbench's cache, has the few packages of
-requirements.txt. If the installed packages already satisfy optimum-onnx, no folder is made.
+torch, numpy, onnx and onnxruntime come from our own environment; the folder, in the workbench's cache, holds the few packages of requirements.txt. If the installed packages already satisfy optimum-onnx, no folder is created.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from workbench.core.machine.children import ending_with_us
 log = logging.getLogger("workbench")
 PACKAGE = "optimum-onnx"
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
-# of a user's pip or uv: they would send the packages elsewhere, or ask for other versions
+# a user's pip or uv settings that would redirect the installation or constrain versions
 NOT_PASSED_ON = ("PIP_CONSTRAINT", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "UV_CONSTRAINT")
 NEEDED_BYTES = 150_000_000  # 85 MB of files, and the wheels while they are unpacked
-# what the scripts import, with all that it imports in turn
+# everything the scripts import
 IMPORTS = """
 from optimum.exporters.onnx import export_models, model_configs
 from optimum.onnxruntime import ORTModelForSpeechSeq2Seq
@@ -44,16 +43,16 @@ from transformers import GenerationConfig, GenerationMixin, WhisperForConditiona
 
 @dataclass(frozen=True)
 class Environment:
-    """Our interpreter, and the folder that comes first on its path; None where our own packages do."""
+    """Our interpreter, and the folder first on its path; None if our own packages suffice."""
 
     folder: Path | None
 
     def command(self, script: str | Path, *arguments: str) -> list[str]:
-        """A command line that runs a script of this folder, or any other by its whole path; neither its folder nor the current one is on Python's path."""
+        """Command line that runs a script of this folder, or any other by absolute path; neither the script's folder nor the current one is on Python's path."""
         return [sys.executable, "-P", str(Path(__file__).parent / script), *arguments]
 
     def variables(self) -> dict[str, str]:
-        """Environment variables for the command: ours, with the folder on the path and no model hub."""
+        """Environment variables for the command: ours, plus the folder on the path and the model hub disabled."""
         theirs = [Path(place) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
         places = [self.folder, *theirs] if self.folder else theirs
         path = os.pathsep.join(str(place.resolve()) for place in places)
@@ -61,10 +60,10 @@ class Environment:
 
 
 def environment() -> Environment:
-    """The environment for Optimum, made if it is not there yet.
+    """The environment for Optimum, created on first use.
 
     Raises:
-        UserError: it has to be made, and pip cannot fetch what it needs.
+        UserError: it is missing and pip cannot fetch its packages.
     """
     if is_satisfied(PACKAGE):
         return Environment(None)
@@ -77,7 +76,7 @@ def environment() -> Environment:
 
 
 def is_satisfied(package: str) -> bool:
-    """Whether a package is installed here together with versions of all that it requires (extras aside)."""
+    """Whether a package and suitable versions of all its requirements (extras aside) are installed."""
     try:
         wanted = [Requirement(text) for text in requires(package) or []]
         return all(
@@ -90,7 +89,7 @@ def is_satisfied(package: str) -> bool:
 
 
 def _folder() -> Path:
-    """Its place in the cache, named after what decides its content."""
+    """Its folder in the cache, keyed by what determines its content."""
     text = REQUIREMENTS.read_text(encoding="utf-8")
     key = [text, sys.implementation.name, sys.version_info[:2], sysconfig.get_platform()]
     return cache_folder("optimum", key)
@@ -99,27 +98,27 @@ def _folder() -> Path:
 def _make(folder: Path) -> None:
     check_free_space(folder, NEEDED_BYTES, "the environment for Optimum")
     started = time.monotonic()
-    log.info("making the environment for Optimum, once: fetching %s and what it needs, 17 MB", PACKAGE)
+    log.info("creating the environment for Optimum (once): fetching %s and its dependencies, 17 MB", PACKAGE)
     with atomic_folder(folder) as new:
         options = ["--target", str(new), "--no-deps", "--require-hashes", "--only-binary", ":all:", "--quiet"]
         variables = {k: v for k, v in os.environ.items() if k not in NOT_PASSED_ON}
         if said := _failure([*_installer(), *options, "--requirement", str(REQUIREMENTS)], variables):
             raise UserError(
-                f"the environment for Optimum cannot be made ({said}); it is fetched once: "
-                "let pip reach its package index and run the same command again"
+                f"the environment for Optimum cannot be created ({said}); its packages are fetched once: "
+                "give pip access to its package index and run the same command again"
             )
-        # proves that it goes together with our own packages, and leaves the bytecode of what is used
+        # proves that it works with our own packages, and caches the bytecode of the modules in use
         variables = {k: v for k, v in Environment(new).variables().items() if k != "PYTHONDONTWRITEBYTECODE"}
         if said := _failure([sys.executable, "-P", "-c", IMPORTS], variables):
             raise UserError(
-                f"Optimum cannot be imported beside the packages here ({said}); "
+                f"Optimum cannot be imported together with the installed packages ({said}); "
                 "install the versions that are tested together: pip install -c constraints.txt -e '.[cpu,demo]'"
             )
-    log.info("made the environment for Optimum in %.0f s: %s", time.monotonic() - started, folder)
+    log.info("created the environment for Optimum in %.0f s: %s", time.monotonic() - started, folder)
 
 
 def _failure(command: Sequence[str], variables: dict[str, str]) -> str:
-    """Run a command; the last line that it says where it fails, otherwise nothing."""
+    """Run a command; returns the last line of its stderr if it fails, else an empty string."""
     done = subprocess.run(
         ending_with_us(command), capture_output=True, text=True, check=False, env=variables, stdin=subprocess.DEVNULL
     )
@@ -127,13 +126,13 @@ def _failure(command: Sequence[str], variables: dict[str, str]) -> str:
 
 
 def _installer() -> Sequence[str]:
-    """The pip of our own environment, or uv, whose environments have no pip."""
+    """Command line of our environment's pip, or of uv, whose environments have no pip."""
     if importlib.util.find_spec("pip"):
-        # an index that does not answer is not waited for long; no bytecode yet, since most modules are never imported
+        # give up early on an unreachable index; no bytecode yet, since most modules are never imported
         options = ["--disable-pip-version-check", "--retries", "1", "--timeout", "30"]
         return [sys.executable, "-m", "pip", *options, "install", "--no-compile", "--no-user"]
     if uv := shutil.which("uv"):
         return [uv, "pip", "install", "--python", sys.executable]
     raise UserError(
-        f"{sys.executable}: neither pip nor uv is there, and one of them has to fetch what Optimum needs; install pip (`python -m ensurepip`)"
+        f"{sys.executable}: neither pip nor uv is available to fetch Optimum's packages; install pip (`python -m ensurepip`)"
     )

@@ -1,8 +1,6 @@
-"""Optimum's exporter in an environment of its own: `python export_decoder.py FOLDER FRAMES OPSET`.
+"""Run Optimum's exporter in its own environment: `python export_decoder.py FOLDER FRAMES OPSET`.
 
-The folder holds the whole model's config.json and, in decoder.safetensors, what is not the encoder's; decoder_model_merged.onnx is
-written there. The encoder is not exported, so its layers, which this transformers may not know, are not asked for. Nothing of
-the workbench is imported: it is not installed for this transformers.
+The folder holds the full model's config.json and, in decoder.safetensors, all weights but the encoder's; decoder_model_merged.onnx is written there. The encoder is not exported, so its layers, which this transformers may not support, are not needed. Nothing is imported from the workbench, which does not support this transformers version.
 """
 
 from __future__ import annotations
@@ -17,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def main(folder: Path, frames: int, opset: int) -> None:
-    """Write the merged decoder: one file with a branch for the prompt and one for what follows."""
+    """Write the merged decoder: one file with a branch for the prompt and one for later tokens."""
     from optimum.exporters.onnx import export_models
     from optimum.exporters.onnx.model_configs import WhisperOnnxConfig
     from optimum.exporters.utils import get_encoder_decoder_models_for_export
 
-    warnings.simplefilter("ignore")  # the tracer's remarks about Python branches and constants
+    warnings.simplefilter("ignore")  # tracer warnings about Python branches and constants
     model = _decoder(folder)
     config = WhisperOnnxConfig(model.config, task="automatic-speech-recognition", use_past=True)
     parts: dict[str, tuple[object, object]] = get_encoder_decoder_models_for_export(model, config)
@@ -34,7 +32,7 @@ def main(folder: Path, frames: int, opset: int) -> None:
 
 
 def _decoder(folder: Path) -> WhisperForConditionalGeneration:
-    """A Whisper with the decoder's weights and an encoder that is not used; raises ValueError for weights that do not fit."""
+    """A Whisper with the decoder's weights and an unused encoder; raises ValueError if the weights do not fit."""
     from safetensors.torch import load_file
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 

@@ -1,12 +1,11 @@
-"""Optimum in an environment of its own: load a bundle, then answer each line of JSON on stdin.
+"""Run Optimum in its own environment: load a bundle, then answer each line of JSON on stdin.
 
     python transcribe.py GRAPHS BUNDLE THREADS
-    {"samples": base64 of float32 at 16 kHz, "most": 60, "prompt": [50258]}   ->  {"tokens": [...]}, read at the clip's own length
-    {"samples": ..., "most": 60, "language": "en"}                            ->  {"tokens": [...]}, read as the tutorials do, at 30 s
+    {"samples": base64 of float32 at 16 kHz, "most": 60, "prompt": [50258]}   ->  {"tokens": [...]}, unpadded
+    {"samples": ..., "most": 60, "language": "en"}                            ->  {"tokens": [...]}, padded to 30 s as in the tutorials
     {"decode": [...]}                                                         ->  {"text": ...}
 
-GRAPHS is a folder with one precision's graphs under the standard names, THREADS 0 for onnxruntime's own choice. What goes wrong is
-{"error": one line}. Nothing of the workbench is imported: it is not installed for this transformers.
+GRAPHS is a folder with one precision's graphs under the standard names, THREADS 0 leaves the number to onnxruntime. A failure is answered with {"error": one line}. Nothing is imported from the workbench, which does not support this transformers version.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 def main(graphs: str, bundle: str, threads: str) -> None:
     """Serve until stdin ends."""
-    # what libraries print must not be taken for an answer: from here on their stdout is stderr
+    # library output must not be mistaken for an answer: from here on stdout is redirected to stderr
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -58,8 +57,7 @@ class Recognizer:
         options.log_severity_level = 3
         if threads:
             options.intra_op_num_threads = threads
-        # optimum-onnx 0.1.0 looks for a second decoder as soon as one is named, so a quantized merged decoder cannot be loaded
-        # by its name. It also looks for the generation config beside the graphs, so that one is handed over.
+        # optimum-onnx 0.1.0 expects a second decoder file if one is named, so a quantized merged decoder cannot be loaded by its name. It also looks for the generation config beside the graphs, so that is passed in.
         self.model: Any = ORTModelForSpeechSeq2Seq.from_pretrained(
             graphs,
             generation_config=GenerationConfig.from_pretrained(bundle),
@@ -84,14 +82,14 @@ class Recognizer:
         return {"tokens": ids[0].tolist()}
 
     def _at_its_length(self, wave: npt.NDArray[np.float32], most: int, prompt: list[int]) -> Tensor:
-        """Token ids, [1, tokens], of a wave whose length is whole encoder positions."""
+        """Token ids, [1, tokens], of a wave whose length is a whole number of encoder positions."""
         from transformers import GenerationMixin
 
         features = self.processor(
             wave, sampling_rate=16_000, return_tensors="pt", padding="longest"
         ).input_features  # [1, mels, frames]
         given = features.new_tensor([prompt]).long()
-        # Whisper's own generate pads features to 30 s whatever it is told; the one it overrides takes them as they are
+        # Whisper's own generate always pads features to 30 s; GenerationMixin's, which it overrides, does not
         ids: Tensor = GenerationMixin.generate(self.model, features, decoder_input_ids=given, max_new_tokens=most)
         return ids
 

@@ -1,1 +1,1 @@
-"""Precisions: graphs made smaller or faster."""
+"""Precisions: quantized and half-precision graphs."""

@@ -1,7 +1,6 @@
-"""Weights that a quantizer leaves as they are, stored in half the space: as 16-bit floats that are widened when the graph is loaded.
+"""Store the weights that a quantizer leaves in fp32 as fp16, widened when the graph is loaded.
 
-Convolutions, positions and the scales of weights in blocks are a sixth of a quantized student. Each becomes a 16-bit initializer and a Cast,
-which onnxruntime folds at load, so that nothing is computed in half precision. Matrices stay: a layer left in fp32 is left in fp32.
+Convolutions, position embeddings and block scales are a sixth of a quantized student. Each becomes an fp16 initializer and a Cast, which onnxruntime folds at load, so nothing is computed in half precision. Matrices are not touched: layers kept in fp32 stay exact.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.graphs.edit import branches
 
-MIN_BYTES = 4096  # less is not worth a node
-LARGEST = 6e4  # of what a 16-bit float holds
+MIN_BYTES = 4096  # smaller weights are not worth a Cast node
+LARGEST = 6e4  # just below the largest fp16 value
 PRODUCTS = ("MatMul", "Gemm")
 
 
 def store_in_half(model: ModelProto) -> int:
-    """Change a graph in place; returns how many weights are stored in half the space now."""
+    """Convert a graph's weights in place; returns how many were stored as fp16."""
     kept = {name for node in _nodes(model) if node.op_type in PRODUCTS for name in node.input}
     casts = []
     for weight in list(model.graph.initializer):

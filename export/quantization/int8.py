@@ -1,8 +1,7 @@
-"""int8: weights and inputs of matrix products as integers, inputs as they come (dynamic) or by ranges measured before (static).
+"""int8: matrix products with integer weights and activations, quantized at run time (dynamic) or with calibrated ranges (static).
 
-Weights are quantized per output channel. Convolutions stay fp32: quantized they cost accuracy and gain nothing here. The decoder's
-embedding, which is also its projection, is stored once, as int8 rows with a scale each; onnxruntime's quantizer would leave it fp32
-because it reaches the product through a transpose.
+Weights are quantized per output channel. Convolutions stay fp32: quantizing them costs accuracy without a gain here. The decoder's
+embedding, which is also its projection, is stored once, as int8 rows with one scale per row; onnxruntime's quantizer would leave it in fp32 because a transpose precedes the product.
 """
 
 from __future__ import annotations
@@ -23,13 +22,12 @@ from workbench.core.quiet import errors_only
 
 @dataclass(frozen=True)
 class Int8Options:
-    """Choices of onnxruntime's quantizer.
+    """Options of onnxruntime's quantizer.
 
     Args:
-        per_channel: a scale for each output channel of a weight, instead of one for the whole.
-        reduce_range: use 7 bits, so that CPUs without an int8 dot product (x86 before VNNI) do not saturate; None: where this
-            host lacks one.
-        symmetric: no zero points: of inputs in static int8, of weights in blocks.
+        per_channel: one scale per output channel of a weight, instead of one per weight.
+        reduce_range: use 7 bits, so that CPUs without an int8 dot product (x86 before VNNI) do not saturate; None: only if this host lacks one.
+        symmetric: no zero points, for activations in static int8 and for block-quantized weights.
     """
 
     per_channel: bool = True
@@ -46,11 +44,11 @@ DEFAULTS = Int8Options()
 
 
 def quantize_dynamic(source: Path, target: Path, options: Int8Options, leave: Sequence[str] = ()) -> None:
-    """Quantize the matrix products of an fp32 graph to int8, inputs as they come; nodes named in `leave` stay fp32."""
+    """Quantize the matrix products of an fp32 graph to dynamic int8; nodes named in `leave` stay fp32."""
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization import quantize_dynamic as quantize
 
-    with errors_only():  # it logs each step, and advice that does not fit these graphs, on the root logger
+    with errors_only():  # it logs every step, and advice that does not apply here, on the root logger
         quantize(
             source,
             target,
@@ -74,7 +72,7 @@ def quantize_static(
     features: Sequence[npt.NDArray[np.float32]],
     leave: Sequence[str] = (),
 ) -> None:
-    """Quantize an encoder's matrix products to int8 with inputs' ranges measured on features [1, mels, frames] (QDQ)."""
+    """Quantize an encoder's matrix products to static int8 (QDQ), activation ranges calibrated on features [1, mels, frames]."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as quantize
 
@@ -82,11 +80,11 @@ def quantize_static(
         def __init__(self) -> None:
             self.left = iter(features)
 
-        def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:  # type: ignore[override]  # None after the last one, as its own do
+        def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:  # type: ignore[override]  # None ends the calibration
             clip = next(self.left, None)
             return None if clip is None else {"input_features": clip}
 
-    with errors_only():  # it logs each step, and advice that does not fit these graphs, on the root logger
+    with errors_only():  # it logs every step, and advice that does not apply here, on the root logger
         quantize(
             source,
             target,
@@ -102,7 +100,7 @@ def quantize_static(
 
 
 def quantize_tied_embedding(model: onnx.ModelProto, levels: int = 127) -> bool:
-    """Replace an embedding that is also the projection by int8 rows with a scale each, stored once.
+    """Replace an embedding tied to the projection by int8 rows with one scale per row, stored once.
 
     Rows are looked up and scaled; the projection multiplies the transposed rows as integers. Returns whether the model
     has such an embedding.
@@ -147,7 +145,7 @@ def _lookup(name: str, node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def _projection(name: str, transposed: str, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Integer product of the dynamically quantized states with the transposed rows, scaled back."""
+    """Integer product of dynamically quantized states and the transposed rows, then dequantized."""
     states, out = node.input[0], node.output[0]
     return [
         helper.make_node("DynamicQuantizeLinear", [states], [f"{out}_q", f"{out}_qs", f"{out}_qz"]),

@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 from workbench.core.errors import UserError, nearest
 
-# Suffixes of file names: those of transformers.js and Optimum where they have one.
+# File name suffixes, following transformers.js and Optimum where they define one.
 SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized", "int8_static": "_int8", "w8": "_w8", "q4": "_q4"}
-ENCODER_ONLY = ("int8_static",)  # the decoder's caches would want ranges of their own
+ENCODER_ONLY = ("int8_static",)  # the decoder's caches would need calibrated ranges of their own
 WITH_LAYERS = ("int8", "int8_static", "w8", "q4")
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How one graph is stored and computed, and which of its layers are left in fp32."""
+    """How one graph is quantized, and which of its layers stay in fp32."""
 
     name: str
     kept: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:
-        """As a precision names it."""
+        """Its name within a precision's name."""
         return "-".join([self.name, *map(str, self.kept)])
 
     def file(self, graph: str) -> str:
@@ -33,20 +33,20 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Precision:
-    """A scheme for the encoder's graph and one for each decoder's."""
+    """A scheme for the encoder's graph and one for the decoders' graphs."""
 
     encoder: Scheme
     decoder: Scheme
 
     @property
     def name(self) -> str:
-        """The shortest name that parses to this."""
+        """The shortest name that parses to this precision."""
         both = self.encoder.label, self.decoder.label
         return both[0] if both[0] == both[1] else "/".join(both)
 
 
 def parse_precision(text: str) -> Precision:
-    """Read a precision's name; raises UserError for one that is not known."""
+    """Parse a precision's name; raises UserError if it is unknown."""
     parts = text.strip().split("/")
     if len(parts) > 2:
         raise UserError(f"--precision {text!r}: expected one scheme, or two as encoder/decoder")
@@ -57,7 +57,7 @@ def parse_precision(text: str) -> Precision:
 
 
 def parse_precisions(names: Sequence[str]) -> list[Precision]:
-    """Read precisions, each once, in their order; raises UserError."""
+    """Parse precisions, without duplicates, in the given order; raises UserError."""
     if not names:
         raise UserError(f"--precision is empty; expected some of {', '.join(SUFFIXES)}, or encoder/decoder")
     return list(dict.fromkeys(parse_precision(name) for name in names))

@@ -1,4 +1,4 @@
-"""Turn an fp32 graph into one of another precision (export/quantization/precisions.py has their names)."""
+"""Convert an fp32 graph to another precision (names in export/quantization/precisions.py)."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ BITS = {"w8": 8, "q4": 4}
 
 
 def calibration_clips(corpus: str) -> list[Wave]:
-    """Clips [samples] to measure static int8's ranges on, of a corpus's training split."""
+    """Calibration clips [samples] for static int8, from a corpus's training split."""
     return [u.wave() for u in open_corpus(corpus, "train", CALIBRATION_CLIPS)]
 
 
 def quantize(
     source: Path, scheme: Scheme, options: Int8Options, calibration: Sequence[npt.NDArray[np.float32]] = ()
 ) -> Path:
-    """Write a graph in a scheme, beside the fp32 one.
+    """Write a quantized graph beside the fp32 one.
 
     Args:
         source: the fp32 graph.
-        scheme: how it is to be stored; fp32 is there already.
+        scheme: the target scheme, other than fp32.
         options: of the quantizers.
-        calibration: features [1, mels, frames] of clips, for static int8.
+        calibration: features [1, mels, frames] of calibration clips, for static int8.
 
     Returns:
         The new graph's path.
 
     Raises:
-        UserError: the graph has no such layer, or static int8 has no clips.
+        UserError: the graph lacks a layer to leave out, or static int8 has no calibration clips.
     """
     target = source.parent / scheme.file(source.name)
     leave: list[str] = []
@@ -60,7 +60,7 @@ def quantize(
         quantize_dynamic(source, target, options, leave)
     elif scheme.name == "int8_static":
         if not calibration:
-            raise UserError("int8_static wants clips to measure on; name some with --corpus")
+            raise UserError("int8_static needs calibration clips; name a corpus with --corpus")
         quantize_static(source, target, options, calibration, leave)
     elif scheme.name in BITS:
         quantize_weights(source, target, BITS[scheme.name], options.symmetric, leave)
@@ -74,14 +74,14 @@ def quantize(
 
 
 def _halve(source: Path, target: Path, keep_inputs: bool) -> None:
-    """All weights and products in fp16. What other clients call stays fp32; our own runtime hands over caches in fp16."""
+    """Convert all weights and products to fp16. Graphs for other runtimes keep fp32 inputs and outputs; our own runtime passes fp16 caches."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     model = onnx.load(source)
     rename_in_branches(model)
-    # the encoder gives keys and values in fp32, and a copy in fp16 would go through the host
+    # the encoder returns keys and values in fp32; converting them to fp16 would need a copy through the host
     ours = ["logits", *(i.name for i in model.graph.input if i.name.startswith("cross_"))]
     half = convert_float_to_float16(model, keep_io_types=True if keep_inputs else ours)
-    # it puts the casts of inputs last, after the nodes that read them
+    # the converter appends the input casts after the nodes that read them
     ordered = TopologicalSortPass()(ir.from_proto(half)).model
     onnx.save(ir.to_proto(ordered), target)

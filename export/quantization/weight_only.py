@@ -1,4 +1,4 @@
-"""Weights alone in 8 or 4 bits, in blocks along the input with a scale each; inputs stay as they are (MatMulNBits)."""
+"""Weight-only quantization to 8 or 4 bits, one scale per block along the input axis; activations stay fp32 (MatMulNBits)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from workbench.core.quiet import errors_only
 
 Floats = npt.NDArray[np.float32]
 BLOCK = 32  # weights that share a scale
-CLIPPED = np.linspace(0.6, 1.0, 17)  # shares of a block's largest weight that 4 bits may end at
-ROWS = 4096  # of a matrix, worked on at a time
-ACCURACY = 4  # onnxruntime may multiply as int8, which is what makes it quick
+CLIPPED = np.linspace(0.6, 1.0, 17)  # clipping ratios to try with 4 bits, relative to a block's largest weight
+ROWS = 4096  # of a matrix, processed at a time
+ACCURACY = 4  # lets onnxruntime multiply in int8, which makes it fast
 
 
 def quantize_weights(source: Path, target: Path, bits: int, symmetric: bool = False, leave: Sequence[str] = ()) -> None:
@@ -26,7 +26,7 @@ def quantize_weights(source: Path, target: Path, bits: int, symmetric: bool = Fa
 
     Args:
         source: an fp32 graph.
-        target: where to write the other.
+        target: where to write the quantized graph.
         bits: 8 or 4.
         symmetric: no zero points; the tied embedding has none in either case.
         leave: names of nodes that stay fp32.
@@ -37,7 +37,7 @@ def quantize_weights(source: Path, target: Path, bits: int, symmetric: bool = Fa
     embedding = _quantize_tied(model, bits)
     config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=symmetric, accuracy_level=ACCURACY, bits=bits)
     quantizer = MatMulNBitsQuantizer(model, nodes_to_exclude=list(leave), algo_config=config)
-    with errors_only("onnxruntime.quantization.matmul_nbits_quantizer"):  # it tells of every node
+    with errors_only("onnxruntime.quantization.matmul_nbits_quantizer"):  # it logs every node
         quantizer.process()
     made = quantizer.model.model
     if embedding and not any(o.domain == "com.microsoft" for o in made.opset_import):
@@ -46,7 +46,7 @@ def quantize_weights(source: Path, target: Path, bits: int, symmetric: bool = Fa
 
 
 def _quantize_tied(model: onnx.ModelProto, bits: int) -> bool:
-    """Store an embedding that is also the projection once, in blocks: rows are looked up and unpacked, or multiplied."""
+    """Store an embedding tied to the projection once, in quantized blocks: looked-up rows are unpacked, the projection uses MatMulNBits."""
     transpose = tied_transpose(model)
     if transpose is None:
         return False
@@ -55,7 +55,7 @@ def _quantize_tied(model: onnx.ModelProto, bits: int) -> bool:
     rows = numpy_helper.to_array(weight)  # [vocabulary, width]
     name, (count, width) = weight.name, rows.shape
     if width % BLOCK:
-        raise UserError(f"this model is {width} wide; w8 and q4 want a multiple of {BLOCK}, take int8")
+        raise UserError(f"this model's width is {width}; w8 and q4 need a multiple of {BLOCK}; use int8 instead")
     packed, scales = pack(rows, bits, _importance(model, transpose.output[0]))
     graph.initializer.remove(weight)
     graph.node.remove(transpose)
@@ -83,14 +83,14 @@ def _quantize_tied(model: onnx.ModelProto, bits: int) -> bool:
 
 
 def pack(rows: Floats, bits: int, importance: Floats | None = None) -> tuple[npt.NDArray[np.uint8], Floats]:
-    """Symmetric blocks as MatMulNBits reads them.
+    """Quantize to symmetric blocks in MatMulNBits's layout.
 
-    With 4 bits a block's scale, which may be negative, is the one of some whose weights differ least from the given ones, in squares.
+    With 4 bits, each block's scale, which may be negative, is chosen from a grid to minimize the weighted squared error.
 
     Args:
         rows: float32 [outputs, inputs].
         bits: 8 or 4.
-        importance: [inputs], of an input's weights in that difference; the mean square of the input says how much of it comes out.
+        importance: [inputs], weights of the inputs in that error: the mean square of each input.
 
     Returns:
         uint8 [outputs, blocks, bytes], the lower of two 4-bit values first, and float32 scales [outputs, blocks].
@@ -110,7 +110,7 @@ def pack(rows: Floats, bits: int, importance: Floats | None = None) -> tuple[npt
 
 
 def _scales(blocks: Floats, importance: Floats) -> Floats:
-    """Scales of 4 bits, from -8 to 7, with the least difference. [outputs, blocks, weights], [blocks, weights] -> [outputs, blocks]"""
+    """4-bit scales (levels -8 to 7) of least squared error. [outputs, blocks, weights], [blocks, weights] -> [outputs, blocks]"""
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(2)[..., None], 2)[..., 0]
     largest = np.where(np.abs(largest) < 1e-12, np.float32(1e-12), largest)
     best, least = largest, np.full_like(largest, np.inf)
@@ -129,18 +129,18 @@ def _rounded(blocks: Floats, scales: Floats, middle: int) -> Floats:
 
 
 def _importance(model: onnx.ModelProto, projection: str) -> Floats | None:
-    """Mean square of what a tied embedding is multiplied with, as the norm before it says; None where no norm is. -> [width]"""
+    """Mean square of a tied projection's inputs, estimated from the LayerNorm before it; None if there is none. -> [width]"""
     for graph in branches(model) or [model.graph]:
         product = next(n for n in graph.node if n.op_type == "MatMul" and n.input[1] == projection)
         norm = next((n for n in graph.node if product.input[0] in n.output and n.op_type == "LayerNormalization"), None)
         if norm is not None:
             gain, bias = (_weight(model, name) for name in norm.input[1:3])
-            return gain**2 + bias**2  # what is normed has a mean square of one
+            return gain**2 + bias**2  # normalized values have a mean square of one
     return None
 
 
 def _weight(model: onnx.ModelProto, name: str) -> Floats:
-    """An initializer's values; Optimum's exporter names equal ones after each other by Identity."""
+    """An initializer's values; Optimum's exporter aliases equal ones with Identity nodes."""
     found = next((i for i in model.graph.initializer if i.name == name), None)
     if found is not None:
         return numpy_helper.to_array(found)
@@ -156,7 +156,7 @@ def _lookup(name: str, node: onnx.NodeProto, bits: int) -> list[onnx.NodeProto]:
         helper.make_node("Cast", [f"{out}_packed"], [f"{out}_float"], to=onnx.TensorProto.FLOAT),
     ]
     whole = f"{out}_float"
-    if bits == 4:  # by arithmetic, which older opsets have, too
+    if bits == 4:  # by arithmetic, since older opsets lack bit operations
         nodes += [
             helper.make_node("Div", [whole, f"{name}_16"], [f"{out}_16ths"]),
             helper.make_node("Floor", [f"{out}_16ths"], [f"{out}_odd"]),

@@ -1,1 +1,1 @@
-"""The fastest form of a student that keeps within a budget."""
+"""Search for a student's fastest precision within a budget."""

@@ -1,4 +1,4 @@
-"""What a device allows: limits on word errors, size, memory and latency, and a profile that describes the device."""
+"""Budgets (limits on WER, size, memory and latency) and profiles of target devices."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ TERM = re.compile(r"(\w+)\s*<=\s*(\+?)(\d+(?:\.\d+)?)$")
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits; None where there is none. WER in points, sizes in MB (10^6 bytes), latency in ms."""
+    """Limits; None means unlimited. WER in percentage points, sizes in MB (10^6 bytes), latency in ms."""
 
-    wer_above: float | None = None  # the student's own in fp32
+    wer_above: float | None = None  # above the student's own fp32 WER
     wer: float | None = None
     size_mb: float | None = None
     peak_rss_mb: float | None = None
     p50_ms: float | None = None
 
     def broken(self, row: Row, fp32_wer: float) -> list[str]:
-        """Which limits a measured system breaks, in words."""
+        """The limits that a measured system exceeds, as text."""
         limits = {name: getattr(self, name) for name in LIMITED}
         said = [f"{k} {row[k]:g} > {limit:g}" for k, limit in limits.items() if limit is not None and row[k] > limit]
         above = row["wer"] - fp32_wer
-        # rounding of percentages must not decide
+        # rounding of the percentages must not matter
         if self.wer_above is not None and above > self.wer_above + 1e-6:
             said.append(f"wer {above:+.2f} > {self.wer_above:+g}")
         return said
 
     def excess(self, row: Row, fp32_wer: float) -> float:
-        """By what part of each broken limit a measured system is over it, added up."""
+        """Sum of a measured system's relative excesses over its limits."""
         values: dict[str, float] = {name: row[name] for name in LIMITED if name in row}
         values["wer_above"] = row["wer"] - fp32_wer
         limits = {k: v for k, v in self.__dict__.items() if v is not None}
@@ -46,7 +46,7 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """Read `wer<=+0.5,size<=60,rss<=250,p50<=80`: WER with a plus is above the student's own in fp32; raises UserError."""
+    """Parse `wer<=+0.5,size<=60,rss<=250,p50<=80`; a WER with a plus is relative to the student's own in fp32. Raises UserError."""
     budget = Budget()
     for term in filter(None, (part.strip() for part in text.split(","))):
         found = TERM.fullmatch(term)
@@ -64,13 +64,13 @@ def parse_budget(text: str) -> Budget:
 
 
 class Profile(BaseModel):
-    """A device that a bundle is for: what differs from this machine."""
+    """A target device: what differs from this machine."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str = "this machine"
     threads: int | None = Field(None, ge=1)
-    int8_dot_product: bool | None = None  # of its CPU: without one int8 uses 7 bits
+    int8_dot_product: bool | None = None  # whether its CPU has one; without it int8 uses 7 bits
     size_mb: float | None = Field(None, gt=0)
     peak_rss_mb: float | None = Field(None, gt=0)
     p50_ms: float | None = Field(None, gt=0)
@@ -78,13 +78,13 @@ class Profile(BaseModel):
     decoder: list[str] = ["fp32", "int8", "w8", "q4"]
 
     def limited(self, budget: Budget) -> Budget:
-        """A budget with the device's limits where it says none."""
+        """The budget, with the device's limits where it sets none."""
         own = {k: getattr(self, k) for k in ("size_mb", "peak_rss_mb", "p50_ms") if getattr(budget, k) is None}
         return replace(budget, **own)
 
 
 def read_profile(path: Path) -> Profile:
-    """Read a profile's JSON; raises UserError in one line."""
+    """Read a device profile (JSON); raises a one-line UserError."""
     from export.quantization.precisions import parse_precision
 
     try:

@@ -1,4 +1,4 @@
-"""A student's fp32 bundle to which precisions are added one by one, and what is measured of them on some clips."""
+"""A student's fp32 bundle to which precisions are added one by one and measured."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ SENSITIVITY_CLIPS = 8
 
 
 class Candidates:
-    """A bundle, in a folder of its own, with our own runtime's graphs in every precision that was asked for."""
+    """A scratch bundle with our own runtime's graphs in every precision requested so far."""
 
     def __init__(self, bundle: Path, options: Int8Options, calibration: Sequence[npt.NDArray[np.float32]]) -> None:
         self.bundle, self.options, self.calibration = bundle, options, calibration
         self.content = open_manifest(bundle).content
 
     def add(self, precision: Precision) -> System:
-        """Make a precision's graphs unless they are there; returns it as a system to be timed."""
+        """Create a precision's graphs unless they exist; returns it as a system to be timed."""
         parts = dict(self.content["precisions"]["fp32"])
         parts["encoder"] = self._graph(parts["encoder"], precision.encoder)
         parts["step"] = self._graph(parts["step"], precision.decoder)
@@ -43,7 +43,7 @@ class Candidates:
         return System(precision.name, "student", self.bundle, precision.name)
 
     def measure(self, precisions: Sequence[Precision], clips: Sequence[Utterance], threads: int) -> dict[str, Row]:
-        """A row for each precision, by name; all take turns on each clip."""
+        """Measure precisions, interleaved clip by clip; returns a row for each, by name."""
         systems = [self.add(precision) for precision in dict.fromkeys(precisions)]
         timed = time_on(systems, clips, threads)
         manifest = open_manifest(self.bundle)
@@ -53,7 +53,7 @@ class Candidates:
         }
 
     def layer_errors(self, part: str, scheme: Scheme, clips: Sequence[Utterance]) -> list[float]:
-        """How far each layer moves the part's output when it alone is in the scheme, mean over clips, relative to fp32's."""
+        """Error of the part's output with only one layer in the scheme, for each layer: mean over clips, relative to fp32."""
         count = int(read_json(self.bundle / "config.json", "a bundle's configuration")[f"{part}_layers"])
         if count < 2:
             return []
@@ -77,12 +77,12 @@ class Candidates:
 
 
 def quantize_only(part: str, scheme: Scheme) -> Precision:
-    """One part in a scheme, the other in fp32."""
+    """A precision with one part in a scheme and the other in fp32."""
     return Precision(scheme, FP32) if part == "encoder" else Precision(FP32, scheme)
 
 
 def row(name: str, timed: BenchmarkResult, clips: Sequence[Utterance]) -> Row:
-    """What was measured of a system."""
+    """A system's measurements."""
     said = score_utterances(clips, timed.hypotheses)
 
     def middle(*stages: str) -> float:

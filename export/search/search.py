@@ -1,8 +1,6 @@
-"""Find the fastest form of a student on this machine that keeps within a budget of word errors, size and memory.
+"""Find a student's fastest precision on this machine within a budget of WER, size, memory and latency.
 
-First each part alone in every scheme, the other in fp32: what it costs and what it gains. Where a scheme that gains breaks the
-budget, the layers that suffer most stay in fp32. Then whole precisions of what is left, all on the validation clips, in turns.
-The chosen one is confirmed on the test clips, once.
+First, encoder and decoder are each measured alone in every scheme, with the other in fp32. If a useful scheme exceeds the WER limit, its most sensitive layers stay in fp32. Then the surviving combinations are measured, interleaved, on the validation clips. The choice is confirmed once on the test clips.
 """
 
 from __future__ import annotations
@@ -38,8 +36,8 @@ log = logging.getLogger("workbench")
 FP32_BOTH = Precision(FP32, FP32)
 DEFAULT_BUDGET = "wer<=+0.5"
 MAX_KEPT = 2  # layers that may stay in fp32
-NEARLY = 1.03  # latencies this near count as equal: then the smaller form is better
-GOOD: tuple[Figure, ...] = ("p50_ms", "size_mb", "peak_rss_mb", "wer")  # less is better
+NEARLY = 1.03  # latencies within this factor count as equal: then the smaller precision wins
+GOOD: tuple[Figure, ...] = ("p50_ms", "size_mb", "peak_rss_mb", "wer")  # lower is better for all
 
 
 class Other(TypedDict, total=False):
@@ -61,15 +59,15 @@ def search(
 
     Args:
         candidates: makes and measures the bundle in each precision.
-        budget: limits that the choice must keep.
+        budget: limits that the choice must meet.
         profile: which schemes to try.
         validation: clips to choose on.
-        test: clips to confirm on; none are looked at before the choice is made.
-        threads: of the runtime.
-        whole: the bundle in fp32 with the full vocabulary, if the searched one has fewer tokens; WER is compared with it, so that what they cost counts.
+        test: clips to confirm on; not used before the choice is made.
+        threads: number of threads of the runtime.
+        whole: the fp32 bundle with the full vocabulary, if the searched one is pruned; WER is compared with it, so that the cost of pruning counts.
 
     Returns:
-        What was measured; its choice is None where nothing keeps within the budget.
+        What was measured; `chosen` is None if nothing meets the budget.
     """
     budget = profile.limited(budget)
     parts = {
@@ -90,23 +88,23 @@ def search(
     for part, scheme in _worth_mending(rows, parts, right):
         errors = layers[f"{part} {scheme.label}"] = candidates.layer_errors(part, scheme, validation)
         worst = sorted(range(len(errors)), key=lambda i: -errors[i])
-        # with every layer in fp32 again it would be fp32
+        # with every layer kept in fp32 it would be fp32
         most = min(MAX_KEPT, len(errors) - 1)
         forms[part] += [Scheme(scheme.name, tuple(sorted(worst[:n]))) for n in range(1, most + 1)]
     if new := [p for part, schemes in forms.items() for s in schemes if (p := quantize_only(part, s)).name not in rows]:
         rows |= candidates.measure(new, validation, threads)
     right = {"fp32"} | {name for name, found in rows.items() if not wer.broken(found, own)}
     best = {part: _unbeaten(rows, part, schemes, right) for part, schemes in forms.items()}
-    # what everybody knows is measured, too, within the WER or not
+    # the uniform precisions are always measured, even over the WER limit
     plain = [Precision(s, s) for s in parts["encoder"] if s in parts["decoder"]]
     products = [FP32_BOTH, *plain, *(Precision(e, d) for e in best["encoder"] for d in best["decoder"])]
     log.info("measuring %d precisions on %d clips", len(set(products)), len(validation))
     final = candidates.measure(products, validation, threads)
-    rows |= final  # those that took turns with each other count
+    rows |= final  # interleaved measurements supersede earlier ones
     for found in rows.values():
         found["over"] = round(budget.excess(found, own), 4)
         found["breaks"] = budget.broken(found, own)
-        found["compared"] = found["name"] in final  # with the choice, in one run
+        found["compared"] = found["name"] in final  # in the same run as the choice
         found["pareto"] = found["compared"] and not any(_dominates(other, found) for other in final.values())
     chosen = _choose(list(final.values()))
     confirmed = _confirmed(candidates, chosen, test, threads, before) if test and chosen else None
@@ -114,7 +112,7 @@ def search(
 
 
 def _worth_mending(rows: dict[str, Row], parts: dict[str, list[Scheme]], right: set[str]) -> list[tuple[str, Scheme]]:
-    """Schemes of each part that break the WER, that may leave layers out, and that no scheme within it beats."""
+    """Schemes over the WER limit that support fp32 layers and that no scheme within the limit dominates, for each part."""
     return [
         (part, scheme)
         for part, schemes in parts.items()
@@ -127,19 +125,19 @@ def _worth_mending(rows: dict[str, Row], parts: dict[str, list[Scheme]], right: 
 
 
 def _unbeaten(rows: dict[str, Row], part: str, schemes: Sequence[Scheme], right: set[str]) -> list[Scheme]:
-    """Schemes of a part within the WER that no other such scheme beats in time and size."""
+    """A part's Pareto-optimal schemes, in time and size, among those within the WER limit."""
     good = {s: rows[name] for s in schemes if (name := quantize_only(part, s).name) in right}
     keys: tuple[Figure, ...] = (TIMES[part], "size_mb")
     return [s for s, found in good.items() if not any(_dominates(other, found, keys) for other in good.values())]
 
 
 def _dominates(one: Row, other: Row, keys: Sequence[Figure] = GOOD) -> bool:
-    """Whether one is at least as good in everything and better in something."""
+    """Whether one is no worse in anything and better in something (Pareto dominance)."""
     return all(one[k] <= other[k] for k in keys) and any(one[k] < other[k] for k in keys)
 
 
 def _choose(rows: Sequence[Row]) -> Precision | None:
-    """The fastest within the budget; of those nearly as fast the smallest. None where nothing keeps within it."""
+    """The smallest of the precisions within the budget that are nearly as fast as the fastest; None if there is none."""
     within = [r for r in rows if not r["breaks"]]
     fastest = min((r["p50_ms"] for r in within), default=0.0)
     nearly = [r for r in within if r["p50_ms"] <= NEARLY * fastest]
@@ -147,26 +145,28 @@ def _choose(rows: Sequence[Row]) -> Precision | None:
 
 
 def _notes(rows: dict[str, Row], whole_wer: float | None) -> list[str]:
-    """Where int8 is no faster than fp32 here, and what leaving out tokens costs, in words."""
-    slow = ", it is slower"
+    """Notes: int8's speed relative to fp32 on this machine, and the WER cost of vocabulary pruning."""
+    slow = ", so it is slower"
     if not has_int8_dot_product():
-        slow += ": this CPU has no int8 dot product (VNNI, or Arm's), so integers only save memory"
+        slow += ": this CPU has no int8 dot product (VNNI, or Arm's), so int8 only saves memory"
     notes = []
     for part in ("encoder", "decoder"):
         if found := rows.get(quantize_only(part, Scheme("int8")).name):
             ratio = found[TIMES[part]] / rows["fp32"][TIMES[part]]
-            faster = f"int8 takes {ratio:.2f} of fp32's time in the {part} on this machine"
+            faster = f"on this machine the {part} takes {ratio:.2f} times as long in int8 as in fp32"
             notes.append(faster if ratio < 1 else faster + slow)
     if whole_wer is not None:
         cost = rows["fp32"]["wer"] - whole_wer
-        notes.append(f"leaving out tokens costs {cost:+.2f} points of WER by itself ({whole_wer:.2f} with all of them)")
+        notes.append(
+            f"vocabulary pruning alone changes WER by {cost:+.2f} points ({whole_wer:.2f} with the full vocabulary)"
+        )
     return notes
 
 
 def _confirmed(
     candidates: Candidates, chosen: Precision, test: Sequence[Utterance], threads: int, before: System | None
 ) -> Confirmed:
-    """The choice against fp32, with all its tokens, on clips that had no say in it."""
+    """The choice against fp32 with the full vocabulary, on clips not used for choosing."""
     log.info("confirming %s on %d test clips", chosen.name, len(test))
     fp32 = before or candidates.add(FP32_BOTH)
     systems = [fp32] if chosen == FP32_BOTH and not before else [fp32, candidates.add(chosen)]
@@ -186,23 +186,23 @@ def export_for(
     checkpoint: Path, output: Path, budget: str, device: Path | None, corpus: str, options: Int8Options, threads: int | None,
     **how: Unpack[Other],
 ) -> tuple[Path, Search | None]:  # fmt: skip
-    """Search on a corpus, then export the chosen precision, with fp32 beside it for verification.
+    """Search on a corpus, then export the chosen precision along with fp32, for verification.
 
     Args:
         checkpoint: the student.
         output: the bundle's folder.
-        budget: limits, as for `parse_budget`; DEFAULT_BUDGET where it is empty.
-        device: a profile's file; this machine by default.
-        corpus: its validation clips are chosen on, its test clips confirm, its training clips calibrate.
-        options: of the quantizers; the device says of how many bits, unless they do.
-        threads: of the runtime; the device's by default.
-        how: what else `export_bundle` takes: name, overwrite, vocabulary, texts, aligned, through.
+        budget: limits, as for `parse_budget`; DEFAULT_BUDGET if empty.
+        device: path of a device profile; this machine by default.
+        corpus: validation clips are used to choose, test clips to confirm, training clips to calibrate.
+        options: of the quantizers; if they leave `reduce_range` open, the device profile decides.
+        threads: number of threads of the runtime; by default the device's.
+        how: further arguments of `export_bundle`: name, overwrite, vocabulary, texts, aligned, through.
 
     Returns:
-        The bundle's folder, and what was found; None where the folder holds what this very search found on this kind of machine.
+        The bundle's folder and the search result; None if the folder already holds the result of the same search on the same CPU.
 
     Raises:
-        UserError: budget, device or checkpoint cannot be used, the folder holds something else, or nothing keeps within the budget.
+        UserError: budget, device or checkpoint cannot be used, the folder holds something else, or nothing meets the budget.
     """
     through = how.get("through", "workbench")
     check_exporter(through)
@@ -224,17 +224,17 @@ def export_for(
     }
     if (output / "bundle.json").is_file() and not how.get("overwrite"):
         _same_search(output, checkpoint, asked, how.get("vocabulary", ""), through)
-        log.info("%s holds what this search found; add --overwrite to search anew", output)
+        log.info("%s already holds the result of this search; add --overwrite to search again", output)
         return output, None
     check_replaceable(output, BUNDLE)
     waves = calibration_clips(corpus) if "int8_static" in profile.encoder else []
     validation, test = scored_clips(corpus, "validation"), scored_clips(corpus, "test")
     with workplace(output) as temporary:
-        # word times are no part of what is searched for: their heads are chosen once, for the bundle that comes of it
+        # the search ignores word timestamps: alignment heads are chosen once, for the final bundle
         plain: Other = {**how, "overwrite": False, "aligned": (), "through": "workbench"}
         first = export_bundle(checkpoint, temporary / "fp32", ["fp32"], **plain)
         candidates = Candidates(first, options, calibration_features(checkpoint, waves))
-        # a vocabulary's loss is part of what the budget is for
+        # the budget covers the cost of vocabulary pruning
         whole = (
             export_bundle(checkpoint, temporary / "whole", ["fp32"], how.get("name", ""))
             if how.get("vocabulary")
@@ -244,7 +244,7 @@ def export_for(
     print_search(found)
     if not found.chosen:
         raise found.nothing_fits()
-    precisions = list(dict.fromkeys(("fp32", found.name)))  # the demo and the card take the last
+    precisions = list(dict.fromkeys(("fp32", found.name)))  # the demo and the card use the last one
     bundle = export_bundle(checkpoint, output, precisions, options=options, calibration=waves, **how)
     outcome = {**found.as_json(), **asked, "wer_above": limits.wer_above, "host": describe_host()}
     record(bundle, search=cast("Searched", outcome))
@@ -252,8 +252,8 @@ def export_for(
 
 
 def _same_search(output: Path, checkpoint: Path, asked: Mapping[str, object], vocabulary: str, through: str) -> None:
-    """Raise UserError, before anything is measured, unless a folder holds the outcome of this very search."""
-    other = f"{output}: holds something else than this search's outcome; choose another -o, or add --overwrite"
+    """Raise UserError, before anything is measured, unless a folder holds the result of the same search."""
+    other = f"{output}: does not hold the result of this search; choose another -o, or add --overwrite"
     if not (output / "bundle.json").is_file():
         raise UserError(other)
     content = open_manifest(output, check=True).content

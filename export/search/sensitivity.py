@@ -1,4 +1,4 @@
-"""How far a part's output moves when some of its layers change precision, on real clips."""
+"""Sensitivity: how much a part's output changes on real clips when some of its layers change precision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Probe:
-    """A part's graph in fp32 on some clips, to compare others with: the encoder's states, or the decoder's first logits."""
+    """A part's fp32 outputs on some clips, to compare others with: the encoder's keys, or the decoder's first logits."""
 
     def __init__(self, bundle: Path, part: str, clips: Sequence[Utterance]) -> None:
         from export.edge import Recognizer
@@ -45,4 +45,4 @@ class Probe:
             states: npt.NDArray[np.float32] = cross_kv[0].numpy()
             return states
         logits = recognizer.model.first_logits(cross_kv, language)
-        return logits[logits > UNSAID / 2]  # without those that are lowered
+        return logits[logits > UNSAID / 2]  # without suppressed tokens

@@ -1,4 +1,4 @@
-"""What a search found, as a table in the terminal."""
+"""A search's result as a terminal table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHOWN: tuple[Figure, ...] = ("wer", "p50_ms", "encoder_ms", "decoder_ms", "size_
 
 
 def print_search(found: Search) -> None:
-    """Print the precisions, the choice first, and what the test clips say of it."""
+    """Print the precisions, the choice first, and its result on the test clips."""
     from export.measurement.report import interval
     from workbench.core.tables import print_rows
 
@@ -30,5 +30,5 @@ def print_search(found: Search) -> None:
         against = found.test["wer_difference"]
         typer.echo(
             f"{found.name} on {found.test['clips']} test clips: WER {found.test['systems'][-1]['wer']:.2f} %, "
-            f"{against['points']:+.2f} points against fp32 ({interval(against['ci'], '+')}), {found.test['speedup']} times as fast"
+            f"{against['points']:+.2f} points against fp32 ({interval(against['ci'], '+')}), speed-up {found.test['speedup']}"
         )

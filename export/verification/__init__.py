@@ -1,1 +1,1 @@
-"""Proof in other people's runtimes, each in a process of its own."""
+"""Verification of bundles in third-party runtimes, each in its own process."""

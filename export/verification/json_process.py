@@ -1,4 +1,4 @@
-"""A program in a process of its own that answers each line of JSON with another: how runtimes are driven that are not in our environment."""
+"""A child process that answers each line of JSON with another; drives runtimes outside our environment."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Answer(TypedDict, total=False):
 
 
 class JsonProcess:
-    """A running program; it ends with our process.
+    """A running child process; it ends with ours.
 
     Args:
-        name: what the program is called where it has ended.
-        command: its command line. Before it is asked anything it says one line, which is kept as `ready`.
+        name: how error messages refer to the program.
+        command: its command line. It prints one line on start-up, which is stored as `ready`.
         variables: its environment variables; ours by default.
     """
 
@@ -41,7 +41,7 @@ class JsonProcess:
         self.ready = self._answer()
 
     def ask(self, **what: object) -> Answer:
-        """Send a request and wait for the answer. Raises RuntimeError with what the program says went wrong."""
+        """Send a request and wait for the answer. Raises RuntimeError with the program's own error message."""
         assert self.process.stdin is not None  # noqa: S101  it is a pipe
         self.process.stdin.write(json.dumps(what) + "\n")
         self.process.stdin.flush()

@@ -1,4 +1,4 @@
-"""Do a bundle's graphs compute what torch computes? At several lengths and batch sizes, because that is what breaks."""
+"""Numerical parity of a bundle's graphs with torch, at several lengths and batch sizes, where exports usually break."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
 
 Floats = npt.NDArray[np.float16 | np.float32]
-# (clips, seconds): exports that work at one length only are the most common defect of all
+# (clips, seconds): exports that work for one length only are the most common defect
 SHAPES = ((1, 0.3), (16, 3.0), (1, 7.0), (3, 9.5), (1, 29.0))
-TOLERANCE = 2e-3  # fp32: largest difference over the largest value
+TOLERANCE = 2e-3  # fp32: largest difference relative to the largest value
 STEPS = 3  # tokens after the prompt
 
 
 def check_tensors(
     folder: Path, model: WhisperForConditionalGeneration, family: Whisper, precisions: list[str]
 ) -> dict[str, dict[str, float]]:
-    """Compare features, encoder states and every decoder's logits at the prompt and after it with torch.
+    """Compare features, encoder states and every decoder's logits, for the prompt and later tokens, with torch.
 
     Args:
         folder: the bundle.
         model: the torch model that was exported.
         family: its features and tokens.
-        precisions: which to compare; fp32 must agree, int8 is reported.
+        precisions: which to compare; fp32 must agree, others are only reported.
 
     Returns:
         For each precision and tensor the largest difference, relative to the tensor's largest value.
@@ -69,14 +69,14 @@ def _compare(folder: Path, model: WhisperForConditionalGeneration, family: Whisp
             worst[name] = max(worst.get(name, 0.0), difference)
             if precision == "fp32" and not difference <= TOLERANCE:
                 raise UserError(
-                    f"{folder}: {name} of the fp32 graph differ from torch by {difference:.1e} of their largest value at "
-                    f"{clips} clips of {seconds} s, expected at most {TOLERANCE:.0e}; please report this checkpoint"
+                    f"{folder}: {name} of the fp32 graph differ from torch by {difference:.1e} of the largest value for "
+                    f"{clips} clips of {seconds} s; expected at most {TOLERANCE:.0e}; please report this checkpoint"
                 )
     return {name: float(f"{value:.2e}") for name, value in worst.items()}
 
 
 class _Scene:
-    """Clips of speech-like noise, bursts over silence, the same in every run, and what torch makes of them."""
+    """Clips of speech-like noise bursts, the same in every run, and torch's outputs for them."""
 
     @torch.no_grad()
     def __init__(
@@ -94,11 +94,11 @@ class _Scene:
         hidden = model.model.decoder(input_ids=torch.tensor(self.ids), encoder_hidden_states=states).last_hidden_state
         self.features, self.states = features.numpy(), states.numpy()
         self.logits = model.proj_out(hidden).numpy()  # [clips, tokens, vocabulary]
-        # the graphs lower what must not be written
+        # the graphs mask suppressed tokens, so leave them out
         self.said = np.setdiff1d(np.arange(self.logits.shape[2]), [*family.suppressed, *family.suppressed_first])
 
     def differ(self, logits: Floats, token: int) -> float:
-        """Of some logits [clips, vocabulary] from torch's after so many tokens."""
+        """Relative difference of logits [clips, vocabulary] from torch's at position `token`."""
         return _relative(logits[:, self.said], self.logits[:, token][:, self.said])
 
 
@@ -115,7 +115,7 @@ def _differences(sessions: Mapping[str, InferenceSession], scene: _Scene) -> dic
     silence = np.zeros((*scene.features.shape[:2], WINDOW_FRAMES - scene.features.shape[2]), np.float32)
     padded = np.concatenate([scene.features, silence], 2)
     heard = _run(sessions["encoder"], ["last_hidden_state"], {"input_features": padded})[0]
-    # what a runtime pads with may add the margin, no more
+    # padding by the runtime may lengthen the states by the margin at most
     found["padding"] = (
         _relative(heard[:, : scene.states.shape[1]], scene.states)
         if scene.margin is None
@@ -135,7 +135,7 @@ def _largest(scene: _Scene, steps: list[Floats]) -> float:
 
 
 def _pieces(scene: _Scene) -> list[tuple[int, npt.NDArray[np.int64]]]:
-    """The prompt, then token by token, each with how many came before."""
+    """The inputs of each decoder call, prompt first, then token by token, each with the number of tokens before it."""
     places = [0, *range(scene.prompt, scene.ids.shape[1] + 1)]
     return [(a, scene.ids[:, a:z]) for a, z in pairwise(places)]
 
@@ -156,7 +156,7 @@ def _merged(decoder: InferenceSession, scene: _Scene) -> list[Floats]:
             "use_cache_branch": np.array([before > 0]),
         }
         logits, *new = _run(decoder, names, {**feed, **past})
-        # with a past the encoder's keys and values stay what they were
+        # with a past, the cross-attention keys and values stay as they were
         past = {name: old if before and ".encoder." in name else now for (name, old), now in zip(past.items(), new, strict=True)}  # fmt: skip
         found.append(logits[:, -1])
     return found

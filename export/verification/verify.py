@@ -1,4 +1,4 @@
-"""Prove a bundle in other people's runtimes: each in its own process, against torch, token by token and in WER."""
+"""Verify a bundle in third-party runtimes, each in its own process: tokens and WER against torch."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from workbench.corpus import Utterance
 from workbench.evaluation.scoring import Score, score_utterances
 
 log = logging.getLogger("workbench")
-MIN_EQUAL = 0.99  # share of clips whose tokens must equal torch's in fp32
-WER_BUDGET = 0.5  # points above torch that any other may score,
-WORDS_ALLOWED = 2  # or so many words more where the clips are too few to tell: of 24 clips one word is 0.6 points
-SECONDS_A_CLIP = 60  # before a client counts as hung
+MIN_EQUAL = 0.99  # share of clips whose fp32 tokens must equal torch's
+WER_BUDGET = 0.5  # allowed WER above torch's otherwise, in percentage points,
+WORDS_ALLOWED = 2  # or this many additional word errors if that is more: on 24 clips one word is already 0.6 points
+SECONDS_A_CLIP = 60  # per clip, before a client counts as hung
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,10 @@ class ReferenceTranscript:
 
     text: str
     tokens: list[int]
-    capped: bool  # whether it was stopped by the cap on tokens
-    text_of: Callable[[Sequence[int]], str] | None = None  # the checkpoint's tokenizer, for what stops earlier
+    capped: bool  # whether it reached the token limit
+    text_of: Callable[[Sequence[int]], str] | None = (
+        None  # detokenizes with the checkpoint's tokenizer, for transcripts that stop earlier
+    )
 
 
 def verify_bundle(
@@ -51,15 +53,15 @@ def verify_bundle(
     clients: Sequence[str] = (),
     threads: int | None = None,
 ) -> Verification:
-    """Transcribe clips with every installed runtime and precision, compare with torch, record it in the manifest.
+    """Transcribe clips with every installed runtime and precision, compare with torch, record the result in the manifest.
 
     Args:
         bundle: the bundle's folder.
         checkpoint: the transformers checkpoint that it was exported from.
         utterances: clips to compare on, of validation rather than test.
-        corpus: what to call them in the record.
+        corpus: their name in the record.
         clients: names of runtimes; all known ones by default.
-        threads: of each runtime.
+        threads: number of threads of each runtime.
 
     Returns:
         The record: for each client and precision whether it passed, its equal clips, and its WER beside torch's.
@@ -68,10 +70,10 @@ def verify_bundle(
         UserError: a bundle that fails its checksums, another checkpoint, or an unknown client.
     """
     for name in clients:
-        client_module(name)  # an unknown one is said before any work
+        client_module(name)  # fail early on an unknown name
     manifest = open_manifest(bundle, check=True)
     if changed := changed_runtime(manifest):
-        log.warning("%s: edge/ is of another version, or was changed: %s; the workbench runs its own copy", bundle, ", ".join(changed))  # fmt: skip
+        log.warning("%s: edge/ differs from the workbench's version: %s; the workbench runs its own copy", bundle, ", ".join(changed))  # fmt: skip
     names = list(clients) or known_clients()
     results: list[VerifiedClient] = []
     absent: dict[str, str] = {}
@@ -117,7 +119,7 @@ def verify_bundle(
 def _torch_reference(
     checkpoint: Path, bundle: Path, clips: Sequence[ClipFile], content: Content, folder: Path
 ) -> list[ReferenceTranscript]:
-    """What the torch model writes of each clip, alone in its batch, as the clients do it."""
+    """The torch model's transcript of each clip, with batch size 1 like the clients'."""
     import torch
 
     from export.graphs.build import margin_frames
@@ -146,7 +148,7 @@ def _torch_reference(
     with torch.no_grad(), Progress("torch's reference", len(clips)) as progress:
         for clip in clips:
             progress.advance()
-            wave = read_wav(clip["wav"])  # the very samples that the clients get
+            wave = read_wav(clip["wav"])  # the same samples that the clients get
             seconds = len(wave) / 16_000
             features = family.features(
                 [wave], WINDOW_SECONDS if margin is None else seconds + content["margin_seconds"]
@@ -197,7 +199,7 @@ def _compare(
     ]
     if different:
         i, ours, theirs = different[0]
-        error = f"{len(different)} of {len(clips)} clips have torch's tokens and another text, the first is clip {utterances[i].id!r}: {ours!r} instead of {theirs!r}"
+        error = f"{len(different)} of {len(clips)} clips have torch's tokens but a different text, first clip {utterances[i].id!r}: {ours!r} instead of {theirs!r}"
         found |= {"error": error, "required": True}
     return {
         **found,
@@ -209,7 +211,8 @@ def _compare(
         "wer": round(scored.wer, 3),
         "threshold": f"{100 * MIN_EQUAL:g} % of the clips equal"
         if exact
-        else f"WER at most {points:g} points above torch's" + (f", or {WORDS_ALLOWED} words more" if points else ""),
+        else f"WER at most {points:g} points above torch's"
+        + (f", or {WORDS_ALLOWED} more word errors" if points else ""),
         "first_difference": _first_difference(utterances, clips, reference, prefixes),
     }
 
@@ -217,7 +220,7 @@ def _compare(
 def _first_difference(
     utterances: Sequence[Utterance], clips: Sequence[Transcribed], reference: Sequence[ReferenceTranscript], prefixes: Sequence[float]
 ) -> FirstDifference | None:  # fmt: skip
-    """The first clip whose text is not torch's, or else whose tokens are not."""
+    """The first clip whose text differs from torch's, or failing that, whose tokens do."""
     unequal = [i for i, share in enumerate(prefixes) if share < 1]
     others = [i for i in unequal if clips[i]["text"].split() != reference[i].text.split()] or unequal
     if not others:
@@ -226,14 +229,14 @@ def _first_difference(
 
 
 def summary(found: VerifiedClient) -> str:
-    """What was compared of a client and a precision, with its threshold, in a line."""
+    """The result of a client and a precision in one line."""
     if found["wer"] is None:
         return f"the client did not run ({found['error']})"
     return f"{found['tokens_equal']} clips equal torch's, WER {found['wer']:.2f} % (torch {found['wer_torch']:.2f} %)"
 
 
 def explain(found: VerifiedClient) -> list[str]:
-    """Lines that say why a client and a precision failed, and what to do about it."""
+    """Lines that explain why a client and a precision failed, and what to do about it."""
     first = found.get("first_difference")
     out = [f"{found['client']} {found['precision']}: {summary(found)}"]
     if threshold := found.get("threshold"):
@@ -243,10 +246,10 @@ def explain(found: VerifiedClient) -> list[str]:
     elif first:
         out.append(f"  first difference, clip {first['id']}: {first['text']!r}, torch {first['torch']!r}")
     if found["wer"] is None:
-        out.append(f"  to do: see whether the runtime works here; this alone repeats it: --client {found['client']}")
+        out.append(f"  to do: check whether the runtime works here; to repeat only this: --client {found['client']}")
     elif found["precision"] == "fp32" or found["error"]:
         out.append(
-            f"  to do: the runtime does not compute what torch does; try another version than {found['client']} {found['version']}, or another runtime"
+            f"  to do: the runtime's output differs from torch's; try a version other than {found['client']} {found['version']}, or another runtime"
         )
     else:
         out.append(
@@ -256,9 +259,9 @@ def explain(found: VerifiedClient) -> list[str]:
 
 
 def expected_text(clip: Transcribed, written: ReferenceTranscript) -> str | None:
-    """Text that a runtime must have written, given its tokens; None where it wrote other tokens than torch, or hands none out.
+    """The text that a runtime must return, given its tokens; None if they differ from torch's or are not returned.
 
-    Where torch was stopped by the cap on tokens, the runtime may have stopped earlier.
+    If torch reached the token limit, the runtime may have stopped earlier.
     """
     tokens = clip["tokens"]
     if tokens is None:
@@ -270,30 +273,30 @@ def expected_text(clip: Transcribed, written: ReferenceTranscript) -> str | None
 
 
 def differs(clip: Transcribed, written: ReferenceTranscript) -> bool:
-    """Whether a runtime wrote torch's tokens and another text: its vocabulary is not the checkpoint's."""
+    """Whether a runtime returned torch's tokens but a different text: its vocabulary is not the checkpoint's."""
     expected = expected_text(clip, written)
     return expected is not None and clip["text"].split() != expected.split()
 
 
 def wer_budget(content: Content) -> float:
-    """Points of WER above torch that a bundle may score: what it was searched with (`--budget`), or half a point."""
+    """Allowed WER above torch's in points: the budget of the bundle's search (`--budget`), or half a point."""
     searched = (content.get("search") or {}).get("wer_above")
     return WER_BUDGET if searched is None else float(searched)
 
 
 def within_budget(found: Score, torchs: Score, points: float = WER_BUDGET) -> bool:
-    """Whether a runtime makes hardly more word errors than torch on the same clips; with a budget of 0 points, not one more."""
+    """Whether a runtime's word errors exceed torch's by no more than the budget; with 0 points, not even one is allowed."""
     allowed = max(WORDS_ALLOWED, points / 100 * torchs.words) if points else 0
     return found.errors - torchs.errors <= allowed
 
 
 def _run(name: str, job: Job, folder: Path) -> tuple[Outcome | None, str]:
-    """Run a client in its own process; returns its result, or None and the last line it said."""
+    """Run a client in its own process; returns its result, or None and the reason."""
     job_path, result_path = folder / "job.json", folder / "result.json"
     job_path.write_text(json.dumps(job), encoding="utf-8")
     result_path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "export.verification.clients.worker", name, str(job_path), str(result_path)]
-    # Python imports from the current folder first, which may be the bundle: the worker runs in ours, and asks nobody anything
+    # Python imports from the current folder first, which may be the bundle: the worker runs in our temporary folder, without stdin
     places = [str(Path(__file__).parents[2]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(place).resolve()) for place in places)}
     try:
@@ -302,7 +305,7 @@ def _run(name: str, job: Job, folder: Path) -> tuple[Outcome | None, str]:
             stdin=subprocess.DEVNULL, timeout=120 + SECONDS_A_CLIP * len(job["clips"]),
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        return None, f"hung for {error.timeout:.0f} s"
+        return None, f"no answer within {error.timeout:.0f} s"
     if done.returncode or not result_path.is_file():
         return None, f"exit status {done.returncode}: {last_line(done.stderr)}"
     result: Outcome = json.loads(result_path.read_text(encoding="utf-8"))
@@ -310,11 +313,11 @@ def _run(name: str, job: Job, folder: Path) -> tuple[Outcome | None, str]:
 
 
 def _prefix_share(clip: Transcribed, written: ReferenceTranscript) -> float:
-    """Share of torch's tokens before the first difference, 1 only if all are equal; of its text, where a runtime gives no tokens."""
+    """Share of torch's tokens (or characters, without tokens) before the first difference; 1 only if all are equal."""
     ours: Sequence[str | int] = clip["text"] if clip["tokens"] is None else clip["tokens"]
     theirs: Sequence[str | int] = written.text if clip["tokens"] is None else written.tokens
     same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-    # a decoder that loops stops at a cap, and runtimes have their own
+    # a looping decoder stops at the token limit, and runtimes have different ones
     if same == len(ours) == len(theirs) or (written.capped and same == min(len(ours), len(theirs)) > 0):
         return 1.0
     return min(same / max(len(theirs), 1), 1 - 1e-6)

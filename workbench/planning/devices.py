@@ -14,7 +14,7 @@ class Device:
     memory_gb: float
     tflops: dict[
         str, float
-    ]  # peak of dense matrix products by precision; fp32 on tensor cores (TF32) where there are any
+    ]  # peak of dense matrix products by precision; fp32 on tensor cores (TF32) where there are any any
 
 
 DEVICES = {

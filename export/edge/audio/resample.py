@@ -58,7 +58,7 @@ class Resampler:
         self.emitted = 0  # samples that came out
 
     def __call__(self, block: Wave) -> Wave:
-        """Take the next samples; returns those that they complete, a little fewer than their share."""
+        """Take the next samples; returns the output that they complete, which lags a little behind."""
         if self.step == 1:
             return block
         self.kept = np.concatenate([self.kept, block])
@@ -75,13 +75,13 @@ class Resampler:
         return np.concatenate(out)
 
     def finish(self) -> Wave:
-        """Say that nothing more comes; returns the rest."""
+        """End the signal; returns the rest."""
         return (
             self(np.zeros(self.reach + 3 + int(self.step), np.float32)) if self.step != 1 else np.zeros(0, np.float32)
         )
 
     def _at(self, places: npt.NDArray[np.int64]) -> Wave:
-        """Samples number `places` of those that come out."""
+        """Output samples at the indices `places`."""
         position = places * self.step
         nearest = np.floor(position).astype(np.int64)
         offsets = np.arange(-self.reach, self.reach + 1)

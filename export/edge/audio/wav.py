@@ -17,8 +17,8 @@ MAX_BYTES = 4 << 30  # of a file
 LONGEST = 24 * 3600  # seconds
 RATES = (1_000, 768_000)  # hz, the lowest and the highest that are read
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # format codes
-UNKNOWN = {0, 0xFFFFFFFF}  # data sizes of a writer that cannot seek back to its header
-CANCELS = 0.01  # of the loudest channel's level: below it the channels' average is what is left of opposite phases
+UNKNOWN = {0, 0xFFFFFFFF}  # data sizes left by a writer that cannot seek back to its header
+CANCELS = 0.01  # of the loudest channel's level: if the channels' average is below it, they have opposite phases
 AFTER_DATA = (
     b"LIST",
     b"id3 ",
@@ -56,8 +56,7 @@ class Format:
 def read_pcm(path: str | Path) -> tuple[npt.NDArray[np.float32], int]:
     """Read a WAV file of 8 to 32-bit integers or 32 or 64-bit floats; channels are averaged.
 
-    Where the channels cancel each other (left = -right), the loudest one is taken. A file that ends before its header says so is read
-    as far as it goes, with a warning.
+    Where the channels cancel each other (left = -right), the loudest one is taken. A file that is shorter than its header says is read as far as it goes, with a warning.
 
     Returns:
         Samples of one channel, full scale is 1 [samples], and their rate in Hz.
@@ -67,7 +66,7 @@ def read_pcm(path: str | Path) -> tuple[npt.NDArray[np.float32], int]:
     """
     try:
         if Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir():  # a pipe might never end
-            raise AudioError(f"{path}: is no regular file; write it to one first")
+            raise AudioError(f"{path}: is not a regular file; save it as one first")
         if (size := Path(path).stat().st_size) > MAX_BYTES:
             raise AudioError(f"{path}: has {size} bytes; expected at most {MAX_BYTES}, cut it first")
         content = Path(path).read_bytes()
@@ -89,7 +88,7 @@ def read_pcm(path: str | Path) -> tuple[npt.NDArray[np.float32], int]:
         raise AudioError(f"{path}: lasts {frames / stored.rate:.0f} s; expected at most {LONGEST} s, cut it first")
     if missing >= frame:
         announced = (frames + missing // frame) / stored.rate
-        log.warning("%s: is cut off, %.2f of %.2f s are there", path, frames / stored.rate, announced)
+        log.warning("%s: is cut off; it has %.2f of %.2f s", path, frames / stored.rate, announced)
     channels = _channels(data[: frames * frame], stored)  # [samples, channels]
     finite = np.isfinite(channels).all(1)
     if not finite.all():
@@ -101,7 +100,7 @@ def read_pcm(path: str | Path) -> tuple[npt.NDArray[np.float32], int]:
 
 
 def _parsed(content: bytes) -> tuple[Format, memoryview, int]:
-    """Format and samples of a file, and how many bytes of them its header promises beyond its end; raises ValueError."""
+    """Format and samples of a file, and how many bytes are missing from what its header announces; raises ValueError."""
     if content[:4] not in (b"RIFF", b"RF64") or content[8:12] != b"WAVE":
         raise ValueError("it has no RIFF header")
     stored: Format | None = None
@@ -123,7 +122,7 @@ def _parsed(content: bytes) -> tuple[Format, memoryview, int]:
                 size = 0 if size == 0 and content[at : at + 4] in AFTER_DATA else there
             return stored, memoryview(content)[at : at + size], max(0, size - there)
         at += size
-        # chunks begin at even places; writers that forget the padding byte go on at once with the next name
+        # chunks begin at even offsets; writers that forget the padding byte continue directly with the next name
         if size % 2 and not (content[at : at + 4].isalnum() or content[at : at + 4] == b"fmt "):
             at += 1
     raise ValueError("it has no samples" if stored else "it has no format")

@@ -126,7 +126,7 @@ def row(entry: Check, least: int, most: int) -> Check:
 
 
 def anything(field: str, value: object) -> None:
-    """An object whose fields are read by nobody here."""
+    """An object whose fields the runtime does not read."""
     if not isinstance(value, dict):
         raise _wrong(field, value, "an object")
 
@@ -138,12 +138,12 @@ def _digest(field: str, value: object) -> None:
 
 def _graph(field: str, value: object) -> None:
     path(field, value)
-    if not str(value).endswith(".onnx"):  # onnxruntime tells formats by it
+    if not str(value).endswith(".onnx"):  # onnxruntime recognises the format by it
         raise _wrong(field, value, "a path that ends in .onnx")
 
 
 def _id(field: str, value: object) -> None:
-    # ASCII digits alone: `int` reads others, and more of them than fit
+    # ASCII digits only: `int` accepts others, and more of them than fit
     if not (isinstance(value, str) and re.fullmatch("[0-9]{1,7}", value)) or int(value) >= MAX_TOKENS:
         raise _wrong(field, value, f"a token id below {MAX_TOKENS}")
 
@@ -162,7 +162,7 @@ def _wrong(field: str, value: object, expected: str) -> ValueError:
 
 
 def shown(value: object) -> str:
-    """A value in at most some words: it may be huge."""
+    """A value, abbreviated: it may be huge."""
     if isinstance(value, dict | list):
         return f"{'an object' if isinstance(value, dict) else 'an array'} of {len(value)}"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 1 << 64:
@@ -172,13 +172,13 @@ def shown(value: object) -> str:
 
 
 def in_one_line(text: str) -> str:
-    """The text with what cannot be printed as its escape: a file's name may hold line breaks and codes that command a terminal."""
+    """The text with unprintable characters escaped: a file name may hold line breaks and terminal control codes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def is_finite(value: str) -> float:
-    """For `json.loads(parse_constant=...)`: NaN and infinity are no JSON."""
-    raise ValueError(f"{value} is no JSON number")
+    """For `json.loads(parse_constant=...)`: NaN and infinity are not JSON."""
+    raise ValueError(f"{value} is not a JSON number")
 
 
 _token = whole(0, MAX_TOKENS - 1)

@@ -1,7 +1,6 @@
 """What an ONNX file holds that must not be run from a stranger's bundle, found without the onnx package.
 
-The file is read as protobuf's own reader does, message by message, and weights are skipped over. Refused are loops, which may never end;
-functions and nested branches without need, which grow without bound when they are written out; weights in other files, whose checksums are
+The file is read as protobuf's own reader does, message by message, and weights are skipped over. Refused are loops, which may never end; functions and needlessly nested branches, which grow without bound when they are expanded; weights in other files, whose checksums are
 not those of the bundle; and operators that load code or compiled engines. `workbench export` writes none of them.
 """
 
@@ -22,14 +21,14 @@ LOADERS = {b"EPContext", b"Snpe", b"PythonOp", b"PyOp"}
 # of operators that every build of onnxruntime knows
 DOMAINS = {b"", b"ai.onnx", b"com.microsoft", b"com.ms.internal.nhwc"}
 DEEPEST = 4  # of branches in branches; a merged decoder has 1
-MAX_FIELDS = 4_000_000  # in all, seconds of reading; Whisper large has a tenth
+MAX_FIELDS = 4_000_000  # in all, which takes seconds to read; Whisper large has a tenth of it
 LARGEST = 2**31 - 1  # bytes of one protobuf
 
 Field = tuple[int, int, int, int]  # number, wire type, and where its bytes begin and end, or its value twice
 
 
 def unsafe_reason(path: Path) -> str | None:
-    """Why a graph is not run, in a few words; None where nothing speaks against it."""
+    """Why a graph must not be run, in a few words; None if it may."""
     size = path.stat().st_size
     if not 0 < size <= LARGEST:
         return f"its size is {size} bytes; expected 1 to {LARGEST}"
@@ -54,7 +53,7 @@ class _Reader:
                 graphs += 1
                 self.graph(begin, end, 0)
         if not graphs:
-            raise ValueError("it is no ONNX model; the file is damaged, copy the bundle again")
+            raise ValueError("it is not an ONNX model; the file is damaged, copy the bundle again")
 
     def graph(self, begin: int, end: int, depth: int) -> None:
         if depth > DEEPEST:
@@ -100,7 +99,7 @@ class _Reader:
     def tensor(self, begin: int, end: int) -> None:
         for number, _, value, _ in self.fields(begin, end):
             if number == EXTERNAL or (number == LOCATION and value):
-                raise ValueError("its weights lie in another file, which `workbench export` never writes")
+                raise ValueError("its weights are in another file, which `workbench export` never writes")
 
     def fields(self, at: int, end: int) -> Iterator[Field]:
         """The fields of a message; raises ValueError where it is malformed."""
@@ -119,7 +118,7 @@ class _Reader:
             elif wire in (1, 5):
                 size = 8 if wire == 1 else 4
             else:
-                raise ValueError("it is no ONNX model; the file is damaged, copy the bundle again")
+                raise ValueError("it is not an ONNX model; the file is damaged, copy the bundle again")
             if size > end - at:
                 raise ValueError("it ends too early; the file is damaged, copy the bundle again")
             yield number, wire, at, at + size

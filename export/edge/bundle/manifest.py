@@ -42,7 +42,7 @@ class Manifest:
 
     @property
     def packed_for(self) -> str:
-        """The runtime that this is the part of a bundle for; empty for a whole one."""
+        """The runtime that this bundle was packed for; empty for a whole bundle."""
         return str(self.content.get("packed_for", ""))
 
     @property
@@ -72,7 +72,7 @@ class Manifest:
         return self.path(str(graphs[part]))
 
     def path(self, name: str) -> Path:
-        """Path of a file named in the manifest; raises BundleError if it points outside the bundle or is no regular file."""
+        """Path of a file named in the manifest; raises BundleError if it points outside the bundle or is not a regular file."""
         path = self.folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BundleError(f"{self.folder / 'bundle.json'}: {name!r} points outside the bundle")
@@ -83,7 +83,7 @@ class Manifest:
                         f"{place}: is a symbolic link, which may point outside the bundle; copy the bundle with what its links point to"
                     )
             if not path.is_file():  # a pipe or device might never end
-                what = "is no regular file" if path.exists() else "missing"
+                what = "is not a regular file" if path.exists() else "missing"
                 raise BundleError(f"{path}: {what}, though bundle.json lists it; copy the whole folder again")
             return path.resolve()
 
@@ -114,7 +114,7 @@ class Manifest:
 
 
 def check_graph(path: Path) -> None:
-    """Raise BundleError where a graph holds what is not run (see `graph_file`)."""
+    """Raise BundleError where a graph holds what this runtime refuses to run (see `graph_file`)."""
     with readable(path):
         why = unsafe_reason(path)
     if why:
@@ -123,7 +123,7 @@ def check_graph(path: Path) -> None:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn the system's refusals to read a file into BundleError."""
+    """Turn the system's errors on reading a file into BundleError."""
     try:
         yield
     except OSError as error:
@@ -131,10 +131,10 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def read_json(path: Path) -> object:
-    """Read a JSON file of a bundle; raises BundleError if it is missing, too large, no regular file or malformed."""
+    """Read a JSON file of a bundle; raises BundleError if it is missing, too large, not a regular file or malformed."""
     try:
         if path.exists() and not path.is_file():
-            raise BundleError(f"{path}: is no regular file; copy the bundle again")
+            raise BundleError(f"{path}: is not a regular file; copy the bundle again")
         if (size := path.stat().st_size) > MAX_BYTES:
             raise BundleError(f"{path}: has {size} bytes; expected at most {MAX_BYTES}")
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=is_finite)

@@ -26,7 +26,7 @@ class Detokenizer:
         added: words that were added to the tokenizer, by id, as they stand in a text.
 
     Raises:
-        BundleError: the vocabulary is no JSON object of tokens and ids within bounds.
+        BundleError: the vocabulary is not a JSON object of tokens with ids within bounds.
     """
 
     def __init__(self, vocabulary: Path, added: Mapping[int, str] | None = None) -> None:
@@ -42,12 +42,12 @@ class Detokenizer:
                 pieces[i] = bytes(alphabet[c] for c in token)
         for i, word in added.items():
             pieces[i] = word.encode()
-        # one string and where its pieces end: as objects of their own they would take twenty times the memory
+        # one byte string and its pieces' ends: as separate objects they would take twenty times the memory
         self.joined = b"".join(pieces)
         self.ends = np.cumsum([0, *map(len, pieces)], dtype=np.int32)
 
     def bytes_of(self, token: int) -> bytes:
-        """Bytes that a token stands for; none for one that is special or unknown."""
+        """Bytes that a token stands for; empty for a special or unknown one."""
         if not 0 <= token < len(self.ends) - 1:
             return b""
         return self.joined[self.ends[token] : self.ends[token + 1]]

@@ -1,8 +1,8 @@
-"""A decoder's step as one captured CUDA graph: launched at once instead of kernel by kernel.
+"""A decoder's step as one captured CUDA graph: launched as a whole instead of kernel by kernel.
 
-A captured graph plays again only with the shapes and the memory that it was captured with. So whatever a step reads and writes is kept for
+A captured graph can be replayed only with the shapes and the memory that it was captured with. So whatever a step reads and writes is kept for
 all clips of one shape: the keys and values of the encoder's states, caches, tokens and logits. A model that reads 30 s has one shape for each
-size of batch; one that reads a clip at its own length has many, and gains where lengths recur.
+size of batch; one that reads a clip at its own length has many, and gains only where lengths recur.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class CapturedShapes:
         self.sessions: dict[tuple[int, ...], CapturedSession] = {}
 
     def encode(self, features: ort.OrtValue, names: Sequence[str]) -> list[ort.OrtValue]:
-        """Keys and values of the states; those of the last clips of that shape are overwritten."""
+        """Keys and values of the states, which overwrite those of the previous clips of that shape."""
         shape = tuple(features.shape())
         found = run_on_device(self.encoder, {"input_features": features}, names, self.cross_kv.get(shape))
         if len(self.cross_kv) < MAX_SHAPES:
@@ -80,7 +80,7 @@ class CapturedShapes:
         return found
 
     def decoder(self, cross_kv: Sequence[ort.OrtValue]) -> CapturedSession | None:
-        """The decoder of these keys and values at its beginning; None where their memory is not kept."""
+        """The decoder for these keys and values, reset; None where their memory is not kept."""
         shape = next((s for s, kept in self.cross_kv.items() if kept[0].data_ptr() == cross_kv[0].data_ptr()), None)
         if shape is None:
             return None

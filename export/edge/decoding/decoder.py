@@ -1,7 +1,6 @@
 """From a decoder's logits to tokens: the likeliest at each step, or the likeliest of several beams, and what is kept of a loop.
 
-A phrase that is really said again and again looks like a loop until the decoder goes on to what comes next. So nothing is stopped before
-the cap on tokens, which follows from the clip's length; only what ends there, repeating itself, is a loop (docs/decisions/0019-loops.md).
+A phrase that really is said again and again looks like a loop until the decoder goes on to what comes next. So nothing is stopped before the token limit, which follows from the clip's length; only a transcript that ends there while repeating itself is a loop (docs/decisions/0019-loops.md).
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from ..bundle.manifest import BundleError
 from .sessions import as_value, device_of, explained
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-# of a session whose steps are captured as CUDA graphs (cuda_graphs.py), this run is not; others take no notice
+# excludes a run from CUDA graph capture (cuda_graphs.py) in sessions that capture; others ignore it
 NOT_CAPTURED = ort.RunOptions()
 NOT_CAPTURED.add_run_config_entry("gpu_graph_id", "-1")
 # of the encoder's states: layers, clips, positions, width
 MAX_STATES = (64, 4096, 3000, 8192)
 MAX_CACHE = 8 << 30  # bytes of all caches; Whisper large takes 75 MB a clip
-MIN_TIMES = 3  # rounds of a phrase, and
-MIN_REPEATED = 12  # tokens of all rounds together, from which on an end is a loop: telephone numbers repeat a digit
+MIN_TIMES = 3  # repetitions of a phrase, and
+MIN_REPEATED = 12  # tokens of all of them together, at least, for a loop: telephone numbers repeat a digit
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,8 @@ class Hypothesis:
     """Tokens of one clip."""
 
     tokens: list[int]
-    finished: bool  # False where the cap on tokens stopped it
-    looped: bool = False  # whether it repeated itself until the cap; one round is kept
+    finished: bool  # False where the token limit stopped it
+    looped: bool = False  # whether it repeated itself up to the limit; one repetition is kept
 
 
 class DecoderSession:
@@ -58,7 +57,7 @@ class DecoderSession:
         if (needed := 2 * layers * clips * beams * max_length * width * 4) > MAX_CACHE:
             raise BundleError(f"the decoder's caches would take {needed} bytes; expected at most {MAX_CACHE}")
         self.session, self.binding, self.done, self.rows = session, session.io_binding(), 0, clips * beams
-        self.cross_kv: list[ort.OrtValue] = []  # kept: a binding does not keep what it was given alive
+        self.cross_kv: list[ort.OrtValue] = []  # a binding does not keep alive what it was given
         self.caches: dict[str, ort.OrtValue] = {}
         device = device_of(session)
         for kind, value in zip("kv", cross_kv, strict=True):
@@ -67,7 +66,7 @@ class DecoderSession:
                 value = as_value(cast, device)
             self.cross_kv.append(value)
             shape, dtype = (self.rows, max_length, width), DTYPES[wanted["cache_k.0"]]
-            # on a CPU a value is the array that it was made of: one for each
+            # on a CPU a value shares memory with its array: one array for each
             self.caches |= {f"{kind}.{i}": as_value(np.zeros(shape, dtype), device) for i in range(layers)}
         with explained("the bundle's step graph does not fit its encoder's"):
             self.bind_memory(self.binding)
@@ -85,7 +84,7 @@ class DecoderSession:
             stride = value.tensor_size_in_bytes() // layers
             shape, dtype = [self.rows, positions, width], DTYPES[value.data_type()]
             for i in range(layers):
-                # a layer of the encoder's output where it lies: nothing is copied, on no device
+                # a layer of the encoder's output in place: nothing is copied, on any device
                 binding.bind_input(f"cross_{kind}.{i}", device, 0, dtype, shape, value.data_ptr() + i * stride)
 
     def __call__(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -104,8 +103,8 @@ class DecoderSession:
         return logits
 
     def cross_attention(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Where the heads that follow the speech look before each token that comes next. [rows, tokens] -> [rows, tokens, positions]"""
-        with explained("the bundle's step graph does not say where its heads look"):
+        """Cross-attention of the alignment heads before each of the next tokens. [rows, tokens] -> [rows, tokens, positions]"""
+        with explained("the bundle's step graph does not return its attention"):
             self.binding.bind_output("alignment")
         self(tokens)
         found: npt.NDArray[np.float32] = self.binding.get_outputs()[-1].numpy()
@@ -116,7 +115,7 @@ class DecoderSession:
         return found.astype(np.float32, copy=False)
 
     def reorder(self, rows: npt.NDArray[np.intp]) -> None:
-        """Let each row go on from what another one has written."""
+        """Let each row continue from another row's caches."""
         if np.array_equal(rows, np.arange(self.rows)):
             return
         for cache in self.caches.values():
@@ -150,11 +149,11 @@ def greedy(
     """Write the likeliest token of each clip until its end or its limit.
 
     Args:
-        decoder: with a row a clip.
+        decoder: with one row per clip.
         prompts: of each clip, all of one length.
         limits: most tokens of each clip.
         end: the token that ends a transcript.
-        first: called when the first token of all is there.
+        first: called when the first token of every clip has been computed.
     """
     tokens = np.array(prompts, np.int64)
     written: list[list[int]] = [[] for _ in prompts]
@@ -178,14 +177,14 @@ def greedy(
 
 
 def beam_search(decoder: DecoderSession, prompt: Sequence[int], limit: int, end: int, beams: int) -> Hypothesis:
-    """Write one clip's likeliest transcript that several beams find, by mean log-probability of its tokens and the end.
+    """Write the likeliest transcript of one clip that beam search finds, by mean log-probability of its tokens and the end.
 
     Args:
-        decoder: with a row a beam.
+        decoder: with one row per beam.
         prompt: what every beam begins with.
         limit: most tokens.
         end: the token that ends a transcript.
-        beams: transcripts followed at a time; the search ends when as many have ended.
+        beams: number of hypotheses kept; the search stops when as many have ended.
     """
     likely = log_softmax(decoder(np.array([prompt] * beams, np.int64)))[:1]  # the rows are still alike
     scores = np.zeros(1)
@@ -207,7 +206,7 @@ def beam_search(decoder: DecoderSession, prompt: Sequence[int], limit: int, end:
                 kept.append((total, row, [*written[row], token]))
         if not kept or len(ended) >= beams or len(kept[0][2]) >= limit:
             ended += [(total / len(tokens), stopped(tokens)) for total, _, tokens in kept]
-            # one that came to its end by itself is better than any that did not
+            # one that ended by itself is preferred to any that did not
             return max(ended, key=lambda one: (one[1].finished, one[0]))[1]
         to_spare = beams - len(kept)
         kept += [kept[-1]] * to_spare
@@ -219,7 +218,7 @@ def beam_search(decoder: DecoderSession, prompt: Sequence[int], limit: int, end:
 
 
 def stopped(tokens: list[int]) -> Hypothesis:
-    """A transcript that the cap stopped: all of it, or of a loop at its end one round."""
+    """A transcript that the limit stopped: all of it, but only one repetition of a loop at its end."""
     excess = repeated(tokens)
     return Hypothesis(tokens[: len(tokens) - excess], False, excess > 0)
 

@@ -1,4 +1,4 @@
-"""Memory that loading a model needs for a moment, given back to the system at once: it would count as the process's until its end."""
+"""Memory that is needed only while a model is loaded, returned to the system at once: otherwise it would count as the process's until its end."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class SpeechModel:
         return cross_kv
 
     def first_logits(self, cross_kv: Sequence[ort.OrtValue], language: str) -> npt.NDArray[np.float32]:
-        """Logits after the prompt, those of suppressed tokens lowered. -> [1, vocabulary]"""
+        """Logits after the prompt, lowered at suppressed tokens. -> [1, vocabulary]"""
         prompt = np.array([self.prompts[language]], np.int64)
         return DecoderSession(self.step, cross_kv, prompt.shape[1])(prompt)
 

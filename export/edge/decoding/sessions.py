@@ -1,4 +1,4 @@
-"""onnxruntime's sessions and values: how graphs are opened, where they compute, and what they give while it stays there."""
+"""onnxruntime's sessions and values: how graphs are opened, where they compute, and outputs that stay on the device."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ..bundle.fields import MAX_TOKENS
 from ..bundle.manifest import BundleError, Manifest, check_graph
 
 Provider = str | tuple[str, Mapping[str, object]]  # of onnxruntime, its name, or that and its options
-# what each graph is called with, and what it must give
+# inputs and outputs that each graph must have
 CALLED = {
     "frontend": ({"waves"}, {"input_features"}),
     "encoder": ({"input_features"}, {"n_layer_cross_k", "n_layer_cross_v"}),
     "step": ({"input_ids", "offset", "cache_k.0", "cross_k.0"}, {"logits", "next_k.0"}),
 }
-# clips differ in length, and an exhaustive search is made anew for every length of a convolution; fp32 is fp32, whoever wants speed takes fp16
+# clips differ in length, and an exhaustive search is repeated for every length of a convolution; fp32 means fp32: for speed there is fp16
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
 _PRINTING = threading.Lock()
 ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
@@ -36,7 +36,7 @@ def session_options(threads: int | None, spin: bool = False) -> ort.SessionOptio
         spin: let threads wait for work without sleeping while a graph runs.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # an error is raised, and told once
+    options.log_severity_level = 4  # an error is raised, and reported once
     # three sessions share the cores: a pool that spins after its graph is done slows the next graph by a third
     how = ("session.force_spinning_stop", "1") if spin else ("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry(*how)
@@ -56,12 +56,12 @@ def open_sessions(
         )
     if first in ON_CUDA:
         with printed_as_warnings():
-            ort.preload_dlls()  # CUDA's libraries, where pip has installed them; without it only the system's are found
+            ort.preload_dlls()  # CUDA's libraries as pip installs them; otherwise only the system's are found
     if cuda_graphs and first != "CUDAExecutionProvider":
-        raise BundleError(f"CUDA graphs are the CUDA provider's, and {first} is asked for")
+        raise BundleError(f"CUDA graphs need the CUDA provider, but {first} is asked for")
     captured = [(first, {**given, "enable_cuda_graph": "1"}), *providers[1:]]
     opened: dict[str, ort.InferenceSession] = {}
-    # the largest first: what loading it needed is free again for the others, which keeps the peak of memory low
+    # the largest first: memory that loading it took is free for the others, which keeps the peak low
     for part in sorted(graphs, key=lambda part: -graphs[part].stat().st_size):
         opened[part] = open_session(graphs[part], options, captured if cuda_graphs and part == "step" else providers)
     if opened["step"].get_providers()[0] != first:  # onnxruntime goes on without a provider that fails to start
@@ -70,13 +70,13 @@ def open_sessions(
 
 
 def with_cuda_options(provider: Provider) -> tuple[str, dict[str, object]]:
-    """A provider's name and options; CUDA's are ours where none are given."""
+    """A provider's name and options, with our defaults for CUDA's."""
     name, given = (provider, {}) if isinstance(provider, str) else provider
     return name, {**CUDA_OPTIONS, **given} if name == "CUDAExecutionProvider" else dict(given)
 
 
 def open_session(path: Path, options: ort.SessionOptions, providers: Sequence[Provider]) -> ort.InferenceSession:
-    """A graph's session; raises BundleError where it holds what is not run, or onnxruntime cannot load it."""
+    """A graph's session; raises BundleError where it holds what must not be run, or onnxruntime cannot load it."""
     check_graph(path)
     wanted = [with_cuda_options(provider) for provider in providers]
     on_cpu = all(name == "CPUExecutionProvider" for name, _ in wanted)
@@ -89,13 +89,13 @@ def open_session(path: Path, options: ort.SessionOptions, providers: Sequence[Pr
 
 @contextmanager
 def printed_as_warnings() -> Iterator[None]:
-    """Send to stderr what onnxruntime prints of a missing library or a provider that does not start; one thread at a time."""
+    """Redirect to stderr what onnxruntime prints about a missing library or a provider that does not start; one thread at a time."""
     with _PRINTING, redirect_stdout(sys.stderr):
         yield
 
 
 def check_sessions(opened: Mapping[str, ort.InferenceSession], graphs: dict[str, Path], manifest: Manifest) -> None:
-    """Raise BundleError where a graph has not the inputs and outputs that it is called with, or the decoder knows too few tokens."""
+    """Raise BundleError where a graph lacks inputs or outputs that it needs, or the decoder has too few tokens."""
     for part, (inputs, outputs) in CALLED.items():
         known = {i.name for i in opened[part].get_inputs()}, {o.name for o in opened[part].get_outputs()}
         if missing := sorted((inputs - known[0]) | (outputs - known[1])):
@@ -134,7 +134,7 @@ def run_on_device(
     session: ort.InferenceSession, given: Mapping[str, ort.OrtValue], names: Sequence[str],
     places: Sequence[ort.OrtValue] | None = None,
 ) -> list[ort.OrtValue]:  # fmt: skip
-    """Run a graph; what it gives stays where it was computed, or is written to `places`. Values in, values out."""
+    """Run a graph; its outputs stay where they are computed, or are written to `places`. OrtValues in, OrtValues out."""
     with explained(f"the graph from {', '.join(given)} to {', '.join(names)} does not run"):
         binding = session.io_binding()
         for name, value in given.items():

@@ -1,9 +1,6 @@
-"""Runtimes that must load a bundle: one file each, found by its name.
+"""Runtimes to verify a bundle in: one module each, found by name.
 
-A file defines how the runtime is found: either `missing()`, which returns None or what to do, or `REQUIRES`, the import that it needs (or
-`installed()`), with `INSTALL`, how to get it. It also defines `EXACT`, whether it must write torch's very tokens in fp32 (or its
-text, where it hands out no tokens) rather than keep within the WER budget, `GRAPHS` and `FILES`, what it reads of a bundle, and
-`open_client(bundle, precision, threads)`, which returns a `Client`. Adding a runtime is adding a file. Each runs in a process of its own.
+A module defines how to detect the runtime: either `missing()`, which returns None or a remedy, or `REQUIRES`, the module to import (or `installed()`), with `INSTALL`, how to install it. It also defines `EXACT`, whether fp32 must reproduce torch's tokens (or its text, if the runtime returns no tokens) rather than meet the WER budget; `GRAPHS` and `FILES`, what it reads from a bundle; and `open_client(bundle, precision, threads)`, which returns a `Client`. To add a runtime, add a module. Each runs in its own process.
 """
 
 from export.verification.clients.protocol import Client, Transcription

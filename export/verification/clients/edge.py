@@ -1,6 +1,6 @@
-"""Our torch-free runtime: the workbench's own copy, since the one in a stranger's bundle is a stranger's code.
+"""Our torch-free runtime: the workbench's own copy, because the copy in a bundle may be untrusted code.
 
-`workbench verify` says where the two differ.
+`workbench verify` reports where the two differ.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class EdgeClient:
     """A bundle in the runtime."""
 
     def __init__(self, bundle: Path, precision: str, threads: int | None) -> None:
-        # like torch, which is compared with, it is to write whatever the decoder says
+        # without the speech detector, like the torch reference
         self.recognizer = Recognizer(bundle, precision, threads, vad=False)
         if "torch" in sys.modules or "transformers" in sys.modules:
             raise RuntimeError("the edge runtime loaded torch or transformers")

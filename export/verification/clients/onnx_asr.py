@@ -1,4 +1,4 @@
-"""onnx-asr: `load_model("whisper", FOLDER)`, which pads to 30 s, suppresses nothing and caps nothing but the context."""
+"""onnx-asr: `load_model("whisper", FOLDER)`, which pads to 30 s, suppresses no tokens and stops only at the context length."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class OnnxAsrClient:
             options.intra_op_num_threads = threads
         manifest = read_manifest(bundle)
         self.manifest = manifest
-        # it takes one suffix for both graphs
+        # onnx-asr takes one suffix for both graphs
         self.view = None if is_found(manifest, precision, SUFFIXES) else BundleView(manifest, precision)
         folder = self.view.folder if self.view else bundle
         suffix = None if self.view else SUFFIXES[precision].removeprefix("_") or None
         self.model: Any = package.load_model("whisper", folder, quantization=suffix, sess_options=options)
         self.version = version("onnx-asr")
         self.written: Any = None
-        decoding = self.model.asr._decoding  # it hands out text alone; what was decoded is noted on the way
+        decoding = self.model.asr._decoding  # onnx-asr returns only text; a wrapper records the decoded tokens
 
         def noting(*given: Any, **named: Any) -> Any:
             self.written = decoding(*given, **named)
@@ -52,9 +52,11 @@ class OnnxAsrClient:
         """Transcribe one utterance."""
         try:
             text = self.model.recognize(np.asarray(wave, np.float32), sample_rate=SAMPLE_RATE, language=language)
-        except KeyError as error:  # it reads every character as a byte of a byte-level token
+        except KeyError as error:  # onnx-asr decodes every token as byte-level BPE, added words included
             added = ", ".join(map(repr, self.manifest.added.values()))
-            raise RuntimeError(f"onnx-asr cannot write the added words {added}: no byte is spelled {error}") from None
+            raise RuntimeError(
+                f"onnx-asr cannot decode the added words {added}: {error} is not in the byte alphabet"
+            ) from None
         tokens = tuple(i for i in self.written[0].tolist() if self.manifest.is_text(i))
         return Transcription(str(text).strip(), tokens)
 

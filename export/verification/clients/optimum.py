@@ -1,6 +1,6 @@
-"""Hugging Face Optimum: `ORTModelForSpeechSeq2Seq` with the bundle's own processor, as its users write it.
+"""Hugging Face Optimum: `ORTModelForSpeechSeq2Seq` with the bundle's own processor, as in typical user code.
 
-It runs in an environment of its own, since its ONNX package wants an older transformers than ours (export/optimum).
+It runs in its own environment, since its ONNX package needs an older transformers than ours (export/optimum).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SAMPLES_A_POSITION = 320  # of the encoder's output
 
 @cache
 def missing() -> str | None:
-    """None if Optimum can run here; its environment is made for that. Else why not, and what to do; it is tried once a process."""
+    """None if Optimum can run here, else the reason and a remedy. Creates its environment if needed; tried once per process."""
     try:
         environment()
     except (UserError, OSError) as error:
@@ -36,13 +36,13 @@ def missing() -> str | None:
 
 
 class OptimumClient:
-    """A bundle in Optimum, read at true length where the bundle is length-adaptive, or always at 30 s as the tutorials do."""
+    """A bundle in Optimum; clips are unpadded if the bundle is length-adaptive, unless `always_30_s`."""
 
     def __init__(self, bundle: Path, precision: str, threads: int | None, always_30_s: bool = False) -> None:
         self.manifest = read_manifest(bundle)
         check_settings(bundle)
         self.padded = always_30_s or self.manifest.content["length"] == "padded"
-        # it finds graphs by their standard names alone
+        # Optimum finds graphs only under their standard names
         self.view = BundleView(self.manifest, precision, graphs=".")
         places = (str(self.view.folder), str(bundle.resolve()))
         there = environment()

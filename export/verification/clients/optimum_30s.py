@@ -1,6 +1,6 @@
 """Hugging Face Optimum as the tutorials use it: every clip padded to 30 s, Whisper's own `generate`.
 
-A length-adaptive student was not trained to hear so much silence; its encoder's graph cuts it off (export/graphs/padding.py).
+A length-adaptive student was not trained on that much silence; its encoder graph trims it (export/graphs/padding.py).
 """
 
 from __future__ import annotations

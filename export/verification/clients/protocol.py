@@ -1,4 +1,4 @@
-"""The seam between verification and the runtimes."""
+"""The interface between verification and the runtimes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Protocol, TypedDict
 from export.bundle.manifest import CHECKPOINT_FILES
 from workbench.audio.decode import Wave
 
-# What Hugging Face's runtimes read of a bundle: graphs, and files that lie where they are there.
+# Graphs and files that Hugging Face's runtimes read from a bundle.
 HUGGING_FACE = ("encoder", "decoder"), CHECKPOINT_FILES
 
 
 @dataclass(frozen=True)
 class Transcription:
-    """What a runtime wrote of one clip."""
+    """A runtime's transcript of one clip."""
 
     text: str
-    tokens: tuple[int, ...] | None  # without prompt and end; None where the runtime does not hand them out
+    tokens: tuple[int, ...] | None  # without prompt and end; None if the runtime does not return them
 
 
 class ClipFile(TypedDict):

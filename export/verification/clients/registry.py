@@ -1,4 +1,4 @@
-"""Find a runtime by the name of its file."""
+"""Find runtimes by module name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOT_CLIENTS = {"protocol", "registry", "worker"}
 
 
 def known_clients() -> list[str]:
-    """Names of the runtimes, which are the files of this folder."""
+    """Names of the runtimes: the modules of this folder."""
     names = (m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]))
     return sorted(name for name in names if name not in NOT_CLIENTS and not name.startswith("_"))
 
@@ -29,7 +29,7 @@ def client_module(name: str) -> ModuleType:
 
 
 def unavailable_reason(name: str) -> str | None:
-    """None if a runtime can be used, else how to install it. Calling this makes the environment of a runtime that has one."""
+    """None if a runtime can be used, else how to install it. May create the runtime's environment (Optimum)."""
     module = client_module(name)
     if hasattr(module, "missing"):
         remedy: str | None = module.missing()
@@ -44,7 +44,7 @@ def is_exact(name: str) -> bool:
 
 
 def has_graphs_of(manifest: Manifest, name: str) -> bool:
-    """Whether a bundle has every graph that a runtime asks for."""
+    """Whether a bundle has every graph that a runtime needs."""
     return all(set(client_module(name).GRAPHS) <= set(graphs) for graphs in manifest.content["precisions"].values())
 
 

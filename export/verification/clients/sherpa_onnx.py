@@ -1,7 +1,6 @@
-"""sherpa-onnx: `OfflineRecognizer.from_whisper`, the same in Python as in C++, Android, iOS or WebAssembly.
+"""sherpa-onnx: `OfflineRecognizer.from_whisper`, which behaves the same in Python, C++, Android, iOS and WebAssembly.
 
-It computes features of its own, pads them with zeros, and writes at most six tokens for a second of what it pads to. Its frames
-lie half a hop later than Whisper's, so every wave gets that much in front of it: see docs/decisions/0015-half-a-hop.md.
+It computes its own features, pads them with zeros, and decodes at most six tokens per second of padded length. Its frames lie half a hop later than Whisper's, so half a hop is prepended to every wave: see docs/decisions/0015-half-a-hop.md.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ REQUIRES, INSTALL = "sherpa_onnx", "pip install sherpa-onnx"
 
 
 def in_step(wave: Wave) -> Wave:
-    """Put half a hop in front, the wave's own mirror image as at any edge, so that the frames lie where Whisper has them."""
+    """Prepend half a hop, mirrored from the wave as in reflect padding, so that the frames align with Whisper's."""
     return np.concatenate([wave[HALF_A_HOP:0:-1], wave])
 
 
 class SherpaClient:
-    """A bundle in sherpa-onnx; the language is chosen when it is opened."""
+    """A bundle in sherpa-onnx; one recognizer per language, since the language is fixed when opening."""
 
     def __init__(self, bundle: Path, precision: str, threads: int | None) -> None:
         self.manifest, self.precision, self.threads = read_manifest(bundle), precision, threads

@@ -1,4 +1,4 @@
-"""transformers.js in Node, which is what runs in browsers, too: Whisper's `generate` with the bundle's own processor, padded to 30 s."""
+"""transformers.js in Node, the same library as in browsers: Whisper's `generate` with the bundle's own processor, padded to 30 s."""
 
 from __future__ import annotations
 
@@ -18,16 +18,21 @@ EXACT = True
 GRAPHS, FILES = HUGGING_FACE
 FOLDER = Path(__file__).parent / "node"
 INSTALL = f"install Node 18 or later, then: npm ci --ignore-scripts --prefix {FOLDER}"
-DTYPES = {"fp32": "fp32", "fp16": "fp16", "int8": "q8", "q4": "q4"}  # its names of precisions, by which it finds files
+DTYPES = {
+    "fp32": "fp32",
+    "fp16": "fp16",
+    "int8": "q8",
+    "q4": "q4",
+}  # its names for precisions, from which it derives file names
 
 
 def installed() -> bool:
-    """Whether Node and the package are there."""
+    """Whether Node and the package are installed."""
     return shutil.which("node") is not None and (FOLDER / "node_modules" / "@huggingface" / "transformers").is_dir()
 
 
 class TransformersJsClient:
-    """A bundle in a Node process of its own, asked a clip at a time."""
+    """A bundle in its own Node process, one clip per request."""
 
     def __init__(self, bundle: Path, precision: str, threads: int | None) -> None:
         self.manifest = read_manifest(bundle)

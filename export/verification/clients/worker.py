@@ -1,7 +1,7 @@
 """Run one runtime in this process: `python -m export.verification.clients.worker CLIENT JOB.json RESULT.json`.
 
 The job names the bundle, precision, threads and the clips as 16 kHz WAV files; the result holds a transcription for
-each. A runtime that crashes takes only this process with it.
+each. A crash of the runtime ends only this process.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class Whisper:
         check_checkpoint(folder)
 
     def narrowed(self, vocabulary: Vocabulary) -> Whisper:
-        """The same family for models that know only some of the tokens, by numbers of their own."""
+        """The same family for models that know only some of the tokens, renumbered."""
         other = copy.copy(self)
         other.vocabulary = vocabulary
         other.end = vocabulary.place(self.end)
@@ -148,7 +148,7 @@ class Whisper:
 
     @property
     def width(self) -> int:
-        """Of the encoder's states."""
+        """Width of the encoder's states."""
         return int(self.config.d_model)
 
     @property
@@ -191,7 +191,7 @@ class Whisper:
         return self.window_seconds if self.own_margin is None else self.own_margin
 
     def reading_seconds(self, waves: Sequence[Wave]) -> float:
-        """Seconds that the checkpoint was trained to hear of waves: the longest and the silence after it, up to its window."""
+        """Input length in seconds for some waves: the longest and the silence after it, up to the checkpoint's window."""
         return min(max(map(len, waves)) / SAMPLE_RATE + self.silence, self.window_seconds)
 
     @torch.no_grad()
@@ -246,7 +246,7 @@ class Whisper:
         labelled: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """What the output projection is given at the labelled positions. -> [labels, width]"""
+        """Input of the output projection at the labelled positions. -> [labels, width]"""
         return decoder_hidden(as_whisper(model), states, tokens, labelled, attention_mask)[0]
 
     def project(self, model: nn.Module, hidden: Tensor) -> Tensor:

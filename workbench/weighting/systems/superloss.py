@@ -1,4 +1,4 @@
-"""SuperLoss (Castells et al., NeurIPS 2020): a curriculum by the loss itself, in which hard utterances count for less.
+"""SuperLoss (Castells et al., NeurIPS 2020): a curriculum by the loss itself, in which hard utterances are down-weighted.
 
     min over s of (L - t) * s + lambda * log(s)^2,   s = exp(-W(max(-2/e, (L - t) / lambda) / 2))
 
