@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.core.errors import errors_in_a_line, output_file
+from workbench.core.errors import install_one_line_excepthook, output_file
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,7 +36,7 @@ def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def arguments(doc: str | None, **extra: tuple[Any, str]) -> argparse.Namespace:
     """`--json FILE` and a benchmark's own options, given as name=(default, help); numbers are positive."""
-    errors_in_a_line()
+    install_one_line_excepthook()
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("--json", type=output_file, help="where to write figures, host and raw runs")
     parser.add_argument("--worker", help=argparse.SUPPRESS)

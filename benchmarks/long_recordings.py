@@ -34,14 +34,14 @@ def measured(language: str, corpus: str) -> dict[str, Any]:
     from workbench.audio.decode import SAMPLE_RATE, write_wav
     from workbench.corpus import scored_clips
     from workbench.evaluation.scoring import score
-    from workbench.labelling.filters import Limits
+    from workbench.labelling.filters import LabelFilters
     from workbench.labelling.pseudo_labels import LabelSettings, label
 
     clips = [u for u in scored_clips(corpus, "validation") if u.seconds > 1.5][:CLIPS]
     draw, noise = random.Random(3), np.random.default_rng(0)
     waves = [(u.wave(), np.zeros(round(SAMPLE_RATE * draw.uniform(0.4, 1.8)), np.float32)) for u in clips]
     wave = np.concatenate([piece for pair in waves for piece in pair])
-    settings, keep_all = LabelSettings(language=language), Limits(None, None, None, None, None, None)
+    settings, keep_all = LabelSettings(language=language), LabelFilters(None, None, None, None, None, None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "recordings").mkdir()

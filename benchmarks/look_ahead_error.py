@@ -73,14 +73,14 @@ def compare(loop: Any, objective: Any, planned: Any) -> list[dict[str, Any]]:
 
 def both(batch: Any, outer: Any) -> dict[str, Any]:
     """Difference and median times of the two, in turns."""
-    from workbench.weighting.meta_gradients import concentrated, outer_gradients
+    from workbench.weighting.meta_gradients import outer_gradients, restrict_to_moved_tokens
 
     weights = torch.full((2, len(batch.ids)), 0.5)
-    fewer = concentrated(batch, outer)
+    fewer = restrict_to_moved_tokens(batch, outer)
     whole = outer_gradients(batch, outer, weights, 0.1)
     error = (outer_gradients(*fewer, weights, 0.1) - whole).norm() / whole.norm()
     work = {
-        "prepare_ms": lambda: concentrated(batch, outer),
+        "prepare_ms": lambda: restrict_to_moved_tokens(batch, outer),
         "whole_ms": lambda: outer_gradients(batch, outer, weights, 0.1),
         "kept_ms": lambda: outer_gradients(*fewer, weights, 0.1),
     }

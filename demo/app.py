@@ -18,9 +18,9 @@ from starlette.middleware import Middleware
 
 from demo.difference import COLOURS
 from demo.guard import Guard, fetch_nothing
-from demo.limits import REFERENCE_CHARACTERS, Limits, private_folder
+from demo.limits import REFERENCE_CHARACTERS, DemoLimits, private_folder
 from demo.live import Visitors
-from demo.session import Result, Systems, Tally, compare, load_clip, seconds
+from demo.session import Result, RunningWer, Systems, compare, load_clip, seconds
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.core.errors import UserError
 from workbench.corpus import Utterance, scored_clips
@@ -43,7 +43,7 @@ SESSIONS = 200  # browser sessions whose state is kept
 OTHER_EVENTS = 16  # concurrent events besides transcriptions and microphones
 
 
-def build(systems: Systems, examples: Sequence[Utterance], limits: Limits) -> gr.Blocks:
+def build(systems: Systems, examples: Sequence[Utterance], limits: DemoLimits) -> gr.Blocks:
     """Build the page.
 
     Args:
@@ -65,7 +65,7 @@ def build(systems: Systems, examples: Sequence[Utterance], limits: Limits) -> gr
     return queued
 
 
-def _clip_tab(systems: Systems, examples: Sequence[Utterance], limits: Limits) -> None:
+def _clip_tab(systems: Systems, examples: Sequence[Utterance], limits: DemoLimits) -> None:
     """A clip or recording, transcribed as a whole."""
     labels = [
         (f"{u.text[:70]}{'…' if len(u.text) > 70 else ''} ({u.seconds:.1f} s)", i) for i, u in enumerate(examples)
@@ -79,7 +79,7 @@ def _clip_tab(systems: Systems, examples: Sequence[Utterance], limits: Limits) -
         samples = (np.clip(utterance.wave(), -1, 1) * 32767).astype(np.int16)
         return (SAMPLE_RATE, samples), utterance.text, utterance.language
 
-    def run(path: str | None, reference: str, language: str, tally: Tally) -> tuple[str, str, Tally]:
+    def run(path: str | None, reference: str, language: str, tally: RunningWer) -> tuple[str, str, RunningWer]:
         try:
             clip = _usable(path, reference, limits)
             wave = systems.decoding.submit(load_clip, clip, limits.longest_seconds).result()
@@ -88,7 +88,7 @@ def _clip_tab(systems: Systems, examples: Sequence[Utterance], limits: Limits) -
             return _problem(error), "", tally
         return "", cards(results, seconds(wave)), tally
 
-    tally = gr.State(Tally())
+    tally = gr.State(RunningWer())
     with gr.Row():
         with gr.Column():
             example = gr.Dropdown(labels, value=None, label="Example with a known transcript", elem_id="example")
@@ -118,7 +118,7 @@ def _clip_tab(systems: Systems, examples: Sequence[Utterance], limits: Limits) -
     )  # fmt: skip
 
 
-def _live_tab(page: gr.Blocks, systems: Systems, limits: Limits) -> None:
+def _live_tab(page: gr.Blocks, systems: Systems, limits: DemoLimits) -> None:
     """A microphone, transcribed live."""
     visitors = Visitors(systems, limits.live)
 
@@ -158,7 +158,7 @@ def _live_tab(page: gr.Blocks, systems: Systems, limits: Limits) -> None:
     page.unload(leave)
 
 
-def _usable(path: str | None, reference: str, limits: Limits) -> Path:
+def _usable(path: str | None, reference: str, limits: DemoLimits) -> Path:
     """Validate a visitor's input and return the recording's path; raises UserError."""
     if not path:
         raise UserError("Choose an example, upload a recording or record one first.")
@@ -188,7 +188,9 @@ class Served(TypedDict, total=False):
     quiet: bool
 
 
-def launch(page: gr.Blocks, host: str, port: int, limits: Limits, **options: Unpack[Served]) -> tuple[App, str, str]:
+def launch(
+    page: gr.Blocks, host: str, port: int, limits: DemoLimits, **options: Unpack[Served]
+) -> tuple[App, str, str]:
     """Serve a page with its theme and styles, loading nothing from the network."""
     fetch_nothing()
     # otherwise Gradio 6.31 stores transcripts in the visitor's browser; 6.16 lacks the launch() argument
@@ -230,10 +232,10 @@ def cards(results: Sequence[Result], clip_seconds: float) -> str:
 
 def serve(
     bundles: Sequence[Path], teacher: str, corpus: str, precision: str | None, host: str, port: int, threads: int | None,
-    vad: bool | None = None, limits: Limits | None = None,
+    vad: bool | None = None, limits: DemoLimits | None = None,
 ) -> None:  # fmt: skip
     """Open the systems and serve the page until interrupted; raises UserError if the port is taken."""
-    limits = limits or Limits()
+    limits = limits or DemoLimits()
     systems = Systems.open(bundles, teacher, precision, threads, vad)
     clips = scored_clips(corpus, "test")
     step = max(1, len(clips) // EXAMPLES)

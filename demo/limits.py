@@ -16,14 +16,13 @@ SWEEPS_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Limits:
+class DemoLimits:
     """Limits for visitors; the defaults are those of `workbench demo`."""
 
     longest_seconds: float = 600.0  # of a recording, and of a live session
     upload_mb: int = 100  # of one request; ten minutes of 16-bit mono at 48 kHz take 58 MB
-    at_once: int = (
-        16  # concurrent requests, which take turns; each holds a decoded recording in memory, 4 MB per minute
-    )
+    # concurrent requests, which take turns; each holds a decoded recording in memory, 4 MB per minute
+    at_once: int = 16
     waiting: int = 64  # queued requests; more are rejected
     live: int = 4  # visitors who speak at the same time
     keep_minutes: float = 10.0  # until an upload is removed

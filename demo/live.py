@@ -67,9 +67,8 @@ class Live:
             raise UserError("no system is selected; tick at least one")
         self.systems, self.rate, self.seconds, self.over, self.closed = systems, rate, 0.0, False, False
         self.last = time.monotonic()  # when the last block arrived
-        self.lock = (
-            threading.Lock()
-        )  # blocks and the end come from the page's threads, transcripts from the systems' threads
+        # blocks and the end come from the page's threads, transcripts from the systems' threads
+        self.lock = threading.Lock()
         try:
             self.resampler = Resampler(rate)
             self.queues = {name: Queue(Stream(systems.recognizers[name], language)) for name in names}

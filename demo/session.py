@@ -99,7 +99,7 @@ class Systems:
 
 
 @dataclass
-class Tally:
+class RunningWer:
     """Word errors of each system in a visitor's session."""
 
     errors: dict[str, int] = field(default_factory=dict)
@@ -116,7 +116,7 @@ def load_clip(path: Path, longest: float) -> Wave:
     return wave
 
 
-def compare(systems: Systems, wave: Wave, reference: str, language: str, tally: Tally) -> list[Result]:
+def compare(systems: Systems, wave: Wave, reference: str, language: str, tally: RunningWer) -> list[Result]:
     """Transcribe a clip with each system in turn.
 
     Args:

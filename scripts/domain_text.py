@@ -13,7 +13,7 @@ import argparse
 import random
 import re
 
-from workbench.core.errors import errors_in_a_line, output_file
+from workbench.core.errors import install_one_line_excepthook, output_file
 from workbench.core.files import write_text
 from workbench.corpus import open_corpus
 from workbench.corpus.split import split_key
@@ -72,7 +72,7 @@ GRAMMAR: dict[str, list[str]] = {
 
 def main() -> None:
     """Parse arguments and write the lines."""
-    errors_in_a_line()
+    install_one_line_excepthook()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lines", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=1)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.core.errors import errors_in_a_line, output_file
+from workbench.core.errors import install_one_line_excepthook, output_file
 from workbench.core.files import read_json, write_json
 from workbench.corpus.references import CORRECTED, build_version, corrected, corrections, why_not_scored
 from workbench.evaluation.comparison import PairedHypotheses, difference_over_seeds, holm
@@ -46,7 +46,7 @@ Run = dict[str, Any]
 
 def main() -> None:
     """Rescore everything, write the JSON file and print the tables."""
-    errors_in_a_line()
+    install_one_line_excepthook()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=output_file, default=OUTPUT)
     output = parser.parse_args().output

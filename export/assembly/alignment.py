@@ -17,10 +17,10 @@ import torch
 
 from export.assembly.detector import silero_data
 from export.edge.bundle.content import Alignment
-from export.edge.words import spans
+from export.edge.words import token_times
 from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.corpus import Utterance, scored_clips
-from workbench.labelling.segmentation import PAD_SECONDS, SpeechFinder
+from workbench.labelling.segmentation import PAD_SECONDS, VoiceActivityDetector
 from workbench.models.whisper.family import Whisper
 from workbench.models.whisper.passes import encode
 from workbench.models.whisper.tokens import label_ids
@@ -58,7 +58,7 @@ def recordings(utterances: Sequence[Utterance], seed: int = 0) -> list[Recording
     Raises:
         UserError: silero-vad is not installed.
     """
-    finder, random = SpeechFinder(), np.random.default_rng(seed)
+    finder, random = VoiceActivityDetector(), np.random.default_rng(seed)
     short: list[tuple[Wave, Utterance]] = []
     for utterance in utterances:
         wave = utterance.wave()
@@ -178,7 +178,7 @@ def _error(seen: Sequence[tuple[npt.NDArray[np.float32], list[int], Recording]])
     """Mean error in seconds of the clips' starts, all but the first, and of their ends."""
     found = []
     for attention, rows, one in seen:
-        begins, ends = spans(attention, len(one.wave) / SAMPLE_RATE)
+        begins, ends = token_times(attention, len(one.wave) / SAMPLE_RATE)
         for k, (begin, end) in enumerate(one.times):
             found += [abs(begins[rows[k]] - begin)] * (k > 0) + [abs(ends[rows[k + 1] - 1] - end)]
     return float(np.mean(found))

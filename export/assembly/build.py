@@ -26,9 +26,9 @@ from export.quantization.int8 import DEFAULTS, Int8Options
 from export.quantization.precisions import Precision, Scheme, parse_precisions
 from workbench import __version__
 from workbench.audio.decode import SAMPLE_RATE, Wave
-from workbench.core.atomic import workplace
+from workbench.core.atomic import staging_folder
 from workbench.core.disk import check_free_space
-from workbench.core.errors import UserError, nearest
+from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import write_json
 from workbench.core.hashing import sha256
 from workbench.core.locks import output_lock
@@ -39,7 +39,7 @@ from workbench.models.resolve import fingerprint
 from workbench.models.students import parameters
 from workbench.models.whisper.checkpoint import check_files
 from workbench.models.whisper.family import WINDOW_SECONDS, Whisper
-from workbench.models.whisper.limits import TOKENS_AT_LEAST, TOKENS_PER_SECOND, tokens_per_second
+from workbench.models.whisper.limits import MAX_TOKENS_PER_SECOND, TOKENS_AT_LEAST, max_tokens_per_second
 from workbench.models.whisper.tokens import added_words
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def export_bundle(
 def check_exporter(through: str) -> None:
     """Raise UserError for an exporter that does not exist or cannot be installed here."""
     if through not in EXPORTERS:
-        raise UserError(f"--through {through!r}{nearest(through, EXPORTERS)}")
+        raise UserError(f"--through {through!r}{did_you_mean(through, EXPORTERS)}")
     if through == "optimum":
         from export.optimum.environment import environment
 
@@ -169,14 +169,14 @@ def _pruned(
     checkpoint: Path, choice: str, texts: Sequence[str], output: Path
 ) -> Iterator[tuple[Path, Vocabulary | None]]:
     """The checkpoint to export, and the manifest's `vocabulary` if it is pruned."""
-    from export.bundle.vocabulary import choose, loss_of, prune
+    from export.bundle.vocabulary import choose_tokens, prune, vocabulary_coverage
 
     if not choice:
         yield checkpoint, None
         return
     family = Whisper(checkpoint)
-    kept = choose(choice, family)
-    loss = loss_of(kept, family, texts)
+    kept = choose_tokens(choice, family)
+    loss = vocabulary_coverage(kept, family, texts)
     lost: Vocabulary = {"choice": choice, "size": len(kept), "of": family.config.vocab_size, "lost": loss}
     log.info("vocabulary: %s of %s tokens", f"{len(kept):,}", f"{lost['of']:,}")
     if texts:
@@ -184,7 +184,7 @@ def _pruned(
             "of %d texts %d are tokenized differently now; %s %% of their tokens stay",
             len(texts), loss["texts_changed"], loss["tokens_kept_percent"],
         )  # fmt: skip
-    with workplace(output) as temporary:
+    with staging_folder(output) as temporary:
         (temporary / "pruned").mkdir()
         yield prune(checkpoint, kept, temporary / "pruned"), lost
 
@@ -307,9 +307,11 @@ def _manifest(
         },
         "decoding": {
             "tokens_at_least": TOKENS_AT_LEAST,
-            "tokens_per_second": TOKENS_PER_SECOND,
+            "tokens_per_second": MAX_TOKENS_PER_SECOND,
             "tokens_per_second_of": {
-                language: rate for language in languages if (rate := tokens_per_second(language)) != TOKENS_PER_SECOND
+                language: rate
+                for language in languages
+                if (rate := max_tokens_per_second(language)) != MAX_TOKENS_PER_SECOND
             },
             "most_tokens": family.most_tokens,
         },

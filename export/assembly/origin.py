@@ -11,7 +11,7 @@ from workbench.core.errors import UserError
 from workbench.core.files import read_json
 from workbench.core.hashing import sha256
 from workbench.corpus import corpus_identity
-from workbench.models.whisper.family import own_margin
+from workbench.models.whisper.family import trained_silence
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Origin:
 
 def find_origin(checkpoint: Path, name: str = "") -> Origin:
     """Read a checkpoint folder's description of itself; `workbench.json` marks a length-adaptive student."""
-    margin = own_margin(checkpoint)
+    margin = trained_silence(checkpoint)
     run = checkpoint.parent
     made: Run | None = None
     if (run / "scores.json").is_file() and (run / "recipe.yaml").is_file():

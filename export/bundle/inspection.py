@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from export.edge.bundle.fields import shown
+from export.edge.bundle.fields import abbreviated
 from export.edge.bundle.manifest import BundleError, Manifest, check_graph
 from export.edge.bundle.tokens import Detokenizer
 from workbench.core.errors import UserError
@@ -46,7 +46,7 @@ def inspect(manifest: Manifest) -> None:
     check_settings(manifest.folder)
     config = manifest.folder / "config.json"
     if config.is_file() and (kind := read_object(config, "a bundle's configuration").get("model_type")) != "whisper":
-        raise UserError(f"{config}: model_type is {shown(kind)}; expected 'whisper'")
+        raise UserError(f"{config}: model_type is {abbreviated(kind)}; expected 'whisper'")
 
 
 def check_names(manifest: Manifest) -> None:

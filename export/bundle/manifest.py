@@ -16,7 +16,7 @@ from workbench.core.atomic import recover
 from workbench.core.errors import UserError
 from workbench.core.files import read_json, write_json, write_text
 from workbench.core.hashing import sha256
-from workbench.core.ownership import Made, Owned
+from workbench.core.ownership import IsOwnFile, OutputKind
 
 # What the clients read besides graphs; a checkpoint that lacks one of the optional ones exports without it.
 CHECKPOINT_FILES = (
@@ -76,7 +76,7 @@ def _mend_card(manifest: Manifest) -> None:
             write_text(path, text)
 
 
-def _own_files(folder: Path) -> Owned | None:
+def _own_files(folder: Path) -> IsOwnFile | None:
     """The files that a bundle's manifest lists, and Python's bytecode of its runtime."""
     if not (folder / "bundle.json").is_file():
         return None
@@ -97,7 +97,7 @@ def _own_files(folder: Path) -> Owned | None:
     return own
 
 
-BUNDLE = Made("bundle", _own_files)
+BUNDLE = OutputKind("bundle", _own_files)
 
 
 def write_manifest(folder: Path, content: Content) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from export.edge.bundle.fields import Check, anything, number, one_of, record, row, table, text, whole
+from export.edge.bundle.fields import Check, anything, array, choice, fields, integer, mapping, number, text
 
 REQUIRED = ("workbench", "parameters", "checkpoint_sha256")
 MOST = 10_000
@@ -27,33 +27,33 @@ def _said(field: str, value: object) -> None:
 
 
 _share = number(0, 1e9)
-_latency = record(p50=_share, p95=_share)
-_client = record(
-    client=text, precision=text, version=_said, required=one_of(True, False), passed=one_of(True, False),
+_latency = fields(p50=_share, p95=_share)
+_client = fields(
+    client=text, precision=text, version=_said, required=choice(True, False), passed=choice(True, False),
     tokens_equal=text, wer=maybe(_share), wer_torch=maybe(_share), error_=maybe(_said),
 )  # fmt: skip
-_corpus = record(
-    name=_said, split=_said, clips=whole(0, 10**9), headline_=one_of("wer", "cer"),
-    trained_on_=maybe(one_of(True, False)), normalizers_=table(text, _said),
+_corpus = fields(
+    name=_said, split=_said, clips=integer(0, 10**9), headline_=choice("wer", "cer"),
+    trained_on_=maybe(choice(True, False)), normalizers_=mapping(text, _said),
 )  # fmt: skip
-_system = record(
+_system = fields(
     name=text, precision=text, wer=_share, cer_=_share, latency_ms=_latency, size_mb=_share, peak_rss_mb=_share
 )
-_measured = record(corpus=_corpus, systems=row(_system, 0, MOST))
-_measurement = record(
-    corpus=_corpus, systems=row(_system, 0, MOST), host=record(cpu=_said), threads=whole(1, 100_000),
-    other_corpora_=row(_measured, 0, MOST),
+_measured = fields(corpus=_corpus, systems=array(_system, 0, MOST))
+_measurement = fields(
+    corpus=_corpus, systems=array(_system, 0, MOST), host=fields(cpu=_said), threads=integer(1, 100_000),
+    other_corpora_=array(_measured, 0, MOST),
 )  # fmt: skip
-_run = record(
-    teacher_=record(name=_said), validation_=record(wer=maybe(_share)),
-    corpora_=maybe(row(anything, 0, MOST)),
+_run = fields(
+    teacher_=fields(name=_said), validation_=fields(wer=maybe(_share)),
+    corpora_=maybe(array(anything, 0, MOST)),
 )  # fmt: skip
 FIELDS: dict[str, Check] = {
-    "verification": record(clients=row(_client, 0, MOST)),
+    "verification": fields(clients=array(_client, 0, MOST)),
     "measurement": _measurement,
     "run": _run,
-    "vocabulary": record(size=whole(1, 1 << 20), of=whole(1, 1 << 20), choice=_said),
-    "search": record(wer_above_=maybe(number(-100, 1e6))),
+    "vocabulary": fields(size=integer(1, 1 << 20), of=integer(1, 1 << 20), choice=_said),
+    "search": fields(wer_above_=maybe(number(-100, 1e6))),
 }
 
 

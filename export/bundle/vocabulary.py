@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from export.edge.bundle.content import Lost
 from workbench.core.disk import disk_errors
-from workbench.core.errors import UserError, nearest
+from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import read_json
 from workbench.models.vocabulary import Vocabulary
 from workbench.models.whisper.family import Whisper
-from workbench.models.whisper.low_rank import merged_state
+from workbench.models.whisper.low_rank import merged_state_dict
 from workbench.models.whisper.narrowing import narrow_model
 from workbench.models.whisper.tokens import label_ids, save_tokenizer
 
@@ -35,7 +35,7 @@ COPIED = ("preprocessor_config.json", "normalizer.json", "workbench.json")
 FORMS = "trained, a language such as 'en' or 'en:16000', 'corpus:FILE', a number of tokens, or several joined by +"
 
 
-def choose(choice: str, family: Whisper) -> list[int]:
+def choose_tokens(choice: str, family: Whisper) -> list[int]:
     """Ids of the tokens to keep, closed under the merges that make them.
 
     Args:
@@ -49,7 +49,7 @@ def choose(choice: str, family: Whisper) -> list[int]:
         UserError: the choice is none of these, or its source cannot be read.
     """
     if "+" in choice and not Path(choice.removeprefix("corpus:")).exists():
-        return sorted({token for part in choice.split("+") for token in choose(part, family)})
+        return sorted({token for part in choice.split("+") for token in choose_tokens(part, family)})
     first, _, rest = choice.partition(":")
     if choice == "trained":
         return _closed(family, _trained(family))
@@ -82,7 +82,7 @@ def prune(checkpoint: Path, kept: Sequence[int], folder: Path) -> Path:
 
     Args:
         checkpoint: a transformers Whisper folder.
-        kept: ids, as `choose` gives them.
+        kept: ids, as `choose_tokens` gives them.
         folder: an empty folder for the new checkpoint.
     """
     family = Whisper(checkpoint)
@@ -96,7 +96,7 @@ def prune(checkpoint: Path, kept: Sequence[int], folder: Path) -> Path:
         content = pruned_tokenizer(read_json(checkpoint / "tokenizer.json", "a tokenizer"), vocabulary)
         tokenizer.write_text(json.dumps(content), encoding="utf-8")
         save_tokenizer(tokenizer, model, folder)
-        model.save_pretrained(folder, state_dict=merged_state(model))
+        model.save_pretrained(folder, state_dict=merged_state_dict(model))
     for name in COPIED:
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, folder / name)
@@ -111,7 +111,7 @@ def prune_like(checkpoint: Path, bundle: Path, folder: Path) -> Path:
     return prune(checkpoint, sorted({*(whole[token] for token in known), *_always(family)}), folder)
 
 
-def loss_of(kept: Sequence[int], family: Whisper, texts: Sequence[str]) -> Lost:
+def vocabulary_coverage(kept: Sequence[int], family: Whisper, texts: Sequence[str]) -> Lost:
     """What a smaller vocabulary costs some texts: how many need a removed token, and which share of their tokens stays."""
     known = set(kept)
     tokens = [label_ids(family.tokenizer, text) for text in texts]
@@ -204,7 +204,9 @@ def _counted_words(family: Whisper, choice: str, language: str) -> Counter[int]:
             f"--vocabulary {choice!r}: word frequencies are not installed; pip install 'distill-workbench[vocabulary]'"
         ) from None
     if language not in (known := available_languages("best")):
-        raise UserError(f"--vocabulary {choice!r}{nearest(language, [*known, 'trained', 'corpus'])}; expected {FORMS}")
+        raise UserError(
+            f"--vocabulary {choice!r}{did_you_mean(language, [*known, 'trained', 'corpus'])}; expected {FORMS}"
+        )
     counted: Counter[int] = Counter()
     words = top_n_list(language, WORDS)
     frequencies = [1e12 * word_frequency(word, language) for word in words]

@@ -9,13 +9,15 @@ import numpy.typing as npt
 
 from .audio.resample import SAMPLE_RATE, Wave
 from .transcript import Transcript
-from .vad import Detector, pieces_of
-from .words import spans
+from .vad import VoiceActivityDetector, find_speech
+from .words import token_times
 
 SHORTEST = SAMPLE_RATE // 2  # samples: fewest to transcribe after a loop, and fewest to skip before them
 
 
-def rest_after(wave: Wave, attention: npt.NDArray[np.float32], detector: Detector, window: float) -> Wave | None:
+def rest_after(
+    wave: Wave, attention: npt.NDArray[np.float32], detector: VoiceActivityDetector, window: float
+) -> Wave | None:
     """The part of a clip after the tokens of a transcript; None if there is no speech in it.
 
     Args:
@@ -24,12 +26,12 @@ def rest_after(wave: Wave, attention: npt.NDArray[np.float32], detector: Detecto
         detector: of speech.
         window: seconds that the model reads at once.
     """
-    end = round(float(spans(attention, len(wave) / SAMPLE_RATE)[1][-1]) * SAMPLE_RATE)
+    end = round(float(token_times(attention, len(wave) / SAMPLE_RATE)[1][-1]) * SAMPLE_RATE)
     rest = wave[max(end, SHORTEST) :]
-    return rest if len(rest) >= SHORTEST and pieces_of(rest, detector, window) else None
+    return rest if len(rest) >= SHORTEST and find_speech(rest, detector, window) else None
 
 
-def joined(said: Transcript, later: Transcript, begin: float) -> Transcript:
+def join_transcripts(said: Transcript, later: Transcript, begin: float) -> Transcript:
     """Two transcripts of one clip as one; the later one starts at `begin` seconds."""
     stages = {name: said.stages_ms.get(name, 0.0) + ms for name, ms in later.stages_ms.items()}
     return replace(

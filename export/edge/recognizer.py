@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from .after_loop import joined, rest_after
+from .after_loop import join_transcripts, rest_after
 from .audio.resample import SAMPLE_RATE, AudioError, Wave
 from .bundle.manifest import BundleError, Manifest, read_manifest
 from .bundle.tokens import Detokenizer
@@ -18,7 +18,7 @@ from .decoding.decoder import Hypothesis, beam_search, greedy
 from .decoding.model import SpeechModel
 from .decoding.sessions import Provider
 from .transcript import Segment, Transcript
-from .vad import Detector, anybody_speaks, pieces_of
+from .vad import VoiceActivityDetector, anybody_speaks, find_speech
 from .words import Word, timed_words
 
 AUTO = "auto"  # for a language
@@ -143,15 +143,15 @@ class Recognizer:
         if not 2 <= longest <= self.window:
             raise AudioError(f"the longest stretch is {longest:g} s; expected 2 to {self.window:g} s")
         self._cutter = self._cutter or self.new_detector()
-        for piece in pieces_of(wave, self._cutter, longest):
+        for piece in find_speech(wave, self._cutter, longest):
             begin = piece.start / SAMPLE_RATE
             said = self.transcribe(wave[piece.start : piece.end], language, beams, words, vad=False)
             later = tuple(word.later(begin) for word in said.words)
             yield Segment(begin, piece.end / SAMPLE_RATE, replace(said, words=later))
 
-    def new_detector(self) -> Detector:
+    def new_detector(self) -> VoiceActivityDetector:
         """The bundle's speech detector; raises BundleError if it has none."""
-        return Detector(self.manifest.speech_detector())
+        return VoiceActivityDetector(self.manifest.speech_detector())
 
     def _batches(self, seconds: Sequence[float], most: int) -> Iterator[list[int]]:
         """Indices of clips that are batched together, the shortest first."""
@@ -213,7 +213,9 @@ class Recognizer:
         rest = rest_after(wave, attention, self.detector, self.window)
         if rest is None:
             return said
-        return joined(said, self.transcribe(rest, said.language, beams, words), (len(wave) - len(rest)) / SAMPLE_RATE)
+        return join_transcripts(
+            said, self.transcribe(rest, said.language, beams, words), (len(wave) - len(rest)) / SAMPLE_RATE
+        )
 
     def _words(
         self, samples: int, cross_kv: Sequence[ort.OrtValue], prompt: list[int], written: Hypothesis, language: str

@@ -14,9 +14,8 @@ class Transcript:
     text: str
     language: str  # as given or detected; stays `auto` where there is no speech
     tokens: tuple[int, ...]
-    stages_ms: dict[
-        str, float
-    ]  # detector, features, encoder, language where it was detected, first_token, rest, detokenize; of its whole batch
+    # detector, features, encoder, language where it was detected, first_token, rest, detokenize; of its whole batch
+    stages_ms: dict[str, float]
     finished: bool  # False if the decoder reached the token limit, which follows from the clip's length
     looped: bool = (
         False  # whether it repeated itself up to the limit; one repetition is kept, and what is said after it

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .audio.resample import SAMPLE_RATE, Wave
 from .bundle.manifest import BundleError
-from .decoding.sessions import explained, open_session, session_options
+from .decoding.sessions import as_bundle_errors, open_session, session_options
 
 FRAME = 512  # samples per probability: 32 ms
 CONTEXT = 64  # samples before a frame that the detector sees, too
@@ -30,14 +30,14 @@ LONGEST_PAUSE = 1.0  # longest pause in seconds between stretches that are joine
 
 
 @dataclass(frozen=True)
-class Piece:
+class SpeechSpan:
     """A stretch of a recording, in samples."""
 
     start: int
     end: int
 
 
-class Detector:
+class VoiceActivityDetector:
     """Probability of speech, frame by frame; it keeps its state, so that a stream may come in blocks."""
 
     def __init__(self, path: Path) -> None:
@@ -58,7 +58,7 @@ class Detector:
             contexts = np.concatenate([self.before[None], block[:-1, -CONTEXT:]])
             self.before = block[-1, -CONTEXT:]
             given = {"input": np.concatenate([contexts, block], 1), "h": self.state[0], "c": self.state[1]}
-            with explained("the bundle's speech detector does not run"):
+            with as_bundle_errors("the bundle's speech detector does not run"):
                 out = self.session.run(["speech_probs", "hn", "cn"], given)
                 likely, *self.state = cast("list[npt.NDArray[np.float32]]", out)
             if likely.size != len(block):
@@ -67,7 +67,7 @@ class Detector:
         return np.concatenate(found)
 
 
-def anybody_speaks(wave: Wave, detector: Detector) -> bool:
+def anybody_speaks(wave: Wave, detector: VoiceActivityDetector) -> bool:
     """Whether there is speech anywhere in a clip, [samples] at 16 kHz.
 
     It is more lenient than cutting a recording, so that no word is lost: the clip is scaled to one level and padded with silence, and a single frame above SPOKEN is enough (docs/decisions/0020-detector.md).
@@ -75,7 +75,7 @@ def anybody_speaks(wave: Wave, detector: Detector) -> bool:
     return speech_probability(wave, detector) >= SPOKEN
 
 
-def speech_probability(wave: Wave, detector: Detector) -> float:
+def speech_probability(wave: Wave, detector: VoiceActivityDetector) -> float:
     """The detector's highest probability on a clip, scaled to one level and padded with silence."""
     loud = max(1, len(wave) // 1000)  # a thousandth of the samples, so that one click does not decide
     level = float(np.partition(np.abs(wave), -loud)[-loud])
@@ -86,29 +86,29 @@ def speech_probability(wave: Wave, detector: Detector) -> float:
     return float(detector(np.pad(levelled, round(AROUND * SAMPLE_RATE))).max())
 
 
-def pieces_of(wave: Wave, detector: Detector, longest: float) -> list[Piece]:
+def find_speech(wave: Wave, detector: VoiceActivityDetector, longest: float) -> list[SpeechSpan]:
     """Stretches of speech of at most `longest` seconds, neighbours joined where they fit.
 
     Speech that goes on for longer is cut at its longest pause. wave: [samples] at 16 kHz.
     """
     detector.forget()
-    return joined(padded(spans(detector(wave), len(wave), longest), len(wave)), longest)
+    return join_spans(pad_spans(speech_spans(detector(wave), len(wave), longest), len(wave)), longest)
 
 
-def spans(likely: Sequence[float] | npt.NDArray[np.float32], samples: int, longest: float) -> list[Piece]:
+def speech_spans(likely: Sequence[float] | npt.NDArray[np.float32], samples: int, longest: float) -> list[SpeechSpan]:
     """Stretches of speech by the detector's probabilities [frames], still without padding.
 
     A stretch begins at ON and ends where it has been below OFF for PAUSE seconds. One that gets longer than `longest` is cut at its longest pause so far, or right there if it has none.
     """
     most = (longest - 2 * PAD) * SAMPLE_RATE - FRAME - 2 * PAD * SAMPLE_RATE
-    out: list[Piece] = []
+    out: list[SpeechSpan] = []
     start: int | None = None
     quiet: int | None = None  # since when it has been below OFF
-    pauses: list[Piece] = []
+    pauses: list[SpeechSpan] = []
     for at, p in zip(range(0, len(likely) * FRAME, FRAME), likely, strict=True):
         if p >= ON:
             if quiet is not None and at - quiet > BREATH * SAMPLE_RATE:
-                pauses.append(Piece(quiet, at))
+                pauses.append(SpeechSpan(quiet, at))
             quiet = None
             if start is None:
                 start = at
@@ -118,40 +118,42 @@ def spans(likely: Sequence[float] | npt.NDArray[np.float32], samples: int, longe
         if at - start > most:
             if pauses:
                 pause = max(pauses, key=lambda one: one.end - one.start)
-                out.append(Piece(start, pause.start))
+                out.append(SpeechSpan(start, pause.start))
                 start, quiet, pauses = pause.end, None, []
             else:
-                out.append(Piece(start, at))
+                out.append(SpeechSpan(start, at))
                 start = quiet = None
                 continue
         if p < OFF:
             quiet = at if quiet is None else quiet
             if at - quiet >= PAUSE * SAMPLE_RATE:
                 if quiet - start > SHORTEST * SAMPLE_RATE:
-                    out.append(Piece(start, quiet))
+                    out.append(SpeechSpan(start, quiet))
                 start, quiet, pauses = None, None, []
     if start is not None and samples - start > SHORTEST * SAMPLE_RATE:
-        out.append(Piece(start, samples))
+        out.append(SpeechSpan(start, samples))
     return out
 
 
-def padded(found: Sequence[Piece], samples: int) -> list[Piece]:
+def pad_spans(found: Sequence[SpeechSpan], samples: int) -> list[SpeechSpan]:
     """Each stretch with PAD seconds more on both sides; neighbours closer than that share the gap."""
     pad = int(PAD * SAMPLE_RATE)
     gaps = [b.start - a.end for a, b in pairwise(found)]
     inside = [gap // 2 if gap < 2 * pad else pad for gap in gaps]
     before, after = [pad, *inside], [*inside, pad]
-    return [Piece(max(0, p.start - b), min(samples, p.end + a)) for p, b, a in zip(found, before, after, strict=False)]
+    return [
+        SpeechSpan(max(0, p.start - b), min(samples, p.end + a)) for p, b, a in zip(found, before, after, strict=False)
+    ]
 
 
-def joined(pieces: Sequence[Piece], longest: float) -> list[Piece]:
+def join_spans(pieces: Sequence[SpeechSpan], longest: float) -> list[SpeechSpan]:
     """Neighbours as one where the pause between them is short and the whole lasts at most `longest` seconds."""
-    out: list[Piece] = []
+    out: list[SpeechSpan] = []
     for piece in pieces:
         last = out[-1] if out else None
         near = last is not None and piece.start - last.end <= LONGEST_PAUSE * SAMPLE_RATE
         if last and near and piece.end - last.start <= longest * SAMPLE_RATE:
-            out[-1] = Piece(last.start, piece.end)
+            out[-1] = SpeechSpan(last.start, piece.end)
         else:
             out.append(piece)
     return [p for p in out if p.end - p.start >= SAMPLE_RATE // 10]

@@ -54,14 +54,14 @@ def timed_words(
     """
     if not tokens:
         return []
-    begins, ends = spans(attention, seconds)
+    begins, ends = token_times(attention, seconds)
     return [
         Word(text, round(float(begins[first]), 3), round(float(ends[last - 1]), 3))
         for text, first, last in grouped(tokens, bytes_of, language)
     ]
 
 
-def spans(
+def token_times(
     attention: npt.NDArray[np.float32], seconds: float
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """When each token begins and ends, in seconds.
@@ -70,7 +70,7 @@ def spans(
 
     attention: [tokens + 1, positions] -> [tokens], [tokens]
     """
-    starts = path(-sharpened(attention))  # [tokens + 1]
+    starts = dtw_path(-sharpened(attention))  # [tokens + 1]
     begins = starts[:-1].astype(np.float64)
     for i, (start, stop) in enumerate(pairwise(starts)):
         stretch = attention[i, start : max(stop, start + 1)]
@@ -94,7 +94,7 @@ def sharpened(attention: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return smoothed
 
 
-def path(cost: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+def dtw_path(cost: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """Position at which each row begins on the cheapest path that goes down or right from corner to corner (dynamic time warping).
 
     cost: [rows, positions] -> [rows]

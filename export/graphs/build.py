@@ -37,7 +37,7 @@ def export_graphs(
         heads: alignment heads from `alignment.choose_heads`, for word timestamps.
         through: the exporter that writes the merged decoder, `workbench` or `optimum`.
     """
-    suppressed, first = family.suppressed, family.suppressed_first
+    suppressed, first = family.suppressed, family.begin_suppress_tokens
     encoder = encoder_graph(model, margin)
     helper.set_model_props(encoder, sherpa_metadata(family))
     onnx.save(frontend_graph(model.config.num_mel_bins), folder / FRONTEND)

@@ -15,7 +15,7 @@ from export.graphs.edit import hoist_transposes, name_weights_by_use
 from export.graphs.step import lowered
 from export.optimum.environment import environment
 from workbench.core.errors import last_line
-from workbench.core.machine.children import ending_with_us
+from workbench.core.machine.children import killed_with_parent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,14 +26,14 @@ FRAMES = 480  # of the tracing example; any even number will do
 
 
 def merged_decoder(
-    model: WhisperForConditionalGeneration, suppressed: Sequence[int], suppressed_first: Sequence[int], path: Path
+    model: WhisperForConditionalGeneration, suppressed: Sequence[int], begin_suppress_tokens: Sequence[int], path: Path
 ) -> None:
     """Write `decoder_model_merged.onnx` of a model as Optimum exports it, in fp32, with suppressed tokens masked.
 
     Args:
         model: a WhisperForConditionalGeneration in fp32 on the CPU, its encoder of any kind.
         suppressed: ids never written.
-        suppressed_first: ids suppressed for the first token only.
+        begin_suppress_tokens: ids suppressed for the first token only.
         path: the file to write.
 
     Raises:
@@ -50,14 +50,14 @@ def merged_decoder(
         save_file(_weights(model), folder / "decoder.safetensors")
         command = there.command("export_decoder.py", str(folder), str(FRAMES), str(OPSET))
         done = subprocess.run(
-            ending_with_us(command), capture_output=True, text=True, check=False, cwd=folder, env=there.variables(), stdin=subprocess.DEVNULL
+            killed_with_parent(command), capture_output=True, text=True, check=False, cwd=folder, env=there.variables(), stdin=subprocess.DEVNULL
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"Optimum's exporter ended with exit status {done.returncode}: {last_line(done.stderr)}")
         exported = onnx.load(folder / "decoder_model_merged.onnx")
     name_weights_by_use(exported)
     hoist_transposes(exported)
-    _suppress(exported, suppressed, suppressed_first)
+    _suppress(exported, suppressed, begin_suppress_tokens)
     onnx.save(exported, path)
 
 
@@ -84,7 +84,7 @@ def _suppress(model: onnx.ModelProto, always: Sequence[int], first: Sequence[int
     for attribute in branching.attribute:
         begins = attribute.name == "else_branch"
         row = lowered(size, [*always, *first] if begins else always)
-        name = "suppressed_first" if begins else "suppressed"
+        name = "begin_suppress_tokens" if begins else "suppressed"
         model.graph.initializer.append(numpy_helper.from_array(row, name))
         branch = attribute.g
         out = branch.output[0].name

@@ -13,7 +13,7 @@ LEAST = -1.5  # log-mel of digital silence
 NEAR_FLOOR = 1e-3  # a frame is silence if no band exceeds the floor by more than this
 
 
-def as_trained(features: Tensor, margin_frames: int | None) -> Tensor:
+def trim_or_pad_silence(features: Tensor, margin_frames: int | None) -> Tensor:
     """Trim trailing silence, common to all clips, to a margin, or pad with silence to 30 s.
 
     Frames that are zero in every band count as silence, too: some runtimes pad with them.

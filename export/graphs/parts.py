@@ -7,7 +7,7 @@ import numpy as np
 from export.graphs.writer import Writer
 from workbench.models.whisper.layers import Attention, Layer
 
-FAR = -1e9  # so low that its exponential is zero
+MASKED_SCORE = -1e9  # so low that its exponential is zero
 
 
 def split_heads(w: Writer, attention: Attention, x: str, turned: bool = False) -> str:
@@ -65,4 +65,4 @@ def causal_mask(w: Writer, places: str, until: str) -> str:
     """
     each = w.add("Range", w.constant("zero", np.array(0)), until, w.constant("one", np.array(1)))
     later = w.add("Greater", each, w.add("Unsqueeze", places, w.integers(1)))
-    return w.add("Where", later, w.constant("far", np.float32(FAR)), w.constant("near", np.float32(0)))
+    return w.add("Where", later, w.constant("far", np.float32(MASKED_SCORE)), w.constant("near", np.float32(0)))

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 OPSET = 24
 EMBEDDING = "embedding"
 TRANSPOSED = f"{EMBEDDING}_transposed_once"  # by this name edit.tied_transpose finds the tied matrix
-UNSAID = -1e4  # added to the logit of a suppressed token
+SUPPRESSED_LOGIT = -1e4  # added to the logit of a suppressed token
 
 
 def step_graph(
-    model: WhisperForConditionalGeneration, suppressed: list[int], suppressed_first: list[int],
+    model: WhisperForConditionalGeneration, suppressed: list[int], begin_suppress_tokens: list[int],
     heads: Sequence[Sequence[int]] = (),
 ) -> ModelProto:  # fmt: skip
     """The graph of a WhisperForConditionalGeneration's decoder.
@@ -37,7 +37,7 @@ def step_graph(
     Args:
         model: in fp32 on the CPU.
         suppressed: ids never written.
-        suppressed_first: ids suppressed for the first token only.
+        begin_suppress_tokens: ids suppressed for the first token only.
         heads: [layer, head] of the alignment heads (cross-attention).
     """
     decoder, config = decoder_of(model), model.config
@@ -65,7 +65,7 @@ def step_graph(
     last = w.norm("norm", decoder.layer_norm, w.add("Gather", x, w.constant("last", np.array(-1)), axis=1))
     transposed = w.add("Transpose", embedding, to=TRANSPOSED, perm=[1, 0])
     logits = w.add("MatMul", last, transposed)
-    w.add("Add", logits, suppression(w, offset, config.vocab_size, suppressed, suppressed_first), to="logits")
+    w.add("Add", logits, suppression(w, offset, config.vocab_size, suppressed, begin_suppress_tokens), to="logits")
     w.output("logits", FLOAT, ["batch", int(config.vocab_size)])
     if looked:
         together = looked[0] if len(looked) == 1 else w.add("Concat", *looked, axis=1)
@@ -153,5 +153,5 @@ def suppression(w: Writer, offset: str, size: int, always: list[int], first: lis
 def lowered(size: int, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
     """Additive mask that suppresses some tokens. -> [size]"""
     row = np.zeros(size, np.float32)
-    row[list(tokens)] = UNSAID
+    row[list(tokens)] = SUPPRESSED_LOGIT
     return row

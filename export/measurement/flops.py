@@ -5,23 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
-from export.edge.bundle.fields import number, record, table, text, whole
+from export.edge.bundle.fields import fields, integer, mapping, number, text
 from export.edge.bundle.manifest import BundleError, read_json
 from workbench.core.errors import UserError
 from workbench.models.whisper.low_rank import ranks_of
 
 LARGEST = 65_536  # of a width or length
-SIZES = record(
-    d_model=whole(1, LARGEST),
-    num_mel_bins=whole(1, 1024),
-    encoder_layers=whole(1, 1024),
-    decoder_layers=whole(1, 1024),
-    encoder_ffn_dim=whole(1, LARGEST),
-    decoder_ffn_dim=whole(1, LARGEST),
-    max_source_positions=whole(1, LARGEST),
-    vocab_size=whole(1, 1 << 20),
+SIZES = fields(
+    d_model=integer(1, LARGEST),
+    num_mel_bins=integer(1, 1024),
+    encoder_layers=integer(1, 1024),
+    decoder_layers=integer(1, 1024),
+    encoder_ffn_dim=integer(1, LARGEST),
+    decoder_ffn_dim=integer(1, LARGEST),
+    max_source_positions=integer(1, LARGEST),
+    vocab_size=integer(1, 1 << 20),
 )
-OPTIONAL_SIZES = {"pool_after": number(0, 1024), "encoder_ranks": table(text, whole(1, LARGEST))}
+OPTIONAL_SIZES = {"pool_after": number(0, 1024), "encoder_ranks": mapping(text, integer(1, LARGEST))}
 
 
 class Sizes(TypedDict):

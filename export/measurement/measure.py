@@ -24,7 +24,7 @@ from export.verification.clients import has_graphs_of
 from workbench.core.atomic import recover
 from workbench.core.errors import UserError
 from workbench.core.files import read_json, write_json
-from workbench.core.hashing import sha256_of
+from workbench.core.hashing import hash_json
 from workbench.core.machine.host import describe_host, usable_cpus
 from workbench.corpus import Utterance, corpus_identity, open_corpus
 from workbench.evaluation.scoring import headline, normalizers_of, paired_difference, score_utterances
@@ -175,7 +175,7 @@ def _key(systems: Sequence[System], parts: Sequence[Clips], threads: int, repeat
         for part in parts
     ]
     normalizers = [normalizers_of(part.languages) for part in parts]
-    return sha256_of([SCHEMA, graphs, clips, normalizers, threads, repeats, robustness, describe_host()["cpu"]])
+    return hash_json([SCHEMA, graphs, clips, normalizers, threads, repeats, robustness, describe_host()["cpu"]])
 
 
 def _graphs(system: System) -> list[str]:

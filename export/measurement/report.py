@@ -10,7 +10,7 @@ from export.edge.bundle.content import Difference
 from export.measurement import curves
 from export.measurement.content import LanguageScores, Report, Section, SystemRow
 from export.measurement.latency import STAGES
-from export.measurement.robustness import made_up
+from export.measurement.robustness import hallucination_rate
 from workbench.core.files import write_text
 from workbench.core.tables import print_rows
 from workbench.evaluation.scoring import normalize
@@ -121,7 +121,7 @@ def robustness_rows(report: Report) -> list[tuple[str, ...]]:
         ]
         short = row["one word"]
         one = f"{short['wer']:.1f} of {short['clips']} clips" if short["clips"] else ""
-        out.append((name, *cells, f"{made_up(row, kinds):.0f}", one))
+        out.append((name, *cells, f"{hallucination_rate(row, kinds):.0f}", one))
     passed = [str(of["taken_for_speech"]) if "taken_for_speech" in of else "" for of in kinds.values()]
     return [*out, ("accepted by the speech detector", *passed, "", "")]
 

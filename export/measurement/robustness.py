@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from export.bundle.manifest import open_manifest
 from export.edge import BundleError
-from export.edge.vad import Detector, anybody_speaks
+from export.edge.vad import VoiceActivityDetector, anybody_speaks
 from export.measurement.content import Heard, Robustness, Sounds
 from export.measurement.latency import BenchmarkResult, System, time_systems
 from workbench.audio.decode import SAMPLE_RATE, Wave, write_wav
@@ -104,7 +104,7 @@ def check_robustness(
     }
 
 
-def made_up(found: Mapping[str, Heard], sounds: Mapping[str, Sounds]) -> float:
+def hallucination_rate(found: Mapping[str, Heard], sounds: Mapping[str, Sounds]) -> float:
     """Hallucination rate: share of the clips without speech that got at least one word, in percent."""
     clips = sum(sounds[kind]["clips"] for kind in SPEECHLESS)
     return 100.0 * sum(found[kind]["wrote"] for kind in SPEECHLESS) / clips
@@ -124,7 +124,7 @@ def _taken_for_speech(bundle: Path, sounds: dict[str, list[Wave]]) -> dict[str, 
     if not manifest.content.get("speech_detector"):
         return {}
     try:
-        detector = Detector(manifest.speech_detector())
+        detector = VoiceActivityDetector(manifest.speech_detector())
         return {kind: sum(anybody_speaks(wave, detector) for wave in sounds[kind]) for kind in SPEECHLESS}
     except BundleError as error:
         raise UserError(str(error)) from None

@@ -25,7 +25,7 @@ from workbench.core.disk import check_free_space
 from workbench.core.errors import UserError, last_line
 from workbench.core.hashing import cache_folder
 from workbench.core.locks import output_lock
-from workbench.core.machine.children import ending_with_us
+from workbench.core.machine.children import killed_with_parent
 
 log = logging.getLogger("workbench")
 PACKAGE = "optimum-onnx"
@@ -120,7 +120,12 @@ def _make(folder: Path) -> None:
 def _failure(command: Sequence[str], variables: dict[str, str]) -> str:
     """Run a command; returns the last line of its stderr if it fails, else an empty string."""
     done = subprocess.run(
-        ending_with_us(command), capture_output=True, text=True, check=False, env=variables, stdin=subprocess.DEVNULL
+        killed_with_parent(command),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=variables,
+        stdin=subprocess.DEVNULL,
     )
     return last_line(done.stderr) if done.returncode else ""
 

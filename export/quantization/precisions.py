@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workbench.core.errors import UserError, nearest
+from workbench.core.errors import UserError, did_you_mean
 
 # File name suffixes, following transformers.js and Optimum where they define one.
 SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized", "int8_static": "_int8", "w8": "_w8", "q4": "_q4"}
@@ -67,7 +67,7 @@ def _scheme(part: str, text: str) -> Scheme:
     name, *layers = part.split("-")
     if name not in SUFFIXES:
         where = "" if part == text else f": {name!r}"
-        raise UserError(f"--precision {text!r}{where}{nearest(name, SUFFIXES)}")
+        raise UserError(f"--precision {text!r}{where}{did_you_mean(name, SUFFIXES)}")
     if layers and (name not in WITH_LAYERS or not all(layer.isdigit() for layer in layers)):
         raise UserError(f"--precision {text!r}: expected numbers of layers to leave in fp32 after a quantized scheme")
     return Scheme(name, tuple(sorted({int(layer) for layer in layers})))

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from export.search.rows import Figure, Row
-from workbench.core.errors import UserError, nearest
+from workbench.core.errors import UserError, did_you_mean
 
 FIELDS = {"wer": "wer", "size": "size_mb", "rss": "peak_rss_mb", "p50": "p50_ms"}
 LIMITED: tuple[Figure, ...] = ("wer", "size_mb", "peak_rss_mb", "p50_ms")
@@ -54,7 +54,7 @@ def parse_budget(text: str) -> Budget:
             raise UserError(f"--budget {text!r}: {term!r}: expected terms such as wer<=+0.5 or size<=60")
         name, plus, value = found.groups()
         if name not in FIELDS:
-            raise UserError(f"--budget {text!r}: {name!r}{nearest(name, FIELDS)}")
+            raise UserError(f"--budget {text!r}: {name!r}{did_you_mean(name, FIELDS)}")
         if plus and name != "wer":
             raise UserError(f"--budget {text!r}: only wer may be relative (+), {name} is absolute")
         budget = replace(budget, **{"wer_above" if plus else FIELDS[name]: float(value)})
@@ -96,7 +96,7 @@ def read_profile(path: Path) -> Profile:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        hint = nearest(field, Profile.model_fields) if first["type"] == "extra_forbidden" else ""
+        hint = did_you_mean(field, Profile.model_fields) if first["type"] == "extra_forbidden" else ""
         raise UserError(f"{path}: field {field!r}: {first['msg'].lower()}{hint}") from None
     for scheme in profile.encoder:
         parse_precision(f"{scheme}/fp32")

@@ -10,7 +10,7 @@ from workbench.core.errors import UserError
 
 
 @dataclass
-class Search:
+class SearchResult:
     """What was measured and chosen."""
 
     chosen: Precision | None  # None: nothing meets the budget

@@ -21,10 +21,10 @@ from export.quantization.precisions import WITH_LAYERS, Precision, Scheme, parse
 from export.quantization.quantize import calibration_clips
 from export.search.budget import Budget, Profile, parse_budget, read_profile
 from export.search.candidates import FP32, Candidates, quantize_only, row
-from export.search.outcome import Search
+from export.search.outcome import SearchResult
 from export.search.rows import TIMES, Confirmed, Figure, Row
 from export.search.table import print_search
-from workbench.core.atomic import workplace
+from workbench.core.atomic import staging_folder
 from workbench.core.errors import UserError
 from workbench.core.machine.host import describe_host, has_int8_dot_product, usable_cpus
 from workbench.core.ownership import check_output, check_replaceable
@@ -54,7 +54,7 @@ class Other(TypedDict, total=False):
 def search(
     candidates: Candidates, budget: Budget, profile: Profile, validation: Sequence[Utterance], test: Sequence[Utterance], threads: int,
     whole: Path | None = None,
-) -> Search:  # fmt: skip
+) -> SearchResult:  # fmt: skip
     """Measure, choose, confirm.
 
     Args:
@@ -108,7 +108,7 @@ def search(
         found["pareto"] = found["compared"] and not any(_dominates(other, found) for other in final.values())
     chosen = _choose(list(final.values()))
     confirmed = _confirmed(candidates, chosen, test, threads, before) if test and chosen else None
-    return Search(chosen, list(rows.values()), layers, _notes(rows, own if before else None), confirmed)
+    return SearchResult(chosen, list(rows.values()), layers, _notes(rows, own if before else None), confirmed)
 
 
 def _worth_mending(rows: dict[str, Row], parts: dict[str, list[Scheme]], right: set[str]) -> list[tuple[str, Scheme]]:
@@ -185,7 +185,7 @@ def _confirmed(
 def export_for(
     checkpoint: Path, output: Path, budget: str, device: Path | None, corpus: str, options: Int8Options, threads: int | None,
     **how: Unpack[Other],
-) -> tuple[Path, Search | None]:  # fmt: skip
+) -> tuple[Path, SearchResult | None]:  # fmt: skip
     """Search on a corpus, then export the chosen precision along with fp32, for verification.
 
     Args:
@@ -229,7 +229,7 @@ def export_for(
     check_replaceable(output, BUNDLE)
     waves = calibration_clips(corpus) if "int8_static" in profile.encoder else []
     validation, test = scored_clips(corpus, "validation"), scored_clips(corpus, "test")
-    with workplace(output) as temporary:
+    with staging_folder(output) as temporary:
         # the search ignores word timestamps: alignment heads are chosen once, for the final bundle
         plain: Other = {**how, "overwrite": False, "aligned": (), "through": "workbench"}
         first = export_bundle(checkpoint, temporary / "fp32", ["fp32"], **plain)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from export.graphs.step import UNSAID
+from export.graphs.step import SUPPRESSED_LOGIT
 from workbench.audio.decode import Wave
 from workbench.corpus import Utterance
 
@@ -45,4 +45,4 @@ class Probe:
             states: npt.NDArray[np.float32] = cross_kv[0].numpy()
             return states
         logits = recognizer.model.first_logits(cross_kv, language)
-        return logits[logits > UNSAID / 2]  # without suppressed tokens
+        return logits[logits > SUPPRESSED_LOGIT / 2]  # without suppressed tokens

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from export.search.outcome import Search
+from export.search.outcome import SearchResult
 from export.search.rows import Figure
 
 SHOWN: tuple[Figure, ...] = ("wer", "p50_ms", "encoder_ms", "decoder_ms", "size_mb", "peak_rss_mb")
 
 
-def print_search(found: Search) -> None:
+def print_search(found: SearchResult) -> None:
     """Print the precisions, the choice first, and its result on the test clips."""
     from export.measurement.report import interval
     from workbench.core.tables import print_rows

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from workbench.core.machine.children import ending_with_us
+from workbench.core.machine.children import killed_with_parent
 
 
 class Answer(TypedDict, total=False):
@@ -31,7 +31,7 @@ class JsonProcess:
     def __init__(self, name: str, command: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
         self.name = name
         self.process = subprocess.Popen(
-            ending_with_us(command),
+            killed_with_parent(command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -14,7 +14,7 @@ import torch
 from export.edge.bundle.manifest import read_manifest
 from export.graphs.build import margin_frames
 from export.graphs.names import GRAPH_FILES
-from export.graphs.padding import WINDOW_FRAMES, as_trained
+from export.graphs.padding import WINDOW_FRAMES, trim_or_pad_silence
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.core.errors import UserError
 from workbench.models.whisper.family import Whisper
@@ -86,7 +86,7 @@ class _Scene:
         self.waves = generator.normal(0, 0.1, (clips, round(seconds * SAMPLE_RATE))).astype(np.float32)
         self.waves *= np.abs(np.sin(np.arange(self.waves.shape[1]) / 4000.0)).astype(np.float32)
         features = family.features(list(self.waves), seconds)
-        states = encode(model, as_trained(features, margin))
+        states = encode(model, trim_or_pad_silence(features, margin))
         prompt = family.prompt("en")
         written = generator.integers(0, family.end, (clips, STEPS))
         self.prompt, self.margin = len(prompt), margin
@@ -95,7 +95,7 @@ class _Scene:
         self.features, self.states = features.numpy(), states.numpy()
         self.logits = model.proj_out(hidden).numpy()  # [clips, tokens, vocabulary]
         # the graphs mask suppressed tokens, so leave them out
-        self.said = np.setdiff1d(np.arange(self.logits.shape[2]), [*family.suppressed, *family.suppressed_first])
+        self.said = np.setdiff1d(np.arange(self.logits.shape[2]), [*family.suppressed, *family.begin_suppress_tokens])
 
     def differ(self, logits: Floats, token: int) -> float:
         """Relative difference of logits [clips, vocabulary] from torch's at position `token`."""

@@ -17,11 +17,11 @@ from export.bundle.inspection import changed_runtime
 from export.bundle.manifest import open_manifest, record
 from export.edge import read_wav
 from export.edge.bundle.content import Content, FirstDifference, Verification, VerifiedClient
-from export.graphs.padding import as_trained
+from export.graphs.padding import trim_or_pad_silence
 from export.verification.clients import client_module, has_graphs_of, is_exact, known_clients, unavailable_reason
 from export.verification.clients.protocol import ClipFile, Job, Outcome, Transcribed
 from workbench.core.errors import UserError, last_line
-from workbench.core.machine.children import ending_with_us
+from workbench.core.machine.children import killed_with_parent
 from workbench.core.progress import Progress
 from workbench.corpus import Utterance
 from workbench.evaluation.scoring import Score, score_utterances
@@ -40,9 +40,8 @@ class ReferenceTranscript:
     text: str
     tokens: list[int]
     capped: bool  # whether it reached the token limit
-    text_of: Callable[[Sequence[int]], str] | None = (
-        None  # detokenizes with the checkpoint's tokenizer, for transcripts that stop earlier
-    )
+    # detokenizes with the checkpoint's tokenizer, for transcripts that stop earlier
+    text_of: Callable[[Sequence[int]], str] | None = None
 
 
 def verify_bundle(
@@ -153,10 +152,10 @@ def _torch_reference(
             features = family.features(
                 [wave], WINDOW_SECONDS if margin is None else seconds + content["margin_seconds"]
             )
-            states = encode(model, as_trained(features, margin))
+            states = encode(model, trim_or_pad_silence(features, margin))
             prompt = [family.prompt(clip["language"])]
             limit = family.token_limit(seconds, clip["language"])
-            ids = greedy(model, states, prompt, [limit], family.end, family.suppressed, family.suppressed_first)[0]
+            ids = greedy(model, states, prompt, [limit], family.end, family.suppressed, family.begin_suppress_tokens)[0]
             out.append(ReferenceTranscript(decode(ids), ids, len(ids) >= limit, decode))
     return out
 
@@ -301,7 +300,7 @@ def _run(name: str, job: Job, folder: Path) -> tuple[Outcome | None, str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(place).resolve()) for place in places)}
     try:
         done = subprocess.run(
-            ending_with_us(command), capture_output=True, text=True, check=False, cwd=folder, env=environment,
+            killed_with_parent(command), capture_output=True, text=True, check=False, cwd=folder, env=environment,
             stdin=subprocess.DEVNULL, timeout=120 + SECONDS_A_CLIP * len(job["clips"]),
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.conftest import DECODER
-from workbench.audio.augment import add_noise, mask_spectrum
+from workbench.audio.augment import add_noise, spec_augment
 from workbench.audio.decode import SAMPLE_RATE, change_speed
 from workbench.config.sections import AugmentRecipe
 from workbench.corpus import open_corpus, training_set
-from workbench.corpus.perturb import at_speeds, concatenated
+from workbench.corpus.perturb import concatenated, speed_perturbed
 from workbench.distill.trainer import distill
 
 
@@ -32,12 +32,12 @@ def test_another_speed_changes_length_and_pitch_alike(speed):
 
 def test_speeds_are_new_utterances_with_targets_of_their_own():
     clips = open_corpus("prompts-en", "train", 3)
-    more = at_speeds(clips, [0.9, 1.1])
+    more = speed_perturbed(clips, [0.9, 1.1])
     assert [u.id for u in more[:3]] == [f"{u.id}@0.9" for u in clips]
     assert len({u.audio_sha256() for u in [*clips, *more]}) == 9
     assert len(more[0].wave()) / SAMPLE_RATE == pytest.approx(more[0].seconds, abs=0.05)
     slow = min(u.seconds for u in clips) / 31
-    assert at_speeds(clips, [slow]) == []  # all would leave the window
+    assert speed_perturbed(clips, [slow]) == []  # all would leave the window
 
 
 def test_joined_clips_are_their_parts_one_after_another():
@@ -87,7 +87,7 @@ def test_noise_has_the_ratio_that_is_asked_for():
 def test_masks_blank_bands_and_stretches_and_nothing_else():
     settings = AugmentRecipe(frequency_masks=1, frequency_mask_bins=10, time_masks=1, time_mask_frames=20)
     features = torch.randn(2, 80, 300, generator=torch.Generator().manual_seed(0))
-    masked = mask_spectrum(features, settings, np.random.default_rng(3))
+    masked = spec_augment(features, settings, np.random.default_rng(3))
     for clean, heard in zip(features, masked, strict=True):
         changed = clean != heard
         band, stretch = changed.all(1), changed.all(0)

@@ -11,7 +11,7 @@ import torch
 from workbench.audio.decode import write_wav
 from workbench.cache.decoded_audio import AudioCache, to_samples, to_wave
 from workbench.cache.teacher_targets import TargetCache, TargetSettings, compute_targets
-from workbench.cache.tensor_shards import Store
+from workbench.cache.tensor_shards import ShardStore
 from workbench.core.errors import UserError
 from workbench.corpus import Utterance, open_corpus
 from workbench.corpus.sources import training_set
@@ -102,7 +102,7 @@ def test_a_row_s_length_is_that_of_the_recording_whatever_the_speed(cache, tmp_p
 
 def test_what_is_read_again_is_what_was_added(tmp_path):
     """The index is read from where it was read before; lines that a kill cut short count when they are whole."""
-    first, second = Store(tmp_path), Store(tmp_path)
+    first, second = ShardStore(tmp_path), ShardStore(tmp_path)
     for key in "abc":
         first.write(0, [({"key": key}, {"x": torch.zeros(3)})])
         second.reload()
@@ -110,7 +110,7 @@ def test_what_is_read_again_is_what_was_added(tmp_path):
     index = tmp_path / "index-000.jsonl"
     content = index.read_bytes()
     index.write_bytes(content[:-20])  # of a line that is being written
-    third = Store(tmp_path)
+    third = ShardStore(tmp_path)
     assert "c" not in third
     index.write_bytes(content)
     third.reload()
@@ -155,7 +155,7 @@ def test_targets_that_hold_their_audio_are_read(recipe, cache, caplog):
     """A clip's audio was kept among its targets: these hold, and the audio is decoded into the cache of its own."""
     from safetensors.torch import load_file, save_file
 
-    from workbench.cache.checksums import file_crc32, sealed, sealed_rows
+    from workbench.cache.checksums import file_crc32, line_with_checksum, read_checked_rows
 
     first = distill(recipe("first"))
     for shard in cache.glob("targets/*/*.safetensors"):
@@ -163,8 +163,8 @@ def test_targets_that_hold_their_audio_are_read(recipe, cache, caplog):
         waves = {f"{key.split('.')[0]}.wave": torch.zeros(4, dtype=torch.int16) for key in tensors}
         save_file({**tensors, **waves}, shard)
         index = shard.parent / "index-000.jsonl"
-        rows = [{k: v for k, v in row.items() if k != "line_crc32"} for row in sealed_rows(index)]
-        index.write_text("".join(sealed({**row, "crc32": file_crc32(shard)}) for row in rows))
+        rows = [{k: v for k, v in row.items() if k != "line_crc32"} for row in read_checked_rows(index)]
+        index.write_text("".join(line_with_checksum({**row, "crc32": file_crc32(shard)}) for row in rows))
     for path in cache.glob("audio/*/*"):
         path.unlink()
     with caplog.at_level(logging.INFO, "workbench"):

@@ -11,7 +11,7 @@ import workbench.study.arm as arm_module
 from tests.conftest import DECODER
 from tests.distill.test_targets_and_training import killed_at
 from tests.study.test_study import study  # noqa: F401  a fixture
-from workbench.cache.encoder_cache import encoded_folder
+from workbench.cache.encoder_cache import encoder_cache_folder
 from workbench.core.errors import UserError
 from workbench.distill.trainer import distill
 from workbench.study.arm import prepare, run_arm, score_teacher, teacher_scores
@@ -81,11 +81,11 @@ def test_the_calibration_clips_decide_the_folder_only_where_there_are_any(recipe
 
     clips = open_corpus(str(speech()), "train")
     plain = recipe()
-    assert encoded_folder(plain, "trained", []) == encoded_folder(plain, "trained", ())
+    assert encoder_cache_folder(plain, "trained", []) == encoder_cache_folder(plain, "trained", ())
     low = recipe(student={"encoder_low_rank_variance": 0.9})
-    folders = {encoded_folder(low, "trained", chosen) for chosen in (clips, clips[:2], clips[1:])}
+    folders = {encoder_cache_folder(low, "trained", chosen) for chosen in (clips, clips[:2], clips[1:])}
     folders.add(
-        encoded_folder(
+        encoder_cache_folder(
             recipe(student={"encoder_low_rank_variance": 0.9}, trailing_silence={"inference": 0.5}), "trained", clips
         )
     )

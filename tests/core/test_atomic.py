@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import ROOT
 from workbench.core import atomic
-from workbench.core.atomic import atomic_folder, atomic_path, recover, workplace
+from workbench.core.atomic import atomic_folder, atomic_path, recover, staging_folder
 
 # Each line of atomic.py in turn is the last one that a writer reaches; then the same is written again.
 STOPPED_AT_EACH_LINE = """
@@ -118,7 +118,7 @@ def test_old_and_new_change_places_in_one_step_here(tmp_path):
 
 
 def test_what_another_process_works_on_is_left_alone(tmp_path):
-    with workplace(tmp_path / "target") as place:
+    with staging_folder(tmp_path / "target") as place:
         (place / "something").touch()
         recover(tmp_path)
         subprocess.run(
@@ -137,7 +137,7 @@ def test_the_lock_goes_last(tmp_path, monkeypatch):
         kept.append(place if place.exists() and sorted(p.name for p in place.iterdir()) == ["lock"] else path)
         rmtree(path, **options)
 
-    with workplace(tmp_path / "target") as place:
+    with staging_folder(tmp_path / "target") as place:
         for name in ("a", "m", "z"):
             (place / name).touch()
         (place / "new").mkdir()

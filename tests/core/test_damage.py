@@ -9,9 +9,9 @@ import torch
 
 from tests.conftest import DECODER
 from tests.distill.test_targets_and_training import killed_at, same, targets, weights  # noqa: F401  targets is a fixture
-from workbench.cache.checksums import sealed, sealed_rows
+from workbench.cache.checksums import line_with_checksum, read_checked_rows
 from workbench.cache.teacher_targets import TargetCache, compute_targets
-from workbench.cache.tensor_shards import Store
+from workbench.cache.tensor_shards import ShardStore
 from workbench.core.disk import disk_errors
 from workbench.core.errors import UserError
 from workbench.distill.trainer import distill
@@ -115,13 +115,13 @@ def test_what_is_damaged_during_a_run_is_one_line(recipe, cache, monkeypatch, wo
 
     distill(recipe("first"))
     monkeypatch.setattr(TargetCache, "check", damaged_after)
-    monkeypatch.setattr(Store, "drop_damaged", lambda *_: None)
+    monkeypatch.setattr(ShardStore, "drop_damaged", lambda *_: None)
     with pytest.raises(UserError, match=r"^/[^\n]*shard-000-000000.safetensors: damaged [^\n]*$"):
         distill(recipe("second", loader_workers=workers))
 
 
 def fill(folder, key="a", value=1.0):
-    store = Store(folder)
+    store = ShardStore(folder)
     store.write(0, [({"key": key, "task_loss": value}, {"x": torch.full((100,), value)})])
     return store
 
@@ -130,25 +130,25 @@ def test_a_damaged_line_of_the_index_does_not_count(tmp_path):
     fill(tmp_path)
     index = tmp_path / "index-000.jsonl"
     index.write_bytes(index.read_bytes().replace(b'"task_loss": 1.0', b'"task_loss": 3.0'))
-    assert "a" not in Store(tmp_path)
+    assert "a" not in ShardStore(tmp_path)
 
 
 def test_shards_without_checksums_are_removed_and_their_numbers_not_given_again(tmp_path, caplog):
     fill(tmp_path)
     index = tmp_path / "index-000.jsonl"
     index.write_text('{"key": "a", "task_loss": 1.0, "shard": "shard-000-000000.safetensors"}\n')  # as 0.1 wrote it
-    store = Store(tmp_path)
+    store = ShardStore(tmp_path)
     store.check(["a"])
     assert "a" not in store
     assert "without a checksum" in caplog.text
     assert not list(tmp_path.glob("*.safetensors"))
     fill(tmp_path, "b", 2.0)
     damage(next(tmp_path.glob("*.safetensors")))
-    store = Store(tmp_path)
+    store = ShardStore(tmp_path)
     store.check(["b"])
     store = fill(tmp_path, "c", 3.0)
     assert store.index["c"]["shard"] == "shard-000-000001.safetensors"  # a line of the damaged 0 is still there
-    assert "b" not in Store(tmp_path)
+    assert "b" not in ShardStore(tmp_path)
 
 
 def test_each_process_checks_a_share(tmp_path):
@@ -156,7 +156,7 @@ def test_each_process_checks_a_share(tmp_path):
         fill(tmp_path, f"k{n}", float(n))
     for path in tmp_path.glob("*.safetensors"):
         damage(path)
-    store = Store(tmp_path)
+    store = ShardStore(tmp_path)
     keys = [f"k{n}" for n in range(8)]
     store.drop_damaged(keys, 0, 2)
     left = len(list(tmp_path.glob("*.safetensors")))
@@ -168,9 +168,9 @@ def test_each_process_checks_a_share(tmp_path):
 def test_sealed_lines(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [{"a": "ü \u2028", "b": [0.1, None]}, {"c": {}}, {"d": 1}]
-    lines = [sealed(row) for row in rows]
+    lines = [line_with_checksum(row) for row in rows]
     path.write_text(lines[0] + lines[1].replace("c", "e") + "torn" + "\n" + lines[2] + lines[0][:-5])
-    assert list(sealed_rows(path)) == [rows[0], rows[2]]
+    assert list(read_checked_rows(path)) == [rows[0], rows[2]]
 
 
 def test_a_full_disk_is_one_line_whichever_library_writes(tmp_path, tiny_checkpoint):

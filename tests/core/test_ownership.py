@@ -21,11 +21,11 @@ from workbench.corpus.corrupt import write_corrupted
 from workbench.corpus.prompts import build_prompts
 from workbench.distill.stage import StageTrainer
 from workbench.distill.trainer import distill
-from workbench.labelling.filters import Limits
+from workbench.labelling.filters import LabelFilters
 from workbench.labelling.pseudo_labels import LabelSettings, label
 from workbench.labelling.speech_from_text import synthesize
 from workbench.run import checkpoints
-from workbench.run.folder import discard
+from workbench.run.folder import delete_run_files
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_every_command_says_before_it_works_that_something_is_in_the_way(
         raise AssertionError("it worked before it checked")
 
     monkeypatch.setattr(exporting, "_pruned", never)
-    monkeypatch.setattr("export.bundle.vocabulary.choose", never)
+    monkeypatch.setattr("export.bundle.vocabulary.choose_tokens", never)
     monkeypatch.setattr("export.search.search.scored_clips", never)
     monkeypatch.setattr("export.assembly.pack.shutil.copyfile", never)
     monkeypatch.setattr("workbench.corpus.corrupt.corrupt", never)
@@ -307,7 +307,7 @@ def test_deleting_a_run_goes_from_its_end_to_its_recipe(tmp_path, monkeypatch):
         (tmp_path / name).write_text('{"schema": 1, "files": ["odd.txt"]}')
     order = []
     monkeypatch.setattr(Path, "unlink", lambda self, **_: order.append(self.name))
-    discard(tmp_path)
+    delete_run_files(tmp_path)
     assert order == ["scores.json", "odd.txt", "source.json", "recipe.yaml"]
 
 
@@ -320,7 +320,7 @@ def test_a_manifest_of_others_is_not_replaced(tmp_path, command):
 
     def run(out, source=source):
         if command == "label":
-            return label(source, out, LabelSettings(), Limits())
+            return label(source, out, LabelSettings(), LabelFilters())
         return synthesize(source / "lines.txt" if source.is_dir() else source, out)
 
     with pytest.raises(UserError, match=r"out\.jsonl: is there, and out\.rejected\.jsonl"):

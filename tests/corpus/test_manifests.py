@@ -12,8 +12,8 @@ from workbench.core.errors import UserError
 from workbench.corpus import open_corpus
 from workbench.corpus.corrupt import write_corrupted
 from workbench.corpus.manifests import read_manifest
-from workbench.corpus.perturb import at_speeds
-from workbench.labelling.segmentation import cut, utterances_of
+from workbench.corpus.perturb import speed_perturbed
+from workbench.labelling.segmentation import segment_recording, segmented_utterances
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_segment_beyond_its_recording_is_named(recording, fields, said):
 
 def test_a_segment_can_be_played_faster_and_written_again(recording, cache):
     (row,) = read_manifest(manifest(recording, segment(offset=2, duration=3)))
-    (fast,) = at_speeds([row], [1.5])
+    (fast,) = speed_perturbed([row], [1.5])
     assert len(fast.wave()) == pytest.approx(32_000, abs=100)
     rows = [segment(offset=i, duration=1.0, text=f"{i} {i}", split="train") for i in range(4)]
     clean = read_manifest(manifest(recording, *rows))
@@ -133,15 +133,15 @@ def test_a_duration_that_is_not_the_recordings_is_named_when_it_is_decoded(recor
 
 class _Finder:
     def pieces(self, wave, _longest):
-        from workbench.labelling.segmentation import Piece
+        from workbench.labelling.segmentation import SpeechSpan
 
-        return [Piece(0.0, len(wave) / 16_000)]
+        return [SpeechSpan(0.0, len(wave) / 16_000)]
 
 
 def test_pieces_of_a_long_segment_are_of_the_segment_and_keep_its_language(recording):
     (row,) = read_manifest(manifest(recording, segment(offset=2, duration=3, language="es")))
-    cut(row, recording / "pieces", 30.0, _Finder())
-    (piece,) = utterances_of(row, recording / "pieces", 30.0)
+    segment_recording(row, recording / "pieces", 30.0, _Finder())
+    (piece,) = segmented_utterances(row, recording / "pieces", 30.0)
     assert piece.language == "es"
     assert len(piece.wave()) == 48_000
 

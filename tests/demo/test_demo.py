@@ -8,9 +8,9 @@ import pytest
 
 from demo.app import build, cards, launch
 from demo.difference import as_html, differences
-from demo.limits import Limits, private_folder
+from demo.limits import DemoLimits, private_folder
 from demo.live import Live
-from demo.session import Systems, Tally, compare, load_clip
+from demo.session import RunningWer, Systems, compare, load_clip
 from tests.browser import CHROMIUM, open_page
 from tests.conftest import tone, until
 from workbench.audio.decode import write_wav
@@ -39,7 +39,7 @@ def systems(exported):
 
 
 def test_each_system_transcribes_and_errors_add_up(systems):
-    tally = Tally()
+    tally = RunningWer()
     first = compare(systems, tone(1.0), "hello there", "en", tally)
     assert [r.name for r in first] == ["tiny (teacher, fp32)", "tiny (int8)"]
     assert first[0].speedup == 1.0
@@ -53,14 +53,14 @@ def test_each_system_transcribes_and_errors_add_up(systems):
 
 
 def test_where_nobody_speaks_the_page_shows_nothing_unless_the_detector_is_off(systems, exported):
-    assert [r.text for r in compare(systems, tone(1.0), "", "en", Tally())] == ["", ""]
+    assert [r.text for r in compare(systems, tone(1.0), "", "en", RunningWer())] == ["", ""]
     off = Systems.open([exported], str(exported), "int8", 2, vad=False)
-    assert all(r.text for r in compare(off, tone(1.0), "", "en", Tally()))
+    assert all(r.text for r in compare(off, tone(1.0), "", "en", RunningWer()))
 
 
 def test_sessions_count_apart():
-    assert Tally() is not Tally()
-    assert Tally().errors == {}
+    assert RunningWer() is not RunningWer()
+    assert RunningWer().errors == {}
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,12 @@ def test_a_recording_is_cut_the_same_for_each_system(systems):
     pause = np.zeros(8000, np.float32)
     wave = np.concatenate([part for clip in clips for part in (clip, pause)])
     assert len(wave) > 31 * 16000
-    results = compare(systems, wave, "", "en", Tally())
+    results = compare(systems, wave, "", "en", RunningWer())
     recognizer = next(iter(systems.recognizers.values()))
     assert results[0].text == " ".join(s.transcript.text for s in recognizer.segments(wave) if s.transcript.text)
     assert results[0].latency_ms == pytest.approx(sum(results[0].stages_ms.values()))
     # silence is transcribed by nobody, and nothing breaks
-    assert [r.text for r in compare(systems, np.zeros(40 * 16000, np.float32), "", "en", Tally())] == ["", ""]
+    assert [r.text for r in compare(systems, np.zeros(40 * 16000, np.float32), "", "en", RunningWer())] == ["", ""]
 
 
 def test_two_bundles_of_one_name_are_refused(exported):
@@ -95,7 +95,7 @@ def test_two_bundles_of_one_name_are_refused(exported):
         Systems.open([exported, exported], str(exported), "int8", 1)
 
 
-LIMITS = Limits()
+LIMITS = DemoLimits()
 
 
 @contextlib.contextmanager

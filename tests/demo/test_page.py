@@ -15,15 +15,15 @@ import pytest
 
 from demo import app, live
 from demo.app import build, cards, launch
-from demo.limits import Limits, private_folder, sweep
+from demo.limits import DemoLimits, private_folder, sweep
 from demo.live import Live, Visitors
-from demo.session import Result, Systems, Tally, compare
+from demo.session import Result, RunningWer, Systems, compare
 from tests.conftest import ROOT, tone, until
 from workbench.audio.decode import write_wav
 from workbench.core.errors import UserError
 from workbench.corpus import Utterance, open_corpus
 
-LIMITS = Limits(upload_mb=2, longest_seconds=5.0, live=1)
+LIMITS = DemoLimits(upload_mb=2, longest_seconds=5.0, live=1)
 META = {"meta": {"_type": "gradio.FileData"}}
 EVIL = "<img src=x onerror=alert(1)></script>${1+1}{{1+1}}"
 
@@ -224,7 +224,7 @@ def test_what_comes_from_outside_is_text_in_the_page(systems):
             return Transcript(EVIL, "en", (), {"encoder": 1.0}, True)
 
     for reference in ("", EVIL, "other words"):
-        shown = cards(compare(Systems({EVIL: Says(), "b": Says()}), tone(1.0), reference, "en", Tally()), 1.0)
+        shown = cards(compare(Systems({EVIL: Says(), "b": Says()}), tone(1.0), reference, "en", RunningWer()), 1.0)
         assert "<img" not in shown
         assert "</script" not in shown
     assert "<img" not in app._problem(UserError(EVIL))

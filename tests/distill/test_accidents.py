@@ -76,12 +76,12 @@ def test_a_run_folder_is_locked_while_it_is_trained(recipe, held):
 
 
 def test_a_manifest_is_locked_while_it_is_written(tmp_path, held, cache, tiny_checkpoint):
-    from workbench.labelling.filters import Limits
+    from workbench.labelling.filters import LabelFilters
 
     manifest = tmp_path / "out.jsonl"
     held(manifest)
     with pytest.raises(UserError, match="another process is at work on it"):
-        label(tmp_path, manifest, LabelSettings(str(tiny_checkpoint)), Limits())
+        label(tmp_path, manifest, LabelSettings(str(tiny_checkpoint)), LabelFilters())
     with pytest.raises(UserError, match="another process is at work on it"):
         synthesize(tmp_path / "text.txt", manifest)
 
@@ -153,9 +153,9 @@ def _asleep(child):
 
 
 def test_a_program_that_cannot_be_started_is_named():
-    from workbench.core.machine.children import NOT_STARTED, ending_with_us
+    from workbench.core.machine.children import NOT_STARTED, killed_with_parent
 
-    done = subprocess.run(ending_with_us(["no-such-program"]), capture_output=True, text=True, check=False)
+    done = subprocess.run(killed_with_parent(["no-such-program"]), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (NOT_STARTED, "no-such-program: No such file or directory\n")
 
 

@@ -25,7 +25,7 @@ from workbench.distill.trainer import distill
 from workbench.losses.objectives import cross_entropy, forward_kl_top_k
 from workbench.losses.token_losses import token_losses
 from workbench.models.whisper.family import Whisper
-from workbench.models.whisper.packed import drops
+from workbench.models.whisper.packed import uses_dropout
 from workbench.models.whisper.passes import decoder_logits, encode
 from workbench.models.whisper.tied import TiedMatrix
 from workbench.run.checkpoints import Timers, TrainingProgress, TrainingState
@@ -104,7 +104,7 @@ def test_the_decoder_without_padding_is_transformers_and_so_are_its_gradients(ti
         return logits, given.grad, {name: p.grad for name, p in model.model.decoder.named_parameters()}
 
     ours = found()
-    monkeypatch.setattr("workbench.models.whisper.passes.drops", lambda _: True)
+    monkeypatch.setattr("workbench.models.whisper.passes.uses_dropout", lambda _: True)
     theirs = found()
     torch.testing.assert_close(ours[:2], theirs[:2], atol=1e-5, rtol=1e-4)
     for name, gradient in ours[2].items():
@@ -113,10 +113,10 @@ def test_the_decoder_without_padding_is_transformers_and_so_are_its_gradients(ti
 
 def test_layers_with_dropout_are_transformers_own(tiny_checkpoint):
     layers = Whisper(tiny_checkpoint).load().model.decoder.layers
-    assert not drops(layers.train())
+    assert not uses_dropout(layers.train())
     layers[1].dropout = 0.1
-    assert drops(layers)
-    assert not drops(layers.eval())
+    assert uses_dropout(layers)
+    assert not uses_dropout(layers.eval())
 
 
 def test_clips_without_their_padding_are_read_as_behind_a_mask(tiny_checkpoint, monkeypatch):

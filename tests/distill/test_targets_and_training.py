@@ -19,7 +19,7 @@ import workbench.distill.stage
 from tests.conftest import DECODER, ENCODER
 from workbench.cache.teacher_targets import FORMAT, TargetCache, TargetSettings, compute_targets
 from workbench.core.errors import UserError
-from workbench.core.hashing import sha256_of
+from workbench.core.hashing import hash_json
 from workbench.corpus import open_corpus
 from workbench.distill.trainer import distill
 from workbench.losses.objectives import cross_entropy
@@ -154,18 +154,18 @@ def test_targets_are_what_the_teacher_says(targets):
 def test_a_length_adaptive_teacher_reads_clips_at_their_own_length(targets, student):
     _, teacher, clips, settings = targets
     family = Whisper(student)  # the same weights, marked as one that wants 0.4 s of silence
-    settings = replace(settings, own_margin=family.own_margin)
+    settings = replace(settings, trained_silence=family.trained_silence)
     compute_targets(teacher, family, clips[:2], TargetCache(settings))
     found = TargetCache(settings).read(settings.key(clips[1]))
     states = encode(teacher, family.features([clips[1].wave()], clips[1].seconds + 0.4))
     logits = decoder_logits(teacher, states, family.tokens([clips[1].text], [clips[1].language]))
     torch.testing.assert_close(found.top_logits, logits.topk(8).values, atol=1e-3, rtol=1e-3)
-    assert family.reading_seconds([clips[1].wave()]) == pytest.approx(clips[1].seconds + 0.4, abs=1e-3)
-    assert Whisper(targets[0].folder).reading_seconds([clips[1].wave()]) == 30.0
+    assert family.input_seconds([clips[1].wave()]) == pytest.approx(clips[1].seconds + 0.4, abs=1e-3)
+    assert Whisper(targets[0].folder).input_seconds([clips[1].wave()]) == 30.0
     # another folder than at 30 s, while what was kept before there was a choice stays valid
     assert settings.folder() != targets[3].folder()
-    without = [v for name, v in targets[3].__dict__.items() if name not in ("own_margin", "kind", "samples")]
-    assert targets[3].folder().name == sha256_of([FORMAT, *without])[:16]
+    without = [v for name, v in targets[3].__dict__.items() if name not in ("trained_silence", "kind", "samples")]
+    assert targets[3].folder().name == hash_json([FORMAT, *without])[:16]
 
 
 def test_targets_resume_after_a_kill_and_are_never_made_twice(targets, monkeypatch):

@@ -13,11 +13,11 @@ from export.edge import AudioError, BundleError, Recognizer, Segment, Stream, Tr
 from export.edge.audio.resample import Resampler, resample
 from export.edge.decoding.decoder import beam_search, greedy, log_softmax
 from export.edge.decoding.sessions import with_cuda_options
-from export.edge.vad import Detector, Piece, joined, padded, pieces_of, spans
+from export.edge.vad import SpeechSpan, VoiceActivityDetector, find_speech, join_spans, pad_spans, speech_spans
 from tests.conftest import tone
 from workbench.audio.decode import write_wav
 from workbench.corpus import open_corpus
-from workbench.labelling.segmentation import SpeechFinder
+from workbench.labelling.segmentation import VoiceActivityDetector as Silero
 
 RATE = 16000
 
@@ -146,22 +146,22 @@ def test_speech_is_cut_as_silero_vad_cuts(seed):
     expected = get_speech_timestamps_from_probs(
         list(likely), max_speech_duration_s=longest - 0.2, speech_pad_ms=100, audio_length_samples=samples
     )
-    found = padded(spans(likely, samples, longest), samples)
+    found = pad_spans(speech_spans(likely, samples, longest), samples)
     assert [(p.start, p.end) for p in found] == [(e["start"], e["end"]) for e in expected]
 
 
 def test_a_recording_is_cut_as_for_training(recording, exported):
-    expected = SpeechFinder().pieces(recording, 10.0)
-    found = pieces_of(recording, Detector(exported / "onnx" / "speech_detector.onnx"), 10.0)
+    expected = Silero().pieces(recording, 10.0)
+    found = find_speech(recording, VoiceActivityDetector(exported / "onnx" / "speech_detector.onnx"), 10.0)
     assert [(p.start / RATE, p.end / RATE) for p in found] == [(p.start, p.end) for p in expected]
     assert len(found) > 2
 
 
 def test_neighbours_are_joined_where_they_fit():
     second = RATE
-    given = [Piece(0, second), Piece(2 * second, 3 * second), Piece(5 * second, 6 * second)]
-    assert joined(given, 28.0) == [Piece(0, 3 * second), Piece(5 * second, 6 * second)]
-    assert joined(given, 2.0) == given
+    given = [SpeechSpan(0, second), SpeechSpan(2 * second, 3 * second), SpeechSpan(5 * second, 6 * second)]
+    assert join_spans(given, 28.0) == [SpeechSpan(0, 3 * second), SpeechSpan(5 * second, 6 * second)]
+    assert join_spans(given, 2.0) == given
 
 
 def test_a_recording_of_any_length(recognizer, recording):

@@ -11,7 +11,7 @@ from export.assembly.alignment import Recording, _first_rows, choose_heads, reco
 from export.assembly.build import export_bundle
 from export.edge import BundleError, Recognizer
 from export.edge.decoding.decoder import DecoderSession
-from export.edge.words import grouped, path, spans, timed_words
+from export.edge.words import dtw_path, grouped, timed_words, token_times
 from tests.conftest import tone
 from workbench.corpus import open_corpus
 from workbench.models.whisper.family import Whisper
@@ -31,7 +31,7 @@ def test_the_path_is_the_cheapest_of_all(seed):
 
     best = min(paths(0, 0), key=lambda p: sum(cost[at] for at in p))
     starts = [min(j for i, j in best if i == row) for row in range(3)]
-    assert path(cost).tolist() == starts
+    assert dtw_path(cost).tolist() == starts
 
 
 def test_words_are_timed_where_the_decoder_looked():
@@ -69,7 +69,7 @@ def test_a_word_begins_after_the_pause_before_it():
     attention[0, 2:8] = 0.2
     attention[1, 24:30] = 0.2  # positions 8 to 23 are a pause
     attention[2, 38:] = 0.2
-    begins, ends = spans(attention, 4.0)
+    begins, ends = token_times(attention, 4.0)
     assert begins[1] == pytest.approx(2.4, abs=0.31)
     assert ends[0] <= begins[1]
 

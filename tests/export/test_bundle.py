@@ -85,7 +85,7 @@ def test_the_runtime_writes_torchs_tokens_at_every_length(exported, student, sec
         [family.token_limit(seconds, "en")],
         family.end,
         family.suppressed,
-        family.suppressed_first,
+        family.begin_suppress_tokens,
     )[0]
     assert list(found.tokens) == expected
     assert found.text == family.tokenizer.decode(expected, skip_special_tokens=True).strip()

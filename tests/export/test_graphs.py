@@ -12,8 +12,8 @@ import torch
 from export.graphs.encoder import encoder_graph, frontend_graph
 from export.graphs.merged import merged_graph
 from export.graphs.names import DECODER, ENCODER, SHERPA, STEP
-from export.graphs.padding import as_trained
-from export.graphs.step import UNSAID
+from export.graphs.padding import trim_or_pad_silence
+from export.graphs.step import SUPPRESSED_LOGIT
 from export.verification.clients import known_clients, unavailable_reason
 from export.verification.verify import verify_bundle
 from tests.conftest import tone
@@ -35,7 +35,7 @@ def features(*seconds, length):
 
 @pytest.mark.parametrize("length", [2.4, 5.0, 30.0])
 def test_silence_after_a_clip_is_cut_down_to_a_margin(length):
-    heard = as_trained(features(2.0, length=length), 40)
+    heard = trim_or_pad_silence(features(2.0, length=length), 40)
     assert 240 <= heard.shape[2] <= 244
     torch.testing.assert_close(heard[:, :, :238], features(2.0, length=2.4)[:, :, :238])
 
@@ -43,22 +43,22 @@ def test_silence_after_a_clip_is_cut_down_to_a_margin(length):
 def test_zeros_that_a_runtime_pads_with_are_silence():
     clip = features(2.0, length=2.4)
     padded = torch.nn.functional.pad(clip, (0, 1000))
-    heard, whole = as_trained(padded, 40), as_trained(features(2.0, length=12.4), 40)
+    heard, whole = trim_or_pad_silence(padded, 40), trim_or_pad_silence(features(2.0, length=12.4), 40)
     torch.testing.assert_close(heard[:, :, :240], whole[:, :, :240])
-    filled = as_trained(padded, None)
+    filled = trim_or_pad_silence(padded, None)
     assert filled.shape[2] == 3000
     assert filled[0, :, 500:].unique().tolist() == [clip.amin().item()]
 
 
 def test_of_several_clips_the_longest_decides_and_silence_keeps_the_margin():
-    assert as_trained(features(1.0, 3.0, length=10), 40).shape[2] == pytest.approx(340, abs=4)
-    assert as_trained(features(1.0, length=2.0) * 0 - 1.5, 40).shape == (1, 80, 40)
-    assert as_trained(torch.zeros(1, 80, 500), 40).unique().tolist() == [-1.5]
+    assert trim_or_pad_silence(features(1.0, 3.0, length=10), 40).shape[2] == pytest.approx(340, abs=4)
+    assert trim_or_pad_silence(features(1.0, length=2.0) * 0 - 1.5, 40).shape == (1, 80, 40)
+    assert trim_or_pad_silence(torch.zeros(1, 80, 500), 40).unique().tolist() == [-1.5]
 
 
 def test_a_clip_without_silence_at_its_end_stays_as_it_is():
     noise = torch.randn(1, 80, 300)
-    torch.testing.assert_close(as_trained(noise, 40), noise)
+    torch.testing.assert_close(trim_or_pad_silence(noise, 40), noise)
 
 
 def test_the_encoders_graph_cuts_padding_off(exported):
@@ -78,7 +78,7 @@ def test_the_encoders_graph_computes_what_torch_does(tiny_checkpoint, margin, po
     zeros[:, :, 110:] = 0
     for given in (features(1.3, 0.4, length=3.01), features(0.7, length=0.7), zeros, silent, torch.randn(2, 80, 77)):
         with torch.no_grad():
-            states = encode(model, as_trained(given, margin))
+            states = encode(model, trim_or_pad_silence(given, margin))
         keys, values, found = session.run(None, {"input_features": given.numpy()})
         torch.testing.assert_close(torch.from_numpy(found), states, atol=2e-5, rtol=1e-4)
         for i, layer in enumerate(model.model.decoder.layers):
@@ -131,14 +131,14 @@ def test_tokens_that_must_not_be_written_are_lowered_in_the_merged_decoder(expor
         if past.name.startswith("past_key_values"):
             feed[past.name] = np.zeros((1, past.shape[1], 1, past.shape[3]), np.float32)
     out = dict(zip([o.name for o in session.get_outputs()], session.run(None, feed), strict=True))
-    lowered = np.flatnonzero(out["logits"][0, -1] < UNSAID / 2).tolist()
-    assert lowered == sorted([*family.suppressed, *family.suppressed_first])
+    lowered = np.flatnonzero(out["logits"][0, -1] < SUPPRESSED_LOGIT / 2).tolist()
+    assert lowered == sorted([*family.suppressed, *family.begin_suppress_tokens])
     feed["use_cache_branch"] = np.array([True])
     for past in session.get_inputs():
         if past.name.startswith("past_key_values"):
             feed[past.name] = out[past.name.replace("past_key_values", "present")]
     later = session.run(["logits"], feed)[0]
-    assert np.flatnonzero(later[0, -1] < UNSAID / 2).tolist() == family.suppressed
+    assert np.flatnonzero(later[0, -1] < SUPPRESSED_LOGIT / 2).tolist() == family.suppressed
 
 
 def test_sherpa_finds_what_it_asks_for(exported, student):

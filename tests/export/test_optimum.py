@@ -13,7 +13,7 @@ import torch
 
 from export.assembly.build import export_bundle
 from export.graphs.names import DECODER
-from export.graphs.step import UNSAID
+from export.graphs.step import SUPPRESSED_LOGIT
 from export.optimum import environment as place
 from export.optimum.environment import Environment, environment, is_satisfied
 from export.verification.clients import unavailable_reason
@@ -183,8 +183,8 @@ def test_our_merged_decoder_computes_what_optimums_exporter_writes(there, tiny_c
             np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-4, err_msg=f"{name} from token {begin}")
         said = np.setdiff1d(np.arange(wanted.shape[2]), [3, 5, 9])
         np.testing.assert_allclose(b["logits"][..., said], wanted[:, begin:end, said], rtol=0, atol=1e-4)
-        assert (b["logits"][..., [3, 9]] < UNSAID / 2).all()
-        assert (b["logits"][..., 5] < UNSAID / 2).all() == (begin == 0)
+        assert (b["logits"][..., [3, 9]] < SUPPRESSED_LOGIT / 2).all()
+        assert (b["logits"][..., 5] < SUPPRESSED_LOGIT / 2).all() == (begin == 0)
         # with a past the encoder's presents are empty: they stay what they were
         new = {name: b[name.replace("past_key_values", "present")] for name in past}
         past = {name: value if value.size else past[name] for name, value in new.items()}

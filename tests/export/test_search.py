@@ -13,7 +13,7 @@ from export.quantization.int8 import Int8Options
 from export.quantization.precisions import parse_precision
 from export.search.budget import Budget, Profile, parse_budget, read_profile
 from export.search.candidates import Candidates
-from export.search.outcome import Search
+from export.search.outcome import SearchResult
 from export.search.search import _choose, _dominates, export_for, search
 from export.search.sensitivity import Probe
 from workbench.core.errors import UserError
@@ -72,7 +72,7 @@ def test_the_fastest_within_the_budget_is_chosen_and_of_equals_the_smallest():
     assert _dominates(rows[1], rows[0])
     assert not _dominates(rows[2], rows[1])
     assert _choose(rows[3:]) is None
-    assert "nearest is d (wer" in str(Search(None, rows[3:], {}).nothing_fits())
+    assert "nearest is d (wer" in str(SearchResult(None, rows[3:], {}).nothing_fits())
 
 
 @pytest.fixture(scope="module")

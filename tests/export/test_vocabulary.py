@@ -8,7 +8,7 @@ import torch
 
 from export.assembly.build import export_bundle
 from export.bundle.manifest import open_manifest, size_mb
-from export.bundle.vocabulary import choose, loss_of, prune, prune_like
+from export.bundle.vocabulary import choose_tokens, prune, prune_like, vocabulary_coverage
 from export.edge import Recognizer
 from export.verification.clients import unavailable_reason
 from export.verification.verify import verify_bundle
@@ -67,7 +67,7 @@ def pruned(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pruned")
     domain = folder / "domain.txt"
     domain.write_text("\n".join(TEXTS[:20]) + "\n\n", encoding="utf-8")
-    kept = choose(f"corpus:{domain}", Whisper(checkpoint))
+    kept = choose_tokens(f"corpus:{domain}", Whisper(checkpoint))
     (folder / "student").mkdir()
     return kept, prune(checkpoint, kept, folder / "student")
 
@@ -93,7 +93,7 @@ def test_specials_keep_their_order_and_every_id_is_renumbered(checkpoint, pruned
     assert len(kept) - places["<|notimestamps|>"] == 21
     assert kept[small.end] == whole.end
     assert [kept[i] for i in small.suppressed] == [i for i in whole.suppressed if i in kept]
-    assert [kept[i] for i in small.suppressed_first] == whole.suppressed_first
+    assert [kept[i] for i in small.begin_suppress_tokens] == whole.begin_suppress_tokens
     generation = small.generation
     assert generation.lang_to_id == {t: places[t] for t in ("<|en|>", "<|es|>")}
     assert generation.task_to_id == {t: places[f"<|{t}|>"] for t in ("transcribe", "translate")}
@@ -150,17 +150,18 @@ def test_a_bundles_checkpoint_can_be_made_again(checkpoint, pruned, tmp_path):
 @pytest.mark.slow
 def test_a_number_keeps_the_first_tokens_and_a_language_its_words(checkpoint):
     family = Whisper(checkpoint)
-    kept = choose("500", family)
+    kept = choose_tokens("500", family)
     assert set(range(500)) <= set(kept)
     assert len(kept) == 500 + 27
-    english, few = choose("en", family), choose("en:400", family)
+    english, few = choose_tokens("en", family), choose_tokens("en:400", family)
     assert set(few) < set(english)
     assert 380 < len(few) <= 400
-    assert loss_of(english, family, TEXTS)["tokens_kept_percent"] > 90
-    assert choose("500+en:400", family) == sorted(set(kept) | set(few))
-    spanish = choose("es", family)
+    assert vocabulary_coverage(english, family, TEXTS)["tokens_kept_percent"] > 90
+    assert choose_tokens("500+en:400", family) == sorted(set(kept) | set(few))
+    spanish = choose_tokens("es", family)
     assert (
-        loss_of(spanish, family, TEXTS)["tokens_kept_percent"] < loss_of(english, family, TEXTS)["tokens_kept_percent"]
+        vocabulary_coverage(spanish, family, TEXTS)["tokens_kept_percent"]
+        < vocabulary_coverage(english, family, TEXTS)["tokens_kept_percent"]
     )
 
 
@@ -171,7 +172,7 @@ def test_a_student_that_was_trained_narrow_keeps_what_it_knows(checkpoint, tmp_p
     settings = read_json(folder / "generation_config.json", "settings")
     settings["suppress_tokens"] = list(range(300, 500))
     (folder / "generation_config.json").write_text(json.dumps(settings))
-    kept = choose("trained", Whisper(folder))
+    kept = choose_tokens("trained", Whisper(folder))
     assert set(range(500, 700)) <= set(kept)  # a few of the others are parts of these
     assert len(kept) < 700
     bundle = export_bundle(folder, tmp_path / "bundle", ["fp32"], vocabulary="trained")
@@ -198,7 +199,7 @@ def export_tokens(folder, kept, tmp_path):
 )
 def test_a_choice_that_cannot_be_had_is_one_line(checkpoint, choice, said):
     with pytest.raises(UserError, match=said):
-        choose(choice, Whisper(checkpoint))
+        choose_tokens(choice, Whisper(checkpoint))
 
 
 def test_a_teacher_of_fewer_tokens_has_a_student_of_as_many(checkpoint, recipe, cache, tmp_path):

@@ -14,10 +14,10 @@ from workbench.core.errors import UserError
 from workbench.core.hashing import sha256
 from workbench.corpus import open_corpus
 from workbench.corpus.manifests import read_manifest
-from workbench.labelling.filters import Label, Limits, reasons
+from workbench.labelling.filters import Label, LabelFilters, reasons
 from workbench.labelling.pseudo_labels import LabelSettings, label
 
-LOOSE = Limits(None, None, None, None, None, None)
+LOOSE = LabelFilters(None, None, None, None, None, None)
 
 
 def made(text="please enter your password", seconds=2.0, confidence=-0.1, **changes):
@@ -48,7 +48,7 @@ def made(text="please enter your password", seconds=2.0, confidence=-0.1, **chan
     ],
 )
 def test_a_filter_names_what_is_wrong(found, expected):
-    assert reasons(found, Limits()) == expected
+    assert reasons(found, LabelFilters()) == expected
 
 
 def test_filters_can_be_switched_off():
@@ -171,7 +171,7 @@ def test_a_killed_labelling_goes_on_and_ends_the_same(recordings, settings, tmp_
 
 def test_other_limits_change_what_is_kept(recordings, settings, tmp_path, cache):
     with pytest.raises(UserError, match=r"no label is fit \(fast 7, unusable audio 2\)"):
-        label(recordings, tmp_path / "labels.jsonl", settings, Limits(None, None, None, None, 1e-3, None))
+        label(recordings, tmp_path / "labels.jsonl", settings, LabelFilters(None, None, None, None, 1e-3, None))
     assert not (tmp_path / "labels.jsonl").exists()
     assert len(rows(tmp_path / "labels.rejected.jsonl")) == 9
 
@@ -205,10 +205,10 @@ def test_whisper_base_labels_real_speech(tmp_path, beams):
     for u in clips:
         (folder / u.audio.name).write_bytes(u.audio.read_bytes())
     write_wav(folder / "tone.wav", tone(3.0))
-    manifest = label(folder, tmp_path / "labels.jsonl", LabelSettings(language="auto", beams=beams), Limits())
+    manifest = label(folder, tmp_path / "labels.jsonl", LabelSettings(language="auto", beams=beams), LabelFilters())
     kept = {r["id"]: r for r in rows(manifest)}
     right = [u for u in clips if u.audio.name in kept
-             and not reasons(made(kept[u.audio.name]["text"], u.seconds, reference=u.text), Limits(max_wer=25.0))]  # fmt: skip
+             and not reasons(made(kept[u.audio.name]["text"], u.seconds, reference=u.text), LabelFilters(max_wer=25.0))]  # fmt: skip
     assert len(right) >= 3
     assert {r["language"] for r in kept.values()} == {"en"}
     assert sha256(manifest)

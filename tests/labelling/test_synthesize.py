@@ -128,11 +128,11 @@ def test_without_an_engine_the_install_line_is_named(engine, tmp_path, monkeypat
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("piper") is None, reason="the extra `speech` is not installed")
 def test_the_real_engine_says_what_whisper_hears(tmp_path):
-    from workbench.labelling.filters import Limits
+    from workbench.labelling.filters import LabelFilters
     from workbench.labelling.pseudo_labels import LabelSettings, label
 
     text = tmp_path / "text.txt"
     text.write_text("Please enter your mailbox number.\nThe conference is now locked.\n")
     manifest = synthesize(text, tmp_path / "said.jsonl", speeds=[1.0, 1.1])
-    heard = rows(label(manifest, tmp_path / "labels.jsonl", LabelSettings(), Limits(max_wer=20.0)))
+    heard = rows(label(manifest, tmp_path / "labels.jsonl", LabelSettings(), LabelFilters(max_wer=20.0)))
     assert len(heard) == 2

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from workbench.config.sections import DivergenceRecipe
-from workbench.losses.divergences import SoftTargets, distillation, losses
+from workbench.losses.divergences import SoftTargets, distillation, task_and_distillation_losses
 from workbench.losses.objectives import forward_kl
 
 NAMES = ["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"]
@@ -48,7 +48,9 @@ def test_top_k_of_everything_is_the_full_one_and_fewer_a_lower_bound(logits, nam
     student, teacher = (x.clone().requires_grad_() for x in logits)
     divergence = DivergenceRecipe(name=name)
     full = distillation(student, SoftTargets.full(teacher, 1.0), divergence, 1.0)
-    _, every = losses(student, torch.zeros(7, dtype=torch.long), top_k(teacher.detach(), 50), divergence, 1.0)
+    _, every = task_and_distillation_losses(
+        student, torch.zeros(7, dtype=torch.long), top_k(teacher.detach(), 50), divergence, 1.0
+    )
     torch.testing.assert_close(every, full, rtol=1e-3, atol=1e-4)
     gradients = [torch.autograd.grad(x.sum(), student)[0] for x in (every, full)]
     torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-3)
@@ -95,7 +97,7 @@ def test_logit_mse_scales_the_teachers_logits_and_bounds_the_rest(logits):
 def test_the_fast_path_is_the_general_one(logits):
     student, teacher = logits
     labels = torch.arange(7)
-    task, fast = losses(student, labels, top_k(teacher, 50), DivergenceRecipe(), 1.0)
+    task, fast = task_and_distillation_losses(student, labels, top_k(teacher, 50), DivergenceRecipe(), 1.0)
     torch.testing.assert_close(fast, forward_kl(student, teacher), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(task, F.cross_entropy(student, labels, reduction="none"))
 

@@ -7,14 +7,14 @@ import torch
 
 from tests.conftest import DECODER
 from tests.distill.test_targets_and_training import killed_at, same, weights
-from workbench.cache.tail import check_tail, matters, tail_mass
+from workbench.cache.tail import check_tail, tail_mass, uses_tail_bucket
 from workbench.cache.teacher_targets import TargetSettings
 from workbench.config.sections import TARGETS_OF, DivergenceRecipe
 from workbench.core.errors import UserError
 from workbench.distill.trainer import distill
-from workbench.losses.divergences import SampledTargets, SoftTargets, distillation, losses
+from workbench.losses.divergences import SampledTargets, SoftTargets, distillation, task_and_distillation_losses
 from workbench.losses.objectives import cross_entropy, forward_kl
-from workbench.losses.soft_targets import bytes_of_a_label, keep_all, keep_sample, keep_top_k
+from workbench.losses.soft_targets import bytes_per_label, full_targets, sampled_targets, top_k_targets
 
 VOCABULARY, LABELS, K, TAU = 400, 6, 8, 2.0
 KL = DivergenceRecipe()
@@ -33,7 +33,7 @@ def gradient(loss, student):
 
 
 def sampled(teacher, seed, k=K, samples=24):
-    ids, weights, entropy = keep_sample(teacher, k, samples, TAU, seed)
+    ids, weights, entropy = sampled_targets(teacher, k, samples, TAU, seed)
     return SampledTargets(ids.long(), weights, entropy)
 
 
@@ -51,7 +51,7 @@ def test_the_expectation_of_sampled_targets_is_the_full_kl_and_its_gradient_and_
     tail = 1 - p.topk(K, -1).values.sum(-1, keepdim=True)
     error = TAU * (p * tail / (24 * len(draws))).sqrt()
     assert ((gradients.mean(0) - direction).abs() < 6 * error + 1e-5).all()
-    ids, kept, normalizer = keep_top_k(teacher, K, TAU)
+    ids, kept, normalizer = top_k_targets(teacher, K, TAU)
     bucketed = distillation(student, SoftTargets(ids.long(), kept, normalizer), KL, TAU)
     torch.testing.assert_close(tail_mass(kept, normalizer, TAU).float(), tail[:, 0], rtol=1e-3, atol=1e-4)
     assert tail.mean() > 0.5
@@ -77,7 +77,7 @@ def test_sampling_everything_in_one_draw_each_is_exact_and_weights_add_up_to_one
 
 def test_a_seed_gives_the_same_tokens_and_another_one_others(logits):
     _, teacher = logits
-    one, again, other = (keep_sample(teacher, K, 24, TAU, seed) for seed in (5, 5, 6))
+    one, again, other = (sampled_targets(teacher, K, 24, TAU, seed) for seed in (5, 5, 6))
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
     assert not torch.equal(one[0], other[0])
 
@@ -85,7 +85,7 @@ def test_a_seed_gives_the_same_tokens_and_another_one_others(logits):
 def test_the_own_gradient_of_sampled_targets_is_autograds(logits):
     student, teacher = logits
     labels, targets = torch.arange(LABELS), sampled(teacher, 2)
-    task, divergence = losses(student, labels, targets, KL, TAU)
+    task, divergence = task_and_distillation_losses(student, labels, targets, KL, TAU)
     expected = cross_entropy(student, labels), distillation(student, targets, KL, TAU)
     torch.testing.assert_close((task, divergence), expected)
     factors = torch.rand(2, LABELS)
@@ -95,7 +95,7 @@ def test_the_own_gradient_of_sampled_targets_is_autograds(logits):
 
 def test_full_targets_in_fp16_are_the_exact_kl_at_any_temperature(logits):
     student, teacher = logits
-    ids, below, most = keep_all(teacher + 20)
+    ids, below, most = full_targets(teacher + 20)
     assert below.dtype == torch.float16
     assert torch.equal(ids[:, 0].long(), teacher.argmax(-1))
     for temperature in (1.0, 2.0):
@@ -169,7 +169,7 @@ def test_settings_of_other_kinds_are_other_targets_and_old_ones_keep_their_place
         TargetSettings(**given, kind="sampled", samples=9),
         TargetSettings(**{**given, "temperature": 1.0}, kind="sampled", samples=8),
         TargetSettings(**given, kind="full"),
-        TargetSettings(**given, own_margin=0.4),
+        TargetSettings(**given, trained_silence=0.4),
     ]
     assert len({settings.folder() for settings in places}) == len(places)
     # all logits serve every temperature
@@ -202,21 +202,21 @@ def test_the_tail_matters_only_where_a_loss_has_one(recipe):
     def with_weighting(options, **changes):
         return recipe(stages={"decoder": {**DECODER, "weighting": options, **changes}}, targets=flat())
 
-    assert matters(with_weighting({"name": "fixed"}))
-    assert matters(with_weighting({"name": "fixed", "task": 0.8, "distillation": 1.0}))
-    assert not matters(with_weighting({"name": "fixed", "alpha": 0.0}))
-    assert not matters(with_weighting({"name": "fixed", "task": 1.0, "distillation": 0.0}))
-    assert not matters(with_weighting({"name": "adakd"}, divergence={"name": "logit_mse"}))
+    assert uses_tail_bucket(with_weighting({"name": "fixed"}))
+    assert uses_tail_bucket(with_weighting({"name": "fixed", "task": 0.8, "distillation": 1.0}))
+    assert not uses_tail_bucket(with_weighting({"name": "fixed", "alpha": 0.0}))
+    assert not uses_tail_bucket(with_weighting({"name": "fixed", "task": 1.0, "distillation": 0.0}))
+    assert not uses_tail_bucket(with_weighting({"name": "adakd"}, divergence={"name": "logit_mse"}))
     assert check_tail(with_weighting({"name": "fixed", "alpha": 0.0}), None, None) is None
 
 
 def test_the_size_of_a_label_is_what_is_written(logits):
     _, teacher = logits
     kept = {
-        "top_k": keep_top_k(teacher, K, TAU),
-        "full": keep_all(teacher),
-        "sampled": keep_sample(teacher, K, 24, TAU, 0),
+        "top_k": top_k_targets(teacher, K, TAU),
+        "full": full_targets(teacher),
+        "sampled": sampled_targets(teacher, K, 24, TAU, 0),
     }
     for kind, tensors in kept.items():
         size = sum(t.numel() * t.element_size() for t in tensors)
-        assert size == LABELS * bytes_of_a_label(kind, K, 24, VOCABULARY)
+        assert size == LABELS * bytes_per_label(kind, K, 24, VOCABULARY)

@@ -5,7 +5,7 @@ import pytest
 
 from export.measurement.latency import BenchmarkResult, System
 from export.measurement.report import robustness_rows
-from export.measurement.robustness import SPEECHLESS, check_robustness, made_up, unspoken
+from export.measurement.robustness import SPEECHLESS, check_robustness, hallucination_rate, unspoken
 from workbench.corpus import open_corpus
 
 
@@ -43,7 +43,7 @@ def test_what_is_written_is_counted(exported, monkeypatch):
     assert own["music"]["loops"] == count["music"]
     assert own["tenth of a second"]["stopped_by_cap"] == 1
     assert own["one word"]["wer"] == 0
-    assert made_up(own, found["sounds"]) == pytest.approx(
+    assert hallucination_rate(own, found["sounds"]) == pytest.approx(
         100 * (count["noise"] + count["music"]) / sum(count[k] for k in SPEECHLESS)
     )
     # silence is no speech to the detector

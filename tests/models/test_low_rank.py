@@ -15,7 +15,7 @@ from workbench.config.sections import StudentRecipe
 from workbench.distill.trainer import distill
 from workbench.models.students import parameters
 from workbench.models.whisper.family import Whisper
-from workbench.models.whisper.low_rank import LowRank, compress, merged_state, ranks_of, restore
+from workbench.models.whisper.low_rank import LowRank, factorize, merged_state_dict, ranks_of, rebuild_factors
 from workbench.models.whisper.passes import encode
 from workbench.models.whisper.students import build_student
 
@@ -45,7 +45,7 @@ def outputs_of(model, name, features):
 def test_the_first_layer_keeps_the_share_of_variance_with_the_fewest_dimensions(family, features):
     model, share = family.load(), 0.9
     rows = outputs_of(model, "0.fc1", features)
-    ranks = compress(model, features, share)
+    ranks = factorize(model, features, share)
     centred = rows - rows.mean(0)
     values = torch.linalg.svdvals(centred).square()
     least = int((values.cumsum(0) < share * values.sum()).sum()) + 1
@@ -61,13 +61,13 @@ def test_the_first_layer_keeps_the_share_of_variance_with_the_fewest_dimensions(
 @torch.no_grad()
 def test_through_a_checkpoint_it_stays_the_same(family, features, tmp_path):
     model = family.load()
-    ranks = compress(model, features, 0.8)
+    ranks = factorize(model, features, 0.8)
     assert ranks
     expected = encode(model, features[0])
-    model.save_pretrained(tmp_path, state_dict=merged_state(model))
+    model.save_pretrained(tmp_path, state_dict=merged_state_dict(model))
     plain = WhisperForConditionalGeneration.from_pretrained(tmp_path).eval()  # transformers knows nothing of it
     torch.testing.assert_close(encode(plain, features[0]), expected, atol=1e-4, rtol=1e-4)
-    again = restore(plain)
+    again = rebuild_factors(plain)
     assert ranks_of(again.config) == ranks
     assert parameters(again) == parameters(model) < parameters(family.load())
     assert {n for n, m in again.model.encoder.layers.named_modules() if isinstance(m, LowRank)} == set(ranks)

@@ -57,12 +57,12 @@ class Speller(nn.Module):
 class Toy:
     name = "toy"
     window_seconds = 20.0
-    position_samples = STEP
+    samples_per_position = STEP
     end = END
     suppressed = (BEGIN,)
-    suppressed_first = (END,)
+    begin_suppress_tokens = (END,)
     vocabulary = None
-    own_margin = None
+    trained_silence = None
     width = 24
     vocabulary_size = SIZE
 
@@ -113,7 +113,7 @@ class Toy:
     def pooling(self, model):
         return 1
 
-    def reading_seconds(self, waves):
+    def input_seconds(self, waves):
         return min(max(map(len, waves)) / SAMPLE_RATE + self.silence, self.window_seconds)
 
     def features(self, waves, seconds, device="cpu"):
@@ -146,7 +146,7 @@ class Toy:
     def project(self, model, hidden):
         return model.spell(hidden).float()
 
-    def stepper(self, model, states):
+    def incremental_decoder(self, model, states):
         written = []
 
         def step(tokens):
@@ -179,7 +179,7 @@ class Toy:
     def transcribe(self, model, states, seconds, languages, beams=1):
         out = []
         for row, length, language in zip(states, seconds, languages, strict=True):
-            step, token, ids = self.stepper(model, row[None]), BEGIN, []
+            step, token, ids = self.incremental_decoder(model, row[None]), BEGIN, []
             while len(ids) < self.token_limit(length, language):
                 logits = step(torch.tensor([[token]], device=row.device))
                 logits[:, list(self.suppressed)] = -torch.inf

@@ -13,7 +13,13 @@ import yaml
 from workbench.losses.objectives import per_utterance
 from workbench.weighting import TeacherStatistics, WeightingInput, build_weighting
 from workbench.weighting.meta_batches import TrainBatch, ValidationBatch
-from workbench.weighting.meta_gradients import concentrated, label_shares, normalized, outer_gradients, weight_gradients
+from workbench.weighting.meta_gradients import (
+    label_shares,
+    normalized,
+    outer_gradients,
+    restrict_to_moved_tokens,
+    weight_gradients,
+)
 
 WIDTH, VOCABULARY = 6, 11
 
@@ -122,7 +128,7 @@ def test_almkd_as_its_authors_run_it(scene):
         alpha = (alpha - 2000 * learning_rate * slope).clamp(1e-7, 1 - 1e-7)
         inside += int(((alpha > 1e-6) & (alpha < 1 - 1e-6)).sum())
     assert 0 < inside < 30  # some weights are moved, some end at the bounds
-    found = system.improved(batch, batch_and_outer[1], start, learning_rate)
+    found = system.updated_weights(batch, batch_and_outer[1], start, learning_rate)
     torch.testing.assert_close(found, torch.stack([1 - alpha, alpha]), rtol=1e-3, atol=1e-5)
     assert found.min() >= 0.9e-7
 
@@ -135,7 +141,7 @@ def test_almkd_learns_at_its_intervals_and_where_the_learning_rate_has_changed(s
             assert whole
             yield probed(scene)
 
-        def gathered(self, found):
+        def gather_dict(self, found):
             return found
 
     options = {
@@ -146,13 +152,13 @@ def test_almkd_learns_at_its_intervals_and_where_the_learning_rate_has_changed(s
         "validation": "whole",
     }
     system = build_weighting(options, TeacherStatistics((1.0,)))
-    assert system.looks_ahead(0, 0.1)
+    assert system.should_look_ahead(0, 0.1)
     system.look_ahead(MetaBatches())
     resumed = build_weighting(options, TeacherStatistics((1.0,)))
     resumed.load_state_dict(json.loads(json.dumps(system.state_dict())))
     for one in (system, resumed):
-        assert [epoch for epoch in range(1, 21) if one.looks_ahead(epoch, 0.1)] == [10, 20]
-        assert one.looks_ahead(3, 0.05)
+        assert [epoch for epoch in range(1, 21) if one.should_look_ahead(epoch, 0.1)] == [10, 20]
+        assert one.should_look_ahead(3, 0.05)
 
 
 def test_the_first_weights_of_almkd_depend_on_seed_and_utterance_alone():
@@ -188,7 +194,7 @@ def test_tokens_that_the_step_does_not_move_go_together():
         label_shares(utterance_index, 3, "utterances"),
     )
     weights = torch.rand(2, 3)
-    fewer, (held_fewer,) = concentrated(whole, [held])
+    fewer, (held_fewer,) = restrict_to_moved_tokens(whole, [held])
     assert fewer.residuals.shape[-1] < 15
     torch.testing.assert_close(held_fewer.logits.logsumexp(-1), held.logits.logsumexp(-1))
     for train_share in (0.0, 0.25):
@@ -200,7 +206,7 @@ def test_tokens_that_the_step_does_not_move_go_together():
 
 def test_where_every_token_moves_nothing_changes(scene):
     weights = torch.rand(3, 3)
-    batch, outer = concentrated(*probed(scene))
+    batch, outer = restrict_to_moved_tokens(*probed(scene))
     assert batch.residuals.shape[-1] == VOCABULARY + 1
     torch.testing.assert_close(
         outer_gradients(batch, outer, weights, 0.1), outer_gradients(*probed(scene), weights, 0.1)
@@ -216,7 +222,7 @@ def test_learnt_weights_make_the_look_ahead_better(scene, name):
     options = {"name": name} | ({"inner_learning_rate": 0.5, "weight_learning_rate": 0.2} if name != "rw_kd" else {})
     system = build_weighting(options, TeacherStatistics((1.0,)))
     before = torch.tensor([system.initial(i, 3) for i in "abc"]).t()
-    after = system.improved(*probed(scene), before, 1e-4)
+    after = system.updated_weights(*probed(scene), before, 1e-4)
     assert after.shape == (3, 3)
     total = before.sum()  # RW-KD weighs more in all; what is compared is where the weight lies
     assert validation_loss(scene, after * total / after.sum(), 0.5) < validation_loss(scene, before, 0.5)
@@ -228,11 +234,11 @@ def test_almkd_is_convex_and_amal_within_its_bounds(scene):
     )
     start = torch.tensor([almkd.initial(i, 3) for i in "abc"]).t()
     torch.testing.assert_close(start.sum(0), torch.ones(3))
-    found = almkd.improved(*probed(scene), start, 1e-4)
+    found = almkd.updated_weights(*probed(scene), start, 1e-4)
     torch.testing.assert_close(found.sum(0), torch.ones(3))
     assert (found >= 0).all()
     amal = build_weighting({"name": "amal", "weight_learning_rate": 5.0}, TeacherStatistics((1.0,)))
-    found = amal.improved(*probed(scene), torch.tensor([amal.initial(i, 3) for i in "abc"]).t(), 1e-4)
+    found = amal.updated_weights(*probed(scene), torch.tensor([amal.initial(i, 3) for i in "abc"]).t(), 1e-4)
     assert found.min() >= 1e-7 - 1e-9
     assert found.max() <= 2
 
@@ -253,7 +259,9 @@ def test_almkd_with_one_teacher_descends_along_a(scene):
     start = torch.tensor([system.initial(i, 2) for i in "abc"]).t()
     slopes = weight_gradients(batch, held, start, 0.3)
     expected = (0.4 - 3.0 * (slopes[1] - slopes[0])).clamp(0, 1)
-    torch.testing.assert_close(system.improved(batch, [held], start, 1e-4), torch.stack([1 - expected, expected]))
+    torch.testing.assert_close(
+        system.updated_weights(batch, [held], start, 1e-4), torch.stack([1 - expected, expected])
+    )
 
 
 def test_rw_kd_is_the_clipped_and_normalised_descent_from_zero(scene):
@@ -269,7 +277,7 @@ def test_rw_kd_is_the_clipped_and_normalised_descent_from_zero(scene):
     helpful = (-slope).clamp(min=0)
     system = build_weighting({"name": "rw_kd"}, TeacherStatistics((1.0,)))
     start = torch.tensor([system.initial(i, 3) for i in "abc"]).t()
-    torch.testing.assert_close(system.improved(*probed(scene), start, 1e-4), helpful * 3 / helpful.sum())
+    torch.testing.assert_close(system.updated_weights(*probed(scene), start, 1e-4), helpful * 3 / helpful.sum())
 
 
 def test_weights_belong_to_utterances_and_survive_a_checkpoint(scene):
@@ -282,7 +290,7 @@ def test_weights_belong_to_utterances_and_survive_a_checkpoint(scene):
             assert not whole
             yield pair
 
-        def gathered(self, found):
+        def gather_dict(self, found):
             return {**found, "d": [0.2, 0.3, 0.5]}  # of another process
 
     system = build_weighting({"name": "amal", "start_epoch": 0}, TeacherStatistics((1.0,)))
@@ -307,7 +315,7 @@ def test_weights_belong_to_utterances_and_survive_a_checkpoint(scene):
 
 def test_updates_come_first_at_their_epoch_and_then_at_intervals():
     system = build_weighting({"name": "almkd", "start_epoch": 2, "update_every": 3}, TeacherStatistics((1.0,)))
-    assert [e for e in range(10) if system.looks_ahead(e, 0.1 / (e + 1))] == [2, 5, 8]
+    assert [e for e in range(10) if system.should_look_ahead(e, 0.1 / (e + 1))] == [2, 5, 8]
 
 
 def test_normalized_gradients_have_the_root_mean_square_1():

@@ -10,8 +10,8 @@ from transformers import WhisperForConditionalGeneration
 
 from tests.conftest import DECODER
 from tests.distill.test_targets_and_training import killed_at, same, weights
-from workbench.cache.checksums import sealed_rows
-from workbench.cache.uncertainty import information
+from workbench.cache.checksums import read_checked_rows
+from workbench.cache.uncertainty import mutual_information
 from workbench.core.errors import UserError
 from workbench.corpus import open_corpus
 from workbench.distill.teaching.teacher_ensemble import shares_of
@@ -219,9 +219,9 @@ def test_uncertainty_is_the_information_that_dropout_holds():
     certain = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]]).clamp(1e-9).log()
     torn = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]).clamp(1e-9).log()
     vague = torch.tensor([[[0.5, 0.5]], [[0.5, 0.5]]]).log()
-    assert information(certain).item() == pytest.approx(0.0, abs=1e-6)
-    assert information(torn).item() == pytest.approx(0.6931, abs=1e-3)
-    assert information(vague).item() == pytest.approx(0.0, abs=1e-6)
+    assert mutual_information(certain).item() == pytest.approx(0.0, abs=1e-6)
+    assert mutual_information(torn).item() == pytest.approx(0.6931, abs=1e-3)
+    assert mutual_information(vague).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_the_teachers_uncertainty_is_measured_once(recipe, cache):
@@ -230,7 +230,7 @@ def test_the_teachers_uncertainty_is_measured_once(recipe, cache):
     lines = path.read_text()
     distill(recipe("second", stages=stage(epochs=1, weighting={"name": "mc_dropout", "alpha": 0.5})))
     assert path.read_text() == lines
-    rows = list(sealed_rows(path))
+    rows = list(read_checked_rows(path))
     assert len(rows) == len(list(filter(None, lines.splitlines()))) > 0
     assert all(row["value"] >= 0 for row in rows)
 

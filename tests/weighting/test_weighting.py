@@ -188,10 +188,10 @@ def test_superloss_follows_the_mean_of_whole_steps_over_processes():
     weighting = build(name="superloss", momentum=0.5, alpha=0.0)
     for losses in ([1.0, 3.0], [5.0, 7.0]):  # two micro-batches of one step
         weighting.observe(inputs(ids=IDS[:2], task=torch.tensor(losses), distillation=X[:2], teacher_loss=X[:2]))
-    weighting.stepped(lambda local: 2 * local)  # another process had the same
+    weighting.on_optimizer_step(lambda local: 2 * local)  # another process had the same
     assert weighting.threshold == pytest.approx(4.0)
     weighting.observe(inputs(ids=IDS[:1], task=torch.tensor([8.0]), distillation=X[:1], teacher_loss=X[:1]))
-    weighting.stepped(lambda local: local)
+    weighting.on_optimizer_step(lambda local: local)
     other = build(name="superloss")
     other.load_state_dict(weighting.state_dict())
     assert other.threshold == pytest.approx(0.5 * 4 + 0.5 * 8)
@@ -208,7 +208,7 @@ def test_homoscedastic_descends_its_own_loss():
         (slope,) = torch.autograd.grad(loss, s)
         s = (s - 0.1 * slope).detach().requires_grad_()
         weighting.observe(given)
-        weighting.stepped(lambda local: local)
+        weighting.on_optimizer_step(lambda local: local)
     assert weighting.log_variances == pytest.approx(s.tolist(), rel=1e-5)
 
 
@@ -219,7 +219,7 @@ def test_weighing_a_micro_batch_changes_no_state(name):
     weighting = build_weighting({"name": name}, statistics)
     given = inputs(by_teacher=torch.rand(1, 4), teacher_right=torch.tensor([True, False]))
     weighting(given)
-    weighting.stepped(lambda local: local)
+    weighting.on_optimizer_step(lambda local: local)
     fresh = build_weighting({"name": name}, statistics)
     assert weighting.state_dict() == fresh.state_dict()
     first, second = weighting(given), fresh(given)
@@ -231,16 +231,16 @@ def test_a_step_without_losses_to_weigh_leaves_the_state_as_it_is(name):
     """All of its micro-batches on-policy, on every process or on this one alone."""
     weighting = build(name=name)
     weighting.observe(inputs())
-    weighting.stepped(lambda local: local)
+    weighting.on_optimizer_step(lambda local: local)
     before = copy.deepcopy(weighting.state_dict())
-    weighting.stepped(lambda local: local)
+    weighting.on_optimizer_step(lambda local: local)
     assert weighting.state_dict() == before
     other = build(name=name)
     other.load_state_dict(before)
     other.observe(inputs(task=X))
     seen = []
-    other.stepped(lambda local: seen.append(local) or local)
-    weighting.stepped(lambda local: local + seen[0])  # another process had losses
+    other.on_optimizer_step(lambda local: seen.append(local) or local)
+    weighting.on_optimizer_step(lambda local: local + seen[0])  # another process had losses
     assert weighting.state_dict() == other.state_dict()
     assert weighting.state_dict() != before
 
@@ -266,7 +266,7 @@ def test_annealing_kd_raises_the_teachers_logits_then_leaves_them():
 def test_askd_lets_the_teacher_go(decay, half):
     weighting = build(name="askd", phase1=0.6, w0=0.8, w1=0.1, decay=decay)
     assert [weighting.teacher_weight(p) for p in (0.0, 0.3, 0.6)] == pytest.approx([0.8, half, 0.1])
-    assert [weighting.teaches_itself(p) for p in (0.0, 0.59, 0.6, 1.0)] == [False, False, True, True]
+    assert [weighting.is_self_distilling(p) for p in (0.0, 0.59, 0.6, 1.0)] == [False, False, True, True]
     assert weighting(inputs(progress=0.9)).distillation[0].item() == pytest.approx(0.3)
     assert weighting.self_teacher.kind == "ema"
     assert build(name="askd", phase1=1.0).self_teacher is None

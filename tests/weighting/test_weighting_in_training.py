@@ -138,7 +138,7 @@ def test_curves_do_not_take_a_missing_task_loss_for_zero(tmp_path):
 def a_micro_batch(alpha, log=None, **changes):
     alpha = torch.tensor(alpha)
     same = {"task": alpha, "distillation": alpha, "matching": alpha, "task_weight": 1 - alpha, "alpha": alpha}
-    return StepLosses(**({"loss": torch.tensor(0.5), **same, "disagreeing": torch.tensor(1), "compared": 4,
+    return StepLosses(**({"loss": torch.tensor(0.5), **same, "disagreements": torch.tensor(1), "compared": 4,
                           "log": log or {}} | changes))  # fmt: skip
 
 

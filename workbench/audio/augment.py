@@ -42,7 +42,7 @@ def _coloured(samples: int, exponent: float, draw: np.random.Generator) -> np.nd
     return (noise / max(float(np.sqrt(np.mean(noise**2))), 1e-9)).astype(np.float32)
 
 
-def mask_spectrum(features: Tensor, settings: AugmentRecipe, draw: np.random.Generator) -> Tensor:
+def spec_augment(features: Tensor, settings: AugmentRecipe, draw: np.random.Generator) -> Tensor:
     """SpecAugment (arXiv 1904.08779) without time warping: blank bands and stretches of each clip's features.
 
     Args:

@@ -20,19 +20,19 @@ def file_crc32(path: Path) -> int:
     return value
 
 
-def sealed(row: Mapping[str, object]) -> str:
+def line_with_checksum(row: Mapping[str, object]) -> str:
     """A line of JSON with a checksum, and the newline."""
     text = json.dumps(row)
     return f'{text[:-1]}{MARK.decode()}{zlib.crc32(text.encode()):08x}"}}\n'
 
 
-def sealed_rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_checked_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file of sealed lines; one that a kill cut short, that is damaged, or that has no checksum is left out."""
-    yield from rows_in(path.read_bytes())
+    yield from checked_rows(path.read_bytes())
 
 
-def rows_in(lines: bytes) -> Iterator[dict[str, Any]]:
-    """`sealed_rows` of a file's content, or of a part of it."""
+def checked_rows(lines: bytes) -> Iterator[dict[str, Any]]:
+    """`read_checked_rows` of a file's content, or of a part of it."""
     for line in lines.split(b"\n"):
         text, _, found = line.rpartition(MARK)
         if found == b'%08x"}' % zlib.crc32(text + b"}"):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from workbench.audio.decode import SAMPLE_RATE, Wave
-from workbench.cache.tensor_shards import Item, Store, shards_of
+from workbench.cache.tensor_shards import Item, ShardStore, missing_by_shard
 from workbench.core.disk import check_free_space
 from workbench.core.hashing import cache_folder, cache_key
 from workbench.core.locks import output_lock
@@ -38,7 +38,7 @@ class AudioCache:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.store = Store(folder or cache_folder("audio", [FORMAT, SAMPLE_RATE]))
+        self.store = ShardStore(folder or cache_folder("audio", [FORMAT, SAMPLE_RATE]))
 
     @staticmethod
     def key(utterance: Utterance) -> str:
@@ -92,7 +92,7 @@ class AudioCache:
         # stretches of one recording are cut one after another, so that it is decoded once
         whole = all(isinstance(u.audio, (Path, bytes)) for u in own)
         with ThreadPoolExecutor(max(1, usable_cpus() // world_size) if whole else 1) as pool:
-            for shard in shards_of(own_keys, self):
+            for shard in missing_by_shard(own_keys, self):
                 waves = list(pool.map(lambda i: own[i].wave(), shard))
                 self.add(zip([own_keys[i] for i in shard], waves, strict=True), rank)
                 progress(len(shard))
@@ -112,7 +112,7 @@ def to_wave(samples: Tensor) -> Tensor:
     return samples.float() / LARGEST
 
 
-def decoded_ahead(batches: Sequence[Sequence[Utterance]]) -> Iterator[list[Wave]]:
+def prefetch_waves(batches: Sequence[Sequence[Utterance]]) -> Iterator[list[Wave]]:
     """Waves of each batch, the next one being decoded while the caller is busy with this one."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(_decode, batches[0])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.cache.decoded_audio import to_wave
 from workbench.cache.labelled_dataset import LabelledDataset
-from workbench.cache.tensor_shards import Item, Store, shards_of
+from workbench.cache.tensor_shards import Item, ShardStore, missing_by_shard
 from workbench.config.recipe import Recipe
 from workbench.config.sections import TrailingSilenceRecipe
 from workbench.core.disk import check_free_space
@@ -42,7 +42,7 @@ def encode_clips(
     model: nn.Module,
     family: Family,
     dataset: LabelledDataset,
-    store: Store,
+    store: ShardStore,
     settings: EncodingSettings,
     progress: Callable[[int], None] = lambda _: None,
 ) -> None:
@@ -64,12 +64,12 @@ def encode_clips(
     # ties are broken by key, so that every run batches alike
     order = sorted(range(len(utterances)), key=lambda i: (utterances[i].seconds, keys[i]))[rank::world_size]
     mine = [keys[i] for i in order]
-    shards = list(shards_of(mine, store))
+    shards = list(missing_by_shard(mine, store))
     width = family.width
     needed = (
         sum(utterances[order[j]].seconds + margin.train_max for shard in shards for j in shard)
         * SAMPLE_RATE
-        / family.position_samples
+        / family.samples_per_position
         * width
         * 2
     )
@@ -82,12 +82,12 @@ def encode_clips(
         # result is then the same for any number of processes.
         groups: dict[int, list[str]] = {}
         for key, wave in waves.items():
-            positions = family.positions(len(wave) + round(silence_after(key, margin, [seed]) * SAMPLE_RATE))
+            positions = family.positions(len(wave) + round(trailing_silence_of(key, margin, [seed]) * SAMPLE_RATE))
             groups.setdefault(min(-(-positions // BUCKET) * BUCKET, longest), []).append(key)
         items: list[tuple[Item, dict[str, Tensor]]] = []
         for positions, group in sorted(groups.items()):
             features = family.features(
-                [waves[key] for key in group], positions * family.position_samples / SAMPLE_RATE, device
+                [waves[key] for key in group], positions * family.samples_per_position / SAMPLE_RATE, device
             )
             states = family.encode(model, features)
             items += [({"key": key}, {"states": s.half()}) for key, s in zip(group, states, strict=True)]
@@ -96,12 +96,12 @@ def encode_clips(
 
 
 @torch.no_grad()
-def encode_whole(
+def encode_full_window(
     model: nn.Module,
     family: Family,
     utterances: Sequence[Utterance],
     keys: Sequence[str],
-    store: Store,
+    store: ShardStore,
     rank: int = 0,
     world_size: int = 1,
     progress: Callable[[int], None] = lambda _: None,
@@ -110,7 +110,7 @@ def encode_whole(
     device = next(model.parameters()).device
     order = sorted(range(len(utterances)), key=lambda i: keys[i])[rank::world_size]
     mine = [keys[i] for i in order]
-    shards = list(shards_of(mine, store))
+    shards = list(missing_by_shard(mine, store))
     window = family.positions(round(family.window_seconds * SAMPLE_RATE))
     check_free_space(store.folder, sum(map(len, shards)) * window * family.width * 2, "the teacher's states")
     for shard in shards:
@@ -129,7 +129,7 @@ def calibration_clips(
     return [] if recipe.student.encoder_low_rank_variance is None else (train or validation)[:CALIBRATION_CLIPS]
 
 
-def encoded_folder(recipe: Recipe, what: str, calibration: Sequence[Utterance]) -> Path:
+def encoder_cache_folder(recipe: Recipe, what: str, calibration: Sequence[Utterance]) -> Path:
     """Where every run with the same initial encoder keeps its states.
 
     Args:
@@ -159,6 +159,6 @@ def encoded_folder(recipe: Recipe, what: str, calibration: Sequence[Utterance]) 
     return cache_folder("encoded", [*key, recipe.seed if what == "trained" else None])
 
 
-def silence_after(key: str, margin: TrailingSilenceRecipe, seed: Sequence[int]) -> float:
+def trailing_silence_of(key: str, margin: TrailingSilenceRecipe, seed: Sequence[int]) -> float:
     """Seconds of silence after a clip, drawn from its key and the seed alone."""
     return float(np.random.default_rng([*seed, int(key[:12], 16)]).uniform(margin.train_min, margin.train_max))

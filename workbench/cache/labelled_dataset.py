@@ -8,7 +8,7 @@ from torch import Tensor
 
 from workbench.cache.decoded_audio import AudioCache
 from workbench.cache.teacher_targets import TargetCache
-from workbench.cache.tensor_shards import Store
+from workbench.cache.tensor_shards import ShardStore
 from workbench.corpus import Utterance
 
 
@@ -21,7 +21,7 @@ class LabelledDataset:
     caches: list[TargetCache]  # of each teacher; the first one's loss is what weightings go by
     audio: AudioCache
     audio_keys: list[str]
-    encoded: Store | None = None  # the student's encoder states, where they are computed once
+    encoded: ShardStore | None = None  # the student's encoder states, where they are computed once
 
     def samples(self, clip: int) -> Tensor:
         """A clip's audio, by the clip's index. -> int16 [samples]"""

@@ -19,7 +19,7 @@ from workbench.core.errors import UserError
 from workbench.core.machine.distributed import Processes
 
 log = logging.getLogger("workbench")
-TOLERATED = 0.2  # of the teacher's probability, on average over the labels
+MAX_TAIL_MASS = 0.2  # of the teacher's probability, on average over the labels
 MEASURED_CLIPS = 256  # at most, spread over the corpus
 
 
@@ -28,7 +28,7 @@ def tail_mass(top_logits: Tensor, log_normalizer: Tensor, temperature: float) ->
     return (1 - (top_logits.double() / temperature - log_normalizer[:, None].double()).exp().sum(-1)).clamp(min=0)
 
 
-def matters(recipe: Recipe) -> bool:
+def uses_tail_bucket(recipe: Recipe) -> bool:
     """Whether any stage's loss uses a tail bucket."""
     return recipe.targets.kind == "top_k" and any(_distils(stage) for stage in recipe.stages.values())
 
@@ -50,7 +50,7 @@ def check_tail(recipe: Recipe, dataset: LabelledDataset, processes: Processes) -
     Raises:
         UserError: it is above TOLERATED, and `targets.allow_large_tail` is false.
     """
-    if not matters(recipe):
+    if not uses_tail_bucket(recipe):
         return None
     step = -(-len(dataset.keys) // MEASURED_CLIPS)
     masses: list[float] = []
@@ -64,14 +64,14 @@ def check_tail(recipe: Recipe, dataset: LabelledDataset, processes: Processes) -
         f"the {targets.top_k} likeliest tokens hold {100 * (1 - worst):.1f} % of the teacher's probability at temperature "
         f"{targets.temperature:g} (mean over {labels:.0f} labels) and the bucket of all others {100 * worst:.1f} %"
     )
-    if worst <= TOLERATED:
+    if worst <= MAX_TAIL_MASS:
         log.info("targets: %s", found)
         return worst
     if targets.allow_large_tail:
         log.warning("targets: %s: the distillation loss is not that of the whole vocabulary", found)
         return worst
     raise UserError(
-        f"targets: {found}, more than {100 * TOLERATED:.0f} %, so their KL is not that of the whole vocabulary; set targets.kind to "
+        f"targets: {found}, more than {100 * MAX_TAIL_MASS:.0f} %, so their KL is not that of the whole vocabulary; set targets.kind to "
         "sampled (unbiased) or full (fp16, 2 bytes a token of the vocabulary), targets.temperature to 1, or targets.allow_large_tail to true"
     )
 

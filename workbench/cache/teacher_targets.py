@@ -18,13 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from workbench.audio.decode import SAMPLE_RATE, Wave
-from workbench.cache.decoded_audio import AudioCache, decoded_ahead
-from workbench.cache.tensor_shards import Item, Store, shards_of
+from workbench.cache.decoded_audio import AudioCache, prefetch_waves
+from workbench.cache.tensor_shards import Item, ShardStore, missing_by_shard
 from workbench.core.disk import check_free_space
 from workbench.core.hashing import cache_folder, cache_key
 from workbench.corpus import Utterance
 from workbench.losses.objectives import cross_entropy
-from workbench.losses.soft_targets import Kept, Kind, bytes_of_a_label, keep_all, keep_sample, keep_top_k
+from workbench.losses.soft_targets import (
+    StoredTargets,
+    TargetKind,
+    bytes_per_label,
+    full_targets,
+    sampled_targets,
+    top_k_targets,
+)
 from workbench.models.protocol import IGNORE_INDEX, Family
 
 log = logging.getLogger("workbench")
@@ -54,10 +61,9 @@ class TargetSettings:
     margin: float  # seconds of silence after the clip whose states are kept
     states: bool = True  # whether the encoder states are kept
     precision: str = "fp32"  # that the teacher ran in
-    own_margin: float | None = (
-        None  # seconds of silence after a clip, for a teacher that reads clips at their own length
-    )
-    kind: Kind = "top_k"
+    # seconds of silence after a clip, for a teacher that reads clips at their own length
+    trained_silence: float | None = None
+    kind: TargetKind = "top_k"
     samples: int = 0  # of sampled
 
     def key(self, utterance: Utterance) -> str:
@@ -84,9 +90,9 @@ class TargetCache:
 
     def __init__(self, settings: TargetSettings, folder: Path | None = None) -> None:
         self.settings = settings
-        self.store = Store(folder or settings.folder())
+        self.store = ShardStore(folder or settings.folder())
         richer = replace(settings, states=True)
-        self.richer = None if folder or settings.states else Store(richer.folder())
+        self.richer = None if folder or settings.states else ShardStore(richer.folder())
 
     def __contains__(self, key: str) -> bool:
         return key in self.store or (self.richer is not None and key in self.richer)
@@ -103,7 +109,7 @@ class TargetCache:
         """The teacher's own loss on a clip."""
         return float(self._store_of(key).index[key]["task_loss"])
 
-    def _store_of(self, key: str) -> Store:
+    def _store_of(self, key: str) -> ShardStore:
         return self.richer if self.richer is not None and key not in self.store else self.store
 
     def read(self, key: str, states: bool = True) -> ClipTargets:
@@ -150,7 +156,7 @@ def compute_targets(
     settings, store = cache.settings, cache.store
     ordered = sorted(utterances, key=lambda u: (u.seconds, u.id))[rank::world_size]
     keys = [settings.key(u) for u in ordered]
-    shards = list(shards_of(keys, cache))
+    shards = list(missing_by_shard(keys, cache))
     numbers = [i for shard in shards for i in shard]
     missing = [ordered[i] for i in numbers]
     if not missing:
@@ -165,7 +171,7 @@ def compute_targets(
     items: list[tuple[Item, dict[str, Tensor]]] = []
     last_of_shard = {shard[-1] for shard in shards}
     heard: list[tuple[str, Wave]] = []
-    for batch, waves in zip(batches, decoded_ahead([[ordered[i] for i in b] for b in batches]), strict=True):
+    for batch, waves in zip(batches, prefetch_waves([[ordered[i] for i in b] for b in batches]), strict=True):
         asked = [ordered[i] for i in batch]
         if teacher is None:
             clips = _unasked(family, asked)
@@ -217,7 +223,7 @@ def _teacher_pass(
     """One forward pass at the length that the teacher was trained on: 30 s, or the clip's own."""
     tokens = family.tokens([u.text for u in batch], [u.language for u in batch])
     on_device = tokens.to(device)
-    seconds = family.reading_seconds(waves)
+    seconds = family.input_seconds(waves)
     if settings.states:  # which the student's are compared with, however little silence the teacher wants
         seconds = max(seconds, max(map(len, waves)) / SAMPLE_RATE + settings.margin)
     states = family.encode(teacher, family.features(waves, seconds, device))
@@ -236,12 +242,12 @@ def _teacher_pass(
     return out
 
 
-def _kept(logits: Tensor, settings: TargetSettings, seed: int) -> Kept:
+def _kept(logits: Tensor, settings: TargetSettings, seed: int) -> StoredTargets:
     if settings.kind == "full":
-        return keep_all(logits)
+        return full_targets(logits)
     if settings.kind == "sampled":
-        return keep_sample(logits, settings.top_k, settings.samples, settings.temperature, seed)
-    return keep_top_k(logits, settings.top_k, settings.temperature)
+        return sampled_targets(logits, settings.top_k, settings.samples, settings.temperature, seed)
+    return top_k_targets(logits, settings.top_k, settings.temperature)
 
 
 def estimated_bytes(
@@ -253,7 +259,7 @@ def estimated_bytes(
 ) -> int:
     """Size on disk: the targets of each token at about 5 tokens a second, and the states if they are kept."""
     total = 0
-    a_label = bytes_of_a_label(settings.kind, settings.top_k, settings.samples, vocabulary)
+    a_label = bytes_per_label(settings.kind, settings.top_k, settings.samples, vocabulary)
     for utterance in utterances:
         positions = positions_of(round((utterance.seconds + settings.margin) * SAMPLE_RATE))
         total += positions * width * 2 if settings.states else 0

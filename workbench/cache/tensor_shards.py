@@ -18,12 +18,12 @@ from typing import NotRequired, Protocol, TypedDict, cast
 
 from torch import Tensor
 
-from workbench.cache.checksums import file_crc32, rows_in, sealed
+from workbench.cache.checksums import checked_rows, file_crc32, line_with_checksum
 from workbench.core.atomic import atomic_path
 from workbench.core.disk import disk_errors
 from workbench.core.errors import UserError
 from workbench.core.locks import output_lock
-from workbench.core.machine.distributed import output_lock_of_all, wait_for_all
+from workbench.core.machine.distributed import distributed_output_lock, wait_for_all
 from workbench.core.tensor_files import TensorFile
 
 log = logging.getLogger("workbench")
@@ -55,7 +55,7 @@ class IndexEntry(Item):
     crc32: int  # of that file
 
 
-class Store:
+class ShardStore:
     """A folder of shards, read an item at a time."""
 
     def __init__(self, folder: Path) -> None:
@@ -73,7 +73,7 @@ class Store:
         if not self._named <= there:
             self.index = {key: entry for key, entry in self.index.items() if entry["shard"] in there}
         for path in sorted(self.folder.glob("index-*.jsonl")):
-            for entry in rows_in(self._added(path)):
+            for entry in checked_rows(self._added(path)):
                 self._named.add(entry["shard"])
                 if entry["key"] not in self.index and entry["shard"] in there:
                     self.index[entry["key"]] = cast("IndexEntry", entry)  # as `write` made it
@@ -171,7 +171,7 @@ class Store:
         torn = index.is_file() and not index.read_bytes().endswith(b"\n")
         entries: list[IndexEntry] = [{**entry, "shard": name, "crc32": crc32} for entry, _ in items]
         with disk_errors(index), index.open("a", encoding="utf-8") as file:
-            file.write("\n" * torn + "".join(sealed(entry) for entry in entries))
+            file.write("\n" * torn + "".join(line_with_checksum(entry) for entry in entries))
         self.index |= {entry["key"]: entry for entry in entries}
         self._named.add(name)
         self._sound.add(name)
@@ -186,12 +186,12 @@ class Store:
 @contextlib.contextmanager
 def cache_lock(folder: Path) -> Iterator[None]:
     """One run at a time fills a folder of the cache; its processes begin and end together."""
-    with output_lock_of_all(folder, wait=True):
+    with distributed_output_lock(folder, wait=True):
         yield
         wait_for_all()
 
 
-def shards_of(keys: Sequence[str], present: Keys) -> Iterator[list[int]]:
+def missing_by_shard(keys: Sequence[str], present: Keys) -> Iterator[list[int]]:
     """Indices of the items to compute for each shard.
 
     Shards are cut from the whole list, not from what is missing, so that a killed run computes the same batches again

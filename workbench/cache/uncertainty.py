@@ -12,13 +12,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from workbench.cache.checksums import sealed, sealed_rows
+from workbench.cache.checksums import line_with_checksum, read_checked_rows
 from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.cache.teacher_targets import TargetSettings
 from workbench.core.hashing import cache_folder
 from workbench.models.protocol import Family, Tokens
 
-SAMPLES, RATE = 8, 0.1  # passes of the decoder, and their dropout
+MC_PASSES, DROPOUT_RATE = 8, 0.1  # passes of the decoder, and their dropout
 
 
 @torch.no_grad()
@@ -42,13 +42,12 @@ def measure_uncertainty(
         world_size: how many processes there are.
         progress: called with the number of utterances done.
     """
-    own = (
-        [] if settings.own_margin is None else [settings.own_margin]
-    )  # for teachers that read 30 s, older values stay valid
-    folder = cache_folder("uncertainty", [settings.teacher, settings.precision, SAMPLES, RATE, *own])
+    # for teachers that read 30 s, older values stay valid
+    own = [] if settings.trained_silence is None else [settings.trained_silence]
+    folder = cache_folder("uncertainty", [settings.teacher, settings.precision, MC_PASSES, DROPOUT_RATE, *own])
     known: dict[str, float] = {}
     for path in folder.glob("*.jsonl"):
-        known.update((row["key"], row["value"]) for row in sealed_rows(path))
+        known.update((row["key"], row["value"]) for row in read_checked_rows(path))
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, float] = {}
     device = next(model.parameters()).device
@@ -57,24 +56,28 @@ def measure_uncertainty(
             if key not in known:
                 tokens = family.tokens([utterance.text], [utterance.language]).to(device)
                 wave = [utterance.wave()]
-                states = family.encode(model, family.features(wave, family.reading_seconds(wave), device))
-                known[key] = float(information(samples(model, family, states, tokens, int(key[:12], 16))).mean())
-                file.write("\n" + sealed({"key": key, "value": known[key]}))  # a kill may have cut the last line short
+                states = family.encode(model, family.features(wave, family.input_seconds(wave), device))
+                known[key] = float(
+                    mutual_information(mc_dropout_log_probs(model, family, states, tokens, int(key[:12], 16))).mean()
+                )
+                file.write(
+                    "\n" + line_with_checksum({"key": key, "value": known[key]})
+                )  # a kill may have cut the last line short
                 file.flush()
             found[utterance.id] = known[key]
             progress(1)
     return found
 
 
-def samples(model: nn.Module, family: Family, states: Tensor, tokens: Tokens, seed: int) -> Tensor:
+def mc_dropout_log_probs(model: nn.Module, family: Family, states: Tensor, tokens: Tokens, seed: int) -> Tensor:
     """Log-probabilities under different dropout masks. -> [samples, labels, vocabulary]"""
     torch.manual_seed(seed % 2**31)
-    with family.decoder_dropout(model, RATE):
-        rows = [family.logits(model, states, tokens).float().log_softmax(-1) for _ in range(SAMPLES)]
+    with family.decoder_dropout(model, DROPOUT_RATE):
+        rows = [family.logits(model, states, tokens).float().log_softmax(-1) for _ in range(MC_PASSES)]
     return torch.stack(rows)
 
 
-def information(log_p: Tensor) -> Tensor:
+def mutual_information(log_p: Tensor) -> Tensor:
     """H(mean p) - mean H(p) of each label, at least 0. [samples, labels, vocabulary] -> [labels]"""
     p = log_p.exp()
     mean = p.mean(0)

@@ -12,8 +12,8 @@ import typer
 
 from workbench import __version__
 from workbench.cli import export, research, train
-from workbench.cli.command import INTERRUPTED, Command, say
-from workbench.core.errors import UserError, of_the_system
+from workbench.cli.command import INTERRUPTED, Command, print_error
+from workbench.core.errors import UserError, system_error_message
 
 app = typer.Typer(
     name="workbench",
@@ -89,20 +89,22 @@ def main() -> None:
         error.show()
         status = error.exit_code
     except UserError as error:
-        say(str(error))
+        print_error(str(error))
         status = 2
     except (typer.Abort, KeyboardInterrupt):
-        say("interrupted")
+        print_error("interrupted")
         status = INTERRUPTED
     except Exception as error:  # noqa: BLE001  shown, and with a traceback unless the system is to blame
-        known = of_the_system(error)
+        known = system_error_message(error)
         if known is None or logging.getLogger().isEnabledFor(logging.INFO):  # the latter: --verbose
             traceback.print_exc()
         if known:
-            say(known)
+            print_error(known)
             status = 2
         else:
-            say(f"unexpected {type(error).__name__}: a bug in the workbench; please report it with the lines above")
+            print_error(
+                f"unexpected {type(error).__name__}: a bug in the workbench; please report it with the lines above"
+            )
             status = BUG
     sys.exit(status)
 

@@ -11,28 +11,28 @@ import typer
 from typer.core import TyperCommand
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
-RESUMED = "interrupted; what was saved is kept: run the same command again to resume"
-BEGUN_ANEW = "interrupted; unfinished work is discarded: run the same command again to start over"
-LEFT_OF_WORK = {
-    "distill": RESUMED,
-    "label": RESUMED,
-    "synthesize": RESUMED,
-    "study": RESUMED,
-    "export": BEGUN_ANEW,
-    "pack": BEGUN_ANEW,
-    "prune": BEGUN_ANEW,
-    "prompts": BEGUN_ANEW,
-    "verify": BEGUN_ANEW,
-    "measure": BEGUN_ANEW,
+CAN_RESUME = "interrupted; what was saved is kept: run the same command again to resume"
+STARTS_OVER = "interrupted; unfinished work is discarded: run the same command again to start over"
+INTERRUPT_MESSAGES = {
+    "distill": CAN_RESUME,
+    "label": CAN_RESUME,
+    "synthesize": CAN_RESUME,
+    "study": CAN_RESUME,
+    "export": STARTS_OVER,
+    "pack": STARTS_OVER,
+    "prune": STARTS_OVER,
+    "prompts": STARTS_OVER,
+    "verify": STARTS_OVER,
+    "measure": STARTS_OVER,
 }
 
 
-def say(message: str) -> None:
+def print_error(message: str) -> None:
     """Print an error message in one line."""
     typer.echo(f"error: {' '.join(message.split())}", err=True)
 
 
-def can_be_written(path: Path | None) -> Path | None:
+def check_writable(path: Path | None) -> Path | None:
     """Callback of an output option: a place that cannot be written to is a usage error now, before the work starts."""
     if path is not None:
         there = next(folder for folder in Path(path).absolute().parents if folder.exists())
@@ -43,8 +43,8 @@ def can_be_written(path: Path | None) -> Path | None:
     return path
 
 
-FOLDER: dict[str, Any] = {"file_okay": False, "callback": can_be_written}  # for an option that names an output
-FILE: dict[str, Any] = {"dir_okay": False, "callback": can_be_written}
+FOLDER: dict[str, Any] = {"file_okay": False, "callback": check_writable}  # for an option that names an output
+FILE: dict[str, Any] = {"dir_okay": False, "callback": check_writable}
 
 
 class Command(TyperCommand):
@@ -68,5 +68,5 @@ class Command(TyperCommand):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            say(LEFT_OF_WORK.get(self.name or "", "interrupted"))
+            print_error(INTERRUPT_MESSAGES.get(self.name or "", "interrupted"))
             raise typer.Exit(INTERRUPTED) from None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli.command import FILE, FOLDER
-from workbench.core.errors import UserError, nearest
+from workbench.core.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from export.edge.bundle.content import Verification
@@ -247,7 +247,7 @@ def demo(
 ) -> None:
     """Serve the side-by-side page: teacher and students on the same clip."""
     from demo.app import serve
-    from demo.limits import Limits
+    from demo.limits import DemoLimits
     from export.bundle.manifest import open_manifest
     from workbench.corpus import scored_clips
 
@@ -255,9 +255,9 @@ def demo(
     for bundle in bundles:
         manifest = open_manifest(bundle)  # before the teacher is exported, which takes a while
         if precision is not None and precision not in manifest.precisions:
-            raise UserError(f"{bundle}: --precision {precision!r}{nearest(precision, manifest.precisions)}")
+            raise UserError(f"{bundle}: --precision {precision!r}{did_you_mean(precision, manifest.precisions)}")
     scored_clips(corpus, "test")
-    limits = Limits(longest, upload_mb, at_once, waiting, live, keep_minutes)
+    limits = DemoLimits(longest, upload_mb, at_once, waiting, live, keep_minutes)
     serve(bundles, against, corpus, precision, host, port, threads, None if vad else False, limits)
 
 
@@ -283,7 +283,7 @@ def prune(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
 ) -> None:
     """Write a checkpoint that knows fewer tokens: a teacher whose students are small from the start."""
-    from export.bundle.vocabulary import choose
+    from export.bundle.vocabulary import choose_tokens
     from export.bundle.vocabulary import prune as write
     from workbench.core.locks import output_lock
     from workbench.core.ownership import CHECKPOINT, check_replaceable, replacing, write_record
@@ -294,7 +294,7 @@ def prune(
     if output.exists() and not overwrite:
         raise UserError(f"{output}: exists; choose another -o, or add --overwrite")
     check_replaceable(output, CHECKPOINT, [source])
-    kept = choose(vocabulary, Whisper(source))
+    kept = choose_tokens(vocabulary, Whisper(source))
     with output_lock(output), replacing(output, CHECKPOINT) as folder:
         write(source, kept, folder)
         write_record(folder)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from workbench.cli.command import FILE, FOLDER
-from workbench.core.errors import UserError, nearest
+from workbench.core.errors import UserError, did_you_mean
 
 corpus_app = typer.Typer(help="Build a corpus that the package does not ship.", no_args_is_help=True)
 
@@ -51,7 +51,7 @@ def prompts(
     from workbench.corpus.sources import BUILT_IN, corpora_dir
 
     if how not in ("exchange", "words"):
-        raise UserError(f"--how {how!r}{nearest(how, ('exchange', 'words'))}")
+        raise UserError(f"--how {how!r}{did_you_mean(how, ('exchange', 'words'))}")
     if corrupt is None:
         typer.echo(build_prompts(language, output or corpora_dir() / f"prompts-{language}"))
         return
@@ -83,7 +83,7 @@ def study(
         for value in values or []:
             known = {str(getattr(c, field)) for c in everything}
             if str(value) not in known:
-                raise UserError(f"--{field} {value}{nearest(str(value), known)}")
+                raise UserError(f"--{field} {value}{did_you_mean(str(value), known)}")
         chosen = [c for c in chosen if not values or getattr(c, field) in values]
     if commands:
         typer.echo("\n".join(trial.command(file) for trial in chosen))
@@ -129,7 +129,7 @@ def weights(
     from workbench.study.label_errors import RANKINGS, read_run, write_page
 
     if by not in RANKINGS:
-        raise UserError(f"--by {by!r}{nearest(by, RANKINGS)}")
+        raise UserError(f"--by {by!r}{did_you_mean(by, RANKINGS)}")
     found = read_run(run)
     found.print(worst, by)
     typer.echo(write_page(found, output or run / "weights.html", worst, by))

@@ -97,17 +97,17 @@ def label(
     ] = 0.5,
 ) -> None:
     """Transcribe audio that has no text, filter the labels, and write a manifest and a rejection report."""
-    from workbench.core.errors import nearest
+    from workbench.core.errors import did_you_mean
     from workbench.corpus import SPLITS
-    from workbench.labelling.filters import Limits
+    from workbench.labelling.filters import LabelFilters
     from workbench.labelling.pseudo_labels import LabelSettings
     from workbench.labelling.pseudo_labels import label as run
 
     if precision not in ("fp32", "bf16"):
-        raise UserError(f"--precision {precision!r}{nearest(precision, ('fp32', 'bf16'))}")
+        raise UserError(f"--precision {precision!r}{did_you_mean(precision, ('fp32', 'bf16'))}")
     if split is not None and split not in SPLITS:
-        raise UserError(f"--split {split!r}{nearest(split, SPLITS)}")
-    limits = Limits(max_wer, max_compression, min_confidence, min_rate, max_rate, min_language)
+        raise UserError(f"--split {split!r}{did_you_mean(split, SPLITS)}")
+    limits = LabelFilters(max_wer, max_compression, min_confidence, min_rate, max_rate, min_language)
     settings = LabelSettings(teacher, language, beams, batch, precision, longest)
     typer.echo(run(source, output, settings, limits, split))
 

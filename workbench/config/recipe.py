@@ -24,7 +24,7 @@ from workbench.config.sections import (
     TrailingSilenceRecipe,
 )
 from workbench.config.weightings import inactive_reason, needs_uncertainty
-from workbench.core.errors import UserError, nearest
+from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import read_yaml, write_text
 
 
@@ -161,7 +161,7 @@ def parse_recipe(content: dict[str, object], where: str) -> Recipe:
         field = ".".join(str(part) for part in first["loc"] if part not in ("list[int]", "int", "literal['all']"))
         if first["type"] == "extra_forbidden":
             raise UserError(
-                f"{where}: unknown key {field!r}{nearest(field.rsplit('.', 1)[-1], _known_keys(first['loc']))}"
+                f"{where}: unknown key {field!r}{did_you_mean(field.rsplit('.', 1)[-1], _known_keys(first['loc']))}"
             ) from None
         if first["type"] == "missing":
             raise UserError(f"{where}: key {field!r} is missing") from None

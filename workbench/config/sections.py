@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from workbench.config.weightings import StageFacts, parse_settings
+from workbench.config.weightings import StageSchedule, parse_settings
 
 
 class Section(BaseModel):
@@ -172,10 +172,10 @@ class Stage(Section):
     divergence: DivergenceRecipe = DivergenceRecipe()
     on_policy: OnPolicyRecipe | None = None
 
-    def facts(self, epochs: int, stream: bool = False, steps: int | None = None) -> StageFacts:
+    def facts(self, epochs: int, stream: bool = False, steps: int | None = None) -> StageSchedule:
         """What a weighting may know of the stage before it begins: the epochs it reaches, and its steps if they are known."""
         share = self.on_policy.fraction if self.on_policy is not None else 0.0
-        return StageFacts(epochs, steps, stream, self.decoder_losses, share)
+        return StageSchedule(epochs, steps, stream, self.decoder_losses, share)
 
     @field_validator("weighting")
     @classmethod

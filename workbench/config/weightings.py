@@ -13,13 +13,13 @@ from types import ModuleType
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from workbench.core.errors import UserError, nearest
+from workbench.core.errors import UserError, did_you_mean
 
 SYSTEMS = "workbench.weighting.systems"
 
 
 @dataclass(frozen=True)
-class StageFacts:
+class StageSchedule:
     """What decides whether a weighting's schedule takes effect in a stage."""
 
     epochs: int  # that are reached
@@ -34,7 +34,7 @@ class WeightingSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    def inactive_reason(self, stage: StageFacts) -> str | None:
+    def inactive_reason(self, stage: StageSchedule) -> str | None:
         """Why the system would have no effect in such a stage, and what to set instead; None if it has one."""
         if not stage.decoder_losses:
             return "it weights the decoder's losses, which decoder_losses: false leaves out; set decoder_losses: true, or remove the weighting"
@@ -51,7 +51,7 @@ def known_weightings() -> list[str]:
 def weighting_module(name: str) -> ModuleType:
     """The file of a system; raises UserError for an unknown name."""
     if name not in known_weightings():
-        raise UserError(f"weighting name {name!r}{nearest(name, known_weightings())}")
+        raise UserError(f"weighting name {name!r}{did_you_mean(name, known_weightings())}")
     return importlib.import_module(f"{SYSTEMS}.{name}")
 
 
@@ -62,7 +62,7 @@ def parse_settings(options: Mapping[str, object]) -> BaseModel:
     settings: type[BaseModel] = weighting_module(str(given.pop("name", "fixed"))).Settings
     for key in given:
         if key not in settings.model_fields:
-            raise UserError(f"weighting option {key!r}{nearest(key, settings.model_fields)}")
+            raise UserError(f"weighting option {key!r}{did_you_mean(key, settings.model_fields)}")
     try:
         return settings(**given)
     except ValidationError as error:
@@ -82,7 +82,7 @@ def earlier_names(options: Mapping[str, object]) -> Mapping[str, str]:
     return names
 
 
-def inactive_reason(options: Mapping[str, object], stage: StageFacts) -> str | None:
+def inactive_reason(options: Mapping[str, object], stage: StageSchedule) -> str | None:
     """Why a recipe's weighting would have no effect in such a stage, and what to set; None if it has one."""
     settings = parse_settings(options)
     reason = settings.inactive_reason(stage) if isinstance(settings, WeightingSettings) else None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-WORKPLACE = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.part")  # of `workplace`
+STAGING_FOLDER = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.part")  # of `staging_folder`
 NEW, OLD, LOCK = "new", "old", "lock"  # what may lie in one
 
 
@@ -26,7 +26,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path on the same disk that replaces `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _recover_once(path.parent.absolute())
-    with workplace(path) as place:
+    with staging_folder(path) as place:
         yield place / NEW
         (place / NEW).replace(path)
 
@@ -40,7 +40,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path.parent)
-    with workplace(path) as place:
+    with staging_folder(path) as place:
         new, old = place / NEW, place / OLD
         new.mkdir()
         yield new
@@ -53,7 +53,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def workplace(path: Path) -> Iterator[Path]:
+def staging_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`, `.NAME.….part`, which is removed with all that is in it when the block ends.
 
     Until then its process holds a lock inside. The lock is released when the process ends, however it does, so that `recover` can tell what a killed process left from what another one is working on.
@@ -73,7 +73,7 @@ def recover(folder: Path) -> None:
     from filelock import FileLock
 
     for place in sorted(folder.glob(".*.part")):
-        found = WORKPLACE.fullmatch(place.name)
+        found = STAGING_FOLDER.fullmatch(place.name)
         if found is None or place.is_symlink() or not place.is_dir():
             continue
         if not (place / LOCK).exists():

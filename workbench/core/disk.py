@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from workbench.core.errors import NO_ROOM, UserError, system_error
+from workbench.core.errors import DISK_FULL_REMEDY, UserError, system_error
 
 
 @contextlib.contextmanager
@@ -23,7 +23,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if not isinstance(error, OSError | SafetensorError) and system_error(error) is None:
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"{path}: cannot be written ({reason}); {NO_ROOM}") from None
+        raise UserError(f"{path}: cannot be written ({reason}); {DISK_FULL_REMEDY}") from None
 
 
 def check_free_space(folder: Path, needed_bytes: int, what: str) -> None:

@@ -31,7 +31,7 @@ def in_one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the known name most like `name`, or the list of known names."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
@@ -40,11 +40,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(names)}"
 
 
-NO_ROOM = "free some space or choose another place, and run the same command again"
+DISK_FULL_REMEDY = "free some space or choose another place, and run the same command again"
 REMEDIES = {
-    errno.ENOSPC: NO_ROOM,
-    errno.EDQUOT: NO_ROOM,
-    errno.EFBIG: NO_ROOM,
+    errno.ENOSPC: DISK_FULL_REMEDY,
+    errno.EDQUOT: DISK_FULL_REMEDY,
+    errno.EFBIG: DISK_FULL_REMEDY,
     errno.EACCES: "choose another place, or change its permissions",
     errno.EPERM: "choose another place, or change its permissions",
     errno.EROFS: "choose another place",
@@ -86,7 +86,7 @@ def system_error(error: Exception) -> int | None:
     return number
 
 
-def of_the_system(error: Exception) -> str | None:
+def system_error_message(error: Exception) -> str | None:
     """The message for an error of the user's disk, files or network; None for any other, which is a bug."""
     if isinstance(error, socket.gaierror):
         return f"{error.strerror}; check the host's name and the network"
@@ -100,7 +100,7 @@ def of_the_system(error: Exception) -> str | None:
     return f"{what}{os.strerror(number)}; {REMEDIES[number]}"
 
 
-def errors_in_a_line() -> None:
+def install_one_line_excepthook() -> None:
     """For scripts without a typer command line: an error that a user can correct ends them with one line and status 1."""
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -108,7 +108,7 @@ def errors_in_a_line() -> None:
         if isinstance(error, KeyboardInterrupt):
             said = "interrupted"
         elif said is None and isinstance(error, Exception):
-            said = of_the_system(error)
+            said = system_error_message(error)
         if said is None:
             traceback.print_exception(kind, error, trace)
         else:

@@ -16,7 +16,7 @@ LFS = b"version https://git-lfs.github.com/spec/"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def expanded(name: str | Path) -> Path:
+def expand_user(name: str | Path) -> Path:
     """The path that a user named: a leading `~` is their home; `~nobody`, where there is no such user, stays as it is."""
     try:
         return Path(name).expanduser()
@@ -58,7 +58,7 @@ def read_json(path: Path, what: str) -> Any:
     try:
         if (size := path.stat().st_size) > MAX_JSON_BYTES:
             raise UserError(f"{path}: has {size:,} bytes, expected at most {MAX_JSON_BYTES:,} of {what}")
-        check_no_pointer(path)
+        check_not_lfs_pointer(path)
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file (expected {what})") from None
@@ -78,7 +78,7 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
     return content
 
 
-def check_no_pointer(path: Path) -> None:
+def check_not_lfs_pointer(path: Path) -> None:
     """Raise UserError for what `git clone` leaves in place of a large file where Git LFS is not installed."""
     if not path.is_file():
         return

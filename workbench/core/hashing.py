@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from workbench.core.errors import UserError
-from workbench.core.files import expanded, path_inside
+from workbench.core.files import expand_user, path_inside
 
 
 def cache_dir() -> Path:
     """Folder for what can be computed or fetched again; `WORKBENCH_CACHE` overrides the platform's default."""
     if configured := os.environ.get("WORKBENCH_CACHE"):
-        return expanded(configured)
+        return expand_user(configured)
     from platformdirs import user_cache_path
 
     return user_cache_path("distill-workbench", appauthor=False)
@@ -43,7 +43,7 @@ def _known_hashes(path: Path) -> dict[tuple[str, int, int], str]:
     return known
 
 
-def file_sha256(path: Path) -> str:
+def cached_sha256(path: Path) -> str:
     """Hex SHA-256 of a file, remembered while its size and modification time stay the same."""
     status = path.stat()
     resolved = str(path.resolve())
@@ -59,7 +59,7 @@ def file_sha256(path: Path) -> str:
     return known[key]
 
 
-def sha256_of(value: object) -> str:
+def hash_json(value: object) -> str:
     """Hex SHA-256 of a JSON-serialisable value in canonical form."""
     return hashlib.sha256(
         json.dumps(value, sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass")
@@ -68,7 +68,7 @@ def sha256_of(value: object) -> str:
 
 def cache_key(what: object, digits: int = 16) -> str:
     """Key of what is computed from these values, which must be all that determine it."""
-    return sha256_of(what)[:digits]
+    return hash_json(what)[:digits]
 
 
 def cache_folder(kind: str, what: object) -> Path:

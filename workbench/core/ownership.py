@@ -15,16 +15,19 @@ from workbench.core.atomic import atomic_folder, recover
 from workbench.core.errors import UserError
 from workbench.core.files import read_json, write_json
 
-RECORD = "source.json"  # in a checkpoint's folder that the workbench wrote
-Owned = Callable[[str], bool]  # whether a file, by its path from the folder with forward slashes, is a command's own
+CORPUS_RECORD = "source.json"  # in a checkpoint's folder that the workbench wrote
+IsOwnFile = Callable[
+    [str], bool
+]  # whether a file, by its path from the folder with forward slashes, is a command's own
 
 
 @dataclass(frozen=True)
-class Made:
+class OutputKind:
     """A kind of folder that a command makes."""
 
     name: str  # "a bundle"
-    own: Callable[[Path], Owned | None]  # which files in it are the command's own; None where its manifest is not there
+    # which files in it are the command's own; None where its manifest is not there
+    own: Callable[[Path], IsOwnFile | None]
     kept: tuple[str, ...] = ()  # what others put there: neither deleted nor in the way
 
 
@@ -60,7 +63,7 @@ def check_output(output: Path, inputs: Sequence[Path] = (), within: bool = False
         recover(output.parent)
 
 
-def check_replaceable(output: Path, made: Made, inputs: Sequence[Path] = (), within: bool = False) -> None:
+def check_replaceable(output: Path, made: OutputKind, inputs: Sequence[Path] = (), within: bool = False) -> None:
     """Raise UserError unless a folder is absent, empty, or holds only what a command made that may replace it.
 
     What killed processes left beside it and in it is removed.
@@ -133,14 +136,14 @@ def recover_below(folder: Path) -> None:
         recover(Path(parent))
 
 
-def foreign(folder: Path, own: Owned) -> Iterator[str]:
+def foreign(folder: Path, own: IsOwnFile) -> Iterator[str]:
     """Files and links in a folder that are not a command's own, by their paths from it."""
     for path in _files(folder):
         if not own(name := path.relative_to(folder).as_posix()):
             yield name
 
 
-def remove(folder: Path, own: Owned, first: Sequence[str] = (), last: Sequence[str] = ()) -> None:
+def remove(folder: Path, own: IsOwnFile, first: Sequence[str] = (), last: Sequence[str] = ()) -> None:
     """Delete a command's own files from a folder, then the folders that are empty now, and nothing else.
 
     Args:
@@ -158,7 +161,7 @@ def remove(folder: Path, own: Owned, first: Sequence[str] = (), last: Sequence[s
 
 
 @contextlib.contextmanager
-def replacing(output: Path, made: Made, inputs: Sequence[Path] = ()) -> Iterator[Path]:
+def replacing(output: Path, made: OutputKind, inputs: Sequence[Path] = ()) -> Iterator[Path]:
     """`atomic_folder` for a folder of a kind, which is checked before and once more at the end: others may have written there."""
     check_replaceable(output, made, inputs)
     with atomic_folder(output) as folder:
@@ -169,18 +172,18 @@ def replacing(output: Path, made: Made, inputs: Sequence[Path] = ()) -> Iterator
 def write_record(folder: Path) -> None:
     """Note which files a checkpoint's folder holds, all of which the workbench has written."""
     names = sorted(path.relative_to(folder).as_posix() for path in _files(folder))
-    write_json(folder / RECORD, {"schema": 1, "files": names})
+    write_json(folder / CORPUS_RECORD, {"schema": 1, "files": names})
 
 
-def _recorded(folder: Path) -> Owned | None:
-    if not (folder / RECORD).is_file():
+def _recorded(folder: Path) -> IsOwnFile | None:
+    if not (folder / CORPUS_RECORD).is_file():
         return None
-    content = read_json(folder / RECORD, "the record of a checkpoint's files")
+    content = read_json(folder / CORPUS_RECORD, "the record of a checkpoint's files")
     names = content.get("files") or content.get("sha256") if isinstance(content, dict) else None
-    return None if not names else {RECORD, *map(str, names)}.__contains__
+    return None if not names else {CORPUS_RECORD, *map(str, names)}.__contains__
 
 
-CHECKPOINT = Made("checkpoint that `workbench` wrote", _recorded)
+CHECKPOINT = OutputKind("checkpoint that `workbench` wrote", _recorded)
 
 
 def _files(folder: Path) -> list[Path]:

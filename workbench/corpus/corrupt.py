@@ -15,7 +15,7 @@ import numpy as np
 
 from workbench.core.errors import UserError
 from workbench.core.files import write_jsonl
-from workbench.core.ownership import Made, Owned, check_replaceable, replacing
+from workbench.core.ownership import IsOwnFile, OutputKind, check_replaceable, replacing
 from workbench.corpus.references import VERSION_FILE
 from workbench.corpus.utterance import Utterance
 
@@ -23,11 +23,11 @@ RECORD = "corrupted.jsonl"
 WORDS_REPLACED = 0.5  # of an utterance, at least one
 
 
-def _own_files(folder: Path) -> Owned | None:
+def _own_files(folder: Path) -> IsOwnFile | None:
     return {"manifest.jsonl", RECORD, VERSION_FILE}.__contains__ if (folder / RECORD).is_file() else None
 
 
-CORRUPTED = Made("corrupted corpus", _own_files)
+CORRUPTED = OutputKind("corrupted corpus", _own_files)
 
 
 def corrupt(utterances: Sequence[Utterance], share: float, how: str, seed: int) -> list[Utterance]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from workbench.audio.decode import LONGEST_SECONDS, SHORTEST_SECONDS, probe_seconds
 from workbench.core.errors import UserError, first_line
-from workbench.core.files import expanded
+from workbench.core.files import expand_user
 from workbench.core.hashing import cache_key
 from workbench.corpus.manifests import FIELDS, LeftOut, is_missing
 from workbench.corpus.utterance import Utterance
@@ -222,7 +222,7 @@ def _encoded(clip: EncodedAudio | str | None, source: str) -> bytes | None:
         path = clip.get("path") if isinstance(clip, dict) else clip
         if not path:
             return None
-        folder = expanded(source.removeprefix("hf:").split(", split ")[0].partition(":")[0])
+        folder = expand_user(source.removeprefix("hf:").split(", split ")[0].partition(":")[0])
         *archives, place = path.split("::")  # what it is packed in comes last
         here = folder.is_dir() and Path(place).resolve().is_relative_to(folder.resolve())
         packed = all(part.partition("://")[0] in ARCHIVES for part in archives)

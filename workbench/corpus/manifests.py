@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from workbench.audio.decode import probe_seconds
-from workbench.core.errors import UserError, nearest
-from workbench.core.files import expanded
+from workbench.core.errors import UserError, did_you_mean
+from workbench.core.files import expand_user
 from workbench.corpus.rows import read_rows
 from workbench.corpus.split import split_key, split_of
-from workbench.corpus.utterance import SPLITS, Segment, Utterance
+from workbench.corpus.utterance import SPLITS, AudioSegment, Utterance
 from workbench.text.languages import language_code
 
 log = logging.getLogger("workbench")
@@ -117,12 +117,12 @@ def _utterance(
 ) -> Utterance:
     source, seconds = _cut(row, audio, where, lengths)
     name = _relative(audio, manifest.parent)
-    if isinstance(source, Segment):
+    if isinstance(source, AudioSegment):
         name += f"@{round(source.start, 3)}-{round(source.start + source.seconds, 3)}"
     language = _language(row, where)
     split = str(_optional(row, "split") or "") or (split_of(split_key(text, language)) if text else "train")
     if split not in SPLITS:
-        raise UserError(f"{where}: field 'split' is {split!r}{nearest(split, SPLITS)}")
+        raise UserError(f"{where}: field 'split' is {split!r}{did_you_mean(split, SPLITS)}")
     given = _optional(row, "id")
     return Utterance(
         id=name if given is None else str(given),
@@ -156,7 +156,7 @@ def _field(row: Mapping[str, object], field: str, where: str) -> object:
 def _audio_path(manifest: Path, value: str, where: str) -> Path:
     if not value:
         raise UserError(f"{where}: field 'audio' is empty; expected the path of a recording, or drop the line")
-    given = expanded(value)
+    given = expand_user(value)
     path = given if given.is_absolute() else manifest.parent / given
     wrong = f"{where}: field 'audio' names {value!r:.200}, but {path!s:.300}"
     try:
@@ -174,7 +174,7 @@ def _relative(audio: Path, folder: Path) -> str:
 
 def _cut(
     row: Mapping[str, object], audio: Path, where: str, lengths: dict[Path, float]
-) -> tuple[Path | Segment, float]:
+) -> tuple[Path | AudioSegment, float]:
     """The part of its recording that a row uses, and its length in seconds."""
     duration = _seconds(row, "duration", where, lambda value: value > 0, "seconds, a number above 0")
     start = _seconds(row, "offset", where, lambda value: value >= 0, "seconds from the recording's start, 0 or more")
@@ -201,7 +201,7 @@ def _cut(
         )
     if not start and abs(seconds - whole) <= ROUNDING_SECONDS:
         return audio, seconds
-    return Segment(audio, start, min(seconds, whole - start)), min(seconds, whole - start)
+    return AudioSegment(audio, start, min(seconds, whole - start)), min(seconds, whole - start)
 
 
 def _seconds(

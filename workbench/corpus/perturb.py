@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from workbench.audio.decode import LONGEST_SECONDS, SHORTEST_SECONDS
-from workbench.corpus.utterance import GAP_SECONDS, Utterance, joined
+from workbench.corpus.utterance import GAP_SECONDS, Utterance, join_clips
 
 
-def at_speeds(utterances: Sequence[Utterance], speeds: Sequence[float]) -> list[Utterance]:
+def speed_perturbed(utterances: Sequence[Utterance], speeds: Sequence[float]) -> list[Utterance]:
     """Each utterance again at each speed (Ko et al. 2015, "Audio augmentation for speech recognition").
 
     A clip that would leave Whisper's window or become too short to hold a word is left out.
@@ -34,7 +34,7 @@ def concatenated(utterances: Sequence[Utterance], longest: float, seed: int) -> 
     out: list[Utterance] = []
     for language in sorted({u.language for u in utterances}):
         clips = [utterances[i] for i in order if utterances[i].language == language]
-        out += [joined(group) for group in neighbours(clips, longest) if len(group) > 1]
+        out += [join_clips(group) for group in neighbours(clips, longest) if len(group) > 1]
     return out
 
 

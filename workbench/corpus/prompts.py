@@ -21,10 +21,10 @@ from pathlib import Path
 import av
 
 from workbench.audio.decode import SAMPLE_RATE, decode
-from workbench.core.errors import UserError, last_line, nearest
+from workbench.core.errors import UserError, did_you_mean, last_line
 from workbench.core.files import write_json
-from workbench.core.machine.children import ending_with_us
-from workbench.core.ownership import Made, Owned, check_output, check_replaceable, replacing
+from workbench.core.machine.children import killed_with_parent
+from workbench.core.ownership import IsOwnFile, OutputKind, check_output, check_replaceable, replacing
 from workbench.corpus.corrupt import RECORD
 from workbench.corpus.references import (
     VERSION_FILE,
@@ -54,8 +54,10 @@ def build_prompts(language: str, output: Path) -> Path:
             downloaded, or a text in them is not the one that a correction was made for.
     """
     if language not in LANGUAGES:
-        raise UserError(f"--language {language!r}{nearest(language, LANGUAGES)}")
-    made = Made(f"corpus built by `workbench corpus prompts --language {language}`", partial(_own_files, language))
+        raise UserError(f"--language {language!r}{did_you_mean(language, LANGUAGES)}")
+    made = OutputKind(
+        f"corpus built by `workbench corpus prompts --language {language}`", partial(_own_files, language)
+    )
     check_output(output)
     if made.own(output) is not None:
         if is_current(output, language):
@@ -73,7 +75,7 @@ def build_prompts(language: str, output: Path) -> Path:
     return output
 
 
-def _own_files(language: str, folder: Path) -> Owned | None:
+def _own_files(language: str, folder: Path) -> IsOwnFile | None:
     if built_language(folder) != language or (folder / RECORD).exists() or not (folder / "manifest.jsonl").is_file():
         return None
     audio = re.findall(r'"audio": "(audio/[^"/]+\.opus)"', (folder / "manifest.jsonl").read_text(encoding="utf-8"))
@@ -83,14 +85,14 @@ def _own_files(language: str, folder: Path) -> Owned | None:
 def unpack(language: str, folder: Path) -> Path:
     """Fetch and unpack both packages; returns the folder they were unpacked to."""
     packages = [f"asterisk-core-sounds-{language}-g722", f"asterisk-core-sounds-{language}"]
-    fetch = ending_with_us(["apt-get", "download", *packages])
+    fetch = killed_with_parent(["apt-get", "download", *packages])
     done = subprocess.run(fetch, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(
             f"apt-get download {' '.join(packages)}: {last_line(done.stderr)}; run `apt-get update`, or check the network"
         )
     for deb in folder.glob("*.deb"):
-        subprocess.run(ending_with_us(["dpkg-deb", "-x", deb.name, "unpacked"]), cwd=folder, check=True)
+        subprocess.run(killed_with_parent(["dpkg-deb", "-x", deb.name, "unpacked"]), cwd=folder, check=True)
     return folder / "unpacked"
 
 

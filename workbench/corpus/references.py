@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from workbench.core.errors import UserError
 from workbench.core.files import read_json
-from workbench.core.hashing import file_sha256
+from workbench.core.hashing import cached_sha256
 
 CORRECTED = ("es", "fr", "it", "ru")
 VERSION = 3  # of the built corpora; raise it whenever a text, a mark or a split of the same packages changes
@@ -104,7 +104,9 @@ def why_not_scored(text: str, language: str) -> str:
 def build_version(language: str) -> dict[str, object]:
     """What a corpus built by this version carries in corpus.json; differs whenever its texts, marks or splits may differ."""
     version: dict[str, object] = {"corpus": f"prompts-{language}", "version": VERSION}
-    return version | ({"corrections_sha256": file_sha256(corrections_file(language))} if language in CORRECTED else {})
+    return version | (
+        {"corrections_sha256": cached_sha256(corrections_file(language))} if language in CORRECTED else {}
+    )
 
 
 def built_language(folder: Path) -> str | None:

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from workbench.audio.decode import LONGEST_SECONDS
-from workbench.core.errors import UserError, nearest
-from workbench.core.files import expanded
-from workbench.core.hashing import cache_dir, file_sha256
+from workbench.core.errors import UserError, did_you_mean
+from workbench.core.files import expand_user
+from workbench.core.hashing import cache_dir, cached_sha256
 from workbench.corpus.hub import read_dataset
 from workbench.corpus.manifests import find_manifest, read_manifest
-from workbench.corpus.perturb import at_speeds, concatenated
+from workbench.corpus.perturb import concatenated, speed_perturbed
 from workbench.corpus.references import CORRECTED, check_current
 from workbench.corpus.utterance import SPLITS, Utterance
 
@@ -33,7 +33,7 @@ def find_corpus(source: str) -> Path:
     if "/" not in source and (built / "manifest.jsonl").is_file():
         check_current(built, source)
         return built
-    path = expanded(source)
+    path = expand_user(source)
     if not path.exists():
         if source.split("-corrupt")[0] in ("prompts-en", *BUILDABLE):
             language, _, percent = source.removeprefix("prompts-").partition("-corrupt")
@@ -42,7 +42,7 @@ def find_corpus(source: str) -> Path:
                 f"corpus {source!r} is not built yet; run: workbench corpus prompts --language {language}{more}"
             )
         known = [*BUILT_IN, *BUILDABLE]
-        raise UserError(f"corpus {source!r}: neither a path nor a built-in corpus{nearest(source, known)}")
+        raise UserError(f"corpus {source!r}: neither a path nor a built-in corpus{did_you_mean(source, known)}")
     folder = path if path.is_dir() else path.parent
     check_current(folder, folder.resolve().name)
     return path
@@ -58,7 +58,7 @@ def corpus_identity(source: str) -> dict[str, str]:
         return {"name": source}
     manifest = find_manifest(find_corpus(source))
     name = source if "/" not in source else manifest.parent.resolve().name
-    return {"name": name, "manifest_sha256": file_sha256(manifest)}
+    return {"name": name, "manifest_sha256": cached_sha256(manifest)}
 
 
 def open_corpus(source: str, split: str, limit: int | None = None) -> list[Utterance]:
@@ -73,7 +73,7 @@ def open_corpus(source: str, split: str, limit: int | None = None) -> list[Utter
         UserError: no such corpus or split, an unusable line, or a clip longer than Whisper's 30 s window.
     """
     if split not in SPLITS:
-        raise UserError(f"corpus split {split!r}{nearest(split, SPLITS)}")
+        raise UserError(f"corpus split {split!r}{did_you_mean(split, SPLITS)}")
     if source.startswith("hf:"):
         utterances = read_dataset(source.removeprefix("hf:"), split, limit)
     else:
@@ -139,5 +139,5 @@ def training_set(
     utterances = scored_clips(source, "train", limit)
     for other in more:
         utterances += [replace(u, id=f"{other}:{u.id}") for u in scored_clips(other, "train")]
-    out = utterances + at_speeds(utterances, speeds)
+    out = utterances + speed_perturbed(utterances, speeds)
     return out + concatenated(utterances, longest, seed) if longest else out

@@ -13,14 +13,14 @@ import numpy as np
 
 from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave, change_speed, check_length, decode
 from workbench.core.errors import UserError
-from workbench.core.hashing import file_sha256
+from workbench.core.hashing import cached_sha256
 
 SPLITS = ("train", "validation", "test")
 GAP_SECONDS = 0.25  # silence between joined clips
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class AudioSegment:
     """A stretch of a recording."""
 
     path: Path
@@ -54,7 +54,7 @@ class Utterance:
 
     id: str  # unique within the corpus
     # a file, a stretch of one, the encoded bytes of a streamed clip, or clips that are joined
-    audio: Path | Segment | bytes | tuple[Utterance, ...] = field(repr=False)
+    audio: Path | AudioSegment | bytes | tuple[Utterance, ...] = field(repr=False)
     text: str  # the reference transcript as it stands
     seconds: float
     language: str = "en"  # Whisper's code, or another ISO 639 code where Whisper does not know the language
@@ -71,7 +71,7 @@ class Utterance:
             gap = np.zeros(round(GAP_SECONDS * SAMPLE_RATE), np.float32)
             pieces = [piece for clip in self.audio for piece in (gap, clip.wave())]
             wave: Wave = np.concatenate(pieces[1:])
-        elif isinstance(self.audio, Segment):
+        elif isinstance(self.audio, AudioSegment):
             wave = self.audio.wave()
         else:
             wave = decode(self.audio, self.name, LONGEST_SECONDS)
@@ -87,7 +87,7 @@ class Utterance:
         Seconds are the recording's, at whatever speed it is played.
         """
         stated = self.seconds * self.speed
-        whole = not isinstance(self.audio, (Segment, tuple))
+        whole = not isinstance(self.audio, (AudioSegment, tuple))
         if whole and self.where and abs(stated - seconds) > max(0.5, 0.1 * stated):
             raise UserError(
                 f"{self.place}: field 'duration' is {stated:g}, but the recording lasts {seconds:.2f} s; correct it, "
@@ -97,7 +97,7 @@ class Utterance:
     @property
     def name(self) -> str:
         """What to call this clip in a message."""
-        if isinstance(self.audio, Segment):
+        if isinstance(self.audio, AudioSegment):
             return f"{self.audio.path} from {round(self.audio.start, 3)} s"
         return str(self.audio) if isinstance(self.audio, Path) else f"clip {self.id!r}"
 
@@ -108,7 +108,7 @@ class Utterance:
 
     def source(self) -> Recording | None:
         """A manifest's fields that name this clip's recording, `audio` absolute; None if no file on disk holds it."""
-        if isinstance(self.audio, Segment):
+        if isinstance(self.audio, AudioSegment):
             path = str(self.audio.path.resolve())
             return {"audio": path, "offset": self.audio.start, "duration": self.audio.seconds}
         return {"audio": str(self.audio.resolve())} if isinstance(self.audio, Path) else None
@@ -120,9 +120,9 @@ class Utterance:
     def audio_sha256(self) -> str:
         """Hex SHA-256 of what is heard, which keys everything computed from it."""
         if isinstance(self.audio, Path):
-            digest = file_sha256(self.audio)
-        elif isinstance(self.audio, Segment):
-            whole = file_sha256(self.audio.path)
+            digest = cached_sha256(self.audio)
+        elif isinstance(self.audio, AudioSegment):
+            whole = cached_sha256(self.audio.path)
             digest = hashlib.sha256(f"{whole} {self.audio.start} {self.audio.seconds}".encode()).hexdigest()
         elif isinstance(self.audio, bytes):
             digest = hashlib.sha256(self.audio).hexdigest()
@@ -131,7 +131,7 @@ class Utterance:
         return digest if self.speed == 1.0 else hashlib.sha256(f"{digest} {self.speed}".encode()).hexdigest()
 
 
-def joined(clips: Sequence[Utterance]) -> Utterance:
+def join_clips(clips: Sequence[Utterance]) -> Utterance:
     """Clips of one language as one utterance, with a short silence between them."""
     return Utterance(
         id="+".join(clip.id for clip in clips),

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from workbench.cache.encoder_cache import EncodingSettings, encode_clips, encoded_folder
+from workbench.cache.encoder_cache import EncodingSettings, encode_clips, encoder_cache_folder
 from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.cache.tail import check_tail
-from workbench.cache.tensor_shards import Store, cache_lock
+from workbench.cache.tensor_shards import ShardStore, cache_lock
 from workbench.config.sections import Stage
 from workbench.core.progress import Progress
 from workbench.corpus import Utterance
@@ -18,12 +18,12 @@ from workbench.corpus.hub import Stream
 from workbench.distill.context import RunContext
 from workbench.distill.teaching.teacher_ensemble import TeacherEnsemble
 from workbench.run.checkpoints import Timers, TrainingProgress
-from workbench.run.folder import discard
+from workbench.run.folder import delete_run_files
 
 log = logging.getLogger("workbench")
 
 
-class Datasets:
+class StageDatasets:
     """Labelled clips for every stage of a run.
 
     Args:
@@ -95,14 +95,14 @@ class Datasets:
                 with timers.timing("encoder"):
                     dataset = self._with_encoded(dataset, name, stage, folder / "encoded" / name, rank=0, world_size=1)
                 yield dataset
-                discard(context.folder, folder.name)
+                delete_run_files(context.folder, folder.name)
             log.info("one pass over the stream has ended; %d of its clips could not be used", stream.skipped)
             progress.stream_pass, progress.stream_window = passed + 1, 0
 
     def _encoded_folder(self, name: str) -> Path:
         """Where a frozen encoder's states are kept: if no stage has trained it, where every run finds them."""
         return (
-            encoded_folder(self.context.recipe, "trained", self._calibration)
+            encoder_cache_folder(self.context.recipe, "trained", self._calibration)
             if self.context.encoder_untrained(name)
             else self.context.folder / "encoded" / name
         )
@@ -131,7 +131,7 @@ class Datasets:
         model = context.whole_model()  # the encoder is called on its own, for which FSDP does not gather its parameters
         # several runs with the same frozen encoder may be under way; in the run's own folder there is no other
         with cache_lock(folder):
-            store = Store(folder)
+            store = ShardStore(folder)
             store.check(dataset.keys, rank, world_size)
             missing = sum(key not in store for key in dataset.keys)
             with Progress("frozen encoder", missing, context.processes.main) as shown, accelerator.autocast():

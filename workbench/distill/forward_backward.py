@@ -9,12 +9,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from workbench.audio.augment import mask_spectrum
+from workbench.audio.augment import spec_augment
 from workbench.config.sections import AugmentRecipe
 from workbench.distill.step.batches import Batch
 from workbench.distill.step.losses import Objective, StageProgress, StepLosses, StepSize, step_losses
 from workbench.distill.step.student_module import StudentModule
-from workbench.distill.teaching.on_policy import OnPolicy, own_losses
+from workbench.distill.teaching.on_policy import OnPolicy, on_policy_losses
 from workbench.distill.teaching.self_teacher import SelfTeacher
 from workbench.losses.divergences import SoftTargets
 from workbench.models import Family
@@ -54,7 +54,7 @@ class ForwardBackward:
         if batch.encoded.numel():
             return batch.encoded.float(), True
         features = self.family.spectrum(batch.waves)
-        return mask_spectrum(features, self.augment, np.random.default_rng([*batch.seed, 2])), False
+        return spec_augment(features, self.augment, np.random.default_rng([*batch.seed, 2])), False
 
     def __call__(
         self, batch: Batch, objective: Objective, progress: StageProgress, size: StepSize, self_teaching: bool = False
@@ -84,7 +84,7 @@ class ForwardBackward:
             if self_teaching and self.self_teacher is not None and logits is not None:
                 said = self.self_teacher.targets(batch, audio, states, logits, encoded)
         if own is not None and logits is not None:
-            losses = own_losses(states, logits, batch, own, objective, progress, size)
+            losses = on_policy_losses(states, logits, batch, own, objective, progress, size)
         else:
             losses = step_losses(states, logits, batch, objective, progress, size, said)
         # DistributedDataParallel averages over the processes what should be summed

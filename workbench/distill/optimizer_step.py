@@ -13,7 +13,7 @@ from workbench.core.machine.allocator import release_freed_memory
 from workbench.distill.context import RunContext
 from workbench.distill.epochs import EpochPlan
 from workbench.distill.forward_backward import ForwardBackward
-from workbench.distill.prepared import Prepared
+from workbench.distill.prepared import PreparedStage
 from workbench.distill.step.batches import Batch
 from workbench.distill.step.losses import Objective, StageProgress, StepSize, weight_columns
 from workbench.distill.step.metrics import StepMetrics
@@ -42,7 +42,7 @@ class OptimizerStep:
         stage: Stage,
         name: str,
         epochs: EpochPlan,
-        prepared: Prepared,
+        prepared: PreparedStage,
         forward_backward: ForwardBackward,
         progress: TrainingProgress,
     ) -> None:
@@ -65,8 +65,8 @@ class OptimizerStep:
         if prepared.average:
             prepared.average.update(progress.stage_step)
         if self.forward_backward.self_teacher:
-            self.forward_backward.self_teacher.stepped(progress.stage_step)
-        objective.weighting.stepped(context.processes.all_reduce_sum)
+            self.forward_backward.self_teacher.on_optimizer_step(progress.stage_step)
+        objective.weighting.on_optimizer_step(context.processes.all_reduce_sum)
         progress.stage_step += 1
         progress.step += 1
         if progress.stage_step % STEPS_BETWEEN_RELEASES == 0:
@@ -81,7 +81,7 @@ class OptimizerStep:
     def _starts_self_teaching(self, objective: Objective, at: StageProgress) -> bool:
         """Whether the student is its own teacher by now; at the first such step, a snapshot of it is taken."""
         self_teacher = self.forward_backward.self_teacher
-        if self_teacher is None or not objective.weighting.teaches_itself(at.progress):
+        if self_teacher is None or not objective.weighting.is_self_distilling(at.progress):
             return False
         if not self.progress.self_teaching:
             self.progress.self_teaching = True

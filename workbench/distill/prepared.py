@@ -20,7 +20,7 @@ AVERAGE = "average"  # its file in a checkpoint
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedStage:
     """What a stage's training steps use."""
 
     student: torch.nn.Module  # as it is called: compiled and distributed as the run asks for
@@ -30,12 +30,12 @@ class Prepared:
     average: MovingAverage | None
 
 
-def prepare(context: RunContext, stage: Stage, module: StudentModule, checkpoint: Path | None) -> Prepared:
+def prepare_stage(context: RunContext, stage: Stage, module: StudentModule, checkpoint: Path | None) -> PreparedStage:
     """Wrap the student and build what refers to its parameters, in the only order that works.
 
     1. What is trained is marked before (`StudentModule` does), so that the optimizer and DDP see it.
     2. The student is compiled before it is distributed: DDP reduces gradients of the compiled graph.
-    3. FSDP replaces the model's parameters with sharded ones in `prepare`, so whatever keeps references to parameters (names
+    3. FSDP replaces the model's parameters with sharded ones in `prepare_stage`, so whatever keeps references to parameters (names
        of the optimizer's moments, moving average, self-teacher) comes after it.
     4. A checkpoint's moments come last, since they are sharded as the parameters are.
 
@@ -60,4 +60,4 @@ def prepare(context: RunContext, stage: Stage, module: StudentModule, checkpoint
         checkpoints.load_optimizer(checkpoint, inner, names)
         if average:
             average.load_state_dict(checkpoints.load_tensors(checkpoint, AVERAGE))
-    return Prepared(student, optimizer, inner, names, average)
+    return PreparedStage(student, optimizer, inner, names, average)

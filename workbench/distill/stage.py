@@ -17,11 +17,11 @@ from workbench.core.machine.memory import Peak, peak_of
 from workbench.core.progress import Progress
 from workbench.corpus.batching import StepPlan, padding_share
 from workbench.distill.context import RunContext
-from workbench.distill.datasets import Datasets
+from workbench.distill.datasets import StageDatasets
 from workbench.distill.epochs import Epoch, EpochPlan
 from workbench.distill.forward_backward import ForwardBackward
 from workbench.distill.optimizer_step import OptimizerStep, release_memory
-from workbench.distill.prepared import AVERAGE, prepare
+from workbench.distill.prepared import AVERAGE, prepare_stage
 from workbench.distill.step.batches import Batch
 from workbench.distill.step.losses import Objective, StageProgress, StepSize
 from workbench.distill.step.meta_batches import StudentMetaBatches
@@ -32,7 +32,7 @@ from workbench.evaluation.transcribe import EncodedClips
 from workbench.run import checkpoints
 from workbench.run.checkpoints import TrainingState
 from workbench.weighting import TeacherStatistics, Weighting, build_weighting
-from workbench.weighting.meta_gradients import LearntWeights
+from workbench.weighting.meta_gradients import MetaLearnedWeighting
 
 log = logging.getLogger("workbench")
 SELF_TEACHER = "itself"  # its file in a checkpoint
@@ -64,7 +64,7 @@ class StageTrainer:
     def __init__(
         self,
         context: RunContext,
-        datasets: Datasets,
+        datasets: StageDatasets,
         validation: Validation,
         number: int,
         name: str,
@@ -78,7 +78,7 @@ class StageTrainer:
         module = StudentModule(context.model, context.family, stage)  # marks what is trained
         self.clips = validation.clips(name, module.encoder_frozen)
         self._fill_validation()
-        self._trained = prepare(context, stage, module, self._checkpoint())
+        self._trained = prepare_stage(context, stage, module, self._checkpoint())
         own = context.on_policy.with_settings(stage.on_policy) if context.on_policy and stage.on_policy else None
         self.forward_backward = ForwardBackward(
             context.accelerator,
@@ -151,7 +151,7 @@ class StageTrainer:
             raise UserError(f"corpus {self.context.recipe.corpus!r}: its stream holds no usable clip")
         shown.close()
         weighting = self.objective.weighting if self.objective is not None else None
-        if isinstance(weighting, LearntWeights) and not weighting.weights:
+        if isinstance(weighting, MetaLearnedWeighting) and not weighting.weights:
             log.warning(  # of a stream, whose length was not known before
                 "stages.%s.weighting: no weights were learnt, because the stage ended before epoch %d of the stream; "
                 "set start_epoch: 0, or train for more steps", self.name, weighting.start_epoch,
@@ -173,7 +173,7 @@ class StageTrainer:
         """The stage's losses and weighting, restored if it was interrupted."""
         context = self.context
         weighting = self._weighting(dataset)
-        if context.sharded and (isinstance(weighting, LearntWeights) or self.forward_backward.on_policy):
+        if context.sharded and (isinstance(weighting, MetaLearnedWeighting) or self.forward_backward.on_policy):
             raise UserError(
                 f"stages.{self.name}: a sharded student supports neither look-ahead nor on-policy sampling; use DDP instead of FSDP"
             )
@@ -185,7 +185,7 @@ class StageTrainer:
             self.forward_backward.self_teacher = self.self_teacher
             if checkpoint is not None:
                 self.self_teacher.load_state_dict(checkpoints.load_tensors(checkpoint, SELF_TEACHER))
-        if isinstance(weighting, LearntWeights):
+        if isinstance(weighting, MetaLearnedWeighting):
             self._fill_validation(singly=True)
         self.objective = Objective(self.stage, context.recipe.targets.temperature, weighting, context.teacher_weights)
         return self.objective
@@ -206,7 +206,7 @@ class StageTrainer:
         """Whether the next window of a stream needs the teacher's targets."""
         if self.objective is None or self.stage.max_steps is None:
             return True
-        return not self.objective.weighting.teaches_itself(self.epochs.share_done(self.stage.max_steps))
+        return not self.objective.weighting.is_self_distilling(self.epochs.share_done(self.stage.max_steps))
 
     def plan(self, dataset: LabelledDataset) -> Epoch:
         """The next epoch; in the stage's first one the largest step is tried, to see what fits in memory."""
@@ -217,7 +217,7 @@ class StageTrainer:
         if self.self_teacher is not None and self.self_teacher.plan.kind == "previous_epoch":
             self.self_teacher.copy_from_student()
         progress, learning_rate = self.epochs.stage_progress(total), self.epochs.learning_rate(total)
-        if not objective.weighting.looks_ahead(progress.epoch, learning_rate):
+        if not objective.weighting.should_look_ahead(progress.epoch, learning_rate):
             return
         context = self.context
         batches = (batch for step in self.epochs.batches(epoch) for batch in step)
@@ -230,7 +230,7 @@ class StageTrainer:
             objective,
             progress,
             learning_rate,
-            context.processes.gathered,
+            context.processes.gather_dict,
         )
         with self.state.timers.timing("training", "look_ahead"):
             objective.weighting.look_ahead(meta_batches)

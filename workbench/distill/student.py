@@ -59,7 +59,7 @@ def _compress(family: Family, model: nn.Module, recipe: Recipe, calibration: Seq
     assert share is not None  # noqa: S101  else nothing is taken apart
     features = [family.features([u.wave()], u.seconds + margin) for u in calibration]
     before = parameters(model)
-    count = family.compress(model, features, share)
+    count = family.factorize(model, features, share)
     log.info("encoder: %d linear layers became two low-rank ones each, %.1f of %.1f M parameters left", count, parameters(model) / 1e6, before / 1e6)  # fmt: skip
 
 

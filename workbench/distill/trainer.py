@@ -15,18 +15,18 @@ from torch import nn
 
 from workbench import __version__
 from workbench.cache.encoder_cache import calibration_clips
-from workbench.cache.tail import check_tail, matters
+from workbench.cache.tail import check_tail, uses_tail_bucket
 from workbench.config.recipe import Recipe, load_recipe
 from workbench.core.atomic import atomic_folder
 from workbench.core.errors import UserError
 from workbench.core.files import write_json
 from workbench.core.machine.allocator import bound_kernel_cache, keep_freed_memory
-from workbench.core.machine.distributed import Processes, output_lock_of_all, wait_for_all
+from workbench.core.machine.distributed import Processes, distributed_output_lock, wait_for_all
 from workbench.core.machine.kernels import choose_cuda_kernels
 from workbench.core.ownership import check_output
 from workbench.corpus import Utterance, scored_clips, training_set
 from workbench.distill.context import RunContext
-from workbench.distill.datasets import Datasets
+from workbench.distill.datasets import StageDatasets
 from workbench.distill.stage import StageTrainer
 from workbench.distill.student import corpus_vocabulary, initial_student
 from workbench.distill.teaching.on_policy import OnPolicy
@@ -36,7 +36,7 @@ from workbench.models import Family
 from workbench.models.students import parameters
 from workbench.run import checkpoints
 from workbench.run.checkpoints import TrainingState
-from workbench.run.folder import check_run, discard, tidy
+from workbench.run.folder import check_run, delete_run_files, delete_temporary_files
 from workbench.run.inputs import FILE as INPUTS
 from workbench.run.inputs import changed_recipe, changed_run, inputs_of
 from workbench.run.log import RunLog
@@ -61,7 +61,7 @@ def distill(recipe: Recipe, restart: bool = False, wait: bool = False) -> Path:
     check_output(recipe.output)
     if not restart and (done := _finished(recipe)) is not None:
         return done  # without locking the folder: several runs of a study may read the same student at once
-    with output_lock_of_all(recipe.output, wait):
+    with distributed_output_lock(recipe.output, wait):
         return (None if restart else _finished(recipe)) or Trainer(recipe, restart).run()
 
 
@@ -77,7 +77,7 @@ def _finished(recipe: Recipe) -> Path | None:
         if (run / "scores.json").is_file():
             _check_inputs(run, changed_run(run, recipe))
             log.info("%s is finished; add --restart to train it anew", run)
-            tidy(run)
+            delete_temporary_files(run)
             return run / "student"
     return None
 
@@ -168,7 +168,7 @@ class Trainer:
         wait_for_all()  # all have compared before the main process writes
         if self.processes.main:
             if restart:
-                discard(self.folder)
+                delete_run_files(self.folder)
             recipe.save(self.folder / "recipe.yaml")
             write_json(self.folder / INPUTS, inputs)
         wait_for_all()  # before any looks for a checkpoint
@@ -193,11 +193,11 @@ class Trainer:
                     context = replace(context, model=context.whole_model())
                     datasets.context = validation.context = context
                 StageTrainer(context, datasets, validation, number, name, stage, state)()
-                discard(self.folder, "encoded") if self.processes.main else None
+                delete_run_files(self.folder, "encoded") if self.processes.main else None
         state.timers.teacher += teacher_seconds
         return self._finish(context, datasets, validation, state)
 
-    def prepare(self, targets: Path | None = None) -> tuple[RunContext, Datasets, Validation]:
+    def prepare(self, targets: Path | None = None) -> tuple[RunContext, StageDatasets, Validation]:
         """Run the teachers over the corpus, narrow the student's vocabulary if asked for, and free the teachers.
 
         Args:
@@ -211,14 +211,14 @@ class Trainer:
         whole, tail, uncertainty, whole_matrix = None, None, None, torch.empty(0)
         on_policy: OnPolicy | None = None
         if recipe.stream is None:
-            if recipe.targets.temperature > 1 and matters(recipe):
+            if recipe.targets.temperature > 1 and uses_tail_bucket(recipe):
                 # a few clips show it before hours of the teacher's pass; at temperature 1 the tail is small
                 few = self.train_set[:: -(-len(self.train_set) // EARLY_CLIPS)]
                 check_tail(recipe, self.teachers.labelled(few, targets, "teacher's first targets"), self.processes)
             whole = self.teachers.labelled(self.train_set, targets, "teacher's targets")
             tail = check_tail(recipe, whole, self.processes)
             if any(needs_uncertainty(stage.weighting) for stage in recipe.stages.values()):
-                uncertainty = self.processes.gathered(self.teachers.uncertainty(whole))
+                uncertainty = self.processes.gather_dict(self.teachers.uncertainty(whole))
             if recipe.student.vocabulary == "corpus":
                 known = corpus_vocabulary(self.family, recipe, [*self.train_set, *self.validation_set], whole)
                 whole_matrix = self.family.narrow(self.model, known)
@@ -238,7 +238,7 @@ class Trainer:
             uncertainty=uncertainty,
             on_policy=on_policy,
         )
-        datasets = Datasets(context, self.teachers, whole, self.calibration, tail)
+        datasets = StageDatasets(context, self.teachers, whole, self.calibration, tail)
         return context, datasets, Validation(context, self.validation_set, whole_matrix, self.calibration)
 
     def _resume(self) -> TrainingState:
@@ -252,7 +252,9 @@ class Trainer:
         log.info("resuming %s at step %d", self.folder, state.progress.step)
         return state
 
-    def _finish(self, context: RunContext, datasets: Datasets, validation: Validation, state: TrainingState) -> Path:
+    def _finish(
+        self, context: RunContext, datasets: StageDatasets, validation: Validation, state: TrainingState
+    ) -> Path:
         student = self.folder / "student"
         # the main process alone knows the scores, and all must gather or none
         unscored = self.processes.broadcast(validation.best is None)
@@ -264,14 +266,14 @@ class Trainer:
                 shutil.copytree(self.folder / "best", temporary, dirs_exist_ok=True)
             self.log.finish()
             write_json(self.folder / "scores.json", self._scores(context, datasets, validation, state))
-            tidy(self.folder)
+            delete_temporary_files(self.folder)
         wait_for_all()
         if self.recipe.trackers:
             self.accelerator.end_training()
         return student
 
     def _scores(
-        self, context: RunContext, datasets: Datasets, validation: Validation, state: TrainingState
+        self, context: RunContext, datasets: StageDatasets, validation: Validation, state: TrainingState
     ) -> dict[str, object]:
         from workbench.core.machine.host import describe_host
 

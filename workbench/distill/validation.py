@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 from torch import Tensor, nn
 
-from workbench.cache.encoder_cache import encoded_folder
+from workbench.cache.encoder_cache import encoder_cache_folder
 from workbench.core.machine.distributed import wait_for_all
 from workbench.corpus import Utterance
 from workbench.distill.context import RunContext
@@ -44,7 +44,7 @@ class Validation:
         """The validation clips of a stage, whose encoder states are kept where the encoder never changes."""
         context = self.context
         untrained = context.encoder_untrained(stage)
-        folder = encoded_folder(context.recipe, "evaluated", self._calibration) if untrained else None
+        folder = encoder_cache_folder(context.recipe, "evaluated", self._calibration) if untrained else None
         return EncodedClips(
             self._utterances, context.family, context.recipe.trailing_silence.inference, encoder_frozen, folder
         )

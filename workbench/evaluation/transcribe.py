@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.audio.decode import SAMPLE_RATE
-from workbench.cache.tensor_shards import Store
+from workbench.cache.tensor_shards import ShardStore
 from workbench.core.hashing import cache_key
 from workbench.core.locks import output_lock
 from workbench.corpus import Utterance
@@ -22,7 +22,7 @@ MAX_KEPT_BYTES = 1 << 30  # of encoder states in memory; beyond it they are reco
 
 
 @dataclass(frozen=True)
-class Validation:
+class SplitTranscripts:
     """Transcripts of a split."""
 
     references: list[str]
@@ -60,9 +60,9 @@ class EncodedClips:
         """
         self.utterances, self.family, self.margin = utterances, family, margin
         seconds = sum(u.seconds + margin for u in utterances)
-        positions = seconds * SAMPLE_RATE / family.position_samples
+        positions = seconds * SAMPLE_RATE / family.samples_per_position
         self.keeps = frozen and positions * family.width * 4 < MAX_KEPT_BYTES
-        self.store = Store(folder) if self.keeps and folder is not None else None
+        self.store = ShardStore(folder) if self.keeps and folder is not None else None
         self._kept: dict[tuple[int, ...], tuple[Tensor, list[float]]] = {}
         order = sorted(range(len(utterances)), key=lambda i: utterances[i].seconds)
         self.batches = [order[start : start + BATCH_CLIPS] for start in range(0, len(order), BATCH_CLIPS)]
@@ -117,13 +117,13 @@ class EncodedClips:
 
 
 @torch.no_grad()
-def validate(model: nn.Module, family: Family, utterances: Sequence[Utterance], margin: float) -> Validation:
+def validate(model: nn.Module, family: Family, utterances: Sequence[Utterance], margin: float) -> SplitTranscripts:
     """Transcribe greedily at true length plus `margin` seconds of silence."""
     return validate_encoded(model, EncodedClips(utterances, family, margin))
 
 
 @torch.no_grad()
-def validate_encoded(model: nn.Module, clips: EncodedClips) -> Validation:
+def validate_encoded(model: nn.Module, clips: EncodedClips) -> SplitTranscripts:
     """Transcribe clips greedily."""
     model.eval()
     hypotheses = [""] * len(clips.utterances)
@@ -132,4 +132,4 @@ def validate_encoded(model: nn.Module, clips: EncodedClips) -> Validation:
         found = clips.family.decode(model, states, seconds, [clips.utterances[i].language for i in batch])
         for i, text in zip(batch, found, strict=True):
             hypotheses[i] = text
-    return Validation([u.text for u in clips.utterances], hypotheses, [u.language for u in clips.utterances])
+    return SplitTranscripts([u.text for u in clips.utterances], hypotheses, [u.language for u in clips.utterances])

@@ -15,7 +15,7 @@ ROUNDS = re.compile(r"(.{2,}?)(?:\s*\1)+")  # of a phrase that follows itself
 
 
 @dataclass(frozen=True)
-class Limits:
+class LabelFilters:
     """Bounds of a good label; None switches a filter off."""
 
     max_wer: float | None = 10.0  # percent, against a reference where there is one (Distil-Whisper, section 4)
@@ -74,7 +74,7 @@ class Label:
         }
 
 
-def reasons(label: Label, limits: Limits) -> list[str]:
+def reasons(label: Label, limits: LabelFilters) -> list[str]:
     """Names of the filters that reject a label; none if it is fit."""
     if not normalize(label.text, label.language):
         return ["empty"]

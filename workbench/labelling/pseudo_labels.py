@@ -21,16 +21,22 @@ from torch import nn
 from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave, probe_seconds
 from workbench.core.errors import UserError
 from workbench.core.files import json_lines, json_text, write_jsonl
-from workbench.core.hashing import sha256_of
+from workbench.core.hashing import hash_json
 from workbench.core.locks import lock_of
-from workbench.core.machine.distributed import ProcessState, output_lock_of_all, start_processes, wait_for_all
+from workbench.core.machine.distributed import ProcessState, distributed_output_lock, start_processes, wait_for_all
 from workbench.core.machine.kernels import choose_cuda_kernels
 from workbench.core.ownership import audio_of, check_manifest, report_of
 from workbench.core.progress import Progress
 from workbench.corpus.manifests import MANIFEST_NAMES, read_manifest
 from workbench.corpus.utterance import Recording, Utterance
-from workbench.labelling.filters import Label, Limits, reasons
-from workbench.labelling.segmentation import SpeechFinder, check_disk, cut, is_cut, utterances_of
+from workbench.labelling.filters import Label, LabelFilters, reasons
+from workbench.labelling.segmentation import (
+    VoiceActivityDetector,
+    check_disk,
+    is_segmented,
+    segment_recording,
+    segmented_utterances,
+)
 from workbench.models import Family, open_family
 from workbench.models.resolve import fingerprint, resolve_teacher
 
@@ -79,7 +85,9 @@ class Unfit(Recording):
     error: str
 
 
-def label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits, split: str | None = None) -> Path:
+def label(
+    source: Path, manifest: Path, settings: LabelSettings, limits: LabelFilters, split: str | None = None
+) -> Path:
     """Transcribe the clips of a folder or manifest, filter the labels, and write a manifest that can be trained on.
 
     Args:
@@ -95,11 +103,11 @@ def label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits,
     """
     own = [source / name for name in MANIFEST_NAMES] if source.is_dir() else [source]
     check_manifest(manifest, [*own, source])
-    with output_lock_of_all(manifest):
+    with distributed_output_lock(manifest):
         return _label(source, manifest, settings, limits, split)
 
 
-def _label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits, split: str | None) -> Path:
+def _label(source: Path, manifest: Path, settings: LabelSettings, limits: LabelFilters, split: str | None) -> Path:
     state = start_processes()
     folder = resolve_teacher(settings.teacher)
     family = open_family(folder)
@@ -110,7 +118,7 @@ def _label(source: Path, manifest: Path, settings: LabelSettings, limits: Limits
         log.info("no --language: all recordings are transcribed as English; with `auto` the teacher detects each one's")
     clips, without_speech = _cut_long(recordings, manifest, settings.longest, state)
     # decoding decides the labels, filters do not: other limits need no new labels
-    key = sha256_of([fingerprint(folder), settings.language, settings.beams, settings.precision])
+    key = hash_json([fingerprint(folder), settings.language, settings.beams, settings.precision])
     journal = manifest.with_name(f".{manifest.name}.{state.process_index:03d}.journal")
     done = without_speech | dict(_read_journals(manifest, key))
     mine = [clip for clip in clips[state.process_index :: state.num_processes] if _clip_key(clip) not in done]
@@ -217,20 +225,20 @@ def _cut_long(
         return clips, {}
     folder = audio_of(manifest)
     share = recordings[state.process_index :: state.num_processes]
-    mine = [recording for recording in share if not is_cut(recording, folder, longest)]
+    mine = [recording for recording in share if not is_segmented(recording, folder, longest)]
     if mine:
         check_disk(mine, folder)
-        finder = SpeechFinder()
+        finder = VoiceActivityDetector()
         with Progress("utterances of long recordings", len(mine), state.is_main_process) as progress:
             for recording in mine:
-                cut(recording, folder, longest, finder)
+                segment_recording(recording, folder, longest, finder)
                 progress.advance()
     wait_for_all()
     found: list[Utterance] = []
     unfit: dict[str, tuple[Utterance, Found]] = {}
     for recording in recordings:
         try:
-            found += utterances_of(recording, folder, longest)
+            found += segmented_utterances(recording, folder, longest)
         except UserError as error:
             unfit[_clip_key(recording)] = (recording, {"error": str(error)})
     log.info("%d recordings of more than %.0f s were cut into %d utterances in %s%s", len(recordings), LONGEST_SECONDS,
@@ -273,7 +281,7 @@ def _labels(
             waves = [wave for _, wave in usable]
             seconds = [len(wave) / SAMPLE_RATE for wave in waves]
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                states = family.encode(model, family.features(waves, family.reading_seconds(waves), device))
+                states = family.encode(model, family.features(waves, family.input_seconds(waves), device))
                 told = family.languages(model, states) if settings.language == "auto" else None
                 languages = [code for code, _ in told] if told else [settings.language or u.language for u, _ in usable]
                 found = family.transcribe(model, states, seconds, languages, settings.beams)
@@ -290,7 +298,7 @@ def _write(
     unfit: Sequence[Unfit],
     source: Path,
     manifest: Path,
-    limits: Limits,
+    limits: LabelFilters,
     split: str | None,
 ) -> None:
     kept: list[dict[str, Any]] = []

@@ -18,7 +18,7 @@ from workbench.core.atomic import atomic_path
 from workbench.core.disk import check_free_space
 from workbench.core.errors import UserError
 from workbench.core.files import read_json, write_json
-from workbench.corpus.utterance import Segment, Utterance
+from workbench.corpus.utterance import AudioSegment, Utterance
 
 PAD_SECONDS = 0.1  # kept before and after speech, so that no first or last sound is lost
 LONGEST_PAUSE_SECONDS = 1.0  # a pause longer than this ends an utterance even if more would fit
@@ -27,14 +27,14 @@ INSTALL = "pip install -c constraints.txt -e '.[cpu]'"
 
 
 @dataclass(frozen=True)
-class Piece:
+class SpeechSpan:
     """A stretch of a recording that one utterance is made of."""
 
     start: float  # seconds
     end: float  # seconds
 
 
-class SpeechFinder:
+class VoiceActivityDetector:
     """Silero VAD, whose model is in its wheel."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class SpeechFinder:
             torch.set_num_threads(threads)  # the package sets it to 1 when it is imported
         self.find = get_speech_timestamps_sequence
 
-    def pieces(self, wave: Wave, longest: float) -> list[Piece]:
+    def pieces(self, wave: Wave, longest: float) -> list[SpeechSpan]:
         """Stretches of speech of at most `longest` seconds, neighbours joined where they fit.
 
         Speech that goes on for longer is cut at its longest silence. wave: [samples], 16 kHz.
@@ -58,22 +58,22 @@ class SpeechFinder:
         spans = self.find(
             wave, self.model, max_speech_duration_s=longest - 2 * PAD_SECONDS, speech_pad_ms=round(1000 * PAD_SECONDS)
         )
-        return joined_pieces([Piece(s["start"] / SAMPLE_RATE, s["end"] / SAMPLE_RATE) for s in spans], longest)
+        return joined_pieces([SpeechSpan(s["start"] / SAMPLE_RATE, s["end"] / SAMPLE_RATE) for s in spans], longest)
 
 
-def joined_pieces(pieces: Sequence[Piece], longest: float) -> list[Piece]:
+def joined_pieces(pieces: Sequence[SpeechSpan], longest: float) -> list[SpeechSpan]:
     """Neighbours as one where the pause between them is short and the whole lasts at most `longest` seconds."""
-    out: list[Piece] = []
+    out: list[SpeechSpan] = []
     for piece in pieces:
         last = out[-1] if out else None
         if last and piece.start - last.end <= LONGEST_PAUSE_SECONDS and piece.end - last.start <= longest:
-            out[-1] = Piece(last.start, piece.end)
+            out[-1] = SpeechSpan(last.start, piece.end)
         else:
             out.append(piece)
     return [p for p in out if p.end - p.start >= SHORTEST_SECONDS]
 
 
-def cut(recording: Utterance, folder: Path, longest: float, finder: SpeechFinder) -> None:
+def segment_recording(recording: Utterance, folder: Path, longest: float, finder: VoiceActivityDetector) -> None:
     """Write the utterances of one recording to `folder` as FLAC, and an index of them.
 
     Args:
@@ -83,11 +83,11 @@ def cut(recording: Utterance, folder: Path, longest: float, finder: SpeechFinder
         finder: the voice activity detector.
     """
     index = _index(recording, folder, longest)
-    assert isinstance(recording.audio, Path | Segment)  # noqa: S101  only files are labelled
-    pieces: list[Piece] = []
+    assert isinstance(recording.audio, Path | AudioSegment)  # noqa: S101  only files are labelled
+    pieces: list[SpeechSpan] = []
     problem = None
     try:
-        wave = recording.audio.wave() if isinstance(recording.audio, Segment) else decode(recording.audio)
+        wave = recording.audio.wave() if isinstance(recording.audio, AudioSegment) else decode(recording.audio)
         pieces = finder.pieces(wave, longest)
         problem = None if pieces else f"{recording.name}: silero-vad finds no speech in it"
     except UserError as error:
@@ -100,13 +100,13 @@ def cut(recording: Utterance, folder: Path, longest: float, finder: SpeechFinder
     write_json(index, content)  # last: where it exists, every piece does
 
 
-def is_cut(recording: Utterance, folder: Path, longest: float) -> bool:
-    """Whether `cut` has processed this recording."""
+def is_segmented(recording: Utterance, folder: Path, longest: float) -> bool:
+    """Whether `segment_recording` has processed this recording."""
     return _index(recording, folder, longest).is_file()
 
 
-def utterances_of(recording: Utterance, folder: Path, longest: float) -> list[Utterance]:
-    """The utterances that `cut` has written; raises UserError for a recording that none could be made of."""
+def segmented_utterances(recording: Utterance, folder: Path, longest: float) -> list[Utterance]:
+    """The utterances that `segment_recording` has written; raises UserError for a recording that none could be made of."""
     index = _index(recording, folder, longest)
     content = read_json(index, "the utterances of a recording")
     if content["problem"]:

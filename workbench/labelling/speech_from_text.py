@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.audio.decode import LONGEST_SECONDS, check_length, decode, probe_seconds, write_flac
-from workbench.core.atomic import atomic_path, workplace
+from workbench.core.atomic import atomic_path, staging_folder
 from workbench.core.disk import check_free_space
 from workbench.core.errors import UserError, last_line
 from workbench.core.files import write_jsonl
 from workbench.core.hashing import cache_key, sha256
 from workbench.core.locks import output_lock
-from workbench.core.machine.children import ending_with_us
+from workbench.core.machine.children import killed_with_parent
 from workbench.core.ownership import audio_of, check_manifest, report_of
 from workbench.core.progress import Progress
 from workbench.corpus import Utterance, open_corpus
 from workbench.corpus.perturb import neighbours
 from workbench.corpus.split import split_key
-from workbench.corpus.utterance import joined
+from workbench.corpus.utterance import join_clips
 
 log = logging.getLogger("workbench")
 LINES_A_CALL = 64  # loading the voice takes a second, which so many lines share
@@ -144,7 +144,7 @@ def _write(
     speed_of = {clip.id: line.speed for clip, line in zip(clips, said, strict=True)}
     rows = []
     for group in neighbours(clips, join) if join else [[clip] for clip in clips]:
-        whole = group[0] if len(group) == 1 else joined(group)
+        whole = group[0] if len(group) == 1 else join_clips(group)
         path = _joined_file(group, whole, folder)
         row = {"id": group[0].id, "audio": f"{folder.name}/{path.name}", "text": whole.text,
                "duration": round(whole.seconds, 3), "language": language, "split": "train", "voice": voice.stem,
@@ -230,10 +230,10 @@ def _say(command: list[str], lines: Sequence[Line], folder: Path, voice: str, la
 
     Where a call fails, its halves are tried apart, so that one line the engine chokes on does not cost the others.
     """
-    with workplace(folder / "speech") as temporary:
+    with staging_folder(folder / "speech") as temporary:
         options = ["--output-dir", str(temporary), "--length-scale", f"{1 / lines[0].speed:.4f}"]
         done = subprocess.run(
-            ending_with_us([*command, *options]), input="\n".join(line.text for line in lines), capture_output=True,
+            killed_with_parent([*command, *options]), input="\n".join(line.text for line in lines), capture_output=True,
             text=True, check=False,
         )  # fmt: skip
         recordings = sorted(temporary.glob("*.wav"), key=lambda p: int(p.stem))  # named by increasing time stamps

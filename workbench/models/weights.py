@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from workbench.core.errors import UserError, first_line
-from workbench.core.files import check_no_pointer, path_inside, read_object
+from workbench.core.files import check_not_lfs_pointer, path_inside, read_object
 from workbench.core.tensor_files import TensorFile
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _tensors(folder: Path) -> dict[str, tuple[list[int], str]]:
 def _opened(path: Path) -> Iterator[TensorFile]:
     from safetensors import SafetensorError, safe_open
 
-    check_no_pointer(path)
+    check_not_lfs_pointer(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workbench.core.errors import UserError, nearest
+from workbench.core.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -12,9 +12,8 @@ class Device:
     """One accelerator."""
 
     memory_gb: float
-    tflops: dict[
-        str, float
-    ]  # peak of dense matrix products by precision; fp32 on tensor cores (TF32) where there are any any
+    # peak of dense matrix products by precision; fp32 on tensor cores (TF32) where there are any any
+    tflops: dict[str, float]
 
 
 DEVICES = {
@@ -32,5 +31,5 @@ DEVICES = {
 def open_device(name: str) -> Device:
     """Find a device; raises UserError naming the nearest one."""
     if name not in DEVICES:
-        raise UserError(f"--device {name!r}{nearest(name, DEVICES)}")
+        raise UserError(f"--device {name!r}{did_you_mean(name, DEVICES)}")
     return DEVICES[name]

@@ -20,7 +20,7 @@ from workbench.cache.teacher_targets import TargetSettings, estimated_bytes
 from workbench.config.recipe import Recipe
 from workbench.config.sections import Stage, StudentRecipe
 from workbench.core.errors import UserError
-from workbench.core.files import expanded
+from workbench.core.files import expand_user
 from workbench.core.tables import print_rows
 from workbench.distill.step.student_module import StudentModule
 from workbench.models.resolve import resolve_teacher
@@ -28,7 +28,7 @@ from workbench.models.students import parameters
 from workbench.models.whisper.checkpoint import check_checkpoint
 from workbench.models.whisper.family import WINDOW_SECONDS, part_of
 from workbench.models.whisper.log_mel import positions_of
-from workbench.models.whisper.low_rank import shaped_like
+from workbench.models.whisper.low_rank import with_low_rank_layers
 from workbench.models.whisper.passes import decoder_logits, encode
 from workbench.models.whisper.students import build_student, check_pair
 from workbench.planning.devices import open_device
@@ -51,7 +51,7 @@ USABLE_MEMORY = 0.9  # the rest is the allocator's, the driver's and the kernels
 
 
 @dataclass(frozen=True)
-class StagePlan:
+class StageCost:
     """Cost of one stage."""
 
     name: str
@@ -66,7 +66,7 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CostEstimate:
     """Cost of a recipe."""
 
     device: str
@@ -80,7 +80,7 @@ class Plan:
     teacher_tflop_a_clip: float
     teacher_hours: float
     targets_gb: float
-    stages: list[StagePlan]
+    stages: list[StageCost]
 
     def as_json(self) -> dict[str, object]:
         """Everything, for a file."""
@@ -89,7 +89,7 @@ class Plan:
 
 def plan(
     recipe: Recipe, device: str, devices: int, corpus_hours: float, clip_seconds: float, efficiency: float
-) -> Plan:
+) -> CostEstimate:
     """Estimate a recipe's cost.
 
     Args:
@@ -146,7 +146,7 @@ def plan(
         )
         for name, stage in recipe.stages.items()
     ]
-    return Plan(
+    return CostEstimate(
         device, devices, recipe.precision, corpus_hours, clip_seconds, efficiency, parameters(teacher),
         parameters(student), teacher_flop / 1e12, clips * teacher_flop / flops / 3600, clips * a_clip / 1e9, stages,
     )  # fmt: skip
@@ -161,7 +161,7 @@ def meta_model(name: str) -> WhisperForConditionalGeneration:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     size = name.removeprefix("openai/").removeprefix("whisper-").removesuffix(".en")
-    if expanded(name).is_dir() or size not in SIZES:
+    if expand_user(name).is_dir() or size not in SIZES:
         config = check_checkpoint(resolve_teacher(name))
     else:
         width, encoder, decoder, heads = SIZES[size]
@@ -172,7 +172,7 @@ def meta_model(name: str) -> WhisperForConditionalGeneration:
             num_mel_bins=128 if large else 80, vocab_size=51866 if large else 51865,
         )  # fmt: skip
     with torch.device("meta"):
-        return shaped_like(WhisperForConditionalGeneration(config).eval(), config)
+        return with_low_rank_layers(WhisperForConditionalGeneration(config).eval(), config)
 
 
 def meta_student(source: WhisperForConditionalGeneration, recipe: StudentRecipe) -> WhisperForConditionalGeneration:
@@ -184,7 +184,7 @@ def meta_student(source: WhisperForConditionalGeneration, recipe: StudentRecipe)
 def _stage_plan(
     name: str, stage: Stage, model: nn.Module, recipe: Recipe, clips: float, clip_seconds: float, memory_gb: float,
     devices: int, flops: float, teacher_parameters: int,
-) -> StagePlan:  # fmt: skip
+) -> StageCost:  # fmt: skip
     # what a step needs of the family
     shapes: Any = SimpleNamespace(encode=encode, logits=decoder_logits, part_of=part_of)
     student = StudentModule(model, shapes, stage)
@@ -202,7 +202,7 @@ def _stage_plan(
     per_device = -(-step_clips // devices)
     parts = devices * -(-per_device // largest) if largest else 0
     trained_clips = clips * stage.epochs if stage.max_steps is None else stage.max_steps * step_clips
-    return StagePlan(
+    return StageCost(
         name, trained, flop / 1e12, fixed / 1e9, a_clip / 1e9, largest, largest * seconds, parts,
         trained_clips * flop / flops / 3600,
     )  # fmt: skip
@@ -231,7 +231,7 @@ def corpus_size(recipe: Recipe) -> tuple[float, float]:
     return seconds / 3600, seconds / len(clips)
 
 
-def print_plan(found: Plan) -> None:
+def print_plan(found: CostEstimate) -> None:
     """Print a plan as tables."""
     typer.echo(
         f"{found.devices} x {found.device}, {found.precision}, {found.corpus_hours:,.1f} h of speech in clips of "

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from workbench.config.recipe import Recipe
 from workbench.core.errors import UserError
-from workbench.core.files import expanded
+from workbench.core.files import expand_user
 from workbench.core.ownership import (
     CHECKPOINT,
-    Made,
-    Owned,
+    IsOwnFile,
+    OutputKind,
     check_output,
     check_replaceable,
     foreign,
@@ -38,7 +38,7 @@ _OLD_STUDENT = re.compile(
 _PASSING = ("best", "checkpoints", "encoded", "weights")
 
 
-def _own(run: Path) -> Owned:
+def _own(run: Path) -> IsOwnFile:
     students = {
         name: CHECKPOINT.own(run / name) or (lambda file: bool(_OLD_STUDENT.fullmatch(file))) for name in _STUDENTS
     }
@@ -50,7 +50,7 @@ def _own(run: Path) -> Owned:
     return own
 
 
-def _own_or_bundles(run: Path) -> Owned | None:
+def _own_or_bundles(run: Path) -> IsOwnFile | None:
     if not (run / "recipe.yaml").is_file():
         return None
     own = _own(run)
@@ -60,7 +60,7 @@ def _own_or_bundles(run: Path) -> Owned | None:
 
 
 # bundles, reports and the log of a study's runner are of other commands, which put them there by default: they stay
-RUN = Made("run", _own_or_bundles, kept=("report.json", "report.html", "log.txt"))
+RUN = OutputKind("run", _own_or_bundles, kept=("report.json", "report.html", "log.txt"))
 
 
 def check_run(recipe: Recipe, restart: bool) -> None:
@@ -69,7 +69,7 @@ def check_run(recipe: Recipe, restart: bool) -> None:
     To start or restart a run, every file there must be a run's own; to resume one, every file in the folders that it deletes.
     """
     named = [recipe.teacher, *recipe.more_teachers, recipe.corpus, *recipe.more_corpora, recipe.student.init_from]
-    inputs = [expanded(name) for name in named if name]
+    inputs = [expand_user(name) for name in named if name]
     run = recipe.output
     if restart or not (run / "recipe.yaml").is_file():
         check_replaceable(run, RUN, inputs, within=True)
@@ -83,7 +83,7 @@ def check_run(recipe: Recipe, restart: bool) -> None:
             )
 
 
-def discard(run: Path, folder: str = "") -> None:
+def delete_run_files(run: Path, folder: str = "") -> None:
     """Delete a run's own files: all, or those in one folder of it. What is not the run's own stays."""
     own = _own(run)
     last = ("student/source.json", "best/source.json", "recipe.yaml")  # by which others are known
@@ -93,8 +93,8 @@ def discard(run: Path, folder: str = "") -> None:
         remove(run, own, first=("result.json", "scores.json"), last=last)
 
 
-def tidy(run: Path) -> None:
+def delete_temporary_files(run: Path) -> None:
     """Delete what a finished run no longer needs; a kill may have prevented it at the run's end."""
     recover_below(run)
     for folder in (*_PASSING, *(path.name for path in run.glob("stream-*"))):
-        discard(run, folder)
+        delete_run_files(run, folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from workbench.config.recipe import Recipe, load_recipe
 from workbench.core.files import read_json
-from workbench.core.hashing import sha256_of
+from workbench.core.hashing import hash_json
 from workbench.corpus import Utterance, scored_clips, training_set
 from workbench.models.resolve import fingerprint, resolve_teacher
 
@@ -16,7 +16,7 @@ FILE = "inputs.json"  # in a run's folder
 
 def clips_sha256(utterances: Sequence[Utterance]) -> str:
     """Hash of clips: ids, audio, transcripts and languages, in their order."""
-    return sha256_of([[u.id, u.audio_sha256(), u.text, u.language] for u in utterances])
+    return hash_json([[u.id, u.audio_sha256(), u.text, u.language] for u in utterances])
 
 
 def inputs_of(recipe: Recipe, train: Sequence[Utterance] | None, validation: Sequence[Utterance]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from workbench.core.atomic import atomic_path
 from workbench.core.disk import disk_errors
 from workbench.core.errors import UserError
 from workbench.core.files import json_lines
-from workbench.run.folder import discard
+from workbench.run.folder import delete_run_files
 
 log = logging.getLogger("workbench")
 STEPS_TOGETHER = 10  # figures are fetched from the device so many steps at a time: each fetch would make a GPU wait
@@ -131,7 +131,7 @@ class RunLog:
                 with pq.ParquetWriter(temporary, schema) as writer:
                     for part in parts:
                         writer.write_table(pq.read_table(part).cast(schema))
-            discard(self.folder, self.parts.name)
+            delete_run_files(self.folder, self.parts.name)
 
     def _append(self, row: Mapping[str, object]) -> None:
         if self.rank == 0:

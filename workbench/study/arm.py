@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from workbench.cache.encoder_cache import calibration_clips, encoded_folder
+from workbench.cache.encoder_cache import calibration_clips, encoder_cache_folder
 from workbench.config.recipe import Recipe, parse_recipe
 from workbench.core.errors import UserError
 from workbench.core.files import read_json, write_json
-from workbench.core.hashing import sha256_of
-from workbench.core.machine.distributed import output_lock_of_all, start_processes, wait_for_all
+from workbench.core.hashing import hash_json
+from workbench.core.machine.distributed import distributed_output_lock, start_processes, wait_for_all
 from workbench.core.machine.kernels import choose_cuda_kernels
 from workbench.core.machine.memory import peak_resident_mb
 from workbench.corpus import Utterance, scored_clips, training_set
 from workbench.distill.trainer import distill
-from workbench.evaluation.transcribe import EncodedClips, Validation, validate, validate_encoded
+from workbench.evaluation.transcribe import EncodedClips, SplitTranscripts, validate, validate_encoded
 from workbench.models import Family, open_family
 from workbench.models.resolve import fingerprint, resolve_teacher
-from workbench.run.folder import discard
+from workbench.run.folder import delete_run_files
 from workbench.run.inputs import changed_run, clips_sha256
 from workbench.study.current import discard_stale, read_result, result_inputs
 from workbench.study.plan import Study, Trial, arm_recipe, folder_of
@@ -59,7 +59,7 @@ def run_arm(study: Study, trial: Trial) -> dict[str, Any]:
         `validation` at the run's best step; seconds; peak memory.
     """
     recipe = arm_recipe(study, trial)
-    with output_lock_of_all(recipe.output):
+    with distributed_output_lock(recipe.output):
         if start_processes().is_main_process:
             discard_stale(study, trial)
         wait_for_all()
@@ -89,7 +89,7 @@ def _run(study: Study, trial: Trial, recipe: Recipe) -> dict[str, Any]:
     }
     write_json(recipe.output / "result.json", result)
     if not study.keep_students:
-        discard(recipe.output, student.name)
+        delete_run_files(recipe.output, student.name)
     return result
 
 
@@ -140,10 +140,10 @@ def _teacher_key(study: Study, corpus: str) -> str:
     """Hash of the teacher's checkpoint and of the clips that it transcribes."""
     recipe = _teacher_recipe(study, corpus)
     clips = clips_sha256(scored_clips(corpus, study.split, recipe.max_clips))
-    return sha256_of([fingerprint(resolve_teacher(recipe.teacher)), clips])
+    return hash_json([fingerprint(resolve_teacher(recipe.teacher)), clips])
 
 
-def _as_json(found: Validation, utterances: Sequence[Utterance]) -> dict[str, object]:
+def _as_json(found: SplitTranscripts, utterances: Sequence[Utterance]) -> dict[str, object]:
     return {**found.scores(), "ids": [u.id for u in utterances], "references": found.references,
             "hypotheses": found.hypotheses, "languages": found.languages}  # fmt: skip
 
@@ -154,7 +154,7 @@ def _scored(recipe: Recipe, student: Path, split: str) -> dict[str, object]:
     model = _on_device(family)
     utterances = scored_clips(recipe.corpus, split, recipe.max_clips)
     frozen = all(stage.trainable == "decoder" for stage in recipe.stages.values())
-    folder = encoded_folder(recipe, "evaluated", _calibration(recipe)) if frozen else None
+    folder = encoder_cache_folder(recipe, "evaluated", _calibration(recipe)) if frozen else None
     clips = EncodedClips(utterances, family, recipe.trailing_silence.inference, frozen, folder)
     clips.fill(model)
     return _as_json(validate_encoded(model, clips), utterances)

@@ -12,7 +12,7 @@ from workbench.core.errors import UserError
 from workbench.core.files import read_json
 from workbench.core.ownership import check_replaceable
 from workbench.corpus import scored_clips
-from workbench.run.folder import RUN, discard
+from workbench.run.folder import RUN, delete_run_files
 from workbench.run.inputs import changed_inputs, changed_recipe, changed_run, clips_sha256, read_inputs
 from workbench.study.plan import Study, Trial, arm_recipe
 
@@ -93,4 +93,4 @@ def discard_stale(study: Study, trial: Trial) -> None:
         return
     check_replaceable(folder, RUN)
     log.warning("%s: runs again: %s", trial.name, reason)
-    discard(folder)
+    delete_run_files(folder)

@@ -44,9 +44,8 @@ class RunWeights:
     recipe: Recipe
     stage: str
     ids: list[str]  # of each row
-    columns: dict[
-        str, npt.NDArray[np.float64]
-    ]  # step, alpha, task_weight, task, distillation, teacher_loss of each row
+    # step, alpha, task_weight, task, distillation, teacher_loss of each row
+    columns: dict[str, npt.NDArray[np.float64]]
 
     @property
     def system(self) -> str:

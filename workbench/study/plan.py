@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from workbench.config.recipe import Recipe, load_recipe, override, parse_recipe
 from workbench.config.sections import Section
-from workbench.core.errors import UserError, nearest
+from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import read_yaml
 from workbench.core.hashing import cache_key
 
@@ -48,7 +48,7 @@ class Study(Section):
     @model_validator(mode="after")
     def _has_baseline(self) -> Study:
         if self.baseline not in self.arms:
-            raise ValueError(f"baseline {self.baseline!r} is not an arm{nearest(self.baseline, self.arms)}")
+            raise ValueError(f"baseline {self.baseline!r} is not an arm{did_you_mean(self.baseline, self.arms)}")
         return self
 
 
@@ -88,7 +88,7 @@ def load_study(path: Path) -> Study:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            raise UserError(f"{path}: unknown key {field!r}{nearest(field, Study.model_fields)}") from None
+            raise UserError(f"{path}: unknown key {field!r}{did_you_mean(field, Study.model_fields)}") from None
         message = first["msg"].removeprefix("Value error, ")
         raise UserError(f"{path}: {field + ': ' if field else ''}{message[0].lower()}{message[1:]}") from None
     if study.prepare is not None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from workbench.core.errors import UserError
 from workbench.core.files import read_json
 from workbench.core.locks import output_lock
-from workbench.core.machine.children import ending_with_us
+from workbench.core.machine.children import killed_with_parent
 from workbench.core.progress import at_terminal, console, live
 from workbench.study.current import discard_stale
 from workbench.study.plan import Study, Trial, trials
@@ -83,7 +83,9 @@ def _run(study: Study, file: Path, trial: Trial, parallel: int) -> int:
     options = ["--student", trial.student, "--corpus", trial.corpus, "--arm", trial.arm, "--seed", str(trial.seed)]
     with (folder / "log.txt").open("w", encoding="utf-8") as out:
         command = [sys.executable, "-m", "workbench", "study", str(file), *options]
-        return subprocess.run(ending_with_us(command), env=environment, stdout=out, stderr=out, check=False).returncode
+        return subprocess.run(
+            killed_with_parent(command), env=environment, stdout=out, stderr=out, check=False
+        ).returncode
 
 
 class LiveTable:

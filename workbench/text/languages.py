@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
-from workbench.core.errors import UserError, nearest
+from workbench.core.errors import UserError, did_you_mean
 
 # Whisper's codes that differ from today's standard, and its names for what the standard divides.
 _WHISPERS = {"jv": "jw", "nb": "no", "fil": "tl"}
@@ -40,7 +40,7 @@ def language_code(value: str) -> str:
         return code
     if len(code) not in (2, 3) or not code.isalpha() or code in _NO_LANGUAGE or not langcodes.tag_is_valid(code):
         expected = "expected an ISO 639 code such as 'en', or a name such as 'english'"
-        close = nearest(name, names) if len(name) > 3 and not name.isdigit() else ""
+        close = did_you_mean(name, names) if len(name) > 3 and not name.isdigit() else ""
         raise UserError(f"{value!r}, which is not a language{close if 'did you mean' in close else ''}; {expected}")
     short = langcodes.standardize_tag(code)
     # `arb` (Standard Arabic) is `ar` to Whisper; `nan` (Min Nan) is not `zh`, although the standard counts it among Chinese

@@ -1,19 +1,19 @@
 """Instance-level weighting: how much each utterance's losses count. The systems are in `systems`; a recipe picks one by its file's name."""
 
 from workbench.config.weightings import (
-    StageFacts,
+    StageSchedule,
     WeightingSettings,
     inactive_reason,
     known_weightings,
     needs_uncertainty,
     parse_settings,
 )
-from workbench.weighting.protocol import SelfTeacherPlan, TeacherStatistics, Weighting, WeightingInput, Weights
+from workbench.weighting.protocol import SelfTeacherSettings, TeacherStatistics, Weighting, WeightingInput, Weights
 from workbench.weighting.registry import build_weighting
 
 __all__ = [
-    "SelfTeacherPlan",
-    "StageFacts",
+    "SelfTeacherSettings",
+    "StageSchedule",
     "TeacherStatistics",
     "Weighting",
     "WeightingInput",

@@ -50,6 +50,6 @@ class MetaBatches(Protocol):
         """
         ...
 
-    def gathered(self, found: dict[str, FoundT]) -> dict[str, FoundT]:
+    def gather_dict(self, found: dict[str, FoundT]) -> dict[str, FoundT]:
         """The entries of all processes."""
         ...

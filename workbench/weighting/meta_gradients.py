@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from workbench.config.weightings import StageFacts, WeightingSettings
+from workbench.config.weightings import StageSchedule, WeightingSettings
 from workbench.weighting.meta_batches import MetaBatches, TrainBatch, ValidationBatch
 from workbench.weighting.protocol import Weighting, WeightingInput, Weights
 
@@ -75,7 +75,9 @@ def label_shares(utterance_index: Tensor, utterances: int, average_over: str) ->
     return 1.0 / (counts[utterance_index] * utterances)
 
 
-def concentrated(batch: TrainBatch, outer: Sequence[ValidationBatch]) -> tuple[TrainBatch, list[ValidationBatch]]:
+def restrict_to_moved_tokens(
+    batch: TrainBatch, outer: Sequence[ValidationBatch]
+) -> tuple[TrainBatch, list[ValidationBatch]]:
     """The same look-ahead over the tokens that the step moves, with all others merged into one whose logit stays.
 
     A partly trained student gives most tokens almost no probability: a hundredth of Whisper's vocabulary is left, and gradients
@@ -123,16 +125,16 @@ class LookAheadSettings(WeightingSettings):
         description="[our interpretation] rms divides by the batch's root mean square, so one step fits every model",
     )
 
-    def inactive_reason(self, stage: StageFacts) -> str | None:
+    def inactive_reason(self, stage: StageSchedule) -> str | None:
         """An epoch that is never reached."""
-        return never_learns(self.start_epoch, stage) or super().inactive_reason(stage)
+        return start_epoch_problem(self.start_epoch, stage) or super().inactive_reason(stage)
 
     def look_ahead_rate(self, learning_rate: float) -> float:
         """Size of the look-ahead step where the optimizer has this learning rate."""
         return learning_rate if self.inner_learning_rate == "current" else self.inner_learning_rate
 
 
-def never_learns(start_epoch: int, stage: StageFacts) -> str | None:
+def start_epoch_problem(start_epoch: int, stage: StageSchedule) -> str | None:
     """An error message if the stage ends before epoch `start_epoch`, from which weights are learnt; otherwise None."""
     if start_epoch < stage.epochs:
         return None
@@ -142,34 +144,33 @@ def never_learns(start_epoch: int, stage: StageFacts) -> str | None:
     )
 
 
-class LearntWeights(Weighting):
+class MetaLearnedWeighting(Weighting):
     """A weight of each loss for each utterance, learnt before some epochs and kept by utterance id."""
 
     whole_validation = False  # whether a look-ahead uses the whole validation split instead of a batch of it
-    update_on_learning_rate_change = (
-        False  # whether weights are also learnt when the learning rate has changed since the last time
-    )
+    # whether weights are also learnt when the learning rate has changed since the last time
+    update_on_learning_rate_change = False
 
     def __init__(self, start_epoch: int, update_every: int) -> None:
         self.start_epoch, self.update_every = start_epoch, update_every
         self.weights: dict[str, list[float]] = {}  # one for each loss
-        self.learnt_at: float | None = None  # learning rate when weights were last learnt
+        self.last_update_learning_rate: float | None = None  # learning rate when weights were last learnt
 
     def initial(self, name: str, losses: int) -> list[float]:
         """Weights of an utterance before any were learnt."""
         raise NotImplementedError
 
-    def improved(
+    def updated_weights(
         self, batch: TrainBatch, outer: Sequence[ValidationBatch], weights: Tensor, learning_rate: float
     ) -> Tensor:
         """Better weights of a micro-batch. [losses, utterances] -> [losses, utterances]"""
         raise NotImplementedError
 
-    def looks_ahead(self, epoch: int, learning_rate: float) -> bool:
+    def should_look_ahead(self, epoch: int, learning_rate: float) -> bool:
         """In epoch `start_epoch`, every so many after it, and where the learning rate has changed if that is wanted."""
         if epoch < self.start_epoch:
             return False
-        changed = self.update_on_learning_rate_change and learning_rate != self.learnt_at
+        changed = self.update_on_learning_rate_change and learning_rate != self.last_update_learning_rate
         return changed or (epoch - self.start_epoch) % self.update_every == 0
 
     def look_ahead(self, meta_batches: MetaBatches) -> None:
@@ -177,10 +178,10 @@ class LearntWeights(Weighting):
         found: dict[str, list[float]] = {}
         for batch, outer in meta_batches.pairs(self.whole_validation):
             before = self._stacked(batch.ids, len(batch.residuals), batch.hidden.device)
-            after = self.improved(*concentrated(batch, outer), before, meta_batches.learning_rate)
+            after = self.updated_weights(*restrict_to_moved_tokens(batch, outer), before, meta_batches.learning_rate)
             found.update(zip(batch.ids, after.t().tolist(), strict=True))
-        self.weights.update(meta_batches.gathered(found))
-        self.learnt_at = meta_batches.learning_rate
+        self.weights.update(meta_batches.gather_dict(found))
+        self.last_update_learning_rate = meta_batches.learning_rate
 
     def __call__(self, inputs: WeightingInput) -> Weights:
         """The weights as they were learnt last."""
@@ -195,12 +196,14 @@ class LearntWeights(Weighting):
 
     def state_dict(self) -> dict[str, object]:
         """The weights of all utterances that have learnt ones; first weights follow from the seed and the id."""
-        return {"weights": self.weights, "learnt_at": self.learnt_at}
+        return {"weights": self.weights, "last_update_learning_rate": self.last_update_learning_rate}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them."""
         self.weights = dict(state["weights"])
-        self.learnt_at = state.get("learnt_at")
+        self.last_update_learning_rate = state.get(
+            "last_update_learning_rate", state.get("learnt_at")
+        )  # its name in earlier versions
 
 
 def normalized(gradient: Tensor, scale: str) -> Tensor:

@@ -77,7 +77,7 @@ class TeacherStatistics:
 
 
 @dataclass(frozen=True)
-class SelfTeacherPlan:
+class SelfTeacherSettings:
     """Which earlier or averaged version of itself the student learns from, and how."""
 
     kind: Literal["ema", "snapshot", "previous_epoch", "intermediate"]
@@ -103,7 +103,7 @@ class Weighting:
     def observe(self, inputs: WeightingInput) -> None:
         """Called after `__call__` with each micro-batch that counts in the step's loss; not called for on-policy ones."""
 
-    def stepped(self, total: Callable[[Tensor], Tensor]) -> None:
+    def on_optimizer_step(self, total: Callable[[Tensor], Tensor]) -> None:
         """Called after each optimizer step; `total` sums a tensor over the processes, all of which must call it."""
 
     def divergence(self, chosen: DivergenceRecipe, progress: float) -> DivergenceRecipe:
@@ -111,15 +111,15 @@ class Weighting:
         return chosen
 
     @property
-    def self_teacher(self) -> SelfTeacherPlan | None:
+    def self_teacher(self) -> SelfTeacherSettings | None:
         """The self-teacher that the student will learn from at some point, or None."""
         return None
 
-    def teaches_itself(self, progress: float) -> bool:
+    def is_self_distilling(self, progress: float) -> bool:
         """Whether the self-teacher replaces the teacher at a progress."""
         return False
 
-    def looks_ahead(self, epoch: int, learning_rate: float) -> bool:
+    def should_look_ahead(self, epoch: int, learning_rate: float) -> bool:
         """Whether `look_ahead` is wanted before an epoch, which begins with this learning rate of the optimizer."""
         return False
 

@@ -49,12 +49,12 @@ def path(field: str, value: object) -> None:
     if not isinstance(value, str) or not 0 < len(parts) <= 16 or len(value) > LONGEST_NAME:
         raise _wrong(field, value, f"a relative path of at most {LONGEST_NAME} characters")
     if value.startswith("/") or ".." in parts or re.match("[A-Za-z]:", value):
-        raise ValueError(f"field {field!r}: {shown(value)} points outside the bundle")
+        raise ValueError(f"field {field!r}: {abbreviated(value)} points outside the bundle")
     if "." in parts or not all(PART.fullmatch(part) for part in parts) or not _is_unicode(value):
         raise _wrong(field, value, "a relative path with forward slashes")
 
 
-def whole(least: int, most: int) -> Check:
+def integer(least: int, most: int) -> Check:
     """A whole number within bounds."""
 
     def check(field: str, value: object) -> None:
@@ -74,7 +74,7 @@ def number(least: float, most: float) -> Check:
     return check
 
 
-def one_of(*known: object) -> Check:
+def choice(*known: object) -> Check:
     """One of some values."""
 
     def check(field: str, value: object) -> None:
@@ -84,7 +84,7 @@ def one_of(*known: object) -> Check:
     return check
 
 
-def table(key: Check, entry: Check, least: int = 0, most: int = MAX_NAMED) -> Check:
+def mapping(key: Check, entry: Check, least: int = 0, most: int = MAX_NAMED) -> Check:
     """A JSON object whose keys and values are checked alike."""
 
     def check(field: str, value: object) -> None:
@@ -97,7 +97,7 @@ def table(key: Check, entry: Check, least: int = 0, most: int = MAX_NAMED) -> Ch
     return check
 
 
-def record(**fields: Check) -> Check:
+def fields(**fields: Check) -> Check:
     """A JSON object with known fields; those whose name ends in `_` may be missing."""
 
     def check(field: str, value: object) -> None:
@@ -113,7 +113,7 @@ def record(**fields: Check) -> Check:
     return check
 
 
-def row(entry: Check, least: int, most: int) -> Check:
+def array(entry: Check, least: int, most: int) -> Check:
     """A JSON array whose elements are checked alike."""
 
     def check(field: str, value: object) -> None:
@@ -158,17 +158,17 @@ def _is_unicode(value: str) -> bool:
 
 
 def _wrong(field: str, value: object, expected: str) -> ValueError:
-    return ValueError(f"field {field!r} is {shown(value)}; expected {expected}")
+    return ValueError(f"field {field!r} is {abbreviated(value)}; expected {expected}")
 
 
-def shown(value: object) -> str:
+def abbreviated(value: object) -> str:
     """A value, abbreviated: it may be huge."""
     if isinstance(value, dict | list):
         return f"{'an object' if isinstance(value, dict) else 'an array'} of {len(value)}"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 1 << 64:
         return f"a number of {value.bit_length()} bits"
-    shown = ascii(value)
-    return shown if len(shown) <= 80 else f"{shown[:80]}…"
+    abbreviated = ascii(value)
+    return abbreviated if len(abbreviated) <= 80 else f"{abbreviated[:80]}…"
 
 
 def in_one_line(text: str) -> str:
@@ -181,7 +181,7 @@ def is_finite(value: str) -> float:
     raise ValueError(f"{value} is not a JSON number")
 
 
-_token = whole(0, MAX_TOKENS - 1)
+_token = integer(0, MAX_TOKENS - 1)
 OPTIONAL = {"sample_rate", "packed_for", "speech_detector", "alignment", "run", "vocabulary", "int8", "host", "parity",
             "verification", "measurement", "search", "workbench", "checkpoint_sha256", "parameters", "licence"}  # fmt: skip
 FIELDS: dict[str, Check] = {
@@ -190,34 +190,34 @@ FIELDS: dict[str, Check] = {
     "workbench": text,
     "licence": text,
     "checkpoint_sha256": _digest,
-    "parameters": whole(0, 10**12),
-    "length": one_of("true", "padded"),
+    "parameters": integer(0, 10**12),
+    "length": choice("true", "padded"),
     "margin_seconds": number(0, 30),
     "window_seconds": number(1, 30),
-    "sample_rate": one_of(16_000),
-    "precisions": table(text, table(text, _graph, 1, 16), 1, 256),
+    "sample_rate": choice(16_000),
+    "precisions": mapping(text, mapping(text, _graph, 1, 16), 1, 256),
     "packed_for": _word,
     "speech_detector": _graph,
-    "tokens": record(
-        prompts=table(text, row(_token, 1, LONGEST_PROMPT), 1, 1000),
+    "tokens": fields(
+        prompts=mapping(text, array(_token, 1, LONGEST_PROMPT), 1, 1000),
         end=_token,
-        added_=table(_id, _word, most=MAX_TOKENS),
+        added_=mapping(_id, _word, most=MAX_TOKENS),
     ),
-    "decoding": record(
-        tokens_at_least=whole(1, MAX_WRITTEN),
+    "decoding": fields(
+        tokens_at_least=integer(1, MAX_WRITTEN),
         tokens_per_second=number(0, 1000),
-        tokens_per_second_of_=table(text, number(0, 1000)),
-        most_tokens=whole(1, MAX_WRITTEN),
+        tokens_per_second_of_=mapping(text, number(0, 1000)),
+        most_tokens=integer(1, MAX_WRITTEN),
     ),
-    "files": table(path, _digest),
-    "alignment": record(heads_=row(row(whole(0, 1000), 2, 2), 0, 1000)),
+    "files": mapping(path, _digest),
+    "alignment": fields(heads_=array(array(integer(0, 1000), 2, 2), 0, 1000)),
     **dict.fromkeys(("run", "vocabulary", "int8", "host", "parity", "verification", "measurement", "search"), anything),
 }
 
 
 def check_vocabulary(entries: object) -> dict[str, int]:
     """Check what vocab.json holds, token by id; raises ValueError."""
-    table(_any_text, _token, 1, MAX_TOKENS)("vocabulary", entries)
+    mapping(_any_text, _token, 1, MAX_TOKENS)("vocabulary", entries)
     return cast("dict[str, int]", entries)
 
 

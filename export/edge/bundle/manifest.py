@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .content import Content
-from .fields import MAX_BYTES, check_fields, in_one_line, is_finite, shown
+from .fields import MAX_BYTES, abbreviated, check_fields, in_one_line, is_finite
 from .graph_file import unsafe_reason
 
 FORMAT = 2
@@ -152,7 +152,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     path = folder / "bundle.json"
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = shown(content.get("format") if isinstance(content, dict) else content)
+        found = abbreviated(content.get("format") if isinstance(content, dict) else content)
         raise BundleError(f"{path}: field 'format' is {found}; this runtime reads format {FORMAT}")
     try:
         return Manifest(folder, check_fields(content))

@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from ..bundle.fields import check_shape
 from ..bundle.manifest import BundleError
-from .sessions import as_value, device_of, explained
+from .sessions import as_bundle_errors, as_value, device_of
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 # excludes a run from CUDA graph capture (cuda_graphs.py) in sessions that capture; others ignore it
@@ -68,7 +68,7 @@ class DecoderSession:
             shape, dtype = (self.rows, max_length, width), DTYPES[wanted["cache_k.0"]]
             # on a CPU a value shares memory with its array: one array for each
             self.caches |= {f"{kind}.{i}": as_value(np.zeros(shape, dtype), device) for i in range(layers)}
-        with explained("the bundle's step graph does not fit its encoder's"):
+        with as_bundle_errors("the bundle's step graph does not fit its encoder's"):
             self.bind_memory(self.binding)
             self.binding.bind_output("logits")
         self.place = len(self.caches)  # of the logits among the outputs, which come in the order of binding
@@ -90,7 +90,7 @@ class DecoderSession:
     def __call__(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Logits after some more tokens. [rows, tokens] -> [rows, vocabulary]"""
         given = np.ascontiguousarray(tokens, np.int64), np.full(self.rows, self.done, np.int64)
-        with explained("the bundle's step graph does not run"):
+        with as_bundle_errors("the bundle's step graph does not run"):
             self.binding.bind_cpu_input("input_ids", given[0])
             self.binding.bind_cpu_input("offset", given[1])
             self.session.run_with_iobinding(self.binding, NOT_CAPTURED)
@@ -104,7 +104,7 @@ class DecoderSession:
 
     def cross_attention(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Cross-attention of the alignment heads before each of the next tokens. [rows, tokens] -> [rows, tokens, positions]"""
-        with explained("the bundle's step graph does not return its attention"):
+        with as_bundle_errors("the bundle's step graph does not return its attention"):
             self.binding.bind_output("alignment")
         self(tokens)
         found: npt.NDArray[np.float32] = self.binding.get_outputs()[-1].numpy()

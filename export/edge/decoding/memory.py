@@ -13,7 +13,7 @@ AS_USUAL = {TRIM_THRESHOLD: 64 << 20, MMAP_THRESHOLD: 32 << 20}  # where glibc's
 
 
 @contextmanager
-def given_back_at_once() -> Iterator[None]:
+def trim_while_loading() -> Iterator[None]:
     """While loading, let glibc return what is freed; elsewhere nothing changes. The thresholds are the whole process's."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

@@ -14,7 +14,7 @@ from ..bundle import BundleError, Manifest
 from ..clock import Clock
 from .cuda_graphs import CapturedShapes
 from .decoder import DecoderSession
-from .memory import given_back_at_once
+from .memory import trim_while_loading
 from .sessions import Provider, as_value, check_sessions, open_sessions, run_on_device, session_options
 
 POSITION_SAMPLES = 320  # samples of one encoder position: 20 ms
@@ -47,7 +47,7 @@ class SpeechModel:
         if check:
             inside = manifest.folder.resolve()
             manifest.check(["vocab.json", *(path.relative_to(inside).as_posix() for path in graphs.values())])
-        with given_back_at_once() if frugal else nullcontext():
+        with trim_while_loading() if frugal else nullcontext():
             opened = open_sessions(graphs, session_options(threads, spin), providers, cuda_graphs)
         check_sessions(opened, graphs, manifest)
         self.frontend, self.encoder, self.step = (opened[part] for part in graphs)

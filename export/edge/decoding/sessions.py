@@ -81,7 +81,7 @@ def open_session(path: Path, options: ort.SessionOptions, providers: Sequence[Pr
     wanted = [with_cuda_options(provider) for provider in providers]
     on_cpu = all(name == "CPUExecutionProvider" for name, _ in wanted)
     with (
-        explained(f"{path}: onnxruntime {ort.__version__} cannot load it"),
+        as_bundle_errors(f"{path}: onnxruntime {ort.__version__} cannot load it"),
         nullcontext() if on_cpu else printed_as_warnings(),
     ):
         return ort.InferenceSession(str(path), options, providers=wanted)
@@ -110,7 +110,7 @@ def check_sessions(opened: Mapping[str, ort.InferenceSession], graphs: dict[str,
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def as_bundle_errors(what: str) -> Iterator[None]:
     """Turn onnxruntime's errors, which have no common base, into BundleError of one line."""
     try:
         yield
@@ -135,7 +135,7 @@ def run_on_device(
     places: Sequence[ort.OrtValue] | None = None,
 ) -> list[ort.OrtValue]:  # fmt: skip
     """Run a graph; its outputs stay where they are computed, or are written to `places`. OrtValues in, OrtValues out."""
-    with explained(f"the graph from {', '.join(given)} to {', '.join(names)} does not run"):
+    with as_bundle_errors(f"the graph from {', '.join(given)} to {', '.join(names)} does not run"):
         binding = session.io_binding()
         for name, value in given.items():
             binding.bind_ortvalue_input(name, value)

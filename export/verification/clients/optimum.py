@@ -17,7 +17,7 @@ from export.optimum.environment import environment
 from export.verification.clients.protocol import HUGGING_FACE, Transcription
 from export.verification.json_process import JsonProcess
 from workbench.audio.decode import SAMPLE_RATE, Wave
-from workbench.core.errors import UserError, of_the_system
+from workbench.core.errors import UserError, system_error_message
 from workbench.models.whisper.checkpoint import check_settings
 
 EXACT = True
@@ -31,7 +31,7 @@ def missing() -> str | None:
     try:
         environment()
     except (UserError, OSError) as error:
-        return str(error) if isinstance(error, UserError) else of_the_system(error) or str(error)
+        return str(error) if isinstance(error, UserError) else system_error_message(error) or str(error)
     return None
 
 

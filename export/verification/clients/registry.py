@@ -10,7 +10,7 @@ from types import ModuleType
 
 from export.edge.bundle.manifest import Manifest
 from export.verification.clients.protocol import Client
-from workbench.core.errors import UserError, nearest
+from workbench.core.errors import UserError, did_you_mean
 
 NOT_CLIENTS = {"protocol", "registry", "worker"}
 
@@ -24,7 +24,7 @@ def known_clients() -> list[str]:
 def client_module(name: str) -> ModuleType:
     """The module of a runtime; raises UserError for an unknown name."""
     if name not in known_clients():
-        raise UserError(f"client {name!r}{nearest(name, known_clients())}")
+        raise UserError(f"client {name!r}{did_you_mean(name, known_clients())}")
     return importlib.import_module(f"export.verification.clients.{name}")
 
 

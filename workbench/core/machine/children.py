@@ -15,7 +15,7 @@ from collections.abc import Sequence
 NOT_STARTED = 127  # as shells count it
 
 
-def ending_with_us(program: Sequence[str]) -> list[str]:
+def killed_with_parent(program: Sequence[str]) -> list[str]:
     """A command line that runs a program and ends it when this process, or the thread that starts it, ends.
 
     Where the program cannot be started the exit status is 127, and the last line on standard error says why.

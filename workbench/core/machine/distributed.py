@@ -55,7 +55,7 @@ def wait_for_all() -> None:
 
 
 @contextlib.contextmanager
-def output_lock_of_all(output: Path, wait: bool = False) -> Iterator[None]:
+def distributed_output_lock(output: Path, wait: bool = False) -> Iterator[None]:
     """`output_lock` for a run of several processes: the main one takes the lock, and all raise its UserError."""
     state = start_processes()
     with contextlib.ExitStack() as stack:
@@ -93,7 +93,7 @@ class Processes:
         self.count: int = accelerator.num_processes
         self.main: bool = accelerator.is_main_process
 
-    def gathered(self, found: dict[str, FoundT]) -> dict[str, FoundT]:
+    def gather_dict(self, found: dict[str, FoundT]) -> dict[str, FoundT]:
         """The entries of all processes' dictionaries."""
         if self.count == 1:
             return found

@@ -14,12 +14,12 @@ from torch.utils.data import Dataset
 from workbench.audio.augment import add_noise
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.cache.decoded_audio import to_wave
-from workbench.cache.encoder_cache import silence_after
+from workbench.cache.encoder_cache import trailing_silence_of
 from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.config.recipe import Recipe
 from workbench.corpus.batching import StepPlan
 from workbench.losses.divergences import SampledTargets, SoftTargets
-from workbench.losses.soft_targets import Kind
+from workbench.losses.soft_targets import TargetKind
 from workbench.models.protocol import IGNORE_INDEX, Family, Tokens
 
 LABEL_BUCKET = 8  # labels are padded to a multiple of it, so that few shapes occur
@@ -48,7 +48,7 @@ class Batch:
     teacher_loss: Tensor  # fp32 [teachers, utterances]
     seed: tuple[int, ...]  # of what is random in this micro-batch
     real: bool = True  # False: a placeholder on a process without a clip in this step, which counts for nothing
-    kind: Kind = "top_k"  # of the targets
+    kind: TargetKind = "top_k"  # of the targets
     temperature: float = 1.0  # that sampled targets were drawn at, and the others are used at
 
     @property
@@ -175,10 +175,10 @@ class MicroBatches(Dataset[Batch]):
         positions, heard = [], [self.dataset.samples(i) for i in clips]
         for i, samples_of in zip(clips, heard, strict=True):
             silence = round(
-                SAMPLE_RATE * silence_after(self.dataset.keys[i], self.recipe.trailing_silence, self.plan.seed)
+                SAMPLE_RATE * trailing_silence_of(self.dataset.keys[i], self.recipe.trailing_silence, self.plan.seed)
             )
             positions.append(min(self.family.positions(len(samples_of) + silence), window))
-        samples = min(self._padded(max(positions)), window) * self.family.position_samples
+        samples = min(self._padded(max(positions)), window) * self.family.samples_per_position
         waves = torch.zeros(len(clips), samples)
         lengths = torch.tensor([min(len(own), samples) for own in heard])
         for row, own, length in zip(waves, heard, lengths.tolist(), strict=True):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from workbench.config.sections import Stage
 from workbench.distill.step.batches import Batch
-from workbench.losses.divergences import SoftTargets, distillation, losses
+from workbench.losses.divergences import SoftTargets, distillation, task_and_distillation_losses
 from workbench.losses.objectives import cross_entropy, per_utterance, state_mse
 from workbench.weighting import Weighting, WeightingInput, Weights
 
@@ -48,7 +48,7 @@ class StepLosses:
     matching: Tensor  # [utterances]
     task_weight: Tensor  # [utterances]
     alpha: Tensor  # [utterances]: weight of distillation, of all teachers together
-    disagreeing: Tensor  # scalar: labels where the student's likeliest token differs from the first teacher's
+    disagreements: Tensor  # scalar: labels where the student's likeliest token differs from the first teacher's
     compared: int  # labels that this was counted over; 0 where no teacher ran
     log: dict[str, float | Tensor]  # see `Weights.log`
     on_policy: bool = False  # the transcripts were the student's own
@@ -92,11 +92,11 @@ def step_losses(
     loss = stage.encoder_matching * matching.sum() / size.utterances
     if logits is None:
         loss = loss if batch.real else loss * 0.0
-        unknown = not_computed(zeros)
+        unknown = nan_like(zeros)
         return StepLosses(
             loss, unknown, unknown, logged_matching(matching, stage), unknown, unknown, zeros.sum(), 0, {}
         )
-    task_tokens, by_teacher = token_losses_of(logits, batch, objective, at, self_targets)
+    task_tokens, by_teacher = losses_by_token(logits, batch, objective, at, self_targets)
     task = per_utterance(task_tokens, batch.utterance_index, utterances)
     each_teacher = torch.stack([per_utterance(row, batch.utterance_index, utterances) for row in by_teacher])
     shares = each_teacher.new_tensor(objective.shares if self_targets is None else (1.0,))
@@ -121,25 +121,25 @@ def step_losses(
     loss = loss + ((each * batch.label_counts).sum() / size.tokens if by_tokens else each.sum() / size.utterances)
     if not batch.real:
         loss = loss * 0.0
-    disagreeing = (logits.detach()[: len(theirs)].argmax(-1) != theirs).sum()
+    disagreements = (logits.detach()[: len(theirs)].argmax(-1) != theirs).sum()
     compared = len(theirs) if batch.top_ids.shape[-1] else 0  # the teacher does not run once the student teaches itself
     return StepLosses(
-        loss, task.detach(), weighed.distillation, logged_matching(matching, stage), task_weight, alpha, disagreeing,
+        loss, task.detach(), weighed.distillation, logged_matching(matching, stage), task_weight, alpha, disagreements,
         compared, weights.log,
     )  # fmt: skip
 
 
-def not_computed(losses: Tensor) -> Tensor:
+def nan_like(task_and_distillation_losses: Tensor) -> Tensor:
     """NaN for each utterance. [utterances] -> [utterances]"""
-    return torch.full_like(losses, math.nan)
+    return torch.full_like(task_and_distillation_losses, math.nan)
 
 
 def logged_matching(matching: Tensor, stage: Stage) -> Tensor:
     """The encoder-state loss to log, which is NaN where the stage has none. [utterances] -> [utterances]"""
-    return matching.detach() if stage.encoder_matching else not_computed(matching)
+    return matching.detach() if stage.encoder_matching else nan_like(matching)
 
 
-def token_losses_of(
+def losses_by_token(
     logits: Tensor, batch: Batch, objective: Objective, at: StageProgress, self_targets: SoftTargets | None = None
 ) -> tuple[Tensor, Tensor]:
     """Task loss of each label [labels], and distillation loss from each teacher [teachers, labels]."""
@@ -150,7 +150,7 @@ def token_losses_of(
     if self_targets is not None and plan is not None:
         pupil = early if len(early) else last
         return cross_entropy(last, labels), distillation(pupil, self_targets, divergence, plan.temperature)[None]
-    task, first = losses(last, labels, batch.targets(0), divergence, temperature)
+    task, first = task_and_distillation_losses(last, labels, batch.targets(0), divergence, temperature)
     more = [distillation(last, batch.targets(m), divergence, temperature) for m in range(1, len(batch.top_ids))]
     return task, torch.stack([first, *more])
 
@@ -183,14 +183,14 @@ def _likeliest(batch: Batch) -> Tensor:
     return first[:, 0] if first.shape[1] else torch.full_like(batch.utterance_index, -1)
 
 
-def weight_columns(losses: StepLosses, batch: Batch) -> Tensor:
+def weight_columns(task_and_distillation_losses: StepLosses, batch: Batch) -> Tensor:
     """Weights and losses of every utterance of a micro-batch. -> [columns of run.log.WEIGHTS, utterances]"""
     columns = (
-        losses.alpha,
-        losses.task_weight,
-        losses.task,
-        losses.distillation,
-        losses.matching,
+        task_and_distillation_losses.alpha,
+        task_and_distillation_losses.task_weight,
+        task_and_distillation_losses.task,
+        task_and_distillation_losses.distillation,
+        task_and_distillation_losses.matching,
         batch.teacher_loss[0],
     )
     return torch.stack([column.float() for column in columns])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from workbench.corpus import Utterance
 from workbench.distill.step.batches import Batch
-from workbench.distill.step.losses import Objective, StageProgress, token_losses_of
+from workbench.distill.step.losses import Objective, StageProgress, losses_by_token
 from workbench.evaluation.transcribe import EncodedClips
 from workbench.models.protocol import Family
 from workbench.weighting.meta_batches import TrainBatch, ValidationBatch
@@ -70,7 +70,7 @@ class StudentMetaBatches:
             if batch.real:
                 yield self._train_batch(batch.to(self.device)), everything or [next(turns)]
 
-    def gathered(self, found: dict[str, FoundT]) -> dict[str, FoundT]:
+    def gather_dict(self, found: dict[str, FoundT]) -> dict[str, FoundT]:
         """The entries of all processes."""
         return self.gather(found)
 
@@ -82,7 +82,7 @@ class StudentMetaBatches:
             logits = self.family.project(self.model, hidden)
         logits.requires_grad_()
         # a label's loss depends on its own logits alone, so one backward pass gives every label's residual
-        _, by_teacher = token_losses_of(logits, batch, self.objective, self.at)
+        _, by_teacher = losses_by_token(logits, batch, self.objective, self.at)
         residuals = [torch.autograd.grad(row.sum(), logits, retain_graph=True)[0] for row in by_teacher]
         labels = batch.flat_labels()
         return TrainBatch(

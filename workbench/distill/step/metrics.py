@@ -46,7 +46,9 @@ class StepMetrics:
         for name, column in columns.items():
             known = column.isfinite()
             self._add(name, torch.where(known, column, 0.0).sum(), known.sum())
-        self._add("disagreement", losses.disagreeing if losses.compared else 0.0 * losses.disagreeing, losses.compared)
+        self._add(
+            "disagreement", losses.disagreements if losses.compared else 0.0 * losses.disagreements, losses.compared
+        )
         self._add("loss", losses.loss.detach(), 0)
 
     def means(self, total: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from workbench.audio.decode import SAMPLE_RATE
-from workbench.cache.tensor_shards import Store
+from workbench.cache.tensor_shards import ShardStore
 from workbench.config.sections import OnPolicyRecipe
 from workbench.distill.step.batches import Batch
-from workbench.distill.step.losses import Objective, StageProgress, StepLosses, StepSize, logged_matching, not_computed
+from workbench.distill.step.losses import Objective, StageProgress, StepLosses, StepSize, logged_matching, nan_like
 from workbench.losses.divergences import SoftTargets, distillation
 from workbench.losses.objectives import per_utterance, state_mse
 from workbench.models.protocol import IGNORE_INDEX, Family, Tokens
@@ -39,7 +39,7 @@ class OnPolicy:
         family: Family,
         teacher: nn.Module,
         teacher_family: Family,
-        teacher_states: Store,
+        teacher_states: ShardStore,
         keys: dict[str, str],
         languages: dict[str, str],
     ) -> None:
@@ -81,7 +81,7 @@ class OnPolicy:
         audio = audio.to(states.device)
         replaced = self._replacer(audio, prompts) if self.settings.method == "speculative" else None
         # states of a frozen encoder are pooled already
-        a_state = self.family.position_samples * (self.family.pooling(model) if batch.encoded.numel() else 1)
+        a_state = self.family.samples_per_position * (self.family.pooling(model) if batch.encoded.numel() else 1)
         seconds = (batch.attention_mask.sum(1) * a_state / SAMPLE_RATE).tolist()
         limits = [self.family.token_limit(s, self.languages[name]) for s, name in zip(seconds, batch.ids, strict=True)]
         generator = torch.Generator(device=states.device).manual_seed(
@@ -130,11 +130,11 @@ class OnPolicy:
 
     def _replacer(self, audio: Tensor, prompts: Tensor) -> Callable[[Tensor, torch.Generator], Tensor]:
         """A function that takes the tokens proposed last [utterances] and returns those to be used."""
-        stepper = self.teacher_family.stepper(self.teacher, audio)
+        incremental_decoder = self.teacher_family.incremental_decoder(self.teacher, audio)
         given = [self._whole(prompts)]
 
         def stand(proposed: Tensor, generator: torch.Generator) -> Tensor:
-            logits = stepper(given[0])
+            logits = incremental_decoder(given[0])
             if self.family.vocabulary is not None:
                 logits = logits[:, self.family.vocabulary.kept.to(logits.device)]
             likely = logits.topk(min(self.settings.top_k, logits.shape[-1]), -1).indices
@@ -182,7 +182,7 @@ def sample(
         logits = family.project(model, family.hidden(model, states, Tokens(written, written), last, attention_mask))
         logits[:, family.suppressed] = -torch.inf
         if step == 0:
-            logits[:, family.suppressed_first] = -torch.inf
+            logits[:, family.begin_suppress_tokens] = -torch.inf
         if temperature:
             tokens = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
         else:
@@ -200,7 +200,7 @@ def sample(
     return out
 
 
-def own_losses(
+def on_policy_losses(
     states: Tensor,
     logits: Tensor,
     batch: Batch,
@@ -221,9 +221,9 @@ def own_losses(
     loss = (stage.encoder_matching * matching.sum() + each.sum()) / size.utterances
     if not batch.real:
         loss = loss * 0.0
-    disagreeing = (logits.detach().argmax(-1) != targets.logits.argmax(-1)).sum()
-    unknown = not_computed(zeros)
+    disagreements = (logits.detach().argmax(-1) != targets.logits.argmax(-1)).sum()
+    unknown = nan_like(zeros)
     return StepLosses(
-        loss, unknown, each.detach(), logged_matching(matching, stage), unknown, unknown, disagreeing, len(batch.utterance_index),
+        loss, unknown, each.detach(), logged_matching(matching, stage), unknown, unknown, disagreements, len(batch.utterance_index),
         {}, on_policy=True,
     )  # fmt: skip

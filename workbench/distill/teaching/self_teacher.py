@@ -12,13 +12,13 @@ from workbench.core.machine.distributed import is_sharded
 from workbench.distill.step.batches import Batch
 from workbench.losses.divergences import SoftTargets
 from workbench.models.protocol import Family
-from workbench.weighting import SelfTeacherPlan
+from workbench.weighting import SelfTeacherSettings
 
 
 class SelfTeacher:
     """A copy of the student's trained parameters, sharing the frozen ones; `intermediate` needs no copy."""
 
-    def __init__(self, model: nn.Module, family: Family, plan: SelfTeacherPlan) -> None:
+    def __init__(self, model: nn.Module, family: Family, plan: SelfTeacherSettings) -> None:
         """Copy a student.
 
         Args:
@@ -49,7 +49,7 @@ class SelfTeacher:
             mine.requires_grad_(False)
 
     @torch.no_grad()
-    def stepped(self, step: int) -> None:
+    def on_optimizer_step(self, step: int) -> None:
         """After the student's step (counted from 0): an average follows it, its decay rising as in ema.py."""
         if self.plan.kind == "ema":
             decay = min(self.plan.decay, (1 + step) / (10 + step))

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from workbench.cache.decoded_audio import AudioCache
-from workbench.cache.encoder_cache import encode_whole
+from workbench.cache.encoder_cache import encode_full_window
 from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.cache.teacher_targets import TargetCache, TargetSettings, compute_targets
-from workbench.cache.tensor_shards import Store, cache_lock
+from workbench.cache.tensor_shards import ShardStore, cache_lock
 from workbench.cache.uncertainty import measure_uncertainty
 from workbench.config.recipe import Recipe
 from workbench.config.sections import OnPolicyRecipe
@@ -62,7 +62,7 @@ class TeacherEnsemble:
             self.recipe.trailing_silence.train_min,
             matched and number == 0,
             self.recipe.precision,
-            self.families[number].own_margin,
+            self.families[number].trained_silence,
             targets.kind,
             targets.samples if targets.kind == "sampled" else 0,
         )
@@ -180,11 +180,11 @@ class TeacherEnsemble:
         place = cache_folder("encoded", ["teacher", self.hashes[0], self.recipe.precision])
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         with cache_lock(place):
-            store = Store(place)
+            store = ShardStore(place)
             store.check(dataset.keys, rank, world_size)
             missing = sum(key not in store for key in dataset.keys)
             with Progress("teacher's encoder", missing, self.main) as progress, self.accelerator.autocast():
-                encode_whole(
+                encode_full_window(
                     model,
                     own,
                     dataset.utterances,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from workbench.core.errors import UserError, first_line, last_line
-from workbench.core.files import check_no_pointer, read_json, read_object
+from workbench.core.files import check_not_lfs_pointer, read_json, read_object
 from workbench.models.whisper.low_rank import check_ranks
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def check_settings(folder: Path) -> None:
     for path in sorted(folder.glob("*.json")):
         if path.name.startswith("."):
             continue  # what file managers leave behind, which nobody reads
-        check_no_pointer(path)
+        check_not_lfs_pointer(path)
         if path.name in TABLES:
             continue
         # what nobody here reads, such as CTranslate2's vocabulary.json, may be a list

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
 
 
-class Stepper:
+class IncrementalDecoder:
     """The decoder run one or several tokens at a time, with a cache of the tokens before.
 
     Args:
@@ -49,10 +49,10 @@ def greedy(
     limits: Sequence[int],
     end: int,
     suppressed: Sequence[int] = (),
-    suppressed_first: Sequence[int] = (),
+    begin_suppress_tokens: Sequence[int] = (),
 ) -> list[list[int]]:
     """Decode greedily; token ids of each utterance. The arguments are those of `greedy_scored`."""
-    return [ids for ids, _ in greedy_scored(model, states, prompts, limits, end, suppressed, suppressed_first)]
+    return [ids for ids, _ in greedy_scored(model, states, prompts, limits, end, suppressed, begin_suppress_tokens)]
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def greedy_scored(
     limits: Sequence[int],
     end: int,
     suppressed: Sequence[int] = (),
-    suppressed_first: Sequence[int] = (),
+    begin_suppress_tokens: Sequence[int] = (),
 ) -> list[tuple[list[int], float]]:
     """Decode greedily in one batch, each utterance up to its limit of tokens.
 
@@ -74,22 +74,22 @@ def greedy_scored(
         limits: most tokens to write for each utterance.
         end: id that ends a transcript.
         suppressed: ids never written.
-        suppressed_first: ids not written first.
+        begin_suppress_tokens: ids not written first.
 
     Returns:
         Token ids of each utterance, without prompt and end, and the mean log-probability of what was written.
     """
-    stepper = Stepper(model, states)
+    incremental_decoder = IncrementalDecoder(model, states)
     tokens = torch.tensor(prompts, device=states.device)
     written: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # utterances that are still in the batch
     running = set(rows)
     totals, counts = [0.0] * len(prompts), [0] * len(prompts)
     for step in range(max(limits)):
-        logits = stepper(tokens)  # [utterances, vocabulary]
+        logits = incremental_decoder(tokens)  # [utterances, vocabulary]
         logits[:, list(suppressed)] = -torch.inf
         if step == 0:
-            logits[:, list(suppressed_first)] = -torch.inf
+            logits[:, list(begin_suppress_tokens)] = -torch.inf
         best = logits.max(-1, keepdim=True)
         tokens = best.indices
         log_probabilities = (best.values[:, 0] - logits.logsumexp(-1)).tolist()
@@ -109,7 +109,7 @@ def greedy_scored(
             kept = torch.tensor([row for row, i in enumerate(rows) if i in running], device=states.device)
             rows = [i for i in rows if i in running]
             tokens = tokens[kept]
-            stepper.keep(kept)
+            incremental_decoder.keep(kept)
     return [(ids, total / max(count, 1)) for ids, total, count in zip(written, totals, counts, strict=True)]
 
 
@@ -121,7 +121,7 @@ def beam_scored(
     limits: Sequence[int],
     end: int,
     suppressed: Sequence[int] = (),
-    suppressed_first: Sequence[int] = (),
+    begin_suppress_tokens: Sequence[int] = (),
     beams: int = 5,
 ) -> list[tuple[list[int], float]]:
     """Decode with transformers' beam search; arguments and result as `greedy_scored`, with the number of beams."""
@@ -136,7 +136,7 @@ def beam_scored(
         pad_token_id=end,
         decoder_start_token_id=int(prompt[0, 0]),
         suppress_tokens=list(suppressed) or None,
-        begin_suppress_tokens=list(suppressed_first) or None,
+        begin_suppress_tokens=list(begin_suppress_tokens) or None,
         return_dict_in_generate=True,
         output_scores=True,
         length_penalty=1.0,

@@ -20,11 +20,11 @@ from workbench.models.protocol import IGNORE_INDEX, Part, Tokens, Transcript
 from workbench.models.vocabulary import Vocabulary
 from workbench.models.weights import load_whisper_weights
 from workbench.models.whisper.checkpoint import check_checkpoint, generation_config
-from workbench.models.whisper.decoding import Stepper, beam_scored, greedy_scored
+from workbench.models.whisper.decoding import IncrementalDecoder, beam_scored, greedy_scored
 from workbench.models.whisper.layers import as_whisper, decoder_of
-from workbench.models.whisper.limits import PROMPT_TOKENS, TOKENS_AT_LEAST, tokens_per_second
+from workbench.models.whisper.limits import PROMPT_TOKENS, TOKENS_AT_LEAST, max_tokens_per_second
 from workbench.models.whisper.log_mel import SAMPLES_PER_POSITION, LogMel, positions_of
-from workbench.models.whisper.low_rank import compress, merged_state, restore, shaped_like
+from workbench.models.whisper.low_rank import factorize, merged_state_dict, rebuild_factors, with_low_rank_layers
 from workbench.models.whisper.narrowing import narrow_model, widened
 from workbench.models.whisper.passes import decoder_hidden, decoder_logits, encode, with_dropout
 from workbench.models.whisper.pooling import pool_after, pooled
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 WINDOW_SECONDS = 30.0
 
 
-def own_margin(folder: Path) -> float | None:
+def trained_silence(folder: Path) -> float | None:
     """Seconds of silence to append after each clip; None if the checkpoint expects input padded to 30 s."""
     settings = folder / "workbench.json"  # `save_student` writes it
     says = read_object(settings, "a student's settings") if settings.is_file() else {}
@@ -61,13 +61,13 @@ class Whisper:
 
     name = "whisper"
     window_seconds = WINDOW_SECONDS
-    position_samples = SAMPLES_PER_POSITION
+    samples_per_position = SAMPLES_PER_POSITION
 
     def __init__(self, folder: Path) -> None:
         """Open the tokenizer and features of a checkpoint folder; raises UserError for one that `check_checkpoint` does not accept."""
         self.config: Any = check_checkpoint(folder)
         self.folder = folder
-        self.own_margin = own_margin(folder)
+        self.trained_silence = trained_silence(folder)
         self.tokenizer: WhisperTokenizer = open_tokenizer(folder, self.config)
         self.generation = generation_config(folder, self.config)
         self.frontend = LogMel(self.config.num_mel_bins)
@@ -75,7 +75,7 @@ class Whisper:
         assert isinstance(end, int)  # noqa: S101  check_checkpoint takes no list
         self.end = end
         self.suppressed: list[int] = list(self.generation.suppress_tokens or [])
-        self.suppressed_first: list[int] = list(self.generation.begin_suppress_tokens or [])
+        self.begin_suppress_tokens: list[int] = list(self.generation.begin_suppress_tokens or [])
         self.vocabulary: Vocabulary | None = None
         said = getattr(self.generation, "is_multilingual", None)
         spoken = self.config.vocab_size != ENGLISH_ONLY_TOKENS and "<|en|>" in self.tokenizer.get_added_vocab()
@@ -92,7 +92,7 @@ class Whisper:
         other.vocabulary = vocabulary
         other.end = vocabulary.place(self.end)
         other.suppressed = vocabulary.places(self.suppressed)
-        other.suppressed_first = vocabulary.places(self.suppressed_first)
+        other.begin_suppress_tokens = vocabulary.places(self.begin_suppress_tokens)
         return other
 
     @property
@@ -120,12 +120,12 @@ class Whisper:
         Raises:
             UserError: they are damaged, or hold NaN or infinity.
         """
-        return restore(load_whisper_weights(self.folder, self.config, copy.deepcopy(self.generation)))
+        return rebuild_factors(load_whisper_weights(self.folder, self.config, copy.deepcopy(self.generation)))
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write a model as transformers does, with low-rank layers merged."""
         whisper = as_whisper(model)
-        whisper.save_pretrained(folder, state_dict=merged_state(whisper))
+        whisper.save_pretrained(folder, state_dict=merged_state_dict(whisper))
 
     def build_student(self, model: nn.Module, recipe: StudentRecipe) -> WhisperForConditionalGeneration:
         """Copy some of a model's layers into a valid transformers model."""
@@ -135,14 +135,14 @@ class Whisper:
         """Raise UserError if a student cannot learn from a teacher."""
         check_pair(as_whisper(student).config, as_whisper(teacher).config, matched)
 
-    def compress(self, model: nn.Module, features: Sequence[Tensor], share: float) -> int:
+    def factorize(self, model: nn.Module, features: Sequence[Tensor], share: float) -> int:
         """Factorize encoder layers (models/whisper/low_rank.py)."""
-        return len(compress(as_whisper(model), features, share))
+        return len(factorize(as_whisper(model), features, share))
 
     def empty_copy(self, model: nn.Module) -> WhisperForConditionalGeneration:
         """A model of the same shape, to be filled."""
         whisper = as_whisper(model)
-        copied = shaped_like(type(whisper)(whisper.config), whisper.config)
+        copied = with_low_rank_layers(type(whisper)(whisper.config), whisper.config)
         copied.generation_config = whisper.generation_config
         return copied
 
@@ -188,9 +188,9 @@ class Whisper:
     @property
     def silence(self) -> float:
         """Seconds of silence after a clip that the checkpoint was trained to hear, up to its window: all of it for a stock one."""
-        return self.window_seconds if self.own_margin is None else self.own_margin
+        return self.window_seconds if self.trained_silence is None else self.trained_silence
 
-    def reading_seconds(self, waves: Sequence[Wave]) -> float:
+    def input_seconds(self, waves: Sequence[Wave]) -> float:
         """Input length in seconds for some waves: the longest and the silence after it, up to the checkpoint's window."""
         return min(max(map(len, waves)) / SAMPLE_RATE + self.silence, self.window_seconds)
 
@@ -254,9 +254,9 @@ class Whisper:
         logits: Tensor = as_whisper(model).proj_out(hidden)
         return logits.float()
 
-    def stepper(self, model: nn.Module, states: Tensor) -> Callable[[Tensor], Tensor]:
+    def incremental_decoder(self, model: nn.Module, states: Tensor) -> Callable[[Tensor], Tensor]:
         """The decoder with its cache: given the next tokens [clips, tokens], the logits after the last [clips, vocabulary]."""
-        return Stepper(as_whisper(model), states)
+        return IncrementalDecoder(as_whisper(model), states)
 
     def part_of(self, parameter: str) -> Part:
         """Which part of a model a parameter belongs to."""
@@ -277,7 +277,7 @@ class Whisper:
 
     def token_limit(self, seconds: float, language: str) -> int:
         """Most tokens that a transcript of a clip of this length in this language may have."""
-        return min(TOKENS_AT_LEAST + int(tokens_per_second(language) * seconds), self.most_tokens)
+        return min(TOKENS_AT_LEAST + int(max_tokens_per_second(language) * seconds), self.most_tokens)
 
     def decode(self, model: nn.Module, states: Tensor, seconds: Sequence[float], languages: Sequence[str]) -> list[str]:
         """Transcribe encoder states greedily. states: [utterances, positions, width]"""
@@ -292,7 +292,9 @@ class Whisper:
             prompts = [self.vocabulary.places(prompt) for prompt in prompts]
         limits = [self.token_limit(s, language) for s, language in zip(seconds, languages, strict=True)]
         decode = greedy_scored if beams == 1 else partial(beam_scored, beams=beams)
-        scored = decode(as_whisper(model), states, prompts, limits, self.end, self.suppressed, self.suppressed_first)
+        scored = decode(
+            as_whisper(model), states, prompts, limits, self.end, self.suppressed, self.begin_suppress_tokens
+        )
         written = [ids if self.vocabulary is None else self.vocabulary.widened(ids) for ids, _ in scored]
         texts = [text_of(self.tokenizer, ids) for ids in written]
         return [Transcript(str(text).strip(), score) for text, (_, score) in zip(texts, scored, strict=True)]

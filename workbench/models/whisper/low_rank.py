@@ -43,7 +43,7 @@ class LowRank(nn.Module):
 
 
 @torch.no_grad()
-def compress(model: WhisperForConditionalGeneration, features: Sequence[Tensor], share: float) -> dict[str, int]:
+def factorize(model: WhisperForConditionalGeneration, features: Sequence[Tensor], share: float) -> dict[str, int]:
     """Factorize those linear layers of the encoder that become cheaper.
 
     Args:
@@ -80,7 +80,7 @@ def compress(model: WhisperForConditionalGeneration, features: Sequence[Tensor],
 
 
 @torch.no_grad()
-def restore(model: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
+def rebuild_factors(model: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
     """Factorize again the layers that a checkpoint's configuration names; returns the model."""
     for name, rank in ranks_of(model.config).items():
         linear = _linear(model, name)
@@ -90,7 +90,9 @@ def restore(model: WhisperForConditionalGeneration) -> WhisperForConditionalGene
     return model
 
 
-def shaped_like(model: WhisperForConditionalGeneration, config: WhisperConfig) -> WhisperForConditionalGeneration:
+def with_low_rank_layers(
+    model: WhisperForConditionalGeneration, config: WhisperConfig
+) -> WhisperForConditionalGeneration:
     """Give a model of plain layers the shapes of a configuration's ranks, with values yet to be loaded; returns it."""
     for name, rank in ranks_of(config).items():
         linear = _linear(model, name)
@@ -98,7 +100,7 @@ def shaped_like(model: WhisperForConditionalGeneration, config: WhisperConfig) -
     return model
 
 
-def merged_state(model: WhisperForConditionalGeneration) -> dict[str, Tensor]:
+def merged_state_dict(model: WhisperForConditionalGeneration) -> dict[str, Tensor]:
     """A model's weights as a plain Whisper has them."""
     state: dict[str, Tensor] = dict(model.state_dict())
     for name in ranks_of(model.config):

@@ -83,7 +83,7 @@ class PackedTokens:
         return torch.searchsorted(self.kept, flat)
 
 
-def drops(layers: Iterable[DecoderLayer]) -> bool:
+def uses_dropout(layers: Iterable[DecoderLayer]) -> bool:
     """Whether any layer is being trained with dropout, which the packed ones do not implement."""
     rates = (
         (x.dropout, x.activation_dropout, x.self_attn.dropout, x.encoder_attn.dropout) for x in layers if x.training

@@ -18,7 +18,7 @@ from workbench.core.machine.distributed import is_sharded
 from workbench.models.protocol import Tokens
 from workbench.models.whisper.convolution import convolve
 from workbench.models.whisper.layers import Decoder, DecoderLayer, EncoderLayer, Layer, Layers, decoder_of, encoder_of
-from workbench.models.whisper.packed import PackedTokens, drops, packed_decoder_layer, run_layer, run_packed
+from workbench.models.whisper.packed import PackedTokens, packed_decoder_layer, run_layer, run_packed, uses_dropout
 from workbench.models.whisper.pooling import pool_after, pooled, pooled_mask
 from workbench.models.whisper.tied import TiedMatrix
 
@@ -136,7 +136,7 @@ def decoder_hidden(
     places = tokens.labelled() if labelled is None else labelled
     given: tuple[object, ...]
     call: Callable[..., Tensor]
-    if _packs(decoder.layers, hidden) and not drops(decoder.layers):
+    if _packs(decoder.layers, hidden) and not uses_dropout(decoder.layers):
         packed = PackedTokens.of(tokens.labels, states, attention_mask)
         rows, places, given, call = packed.rows(hidden), packed.places(places), (packed,), packed_decoder_layer
     else:

@@ -10,7 +10,7 @@ import torch
 from workbench.config.sections import StudentRecipe
 from workbench.core.errors import UserError
 from workbench.models.students import choose_layers
-from workbench.models.whisper.low_rank import merged_state, ranks_of, restore, shaped_like
+from workbench.models.whisper.low_rank import merged_state_dict, ranks_of, rebuild_factors, with_low_rank_layers
 
 if TYPE_CHECKING:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
@@ -46,11 +46,11 @@ def build_student(teacher: WhisperForConditionalGeneration, recipe: StudentRecip
             if int(number) in kept["encoder"]
         }
     student = WhisperForConditionalGeneration(config)
-    student.load_state_dict(_renumbered(merged_state(teacher), kept))
+    student.load_state_dict(_renumbered(merged_state_dict(teacher), kept))
     if student.device.type == "meta":
-        shaped_like(student, config)
+        with_low_rank_layers(student, config)
     else:
-        restore(student)
+        rebuild_factors(student)
     student.generation_config = type(teacher.generation_config).from_dict(teacher.generation_config.to_dict())
     generation: Any = student.generation_config
     heads = getattr(teacher.generation_config, "alignment_heads", None)

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from workbench.config.weightings import StageFacts, WeightingSettings
+from workbench.config.weightings import StageSchedule, WeightingSettings
 from workbench.weighting.protocol import TeacherStatistics, Weighting, WeightingInput, Weights, convex
 
 LARGEST_EXPONENT = 10.0  # exp(-exp(10)) is already 0 in fp32; beyond it exp would only overflow
@@ -35,7 +35,7 @@ class Settings(WeightingSettings):
         "step", description="whether k falls with every step or with every epoch"
     )
 
-    def inactive_reason(self, stage: StageFacts) -> str | None:
+    def inactive_reason(self, stage: StageSchedule) -> str | None:
         """A k that falls per epoch never falls if there is one epoch only."""
         if self.k_schedule == "epoch" and self.k0 != self.k1 and stage.epochs == 1:
             return "k_schedule is epoch and the stage reaches one epoch only, so k stays k0; set k_schedule: step"

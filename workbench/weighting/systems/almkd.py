@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.weighting.meta_batches import TrainBatch, ValidationBatch
-from workbench.weighting.meta_gradients import LearntWeights, LookAheadSettings, normalized, outer_gradients
+from workbench.weighting.meta_gradients import LookAheadSettings, MetaLearnedWeighting, normalized, outer_gradients
 from workbench.weighting.protocol import TeacherStatistics
 
 
@@ -65,7 +65,7 @@ class Settings(LookAheadSettings):
     )
 
 
-class ALMKD(LearntWeights):
+class ALMKD(MetaLearnedWeighting):
     """One convex weight per utterance."""
 
     def __init__(self, settings: Settings) -> None:
@@ -82,7 +82,7 @@ class ALMKD(LearntWeights):
             alpha = int.from_bytes(digest[:8], "big") / 2**64
         return [1 - alpha, *[alpha / (losses - 1)] * (losses - 1)]
 
-    def improved(
+    def updated_weights(
         self, batch: TrainBatch, outer: Sequence[ValidationBatch], weights: Tensor, learning_rate: float
     ) -> Tensor:
         """Descend along a_i; with a = 1 - w_task, da acts on the task's weight with the opposite sign."""

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.weighting.meta_batches import TrainBatch, ValidationBatch
-from workbench.weighting.meta_gradients import LearntWeights, LookAheadSettings, normalized, outer_gradients
+from workbench.weighting.meta_gradients import LookAheadSettings, MetaLearnedWeighting, normalized, outer_gradients
 from workbench.weighting.protocol import TeacherStatistics
 
 LEAST, MOST = 1e-7, 2 - 1e-7
@@ -35,7 +35,7 @@ class Settings(LookAheadSettings):
     initial_distillation_weight: float = Field(0.9, ge=0, le=2, description="initial weight of all teachers together")
 
 
-class AMAL(LearntWeights):
+class AMAL(MetaLearnedWeighting):
     """One weight for each loss of an utterance."""
 
     def __init__(self, settings: Settings) -> None:
@@ -49,7 +49,7 @@ class AMAL(LearntWeights):
             *[self.settings.initial_distillation_weight / (losses - 1)] * (losses - 1),
         ]
 
-    def improved(
+    def updated_weights(
         self, batch: TrainBatch, outer: Sequence[ValidationBatch], weights: Tensor, learning_rate: float
     ) -> Tensor:
         """Descend along every weight independently."""

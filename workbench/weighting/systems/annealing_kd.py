@@ -11,7 +11,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from workbench.config.sections import DivergenceRecipe
-from workbench.config.weightings import StageFacts, WeightingSettings
+from workbench.config.weightings import StageSchedule, WeightingSettings
 from workbench.weighting.protocol import TeacherStatistics, Weighting, WeightingInput, Weights, convex, full_like
 
 
@@ -25,7 +25,7 @@ class Settings(WeightingSettings):
         7, ge=1, description="T_max: steps in which the teacher's logits rise to their full size"
     )
 
-    def inactive_reason(self, stage: StageFacts) -> str | None:
+    def inactive_reason(self, stage: StageSchedule) -> str | None:
         """A phase that has no step."""
         if self.phase1 == 0:
             return "phase1 is 0, so the teacher is never used; set phase1 above 0, or use {name: fixed, alpha: 0}"

@@ -13,9 +13,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from workbench.config.weightings import StageFacts, WeightingSettings
+from workbench.config.weightings import StageSchedule, WeightingSettings
 from workbench.weighting.protocol import (
-    SelfTeacherPlan,
+    SelfTeacherSettings,
     TeacherStatistics,
     Weighting,
     WeightingInput,
@@ -47,7 +47,7 @@ class Settings(WeightingSettings):
     )
     temperature: float = Field(1.0, gt=0, description="of the self-teacher")
 
-    def inactive_reason(self, stage: StageFacts) -> str | None:
+    def inactive_reason(self, stage: StageSchedule) -> str | None:
         """A phase 2 that has no step, or whose self-teacher would be the untrained student throughout."""
         if self.phase1 >= 1:
             return super().inactive_reason(stage)
@@ -71,14 +71,14 @@ class ASKD(Weighting):
         self.settings = settings
 
     @property
-    def self_teacher(self) -> SelfTeacherPlan | None:
+    def self_teacher(self) -> SelfTeacherSettings | None:
         """The self-teacher of phase 2, if there is a phase 2."""
         chosen = self.settings
         if chosen.phase1 >= 1:
             return None
-        return SelfTeacherPlan(chosen.self_teacher, chosen.ema_decay, chosen.student_layer, chosen.temperature)
+        return SelfTeacherSettings(chosen.self_teacher, chosen.ema_decay, chosen.student_layer, chosen.temperature)
 
-    def teaches_itself(self, progress: float) -> bool:
+    def is_self_distilling(self, progress: float) -> bool:
         """Phase 2 has begun."""
         return progress >= self.settings.phase1 and self.settings.phase1 < 1
 
@@ -109,7 +109,7 @@ class ASKD(Weighting):
 
     def __call__(self, inputs: WeightingInput) -> Weights:
         """Weight every utterance alike, by progress."""
-        itself = self.teaches_itself(inputs.progress)
+        itself = self.is_self_distilling(inputs.progress)
         alpha = self.self_weight(inputs.progress) if itself else self.teacher_weight(inputs.progress)
         return convex(full_like(inputs.task, alpha), self_teaching=float(itself))
 

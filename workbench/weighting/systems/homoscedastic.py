@@ -43,7 +43,7 @@ class Homoscedastic(Weighting):
         losses = torch.stack([inputs.task.float(), inputs.distillation.float(), torch.ones_like(inputs.task)])
         self._seen.append(losses.sum(1))
 
-    def stepped(self, total: Callable[[Tensor], Tensor]) -> None:
+    def on_optimizer_step(self, total: Callable[[Tensor], Tensor]) -> None:
         """Descend: dL/ds = 1/2 - exp(-s) * mean loss of the whole step, unless it had no loss to weigh (on-policy)."""
         *sums, count = total(torch.stack(self._seen).sum(0) if self._seen else torch.zeros(3)).tolist()
         self._seen = []

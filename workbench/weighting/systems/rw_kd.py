@@ -13,9 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from workbench.config.weightings import StageFacts, WeightingSettings
+from workbench.config.weightings import StageSchedule, WeightingSettings
 from workbench.weighting.meta_batches import TrainBatch, ValidationBatch
-from workbench.weighting.meta_gradients import LearntWeights, never_learns, outer_gradients
+from workbench.weighting.meta_gradients import MetaLearnedWeighting, outer_gradients, start_epoch_problem
 from workbench.weighting.protocol import TeacherStatistics
 
 
@@ -27,12 +27,12 @@ class Settings(WeightingSettings):
     start_epoch: int = Field(0, ge=0, description="epoch (from 0) before which weights are learnt for the first time")
     update_every: int = Field(1, ge=1, description="epochs between updates")
 
-    def inactive_reason(self, stage: StageFacts) -> str | None:
+    def inactive_reason(self, stage: StageSchedule) -> str | None:
         """An epoch that is never reached."""
-        return never_learns(self.start_epoch, stage) or super().inactive_reason(stage)
+        return start_epoch_problem(self.start_epoch, stage) or super().inactive_reason(stage)
 
 
-class RWKD(LearntWeights):
+class RWKD(MetaLearnedWeighting):
     """Weights that are kept until the next update, which starts from scratch."""
 
     def __init__(self, settings: Settings) -> None:
@@ -42,7 +42,7 @@ class RWKD(LearntWeights):
         """Half the task loss, half the teachers'."""
         return [0.5, *[0.5 / (losses - 1)] * (losses - 1)]
 
-    def improved(
+    def updated_weights(
         self, batch: TrainBatch, outer: Sequence[ValidationBatch], weights: Tensor, learning_rate: float
     ) -> Tensor:
         """Weights in proportion to how much a loss helps the validation utterances; unchanged if none helps."""

@@ -50,7 +50,7 @@ class SuperLoss(Weighting):
         loss = self._loss(inputs)
         self._seen.append(torch.stack([loss.sum(), torch.ones_like(loss).sum()]))
 
-    def stepped(self, total: Callable[[Tensor], Tensor]) -> None:
+    def on_optimizer_step(self, total: Callable[[Tensor], Tensor]) -> None:
         """Move t towards the mean of the whole step, unless it had no loss to weigh (on-policy)."""
         summed, count = total(torch.stack(self._seen).sum(0) if self._seen else torch.zeros(2)).tolist()
         self._seen = []
