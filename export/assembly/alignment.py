@@ -107,7 +107,7 @@ def find_alignment(
     model.set_attn_implementation("eager")  # others do not return attention weights
     heads, error = choose_heads(model, family, recordings(utterances), silence)
     said = f"{len(heads)} heads, {error:.2f} s off on average" if heads else "no head follows the speech"
-    log.info("word times: %s", said)
+    log.info("word timestamps: %s", said)
     return {"heads": heads, "error_seconds": error}
 
 

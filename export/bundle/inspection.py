@@ -1,6 +1,6 @@
 """What the workbench checks of a bundle before it opens it: nothing that bundle.json does not list, nothing that another tool would run.
 
-The files of a bundle are a stranger's, and so is bundle.json: a checksum says that a file is the one that was sent, not that it is harmless.
+A bundle's files and its bundle.json are untrusted: a checksum shows that a file arrived unchanged, not that it is harmless.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ RECORDED = (
     "verification",
     "measurement",
     "search",
-)  # what is added to a manifest after the graphs are written
+)  # what is added to a manifest after the graphs are written are written
 
 
 def open_manifest(bundle: Path, check: bool = False) -> Manifest:

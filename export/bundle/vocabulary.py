@@ -78,7 +78,7 @@ def corpus_texts(name: str) -> list[str]:
 
 
 def prune(checkpoint: Path, kept: Sequence[int], folder: Path) -> Path:
-    """Write a checkpoint that knows only some tokens.
+    """Write a checkpoint with a pruned vocabulary.
 
     Args:
         checkpoint: a transformers Whisper folder.
@@ -104,7 +104,7 @@ def prune(checkpoint: Path, kept: Sequence[int], folder: Path) -> Path:
 
 
 def prune_like(checkpoint: Path, bundle: Path, folder: Path) -> Path:
-    """Prune a checkpoint to the tokens that a bundle knows."""
+    """Prune a checkpoint to a bundle's vocabulary."""
     family = Whisper(checkpoint)
     whole = family.tokenizer.get_vocab()
     known = read_json(bundle / "tokenizer.json", "a tokenizer")["model"]["vocab"]

@@ -24,7 +24,7 @@ def rest_after(
         wave: the clip, [samples] at 16 kHz.
         attention: cross-attention before each token and before the end, [tokens + 1, positions].
         detector: of speech.
-        window: seconds that the model reads at once.
+        window: length of the model's input window in seconds.
     """
     end = round(float(token_times(attention, len(wave) / SAMPLE_RATE)[1][-1]) * SAMPLE_RATE)
     rest = wave[max(end, SHORTEST) :]

@@ -253,5 +253,5 @@ class Recognizer:
     def _known(self, language: str) -> None:
         if language not in (AUTO, *self.prompts):
             raise BundleError(
-                f"{self.manifest.name}: does not know language {language!r}; it knows {', '.join(self.prompts)}, or {AUTO}"
+                f"{self.manifest.name}: does not support language {language!r}; choose from {', '.join(self.prompts)}, or {AUTO}"
             )

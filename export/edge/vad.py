@@ -89,7 +89,7 @@ def speech_probability(wave: Wave, detector: VoiceActivityDetector) -> float:
 def find_speech(wave: Wave, detector: VoiceActivityDetector, longest: float) -> list[SpeechSpan]:
     """Stretches of speech of at most `longest` seconds, neighbours joined where they fit.
 
-    Speech that goes on for longer is cut at its longest pause. wave: [samples] at 16 kHz.
+    Longer speech is cut at its longest pause. wave: [samples] at 16 kHz.
     """
     detector.forget()
     return join_spans(pad_spans(speech_spans(detector(wave), len(wave), longest), len(wave)), longest)

@@ -24,7 +24,7 @@ from workbench.models.resolve import fingerprint, resolve_teacher
 
 ENCODED_FORMAT = 1  # raise when what the store holds changes
 CALIBRATION_CLIPS = 64  # on which the encoder's linear layers are factorized
-BUCKET = 5  # lengths are rounded up to a multiple of so many encoder positions (0.1 s), so that clips share them
+BUCKET = 5  # lengths are rounded up to a multiple of this many encoder positions (0.1 s), so that clips share them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ def check_tail(recipe: Recipe, dataset: LabelledDataset, processes: Processes) -
         return worst
     raise UserError(
         f"targets: {found}, more than {100 * MAX_TAIL_MASS:.0f} %, so their KL is not that of the whole vocabulary; set targets.kind to "
-        "sampled (unbiased) or full (fp16, 2 bytes a token of the vocabulary), targets.temperature to 1, or targets.allow_large_tail to true"
+        "sampled (unbiased) or full (fp16, 2 bytes per token of the vocabulary), targets.temperature to 1, or targets.allow_large_tail to true"
     )
 
 

@@ -189,7 +189,7 @@ def compute_targets(
             items, heard = [], []
         if not done and rank == 0:
             seconds = (time.perf_counter() - started) / len(batch) * len(missing)
-            log.info("teacher's targets: %d clips a process, %.0f MB on disk, about %.1f min",
+            log.info("teacher's targets: %d clips per process, %.0f MB on disk, about %.1f min",
                      len(missing), needed / 1e6, seconds / 60)  # fmt: skip
         done += len(batch)
         progress(len(batch))
@@ -224,7 +224,7 @@ def _teacher_pass(
     tokens = family.tokens([u.text for u in batch], [u.language for u in batch])
     on_device = tokens.to(device)
     seconds = family.input_seconds(waves)
-    if settings.states:  # which the student's are compared with, however little silence the teacher wants
+    if settings.states:  # the student's states are compared with these, however little silence the teacher needs
         seconds = max(seconds, max(map(len, waves)) / SAMPLE_RATE + settings.margin)
     states = family.encode(teacher, family.features(waves, seconds, device))
     logits = family.logits(teacher, states, on_device).float()  # [labels, vocabulary]
@@ -257,7 +257,7 @@ def estimated_bytes(
     vocabulary: int,
     positions_of: Callable[[int], int],
 ) -> int:
-    """Size on disk: the targets of each token at about 5 tokens a second, and the states if they are kept."""
+    """Size on disk: the targets of each token at about 5 tokens per second, and the states if they are kept."""
     total = 0
     a_label = bytes_per_label(settings.kind, settings.top_k, settings.samples, vocabulary)
     for utterance in utterances:

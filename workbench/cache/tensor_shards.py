@@ -33,7 +33,7 @@ AGAIN = "run the same command again: what it holds is recomputed"
 
 
 class Keys(Protocol):
-    """What knows which items are there already."""
+    """Tells which items are already cached."""
 
     def __contains__(self, key: str, /) -> bool: ...
 
@@ -83,7 +83,7 @@ class ShardStore:
         begin = self._read.get(index.name, 0)
         with index.open("rb") as file:
             if file.seek(0, 2) < begin:
-                begin = 0  # it was deleted and written anew
+                begin = 0  # it was deleted and rewritten
             file.seek(begin)
             lines = file.read()
         lines = lines[: lines.rfind(b"\n") + 1]
@@ -127,7 +127,7 @@ class ShardStore:
                 self._sound.add(name)
 
     def __getstate__(self) -> dict[str, object]:
-        """State for a loader's worker process: files are opened anew there."""
+        """State for a loader's worker process: files are reopened there."""
         return {**self.__dict__, "_open": OrderedDict()}
 
     def __contains__(self, key: str) -> bool:
@@ -185,7 +185,7 @@ class ShardStore:
 
 @contextlib.contextmanager
 def cache_lock(folder: Path) -> Iterator[None]:
-    """One run at a time fills a folder of the cache; its processes begin and end together."""
+    """One run at a time fills a folder of the cache; its processes start and end together."""
     with distributed_output_lock(folder, wait=True):
         yield
         wait_for_all()

@@ -40,7 +40,7 @@ def export(
     vocabulary: Annotated[
         str,
         typer.Option(
-            help="Tokens to keep: trained, a language (en, or en:16000 for at most so many), corpus:FILE or a number; combine them with +."
+            help="Tokens to keep: trained, a language (en, or en:16000 for at most 16,000 tokens), corpus:FILE or a number; combine them with +."
         ),
     ] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle with other content.")] = False,
@@ -282,7 +282,7 @@ def prune(
     ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
 ) -> None:
-    """Write a checkpoint that knows fewer tokens: a teacher whose students are small from the start."""
+    """Write a checkpoint with a smaller vocabulary: a teacher whose students are small from the start."""
     from export.bundle.vocabulary import choose_tokens
     from export.bundle.vocabulary import prune as write
     from workbench.core.locks import output_lock

@@ -42,13 +42,13 @@ def use_current_names(content: dict[str, object], where: str) -> None:
     """Give the keys of a recipe's content today's names, in place.
 
     Raises:
-        UserError: a key stands there under both names.
+        UserError: a key is given under both names.
     """
     _rename_section(content, (), where)
 
 
 def current_key(key: str, content: Mapping[str, object]) -> str:
-    """A dotted key with today's names; `content` tells which weighting a stage has, whose options have names of their own."""
+    """A dotted key with today's names; `content` determines a stage's weighting, whose options have their own names."""
     section: tuple[str, ...] = ()
     parts = []
     for part in key.split("."):

@@ -1,1 +1,1 @@
-"""What everything else stands on: files, errors, locks, the machine, and what a user sees of long work."""
+"""Foundations: files, errors, locks, the machine, and progress display."""

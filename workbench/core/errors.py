@@ -1,4 +1,4 @@
-"""What a user whose input is wrong is told: one line, and a non-zero exit status."""
+"""Errors for users: one line, and a non-zero exit status."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ REMEDIES = {
 
 
 def first_line(error: BaseException, most: int = 200) -> str:
-    """The first line of a library's message, at most so many characters; the error's class where it has none."""
+    """The first line of a library's message, truncated to a maximum length; the error's class if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
 
 

@@ -85,7 +85,7 @@ def check_replaceable(output: Path, made: OutputKind, inputs: Sequence[Path] = (
     reason = (
         f"is not a {made.name}: it holds {found!r}"
         if own is None
-        else f"holds {found!r}, which is no part of the {made.name}"
+        else f"holds {found!r}, which is not part of the {made.name}"
     )
     raise UserError(
         f"{output}: {reason}, and only what the workbench made is deleted; choose another output, or move it away"

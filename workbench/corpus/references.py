@@ -3,7 +3,7 @@
 Debian's transcripts of es, fr, it and ru lack accents, hold mojibake and misspellings. One file a language
 (corrections/LANGUAGE.tsv) lists what was corrected, found by reading, never by a recogniser. Only orthography changes: accents, ñ,
 letters lost to mojibake, misspelt words, spaces within or between words. No word is added, removed or replaced by another.
-Texts that are known, or likely, not to be what is said are marked instead, by patterns that look at nothing but the text.
+Texts known or likely not to match the audio are marked instead, by patterns that look at nothing but the text.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def find_corpus(source: str) -> Path:
 
 
 def corpus_identity(source: str) -> dict[str, str]:
-    """What tells one corpus from another wherever it lies: its name, and the SHA-256 of its manifest; of a dataset, its id.
+    """Identity of a corpus, independent of its path: its name, and the SHA-256 of its manifest; of a dataset, its id.
 
     Raises:
         UserError: no such corpus.
@@ -100,7 +100,7 @@ def scored_clips(source: str, split: str, limit: int | None = None) -> list[Utte
     """
     scored = [u for u in open_corpus(source, split, limit if source.startswith("hf:") else None) if u.scored][:limit]
     if not scored:
-        raise UserError(f"corpus {source!r}: all clips of its split {split!r} are marked as not to be scored")
+        raise UserError(f"corpus {source!r}: all clips of split {split!r} are marked as not scorable")
     return scored
 
 
@@ -130,7 +130,7 @@ def training_set(
         limit: at most this many utterances of it.
         more: corpora whose training splits are added whole; their ids are prefixed with the corpus's name.
         speeds: speeds that each utterance is added at.
-        longest: clips are also joined into utterances of up to so many seconds; 0 for none.
+        longest: clips are also joined into utterances of up to this many seconds; 0 for none.
         seed: decides which are joined.
 
     Raises:

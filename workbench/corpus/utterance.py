@@ -82,7 +82,7 @@ class Utterance:
         return wave
 
     def check_stated(self, seconds: float) -> None:
-        """Refuse a recording of so many seconds whose row states another length: the text may cover only a part of it.
+        """Reject a recording whose length differs from its row's: the text may cover only a part of it.
 
         Seconds are the recording's, at whatever speed it is played.
         """
@@ -114,11 +114,11 @@ class Utterance:
         return {"audio": str(self.audio.resolve())} if isinstance(self.audio, Path) else None
 
     def identity(self) -> list[str]:
-        """What is heard, what is said, and in which language: what everything learnt about the clip is keyed by."""
+        """Key of everything computed from the clip: audio, transcript and language."""
         return [self.audio_sha256(), self.text, self.language]
 
     def audio_sha256(self) -> str:
-        """Hex SHA-256 of what is heard, which keys everything computed from it."""
+        """Hex SHA-256 of the audio, which keys everything computed from it."""
         if isinstance(self.audio, Path):
             digest = cached_sha256(self.audio)
         elif isinstance(self.audio, AudioSegment):

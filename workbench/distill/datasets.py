@@ -123,7 +123,7 @@ class StageDatasets:
             return dataset
         if recipe.augment.changes_hearing:
             log.info(
-                "stage %s: noise or masks change what the student hears, so its frozen encoder runs in every step", name
+                "stage %s: noise or masks change the student's audio, so its frozen encoder runs in every step", name
             )
             return dataset
         rank = accelerator.process_index if rank is None else rank

@@ -76,7 +76,7 @@ def _finished(recipe: Recipe) -> Path | None:
             )
         if (run / "scores.json").is_file():
             _check_inputs(run, changed_run(run, recipe))
-            log.info("%s is finished; add --restart to train it anew", run)
+            log.info("%s is finished; add --restart to train it again", run)
             delete_temporary_files(run)
             return run / "student"
     return None
@@ -189,7 +189,7 @@ class Trainer:
         validation.best = state.best
         for number, (name, stage) in enumerate(self.recipe.stages.items()):
             if number >= state.progress.stage:
-                if context.sharded:  # FSDP did it in the stage before, in place, and each stage wraps the student anew
+                if context.sharded:  # FSDP did it in the stage before, in place, and each stage wraps the student again
                     context = replace(context, model=context.whole_model())
                     datasets.context = validation.context = context
                 StageTrainer(context, datasets, validation, number, name, stage, state)()

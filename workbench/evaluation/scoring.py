@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["FEWEST_CLIPS", "Errors", "Languages", "Score", "character_errors", "clip_errors", "each_language", "headline", "is_loop",
            "most_repeats", "normalize", "normalizers_of", "paired_difference", "resampled_rates", "score", "score_utterances", "word_errors"]  # fmt: skip
 
-LOOP_REPEATS = 4  # an n-gram said this many times in a row, and more often than in the reference, is a loop
+LOOP_REPEATS = 4  # an n-gram repeated this often in a row, and more often than in the reference, is a loop
 LOOP_WORDS = 8  # longest n-gram looked at
-FEWEST_CLIPS = 20  # with fewer an interval says more about the bootstrap than about the system
+FEWEST_CLIPS = 20  # with fewer, a bootstrap interval is not meaningful
 RESAMPLES = 2000
 # one code for all clips, or one a clip
 Languages = str | Sequence[str]
@@ -85,7 +85,7 @@ def each_language(languages: Languages, clips: int) -> list[str]:
     """A language code for every clip; raises ValueError where their numbers differ."""
     each = [languages] * clips if isinstance(languages, str) else list(languages)
     if len(each) != clips:
-        raise ValueError(f"{len(each)} languages for {clips} clips; expected one code for all, or one a clip")
+        raise ValueError(f"{len(each)} languages for {clips} clips; expected one code for all, or one per clip")
     return each
 
 
@@ -112,7 +112,7 @@ def is_loop(hypothesis: str, reference: str) -> bool:
 
 
 def most_repeats(words: Sequence[str]) -> int:
-    """Largest number of times that an n-gram (n up to 8) stands in a row: 3 for "a b a b a b"."""
+    """Largest number of consecutive repetitions of an n-gram (n up to 8): 3 for "a b a b a b"."""
     best = 1 if words else 0
     for n in range(1, LOOP_WORDS + 1):
         run = 0  # words that equal the word n places before, in a row
@@ -134,7 +134,7 @@ def score(
     Args:
         references: transcripts without normalization, one per clip.
         hypotheses: what the system wrote, in the same order.
-        language: Whisper's code of the language, which chooses the normalizer; one for all clips, or one a clip.
+        language: Whisper's code of the language, which chooses the normalizer; one for all clips, or one per clip.
         normalized: score normalized texts (the field's practice), or the texts as they stand.
         seed: of the bootstrap.
 

@@ -118,7 +118,7 @@ class EncodedClips:
 
 @torch.no_grad()
 def validate(model: nn.Module, family: Family, utterances: Sequence[Utterance], margin: float) -> SplitTranscripts:
-    """Transcribe greedily at true length plus `margin` seconds of silence."""
+    """Transcribe greedily, unpadded but for `margin` seconds of silence."""
     return validate_encoded(model, EncodedClips(utterances, family, margin))
 
 

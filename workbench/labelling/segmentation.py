@@ -1,4 +1,4 @@
-"""Long recordings cut into utterances where nobody speaks, so that a teacher with a window of 30 s can label them.
+"""Split long recordings into utterances at pauses, so that a teacher with a window of 30 s can label them.
 
 The pieces are written beside the manifest, each once: a killed command resumes, and everything downstream reads files.
 """
@@ -38,7 +38,7 @@ class VoiceActivityDetector:
     """Silero VAD, whose model is in its wheel."""
 
     def __init__(self) -> None:
-        """Load the model; raises UserError where there is no ONNX runtime."""
+        """Load the model; raises UserError if onnxruntime is not installed."""
         threads = torch.get_num_threads()
         try:
             from silero_vad import get_speech_timestamps_sequence, load_silero_vad
@@ -53,7 +53,7 @@ class VoiceActivityDetector:
     def pieces(self, wave: Wave, longest: float) -> list[SpeechSpan]:
         """Stretches of speech of at most `longest` seconds, neighbours joined where they fit.
 
-        Speech that goes on for longer is cut at its longest silence. wave: [samples], 16 kHz.
+        Longer speech is cut at its longest silence. wave: [samples], 16 kHz.
         """
         spans = self.find(
             wave, self.model, max_speech_duration_s=longest - 2 * PAD_SECONDS, speech_pad_ms=round(1000 * PAD_SECONDS)

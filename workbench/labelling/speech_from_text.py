@@ -69,8 +69,7 @@ def synthesize(
         language: ISO 639-1 code of the text, for the manifest.
         speeds: lines take these in turn, 1.1 being a tenth faster than the voice's own.
         avoid: corpus whose validation and test sentences must not be synthesized.
-        join: consecutive lines are joined into recordings of up to so many seconds; 0 for one per line. The
-            teacher hears 30 s whatever a recording's length, so its pass over longer ones costs less.
+        join: consecutive lines are joined into recordings of up to this many seconds; 0 for one per line. The teacher always processes 30 s, so fewer, longer recordings cost less.
 
     Raises:
         UserError: no engine or voice here, an unusable text file, no line that could be synthesized, or another process writes the manifest.
@@ -171,7 +170,7 @@ def _engine() -> list[str]:
         return [sys.executable, "-m", "piper"]
     program = shutil.which("piper")
     if program is None:
-        raise UserError(f"no text-to-speech engine here; {INSTALL} (Piper, GPL-3, runs as a program of its own)")
+        raise UserError(f"no text-to-speech engine here; {INSTALL} (Piper, GPL-3, runs as a separate program)")
     return [program]
 
 
@@ -212,7 +211,7 @@ def _read(
         if not line.text:
             continue
         if not key:
-            rejected.append((line, "nothing to say"))
+            rejected.append((line, "no speakable text"))
         elif key in seen:
             rejected.append((line, "same as an earlier line"))
         elif key in held_out:

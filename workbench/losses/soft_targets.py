@@ -1,7 +1,7 @@
 """What is kept of a teacher's distribution at each label: its k largest logits, all logits, or an unbiased sample of tokens.
 
 With a temperature above 1 the k largest logits hold only part of the probability, and the KL over them with the rest as one bucket
-is another loss than the full one. All logits in fp16 give the full one at 2 bytes a token of the vocabulary. A sample gives the full KL
+is another loss than the full one. All logits in fp16 give the full one at 2 bytes per token of the vocabulary. A sample gives the full KL
 and its gradient in expectation (Random Sampling Knowledge Distillation, arXiv 2503.16870).
 """
 

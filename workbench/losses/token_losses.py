@@ -1,4 +1,4 @@
-"""Task and distillation loss of every token with a backward pass of their own.
+"""Task and distillation loss of every token with a custom backward pass.
 
 The vocabulary is Whisper's largest axis (51,865). Left to autograd, cross-entropy and divergence each keep several fp32
 copies of [labels, vocabulary]; here the rows go through in chunks that are upcast to fp32, only the logits are kept, and

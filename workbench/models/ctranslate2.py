@@ -87,7 +87,7 @@ class _Tensors(dict[str, Array]):
         raise UserError(f"{self.path}: lacks the tensor {key[:60]!r}; the file is damaged or not a Whisper model")
 
     def sizes(self, key: str, rank: int) -> tuple[int, ...]:
-        """Shape of a tensor that must have so many dimensions."""
+        """Shape of a tensor that must have a given number of dimensions."""
         if len(shape := self[key].shape) != rank:
             raise UserError(f"{self.path}: tensor {key!r} has the shape {list(shape)}; expected {rank} dimensions")
         return tuple(shape)
@@ -98,10 +98,10 @@ def _dequantized(key: str, stored: _Tensors) -> Array:
     scale = stored.get(f"{key}_scale")
     if scale is None:
         return value.astype(np.float32) if value.dtype == np.float16 else value
-    # one scale a row for int8, one for the whole tensor for int16; stored = round(weight * scale)
+    # one scale per row for int8, one per tensor for int16; stored = round(weight * scale)
     if scale.size != 1 and (not value.ndim or scale.size != len(value)):
         raise UserError(
-            f"{stored.path}: tensor {key[:60]!r} of shape {list(value.shape)} has {scale.size} scales; expected one a row"
+            f"{stored.path}: tensor {key[:60]!r} of shape {list(value.shape)} has {scale.size} scales; expected one per row"
         )
     if not (np.isfinite(scale).all() and (scale != 0).all()):
         raise UserError(

@@ -73,7 +73,7 @@ class Family(Protocol):
 
     @property
     def vocabulary_size(self) -> int:
-        """Tokens that the checkpoint knows."""
+        """Size of the checkpoint's vocabulary."""
         ...
 
     def load(self) -> nn.Module:
@@ -107,11 +107,11 @@ class Family(Protocol):
         ...
 
     def positions(self, samples: int) -> int:
-        """Encoder positions, before any pooling, that a wave of so many samples touches."""
+        """Number of encoder positions, before any pooling, that a wave of this length touches."""
         ...
 
     def pooling(self, model: nn.Module) -> int:
-        """How many encoder positions each of a model's states stands for: 1, or 2 where neighbours are pooled."""
+        """Encoder positions per state: 1, or 2 if neighbours are pooled."""
         ...
 
     def pooled(self, states: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class Family(Protocol):
 
     @property
     def silence(self) -> float:
-        """Seconds of silence after a clip that the checkpoint was trained to hear, up to its window: all of it for a stock one."""
+        """Seconds of trailing silence that the checkpoint was trained with; a stock checkpoint's fill its window."""
         ...
 
     def input_seconds(self, waves: Sequence[Wave]) -> float:

@@ -1,7 +1,7 @@
-"""A student that knows only the tokens a corpus needs, while it is trained.
+"""Restrict a student to the tokens that a corpus needs, during training.
 
 Embedding, projection and the loss over the vocabulary are most of a shallow decoder's step, and a language uses a fraction of
-Whisper's 51,865 tokens. The student's matrix is cut down to the kept rows for training; what is saved is a whole Whisper
+Whisper's 51,865 tokens. The student's matrix is reduced to the kept rows for training; what is saved is a whole Whisper
 checkpoint again, its other rows those that it began with, and its other tokens suppressed in generation_config.json, so that
 it writes in any runtime what the narrow one does.
 """

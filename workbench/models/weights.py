@@ -107,7 +107,7 @@ def load_whisper_weights(
     """
     from transformers import WhisperForConditionalGeneration
 
-    check_weights(folder, config)  # the files may have changed since they were checked checked
+    check_weights(folder, config)  # the files may have changed since they were checked checked checked
     # transformers' own from_pretrained would look for kernels, adapters and code in the folder, too
     config = copy.deepcopy(config)
     config.dtype = torch.float32

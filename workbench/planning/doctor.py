@@ -1,4 +1,4 @@
-"""Look at this machine, and say what to do about each problem."""
+"""Check this machine and report a remedy for each problem."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _cpu() -> list[Finding]:
             )
         )
     if usable_cpus() < 2:
-        found.append(Finding("CPU", "note", "one core", "training will take twice as long as the README says"))
+        found.append(Finding("CPU", "note", "one core", "training will take twice as long as stated in the README"))
     return found
 
 

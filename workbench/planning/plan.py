@@ -1,7 +1,7 @@
 """What a recipe will cost on an accelerator, found on torch's meta device: shapes without data, so any machine can do it.
 
 Operations are counted while teacher and student run on meta tensors, and what autograd keeps for the backward pass is
-added up as it is saved. What no count can tell, the share of a device's peak that is reached, is an option.
+added up as it is saved. The share of a device's peak that is reached cannot be counted, so it is an option.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class StageCost:
     activation_gb_a_clip: float
     largest_batch_clips: int  # on one device, in one micro-batch
     largest_batch_seconds: float
-    micro_batches: int  # of the recipe's step on so many devices
+    micro_batches: int  # of the recipe's step, on the planned number of devices
     hours: float
 
 
@@ -114,9 +114,7 @@ def plan(
             "student.vocabulary: estimated with all tokens; which ones stay is known only after the teacher's pass"
         )
     if recipe.student.encoder_low_rank_variance is not None:
-        log.info(
-            "student.encoder_low_rank_variance: reckoned whole; which products become thinner is known from the clips alone"
-        )
+        log.info("student.encoder_low_rank_variance: estimated unfactorized; the ranks are known only from the clips")
     clips = corpus_hours * 3600 / clip_seconds
     teacher_flop = teacher_pass_flop(teacher, clip_seconds)
     states = any(s.encoder_matching for s in recipe.stages.values())

@@ -180,7 +180,7 @@ def load_model(checkpoint: Path, model: torch.nn.Module) -> None:
 
 
 def model_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The model's state on the CPU, each shared tensor once, which safetensors asks for. All processes must call it."""
+    """The model's state on the CPU, each shared tensor once, as safetensors requires. All processes must call it."""
     aliases = set(_aliases(model))
     return {k: whole(v) for k, v in model.state_dict().items() if k not in aliases}
 

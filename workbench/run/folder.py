@@ -79,7 +79,7 @@ def check_run(recipe: Recipe, restart: bool) -> None:
     for name in foreign(run, _own(run)):
         if re.match(rf"(student|stream-\d{{3}}|{'|'.join(_PASSING)})/", name):
             raise UserError(
-                f"{run}: holds {name!r}, which is no part of the run, in a folder that the run deletes; move it away"
+                f"{run}: holds {name!r}, which is not part of the run, in a folder that the run deletes; move it away"
             )
 
 

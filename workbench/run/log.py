@@ -21,13 +21,13 @@ from workbench.core.files import json_lines
 from workbench.run.folder import delete_run_files
 
 log = logging.getLogger("workbench")
-STEPS_TOGETHER = 10  # figures are fetched from the device so many steps at a time: each fetch would make a GPU wait
+STEPS_TOGETHER = 10  # figures are fetched from the device for this many steps at a time: each fetch would stall the GPU
 
 
 class RunLog:
     """Append-only logs that follow the checkpoints: what is newer than the one resumed from is dropped.
 
-    Every process keeps the weights of its own utterances; the main one writes the metrics, which are the whole step's.
+    Every process keeps the weights of its own utterances; the main one writes the metrics of the whole step.
     """
 
     def __init__(

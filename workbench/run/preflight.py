@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check_trackers(recipe: Recipe) -> None:
-    """Raise UserError for a tracker that is not installed: Accelerate would silently go on without it."""
+    """Raise UserError for a tracker that is not installed: Accelerate would silently continue without it."""
     for name in recipe.trackers:
         if importlib.util.find_spec(name) is None:
             how = "-c constraints.txt -e '.[tracking]'" if name == "trackio" else name

@@ -32,7 +32,7 @@ log = logging.getLogger("workbench")
 
 
 def prepare(study: Study) -> None:
-    """Train the student that all arms begin with, if the study names one; what is finished is left alone.
+    """Train the student that all arms start from, if the study names one; what is finished is left alone.
 
     Raises:
         UserError: the student there was trained by another recipe, or on other speech.
@@ -43,7 +43,7 @@ def prepare(study: Study) -> None:
         recipe = load_recipe(study.prepare)
         if reason := changed_run(recipe.output, recipe):
             raise UserError(
-                f"{recipe.output}: the student that the arms begin with was not trained by {study.prepare} as it is now ({reason}); "
+                f"{recipe.output}: the student that the arms start from was not trained by {study.prepare} as it is now ({reason}); "
                 f"run `workbench distill {study.prepare} --restart`, then the study again"
             )
         distill(recipe, wait=True)  # another run of the study may be training it

@@ -52,7 +52,7 @@ def language_code(value: str) -> str:
 
 
 def whisper_knows(code: str) -> bool:
-    """Whether some Whisper model knows a code."""
+    """Whether some Whisper model supports a language code."""
     return code in _whisper_codes()
 
 

@@ -72,7 +72,7 @@ def normalize(text: str, language: str = "en") -> str:
 
     Args:
         text: a transcript.
-        language: Whisper's code of the text's language; one without rules of its own has the basic ones.
+        language: Whisper's code of the text's language; a language without its own rules uses the basic ones.
 
     Returns:
         Words separated by single spaces; empty if nothing but punctuation was written.
@@ -134,7 +134,7 @@ def _plain(text: str) -> str:
         alone = not kept or kept[-1] == " "
         if kind[0] in "PSZ":
             kept.append(" ")
-        elif kind != "Cf" and not (kind[0] == "M" and alone):  # an emoji's variation selector is no word
+        elif kind != "Cf" and not (kind[0] == "M" and alone):  # an emoji's variation selector is not a word
             kept.append(character)
     return " ".join("".join(kept).split())
 

@@ -167,7 +167,7 @@ class MetaLearnedWeighting(Weighting):
         raise NotImplementedError
 
     def should_look_ahead(self, epoch: int, learning_rate: float) -> bool:
-        """In epoch `start_epoch`, every so many after it, and where the learning rate has changed if that is wanted."""
+        """Whether to look ahead: in epoch `start_epoch`, at a fixed interval after it, and on learning-rate changes if enabled."""
         if epoch < self.start_epoch:
             return False
         changed = self.update_on_learning_rate_change and learning_rate != self.last_update_learning_rate

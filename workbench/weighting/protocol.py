@@ -107,7 +107,7 @@ class Weighting:
         """Called after each optimizer step; `total` sums a tensor over the processes, all of which must call it."""
 
     def divergence(self, chosen: DivergenceRecipe, progress: float) -> DivergenceRecipe:
-        """Distillation loss at a progress: the recipe's, unless the system is defined with one of its own."""
+        """Distillation loss at a given progress: the recipe's, unless the weighting defines its own."""
         return chosen
 
     @property

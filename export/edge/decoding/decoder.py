@@ -22,7 +22,7 @@ NOT_CAPTURED = ort.RunOptions()
 NOT_CAPTURED.add_run_config_entry("gpu_graph_id", "-1")
 # of the encoder's states: layers, clips, positions, width
 MAX_STATES = (64, 4096, 3000, 8192)
-MAX_CACHE = 8 << 30  # bytes of all caches; Whisper large takes 75 MB a clip
+MAX_CACHE = 8 << 30  # bytes of all caches; Whisper large takes 75 MB per clip
 MIN_TIMES = 3  # repetitions of a phrase, and
 MIN_REPEATED = 12  # tokens of all of them together, at least, for a loop: telephone numbers repeat a digit
 
@@ -224,7 +224,7 @@ def stopped(tokens: list[int]) -> Hypothesis:
 
 
 def repeated(tokens: Sequence[int]) -> int:
-    """How many tokens at the end only repeat what stands before them, if there is a loop; else 0."""
+    """How many tokens at the end only repeat those before them, if there is a loop; else 0."""
     for unit in range(1, len(tokens) // MIN_TIMES + 1):
         same = 0  # tokens at the end that equal those a unit earlier
         while same + unit < len(tokens) and tokens[-1 - same] == tokens[-1 - same - unit]:

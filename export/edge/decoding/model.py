@@ -29,7 +29,7 @@ class SpeechModel:
         threads, providers, check, frugal, spin, cuda_graphs: as for `Recognizer`.
 
     Raises:
-        BundleError: a graph is damaged, or onnxruntime has not the first provider.
+        BundleError: a graph is damaged, or onnxruntime lacks the first provider.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ class Peak:
 
 
 def peak_of(work: Callable[[], None], device: torch.device) -> Peak | None:
-    """Do the work and measure it; None where the system does not tell (a CPU without /proc)."""
+    """Do the work and measure it; None if the system does not provide it (a CPU without /proc)."""
     if device.type == "cuda":
         import torch
 
@@ -58,7 +58,7 @@ def resident_bytes() -> int | None:
 
 def peak_resident_bytes() -> int | None:
     """Largest resident memory of this process since it began, or since `reset_peak_resident`; None where the system does not tell."""
-    # getrusage would count what the parent held when it forked; VmHWM starts anew with the program
+    # getrusage would count what the parent held when it forked; VmHWM is reset when the program starts
     if (peak := _status("VmHWM")) is not None:
         return peak
     try:

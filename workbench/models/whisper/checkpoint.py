@@ -1,7 +1,7 @@
-"""The checks on a checkpoint folder before any of it is used: every file may come from a stranger, or be damaged.
+"""The checks on a checkpoint folder before any of it is used: every file may be untrusted or damaged.
 
 A transformers folder can name code to be loaded, a kernel or a module; nothing that names code is accepted, and the configuration
-is built from the keys that are checked here, never handed to transformers as it stands.
+is built from the keys that are checked here, never passed to transformers unchecked.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def check_settings(folder: Path) -> None:
     """Raise UserError if a JSON file of a checkpoint or bundle names code to load, or a file to read in place of its own."""
     for path in sorted(folder.glob("*.json")):
         if path.name.startswith("."):
-            continue  # what file managers leave behind, which nobody reads
+            continue  # left behind by file managers and never read
         check_not_lfs_pointer(path)
         if path.name in TABLES:
             continue

@@ -74,7 +74,7 @@ def greedy_scored(
         limits: most tokens to write for each utterance.
         end: id that ends a transcript.
         suppressed: ids never written.
-        begin_suppress_tokens: ids not written first.
+        begin_suppress_tokens: ids suppressed for the first token only.
 
     Returns:
         Token ids of each utterance, without prompt and end, and the mean log-probability of what was written.

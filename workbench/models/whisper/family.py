@@ -57,7 +57,7 @@ def part_of(parameter: str) -> Part:
 
 
 class Whisper:
-    """What is Whisper's own: features, tokens, encoder at true length, teacher-forced logits, greedy decoding."""
+    """Whisper's specifics: features, tokens, unpadded encoder, teacher-forced logits, greedy decoding."""
 
     name = "whisper"
     window_seconds = WINDOW_SECONDS
@@ -153,15 +153,15 @@ class Whisper:
 
     @property
     def vocabulary_size(self) -> int:
-        """Tokens that the checkpoint knows."""
+        """Size of the checkpoint's vocabulary."""
         return int(self.config.vocab_size)
 
     def positions(self, samples: int) -> int:
-        """Encoder positions (20 ms each) that a wave of so many samples touches."""
+        """Number of encoder positions (20 ms each) that a wave of this length touches."""
         return positions_of(samples)
 
     def pooling(self, model: nn.Module) -> int:
-        """How many encoder positions each state stands for."""
+        """Encoder positions per state: 1, or 2 if neighbours are pooled."""
         return 2 if pool_after(as_whisper(model).config) else 1
 
     def pooled(self, states: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ class Whisper:
 
     @property
     def silence(self) -> float:
-        """Seconds of silence after a clip that the checkpoint was trained to hear, up to its window: all of it for a stock one."""
+        """Seconds of trailing silence that the checkpoint was trained with; a stock checkpoint's fill its window."""
         return self.window_seconds if self.trained_silence is None else self.trained_silence
 
     def input_seconds(self, waves: Sequence[Wave]) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 N_FFT = 400  # samples in a window: 25 ms
 HOP_LENGTH = 160  # samples from one frame to the next: 10 ms
-SAMPLES_PER_POSITION = 2 * HOP_LENGTH  # the encoder's second convolution halves the frames: 20 ms a position
+SAMPLES_PER_POSITION = 2 * HOP_LENGTH  # the encoder's second convolution halves the frames: 20 ms per position
 DYNAMIC_RANGE = 8.0  # log10 units kept below a clip's loudest bin
 
 
@@ -50,5 +50,5 @@ class LogMel(nn.Module):
 
 
 def positions_of(samples: int) -> int:
-    """Encoder positions (20 ms each) that a wave of so many samples touches."""
+    """Number of encoder positions (20 ms each) that a wave of this length touches."""
     return -(-samples // SAMPLES_PER_POSITION)

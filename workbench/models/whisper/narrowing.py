@@ -1,4 +1,4 @@
-"""A Whisper that knows only some tokens: its tied matrix cut down to their rows, and made whole to be saved."""
+"""A Whisper with a reduced vocabulary: its tied matrix keeps only some rows, and is restored to be saved."""
 
 from __future__ import annotations
 

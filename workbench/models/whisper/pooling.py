@@ -1,6 +1,6 @@
 """Neighbouring encoder states as one: half the positions from some layer on, and for the decoder.
 
-A state of 20 ms says little that its neighbour does not. `pool_after` in the model's configuration says after which layer. transformers keeps that key and ignores it: such a student must be run by code that reads it, as bundles do.
+Neighbouring 20 ms states are largely redundant. `pool_after` in the model's configuration sets after which layer they are pooled. transformers keeps that key and ignores it: such a student must be run by code that reads it, as bundles do.
 """
 
 from __future__ import annotations

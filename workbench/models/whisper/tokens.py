@@ -182,7 +182,7 @@ def complete_merges(content: TokenizerFile, where: str) -> TokenizerFile:
 def prompt_ids(tokenizer: WhisperTokenizer, language: str, multilingual: bool) -> list[int]:
     """Forced first tokens: <|startoftranscript|>, for multilingual models language and task, <|notimestamps|>.
 
-    The tokenizer alone does not tell: OpenAI's English-only models have the tokens of all languages.
+    The tokenizer alone is not enough: OpenAI's English-only models have the tokens of all languages.
 
     Raises:
         UserError: the model does not know the language.
@@ -192,7 +192,7 @@ def prompt_ids(tokenizer: WhisperTokenizer, language: str, multilingual: bool) -
     if multilingual:
         if token_id(f"<|{language}|>") is None:
             raise UserError(
-                f"language {language!r} is not one this Whisper model knows; leave its clips out, or take a model that does"
+                f"language {language!r} is not supported by this Whisper model; exclude its clips, or choose a model that supports it"
             )
         names[1:1] = [f"<|{language}|>", "<|transcribe|>"]
     elif language != "en":
