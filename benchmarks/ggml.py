@@ -33,7 +33,7 @@ def write_ggml(checkpoint: Path, path: Path) -> Path:
     """Write a checkpoint folder's model to a file; returns its path."""
     family = Whisper(checkpoint)
     config, model = family.config, family.load()
-    text = {i: token for token, i in family.tokenizer.get_vocab().items() if i < family.end}
+    text = {i: token for token, i in family.tokenizer.get_vocab().items() if i < family.eos_token_id}
     alphabet = byte_alphabet()
     filters = _filters(checkpoint)
     with path.open("wb") as file:

@@ -78,7 +78,7 @@ class Reference:
         if not tricks.short_labels:
             missing = LABEL_TOKENS - tokens.inputs.shape[1]
             tokens = Tokens(
-                F.pad(tokens.inputs, (0, missing), value=self.family.end),
+                F.pad(tokens.inputs, (0, missing), value=self.family.eos_token_id),
                 F.pad(tokens.labels, (0, missing), value=IGNORE_INDEX),
             )
         return features, tokens

@@ -302,7 +302,7 @@ def _manifest(
         },
         "tokens": {
             "prompts": {language: family.prompt(language) for language in languages},
-            "end": family.end,
+            "end": family.eos_token_id,
             "added": {str(i): word for i, word in sorted(added_words(family.tokenizer).items())},
         },
         "decoding": {

@@ -181,7 +181,7 @@ def _always(family: Whisper) -> list[int]:
 def _trained(family: Whisper) -> list[int]:
     """Text tokens that the generation config does not suppress."""
     end = int(family.config.eos_token_id)
-    suppressed = {i for i in family.suppressed if i < end}
+    suppressed = {i for i in family.suppress_tokens if i < end}
     kept = [i for i in range(end) if i not in suppressed]
     if len(suppressed) < len(kept) / 100:
         raise UserError(

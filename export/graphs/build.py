@@ -37,7 +37,7 @@ def export_graphs(
         heads: alignment heads from `alignment.choose_heads`, for word timestamps.
         through: the exporter that writes the merged decoder, `workbench` or `optimum`.
     """
-    suppressed, first = family.suppressed, family.begin_suppress_tokens
+    suppress_tokens, first = family.suppress_tokens, family.begin_suppress_tokens
     encoder = encoder_graph(model, margin)
     helper.set_model_props(encoder, sherpa_metadata(family))
     onnx.save(frontend_graph(model.config.num_mel_bins), folder / FRONTEND)
@@ -45,11 +45,11 @@ def export_graphs(
     if through == "optimum":
         from export.graphs.merged_by_optimum import merged_decoder
 
-        merged_decoder(model, suppressed, first, folder / DECODER)
+        merged_decoder(model, suppress_tokens, first, folder / DECODER)
     else:
-        onnx.save(merged_graph(model, suppressed, first), folder / DECODER)
-    onnx.save(step_graph(model, suppressed, first, heads), folder / STEP)
-    onnx.save(sherpa_graph(model, suppressed, first), folder / SHERPA)
+        onnx.save(merged_graph(model, suppress_tokens, first), folder / DECODER)
+    onnx.save(step_graph(model, suppress_tokens, first, heads), folder / STEP)
+    onnx.save(sherpa_graph(model, suppress_tokens, first), folder / SHERPA)
 
 
 def margin_frames(length: str, margin_seconds: float) -> int | None:

@@ -26,7 +26,7 @@ PARTS = [f"{whose}.{what}" for whose in ("decoder", "encoder") for what in ("key
 
 
 def merged_graph(
-    model: WhisperForConditionalGeneration, suppressed: Sequence[int], begin_suppress_tokens: Sequence[int]
+    model: WhisperForConditionalGeneration, suppress_tokens: Sequence[int], begin_suppress_tokens: Sequence[int]
 ) -> ModelProto:
     """The graph of a WhisperForConditionalGeneration's decoder.
 
@@ -37,7 +37,7 @@ def merged_graph(
 
     Args:
         model: in fp32 on the CPU.
-        suppressed: ids never written.
+        suppress_tokens: ids never written.
         begin_suppress_tokens: ids suppressed for the first token only, which the branch without a past computes.
     """
     decoder, config = decoder_of(model), model.config
@@ -59,8 +59,8 @@ def merged_graph(
         "Transpose", embedding, to=TRANSPOSED, perm=[1, 0]
     )  # outside the branches: onnxruntime folds it once, at load
     rows = {
-        True: lowered(config.vocab_size, suppressed),
-        False: lowered(config.vocab_size, [*suppressed, *begin_suppress_tokens]),
+        True: lowered(config.vocab_size, suppress_tokens),
+        False: lowered(config.vocab_size, [*suppress_tokens, *begin_suppress_tokens]),
     }
     graphs = {cached: _branch(w, decoder, cached, rows[cached], outputs) for cached in (True, False)}
     names = [name for name, _ in outputs]
@@ -91,7 +91,7 @@ def _branch(
         x, kept = _layer(b, i, layer, x, mask, cached)
         presents += kept
     logits = b.add("MatMul", b.norm("norm", decoder.layer_norm, x), TRANSPOSED)
-    logits = b.add("Add", logits, b.constant("suppressed" if cached else "begin_suppress_tokens", row))
+    logits = b.add("Add", logits, b.constant("suppressed" if cached else "suppressed_first", row))
     for name, (_, shape) in zip([logits, *presents], outputs, strict=True):
         b.output(name, FLOAT, shape)
     return b.graph("with_past" if cached else "first")

@@ -26,13 +26,16 @@ FRAMES = 480  # of the tracing example; any even number will do
 
 
 def merged_decoder(
-    model: WhisperForConditionalGeneration, suppressed: Sequence[int], begin_suppress_tokens: Sequence[int], path: Path
+    model: WhisperForConditionalGeneration,
+    suppress_tokens: Sequence[int],
+    begin_suppress_tokens: Sequence[int],
+    path: Path,
 ) -> None:
     """Write `decoder_model_merged.onnx` of a model as Optimum exports it, in fp32, with suppressed tokens masked.
 
     Args:
         model: a WhisperForConditionalGeneration in fp32 on the CPU, its encoder of any kind.
-        suppressed: ids never written.
+        suppress_tokens: ids never written.
         begin_suppress_tokens: ids suppressed for the first token only.
         path: the file to write.
 
@@ -57,7 +60,7 @@ def merged_decoder(
         exported = onnx.load(folder / "decoder_model_merged.onnx")
     name_weights_by_use(exported)
     hoist_transposes(exported)
-    _suppress(exported, suppressed, begin_suppress_tokens)
+    _suppress(exported, suppress_tokens, begin_suppress_tokens)
     onnx.save(exported, path)
 
 
@@ -84,7 +87,7 @@ def _suppress(model: onnx.ModelProto, always: Sequence[int], first: Sequence[int
     for attribute in branching.attribute:
         begins = attribute.name == "else_branch"
         row = lowered(size, [*always, *first] if begins else always)
-        name = "begin_suppress_tokens" if begins else "suppressed"
+        name = "suppressed_first" if begins else "suppressed"
         model.graph.initializer.append(numpy_helper.from_array(row, name))
         branch = attribute.g
         out = branch.output[0].name

@@ -23,13 +23,13 @@ OPSET = 17
 
 
 def sherpa_graph(
-    model: WhisperForConditionalGeneration, suppressed: list[int], begin_suppress_tokens: list[int]
+    model: WhisperForConditionalGeneration, suppress_tokens: list[int], begin_suppress_tokens: list[int]
 ) -> ModelProto:
     """The graph of a WhisperForConditionalGeneration's decoder, with sherpa-onnx's six inputs and three outputs in its order.
 
     Args:
         model: in fp32 on the CPU.
-        suppressed: ids never written.
+        suppress_tokens: ids never written.
         begin_suppress_tokens: ids suppressed for the first token only.
     """
     decoder, config = decoder_of(model), model.config
@@ -70,7 +70,7 @@ def sherpa_graph(
         x = feed_forward(w, name, layer, x)
     last = w.norm("norm", decoder.layer_norm, w.add("Gather", x, w.integers(-1), axis=1))  # [batch, 1, width]
     logits = w.add("MatMul", last, w.add("Transpose", embedding, to=TRANSPOSED, perm=[1, 0]))
-    w.add("Add", logits, suppression(w, offset, config.vocab_size, suppressed, begin_suppress_tokens), to="logits")
+    w.add("Add", logits, suppression(w, offset, config.vocab_size, suppress_tokens, begin_suppress_tokens), to="logits")
     w.output("logits", FLOAT, ["batch", 1, int(config.vocab_size)])
     for kind, parts in zip("kv", kept, strict=True):
         w.add("Concat", *parts, to=f"out_n_layer_self_{kind}_cache", axis=0)

@@ -25,7 +25,7 @@ SUPPRESSED_LOGIT = -1e4  # added to the logit of a suppressed token
 
 
 def step_graph(
-    model: WhisperForConditionalGeneration, suppressed: list[int], begin_suppress_tokens: list[int],
+    model: WhisperForConditionalGeneration, suppress_tokens: list[int], begin_suppress_tokens: list[int],
     heads: Sequence[Sequence[int]] = (),
 ) -> ModelProto:  # fmt: skip
     """The graph of a WhisperForConditionalGeneration's decoder.
@@ -36,7 +36,7 @@ def step_graph(
 
     Args:
         model: in fp32 on the CPU.
-        suppressed: ids never written.
+        suppress_tokens: ids never written.
         begin_suppress_tokens: ids suppressed for the first token only.
         heads: [layer, head] of the alignment heads (cross-attention).
     """
@@ -65,7 +65,7 @@ def step_graph(
     last = w.norm("norm", decoder.layer_norm, w.add("Gather", x, w.constant("last", np.array(-1)), axis=1))
     transposed = w.add("Transpose", embedding, to=TRANSPOSED, perm=[1, 0])
     logits = w.add("MatMul", last, transposed)
-    w.add("Add", logits, suppression(w, offset, config.vocab_size, suppressed, begin_suppress_tokens), to="logits")
+    w.add("Add", logits, suppression(w, offset, config.vocab_size, suppress_tokens, begin_suppress_tokens), to="logits")
     w.output("logits", FLOAT, ["batch", int(config.vocab_size)])
     if looked:
         together = looked[0] if len(looked) == 1 else w.add("Concat", *looked, axis=1)

@@ -88,14 +88,16 @@ class _Scene:
         features = family.features(list(self.waves), seconds)
         states = encode(model, trim_or_pad_silence(features, margin))
         prompt = family.prompt("en")
-        written = generator.integers(0, family.end, (clips, STEPS))
+        written = generator.integers(0, family.eos_token_id, (clips, STEPS))
         self.prompt, self.margin = len(prompt), margin
         self.ids = np.concatenate([np.tile(prompt, (clips, 1)), written], 1)
         hidden = model.model.decoder(input_ids=torch.tensor(self.ids), encoder_hidden_states=states).last_hidden_state
         self.features, self.states = features.numpy(), states.numpy()
         self.logits = model.proj_out(hidden).numpy()  # [clips, tokens, vocabulary]
         # the graphs mask suppressed tokens, so leave them out
-        self.said = np.setdiff1d(np.arange(self.logits.shape[2]), [*family.suppressed, *family.begin_suppress_tokens])
+        self.said = np.setdiff1d(
+            np.arange(self.logits.shape[2]), [*family.suppress_tokens, *family.begin_suppress_tokens]
+        )
 
     def differ(self, logits: Floats, token: int) -> float:
         """Relative difference of logits [clips, vocabulary] from torch's at position `token`."""

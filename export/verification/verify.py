@@ -155,7 +155,15 @@ def _torch_reference(
             states = encode(model, trim_or_pad_silence(features, margin))
             prompt = [family.prompt(clip["language"])]
             limit = family.token_limit(seconds, clip["language"])
-            ids = greedy(model, states, prompt, [limit], family.end, family.suppressed, family.begin_suppress_tokens)[0]
+            ids = greedy(
+                model,
+                states,
+                prompt,
+                [limit],
+                family.eos_token_id,
+                family.suppress_tokens,
+                family.begin_suppress_tokens,
+            )[0]
             out.append(ReferenceTranscript(decode(ids), ids, len(ids) >= limit, decode))
     return out
 

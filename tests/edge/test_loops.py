@@ -75,12 +75,13 @@ def test_a_loop_is_what_repeats_itself_at_the_end(tokens, excess):
 class Fake:
     """What goes on after a loop needs of a recogniser: attention that goes along the first half of the clip, and a detector."""
 
-    prompts, window, has_heads = {"en": [1]}, 30.0, True
+    prompts, window, has_alignment_heads = {"en": [1]}, 30.0, True
 
     def __init__(self, speech):
-        self.detector, self.given, self.speech = self, [], speech
+        self.model = self.detector = self
+        self.given, self.speech = [], speech
 
-    def states(self, waves):
+    def cross_kv(self, waves):
         return waves
 
     def cross_attention(self, _crossed, _prompt, tokens, samples):

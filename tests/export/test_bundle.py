@@ -83,8 +83,8 @@ def test_the_runtime_writes_torchs_tokens_at_every_length(exported, student, sec
         states,
         prompt,
         [family.token_limit(seconds, "en")],
-        family.end,
-        family.suppressed,
+        family.eos_token_id,
+        family.suppress_tokens,
         family.begin_suppress_tokens,
     )[0]
     assert list(found.tokens) == expected
@@ -252,7 +252,7 @@ def test_detokenizer_is_transformers(student):
     family = Whisper(student)
     for text in ("hello", "¿Qué tal?", "日本"):
         ids = family.tokenizer(text, add_special_tokens=False).input_ids
-        assert Detokenizer(student / "vocab.json")([*ids, family.end]) == text
+        assert Detokenizer(student / "vocab.json")([*ids, family.eos_token_id]) == text
     assert Detokenizer(student / "vocab.json")(family.tokenizer("é", add_special_tokens=False).input_ids[:1]) == "�"
 
 

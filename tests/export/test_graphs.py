@@ -102,7 +102,7 @@ def test_the_merged_decoder_computes_what_torch_does(student):
     family = Whisper(student)
     model = family.load()
     session = ort.InferenceSession(merged_graph(model, [], []).SerializeToString())
-    ids, states = torch.randint(0, family.end, (2, 9)), torch.randn(2, 11, 32)
+    ids, states = torch.randint(0, family.eos_token_id, (2, 9)), torch.randn(2, 11, 32)
     with torch.no_grad():
         expected = model.proj_out(model.model.decoder(ids, None, states).last_hidden_state)
     past = {
@@ -132,13 +132,13 @@ def test_tokens_that_must_not_be_written_are_lowered_in_the_merged_decoder(expor
             feed[past.name] = np.zeros((1, past.shape[1], 1, past.shape[3]), np.float32)
     out = dict(zip([o.name for o in session.get_outputs()], session.run(None, feed), strict=True))
     lowered = np.flatnonzero(out["logits"][0, -1] < SUPPRESSED_LOGIT / 2).tolist()
-    assert lowered == sorted([*family.suppressed, *family.begin_suppress_tokens])
+    assert lowered == sorted([*family.suppress_tokens, *family.begin_suppress_tokens])
     feed["use_cache_branch"] = np.array([True])
     for past in session.get_inputs():
         if past.name.startswith("past_key_values"):
             feed[past.name] = out[past.name.replace("past_key_values", "present")]
     later = session.run(["logits"], feed)[0]
-    assert np.flatnonzero(later[0, -1] < SUPPRESSED_LOGIT / 2).tolist() == family.suppressed
+    assert np.flatnonzero(later[0, -1] < SUPPRESSED_LOGIT / 2).tolist() == family.suppress_tokens
 
 
 def test_sherpa_finds_what_it_asks_for(exported, student):
@@ -149,7 +149,7 @@ def test_sherpa_finds_what_it_asks_for(exported, student):
     assert said["all_language_codes"] == "en,es"
     assert int(said["n_vocab"]) == family.config.vocab_size
     rows = (exported / "tokens.txt").read_text().splitlines()
-    assert len(rows) == family.end
+    assert len(rows) == family.eos_token_id
     for row in rows[::40]:
         text, number = row.split(" ")
         assert (

@@ -26,7 +26,9 @@ def waves():
 def test_cuda_writes_what_the_cpu_writes(exported, waves, beams):
     cpu, cuda = Recognizer(exported, vad=False), Recognizer(exported, providers=PROVIDERS["cuda"], vad=False)
     assert device_of(cuda.model.step) == "cuda"
-    assert cuda.model.cross_kv(waves[:1])[0].device_name() == "cuda"  # nothing goes back to the host on its way to the decoder
+    assert (
+        cuda.model.cross_kv(waves[:1])[0].device_name() == "cuda"
+    )  # nothing goes back to the host on its way to the decoder
     for wave in waves:
         assert cuda.transcribe(wave, beams=beams).tokens == cpu.transcribe(wave, beams=beams).tokens
 

@@ -50,7 +50,7 @@ def test_added_words_stand_in_a_text_as_they_are(checkpoint):
     ids = label_ids(family.tokenizer, "we run Kubernetes, Müller 東京 é")
     assert {*added_words(family.tokenizer)} <= {*ids}
     assert text_of(family.tokenizer, ids) == "we run Kubernetes, Müller 東京 é"
-    assert text_of(family.tokenizer, [family.end, *family.prompt("en")]) == ""
+    assert text_of(family.tokenizer, [family.eos_token_id, *family.prompt("en")]) == ""
 
 
 def test_the_runtime_knows_them(checkpoint, bundle):
@@ -58,10 +58,10 @@ def test_the_runtime_knows_them(checkpoint, bundle):
     recognizer = Recognizer(bundle, vad=False)
     for text in ("we run Kubernetes, Müller 東京 é", "Müller"):
         ids = label_ids(family.tokenizer, text)
-        assert recognizer.detokenize([*family.prompt("es"), *ids, family.end]) == text
+        assert recognizer.detokenize([*family.prompt("es"), *ids, family.eos_token_id]) == text
     assert set(recognizer.manifest.added.values()) == set(WORDS)
     assert all(recognizer.manifest.is_text(i) for i in recognizer.manifest.added)
-    assert not any(recognizer.manifest.is_text(i) for i in [*family.prompt("es"), family.end])
+    assert not any(recognizer.manifest.is_text(i) for i in [*family.prompt("es"), family.eos_token_id])
     assert Detokenizer(bundle / "vocab.json")(recognizer.manifest.added) == ""  # where the vocabulary alone is read
 
 

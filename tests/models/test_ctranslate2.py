@@ -116,7 +116,7 @@ def test_a_ctranslate2_folder_becomes_a_checkpoint_once(folder, cache):
     stamp = (converted / "model.safetensors").stat().st_mtime_ns
     assert resolve_teacher(str(source)) == converted
     assert (converted / "model.safetensors").stat().st_mtime_ns == stamp
-    assert Whisper(converted).tokens(["a"], ["es"]).labels[0, -1] == Whisper(converted).end
+    assert Whisper(converted).tokens(["a"], ["es"]).labels[0, -1] == Whisper(converted).eos_token_id
 
 
 @pytest.mark.parametrize(

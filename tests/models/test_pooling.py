@@ -64,7 +64,7 @@ def test_a_student_that_pools_is_trained_exported_and_counted(recipe, cache, tmp
     found = Recognizer(bundle, vad=False).transcribe(wave)
     states = encode(family.load(), family.features([wave], 1.71)).detach()
     limit = family.token_limit(1.31, "en")
-    expected = greedy(family.load(), states, [family.prompt("en")], [limit], family.end, family.suppressed, family.begin_suppress_tokens)[0]  # fmt: skip
+    expected = greedy(family.load(), states, [family.prompt("en")], [limit], family.eos_token_id, family.suppress_tokens, family.begin_suppress_tokens)[0]  # fmt: skip
     assert list(found.tokens) == expected[: len(found.tokens)]
     assert found.looped or len(found.tokens) == len(expected)
 

@@ -71,7 +71,7 @@ def test_labels_follow_the_prompt_and_end_the_transcript(family):
     text = family.tokenizer.convert_ids_to_tokens(tokens.inputs[0])
     assert text == ["<|startoftranscript|>", "<|es|>", "<|transcribe|>", "<|notimestamps|>", "Ġ", "a"]
     assert tokens.labels[0].tolist()[:3] == [IGNORE_INDEX] * 3
-    assert tokens.labels[0, -1] == family.end
+    assert tokens.labels[0, -1] == family.eos_token_id
 
 
 def test_an_english_only_model_is_prompted_without_a_language(tiny_checkpoint, tmp_path):
@@ -92,7 +92,7 @@ def test_greedy_with_a_cache_is_greedy_without(family):
     model = family.load()
     states = encode(model, family.features([tone(1.0), 0.1 * tone(1.0)], 1.4))
     prompt = family.prompt("en")
-    found = greedy(model, states, [prompt, prompt], [9, 4], family.end, [3], [family.end])
+    found = greedy(model, states, [prompt, prompt], [9, 4], family.eos_token_id, [3], [family.eos_token_id])
     for row, limit in ((0, 9), (1, 4)):
         ids = []
         while len(ids) < limit:
@@ -101,9 +101,9 @@ def test_greedy_with_a_cache_is_greedy_without(family):
             ).logits[0, -1]
             logits[3] = -torch.inf
             if not ids:
-                logits[family.end] = -torch.inf
+                logits[family.eos_token_id] = -torch.inf
             token = int(logits.argmax())
-            if token == family.end:
+            if token == family.eos_token_id:
                 break
             ids.append(token)
         assert found[row] == ids

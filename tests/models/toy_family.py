@@ -59,7 +59,7 @@ class Toy:
     window_seconds = 20.0
     samples_per_position = STEP
     end = END
-    suppressed = (BEGIN,)
+    suppress_tokens = (BEGIN,)
     begin_suppress_tokens = (END,)
     vocabulary = None
     trained_silence = None
@@ -182,7 +182,7 @@ class Toy:
             step, token, ids = self.incremental_decoder(model, row[None]), BEGIN, []
             while len(ids) < self.token_limit(length, language):
                 logits = step(torch.tensor([[token]], device=row.device))
-                logits[:, list(self.suppressed)] = -torch.inf
+                logits[:, list(self.suppress_tokens)] = -torch.inf
                 if (token := int(logits.argmax())) == END:
                     break
                 ids.append(token)

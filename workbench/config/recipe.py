@@ -81,8 +81,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _takes_effect(self) -> Recipe:
         for name, stage in self.stages.items():
-            facts = stage.facts(stage.epochs, self.stream is not None)
-            if (reason := inactive_reason(stage.weighting, facts)) is not None:
+            schedule = stage.schedule(stage.epochs, self.stream is not None)
+            if (reason := inactive_reason(stage.weighting, schedule)) is not None:
                 raise ValueError(f"stages.{name}.weighting: {reason}")
         return self
 

@@ -172,7 +172,7 @@ class Stage(Section):
     divergence: DivergenceRecipe = DivergenceRecipe()
     on_policy: OnPolicyRecipe | None = None
 
-    def facts(self, epochs: int, stream: bool = False, steps: int | None = None) -> StageSchedule:
+    def schedule(self, epochs: int, stream: bool = False, steps: int | None = None) -> StageSchedule:
         """What a weighting may know of the stage before it begins: the epochs it reaches, and its steps if they are known."""
         share = self.on_policy.fraction if self.on_policy is not None else 0.0
         return StageSchedule(epochs, steps, stream, self.decoder_losses, share)

@@ -52,13 +52,13 @@ class OptimizerStep:
     def __call__(self, micro_batches: Sequence[Batch], objective: Objective, total: int) -> None:
         """Take one step of the `total` that the stage has."""
         context, prepared, progress = self.context, self.prepared, self.progress
-        for group in prepared.inner.param_groups:
+        for group in prepared.torch_optimizer.param_groups:
             group["lr"] = self.epochs.learning_rate(total)
-        at = self.epochs.stage_progress(total)
-        self_teaching = self._starts_self_teaching(objective, at)
+        stage_progress = self.epochs.stage_progress(total)
+        self_teaching = self._starts_self_teaching(objective, stage_progress)
         metrics = StepMetrics(objective.weighting.logged, context.accelerator.device)
-        rows = self._run(micro_batches, objective, at, self_teaching, metrics)
-        parameters = [p for group in prepared.inner.param_groups for p in group["params"]]
+        rows = self._run(micro_batches, objective, stage_progress, self_teaching, metrics)
+        parameters = [p for group in prepared.torch_optimizer.param_groups for p in group["params"]]
         norm = context.accelerator.clip_grad_norm_(parameters, self.stage.max_grad_norm)
         prepared.optimizer.step()
         prepared.optimizer.zero_grad(set_to_none=True)
@@ -75,13 +75,13 @@ class OptimizerStep:
         if self.stage.on_policy is None:
             means.pop("on_policy")
         scalars = {"gradient_norm": checkpoints.whole(norm) if hasattr(norm, "full_tensor") else norm,
-                   "learning_rate": prepared.inner.param_groups[0]["lr"], **means}  # fmt: skip
+                   "learning_rate": prepared.torch_optimizer.param_groups[0]["lr"], **means}  # fmt: skip
         context.log.step(progress.step, self.name, scalars, rows)
 
-    def _starts_self_teaching(self, objective: Objective, at: StageProgress) -> bool:
+    def _starts_self_teaching(self, objective: Objective, progress: StageProgress) -> bool:
         """Whether the student is its own teacher by now; at the first such step, a snapshot of it is taken."""
         self_teacher = self.forward_backward.self_teacher
-        if self_teacher is None or not objective.weighting.is_self_distilling(at.progress):
+        if self_teacher is None or not objective.weighting.is_self_distilling(progress.fraction):
             return False
         if not self.progress.self_teaching:
             self.progress.self_teaching = True
@@ -93,7 +93,7 @@ class OptimizerStep:
         self,
         micro_batches: Sequence[Batch],
         objective: Objective,
-        at: StageProgress,
+        progress: StageProgress,
         self_teaching: bool,
         metrics: StepMetrics,
     ) -> list[tuple[list[str], Tensor]]:
@@ -106,7 +106,7 @@ class OptimizerStep:
             with ExitStack() as unsynchronized:
                 if not last:
                     unsynchronized.enter_context(accelerator.no_sync(self.prepared.student))
-                losses = self.forward_backward(batch, objective, at, size, self_teaching)
+                losses = self.forward_backward(batch, objective, progress, size, self_teaching)
             if batch.real:
                 metrics.add(losses)
                 if not losses.on_policy:

@@ -25,7 +25,7 @@ class PreparedStage:
 
     student: torch.nn.Module  # as it is called: compiled and distributed as the run asks for
     optimizer: torch.optim.Optimizer
-    inner: torch.optim.Optimizer  # the optimizer that Accelerate's wraps
+    torch_optimizer: torch.optim.Optimizer  # the optimizer that Accelerate's wraps
     names: Mapping[Tensor, str]  # of the trained parameters
     average: MovingAverage | None
 
@@ -53,11 +53,11 @@ def prepare_stage(context: RunContext, stage: Stage, module: StudentModule, chec
         fused=True,
     )
     student, optimizer = context.accelerator.prepare(wrapped, adamw)
-    inner = getattr(optimizer, "optimizer", optimizer)
+    torch_optimizer = getattr(optimizer, "optimizer", optimizer)
     names: dict[Tensor, str] = {p: n for n, p in context.model.named_parameters() if p.requires_grad}
     average = MovingAverage(context.model, context.recipe.ema_decay) if context.recipe.ema_decay else None
     if checkpoint is not None:
-        checkpoints.load_optimizer(checkpoint, inner, names)
+        checkpoints.load_optimizer(checkpoint, torch_optimizer, names)
         if average:
             average.load_state_dict(checkpoints.load_tensors(checkpoint, AVERAGE))
-    return PreparedStage(student, optimizer, inner, names, average)
+    return PreparedStage(student, optimizer, torch_optimizer, names, average)

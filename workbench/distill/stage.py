@@ -270,7 +270,7 @@ class StageTrainer:
         context.log.flush(state.progress.step)
         tensors = {
             "model": checkpoints.model_tensors(context.model),
-            "optimizer": checkpoints.optimizer_tensors(trained.inner, trained.names),
+            "optimizer": checkpoints.optimizer_tensors(trained.torch_optimizer, trained.names),
         }
         for name, kept in ((AVERAGE, trained.average), (SELF_TEACHER, self.self_teacher)):
             if kept:

@@ -49,8 +49,8 @@ class Family(Protocol):
     name: str
     folder: Path
     config: object  # transformers configuration
-    end: int  # id that ends a transcript
-    suppressed: list[int]  # ids never written
+    eos_token_id: int  # id that ends a transcript
+    suppress_tokens: list[int]  # ids never written
     begin_suppress_tokens: list[int]  # ids never written as the first token
     vocabulary: Vocabulary | None  # which tokens the models know, if not all
     window_seconds: float  # length that a stock checkpoint reads every clip at

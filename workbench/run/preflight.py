@@ -40,7 +40,7 @@ def check_schedules(recipe: Recipe, train_set: Sequence[Utterance]) -> None:
             seed = (recipe.seed, number, epochs)
             steps += len(plan_steps(train_set, stage.batch_seconds, recipe.trailing_silence.train_min, seed))
             epochs += 1
-        reason = inactive_reason(stage.weighting, stage.facts(epochs, steps=min(steps, stage.max_steps)))
+        reason = inactive_reason(stage.weighting, stage.schedule(epochs, steps=min(steps, stage.max_steps)))
         if reason is not None:
             raise UserError(
                 f"stages.{name}.weighting, of which max_steps: {stage.max_steps} leaves {epochs} epoch(s): {reason}"

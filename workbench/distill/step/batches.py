@@ -124,7 +124,7 @@ class MicroBatches(Dataset[Batch]):
         targets = [first.read(dataset.keys[i], self.plan.teacher_states) for i in clips]
         everyone = [targets, *([cache.read(dataset.keys[i], states=False) for i in clips] for cache in others)]
         tokens = self.family.tokens([u.text for u in utterances], [u.language for u in utterances])
-        tokens = Tokens(_bucketed(tokens.inputs, self.family.end), _bucketed(tokens.labels, IGNORE_INDEX))
+        tokens = Tokens(_bucketed(tokens.inputs, self.family.eos_token_id), _bucketed(tokens.labels, IGNORE_INDEX))
         counts = torch.tensor([len(t.log_normalizer) for t in targets])
         states = [t.states.float() for t in targets if t.states is not None]
         if self.plan.pooled:

@@ -19,7 +19,7 @@ from workbench.weighting import Weighting, WeightingInput, Weights
 class StageProgress:
     """A step's position in its stage."""
 
-    progress: float  # share of the steps done, in [0, 1]
+    fraction: float  # share of the steps done, in [0, 1]
     epoch: int = 0
     epochs: int = 1
 
@@ -67,7 +67,7 @@ def step_losses(
     logits: Tensor | None,
     batch: Batch,
     objective: Objective,
-    at: StageProgress,
+    progress: StageProgress,
     size: StepSize,
     self_targets: SoftTargets | None = None,
 ) -> StepLosses:
@@ -81,7 +81,7 @@ def step_losses(
         logits: the student's logits [labels, vocabulary], or None.
         batch: labels and the teachers' targets, on the same device.
         objective: factors and the weighting, which gives w and v from detached losses.
-        at: position in the stage.
+        progress: position in the stage.
         size: utterances and tokens of the whole step.
         self_targets: the self-teacher's distribution, where it replaces the teachers'.
     """
@@ -96,7 +96,7 @@ def step_losses(
         return StepLosses(
             loss, unknown, unknown, logged_matching(matching, stage), unknown, unknown, zeros.sum(), 0, {}
         )
-    task_tokens, by_teacher = losses_by_token(logits, batch, objective, at, self_targets)
+    task_tokens, by_teacher = losses_by_token(logits, batch, objective, progress, self_targets)
     task = per_utterance(task_tokens, batch.utterance_index, utterances)
     each_teacher = torch.stack([per_utterance(row, batch.utterance_index, utterances) for row in by_teacher])
     shares = each_teacher.new_tensor(objective.shares if self_targets is None else (1.0,))
@@ -106,9 +106,9 @@ def step_losses(
         task=task.detach(),
         distillation=(shares @ each_teacher).detach(),
         teacher_loss=batch.teacher_loss[0],
-        progress=at.progress,
-        epoch=at.epoch,
-        epochs=at.epochs,
+        progress=progress.fraction,
+        epoch=progress.epoch,
+        epochs=progress.epochs,
         by_teacher=each_teacher.detach(),
         utterance_index=batch.utterance_index,
         teacher_right=theirs == batch.flat_labels(),
@@ -140,11 +140,11 @@ def logged_matching(matching: Tensor, stage: Stage) -> Tensor:
 
 
 def losses_by_token(
-    logits: Tensor, batch: Batch, objective: Objective, at: StageProgress, self_targets: SoftTargets | None = None
+    logits: Tensor, batch: Batch, objective: Objective, progress: StageProgress, self_targets: SoftTargets | None = None
 ) -> tuple[Tensor, Tensor]:
     """Task loss of each label [labels], and distillation loss from each teacher [teachers, labels]."""
     labels, temperature = batch.flat_labels(), objective.temperature
-    divergence = objective.weighting.divergence(objective.stage.divergence, at.progress)
+    divergence = objective.weighting.divergence(objective.stage.divergence, progress.fraction)
     plan = objective.weighting.self_teacher
     last, early = logits[: len(labels)], logits[len(labels) :]
     if self_targets is not None and plan is not None:

@@ -40,7 +40,7 @@ class StudentMetaBatches:
         audio: Callable[[Batch], tuple[Tensor, bool]],
         validation: EncodedClips,
         objective: Objective,
-        at: StageProgress,
+        progress: StageProgress,
         learning_rate: float,
         gather: Gather,
     ) -> None:
@@ -53,12 +53,12 @@ class StudentMetaBatches:
             audio: returns the student's input for a batch, features or frozen states, and whether they are states.
             validation: the validation utterances with the student's encoder states.
             objective: the stage's losses.
-            at: position in the stage.
+            progress: position in the stage.
             learning_rate: of the optimizer in the next step.
             gather: joins the processes' dictionaries.
         """
         self.model, self.family, self.batches, self.audio = model, family, batches, audio
-        self.validation, self.objective, self.at, self.gather = validation, objective, at, gather
+        self.validation, self.objective, self.progress, self.gather = validation, objective, progress, gather
         self.learning_rate, self.average_over = learning_rate, objective.stage.average_over
         self.device = next(model.parameters()).device
 
@@ -82,7 +82,7 @@ class StudentMetaBatches:
             logits = self.family.project(self.model, hidden)
         logits.requires_grad_()
         # a label's loss depends on its own logits alone, so one backward pass gives every label's residual
-        _, by_teacher = losses_by_token(logits, batch, self.objective, self.at)
+        _, by_teacher = losses_by_token(logits, batch, self.objective, self.progress)
         residuals = [torch.autograd.grad(row.sum(), logits, retain_graph=True)[0] for row in by_teacher]
         labels = batch.flat_labels()
         return TrainBatch(

@@ -101,7 +101,7 @@ class OnPolicy:
         labels = torch.full((len(said), prompts.shape[1] - 1 + max(map(len, said))), IGNORE_INDEX, device=states.device)
         for row, ids in zip(labels, said, strict=True):
             row[prompts.shape[1] - 1 : prompts.shape[1] - 1 + len(ids)] = torch.tensor(ids)
-        written = torch.where(labels == IGNORE_INDEX, self.family.end, labels)
+        written = torch.where(labels == IGNORE_INDEX, self.family.eos_token_id, labels)
         inputs = torch.cat([prompts, written[:, prompts.shape[1] - 1 : -1]], 1)
         tokens = Tokens(inputs, labels)
         full = Tokens(self._whole(inputs), labels)
@@ -180,7 +180,7 @@ def sample(
     for step in range(max(limits)):
         last = torch.arange(1, len(limits) + 1, device=states.device) * written.shape[1] - 1
         logits = family.project(model, family.hidden(model, states, Tokens(written, written), last, attention_mask))
-        logits[:, family.suppressed] = -torch.inf
+        logits[:, family.suppress_tokens] = -torch.inf
         if step == 0:
             logits[:, family.begin_suppress_tokens] = -torch.inf
         if temperature:
@@ -193,7 +193,7 @@ def sample(
         for i, token in enumerate(tokens.tolist()):
             if i in running:
                 out[i].append(token)
-                if token == family.end or len(out[i]) >= limits[i]:
+                if token == family.eos_token_id or len(out[i]) >= limits[i]:
                     running.discard(i)
         if not running:
             break
@@ -206,7 +206,7 @@ def on_policy_losses(
     batch: Batch,
     targets: SoftTargets,
     objective: Objective,
-    at: StageProgress,
+    progress: StageProgress,
     size: StepSize,
 ) -> StepLosses:
     """An on-policy micro-batch's share of the step's loss: distillation alone. The arguments are `step.step_losses`'s.
@@ -216,7 +216,7 @@ def on_policy_losses(
     stage, utterances = objective.stage, len(batch.ids)
     zeros = states.new_zeros(utterances, dtype=torch.float32)
     matching = state_mse(states, batch.states, batch.frames) if stage.encoder_matching else zeros
-    divergence = objective.weighting.divergence(stage.divergence, at.progress)
+    divergence = objective.weighting.divergence(stage.divergence, progress.fraction)
     each = per_utterance(distillation(logits, targets, divergence, 1.0), batch.utterance_index, utterances)
     loss = (stage.encoder_matching * matching.sum() + each.sum()) / size.utterances
     if not batch.real:

@@ -48,11 +48,13 @@ def greedy(
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
     end: int,
-    suppressed: Sequence[int] = (),
+    suppress_tokens: Sequence[int] = (),
     begin_suppress_tokens: Sequence[int] = (),
 ) -> list[list[int]]:
     """Decode greedily; token ids of each utterance. The arguments are those of `greedy_scored`."""
-    return [ids for ids, _ in greedy_scored(model, states, prompts, limits, end, suppressed, begin_suppress_tokens)]
+    return [
+        ids for ids, _ in greedy_scored(model, states, prompts, limits, end, suppress_tokens, begin_suppress_tokens)
+    ]
 
 
 @torch.no_grad()
@@ -62,7 +64,7 @@ def greedy_scored(
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
     end: int,
-    suppressed: Sequence[int] = (),
+    suppress_tokens: Sequence[int] = (),
     begin_suppress_tokens: Sequence[int] = (),
 ) -> list[tuple[list[int], float]]:
     """Decode greedily in one batch, each utterance up to its limit of tokens.
@@ -73,7 +75,7 @@ def greedy_scored(
         prompts: forced first tokens, equally many for each utterance.
         limits: most tokens to write for each utterance.
         end: id that ends a transcript.
-        suppressed: ids never written.
+        suppress_tokens: ids never written.
         begin_suppress_tokens: ids suppressed for the first token only.
 
     Returns:
@@ -87,7 +89,7 @@ def greedy_scored(
     totals, counts = [0.0] * len(prompts), [0] * len(prompts)
     for step in range(max(limits)):
         logits = incremental_decoder(tokens)  # [utterances, vocabulary]
-        logits[:, list(suppressed)] = -torch.inf
+        logits[:, list(suppress_tokens)] = -torch.inf
         if step == 0:
             logits[:, list(begin_suppress_tokens)] = -torch.inf
         best = logits.max(-1, keepdim=True)
@@ -120,7 +122,7 @@ def beam_scored(
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
     end: int,
-    suppressed: Sequence[int] = (),
+    suppress_tokens: Sequence[int] = (),
     begin_suppress_tokens: Sequence[int] = (),
     beams: int = 5,
 ) -> list[tuple[list[int], float]]:
@@ -135,7 +137,7 @@ def beam_scored(
         eos_token_id=end,
         pad_token_id=end,
         decoder_start_token_id=int(prompt[0, 0]),
-        suppress_tokens=list(suppressed) or None,
+        suppress_tokens=list(suppress_tokens) or None,
         begin_suppress_tokens=list(begin_suppress_tokens) or None,
         return_dict_in_generate=True,
         output_scores=True,

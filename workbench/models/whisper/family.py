@@ -73,8 +73,8 @@ class Whisper:
         self.frontend = LogMel(self.config.num_mel_bins)
         end = self.config.eos_token_id
         assert isinstance(end, int)  # noqa: S101  check_checkpoint takes no list
-        self.end = end
-        self.suppressed: list[int] = list(self.generation.suppress_tokens or [])
+        self.eos_token_id = end
+        self.suppress_tokens: list[int] = list(self.generation.suppress_tokens or [])
         self.begin_suppress_tokens: list[int] = list(self.generation.begin_suppress_tokens or [])
         self.vocabulary: Vocabulary | None = None
         said = getattr(self.generation, "is_multilingual", None)
@@ -90,8 +90,8 @@ class Whisper:
         """The same family for models that know only some of the tokens, renumbered."""
         other = copy.copy(self)
         other.vocabulary = vocabulary
-        other.end = vocabulary.place(self.end)
-        other.suppressed = vocabulary.places(self.suppressed)
+        other.eos_token_id = vocabulary.place(self.eos_token_id)
+        other.suppress_tokens = vocabulary.places(self.suppress_tokens)
         other.begin_suppress_tokens = vocabulary.places(self.begin_suppress_tokens)
         return other
 
@@ -217,7 +217,7 @@ class Whisper:
         pad = torch.nn.utils.rnn.pad_sequence
         if self.vocabulary is not None:
             inputs, labels = ([self.vocabulary.narrow(row) for row in rows] for rows in (inputs, labels))
-        return Tokens(pad(inputs, True, self.end), pad(labels, True, IGNORE_INDEX))
+        return Tokens(pad(inputs, True, self.eos_token_id), pad(labels, True, IGNORE_INDEX))
 
     def encode(
         self, model: nn.Module, features: Tensor, attention_mask: Tensor | None = None, checkpointing: bool = False
@@ -293,7 +293,13 @@ class Whisper:
         limits = [self.token_limit(s, language) for s, language in zip(seconds, languages, strict=True)]
         decode = greedy_scored if beams == 1 else partial(beam_scored, beams=beams)
         scored = decode(
-            as_whisper(model), states, prompts, limits, self.end, self.suppressed, self.begin_suppress_tokens
+            as_whisper(model),
+            states,
+            prompts,
+            limits,
+            self.eos_token_id,
+            self.suppress_tokens,
+            self.begin_suppress_tokens,
         )
         written = [ids if self.vocabulary is None else self.vocabulary.widened(ids) for ids, _ in scored]
         texts = [text_of(self.tokenizer, ids) for ids in written]

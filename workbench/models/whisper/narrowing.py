@@ -35,13 +35,13 @@ def widened(model: WhisperForConditionalGeneration, vocabulary: Vocabulary, whol
     unknown = torch.ones(len(full), dtype=torch.bool)
     unknown[vocabulary.kept] = False
     generation = model.generation_config
-    suppressed = generation.suppress_tokens
-    generation.suppress_tokens = sorted({*(suppressed or []), *unknown.nonzero()[:, 0].tolist()})
+    suppress_tokens = generation.suppress_tokens
+    generation.suppress_tokens = sorted({*(suppress_tokens or []), *unknown.nonzero()[:, 0].tolist()})
     _replace_matrix(model, full, model.config.pad_token_id)
     try:
         yield
     finally:
-        generation.suppress_tokens = suppressed
+        generation.suppress_tokens = suppress_tokens
         decoder_of(model).embed_tokens = narrow
         model.proj_out.weight, model.proj_out.out_features = narrow.weight, len(narrow.weight)
         model.config.vocab_size = len(narrow.weight)
