@@ -15,7 +15,7 @@ import yaml
 from common import sample, small_teacher, write_manifest
 
 FINISHED = 1_000_000  # progress of a command that removes its intermediate results at its end
-LOOSE = ["--max-compression", "1000", "--min-confidence", "-1000", "--min-rate", "0", "--max-rate", "1000", "--max-wer", "100000"]  # fmt: skip
+LOOSE = ["--max-compression-ratio", "1000", "--min-logprob", "-1000", "--min-chars-per-second", "0", "--max-chars-per-second", "1000", "--max-wer", "100000"]  # fmt: skip
 STAGES = {
     "encoder": {"trainable": "encoder", "epochs": 2, "learning_rate": 1e-3, "batch_seconds": 12,
                 "encoder_matching": 1.0, "decoder_losses": False},
@@ -205,11 +205,11 @@ def _same_findings(whole: Path, killed: Path) -> dict[str, bool]:
 JOBS = (
     Job("distill", _distill, _same_run, lambda f: f / ".run.lock", _distill_progress),
     Job("label",
-        lambda i, f: ["label", str(i / "recordings"), "-o", str(f / "out.jsonl"), "--teacher", str(_labeller()), "--batch", "2", *LOOSE],
+        lambda i, f: ["label", str(i / "recordings"), "-o", str(f / "out.jsonl"), "--teacher", str(_labeller()), "--batch-size", "2", *LOOSE],
         lambda a, b: same_files(a, b, "out.jsonl", "out.rejected.jsonl", "out.audio/*"),
         lambda f: f / ".out.jsonl.lock", _label_progress),
     Job("synthesize",
-        lambda i, f: ["synthesize", str(i / "text.txt"), "-o", str(f / "out.jsonl"), "--voice", str(i / "voice.onnx"), "--join", "20"],
+        lambda i, f: ["synthesize", str(i / "text.txt"), "-o", str(f / "out.jsonl"), "--voice", str(i / "voice.onnx"), "--join-seconds", "20"],
         lambda a, b: same_files(a, b, "out.jsonl", "out.rejected.jsonl", "out.audio/*"),
         lambda f: f / ".out.jsonl.lock", lambda f: [len(list((f / "out.audio").glob("*.flac")))]),
     Job("study", _study, _same_study, lambda f: f / ".study.lock",

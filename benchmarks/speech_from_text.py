@@ -78,7 +78,7 @@ def speech(folder: Path, hours: float, most: float) -> Path:
         script = [str(ROOT / "scripts" / "domain_text.py"), "--lines", lines, "--output", str(text)]
         subprocess.run([sys.executable, *script], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
         speeds = [part for speed in SPEEDS for part in ("--speed", str(speed))]
-        command("synthesize", str(text), "-o", str(said), "--avoid", "prompts-en", "--join", f"{JOIN_SECONDS}", *speeds)  # fmt: skip
+        command("synthesize", str(text), "-o", str(said), "--exclude-corpus", "prompts-en", "--join-seconds", f"{JOIN_SECONDS}", *speeds)  # fmt: skip
     rows, seconds = [], 0.0
     for line in said.read_text().splitlines():
         if seconds >= 3600 * hours:

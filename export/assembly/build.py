@@ -147,7 +147,7 @@ def export_bundle(
 def check_exporter(through: str) -> None:
     """Raise UserError for an exporter that does not exist or cannot be installed here."""
     if through not in EXPORTERS:
-        raise UserError(f"--through {through!r}{did_you_mean(through, EXPORTERS)}")
+        raise UserError(f"--decoder-exporter {through!r}{did_you_mean(through, EXPORTERS)}")
     if through == "optimum":
         from export.optimum.environment import environment
 

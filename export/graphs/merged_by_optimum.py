@@ -1,4 +1,4 @@
-"""The merged decoder from Optimum's own exporter (`workbench export --through optimum`), the reference for graphs/merged.py."""
+"""The merged decoder from Optimum's own exporter (`workbench export --decoder-exporter optimum`), the reference for graphs/merged.py."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def measure(
     if report_path.is_file() and not again:
         known = cast("Report", read_json(report_path, "a report"))
         if known.get("key") == key:
-            log.info("%s holds this measurement; add --again to repeat it", report_path)
+            log.info("%s holds this measurement; add --remeasure to repeat it", report_path)
             return known
     timed = time_on(systems, utterances, threads, repeats)
     sections = _sections(systems, timed, parts, bundles)

@@ -254,3 +254,20 @@ def test_wrong_usage_of_scripts_is_a_line(script, tmp_path):
         assert done.returncode == 2, (wrong, done.stderr)
         assert "Traceback" not in done.stderr
         assert "error: " in done.stderr.splitlines()[-1]
+
+
+EARLIER_OPTIONS = {
+    ("export",): ["--through"],
+    ("measure",): ["--again"],
+    ("demo",): ["--longest", "--at-once", "--waiting", "--live"],
+    ("label",): ["--batch", "--longest", "--max-compression", "--min-confidence", "--min-rate", "--max-rate", "--min-language"],
+    ("synthesize",): ["--avoid", "--join"],
+    ("weights",): ["--worst", "--by"],
+    ("corpus", "prompts"): ["--how"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", EARLIER_OPTIONS, ids=" ".join)
+def test_options_keep_their_earlier_names(path):
+    known = {option for parameter in COMMANDS[path].params for option in parameter.opts}
+    assert set(EARLIER_OPTIONS[path]) <= known

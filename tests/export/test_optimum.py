@@ -220,5 +220,5 @@ def test_a_bundle_is_exported_through_optimum(there, student, exported, tmp_path
 
 
 def test_an_unknown_exporter_is_named(student, tmp_path):
-    with pytest.raises(UserError, match="--through 'optimun'; did you mean 'optimum'"):
+    with pytest.raises(UserError, match="--decoder-exporter 'optimun'; did you mean 'optimum'"):
         export_bundle(student, tmp_path / "bundle", ["fp32"], through="optimun")

@@ -64,7 +64,12 @@ def export(
         bool, typer.Option(help="No zero points, in static int8's inputs and in block-wise weights.")
     ] = False,
     through: Annotated[
-        str, typer.Option(help="Exporter of the decoder for Hugging Face's runtimes: workbench or optimum.")
+        str,
+        typer.Option(
+            "--decoder-exporter",
+            "--through",
+            help="Exporter of the decoder for Hugging Face's runtimes: workbench or optimum.",
+        ),
     ] = "workbench",
 ) -> None:
     """Export a student as a bundle: ONNX graphs, tokenizer, manifest, model card, torch-free runtime."""
@@ -198,7 +203,9 @@ def measure(
     clips: Annotated[int | None, typer.Option(help="At most this many clips of each corpus.", min=1)] = None,
     threads: Threads = None,
     repeats: Annotated[int, typer.Option(help="Passes over each clip, of which the median counts.", min=1)] = 1,
-    again: Annotated[bool, typer.Option("--again", help="Measure again even if report.json is up to date.")] = False,
+    again: Annotated[
+        bool, typer.Option("--remeasure", "--again", help="Measure again even if report.json is up to date.")
+    ] = False,
     robustness: Annotated[
         bool, typer.Option(help="Also count what is written for silence, noise, music and tenths of a second.")
     ] = True,
@@ -236,13 +243,25 @@ def demo(
         bool,
         typer.Option("--vad/--no-vad", help="Give no text for clips in which the speech detector finds no speech."),
     ] = True,
-    longest: Annotated[float, typer.Option(min=1, help="Longest recording and live session, in seconds.")] = 600,
+    longest: Annotated[
+        float,
+        typer.Option(
+            "--max-recording-seconds", "--longest", min=1, help="Longest recording and live session, in seconds."
+        ),
+    ] = 600,
     upload_mb: Annotated[int, typer.Option(min=1, help="Size of the largest upload.")] = 100,
     at_once: Annotated[
-        int, typer.Option(min=1, help="Requests that take turns; each holds its recording in memory.")
+        int,
+        typer.Option(
+            "--max-concurrent", "--at-once", min=1, help="Requests that take turns; each holds its recording in memory."
+        ),
     ] = 16,
-    waiting: Annotated[int, typer.Option(min=1, help="Requests that wait; more are refused.")] = 64,
-    live: Annotated[int, typer.Option(min=1, help="Visitors who may speak at the same time.")] = 4,
+    waiting: Annotated[
+        int, typer.Option("--max-queued", "--waiting", min=1, help="Requests that wait; more are refused.")
+    ] = 64,
+    live: Annotated[
+        int, typer.Option("--max-live", "--live", min=1, help="Visitors who may speak at the same time.")
+    ] = 4,
     keep_minutes: Annotated[float, typer.Option(min=0.1, help="Minutes until a recording is removed.")] = 10,
 ) -> None:
     """Serve the side-by-side page: teacher and students on the same clip."""

@@ -40,7 +40,12 @@ def prompts(
         ),
     ] = None,
     how: Annotated[
-        str, typer.Option(help="exchange: transcripts swapped between clips; words: half of each one's words replaced.")
+        str,
+        typer.Option(
+            "--corruption",
+            "--how",
+            help="exchange: transcripts swapped between clips; words: half of each one's words replaced.",
+        ),
     ] = "exchange",
     seed: Annotated[int, typer.Option(help="Seed of the corruption.", min=0)] = 1,
 ) -> None:
@@ -113,11 +118,15 @@ def study(
 
 def weights(
     run: Annotated[Path, typer.Argument(help="Run folder, which holds weights.parquet.", file_okay=False)],
-    worst: Annotated[int, typer.Option(help="How many of the most distrusted utterances to list.", min=0)] = 20,
+    worst: Annotated[
+        int, typer.Option("--top", "--worst", help="How many of the most distrusted utterances to list.", min=0)
+    ] = 20,
     by: Annotated[
         str,
         typer.Option(
-            help="Rank by system (the weights that it gave), student_loss, or teacher_loss, which needs no training."
+            "--rank-by",
+            "--by",
+            help="Rank by system (the weights that it gave), student_loss, or teacher_loss, which needs no training.",
         ),
     ] = "system",
     output: Annotated[

@@ -79,21 +79,47 @@ def label(
         ),
     ] = None,
     beams: Annotated[int, typer.Option(help="1 is greedy.", min=1, max=20)] = 1,
-    batch: Annotated[int, typer.Option(help="Clips in one forward pass.", min=1)] = 4,
+    batch: Annotated[int, typer.Option("--batch-size", "--batch", help="Clips in one forward pass.", min=1)] = 4,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     split: Annotated[str | None, typer.Option(help="Split that every line gets; by default its own.")] = None,
     longest: Annotated[
-        float, typer.Option(help="Longest utterance cut out of a longer recording, in seconds.", min=1, max=30)
+        float,
+        typer.Option(
+            "--max-segment-seconds",
+            "--longest",
+            help="Longest utterance cut out of a longer recording, in seconds.",
+            min=1,
+            max=30,
+        ),
     ] = 28.0,
     max_wer: Annotated[float, typer.Option(help="Percent, against a reference where there is one.", min=0)] = 10.0,
     max_compression: Annotated[
-        float, typer.Option(help="Text bytes over zlib bytes; loops compress well.", min=0)
+        float,
+        typer.Option(
+            "--max-compression-ratio",
+            "--max-compression",
+            help="Text bytes over zlib bytes; loops compress well.",
+            min=0,
+        ),
     ] = 2.4,
-    min_confidence: Annotated[float, typer.Option(help="Lowest mean log-probability per token.")] = -1.0,
-    min_rate: Annotated[float, typer.Option(help="Characters per second.", min=0)] = 2.0,
-    max_rate: Annotated[float, typer.Option(help="Characters per second.", min=0)] = 30.0,
+    min_confidence: Annotated[
+        float, typer.Option("--min-logprob", "--min-confidence", help="Lowest mean log-probability per token.")
+    ] = -1.0,
+    min_rate: Annotated[
+        float, typer.Option("--min-chars-per-second", "--min-rate", help="Characters per second.", min=0)
+    ] = 2.0,
+    max_rate: Annotated[
+        float, typer.Option("--max-chars-per-second", "--max-rate", help="Characters per second.", min=0)
+    ] = 30.0,
     min_language: Annotated[
-        float, typer.Option(help="Lowest probability of the language that the teacher detects.", min=0, max=1)
+        float,
+        typer.Option(
+            "--min-language-probability",
+            "--min-language",
+            help="Lowest probability of the language that the teacher detects.",
+            min=0,
+            max=1,
+        ),
     ] = 0.5,
 ) -> None:
     """Transcribe audio that has no text, filter the labels, and write a manifest and a rejection report."""
@@ -126,12 +152,19 @@ def synthesize(
         list[float] | None, typer.Option(help="Speeds that the lines take in turn, 1.0 by default.")
     ] = None,
     avoid: Annotated[
-        str | None, typer.Option(help="Corpus whose validation and test sentences must not be synthesized.")
+        str | None,
+        typer.Option(
+            "--exclude-corpus", "--avoid", help="Corpus whose validation and test sentences must not be synthesized."
+        ),
     ] = None,
     join: Annotated[
         float,
         typer.Option(
-            help="Join lines into recordings of up to this many seconds, for a cheaper teacher's pass.", min=0, max=30
+            "--join-seconds",
+            "--join",
+            help="Join lines into recordings of up to this many seconds, for a cheaper teacher's pass.",
+            min=0,
+            max=30,
         ),
     ] = 0.0,
 ) -> None:

@@ -106,7 +106,7 @@ def _exchanged(texts: list[str], generator: np.random.Generator) -> list[str]:
                     break
         if all(texts[order[i]] != texts[i] for i in range(len(texts))):
             return [texts[i] for i in order]
-    raise UserError("--corrupt: the transcripts are too similar to be exchanged; use --how words")
+    raise UserError("--corrupt: the transcripts are too similar to be exchanged; use --corruption words")
 
 
 def _replaced(text: str, words: Sequence[str], generator: np.random.Generator) -> str:

@@ -147,7 +147,7 @@ def check_current(folder: Path, name: str) -> None:
     if language not in CORRECTED or is_current(folder, language):
         return
     more = f" --corrupt {int(named[2]) / 100:g}" if named and named[2] else ""
-    more += " --how words" if named and named[3] else ""
+    more += " --corruption words" if named and named[3] else ""
     raise UserError(
         f"{folder}: was built with other references than this version's (accents and misspellings were corrected since); "
         f"rebuild it: workbench corpus prompts --language {language}{more}"

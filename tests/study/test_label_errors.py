@@ -53,7 +53,7 @@ def test_the_command_shows_a_run_and_how_right_it_is(recipe, speech, tmp_path):
     noisy = write_corrupted(read_manifest(speech()), 0.5, "exchange", 1, tmp_path / "noisy")
     run = recipe(corpus=str(noisy), stages={"decoder": {**DECODER, "weighting": {"name": "superloss"}}})
     distill(run)
-    found = CliRunner().invoke(app, ["weights", str(run.output), "--worst", "3"], catch_exceptions=False)
+    found = CliRunner().invoke(app, ["weights", str(run.output), "--top", "3"], catch_exceptions=False)
     assert found.exit_code == 0
     wrong = {json.loads(line)["id"] for line in (noisy / "corrupted.jsonl").read_text().splitlines()}
     assert f"of {len(wrong)} corrupted labels" in " ".join(found.output.split())
