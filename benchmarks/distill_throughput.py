@@ -178,7 +178,7 @@ def ours(frozen: bool, clips: int, folder: Path) -> None:
         for batches in loop.epochs.batches(planned):
             loop.step(batches, objective, 100_000)
         state.progress.epoch += 1
-        context.log.settle()
+        context.log.flush_pending()
         return len(planned.steps)
 
     def answer(what: str) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def pruned_tokenizer(content: dict[str, Any], vocabulary: Vocabulary) -> dict[st
     ]
     processor = json.loads(json.dumps(content.get("post_processor")))
     for special in ((processor or {}).get("special_tokens") or {}).values():
-        special["ids"] = [vocabulary.place(i) for i in special["ids"]]
+        special["ids"] = [vocabulary.index_of(i) for i in special["ids"]]
     return {
         **content,
         "model": {**model, "vocab": kept, "merges": [list(merge) for merge in merges]},
@@ -147,7 +147,7 @@ def pruned_tokenizer(content: dict[str, Any], vocabulary: Vocabulary) -> dict[st
 
 
 def _place(vocabulary: Vocabulary, token: int) -> int | None:
-    place = vocabulary.place(token)
+    place = vocabulary.index_of(token)
     return None if place < 0 else place
 
 
@@ -161,16 +161,16 @@ def _renumber(settings: WhisperConfig | GenerationConfig, vocabulary: Vocabulary
     for name in [n for n in vars(settings) if n.endswith("token_id")]:
         value = getattr(settings, name)
         if isinstance(value, int):
-            setattr(settings, name, vocabulary.place(value))
+            setattr(settings, name, vocabulary.index_of(value))
     for name in ("suppress_tokens", "begin_suppress_tokens"):
         if getattr(settings, name, None):
-            setattr(settings, name, vocabulary.places(getattr(settings, name)))
+            setattr(settings, name, vocabulary.indices_of(getattr(settings, name)))
     name = "forced_decoder_ids"  # which GenerationConfig does not declare
     if forced := getattr(settings, name, None):
-        setattr(settings, name, [[at, None if i is None else vocabulary.place(i)] for at, i in forced])
+        setattr(settings, name, [[at, None if i is None else vocabulary.index_of(i)] for at, i in forced])
     for name in ("lang_to_id", "task_to_id"):
         if getattr(settings, name, None):
-            setattr(settings, name, {key: vocabulary.place(i) for key, i in getattr(settings, name).items()})
+            setattr(settings, name, {key: vocabulary.index_of(i) for key, i in getattr(settings, name).items()})
 
 
 def _always(family: Whisper) -> list[int]:

@@ -27,7 +27,7 @@ class Budget:
     peak_rss_mb: float | None = None
     p50_ms: float | None = None
 
-    def broken(self, row: Row, fp32_wer: float) -> list[str]:
+    def violations(self, row: Row, fp32_wer: float) -> list[str]:
         """The limits that a measured system exceeds, as text."""
         limits = {name: getattr(self, name) for name in LIMITED}
         said = [f"{k} {row[k]:g} > {limit:g}" for k, limit in limits.items() if limit is not None and row[k] > limit]
@@ -37,7 +37,7 @@ class Budget:
             said.append(f"wer {above:+.2f} > {self.wer_above:+g}")
         return said
 
-    def excess(self, row: Row, fp32_wer: float) -> float:
+    def relative_excess(self, row: Row, fp32_wer: float) -> float:
         """Sum of a measured system's relative excesses over its limits."""
         values: dict[str, float] = {name: row[name] for name in LIMITED if name in row}
         values["wer_above"] = row["wer"] - fp32_wer

@@ -82,7 +82,7 @@ def search(
     if before:
         own = row(before.name, time_on([before], validation, threads)[0], validation)["wer"]
     wer = Budget(wer_above=budget.wer_above, wer=budget.wer)
-    right = {name for name, found in rows.items() if not wer.broken(found, own)}
+    right = {name for name, found in rows.items() if not wer.violations(found, own)}
     layers: dict[str, list[float]] = {}
     forms = {part: list(schemes) for part, schemes in parts.items()}
     for part, scheme in _worth_mending(rows, parts, right):
@@ -93,7 +93,7 @@ def search(
         forms[part] += [Scheme(scheme.name, tuple(sorted(worst[:n]))) for n in range(1, most + 1)]
     if new := [p for part, schemes in forms.items() for s in schemes if (p := quantize_only(part, s)).name not in rows]:
         rows |= candidates.measure(new, validation, threads)
-    right = {"fp32"} | {name for name, found in rows.items() if not wer.broken(found, own)}
+    right = {"fp32"} | {name for name, found in rows.items() if not wer.violations(found, own)}
     best = {part: _unbeaten(rows, part, schemes, right) for part, schemes in forms.items()}
     # the uniform precisions are always measured, even over the WER limit
     plain = [Precision(s, s) for s in parts["encoder"] if s in parts["decoder"]]
@@ -102,8 +102,8 @@ def search(
     final = candidates.measure(products, validation, threads)
     rows |= final  # interleaved measurements supersede earlier ones
     for found in rows.values():
-        found["over"] = round(budget.excess(found, own), 4)
-        found["breaks"] = budget.broken(found, own)
+        found["over"] = round(budget.relative_excess(found, own), 4)
+        found["breaks"] = budget.violations(found, own)
         found["compared"] = found["name"] in final  # in the same run as the choice
         found["pareto"] = found["compared"] and not any(_dominates(other, found) for other in final.values())
     chosen = _choose(list(final.values()))

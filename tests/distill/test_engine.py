@@ -99,7 +99,7 @@ def test_the_decoder_without_padding_is_transformers_and_so_are_its_gradients(ti
     def found():
         model = family.load().train()
         given = states.clone().requires_grad_()
-        logits = decoder_logits(model, given, tokens, attention_mask=attention_mask, early=1)
+        logits = decoder_logits(model, given, tokens, attention_mask=attention_mask, early_layer=1)
         logits.square().mean().backward()
         return logits, given.grad, {name: p.grad for name, p in model.model.decoder.named_parameters()}
 

@@ -118,7 +118,7 @@ def test_what_is_said_after_the_loop_is_transcribed():
     assert found.stages_ms == {"rest": 3.0, "encoder": 1.0}
     assert found.words[1].start == pytest.approx(8 - fake.given[0] / RATE + 0.5, abs=1e-3)
     silent, without_heads, without_detector = Fake(0.0), Fake(1.0), Fake(1.0)
-    without_heads.has_heads, without_detector.detector = False, None
+    without_heads.has_alignment_heads, without_detector.detector = False, None
     for unable in (silent, without_heads, without_detector):
         assert Recognizer._continued(unable, np.ones(8 * RATE, np.float32), said, 1, False) is said
 

@@ -24,10 +24,10 @@ def test_a_budget_is_read_and_kept():
     budget = parse_budget("wer<=+0.5, size<=60,p50 <= 80.5")
     assert budget == Budget(wer_above=0.5, size_mb=60, p50_ms=80.5)
     row = {"wer": 5.6, "size_mb": 61.0, "peak_rss_mb": 900, "p50_ms": 80.5}
-    assert budget.broken(row, fp32_wer=5.0) == ["size_mb 61 > 60", "wer +0.60 > +0.5"]
-    assert budget.broken({**row, "size_mb": 60, "wer": 5.5}, fp32_wer=5.0) == []
-    assert budget.excess({**row, "wer": 5.75}, fp32_wer=5.0) == pytest.approx(0.5 + 1 / 60)
-    assert parse_budget("wer<=5").broken(row, 5.0) == ["wer 5.6 > 5"]
+    assert budget.violations(row, fp32_wer=5.0) == ["size_mb 61 > 60", "wer +0.60 > +0.5"]
+    assert budget.violations({**row, "size_mb": 60, "wer": 5.5}, fp32_wer=5.0) == []
+    assert budget.relative_excess({**row, "wer": 5.75}, fp32_wer=5.0) == pytest.approx(0.5 + 1 / 60)
+    assert parse_budget("wer<=5").violations(row, 5.0) == ["wer 5.6 > 5"]
 
 
 @pytest.mark.parametrize(

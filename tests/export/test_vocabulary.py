@@ -91,7 +91,7 @@ def test_specials_keep_their_order_and_every_id_is_renumbered(checkpoint, pruned
     places = {token: small.tokenizer.convert_tokens_to_ids(token) for token in SPECIALS}
     assert list(places.values()) == list(range(places["<|endoftext|>"], places["<|endoftext|>"] + len(SPECIALS)))
     assert len(kept) - places["<|notimestamps|>"] == 21
-    assert kept[small.eos_token_id] == whole.end
+    assert kept[small.eos_token_id] == whole.eos_token_id
     assert [kept[i] for i in small.suppress_tokens] == [i for i in whole.suppress_tokens if i in kept]
     assert [kept[i] for i in small.begin_suppress_tokens] == whole.begin_suppress_tokens
     generation = small.generation

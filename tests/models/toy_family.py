@@ -138,10 +138,10 @@ class Toy:
         said = model.say(states, tokens.inputs, attention_mask)[0]
         return said.flatten(0, 1)[tokens.labelled() if labelled is None else labelled]
 
-    def logits(self, model, states, tokens, labelled=None, attention_mask=None, checkpointing=False, early=None):
+    def logits(self, model, states, tokens, labelled=None, attention_mask=None, checkpointing=False, early_layer=None):
         rows = tokens.labelled() if labelled is None else labelled
         last, before = (x.flatten(0, 1)[rows] for x in model.say(states, tokens.inputs, attention_mask))
-        return model.spell(last if early is None else torch.cat([last, before]))
+        return model.spell(last if early_layer is None else torch.cat([last, before]))
 
     def project(self, model, hidden):
         return model.spell(hidden).float()
@@ -169,7 +169,7 @@ class Toy:
         model.dropping.p = 0.0
         model.dropping.eval()
 
-    def widened(self, model, whole):
+    def full_vocabulary(self, model, whole):
         return nullcontext()
 
     def token_limit(self, seconds, language):

@@ -52,7 +52,7 @@ class RunContext:
         if not self.sharded:
             return self.model
         state = checkpoints.model_tensors(self.model)
-        if main_alone and not self.processes.main:
+        if main_alone and not self.processes.is_main:
             return None
         whole = self.family.empty_copy(self.model)
         whole.load_state_dict(state, strict=False)

@@ -134,7 +134,7 @@ class StageDatasets:
             store = ShardStore(folder)
             store.check(dataset.keys, rank, world_size)
             missing = sum(key not in store for key in dataset.keys)
-            with Progress("frozen encoder", missing, context.processes.main) as shown, accelerator.autocast():
+            with Progress("frozen encoder", missing, context.processes.is_main) as shown, accelerator.autocast():
                 encode_clips(
                     model,
                     context.family,

@@ -51,8 +51,8 @@ class ForwardBackward:
 
     def audio(self, batch: Batch) -> tuple[Tensor, bool]:
         """The student's input for a batch, and whether it is states of a frozen encoder."""
-        if batch.encoded.numel():
-            return batch.encoded.float(), True
+        if batch.student_states.numel():
+            return batch.student_states.float(), True
         features = self.family.spectrum(batch.waves)
         return spec_augment(features, self.augment, np.random.default_rng([*batch.seed, 2])), False
 
@@ -71,9 +71,9 @@ class ForwardBackward:
         audio, encoded = self.audio(batch)
         plan = self.self_teacher.plan if self.self_teacher and self_teaching else None
         on_policy = self.on_policy
-        if self_teaching or not batch.real or (on_policy is not None and not on_policy.wanted(batch)):
+        if self_teaching or not batch.is_real or (on_policy is not None and not on_policy.is_on_policy(batch)):
             on_policy = None
-        self.module.early = plan.layer if plan is not None and plan.kind == "intermediate" else None
+        self.module.early_layer = plan.layer if plan is not None and plan.kind == "intermediate" else None
         said = own = None
         with self.accelerator.autocast():
             if on_policy is not None:

@@ -56,7 +56,7 @@ class OptimizerStep:
             group["lr"] = self.epochs.learning_rate(total)
         stage_progress = self.epochs.stage_progress(total)
         self_teaching = self._starts_self_teaching(objective, stage_progress)
-        metrics = StepMetrics(objective.weighting.logged, context.accelerator.device)
+        metrics = StepMetrics(objective.weighting.log_names, context.accelerator.device)
         rows = self._run(micro_batches, objective, stage_progress, self_teaching, metrics)
         parameters = [p for group in prepared.torch_optimizer.param_groups for p in group["params"]]
         norm = context.accelerator.clip_grad_norm_(parameters, self.stage.max_grad_norm)
@@ -107,7 +107,7 @@ class OptimizerStep:
                 if not last:
                     unsynchronized.enter_context(accelerator.no_sync(self.prepared.student))
                 losses = self.forward_backward(batch, objective, progress, size, self_teaching)
-            if batch.real:
+            if batch.is_real:
                 metrics.add(losses)
                 if not losses.on_policy:
                     rows.append((batch.ids, weight_columns(losses, batch)))
@@ -115,7 +115,7 @@ class OptimizerStep:
 
     def _size(self, micro_batches: Sequence[Batch]) -> StepSize:
         """Utterances and tokens of the whole step, over all processes."""
-        real = [batch for batch in micro_batches if batch.real]
+        real = [batch for batch in micro_batches if batch.is_real]
         counts = [sum(len(b.ids) for b in real), sum(int(b.label_counts.sum()) for b in real)]
         sums = self.context.processes.all_reduce_sum(torch.tensor(counts, dtype=torch.float32))
         utterances, tokens = sums.tolist()

@@ -115,7 +115,9 @@ class StageTrainer:
             epoch = self.plan(dataset)
             total = self.epochs.total(epoch)
             if bar is None:
-                bar = shown.enter_context(Progress(self.name, total, self.context.processes.main, progress.stage_step))
+                bar = shown.enter_context(
+                    Progress(self.name, total, self.context.processes.is_main, progress.stage_step)
+                )
                 log.info(
                     "stage %s: %d steps in %d micro-batch(es) on %s, %s parameters trained, padding %.0f %%",
                     self.name, total, epoch.micro_batches, self.context.accelerator.device,
@@ -193,7 +195,7 @@ class StageTrainer:
     def _fill_validation(self, singly: bool = False) -> None:
         """Have the frozen encoder's states of the validation clips on disk before any process asks for them."""
         if (store := self.clips.store) is not None:
-            if self.context.processes.main:
+            if self.context.processes.is_main:
                 self.clips.fill(self.context.model, singly)
             wait_for_all()
             store.reload()
@@ -278,6 +280,6 @@ class StageTrainer:
         if self.objective is not None:
             state.weighting = self.objective.weighting.state_dict()
         state.best = self.validation.best
-        if context.processes.main:
+        if context.processes.is_main:
             checkpoints.save(context.folder / "checkpoints", state, tensors, context.recipe.keep_checkpoints)
         wait_for_all()

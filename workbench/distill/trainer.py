@@ -166,7 +166,7 @@ class Trainer:
         if not restart and checkpoints.latest(self.folder / "checkpoints") is not None:
             _check_inputs(self.folder, changed_run(self.folder, recipe, inputs))
         wait_for_all()  # all have compared before the main process writes
-        if self.processes.main:
+        if self.processes.is_main:
             if restart:
                 delete_run_files(self.folder)
             recipe.save(self.folder / "recipe.yaml")
@@ -193,7 +193,7 @@ class Trainer:
                     context = replace(context, model=context.whole_model())
                     datasets.context = validation.context = context
                 StageTrainer(context, datasets, validation, number, name, stage, state)()
-                delete_run_files(self.folder, "encoded") if self.processes.main else None
+                delete_run_files(self.folder, "encoded") if self.processes.is_main else None
         state.timers.teacher += teacher_seconds
         return self._finish(context, datasets, validation, state)
 
@@ -221,8 +221,8 @@ class Trainer:
                 uncertainty = self.processes.gather_dict(self.teachers.uncertainty(whole))
             if recipe.student.vocabulary == "corpus":
                 known = corpus_vocabulary(self.family, recipe, [*self.train_set, *self.validation_set], whole)
-                whole_matrix = self.family.narrow(self.model, known)
-                self.family = self.family.narrowed(known)
+                whole_matrix = self.family.prune_vocabulary(self.model, known)
+                self.family = self.family.with_vocabulary(known)
             chosen = [stage.on_policy for stage in recipe.stages.values() if stage.on_policy]
             if chosen:
                 on_policy = self.teachers.on_policy(chosen[0], whole, self.family)
@@ -259,7 +259,7 @@ class Trainer:
         # the main process alone knows the scores, and all must gather or none
         unscored = self.processes.broadcast(validation.best is None)
         model = context.whole_model(main_alone=True) if unscored else None
-        if self.processes.main:
+        if self.processes.is_main:
             if model is not None:  # no stage decodes, so none was validated: the last student is the result
                 validation.save_student(model)
             with atomic_folder(student) as temporary:

@@ -70,7 +70,7 @@ class Validation:
         """
         with average.swapped_in() if average else nullcontext():
             model = self.context.whole_model(main_alone=True)
-            if self.context.processes.main:
+            if self.context.processes.is_main:
                 scores = validate_encoded(model, clips).scores()
                 if self_teacher is not None and self_teacher.plan.kind != "intermediate":
                     scores["self_teacher_wer"] = validate_encoded(self_teacher.model, clips).scores()["wer"]
@@ -83,5 +83,5 @@ class Validation:
     def save_student(self, model: nn.Module) -> None:
         """Write a student as the best one."""
         context = self.context
-        with context.family.widened(model, self._whole_matrix):
+        with context.family.full_vocabulary(model, self._whole_matrix):
             save_student(model, context.family, context.folder / "best", context.recipe.trailing_silence.inference)

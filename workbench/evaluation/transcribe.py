@@ -61,8 +61,8 @@ class EncodedClips:
         self.utterances, self.family, self.margin = utterances, family, margin
         seconds = sum(u.seconds + margin for u in utterances)
         positions = seconds * SAMPLE_RATE / family.samples_per_position
-        self.keeps = frozen and positions * family.width * 4 < MAX_KEPT_BYTES
-        self.store = ShardStore(folder) if self.keeps and folder is not None else None
+        self.caches_states = frozen and positions * family.width * 4 < MAX_KEPT_BYTES
+        self.store = ShardStore(folder) if self.caches_states and folder is not None else None
         self._kept: dict[tuple[int, ...], tuple[Tensor, list[float]]] = {}
         order = sorted(range(len(utterances)), key=lambda i: utterances[i].seconds)
         self.batches = [order[start : start + BATCH_CLIPS] for start in range(0, len(order), BATCH_CLIPS)]
@@ -81,7 +81,7 @@ class EncodedClips:
             waves = [self.utterances[i].wave() for i in batch]
             seconds = [len(wave) / SAMPLE_RATE for wave in waves]
             states = self.family.encode(model, self.family.features(waves, max(seconds) + self.margin, device))
-        if self.keeps:
+        if self.caches_states:
             self._kept[key] = states, seconds
         return states, seconds
 

@@ -153,7 +153,7 @@ class Family(Protocol):
         labelled: Tensor | None = None,
         attention_mask: Tensor | None = None,
         checkpointing: bool = False,
-        early: int | None = None,
+        early_layer: int | None = None,
     ) -> Tensor:
         """Logits at the labelled positions, in order of utterance and position. -> [labels, vocabulary]
 
@@ -195,15 +195,15 @@ class Family(Protocol):
         """Temporarily run the decoder, and nothing else, with dropout."""
         ...
 
-    def narrowed(self, vocabulary: Vocabulary) -> Family:
+    def with_vocabulary(self, vocabulary: Vocabulary) -> Family:
         """The same family for models that know only some of the tokens, renumbered."""
         ...
 
-    def narrow(self, model: nn.Module, vocabulary: Vocabulary) -> Tensor:
+    def prune_vocabulary(self, model: nn.Module, vocabulary: Vocabulary) -> Tensor:
         """Reduce a model to some tokens, in place; returns what `widened` needs."""
         ...
 
-    def widened(self, model: nn.Module, whole: Tensor) -> AbstractContextManager[None]:
+    def full_vocabulary(self, model: nn.Module, whole: Tensor) -> AbstractContextManager[None]:
         """Temporarily give a narrowed model all its tokens, so that it can be saved; `whole` is what `narrow` returned. Other models stay as they are."""
         ...
 

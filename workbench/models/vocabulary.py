@@ -26,27 +26,27 @@ class Vocabulary:
             kept: their ids.
             size: of the whole vocabulary.
         """
-        self.kept = torch.tensor(sorted(set(kept)))
+        self.ids = torch.tensor(sorted(set(kept)))
         self._place = torch.full((size,), -1)
-        self._place[self.kept] = torch.arange(len(self.kept))
+        self._place[self.ids] = torch.arange(len(self.ids))
 
     def __len__(self) -> int:
-        return len(self.kept)
+        return len(self.ids)
 
-    def place(self, token: int) -> int:
+    def index_of(self, token: int) -> int:
         """New id of a kept token."""
         return int(self._place[token])
 
-    def places(self, tokens: Sequence[int]) -> list[int]:
+    def indices_of(self, tokens: Sequence[int]) -> list[int]:
         """New ids of those tokens that are kept."""
         return [place for place in self._place[torch.tensor(tokens, dtype=torch.long)].tolist() if place >= 0]
 
-    def widened(self, places: Sequence[int]) -> list[int]:
+    def full_ids(self, places: Sequence[int]) -> list[int]:
         """Original ids of tokens given by their new ids."""
-        ids: list[int] = self.kept[torch.tensor(places, dtype=torch.long)].tolist()
+        ids: list[int] = self.ids[torch.tensor(places, dtype=torch.long)].tolist()
         return ids
 
-    def narrow(self, tokens: Tensor) -> Tensor:
+    def map_ids(self, tokens: Tensor) -> Tensor:
         """New ids of tokens; negative ones (no label) stay. Raises UserError for a token that is not kept."""
         out = torch.where(tokens < 0, tokens, self._place[tokens.clamp(min=0)])
         if (missing := tokens[(out < 0) & (tokens >= 0)]).numel():

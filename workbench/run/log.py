@@ -52,9 +52,9 @@ class RunLog:
         """
         self.waiting.append((step, stage, scalars, weights))
         if len(self.waiting) >= STEPS_TOGETHER:
-            self.settle()
+            self.flush_pending()
 
-    def settle(self) -> None:
+    def flush_pending(self) -> None:
         """Fetch what is waiting; raises UserError if a loss was not finite."""
         for step, stage, scalars, weights in self.waiting:
             values = {key: float(value) for key, value in scalars.items()}
@@ -79,7 +79,7 @@ class RunLog:
 
     def validation(self, step: int, stage: str, scores: dict[str, float]) -> None:
         """Record and log a validation."""
-        self.settle()
+        self.flush_pending()
         log.info(
             "%s, step %d: validation WER %.2f %%, CER %.2f %%, loops %d",
             stage, step, scores["wer"], scores["cer"], scores["loops"],
@@ -107,7 +107,7 @@ class RunLog:
 
     def flush(self, step: int) -> None:
         """Write the weights since the last flush as the part that ends at `step`."""
-        self.settle()
+        self.flush_pending()
         if self.rows:
             import pyarrow as pa
             import pyarrow.parquet as pq

@@ -45,7 +45,7 @@ class Weights:
 
     Shapes are [utterances]; `distillation` may be [teachers, utterances]; with `by_token` both are [labels] and weigh the
     losses of single tokens before these are averaged within their utterance. What `log` holds is averaged over the step's
-    utterances for metrics.jsonl; its names must be listed in `Weighting.logged`.
+    utterances for metrics.jsonl; its names must be listed in `Weighting.log_names`.
     """
 
     task: Tensor
@@ -93,7 +93,7 @@ class Weighting:
     any state: it is also called for placeholder micro-batches, whose clips belong to another process. `observe` is not.
     """
 
-    logged: tuple[str, ...] = ()  # names in `Weights.log`; all processes average the same ones
+    log_names: tuple[str, ...] = ()  # names in `Weights.log`; all processes average the same ones
     seed: int = 0  # of the run, for whatever a system draws at random; set by `build_weighting`
 
     def __call__(self, inputs: WeightingInput) -> Weights:

@@ -91,7 +91,7 @@ class Processes:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.count: int = accelerator.num_processes
-        self.main: bool = accelerator.is_main_process
+        self.is_main: bool = accelerator.is_main_process
 
     def gather_dict(self, found: dict[str, FoundT]) -> dict[str, FoundT]:
         """The entries of all processes' dictionaries."""
@@ -106,7 +106,7 @@ class Processes:
         """The main process's answer, for what all must do or none."""
         if self.count == 1:
             return wish
-        return bool(self.all_reduce_sum(torch.tensor([float(wish and self.main)]))[0])
+        return bool(self.all_reduce_sum(torch.tensor([float(wish and self.is_main)]))[0])
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Sum over the processes."""

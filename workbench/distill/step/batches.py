@@ -37,9 +37,11 @@ class Batch:
     labelled: Tensor  # int64 [labels]: flat indices of the labelled positions in [utterances * tokens]
     utterance_index: Tensor  # int64 [labels]: utterance of each labelled position
     label_counts: Tensor  # int64 [utterances]
-    states: Tensor  # fp32 [utterances, positions, width]: the teacher's, zero-padded; empty if no loss uses them
-    frames: Tensor  # int64 [utterances]: positions of `states` that are not padding
-    encoded: Tensor  # fp16 [utterances, positions, width]: the student's own, from its frozen encoder; or empty
+    teacher_states: (
+        Tensor  # fp32 [utterances, positions, width]: the teacher's, zero-padded; empty if no loss uses them
+    )
+    teacher_state_lengths: Tensor  # int64 [utterances]: positions of `states` that are not padding
+    student_states: Tensor  # fp16 [utterances, positions, width]: the student's own, from its frozen encoder; or empty
     attention_mask: Tensor  # bool [utterances, positions]: encoder positions that a clip has, with its silence
     # what soft_targets.py keeps for `kind`; for `full` all logits relative to the largest, for `sampled` tokens, weights and entropy
     top_ids: Tensor  # int64 [teachers, labels, k], the likeliest first
@@ -47,7 +49,7 @@ class Batch:
     log_normalizer: Tensor  # fp32 [teachers, labels]; of `full` the largest logit
     teacher_loss: Tensor  # fp32 [teachers, utterances]
     seed: tuple[int, ...]  # of what is random in this micro-batch
-    real: bool = True  # False: a placeholder on a process without a clip in this step, which counts for nothing
+    is_real: bool = True  # False: a placeholder on a process without a clip in this step, which counts for nothing
     kind: TargetKind = "top_k"  # of the targets
     temperature: float = 1.0  # that sampled targets were drawn at, and the others are used at
 
@@ -144,16 +146,16 @@ class MicroBatches(Dataset[Batch]):
             labelled=tokens.labelled(),
             utterance_index=torch.repeat_interleave(torch.arange(len(utterances)), counts),
             label_counts=counts,
-            states=torch.nn.utils.rnn.pad_sequence(states, batch_first=True) if states else torch.empty(0),
-            frames=torch.tensor([len(s) for s in states]),
-            encoded=encoded,
+            teacher_states=torch.nn.utils.rnn.pad_sequence(states, batch_first=True) if states else torch.empty(0),
+            teacher_state_lengths=torch.tensor([len(s) for s in states]),
+            student_states=encoded,
             attention_mask=attention_mask,
             top_ids=self._narrow(torch.stack([torch.cat([t.top_ids for t in said]) for said in everyone]).long()),
             top_logits=self._kept(torch.stack([torch.cat([t.top_logits for t in said]) for said in everyone])),
             log_normalizer=torch.stack([torch.cat([t.log_normalizer for t in said]) for said in everyone]),
             teacher_loss=torch.tensor([[t.task_loss for t in said] for said in everyone]),
             seed=seed,
-            real=real,
+            is_real=real,
             kind=self.recipe.targets.kind,
             temperature=self.recipe.targets.temperature,
         )
@@ -164,10 +166,10 @@ class MicroBatches(Dataset[Batch]):
         Our interpretation; the k largest logits and sampled tokens are all among the kept ones.
         """
         vocabulary = self.family.vocabulary
-        return values if vocabulary is None or self.recipe.targets.kind != "full" else values[..., vocabulary.kept]
+        return values if vocabulary is None or self.recipe.targets.kind != "full" else values[..., vocabulary.ids]
 
     def _narrow(self, ids: Tensor) -> Tensor:
-        return ids if self.family.vocabulary is None else self.family.vocabulary.narrow(ids)
+        return ids if self.family.vocabulary is None else self.family.vocabulary.map_ids(ids)
 
     def _waves(self, clips: Sequence[int], seed: tuple[int, ...]) -> tuple[Tensor, list[int]]:
         """Padded waves [utterances, samples], and the encoder positions that each clip has with its silence."""

@@ -88,10 +88,10 @@ def step_losses(
     stage, weighting = objective.stage, objective.weighting
     utterances = len(batch.ids)
     zeros = states.new_zeros(utterances, dtype=torch.float32)
-    matching = state_mse(states, batch.states, batch.frames) if stage.encoder_matching else zeros
+    matching = state_mse(states, batch.teacher_states, batch.teacher_state_lengths) if stage.encoder_matching else zeros
     loss = stage.encoder_matching * matching.sum() / size.utterances
     if logits is None:
-        loss = loss if batch.real else loss * 0.0
+        loss = loss if batch.is_real else loss * 0.0
         unknown = nan_like(zeros)
         return StepLosses(
             loss, unknown, unknown, logged_matching(matching, stage), unknown, unknown, zeros.sum(), 0, {}
@@ -114,12 +114,12 @@ def step_losses(
         teacher_right=theirs == batch.flat_labels(),
     )
     weights = weighting(weighed)
-    if batch.real:
+    if batch.is_real:
         weighting.observe(weighed)
     each, task_weight, alpha = _weighed(weights, task_tokens, by_teacher, task, each_teacher, shares, batch)
     by_tokens = stage.average_over == "tokens"
     loss = loss + ((each * batch.label_counts).sum() / size.tokens if by_tokens else each.sum() / size.utterances)
-    if not batch.real:
+    if not batch.is_real:
         loss = loss * 0.0
     disagreements = (logits.detach()[: len(theirs)].argmax(-1) != theirs).sum()
     compared = len(theirs) if batch.top_ids.shape[-1] else 0  # the teacher does not run once the student teaches itself
@@ -146,9 +146,9 @@ def losses_by_token(
     labels, temperature = batch.flat_labels(), objective.temperature
     divergence = objective.weighting.divergence(objective.stage.divergence, progress.fraction)
     plan = objective.weighting.self_teacher
-    last, early = logits[: len(labels)], logits[len(labels) :]
+    last, early_layer = logits[: len(labels)], logits[len(labels) :]
     if self_targets is not None and plan is not None:
-        pupil = early if len(early) else last
+        pupil = early_layer if len(early_layer) else last
         return cross_entropy(last, labels), distillation(pupil, self_targets, divergence, plan.temperature)[None]
     task, first = task_and_distillation_losses(last, labels, batch.targets(0), divergence, temperature)
     more = [distillation(last, batch.targets(m), divergence, temperature) for m in range(1, len(batch.top_ids))]

@@ -67,7 +67,7 @@ class StudentMetaBatches:
         everything = self._all_validation() if whole else None
         turns = self._validation_in_turn()
         for batch in self.batches:
-            if batch.real:
+            if batch.is_real:
                 yield self._train_batch(batch.to(self.device)), everything or [next(turns)]
 
     def gather_dict(self, found: dict[str, FoundT]) -> dict[str, FoundT]:

@@ -15,24 +15,24 @@ COLUMNS = ("task", "distillation", "matching", "alpha_mean", "task_weight_mean",
 class StepMetrics:
     """Sums and counts of a step's values. One whose count is 0 is NaN, which the run's log leaves out."""
 
-    def __init__(self, logged: Sequence[str], device: torch.device) -> None:
+    def __init__(self, log_names: Sequence[str], device: torch.device) -> None:
         """Start a step.
 
         Args:
-            logged: names in the weighting's `Weights.log`, the same on every process.
+            log_names: names in the weighting's `Weights.log`, the same on every process.
             device: where the sums are kept, so that adding to them does not wait for a GPU.
         """
-        self.names = ("loss", "disagreement", *COLUMNS, *logged)
+        self.names = ("loss", "disagreement", *COLUMNS, *log_names)
         self.totals = torch.zeros(len(self.names), 2, device=device)  # sum and count of each
 
     def add(self, losses: StepLosses) -> None:
         """Add a micro-batch; placeholders must not be added.
 
         Raises:
-            ValueError: the weighting logs a name that its `logged` does not list.
+            ValueError: the weighting logs a name that its `log_names` does not list.
         """
         if unknown := set(losses.log) - set(self.names):
-            raise ValueError(f"a weighting logs {sorted(unknown)}, which its attribute `logged` does not list")
+            raise ValueError(f"a weighting logs {sorted(unknown)}, which its attribute `log_names` does not list")
         utterances = torch.ones_like(losses.task)
         columns = {
             "task": losses.task,

@@ -12,9 +12,9 @@ from workbench.models.protocol import Family, Tokens
 class StudentModule(nn.Module):
     """The student as one module whose forward is a whole step's, which is what DDP and torch.compile wrap."""
 
-    def __init__(self, model: nn.Module, family: Family, stage: Stage, early: int | None = None) -> None:
+    def __init__(self, model: nn.Module, family: Family, stage: Stage, early_layer: int | None = None) -> None:
         super().__init__()
-        self.model, self.family, self.early = model, family, early
+        self.model, self.family, self.early_layer = model, family, early_layer
         self.encoder_frozen, self.decoding = stage.trainable == "decoder", stage.decoder_losses
         self.checkpointing = stage.activation_checkpointing
         for name, parameter in model.named_parameters():
@@ -47,5 +47,5 @@ class StudentModule(nn.Module):
             return states, None
         tokens = Tokens(inputs, labels)
         return states, self.family.logits(
-            self.model, states, tokens, labelled, attention_mask, self.checkpointing, self.early
+            self.model, states, tokens, labelled, attention_mask, self.checkpointing, self.early_layer
         )

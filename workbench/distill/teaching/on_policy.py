@@ -63,7 +63,7 @@ class OnPolicy:
         other.settings = settings
         return other
 
-    def wanted(self, batch: Batch) -> bool:
+    def is_on_policy(self, batch: Batch) -> bool:
         """Whether this micro-batch is on-policy; its seed decides."""
         return bool(np.random.default_rng([*batch.seed, 3]).random() < self.settings.fraction)
 
@@ -81,7 +81,7 @@ class OnPolicy:
         audio = audio.to(states.device)
         replaced = self._replacer(audio, prompts) if self.settings.method == "speculative" else None
         # states of a frozen encoder are pooled already
-        a_state = self.family.samples_per_position * (self.family.pooling(model) if batch.encoded.numel() else 1)
+        a_state = self.family.samples_per_position * (self.family.pooling(model) if batch.student_states.numel() else 1)
         seconds = (batch.attention_mask.sum(1) * a_state / SAMPLE_RATE).tolist()
         limits = [self.family.token_limit(s, self.languages[name]) for s, name in zip(seconds, batch.ids, strict=True)]
         generator = torch.Generator(device=states.device).manual_seed(
@@ -107,7 +107,7 @@ class OnPolicy:
         full = Tokens(self._whole(inputs), labels)
         logits = self.teacher_family.logits(self.teacher, audio, full, tokens.labelled())
         if self.family.vocabulary is not None:
-            logits = logits[:, self.family.vocabulary.kept.to(logits.device)]
+            logits = logits[:, self.family.vocabulary.ids.to(logits.device)]
         counts = torch.tensor([len(ids) for ids in said], device=states.device)
         own = replace(
             batch,
@@ -126,7 +126,7 @@ class OnPolicy:
 
     def _whole(self, inputs: Tensor) -> Tensor:
         vocabulary = self.family.vocabulary
-        return inputs if vocabulary is None else vocabulary.kept.to(inputs.device)[inputs]
+        return inputs if vocabulary is None else vocabulary.ids.to(inputs.device)[inputs]
 
     def _replacer(self, audio: Tensor, prompts: Tensor) -> Callable[[Tensor, torch.Generator], Tensor]:
         """A function that takes the tokens proposed last [utterances] and returns those to be used."""
@@ -136,7 +136,7 @@ class OnPolicy:
         def stand(proposed: Tensor, generator: torch.Generator) -> Tensor:
             logits = incremental_decoder(given[0])
             if self.family.vocabulary is not None:
-                logits = logits[:, self.family.vocabulary.kept.to(logits.device)]
+                logits = logits[:, self.family.vocabulary.ids.to(logits.device)]
             likely = logits.topk(min(self.settings.top_k, logits.shape[-1]), -1).indices
             fine = (likely == proposed[:, None]).any(-1)
             own = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
@@ -215,11 +215,11 @@ def on_policy_losses(
     """
     stage, utterances = objective.stage, len(batch.ids)
     zeros = states.new_zeros(utterances, dtype=torch.float32)
-    matching = state_mse(states, batch.states, batch.frames) if stage.encoder_matching else zeros
+    matching = state_mse(states, batch.teacher_states, batch.teacher_state_lengths) if stage.encoder_matching else zeros
     divergence = objective.weighting.divergence(stage.divergence, progress.fraction)
     each = per_utterance(distillation(logits, targets, divergence, 1.0), batch.utterance_index, utterances)
     loss = (stage.encoder_matching * matching.sum() + each.sum()) / size.utterances
-    if not batch.real:
+    if not batch.is_real:
         loss = loss * 0.0
     disagreements = (logits.detach().argmax(-1) != targets.logits.argmax(-1)).sum()
     unknown = nan_like(zeros)

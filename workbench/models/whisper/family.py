@@ -86,13 +86,13 @@ class Whisper:
         """Raise UserError for a folder that `check_checkpoint` does not accept."""
         check_checkpoint(folder)
 
-    def narrowed(self, vocabulary: Vocabulary) -> Whisper:
+    def with_vocabulary(self, vocabulary: Vocabulary) -> Whisper:
         """The same family for models that know only some of the tokens, renumbered."""
         other = copy.copy(self)
         other.vocabulary = vocabulary
-        other.eos_token_id = vocabulary.place(self.eos_token_id)
-        other.suppress_tokens = vocabulary.places(self.suppress_tokens)
-        other.begin_suppress_tokens = vocabulary.places(self.begin_suppress_tokens)
+        other.eos_token_id = vocabulary.index_of(self.eos_token_id)
+        other.suppress_tokens = vocabulary.indices_of(self.suppress_tokens)
+        other.begin_suppress_tokens = vocabulary.indices_of(self.begin_suppress_tokens)
         return other
 
     @property
@@ -168,11 +168,11 @@ class Whisper:
         """Means of two neighbours."""
         return pooled(states)
 
-    def narrow(self, model: nn.Module, vocabulary: Vocabulary) -> Tensor:
+    def prune_vocabulary(self, model: nn.Module, vocabulary: Vocabulary) -> Tensor:
         """Cut a model's tied matrix down, in place; returns the whole one [vocabulary, width]."""
         return narrow_model(as_whisper(model), vocabulary)
 
-    def widened(self, model: nn.Module, whole: Tensor) -> AbstractContextManager[None]:
+    def full_vocabulary(self, model: nn.Module, whole: Tensor) -> AbstractContextManager[None]:
         """Temporarily give a narrowed model its whole vocabulary."""
         return nullcontext() if self.vocabulary is None else widened(as_whisper(model), self.vocabulary, whole)
 
@@ -216,7 +216,7 @@ class Whisper:
             labels.append(torch.tensor([*[IGNORE_INDEX] * (len(prompt) - 1), *said, end]))
         pad = torch.nn.utils.rnn.pad_sequence
         if self.vocabulary is not None:
-            inputs, labels = ([self.vocabulary.narrow(row) for row in rows] for rows in (inputs, labels))
+            inputs, labels = ([self.vocabulary.map_ids(row) for row in rows] for rows in (inputs, labels))
         return Tokens(pad(inputs, True, self.eos_token_id), pad(labels, True, IGNORE_INDEX))
 
     def encode(
@@ -233,10 +233,10 @@ class Whisper:
         labelled: Tensor | None = None,
         attention_mask: Tensor | None = None,
         checkpointing: bool = False,
-        early: int | None = None,
+        early_layer: int | None = None,
     ) -> Tensor:
         """Teacher-forced logits at the labelled positions. -> [labels, vocabulary]"""
-        return decoder_logits(as_whisper(model), states, tokens, labelled, attention_mask, checkpointing, early)
+        return decoder_logits(as_whisper(model), states, tokens, labelled, attention_mask, checkpointing, early_layer)
 
     def hidden(
         self,
@@ -289,7 +289,7 @@ class Whisper:
         """Transcribe encoder states greedily or with a beam. states: [utterances, positions, width]"""
         prompts = [self.prompt(language) for language in languages]
         if self.vocabulary is not None:
-            prompts = [self.vocabulary.places(prompt) for prompt in prompts]
+            prompts = [self.vocabulary.indices_of(prompt) for prompt in prompts]
         limits = [self.token_limit(s, language) for s, language in zip(seconds, languages, strict=True)]
         decode = greedy_scored if beams == 1 else partial(beam_scored, beams=beams)
         scored = decode(
@@ -301,7 +301,7 @@ class Whisper:
             self.suppress_tokens,
             self.begin_suppress_tokens,
         )
-        written = [ids if self.vocabulary is None else self.vocabulary.widened(ids) for ids, _ in scored]
+        written = [ids if self.vocabulary is None else self.vocabulary.full_ids(ids) for ids, _ in scored]
         texts = [text_of(self.tokenizer, ids) for ids in written]
         return [Transcript(str(text).strip(), score) for text, (_, score) in zip(texts, scored, strict=True)]
 

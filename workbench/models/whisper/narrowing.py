@@ -21,8 +21,8 @@ def narrow_model(model: WhisperForConditionalGeneration, vocabulary: Vocabulary)
     whole = decoder_of(model).embed_tokens.weight.detach().clone()
     padding_id = model.config.pad_token_id
     assert padding_id is not None  # noqa: S101  check_checkpoint wants a token
-    padding = vocabulary.place(padding_id)
-    _replace_matrix(model, whole[vocabulary.kept.to(whole.device)], None if padding < 0 else padding)
+    padding = vocabulary.index_of(padding_id)
+    _replace_matrix(model, whole[vocabulary.ids.to(whole.device)], None if padding < 0 else padding)
     return whole
 
 
@@ -31,9 +31,9 @@ def widened(model: WhisperForConditionalGeneration, vocabulary: Vocabulary, whol
     """Temporarily give a narrowed Whisper its whole matrix, to save it; `whole` is what `narrow_model` returned."""
     narrow = decoder_of(model).embed_tokens
     full = whole.clone()
-    full[vocabulary.kept.to(full.device)] = narrow.weight.detach().to(full.device)
+    full[vocabulary.ids.to(full.device)] = narrow.weight.detach().to(full.device)
     unknown = torch.ones(len(full), dtype=torch.bool)
-    unknown[vocabulary.kept] = False
+    unknown[vocabulary.ids] = False
     generation = model.generation_config
     suppress_tokens = generation.suppress_tokens
     generation.suppress_tokens = sorted({*(suppress_tokens or []), *unknown.nonzero()[:, 0].tolist()})

@@ -87,7 +87,7 @@ def decoder_logits(
     labelled: Tensor | None = None,
     attention_mask: Tensor | None = None,
     checkpointing: bool = False,
-    early: int | None = None,
+    early_layer: int | None = None,
 ) -> Tensor:
     """Teacher-forced logits at the labelled positions only, in order of utterance and position.
 
@@ -101,7 +101,7 @@ def decoder_logits(
         attention_mask: which states are there to be attended to, bool [utterances, positions], or as many as the encoder had before it
             pooled them; all by default.
         checkpointing: compute a layer's activations again in the backward pass instead of keeping them.
-        early: also the logits after this decoder layer, under the same norm and projection.
+        early_layer: also the logits after this decoder layer, under the same norm and projection.
 
     Returns:
         Logits [labels, vocabulary]; with `early` [2 * labels, vocabulary], the early ones last.
@@ -110,7 +110,9 @@ def decoder_logits(
     # torch.compile cannot trace the hand-over between the two
     tied = weight is model.proj_out.weight and weight.requires_grad and not torch.compiler.is_compiling()
     matrix = TiedMatrix(weight, decoder_of(model).embed_tokens.padding_idx) if tied else None
-    chosen, early_chosen = decoder_hidden(model, states, tokens, labelled, attention_mask, checkpointing, matrix, early)
+    chosen, early_chosen = decoder_hidden(
+        model, states, tokens, labelled, attention_mask, checkpointing, matrix, early_layer
+    )
     if early_chosen is not None:
         chosen = torch.cat([chosen, early_chosen])
     logits: Tensor = matrix.project(chosen) if matrix else model.proj_out(chosen)
@@ -125,7 +127,7 @@ def decoder_hidden(
     attention_mask: Tensor | None = None,
     checkpointing: bool = False,
     matrix: TiedMatrix | None = None,
-    early: int | None = None,
+    early_layer: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Input of the output projection at the labelled positions, and the same after an early layer; see `decoder_logits`."""
     decoder = decoder_of(model)
@@ -150,7 +152,7 @@ def decoder_hidden(
     early_rows = None
     for number, layer in enumerate(decoder.layers):
         rows = run_layer(call, checkpointing, layer, rows, *given)
-        if number == early:
+        if number == early_layer:
             early_rows = _norm_at(decoder, rows, places)
     return _norm_at(decoder, rows, places), early_rows
 

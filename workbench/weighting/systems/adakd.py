@@ -45,7 +45,7 @@ class Settings(WeightingSettings):
 class AdaKD(Weighting):
     """Weights from the teacher's difficulty and the training progress."""
 
-    logged = ("k",)
+    log_names = ("k",)
 
     def __init__(self, settings: Settings, statistics: TeacherStatistics) -> None:
         self.settings = settings

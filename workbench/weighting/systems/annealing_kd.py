@@ -38,7 +38,7 @@ class Settings(WeightingSettings):
 class AnnealingKD(Weighting):
     """Distillation alone, then the labels alone."""
 
-    logged = ("teacher_scale",)
+    log_names = ("teacher_scale",)
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

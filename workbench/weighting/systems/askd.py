@@ -65,7 +65,7 @@ class Settings(WeightingSettings):
 class ASKD(Weighting):
     """A teacher weight that falls with time, then self-distillation."""
 
-    logged = ("self_teaching",)
+    log_names = ("self_teaching",)
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

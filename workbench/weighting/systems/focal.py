@@ -25,7 +25,7 @@ class Settings(WeightingSettings):
 class Focal(Weighting):
     """Factor dF/dL of each utterance: its gradient is then that of the focal loss, (1 - p)^gamma being differentiated too."""
 
-    logged = ("factor_mean",)
+    log_names = ("factor_mean",)
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -31,7 +31,7 @@ class Settings(WeightingSettings):
 class SuperLoss(Weighting):
     """Factors from the distance to the running mean of the losses."""
 
-    logged = ("factor_mean", "t")
+    log_names = ("factor_mean", "t")
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
