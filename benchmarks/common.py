@@ -96,7 +96,7 @@ def small_teacher(folder: Path, width: int = 128) -> Path:
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
     from workbench.models.resolve import resolve_teacher
-    from workbench.models.whisper.checkpoint import check_checkpoint
+    from workbench.models.whisper.loading.checkpoint import check_checkpoint
 
     torch.manual_seed(0)
     source = resolve_teacher("whisper-base")

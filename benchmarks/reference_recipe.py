@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from workbench.losses.objectives import cross_entropy, forward_kl_top_k
 from workbench.models.protocol import IGNORE_INDEX, Tokens
-from workbench.models.whisper.passes import decoder_logits, encode
+from workbench.models.whisper.forward.passes import decoder_logits, encode
 
 LABEL_TOKENS = 448
 TEMPERATURE = 2.0

@@ -48,7 +48,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     from export.edge.bundle.tokens import byte_alphabet
-    from workbench.models.whisper.tokens import save_tokenizer
+    from workbench.models.whisper.loading.tokens import save_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny") / "tiny-teacher"
     folder.mkdir()
@@ -151,7 +151,7 @@ def tone(seconds: float, rate: int = 16_000, amplitude: float = 0.3) -> np.ndarr
 
 def encode_for_decoder(model: Any, features: Any) -> None:
     """Run in torch what the encoder's graph computes, so that a FlopCounterMode can count it."""
-    from workbench.models.whisper.passes import encode
+    from workbench.models.whisper.forward.passes import encode
 
     states = encode(model, features)
     for layer in model.model.decoder.layers:

@@ -22,8 +22,8 @@ from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.corpus import Utterance, scored_clips
 from workbench.labelling.segmentation import PAD_SECONDS, VoiceActivityDetector
 from workbench.models.whisper.family import Whisper
-from workbench.models.whisper.passes import encode
-from workbench.models.whisper.tokens import label_ids
+from workbench.models.whisper.forward.passes import encode
+from workbench.models.whisper.loading.tokens import label_ids
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration

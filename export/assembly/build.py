@@ -37,10 +37,10 @@ from workbench.core.ownership import check_output, check_replaceable, replacing
 from workbench.corpus import Utterance
 from workbench.models.resolve import fingerprint
 from workbench.models.students import parameters
-from workbench.models.whisper.checkpoint import check_files
 from workbench.models.whisper.family import WINDOW_SECONDS, Whisper
 from workbench.models.whisper.limits import MAX_TOKENS_PER_SECOND, TOKENS_AT_LEAST, max_tokens_per_second
-from workbench.models.whisper.tokens import added_words
+from workbench.models.whisper.loading.checkpoint import check_files
+from workbench.models.whisper.loading.tokens import added_words
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration

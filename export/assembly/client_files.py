@@ -9,8 +9,8 @@ from export.bundle.inspection import OWN_RUNTIME
 from export.bundle.manifest import CHECKPOINT_FILES
 from export.graphs.sherpa import sherpa_tokens
 from workbench.core.files import read_json, write_json, write_text
-from workbench.models.whisper.checkpoint import feature_settings
 from workbench.models.whisper.family import Whisper
+from workbench.models.whisper.loading.checkpoint import feature_settings
 
 
 def write_client_files(checkpoint: Path, family: Whisper, folder: Path, heads: list[list[int]]) -> None:

@@ -16,7 +16,7 @@ from export.edge.bundle.tokens import Detokenizer
 from workbench.core.errors import UserError
 from workbench.core.files import read_object
 from workbench.core.hashing import sha256
-from workbench.models.whisper.checkpoint import check_settings
+from workbench.models.whisper.loading.checkpoint import check_settings
 
 OWN_RUNTIME = Path(__file__).parents[1] / "edge"
 # What `workbench export` writes; nothing else belongs in a bundle, whether listed or not.

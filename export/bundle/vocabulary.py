@@ -21,9 +21,9 @@ from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import read_json
 from workbench.models.vocabulary import Vocabulary
 from workbench.models.whisper.family import Whisper
+from workbench.models.whisper.loading.tokens import label_ids, save_tokenizer
 from workbench.models.whisper.low_rank import merged_state_dict
 from workbench.models.whisper.narrowing import narrow_model
-from workbench.models.whisper.tokens import label_ids, save_tokenizer
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, WhisperConfig

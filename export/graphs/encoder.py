@@ -15,9 +15,9 @@ from torch import nn
 from export.graphs.padding import LEAST, NEAR_FLOOR, WINDOW_FRAMES
 from export.graphs.parts import attend, feed_forward, gelu, split_heads
 from export.graphs.writer import FLOAT, INT64, Writer
-from workbench.models.whisper.layers import EncoderLayer, decoder_of, encoder_of
-from workbench.models.whisper.log_mel import DYNAMIC_RANGE, HOP_LENGTH, N_FFT, LogMel
-from workbench.models.whisper.pooling import pool_after
+from workbench.models.whisper.forward.layers import EncoderLayer, decoder_of, encoder_of
+from workbench.models.whisper.forward.log_mel import DYNAMIC_RANGE, HOP_LENGTH, N_FFT, LogMel
+from workbench.models.whisper.forward.pooling import pool_after
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration

@@ -15,7 +15,7 @@ from onnx import GraphProto, ModelProto
 from export.graphs.parts import attend, causal_mask, feed_forward, split_heads
 from export.graphs.step import EMBEDDING, TRANSPOSED, lowered
 from export.graphs.writer import BOOL, FLOAT, INT64, Writer
-from workbench.models.whisper.layers import Decoder, DecoderAttention, DecoderLayer, decoder_of
+from workbench.models.whisper.forward.layers import Decoder, DecoderAttention, DecoderLayer, decoder_of
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration

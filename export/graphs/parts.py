@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from export.graphs.writer import Writer
-from workbench.models.whisper.layers import Attention, Layer
+from workbench.models.whisper.forward.layers import Attention, Layer
 
 MASKED_SCORE = -1e9  # so low that its exponential is zero
 

@@ -14,7 +14,7 @@ from export.graphs.parts import attend, causal_mask, feed_forward, split_heads
 from export.graphs.step import EMBEDDING, TRANSPOSED, suppression
 from export.graphs.writer import FLOAT, INT64, Writer
 from workbench.models.whisper.family import Whisper
-from workbench.models.whisper.layers import DecoderAttention, decoder_of
+from workbench.models.whisper.forward.layers import DecoderAttention, decoder_of
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
@@ -124,7 +124,7 @@ def sherpa_tokens(family: Whisper) -> str:
     import base64
 
     from export.edge.bundle.tokens import byte_alphabet
-    from workbench.models.whisper.tokens import added_words
+    from workbench.models.whisper.loading.tokens import added_words
 
     alphabet = byte_alphabet()
     end = int(family.config.eos_token_id)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from onnx import ModelProto
 
 from export.graphs.writer import FLOAT, INT64, Writer
-from workbench.models.whisper.layers import DecoderAttention, DecoderLayer, decoder_of
+from workbench.models.whisper.forward.layers import DecoderAttention, DecoderLayer, decoder_of
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration

@@ -18,7 +18,7 @@ from export.graphs.padding import WINDOW_FRAMES, trim_or_pad_silence
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.core.errors import UserError
 from workbench.models.whisper.family import Whisper
-from workbench.models.whisper.passes import encode
+from workbench.models.whisper.forward.passes import encode
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -125,8 +125,8 @@ def _torch_reference(
     from workbench.models.resolve import fingerprint
     from workbench.models.whisper.decoding import greedy
     from workbench.models.whisper.family import WINDOW_SECONDS, Whisper
-    from workbench.models.whisper.passes import encode
-    from workbench.models.whisper.tokens import text_of
+    from workbench.models.whisper.forward.passes import encode
+    from workbench.models.whisper.loading.tokens import text_of
 
     if not checkpoint.is_dir():
         raise UserError(f"{checkpoint}: no such folder; name the checkpoint that the bundle was exported from")

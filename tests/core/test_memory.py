@@ -39,7 +39,7 @@ def test_glibc_is_told_to_keep_freed_memory():
 SHAPES = """
 import torch
 from workbench.core.machine.allocator import bound_kernel_cache, release_freed_memory
-from workbench.models.whisper.convolution import convolve
+from workbench.models.whisper.forward.convolution import convolve
 from workbench.core.machine.memory import resident_bytes
 bound_kernel_cache()
 torch.set_num_threads(1)

@@ -25,9 +25,9 @@ from workbench.distill.trainer import distill
 from workbench.losses.objectives import cross_entropy, forward_kl_top_k
 from workbench.losses.token_losses import token_losses
 from workbench.models.whisper.family import Whisper
-from workbench.models.whisper.packed import uses_dropout
-from workbench.models.whisper.passes import decoder_logits, encode
-from workbench.models.whisper.tied import TiedMatrix
+from workbench.models.whisper.forward.packed import uses_dropout
+from workbench.models.whisper.forward.passes import decoder_logits, encode
+from workbench.models.whisper.forward.tied import TiedMatrix
 from workbench.run.checkpoints import Timers, TrainingProgress, TrainingState
 from workbench.run.preflight import check_sharding
 
@@ -104,7 +104,7 @@ def test_the_decoder_without_padding_is_transformers_and_so_are_its_gradients(ti
         return logits, given.grad, {name: p.grad for name, p in model.model.decoder.named_parameters()}
 
     ours = found()
-    monkeypatch.setattr("workbench.models.whisper.passes.uses_dropout", lambda _: True)
+    monkeypatch.setattr("workbench.models.whisper.forward.passes.uses_dropout", lambda _: True)
     theirs = found()
     torch.testing.assert_close(ours[:2], theirs[:2], atol=1e-5, rtol=1e-4)
     for name, gradient in ours[2].items():

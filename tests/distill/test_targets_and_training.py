@@ -25,7 +25,7 @@ from workbench.distill.trainer import distill
 from workbench.losses.objectives import cross_entropy
 from workbench.models.protocol import IGNORE_INDEX
 from workbench.models.whisper.family import Whisper
-from workbench.models.whisper.passes import decoder_logits, encode
+from workbench.models.whisper.forward.passes import decoder_logits, encode
 
 
 def weights(folder):

@@ -15,7 +15,7 @@ from export.edge.words import dtw_path, grouped, timed_words, token_times
 from tests.conftest import tone
 from workbench.corpus import open_corpus
 from workbench.models.whisper.family import Whisper
-from workbench.models.whisper.passes import encode
+from workbench.models.whisper.forward.passes import encode
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -26,7 +26,7 @@ from workbench.corpus import open_corpus
 from workbench.evaluation.scoring import score
 from workbench.models.whisper.decoding import greedy
 from workbench.models.whisper.family import Whisper
-from workbench.models.whisper.passes import encode
+from workbench.models.whisper.forward.passes import encode
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from tests.conftest import tone
 from workbench.config.recipe import StudentRecipe
 from workbench.corpus import open_corpus
 from workbench.models.whisper.family import Whisper
-from workbench.models.whisper.log_mel import LogMel
-from workbench.models.whisper.passes import encode
+from workbench.models.whisper.forward.log_mel import LogMel
+from workbench.models.whisper.forward.passes import encode
 from workbench.models.whisper.students import build_student
 
 

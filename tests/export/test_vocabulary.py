@@ -29,7 +29,7 @@ def checkpoint(tiny_checkpoint, tmp_path_factory):
     from tokenizers.trainers import BpeTrainer
     from transformers import WhisperForConditionalGeneration
 
-    from workbench.models.whisper.tokens import save_tokenizer
+    from workbench.models.whisper.loading.tokens import save_tokenizer
 
     folder = tmp_path_factory.mktemp("bpe") / "student"
     folder.mkdir()

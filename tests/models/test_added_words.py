@@ -15,7 +15,7 @@ from tests.conftest import tone
 from workbench.corpus import open_corpus
 from workbench.evaluation.scoring import score
 from workbench.models.whisper.family import Whisper
-from workbench.models.whisper.tokens import added_words, label_ids, text_of
+from workbench.models.whisper.loading.tokens import added_words, label_ids, text_of
 
 WORDS = ["Kubernetes", "Müller", " 東京"]
 

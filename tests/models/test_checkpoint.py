@@ -18,10 +18,10 @@ from workbench.core.errors import UserError
 from workbench.corpus import open_corpus
 from workbench.models import open_family
 from workbench.models.resolve import resolve_teacher
-from workbench.models.whisper.checkpoint import check_checkpoint, check_settings
 from workbench.models.whisper.family import Whisper
+from workbench.models.whisper.loading.checkpoint import check_checkpoint, check_settings
+from workbench.models.whisper.loading.tokens import label_ids
 from workbench.models.whisper.students import build_student
-from workbench.models.whisper.tokens import label_ids
 from workbench.planning.plan import meta_model
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 290403936\n"

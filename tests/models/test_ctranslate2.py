@@ -9,9 +9,17 @@ import torch
 
 from tests.fuzzing import fuzz, json_mutations, mutated
 from workbench.core.errors import UserError
-from workbench.models.ctranslate2 import BFLOAT16, FLOAT16, FLOAT32, INT8, is_ctranslate2, load_whisper, read_tensors
 from workbench.models.resolve import convert, list_teachers, resolve_teacher
 from workbench.models.whisper.family import Whisper
+from workbench.models.whisper.loading.ctranslate2 import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    INT8,
+    is_ctranslate2,
+    load_whisper,
+    read_tensors,
+)
 
 
 def write_model(path, model, kind):

@@ -8,7 +8,7 @@ from transformers import WhisperFeatureExtractor
 from export.verification.clients.sherpa_onnx import in_step
 from tests.conftest import tone
 from workbench.corpus import open_corpus
-from workbench.models.whisper.log_mel import LogMel, positions_of
+from workbench.models.whisper.forward.log_mel import LogMel, positions_of
 
 
 @pytest.mark.parametrize("mels", [80, 128])

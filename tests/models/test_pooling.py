@@ -15,8 +15,8 @@ from workbench.core.errors import UserError
 from workbench.distill.trainer import distill
 from workbench.models.whisper.decoding import greedy
 from workbench.models.whisper.family import Whisper
-from workbench.models.whisper.passes import encode
-from workbench.models.whisper.pooling import pooled, pooled_mask
+from workbench.models.whisper.forward.passes import encode
+from workbench.models.whisper.forward.pooling import pooled, pooled_mask
 from workbench.models.whisper.students import build_student
 
 

@@ -10,11 +10,11 @@ from transformers import WhisperTokenizer, WhisperTokenizerFast
 from tests.conftest import tone
 from workbench.core.errors import UserError
 from workbench.models.protocol import IGNORE_INDEX
-from workbench.models.whisper.convolution import convolve
 from workbench.models.whisper.decoding import greedy
 from workbench.models.whisper.family import Whisper
-from workbench.models.whisper.passes import decoder_logits, encode
-from workbench.models.whisper.tokens import complete_merges
+from workbench.models.whisper.forward.convolution import convolve
+from workbench.models.whisper.forward.passes import decoder_logits, encode
+from workbench.models.whisper.loading.tokens import complete_merges
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from workbench.core.files import expand_user, read_object, write_json
 from workbench.core.hashing import cache_dir, cache_key, cached_sha256, check_hashes, hash_json, sha256
 from workbench.core.machine.children import killed_with_parent
 from workbench.models import check_folder
-from workbench.models.ctranslate2 import is_ctranslate2, load_whisper
-from workbench.models.weights import weight_files
+from workbench.models.whisper.loading.ctranslate2 import is_ctranslate2, load_whisper
+from workbench.models.whisper.loading.weights import weight_files
 
 MAX_ENTRY_BYTES = 200_000_000  # in a package: the largest part of a built-in teacher has 100 MB
 
@@ -228,7 +228,7 @@ def convert(source: Path, folder: Path) -> Path:
         UserError: the folder lacks a tokenizer.json, or its model.bin cannot be used.
     """
     from workbench.models.whisper.family import Whisper
-    from workbench.models.whisper.tokens import save_tokenizer
+    from workbench.models.whisper.loading.tokens import save_tokenizer
 
     model = load_whisper(source)
     with disk_errors(folder), atomic_folder(folder) as temporary:

@@ -16,8 +16,8 @@ from workbench.distill.step.student_module import StudentModule
 from workbench.losses.token_losses import token_losses
 from workbench.models.protocol import IGNORE_INDEX, Tokens
 from workbench.models.whisper.family import WINDOW_SECONDS
-from workbench.models.whisper.layers import as_whisper
-from workbench.models.whisper.passes import decoder_logits, encode
+from workbench.models.whisper.forward.layers import as_whisper
+from workbench.models.whisper.forward.passes import decoder_logits, encode
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration

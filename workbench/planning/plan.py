@@ -25,11 +25,11 @@ from workbench.core.tables import print_rows
 from workbench.distill.step.student_module import StudentModule
 from workbench.models.resolve import resolve_teacher
 from workbench.models.students import parameters
-from workbench.models.whisper.checkpoint import check_checkpoint
 from workbench.models.whisper.family import WINDOW_SECONDS, part_of
-from workbench.models.whisper.log_mel import positions_of
+from workbench.models.whisper.forward.log_mel import positions_of
+from workbench.models.whisper.forward.passes import decoder_logits, encode
+from workbench.models.whisper.loading.checkpoint import check_checkpoint
 from workbench.models.whisper.low_rank import with_low_rank_layers
-from workbench.models.whisper.passes import decoder_logits, encode
 from workbench.models.whisper.students import build_student, check_pair
 from workbench.planning.devices import open_device
 from workbench.planning.flops import step_cost, teacher_pass_flop

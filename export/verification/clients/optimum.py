@@ -18,7 +18,7 @@ from export.verification.clients.protocol import HUGGING_FACE, Transcription
 from export.verification.json_process import JsonProcess
 from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.core.errors import UserError, system_error_message
-from workbench.models.whisper.checkpoint import check_settings
+from workbench.models.whisper.loading.checkpoint import check_settings
 
 EXACT = True
 GRAPHS, FILES = HUGGING_FACE

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from workbench.models.whisper.layers import decoder_of
+from workbench.models.whisper.forward.layers import decoder_of
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration

@@ -18,18 +18,18 @@ from workbench.core.errors import UserError
 from workbench.core.files import read_object
 from workbench.models.protocol import IGNORE_INDEX, Part, Tokens, Transcript
 from workbench.models.vocabulary import Vocabulary
-from workbench.models.weights import load_whisper_weights
-from workbench.models.whisper.checkpoint import check_checkpoint, generation_config
 from workbench.models.whisper.decoding import IncrementalDecoder, beam_scored, greedy_scored
-from workbench.models.whisper.layers import as_whisper, decoder_of
+from workbench.models.whisper.forward.layers import as_whisper, decoder_of
+from workbench.models.whisper.forward.log_mel import SAMPLES_PER_POSITION, LogMel, positions_of
+from workbench.models.whisper.forward.passes import decoder_hidden, decoder_logits, encode, with_dropout
+from workbench.models.whisper.forward.pooling import pool_after, pooled
 from workbench.models.whisper.limits import PROMPT_TOKENS, TOKENS_AT_LEAST, max_tokens_per_second
-from workbench.models.whisper.log_mel import SAMPLES_PER_POSITION, LogMel, positions_of
+from workbench.models.whisper.loading.checkpoint import check_checkpoint, generation_config
+from workbench.models.whisper.loading.tokens import ENGLISH_ONLY_TOKENS, label_ids, open_tokenizer, prompt_ids, text_of
+from workbench.models.whisper.loading.weights import load_whisper_weights
 from workbench.models.whisper.low_rank import factorize, merged_state_dict, rebuild_factors, with_low_rank_layers
 from workbench.models.whisper.narrowing import narrow_model, widened
-from workbench.models.whisper.passes import decoder_hidden, decoder_logits, encode, with_dropout
-from workbench.models.whisper.pooling import pool_after, pooled
 from workbench.models.whisper.students import build_student, check_pair
-from workbench.models.whisper.tokens import ENGLISH_ONLY_TOKENS, label_ids, open_tokenizer, prompt_ids, text_of
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperTokenizer

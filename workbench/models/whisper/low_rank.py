@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from workbench.core.errors import UserError
-from workbench.models.whisper.layers import encoder_of
-from workbench.models.whisper.passes import encode
+from workbench.models.whisper.forward.layers import encoder_of
+from workbench.models.whisper.forward.passes import encode
 
 if TYPE_CHECKING:
     from transformers import WhisperConfig, WhisperForConditionalGeneration

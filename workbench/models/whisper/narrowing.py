@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.models.vocabulary import Vocabulary
-from workbench.models.whisper.layers import decoder_of
+from workbench.models.whisper.forward.layers import decoder_of
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from workbench.models.whisper.layers import Attention, DecoderAttention, DecoderLayer, EncoderLayer, Layer
+from workbench.models.whisper.forward.layers import Attention, DecoderAttention, DecoderLayer, EncoderLayer, Layer
 
 
 def run_packed(layers: Iterable[EncoderLayer], hidden: Tensor, attention_mask: Tensor, checkpointing: bool) -> Tensor:

@@ -62,7 +62,7 @@ def check_checkpoint(folder: Path) -> WhisperConfig:
         UserError: a file is missing, a Git LFS pointer, not the JSON expected, or names code; a value is of another type or beyond its
             bound; the weights are cut off, pickled, an adapter's, or do not fit config.json.
     """
-    from workbench.models.weights import check_weights
+    from workbench.models.whisper.loading.weights import check_weights
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected a transformers Whisper checkpoint")

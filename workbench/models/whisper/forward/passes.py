@@ -16,11 +16,25 @@ from torch import Tensor
 
 from workbench.core.machine.distributed import is_sharded
 from workbench.models.protocol import Tokens
-from workbench.models.whisper.convolution import convolve
-from workbench.models.whisper.layers import Decoder, DecoderLayer, EncoderLayer, Layer, Layers, decoder_of, encoder_of
-from workbench.models.whisper.packed import PackedTokens, packed_decoder_layer, run_layer, run_packed, uses_dropout
-from workbench.models.whisper.pooling import pool_after, pooled, pooled_mask
-from workbench.models.whisper.tied import TiedMatrix
+from workbench.models.whisper.forward.convolution import convolve
+from workbench.models.whisper.forward.layers import (
+    Decoder,
+    DecoderLayer,
+    EncoderLayer,
+    Layer,
+    Layers,
+    decoder_of,
+    encoder_of,
+)
+from workbench.models.whisper.forward.packed import (
+    PackedTokens,
+    packed_decoder_layer,
+    run_layer,
+    run_packed,
+    uses_dropout,
+)
+from workbench.models.whisper.forward.pooling import pool_after, pooled, pooled_mask
+from workbench.models.whisper.forward.tied import TiedMatrix
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration

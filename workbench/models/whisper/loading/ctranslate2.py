@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from workbench.core.errors import UserError
 from workbench.core.files import check_not_lfs_pointer, read_object
-from workbench.models.whisper.checkpoint import MAX_PARAMETERS, check_generation, checked_config
-from workbench.models.whisper.tokens import END, START, read_tokenizer, special_ids
+from workbench.models.whisper.loading.checkpoint import MAX_PARAMETERS, check_generation, checked_config
+from workbench.models.whisper.loading.tokens import END, START, read_tokenizer, special_ids
 
 if TYPE_CHECKING:
     from transformers import WhisperConfig, WhisperForConditionalGeneration

@@ -1,0 +1,1 @@
+"""Whisper checkpoints on disk: what is accepted, weights, tokenizer, and the CTranslate2 format."""
