@@ -9,18 +9,18 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from export.assembly.client_files import write_client_files
+from export.assembly.current import ExportOptions, is_current
 from export.assembly.detector import copy_detector
 from export.assembly.origin import Origin, find_origin
-from export.bundle.inspection import OWN_RUNTIME
 from export.bundle.manifest import BUNDLE, write_manifest
 from export.edge.bundle.content import Content, Int8, Vocabulary
-from export.edge.bundle.manifest import FORMAT, BundleError, Manifest, read_manifest
+from export.edge.bundle.manifest import FORMAT
 from export.graphs.lint import LARGEST
 from export.quantization.int8 import DEFAULTS, Int8Options
 from export.quantization.precisions import Precision, Scheme, parse_precisions
@@ -30,7 +30,6 @@ from workbench.core.atomic import staging_folder
 from workbench.core.disk import check_free_space
 from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import write_json
-from workbench.core.hashing import sha256
 from workbench.core.locks import output_lock
 from workbench.core.machine.host import describe_host
 from workbench.core.ownership import check_output, check_replaceable, replacing
@@ -47,15 +46,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("workbench")
 EXPORTERS = ("workbench", "optimum")  # of the merged decoder
-
-
-class _Wanted(TypedDict):
-    """What tells one export of a checkpoint from another."""
-
-    precisions: list[str]
-    vocabulary: str
-    int8: Int8 | None
-    through: str
 
 
 def export_bundle(
@@ -103,13 +93,13 @@ def export_bundle(
     check_files(checkpoint)
     origin = find_origin(checkpoint, name)
     source = fingerprint(checkpoint)
-    wanted: _Wanted = {
+    wanted: ExportOptions = {
         "precisions": precisions,
         "vocabulary": vocabulary,
         "int8": _described(options, parsed),
         "through": through,
     }
-    if _is_current(output, source, wanted, overwrite):
+    if is_current(output, source, wanted, overwrite):
         log.info("%s is up to date", output)
         return output
     check_replaceable(output, BUNDLE)
@@ -194,44 +184,6 @@ def _described(options: Int8Options, precisions: Sequence[Precision]) -> Int8 | 
     if {s.name for p in precisions for s in (p.encoder, p.decoder)} <= {"fp32", "fp16"}:
         return None
     return {"per_channel": options.per_channel, "reduce_range": options.reduced, "symmetric": options.symmetric}
-
-
-def _is_current(output: Path, source: str, wanted: _Wanted, overwrite: bool) -> bool:
-    if not (output / "bundle.json").is_file():
-        return False
-    try:
-        manifest = read_manifest(output)
-        content = manifest.content
-        same = content.get("checkpoint_sha256") == source and manifest.precisions == wanted["precisions"]
-        known = content.get("vocabulary")
-        same = same and ((known.get("choice") if known else "") or "") == wanted["vocabulary"]
-        same = same and content.get("int8") == wanted["int8"]
-        # a bundle without the field is older, and is made again: its edge/ differs
-        same = same and content.get("through", "workbench") == wanted["through"]
-        same = same and not manifest.packed_for
-        if same and content.get("workbench") == __version__ and _has_this_runtime(manifest):
-            manifest.check()
-            return True
-    except BundleError:
-        return False  # of an earlier version, or damaged
-    if same:
-        log.info(
-            "%s was exported by another version of the workbench, or contains another runtime; exporting it again",
-            output,
-        )
-    elif not overwrite:
-        raise UserError(
-            f"{output}: holds a bundle of another checkpoint, another vocabulary, other precisions, another exporter or other options; choose another -o, or add --overwrite"
-        )
-    return False
-
-
-def _has_this_runtime(manifest: Manifest) -> bool:
-    """Whether the runtime in a bundle is the one that would be put there now."""
-    inside = manifest.content["files"]
-    return all(
-        inside.get(f"edge/{p.relative_to(OWN_RUNTIME).as_posix()}") == sha256(p) for p in OWN_RUNTIME.rglob("*.py")
-    )
 
 
 def _write_graphs(

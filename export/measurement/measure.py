@@ -11,14 +11,14 @@ from typing import cast
 import numpy as np
 
 from export.assembly.teacher import short_name, teacher_bundle
-from export.bundle.manifest import open_manifest, record, size_mb
-from export.edge.bundle.content import Measured, Measurement
-from export.edge.bundle.manifest import Manifest
-from export.measurement.content import LanguageScores, Report, Scores, Section, SystemRow
+from export.bundle.manifest import open_manifest, record
+from export.edge.bundle.content import Measurement
+from export.measurement.content import Report, Section
 from export.measurement.curves import read_curves
-from export.measurement.flops import Sizes, encoder_flops, read_sizes, token_flops
-from export.measurement.latency import STAGES, BenchmarkResult, System
+from export.measurement.flops import read_sizes
+from export.measurement.latency import BenchmarkResult, System
 from export.measurement.robustness import check_robustness
+from export.measurement.rows import abridged_rows, graphs_of, system_row, total_ms
 from export.measurement.timing import time_on
 from export.verification.clients import has_graphs_of
 from workbench.core.atomic import recover
@@ -27,7 +27,7 @@ from workbench.core.files import read_json, write_json
 from workbench.core.hashing import hash_json
 from workbench.core.machine.host import describe_host, usable_cpus
 from workbench.corpus import Utterance, corpus_identity, open_corpus
-from workbench.evaluation.scoring import headline, normalizers_of, paired_difference, score_utterances
+from workbench.evaluation.scoring import headline, normalizers_of, paired_difference
 
 log = logging.getLogger("workbench")
 SCHEMA = 3
@@ -122,8 +122,10 @@ def measure(
             "corpus": report["corpus"],
             "host": report["host"],
             "threads": report["threads"],
-            "systems": _brief(sections[0], systems, bundle),
-            "other_corpora": [{"corpus": s["corpus"], "systems": _brief(s, systems, bundle)} for s in sections[1:]],
+            "systems": abridged_rows(sections[0], systems, bundle),
+            "other_corpora": [
+                {"corpus": s["corpus"], "systems": abridged_rows(s, systems, bundle)} for s in sections[1:]
+            ],
         }
         record(bundle, measurement=measurement)
     return report
@@ -168,7 +170,7 @@ def _systems(bundles: Sequence[Path], teacher: str) -> list[System]:
 def _key(systems: Sequence[System], parts: Sequence[Clips], threads: int, repeats: int, robustness: bool) -> str:
     """Hash of everything that determines a report: graphs, clips with references and languages, normalizers, measurement settings."""
     graphs = [
-        [s.name, sorted(open_manifest(s.bundle).content["files"].get(g, "") for g in _graphs(s))] for s in systems
+        [s.name, sorted(open_manifest(s.bundle).content["files"].get(g, "") for g in graphs_of(s))] for s in systems
     ]
     clips = [
         [part.corpus, part.split, [[u.id, u.text, u.language, u.audio_sha256()] for u in part.utterances]]
@@ -176,10 +178,6 @@ def _key(systems: Sequence[System], parts: Sequence[Clips], threads: int, repeat
     ]
     normalizers = [normalizers_of(part.languages) for part in parts]
     return hash_json([SCHEMA, graphs, clips, normalizers, threads, repeats, robustness, describe_host()["cpu"]])
-
-
-def _graphs(system: System) -> list[str]:
-    return list(open_manifest(system.bundle).content["precisions"][system.precision].values())
 
 
 def _sections(
@@ -200,14 +198,14 @@ def _section(
 ) -> Section:
     """One corpus's description, a row per system, and every clip's transcripts and times."""
     utterances = part.utterances
-    rows = [_row(system, found, utterances) for system, found in zip(systems, timed, strict=True)]
+    rows = [system_row(system, found, utterances) for system, found in zip(systems, timed, strict=True)]
     texts = [u.text for u in utterances]
     for row, found in zip(rows[1:], timed[1:], strict=True):
         hypotheses = found.hypotheses, timed[0].hypotheses
         row["wer_difference"] = paired_difference(texts, *hypotheses, part.languages, unit="wer")
         row["cer_difference"] = paired_difference(texts, *hypotheses, part.languages, unit="cer")
         row["speedup"] = round(rows[0]["latency_ms"]["p50"] / row["latency_ms"]["p50"], 2)
-        ratios = [a / b for a, b in zip(_totals(timed[0]), _totals(found), strict=True)]
+        ratios = [a / b for a, b in zip(total_ms(timed[0]), total_ms(found), strict=True)]
         row["speedup_per_clip_p50"] = round(float(np.median(ratios)), 2)
     return {
         "corpus": {
@@ -242,97 +240,3 @@ def trained_on(corpus: str, bundles: Sequence[Path]) -> bool | None:
     if any(here in corpora for corpora in said if corpora):
         return True
     return None if any(corpora is None for corpora in said) else False
-
-
-def _row(system: System, found: BenchmarkResult, utterances: Sequence[Utterance]) -> SystemRow:
-    manifest = open_manifest(system.bundle)
-    scores = cast("Scores", score_utterances(utterances, found.hypotheses).as_dict())
-    raw = score_utterances(utterances, found.hypotheses, normalized=False)
-    totals = _totals(found)
-    loops = found.loops({i: (u.text, u.language) for i, u in enumerate(utterances)})
-    config = read_sizes(system.bundle)
-    return {
-        "name": system.name,
-        "kind": system.kind,
-        "runtime": f"onnxruntime {describe_host()['versions'].get('onnxruntime', '?')} (edge)",
-        "precision": system.precision,
-        "length": manifest.content["length"],
-        "parameters": manifest.content["parameters"],
-        "size_mb": round(size_mb(manifest, system.precision), 1),
-        "graphs_sha256": {g: manifest.content["files"][g] for g in _graphs(system)},
-        "wer": scores["wer"],
-        "wer_ci": scores["wer_ci"],
-        "wer_folded": scores["wer_folded"],
-        "cer": scores["cer"],
-        "cer_ci": scores["cer_ci"],
-        "substitutions": scores["substitutions"],
-        "deletions": scores["deletions"],
-        "insertions": scores["insertions"],
-        "loops": loops,
-        "words": scores["words"],
-        "headline": scores["headline"],
-        "by_language": _by_language(utterances, found.hypotheses),
-        "wer_raw": round(raw.wer, 3),
-        "cer_raw": round(raw.cer, 3),
-        "stopped_by_cap": found.stopped_by_cap(range(len(utterances))),
-        "looping_rate": round(100.0 * loops / len(utterances), 2),
-        "latency_ms": {
-            "p50": round(float(np.percentile(totals, 50)), 1),
-            "p95": round(float(np.percentile(totals, 95)), 1),
-        },
-        "stages_ms": {stage: round(float(np.median([s[stage] for s in found.stages_ms])), 2) for stage in STAGES},
-        "tokens": sum(found.tokens),
-        "gflop": round(
-            float(
-                np.mean([_flops(config, manifest, u.seconds, n) for u, n in zip(utterances, found.tokens, strict=True)])
-            )
-            / 1e9,
-            3,
-        ),
-        "rtfx": round(1000 * sum(u.seconds for u in utterances) / sum(totals), 2),
-        "load_ms": round(found.load_ms, 1),
-        "peak_rss_mb": round(found.peak_rss_mb, 1),
-    }
-
-
-def _flops(config: Sizes, manifest: Manifest, seconds: float, tokens: int) -> float:
-    """Operations for a clip: encoder, prompt and every token."""
-    content = manifest.content
-    heard = seconds + content["margin_seconds"] if content["length"] == "true" else content["window_seconds"]
-    positions = min(int(50 * heard + 0.5), int(config["max_source_positions"]))
-    steps = tokens + len(next(iter(content["tokens"]["prompts"].values())))
-    return encoder_flops(config, positions) + sum(token_flops(config, positions, i) for i in range(steps))
-
-
-def _totals(found: BenchmarkResult) -> list[float]:
-    return [sum(stages.values()) for stages in found.stages_ms]
-
-
-def _by_language(utterances: Sequence[Utterance], hypotheses: Sequence[str]) -> dict[str, LanguageScores]:
-    """Scores per language, if there is more than one."""
-    languages = sorted({u.language for u in utterances})
-    if len(languages) == 1:
-        return {}
-    out: dict[str, LanguageScores] = {}
-    for language in languages:
-        of_it = [i for i, u in enumerate(utterances) if u.language == language]
-        scores = score_utterances([utterances[i] for i in of_it], [hypotheses[i] for i in of_it])
-        found = cast("Scores", scores.as_dict())
-        out[language] = {
-            "clips": len(of_it),
-            "wer": found["wer"],
-            "wer_ci": found["wer_ci"],
-            "wer_folded": found["wer_folded"],
-            "cer": found["cer"],
-            "cer_ci": found["cer_ci"],
-            "headline": found["headline"],
-        }
-    return out
-
-
-def _brief(section: Section, systems: Sequence[System], bundle: Path) -> list[Measured]:
-    """A bundle's own rows, abridged for its manifest."""
-    names = ("name", "precision", "wer", "wer_ci", "wer_folded", "cer", "cer_ci", "headline", "latency_ms", "rtfx", "size_mb",
-             "peak_rss_mb", "speedup", "wer_difference", "cer_difference")  # fmt: skip
-    rows = [dict(row) for row, system in zip(section["systems"], systems, strict=True) if system.bundle == bundle]
-    return [cast("Measured", {name: row[name] for name in names if name in row}) for row in rows]

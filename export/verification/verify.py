@@ -8,40 +8,37 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from export.bundle.inspection import changed_runtime
 from export.bundle.manifest import open_manifest, record
 from export.edge import read_wav
-from export.edge.bundle.content import Content, FirstDifference, Verification, VerifiedClient
+from export.edge.bundle.content import Content, Verification, VerifiedClient
 from export.graphs.padding import trim_or_pad_silence
+from export.verification.agreement import (
+    MIN_EQUAL,
+    WORDS_ALLOWED,
+    ReferenceTranscript,
+    expected_text,
+    first_difference,
+    has_other_text,
+    prefix_share,
+    summary,
+    wer_budget,
+    within_budget,
+)
 from export.verification.clients import client_module, has_graphs_of, is_exact, known_clients, unavailable_reason
-from export.verification.clients.protocol import ClipFile, Job, Outcome, Transcribed
+from export.verification.clients.protocol import ClipFile, Job, Outcome
 from workbench.core.errors import UserError, last_line
 from workbench.core.machine.children import killed_with_parent
 from workbench.core.progress import Progress
 from workbench.corpus import Utterance
-from workbench.evaluation.scoring import Score, score_utterances
+from workbench.evaluation.scoring import score_utterances
 
 log = logging.getLogger("workbench")
-MIN_EQUAL = 0.99  # share of clips whose fp32 tokens must equal torch's
-WER_BUDGET = 0.5  # allowed WER above torch's otherwise, in percentage points,
-WORDS_ALLOWED = 2  # or this many additional word errors if that is more: on 24 clips one word is already 0.6 points
 SECONDS_A_CLIP = 60  # per clip, before a client counts as hung
-
-
-@dataclass(frozen=True)
-class ReferenceTranscript:
-    """A transcript by torch."""
-
-    text: str
-    tokens: list[int]
-    capped: bool  # whether it reached the token limit
-    # detokenizes with the checkpoint's tokenizer, for transcripts that stop earlier
-    text_of: Callable[[Sequence[int]], str] | None = None
 
 
 def verify_bundle(
@@ -72,7 +69,7 @@ def verify_bundle(
         client_module(name)  # fail early on an unknown name
     manifest = open_manifest(bundle, check=True)
     if changed := changed_runtime(manifest):
-        log.warning("%s: edge/ differs from the workbench's version: %s; the workbench runs its own copy", bundle, ", ".join(changed))  # fmt: skip
+        log.warning("%s: edge/ has_other_text from the workbench's version: %s; the workbench runs its own copy", bundle, ", ".join(changed))  # fmt: skip
     names = list(clients) or known_clients()
     results: list[VerifiedClient] = []
     absent: dict[str, str] = {}
@@ -194,7 +191,7 @@ def _compare(
         return {**found, "error": error, "wer": None}
     clips = result["clips"]
     scored = score_utterances(utterances, [c["text"] for c in clips])
-    prefixes = [_prefix_share(c, written) for c, written in zip(clips, reference, strict=True)]
+    prefixes = [prefix_share(c, written) for c, written in zip(clips, reference, strict=True)]
     equal = sum(share == 1.0 for share in prefixes)
     enough = equal >= MIN_EQUAL * len(clips)
     exact = is_exact(name) and job["precision"] == "fp32"
@@ -202,7 +199,7 @@ def _compare(
     different = [
         (i, c["text"], expected_text(c, written))
         for i, (c, written) in enumerate(zip(clips, reference, strict=True))
-        if differs(c, written)
+        if has_other_text(c, written)
     ]
     if different:
         i, ours, theirs = different[0]
@@ -220,81 +217,8 @@ def _compare(
         if exact
         else f"WER at most {points:g} points above torch's"
         + (f", or {WORDS_ALLOWED} more word errors" if points else ""),
-        "first_difference": _first_difference(utterances, clips, reference, prefixes),
+        "first_difference": first_difference(utterances, clips, reference, prefixes),
     }
-
-
-def _first_difference(
-    utterances: Sequence[Utterance], clips: Sequence[Transcribed], reference: Sequence[ReferenceTranscript], prefixes: Sequence[float]
-) -> FirstDifference | None:  # fmt: skip
-    """The first clip whose text differs from torch's, or failing that, whose tokens do."""
-    unequal = [i for i, share in enumerate(prefixes) if share < 1]
-    others = [i for i in unequal if clips[i]["text"].split() != reference[i].text.split()] or unequal
-    if not others:
-        return None
-    return {"id": utterances[others[0]].id, "text": clips[others[0]]["text"], "torch": reference[others[0]].text}
-
-
-def summary(found: VerifiedClient) -> str:
-    """The result of a client and a precision in one line."""
-    if found["wer"] is None:
-        return f"the client did not run ({found['error']})"
-    return f"{found['tokens_equal']} clips equal torch's, WER {found['wer']:.2f} % (torch {found['wer_torch']:.2f} %)"
-
-
-def explain(found: VerifiedClient) -> list[str]:
-    """Lines that explain why a client and a precision failed, and what to do about it."""
-    first = found.get("first_difference")
-    out = [f"{found['client']} {found['precision']}: {summary(found)}"]
-    if threshold := found.get("threshold"):
-        out.append(f"  expected: {threshold}")
-    if found["wer"] is not None and found["error"]:
-        out.append(f"  {found['error']}")
-    elif first:
-        out.append(f"  first difference, clip {first['id']}: {first['text']!r}, torch {first['torch']!r}")
-    if found["wer"] is None:
-        out.append(f"  to do: check whether the runtime works here; to repeat only this: --client {found['client']}")
-    elif found["precision"] == "fp32" or found["error"]:
-        out.append(
-            f"  to do: the runtime's output differs from torch's; try a version other than {found['client']} {found['version']}, or another runtime"
-        )
-    else:
-        out.append(
-            '  to do: choose another --precision for `workbench export`, or let it find one: --budget "wer<=+0.5"'
-        )
-    return out
-
-
-def expected_text(clip: Transcribed, written: ReferenceTranscript) -> str | None:
-    """The text that a runtime must return, given its tokens; None if they differ from torch's or are not returned.
-
-    If torch reached the token limit, the runtime may have stopped earlier.
-    """
-    tokens = clip["tokens"]
-    if tokens is None:
-        return None
-    if list(tokens) == written.tokens:
-        return written.text
-    stopped = written.capped and list(tokens) == written.tokens[: len(tokens)]
-    return written.text_of(tokens) if stopped and written.text_of else None
-
-
-def differs(clip: Transcribed, written: ReferenceTranscript) -> bool:
-    """Whether a runtime returned torch's tokens but a different text: its vocabulary is not the checkpoint's."""
-    expected = expected_text(clip, written)
-    return expected is not None and clip["text"].split() != expected.split()
-
-
-def wer_budget(content: Content) -> float:
-    """Allowed WER above torch's in points: the budget of the bundle's search (`--budget`), or half a point."""
-    searched = (content.get("search") or {}).get("wer_above")
-    return WER_BUDGET if searched is None else float(searched)
-
-
-def within_budget(found: Score, torchs: Score, points: float = WER_BUDGET) -> bool:
-    """Whether a runtime's word errors exceed torch's by no more than the budget; with 0 points, not even one is allowed."""
-    allowed = max(WORDS_ALLOWED, points / 100 * torchs.words) if points else 0
-    return found.errors - torchs.errors <= allowed
 
 
 def _run(name: str, job: Job, folder: Path) -> tuple[Outcome | None, str]:
@@ -317,14 +241,3 @@ def _run(name: str, job: Job, folder: Path) -> tuple[Outcome | None, str]:
         return None, f"exit status {done.returncode}: {last_line(done.stderr)}"
     result: Outcome = json.loads(result_path.read_text(encoding="utf-8"))
     return result, ""
-
-
-def _prefix_share(clip: Transcribed, written: ReferenceTranscript) -> float:
-    """Share of torch's tokens (or characters, without tokens) before the first difference; 1 only if all are equal."""
-    ours: Sequence[str | int] = clip["text"] if clip["tokens"] is None else clip["tokens"]
-    theirs: Sequence[str | int] = written.text if clip["tokens"] is None else written.tokens
-    same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-    # a looping decoder stops at the token limit, and runtimes have different ones
-    if same == len(ours) == len(theirs) or (written.capped and same == min(len(ours), len(theirs)) > 0):
-        return 1.0
-    return min(same / max(len(theirs), 1), 1 - 1e-6)

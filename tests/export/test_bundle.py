@@ -17,7 +17,8 @@ from export.edge import AudioError, BundleError, Recognizer, read_wav
 from export.edge.audio.resample import resample
 from export.edge.bundle.tokens import Detokenizer
 from export.measurement.latency import System, time_systems
-from export.verification.verify import verify_bundle, within_budget
+from export.verification.agreement import within_budget
+from export.verification.verify import verify_bundle
 from tests.conftest import ROOT, tone
 from tests.malformed import REFUSED
 from workbench.audio.decode import decode, write_wav

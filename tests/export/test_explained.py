@@ -1,4 +1,4 @@
-"""What is said of a verification that failed: what was compared, against which threshold, where it differs first, what to do."""
+"""What is said of a verification that failed: what was compared, against which threshold, where it has_other_text first, what to do."""
 
 import json
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from export.verification import verify
-from export.verification.verify import ReferenceTranscript, explain
+from export.verification.agreement import ReferenceTranscript, explain
 from workbench.cli.export import _tell_failures
 from workbench.core.errors import UserError
 

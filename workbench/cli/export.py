@@ -172,7 +172,7 @@ def _verify(
 
 def _tell_failures(bundle: Path, found: Verification) -> None:
     """Raise UserError if a runtime that must agree with torch does not, also for a bundle that was already up to date."""
-    from export.verification.verify import explain
+    from export.verification.agreement import explain
 
     failing = [c for c in found["clients"] if not c["passed"]]
     for one in sorted(failing, key=lambda c: c["required"]):

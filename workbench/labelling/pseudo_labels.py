@@ -8,28 +8,34 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
 
-from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave, probe_seconds
+from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave
 from workbench.core.errors import UserError
 from workbench.core.files import json_lines, json_text, write_jsonl
 from workbench.core.hashing import hash_json
-from workbench.core.locks import lock_of
 from workbench.core.machine.distributed import ProcessState, distributed_output_lock, start_processes, wait_for_all
 from workbench.core.machine.kernels import choose_cuda_kernels
 from workbench.core.ownership import audio_of, check_manifest, report_of
 from workbench.core.progress import Progress
-from workbench.corpus.manifests import MANIFEST_NAMES, read_manifest
-from workbench.corpus.utterance import Recording, Utterance
+from workbench.corpus.manifests import MANIFEST_NAMES
+from workbench.corpus.utterance import Utterance
 from workbench.labelling.filters import Label, LabelFilters, reasons
+from workbench.labelling.recordings import (
+    UNUSABLE,
+    Unfit,
+    _has_manifest,
+    audio_clips,
+    clips_of_known_languages,
+    recording_of,
+)
 from workbench.labelling.segmentation import (
     VoiceActivityDetector,
     check_disk,
@@ -41,8 +47,6 @@ from workbench.models import Family, open_family
 from workbench.models.resolve import fingerprint, resolve_teacher
 
 log = logging.getLogger("workbench")
-UNUSABLE = "unusable audio"
-UNKNOWN = "unknown language"
 
 
 @dataclass(frozen=True)
@@ -76,15 +80,6 @@ class JournalLine(Found):
     clip: str  # `_clip_key`
 
 
-class Unfit(Recording):
-    """A row of the report on a clip that was not transcribed."""
-
-    id: str
-    language: NotRequired[str]  # where that is what is wrong
-    reasons: list[str]
-    error: str
-
-
 def label(
     source: Path, manifest: Path, settings: LabelSettings, limits: LabelFilters, split: str | None = None
 ) -> Path:
@@ -112,7 +107,7 @@ def _label(source: Path, manifest: Path, settings: LabelSettings, limits: LabelF
     folder = resolve_teacher(settings.teacher)
     family = open_family(folder)
     recordings, unfit = audio_clips(source, manifest)
-    recordings, foreign = _of_known_languages(recordings, family, settings.language)
+    recordings, foreign = clips_of_known_languages(recordings, family, settings.language)
     unfit += foreign
     if settings.language is None and source.is_dir() and not _has_manifest(source):
         log.info("no --language: all recordings are transcribed as English; with `auto` the teacher detects each one's")
@@ -141,79 +136,6 @@ def _label(source: Path, manifest: Path, settings: LabelSettings, limits: LabelF
             path.unlink()
     wait_for_all()
     return manifest
-
-
-def audio_clips(source: Path, manifest: Path) -> tuple[list[Utterance], list[Unfit]]:
-    """Clips of a manifest or of all files in a folder, by rising length, and a report's rows of files that cannot be decoded.
-
-    Args:
-        source: a folder, searched recursively whatever its files are called, or a manifest.
-        manifest: where the labels will be written; what `label` itself wrote there is not a recording.
-
-    Raises:
-        UserError: nothing there, or a manifest that cannot be used.
-    """
-    unfit: list[Unfit] = []
-    if not source.is_dir() or _has_manifest(source):
-        clips = read_manifest(source, transcribed=False)
-    else:
-        own = (manifest, report_of(manifest), audio_of(manifest), lock_of(manifest))
-        paths = sorted(
-            p for p in source.rglob("*")
-            if not p.is_dir() and p not in own and audio_of(manifest) not in p.parents and not _is_journal(p, manifest)
-        )  # fmt: skip
-        if not paths:
-            raise UserError(f"{source}: holds neither a manifest nor any file; expected recordings")
-        clips = []
-        for path in paths:
-            name = _printable(path.relative_to(source).as_posix())
-            try:
-                clips.append(Utterance(name, path, "", probe_seconds(path), split=""))
-            except UserError as error:
-                unfit.append({"id": name, "audio": str(path.absolute()), "reasons": [UNUSABLE], "error": str(error)})
-    return sorted(clips, key=lambda clip: (clip.seconds, clip.id)), unfit
-
-
-def _of_known_languages(
-    clips: Sequence[Utterance], family: Family, language: str | None
-) -> tuple[list[Utterance], list[Unfit]]:
-    """Clips in a language that the teacher knows, and a report's rows of the others; raises UserError if it does not know `--language`."""
-    if language == "auto":
-        return list(clips), []
-    unknown: dict[str, str] = {}
-    for code in {language or clip.language for clip in clips}:
-        try:
-            family.tokens([""], [code])
-        except UserError as error:
-            if language:
-                raise
-            unknown[code] = str(error)
-    rows: list[Unfit] = [
-        {"id": c.id, **_recording(c), "language": c.language, "reasons": [UNKNOWN], "error": unknown[c.language]}
-        for c in clips
-        if c.language in unknown
-    ]
-    return [clip for clip in clips if clip.language not in unknown], rows
-
-
-def _recording(clip: Utterance) -> Recording:
-    """A row's fields that name the clip's recording, with `offset` and `duration` for a segment of one."""
-    source = clip.source()
-    assert source is not None  # noqa: S101  labels are made of files
-    return source
-
-
-def _has_manifest(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in MANIFEST_NAMES)
-
-
-def _printable(name: str) -> str:
-    """A file's name as text: bytes that are not UTF-8 as escapes, so that an id can be written anywhere."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _is_journal(path: Path, manifest: Path) -> bool:
-    return path.parent == manifest.parent and path.match(f".{manifest.name}.*.journal")
 
 
 def _cut_long(
@@ -307,7 +229,7 @@ def _write(
     seconds = 0.0
     for clip in clips:
         entry = found[_clip_key(clip)]
-        row: dict[str, Any] = {"id": clip.id, **_recording(clip)}
+        row: dict[str, Any] = {"id": clip.id, **recording_of(clip)}
         if "error" in entry:
             why = [UNUSABLE]
             row |= {"reasons": why, "error": entry["error"]}
