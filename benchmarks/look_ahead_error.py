@@ -3,7 +3,7 @@
     python benchmarks/look_ahead_error.py --json FILE
 
 On micro-batches of a student of two decoder layers after some steps of fixed KD: the gradients of all weights over the
-whole vocabulary and over what `look_ahead.concentrated` leaves of it, in turns.
+whole vocabulary and over what `meta_gradients.restrict_to_moved_tokens` leaves of it, in turns.
 """
 
 from __future__ import annotations

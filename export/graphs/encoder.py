@@ -34,7 +34,7 @@ def encoder_graph(model: WhisperForConditionalGeneration, margin: int | None) ->
 
     Args:
         model: in fp32 on the CPU.
-        margin: frames of silence to keep after the longest clip, as in `padding.as_trained`.
+        margin: frames of silence to keep after the longest clip, as in `padding.trim_or_pad_silence`.
     """
     encoder, decoder, config = encoder_of(model), decoder_of(model), model.config
     width, layers = int(config.d_model), len(decoder.layers)
@@ -84,7 +84,7 @@ def frontend_graph(mels: int) -> ModelProto:
 
 
 def _as_trained(w: Writer, features: str, margin: int | None) -> str:
-    """`padding.as_trained` as nodes. [clips, mels, frames] -> [clips, mels, an even number of frames]"""
+    """`padding.trim_or_pad_silence` as nodes. [clips, mels, frames] -> [clips, mels, an even number of frames]"""
     nothing, size = w.constant("0.0", np.float32(0)), w.add("ReduceMax", w.add("Abs", features), w.integers(1))
     zero = w.add("Equal", size, nothing)  # [clips, 1, frames]
     spoken = w.add("Where", zero, w.constant("infinity", np.float32(np.inf)), features)

@@ -121,7 +121,7 @@ def test_a_bundle_that_failed_its_verification_fails_again(student, exported, tm
     record(bundle, verification=found)
     done = run(*how)
     assert done.returncode == 2
-    assert "fails in edge int8; the reasons stand above" in done.stderr
+    assert "fails in edge int8; the reasons are above" in done.stderr
     assert "clips equal torch's, WER" in done.stderr
     assert run(*how, "--no-verify").returncode == 0
     for one in found["clients"]:

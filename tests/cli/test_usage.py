@@ -185,7 +185,7 @@ workbench.cli.app.main()
         ("IsADirectoryError(21, 'x', 'a\\nb')", 2, "error: a\\nb: Is a directory"),
         ("ConnectionRefusedError(111, 'x')", 2, "error: Connection refused; check the network"),
         ("RuntimeError('I/O error: No space left on device (os error 28)')", 2, "error: No space left on device; free"),
-        ("ValueError('a bug')", 1, "error: unexpected ValueError: a bug of the workbench"),
+        ("ValueError('a bug')", 1, "error: unexpected ValueError: a bug in the workbench"),
     ],
 )
 def test_the_systems_errors_are_a_line_and_bugs_have_a_traceback(error, status, said):
@@ -209,7 +209,7 @@ def test_ctrl_c_says_that_work_can_be_resumed_only_where_it_can(monkeypatch, cap
             cli.main()
         assert ended.value.code == 130
         said[name] = capsys.readouterr().err
-    assert said["distill"] == "error: interrupted; what has been saved is kept, run the same command again to resume\n"
+    assert said["distill"] == "error: interrupted; what was saved is kept: run the same command again to resume\n"
     assert said["plan"] == "error: interrupted\n"
 
 

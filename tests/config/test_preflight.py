@@ -35,7 +35,7 @@ def lines(tmp_path):
     ("fields", "said"),
     [
         ({"text": "word " * 60}, r"has 30\d tokens, more than the decoder takes \(124\)"),
-        ({"language": "kab"}, "language 'kab' is not one this Whisper model knows"),
+        ({"language": "kab"}, "language 'kab' is not supported by this Whisper model"),
     ],
 )
 def test_a_transcript_that_cannot_be_trained_on_is_named_before_the_run_starts(lines, recipe, fields, said):

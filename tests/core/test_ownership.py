@@ -84,7 +84,7 @@ def test_a_file_that_the_manifest_does_not_list_is_in_the_way(bundle, name):
     (bundle / "edge" / "__pycache__" / "bundle.cpython-311.pyc").touch()  # of running it
     check_replaceable(bundle, BUNDLE)
     (bundle / name).write_text("mine")
-    with pytest.raises(UserError, match=f"holds '{name}', which is no part of the bundle"):
+    with pytest.raises(UserError, match=f"holds '{name}', which is not part of the bundle"):
         check_replaceable(bundle, BUNDLE)
 
 
@@ -243,7 +243,7 @@ def test_a_run_is_begun_anew_only_where_all_is_a_runs(recipe, exported, tmp_path
     for name in ("notes.txt", "student/notes.txt", "checkpoints/step-00000001-backup/model.safetensors"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("mine")
-        with pytest.raises(UserError, match=f"holds '{name}', which is no part of the run"):
+        with pytest.raises(UserError, match=f"holds '{name}', which is not part of the run"):
             distill(recipe(seed=2), restart=True)
         (run / name).unlink()
         assert everything(run) == finished
@@ -323,7 +323,7 @@ def test_a_manifest_of_others_is_not_replaced(tmp_path, command):
             return label(source, out, LabelSettings(), LabelFilters())
         return synthesize(source / "lines.txt" if source.is_dir() else source, out)
 
-    with pytest.raises(UserError, match=r"out\.jsonl: is there, and out\.rejected\.jsonl"):
+    with pytest.raises(UserError, match=r"out\.jsonl: exists, but out\.rejected\.jsonl"):
         run(out)
     assert out.read_text() == "mine"
     with pytest.raises(UserError, match="is the input"):

@@ -70,7 +70,7 @@ def test_a_folder_is_found_by_its_manifest(clip):
         ('{"audio": "b.wav", "text": "x"}', "m.jsonl:1: field 'audio' names 'b.wav'"),
         (
             '{"audio": "a.wav", "text": "x"}\n{"audio": "a.wav", "text": "y"}',
-            "m.jsonl:2: id 'a.wav' already stands on line 1",
+            "m.jsonl:2: id 'a.wav' is already on line 1",
         ),
         ('{"audio": "a.wav", "text": "x", "duration": "long"}', "m.jsonl:1: field 'duration' is 'long'"),
         ('{"audio": "a.wav", "text": "x", "split": "trian"}', "did you mean 'train'?"),

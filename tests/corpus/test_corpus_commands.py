@@ -72,7 +72,7 @@ def test_bad_options_are_one_line(cache, clean):
         corrupt(clean, 1.4, "exchange", 1)
     with pytest.raises(UserError, match="known: en, es"):
         build_prompts("xx", cache / "xx")
-    with pytest.raises(UserError, match="too much alike"):
+    with pytest.raises(UserError, match="too similar"):
         corrupt(
             [u.__class__(u.id, u.audio, "the same", u.seconds, "en", "train") for u in clean[:10]], 0.5, "exchange", 1
         )

@@ -76,7 +76,7 @@ def test_a_language_that_is_none_is_refused_with_its_row(dataset, value):
 
 def test_class_numbers_without_names_are_refused(dataset):
     rows = [{"audio": clip(), "text": "x", "language": 3}]
-    with pytest.raises(UserError, match="row 0: column 'language' is '3', which is no language"):
+    with pytest.raises(UserError, match="row 0: column 'language' is '3', which is not a language"):
         open_corpus(dataset(rows, language=Value("int64")), "train")
 
 
@@ -115,7 +115,7 @@ def test_a_configuration_is_a_language_only_where_it_looks_like_one(config, code
 def test_a_row_names_no_file_outside_its_dataset(dataset, tmp_path, how):
     write_wav(tmp_path / "secret.wav", tone(1.0))
     source = dataset([{"audio": {"bytes": None, "path": f"{how}{tmp_path / 'secret.wav'}"}, "text": "x"}])
-    with pytest.raises(UserError, match=r"names the file .*secret\.wav', which is none of the dataset's"):
+    with pytest.raises(UserError, match=r"names the file .*secret\.wav', which is not one of the dataset's"):
         open_corpus(source, "train")
 
 
@@ -135,7 +135,7 @@ def test_a_file_of_this_machine_is_not_read_under_a_datasets_address(dataset, tm
     write_wav(tmp_path / "secret.wav", tone(1.0))
     chain = f"file://{tmp_path / 'secret.wav'}::hf://datasets/someone/speech/a.zip"
     source = dataset([{"audio": {"bytes": None, "path": chain}, "text": "x"}])
-    with pytest.raises(UserError, match="which is none of the dataset's"):
+    with pytest.raises(UserError, match="which is not one of the dataset's"):
         open_corpus(source, "train")
 
 

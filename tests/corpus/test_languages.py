@@ -63,7 +63,7 @@ def test_common_voices_languages_stay_what_they_are(code):
     "given", ["", " ", "3", "englich", "cn", "jp", "und", "mul", "nan value", "None", "true", "xx", "multilingual"]
 )
 def test_what_is_no_language_is_refused(given):
-    with pytest.raises(UserError, match=r"which is no language.*expected an ISO 639 code"):
+    with pytest.raises(UserError, match=r"which is not a language.*expected an ISO 639 code"):
         language_code(given)
 
 

@@ -119,7 +119,7 @@ def test_clips_that_are_not_scored_are_neither_trained_nor_scored_on(monkeypatch
         assert len(scored_clips("prompts-en", split, 3)) == 3
     assert firsts["train"] not in {u.id for u in training_set("prompts-en", None)}
     monkeypatch.setattr("workbench.corpus.sources.read_manifest", lambda _: [replace(u, scored=False) for u in clips])
-    with pytest.raises(UserError, match="all clips of its split 'test' are marked"):
+    with pytest.raises(UserError, match="all clips of split 'test' are marked"):
         scored_clips("prompts-en", "test")
 
 

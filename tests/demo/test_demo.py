@@ -181,7 +181,7 @@ def test_a_microphone_is_heard_by_each_system_block_by_block(systems):
 
 
 def test_somebody_has_to_listen(systems):
-    with pytest.raises(UserError, match="nobody listens"):
+    with pytest.raises(UserError, match="no system is selected"):
         Live(systems, [], "en", 16000)
 
 
@@ -194,7 +194,7 @@ def test_a_visitor_speaks_and_the_page_writes_along(systems, tmp_path):
         browser.get_by_role("tab", name="Live").click()
         browser.get_by_label("tiny (int8)").uncheck()
         browser.locator("#microphone button:has-text('Record')").first.click()
-        browser.get_by_text("nobody listens; tick at least one system").wait_for()
+        browser.get_by_text("no system is selected; tick at least one").wait_for()
         browser.locator("#microphone button:has-text('Stop')").first.click()
         browser.get_by_label("tiny (int8)").check()
         browser.get_by_label("tiny (teacher, fp32)").check()

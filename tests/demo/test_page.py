@@ -150,7 +150,7 @@ def test_large_requests_are_refused_before_they_are_stored(page):
     before = sum(p.stat().st_size for p in page.folder.rglob("*") if p.is_file())
     answer = page.post("/upload", files={"files": ("a.wav", bytes(3_000_000))})
     assert answer.status_code == 413
-    assert "larger than the 2" in answer.text
+    assert "exceeds the limit of 2" in answer.text
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.wav"\r\n\r\n' + bytes(3_000_000)
     pieces = (body[i : i + 65536] for i in range(0, len(body), 65536))  # its length is not announced
     answer = page.post("/upload", content=pieces, headers={"Content-Type": "multipart/form-data; boundary=x"})
@@ -315,7 +315,7 @@ def test_a_system_too_far_behind_says_so_and_transcribes_what_it_heard(gated, mo
     systems, slow, fast, gate = gated
     wave = said_aloud()
     visitor = hears(systems, [slow, fast], wave, lambda one: until(lambda: one.queues[fast].behind == 0))
-    assert "2 s behind and hears nothing more" in visitor.as_html()
+    assert "2 s behind and accepts no more speech" in visitor.as_html()
     visitor.finish()
     gate.set()
     until(lambda: visitor.done)
@@ -343,7 +343,7 @@ def test_visitors_are_counted_and_forgotten(systems, tmp_path, monkeypatch):
     names = list(systems.recognizers)
     first = visitors.hear("a", block(tmp_path), names, "en")
     assert visitors.hear("a", block(tmp_path), names, "en") is first
-    with pytest.raises(UserError, match="1 visitors speak already"):
+    with pytest.raises(UserError, match="1 visitors are already speaking"):
         visitors.hear("b", block(tmp_path), names, "en")
     visitors.leave("a")
     assert first.closed
@@ -380,6 +380,6 @@ def test_no_block_is_overtaken_and_whoever_leaves_is_forgotten(page, systems):
             assert [answer.status_code for answer in sent] == [200] * 11
         until(lambda: page.visitors.lives["me"].seconds == 3.0)
         _, answer = ask(page, "listen", blocks[0], names, "en")
-        assert "1 visitors speak already" in answer[0]
+        assert "1 visitors are already speaking" in answer[0]
         alive.close()
         until(lambda: "me" not in page.visitors.lives)

@@ -100,15 +100,15 @@ def test_a_study_is_locked_while_it_runs(tmp_path, held, recipe):
 
 
 PARENTS = {
-    "program": "subprocess.run(ending_with_us(['sleep', '60']))",
-    "program of a thread": "threading.Thread(target=subprocess.run, args=(ending_with_us(['sleep', '60']),)).start()",
-    "python": "subprocess.run(ending_with_us([sys.executable, '-c', 'import time; time.sleep(60)']))",
+    "program": "subprocess.run(killed_with_parent(['sleep', '60']))",
+    "program of a thread": "threading.Thread(target=subprocess.run, args=(killed_with_parent(['sleep', '60']),)).start()",
+    "python": "subprocess.run(killed_with_parent([sys.executable, '-c', 'import time; time.sleep(60)']))",
     "loader": "list(DataLoader(Slow(), batch_size=None, num_workers=2, worker_init_fn=end_with_parent))",
     "measure": "p = multiprocessing.get_context('spawn').Process(target=wait); p.start(); p.join()",
 }
 PARENT = """
 import multiprocessing, subprocess, sys, threading, time
-from workbench.core.machine.children import end_with_parent, ending_with_us
+from workbench.core.machine.children import end_with_parent, killed_with_parent
 def wait():
     end_with_parent()
     time.sleep(60)
@@ -167,7 +167,7 @@ def test_every_child_is_started_so_that_it_ends_with_its_parent():
         if path.name == "children.py":
             continue
         started = sum(content.count(f"subprocess.{name}(") for name in ("run", "Popen", "call", "check_output"))
-        assert content.count("ending_with_us(") >= started, path
+        assert content.count("killed_with_parent(") >= started, path
         assert content.count("end_with_parent") >= content.count("DataLoader(") + content.count(".Process("), path
 
 

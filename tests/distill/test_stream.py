@@ -162,7 +162,7 @@ def test_a_stream_killed_after_its_last_window_is_resumed(recipe, dataset, monke
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages": {"s": DECODER}}, r"stages.s.steps is missing"),
+        ({"stages": {"s": DECODER}}, r"stages.s.max_steps is missing"),
         ({"corpus": "prompts-en", "stages": {"s": {**DECODER, "max_steps": 1}}}, r"cannot be streamed; expected hf:ID"),
         (
             {"stages": {"s": {**DECODER, "max_steps": 1}}, "augment": {"speed_factors": [1.1]}},

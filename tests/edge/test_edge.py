@@ -307,7 +307,7 @@ def test_shapes_beyond_those_that_are_kept_are_decoded_as_usual(exported, recogn
 
 
 def test_cuda_graphs_are_the_cuda_providers(exported):
-    with pytest.raises(BundleError, match="CUDA graphs are the CUDA provider's"):
+    with pytest.raises(BundleError, match="CUDA graphs need the CUDA provider"):
         Recognizer(exported, cuda_graphs=True, vad=False)
 
 

@@ -219,7 +219,7 @@ def test_sound_files_that_never_end_are_refused(kind, tmp_path):
 
     path = tmp_path / "a.wav"
     os.mkfifo(path) if kind == "fifo" else path.symlink_to("/dev/zero")
-    with pytest.raises(AudioError, match="is no regular file"):
+    with pytest.raises(AudioError, match="is not a regular file"):
         read_wav(path)
 
 

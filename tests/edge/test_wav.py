@@ -93,7 +93,7 @@ def test_a_file_that_is_cut_off_is_read_as_far_as_it_goes_and_said(put, caplog):
     data = stored(tone(0.2), 1, 16)
     path = put(riff(form(), chunk(b"data", data[: len(data) // 2 + 1], len(data), pad=False)))
     assert len(read_wav(path)) == RATE // 10
-    assert "x.wav: is cut off, 0.10 of 0.20 s are there" in caplog.text
+    assert "x.wav: is cut off; it has 0.10 of 0.20 s" in caplog.text
 
 
 def test_channels_that_cancel_each_other_leave_the_loudest(put):

@@ -158,5 +158,5 @@ def test_an_export_chooses_heads_or_has_none(student, tmp_path):
         assert alignment["error_seconds"] <= 0.5
         assert recognizer.transcribe(tone(1.0), words=True).stages_ms["words"] > 0
         return
-    with pytest.raises(BundleError, match="no attention heads"):  # those of a random model follow nothing
+    with pytest.raises(BundleError, match="no alignment heads"):  # those of a random model follow nothing
         recognizer.transcribe(tone(1.0), words=True)

@@ -210,7 +210,7 @@ def test_unknown_precisions_and_languages_are_named(exported, student, tmp_path)
         export_bundle(student, tmp_path / "x", ["int9"])
     with pytest.raises(BundleError, match="no precision 'fp16'"):
         Recognizer(exported, "fp16", vad=False)
-    with pytest.raises(BundleError, match="does not know language 'xx'"):
+    with pytest.raises(BundleError, match="does not support language 'xx'"):
         Recognizer(exported, vad=False).transcribe(tone(1.0), "xx")
 
 

@@ -40,7 +40,7 @@ def test_unequal_tokens_are_explained(compared):
 def test_word_errors_are_explained(compared):
     said = "\n".join(explain(compared("edge", "int8", WRONG, WRONG, WRONG, RIGHT)))
     assert "WER 37.50 % (torch 0.00 %)" in said
-    assert "at most 0.5 points above torch's, or 2 words more" in said
+    assert "at most 0.5 points above torch's, or 2 more word errors" in said
     assert "choose another --precision" in said
 
 
@@ -55,6 +55,6 @@ def test_failures_are_shown_before_the_error_and_kept_as_json(compared, capsys, 
     passing = compared("edge", "int8", RIGHT, RIGHT, RIGHT, RIGHT)
     assert passing["first_difference"] is None
     found = json.loads(json.dumps({"clients": [passing, failing]}))
-    with pytest.raises(UserError, match="fails in edge fp32; the reasons stand above"):
+    with pytest.raises(UserError, match="fails in edge fp32; the reasons are above"):
         _tell_failures(tmp_path, found)
     assert capsys.readouterr().err.splitlines() == explain(failing)

@@ -59,7 +59,9 @@ def test_scores_that_the_cuda_provider_has_not(damaged):
         node = next(n for n in model.graph.node if n.op_type == "Attention")
         node.attribute.append(helper.make_attribute("qk_matmul_output_mode", 3))
 
-    assert damaged("step_decoder.onnx", change) == ["Attention's scores in mode 3, which the CUDA provider has not"]
+    assert damaged("step_decoder.onnx", change) == [
+        "Attention's scores in mode 3, which the CUDA provider does not support"
+    ]
 
 
 def test_a_graph_that_is_none_is_one_line(tmp_path):

@@ -110,7 +110,7 @@ def test_without_a_network_the_client_is_not_there_and_says_what_to_do(cache, mo
     for client in ("optimum", "optimum_30s"):
         remedy = unavailable_reason(client)
         assert remedy is not None
-        assert "let pip reach its package index and run the same command again" in remedy
+        assert "give pip access to its package index and run the same command again" in remedy
         assert "\n" not in remedy
     assert [p for p in (cache / "optimum").iterdir() if not p.name.endswith(".lock")] == []
 
@@ -135,7 +135,9 @@ def test_an_environment_that_cannot_be_imported_is_not_kept(there, cache, tmp_pa
     start = next(i for i, line in enumerate(lines) if line.startswith("optimum=="))
     (tmp_path / "few.txt").write_text("\n".join(lines[start : start + 2]) + "\n")
     monkeypatch.setattr(place, "REQUIREMENTS", tmp_path / "few.txt")
-    with pytest.raises(UserError, match=r"cannot be imported beside the packages here \(ModuleNotFound.*optimum"):
+    with pytest.raises(
+        UserError, match=r"cannot be imported together with the installed packages \(ModuleNotFound.*optimum"
+    ):
         environment()
     assert [p for p in (cache / "optimum").iterdir() if not p.name.endswith(".lock")] == []
 

@@ -85,7 +85,7 @@ def test_what_cannot_be_packed_is_told(exported, tmp_path):
         pack(folder, tmp_path / "other", "edge")
     with pytest.raises(BundleError, match="packed for sherpa_onnx"):
         Recognizer(folder)
-    with pytest.raises(UserError, match="measure the whole bundle"):
+    with pytest.raises(UserError, match="measure the full bundle"):
         measure([folder], str(exported), tmp_path / "report", ["prompts-en"], "test")
     assert not (tmp_path / "other").exists()
     assert pack(exported, folder, "edge", overwrite=True) == folder

@@ -149,7 +149,7 @@ def test_a_layer_that_is_not_there_is_told(student, tmp_path):
 
 
 def test_static_int8_wants_clips(student, tmp_path):
-    with pytest.raises(UserError, match="name some with --corpus"):
+    with pytest.raises(UserError, match="name a corpus with --corpus"):
         export_bundle(student, tmp_path / "b", ["int8_static/int8"])
 
 

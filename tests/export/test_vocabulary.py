@@ -191,7 +191,7 @@ def export_tokens(folder, kept, tmp_path):
     ("choice", "said"),
     [
         ("eng", "did you mean 'en'"),
-        ("en:many", "'many' is no number"),
+        ("en:many", "'many' is not a number"),
         ("en:100", "fewer than the 283"),
         ("corpus:none.txt", "cannot be read"),
         ("trained", "trained with its whole vocabulary"),

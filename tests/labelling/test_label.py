@@ -126,7 +126,7 @@ def test_each_clip_is_transcribed_in_its_manifests_language(speech, settings, tm
     assert {row["id"]: row["language"] for row in rows(own)} == {k: v for k, v in languages.items() if v != "tlh"}
     (foreign,) = rows(tmp_path / "own.rejected.jsonl")
     assert (languages[foreign["id"]], foreign["reasons"]) == ("tlh", ["unknown language"])
-    with pytest.raises(UserError, match="language 'tlh' is not one this Whisper model knows"):
+    with pytest.raises(UserError, match="language 'tlh' is not supported by this Whisper model"):
         label(manifest, tmp_path / "forced.jsonl", replace(settings, language="tlh"), LOOSE)
     forced = label(manifest, tmp_path / "forced.jsonl", settings, LOOSE)
     assert {row["language"] for row in rows(forced)} == {"en"}

@@ -65,7 +65,7 @@ def test_lines_become_recordings_and_a_manifest(engine, tmp_path, cache):
         assert seconds == pytest.approx(0.05 * len(row["text"]) / row["speeds"][0], abs=0.02)
         assert row["duration"] == pytest.approx(seconds, abs=0.001)
     assert [(r["line"], r["reason"].split(":")[0]) for r in rows(tmp_path / "out.rejected.jsonl")] == [
-        (3, "nothing to say"), (4, "said already"), (5, "the engine failed"), (7, "stands in the validation or test split"),
+        (3, "no speakable text"), (4, "same as an earlier line"), (5, "the engine failed"), (7, "is in the validation or test split"),
     ]  # fmt: skip
     assert len(open_corpus(str(manifest), "train")) == 2
 

@@ -115,7 +115,7 @@ def test_every_divergence_says_which_targets_it_takes(recipe, logits, name):
             assert recipe(stages=stages, targets={"kind": kind}).targets.kind == kind
         else:
             with pytest.raises(
-                UserError, match=rf"{name} cannot be taken from targets.kind sampled; use top_k or full"
+                UserError, match=rf"{name} cannot be computed from targets.kind sampled; use top_k or full"
             ):
                 recipe(stages=stages, targets={"kind": kind})
     if "sampled" not in TARGETS_OF[name]:
@@ -124,7 +124,7 @@ def test_every_divergence_says_which_targets_it_takes(recipe, logits, name):
 
 
 def test_annealing_kd_needs_all_logits_or_the_largest(recipe):
-    with pytest.raises(UserError, match="annealing_kd, whose logit_mse cannot be taken"):
+    with pytest.raises(UserError, match="annealing_kd, whose logit_mse cannot be computed"):
         recipe(stages={"decoder": {**DECODER, "weighting": {"name": "annealing_kd"}}}, targets={"kind": "sampled"})
 
 

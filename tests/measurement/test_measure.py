@@ -77,11 +77,11 @@ def test_each_corpus_has_a_section_and_says_whether_it_was_trained_on(
     assert [len(part["clips"]) for part in (report, strangers)] == [2, 2]
     print_table(report)
     printed = capsys.readouterr().out
-    assert "Speech it was not trained on" in printed
+    assert "A corpus that the students were not trained on" in printed
     assert normalizer_name("es") in printed
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Speech it was not trained on" in page
-    assert "too few to say" in page
+    assert "A corpus that the students were not trained on" in page
+    assert "too few clips" in page
     kept = open_manifest(bundle, check=True).content["measurement"]
     assert kept["other_corpora"][0]["systems"][0]["name"] == report["systems"][1]["name"]
     with pytest.raises(UserError, match="named twice"):
@@ -117,7 +117,7 @@ def test_clips_that_are_not_to_be_scored_are_left_out_and_counted(
     assert (report["corpus"]["clips"], report["corpus"]["not_scored"]) == (2, 1)
     assert first.id not in {clip["id"] for clip in report["clips"]}
     monkeypatch.setattr("export.measurement.measure.open_corpus", lambda *_: [replace(first, scored=False)])
-    with pytest.raises(UserError, match="marked as not to be scored"):
+    with pytest.raises(UserError, match="marked as not scorable"):
         measure([bundle], str(exported), tmp_path / "out", [manifest])
 
 

@@ -103,7 +103,7 @@ def test_a_text_that_differs_where_the_tokens_are_equal_is_a_failure(bundle, che
     assert not found["passed"]
     assert found["required"]
     assert found["texts_differ"] > 0
-    assert "clips have torch's tokens and another text, the first is clip" in found["error"]
+    assert "clips have torch's tokens but a different text, first clip" in found["error"]
 
 
 def test_only_spaces_may_differ():

@@ -96,8 +96,8 @@ def test_weights_of_another_type_are_named(folder):
         ({"weight_map": {"a": "../other.safetensors"}}, "points outside"),
         ({"weight_map": {"a": "/etc/passwd"}}, "points outside"),
         ({"weight_map": {"a": "gone.safetensors"}}, "gone.safetensors: missing"),
-        ({"weight_map": ["a"]}, "weight_map is no object"),
-        ({"weight_map": {"a": 3}}, "weight_map is no object"),
+        ({"weight_map": ["a"]}, "weight_map is not an object"),
+        ({"weight_map": {"a": 3}}, "weight_map is not an object"),
         ([], "expected a JSON object"),
     ],
 )
@@ -238,12 +238,12 @@ def test_other_classes_and_files_are_refused(folder, name, changes):
         ({"max_source_positions": 3000}, "Whisper's window of 30 s has 1500"),
         ({"dropout": float("nan")}, "dropout is nan; expected a number from 0 to 1"),
         ({"eos_token_id": 10**6}, "a token below vocab_size"),
-        ({"encoder_attention_heads": 7}, "does not divide"),
+        ({"encoder_attention_heads": 7}, "which is not divisible by encoder_attention_heads, 7"),
         ({"activation_function": "someones"}, "expected gelu"),
         ({"d_model": 8192, "encoder_layers": 128, "encoder_ffn_dim": 65536}, "expected at most 5,000,000,000"),
         ({"encoder_ranks": {"0.fc1": 10**9}}, "expected a whole number from 1 to 32"),
-        ({"encoder_ranks": {"9.fc1": 8}}, "no product of the encoder's 3 layers"),
-        ({"encoder_ranks": {"__class__": 8}}, "no product"),
+        ({"encoder_ranks": {"9.fc1": 8}}, "not a linear layer of the encoder's 3 layers"),
+        ({"encoder_ranks": {"__class__": 8}}, "not a linear layer"),
         ({"pool_after": 10**9}, "a layer from 1 to 3"),
     ],
 )
@@ -265,7 +265,7 @@ def test_keys_that_are_not_whispers_are_left_out(folder):
         ("generation_config.json", {"suppress_tokens": [10**9]}, "a list of tokens below 263"),
         ("generation_config.json", {"lang_to_id": {"<|en|>": "x"}}, "names with tokens"),
         ("generation_config.json", {"alignment_heads": [[0]]}, "pairs of layer and head"),
-        ("generation_config.json", {"to_dict": 3}, "is no setting"),
+        ("generation_config.json", {"to_dict": 3}, "is not a setting"),
         ("preprocessor_config.json", {"feature_size": 10**9}, "feature_size is 1000000000; Whisper's features have 80"),
         ("preprocessor_config.json", {"sampling_rate": 8000}, "Whisper's features have 16000"),
         ("workbench.json", {"length": "true", "margin_seconds": 1e30}, "expected seconds from 0 to 30"),
@@ -296,7 +296,7 @@ def test_the_tokenizer_of_another_model_is_refused(folder):
     content = json.loads((folder / "tokenizer.json").read_text())
     content["added_tokens"].append({**content["added_tokens"][0], "content": "<|more|>", "id": 263})
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    assert "tokens up to 263, the model 263 of them" in refused(folder)
+    assert "ids up to 263, the model only 263 tokens" in refused(folder)
     edit(folder / "config.json", eos_token_id=5)
     assert "its tokenizer is not the model's: <|endoftext|> is 256" in refused(folder)
 

@@ -218,7 +218,7 @@ def tensor(name, shape, kind=FLOAT32, size=None, data=b""):
         (HEAD + struct.pack("<I", 1) + tensor("x", [2**30], size=2**32 - 1), "expected 4294967296"),
         (HEAD + struct.pack("<I", 1) + tensor("x", [2**29], size=2**31), "cut off"),
         (HEAD + struct.pack("<I", 1) + tensor("x", [1], kind=77, data=b"1234"), "unknown type 77"),
-        (HEAD + struct.pack("<I", 2) + 2 * tensor("x", [1], data=b"1234"), "'x' is there twice"),
+        (HEAD + struct.pack("<I", 2) + 2 * tensor("x", [1], data=b"1234"), "'x' appears twice"),
         (HEAD + struct.pack("<II", 0, 2**31), "states 2,147,483,648 aliases"),
         (HEAD + struct.pack("<II", 0, 1) + text("a") + text("b"), "lacks the tensor 'b'"),
         (HEAD + struct.pack("<II", 0, 0), "lacks the tensor"),
@@ -264,7 +264,7 @@ def test_a_row_with_many_scales_is_refused_before_it_is_multiplied_out(folder):
     data = HEAD + struct.pack("<I", 2)
     data += tensor("w", [1, 50_000], INT8, data=bytes(50_000)) + tensor("w_scale", [50_000], data=np.ones(50_000, "<f4").tobytes())  # fmt: skip
     path.write_bytes(data + struct.pack("<I", 0))
-    with pytest.raises(UserError, match="has 50000 scales; expected one a row"):
+    with pytest.raises(UserError, match="has 50000 scales; expected one per row"):
         load_whisper(path.parent)
 
 
@@ -275,7 +275,7 @@ def test_a_row_with_many_scales_is_refused_before_it_is_multiplied_out(folder):
         ("config.json", {"suppress_ids": [10**9]}, "suppress_tokens is"),
         ("config.json", {"alignment_heads": 3}, "alignment_heads is 3"),
         ("tokenizer.json", {}, "no byte-pair model"),
-        ("tokenizer.json", {"model": {"vocab": {}, "merges": [3]}, "added_tokens": []}, "'3' is no merge"),
+        ("tokenizer.json", {"model": {"vocab": {}, "merges": [3]}, "added_tokens": []}, "'3' is not a merge"),
         ("tokenizer.json", {"model": {"vocab": {"a": -1}, "merges": []}, "added_tokens": []}, "has the id -1"),
         ("tokenizer.json", {"model": {"vocab": {"a": 1}, "merges": []}, "added_tokens": []}, "lacks the token"),
     ],

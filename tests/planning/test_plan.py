@@ -58,12 +58,12 @@ def test_more_devices_cost_less_time_and_smaller_ones_hold_less():
     assert checkpointed.stages[0].largest_batch_clips > 2 * small.stages[0].largest_batch_clips
 
 
-def test_a_narrow_vocabulary_is_said_to_be_reckoned_whole(caplog):
+def test_a_corpus_vocabulary_is_said_to_be_estimated_with_all_tokens(caplog):
     caplog.set_level("INFO", "workbench")
     recipe = a_recipe()
     narrow = recipe.model_copy(update={"student": recipe.student.model_copy(update={"vocabulary": "corpus"})})
     plan(narrow, "l4-24gb", 1, 1, 10.0, 0.35)
-    assert "reckoned whole" in caplog.text
+    assert "estimated with all tokens" in caplog.text
 
 
 def test_what_is_kept_for_the_backward_pass_is_counted_once():

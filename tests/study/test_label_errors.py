@@ -43,7 +43,7 @@ def test_the_ranking_is_by_the_late_weight_or_else_by_the_loss(recipe):
     even = run_of(parsed, [0.5] * 9, [9, 9, 9, 9, 9, 9, 1, 2, 3])
     scores, basis = even.distrust()
     assert ranked(scores) == ["c", "b", "a"]
-    assert "weighs all labels alike" in basis
+    assert "weights all labels alike" in basis
     steps, lines = weighed.over_time("alpha")
     assert len(steps) == 3
     assert [line[-1] for line in lines if line[-1] == line[-1]] == pytest.approx([0.1, 0.4, 0.8])  # easiest first

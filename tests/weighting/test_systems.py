@@ -265,7 +265,7 @@ def test_wrong_options_are_said_before_anything_runs(recipe):
         ({"student": {"vocabulary": "some"}}, "vocabulary"),
         (
             {"corpus": "hf:x", "stream": {}, "stages": stage(max_steps=3, weighting={"name": "mc_dropout"})},
-            "mc_dropout asks the teacher",
+            "mc_dropout needs the teacher's pass",
         ),
         ({"corpus": "hf:x", "stream": {}, "stages": stage(max_steps=3, on_policy={})}, "on_policy"),
     ):

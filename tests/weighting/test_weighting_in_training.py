@@ -78,7 +78,7 @@ def test_a_run_without_weighed_utterances_has_no_ranking(recipe):
     decoder = {**DECODER, "epochs": 1, "weighting": {"name": "fixed"}, "on_policy": {"fraction": 1.0}}
     run = recipe(stages={"encoder": ENCODER, "decoder": decoder})
     distill(run)
-    with pytest.raises(UserError, match="stage decoder weighed no utterance"):
+    with pytest.raises(UserError, match="stage decoder weighted no utterance"):
         read_run(run.output)
 
 

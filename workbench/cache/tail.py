@@ -48,7 +48,7 @@ def check_tail(recipe: Recipe, dataset: LabelledDataset, processes: Processes) -
     All processes must call it.
 
     Raises:
-        UserError: it is above TOLERATED, and `targets.allow_large_tail` is false.
+        UserError: it is above MAX_TAIL_MASS, and `targets.allow_large_tail` is false.
     """
     if not uses_tail_bucket(recipe):
         return None

@@ -92,7 +92,7 @@ def _recover_once(folder: Path) -> None:
 
 
 def _claimed(path: Path) -> tuple[Path, BaseFileLock]:
-    """A new workplace and the lock that is held on it."""
+    """A new staging folder and the lock that is held on it."""
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def _claimed(path: Path) -> tuple[Path, BaseFileLock]:
 
 
 def _clear(place: Path, path: Path) -> None:
-    """Remove a workplace; what was moved aside from `path` is put back first if nothing has taken its place.
+    """Remove a staging folder; what was moved aside from `path` is put back first if nothing has taken its place.
 
     The lock is removed last: without it, what a kill leaves half removed would never be cleaned up.
     """
