@@ -109,3 +109,32 @@ def test_it_stays_finite_for_the_certain(logits, name):
         loss = distillation(student, targets, DivergenceRecipe(name=name), 1.0)
         assert loss.isfinite().all()
         assert torch.autograd.grad(loss.sum(), student)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", [*NAMES, "logit_mse"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_matched_gradients_are_as_large_as_forward_kls_and_point_where_their_own_do(logits, name, temperature):
+    student = logits[0].clone().requires_grad_()
+    targets = top_k(logits[1], 20, temperature)
+
+    def gradient(divergence):
+        return torch.autograd.grad(distillation(student, targets, divergence, temperature).sum(), student)[0]
+
+    kl_gradient, plain = gradient(DivergenceRecipe()), gradient(DivergenceRecipe(name=name))
+    matched = gradient(DivergenceRecipe(name=name, match_gradient=True))
+    assert matched.norm().item() == pytest.approx(kl_gradient.norm().item(), rel=1e-4)
+    cosine = F.cosine_similarity(matched.flatten(), plain.flatten(), 0)
+    assert cosine.item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_gradient_of_jsd_is_a_quarter_of_the_kls_near_agreement():
+    torch.manual_seed(0)
+    teacher = torch.randn(20, 50)
+    student = (teacher + 0.01 * torch.randn(20, 50)).requires_grad_()
+    norms = [
+        torch.autograd.grad(
+            distillation(student, SoftTargets.full(teacher, 1.0), DivergenceRecipe(name=name), 1.0).sum(), student
+        )[0].norm()
+        for name in ("jsd", "forward_kl")
+    ]
+    assert float(norms[0] / norms[1]) == pytest.approx(0.25, abs=0.01)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from workbench.config.weightings import StageSchedule, parse_settings
+from workbench.config.weightings import StageSchedule, parse_controls, parse_settings
 
 
 class Section(BaseModel):
@@ -86,6 +86,10 @@ class DivergenceRecipe(Section):
     beta: float = Field(0.5, gt=0, lt=1, description="of jsd: the teacher's share of the mixture")
     alpha: float = Field(
         0.1, ge=0, lt=1, description="of the skew divergences: share of the first distribution mixed in"
+    )
+    match_gradient: bool = Field(
+        False,
+        description="scale the loss so that its gradient in the logits is as large as forward KL's, micro-batch by micro-batch",
     )
     teacher_scale: float = Field(1.0, gt=0, description="of logit_mse: factor of the teacher's logits")
 
@@ -181,7 +185,7 @@ class Stage(Section):
     @classmethod
     def _known(cls, options: dict[str, object]) -> dict[str, object]:
         name = options.get("name", "fixed")
-        return {"name": name, **parse_settings(options).model_dump()}
+        return {"name": name, **parse_settings(options).model_dump(), **parse_controls(options)}
 
     @model_validator(mode="after")
     def _some_loss(self) -> Stage:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from workbench.core.errors import UserError, did_you_mean
 
 SYSTEMS = "workbench.weighting.systems"
+CONTROLS = ("permute", "schedule_only")  # of any weighting; see workbench/weighting/controls.py
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ def weighting_module(name: str) -> ModuleType:
 def parse_settings(options: Mapping[str, object]) -> BaseModel:
     """Validate `{name: ..., option: value}`; raises UserError naming the option and the nearest known one."""
     names = earlier_names(options)
-    given = {names.get(key, key): value for key, value in options.items()}
+    given = {names.get(key, key): value for key, value in options.items() if key not in CONTROLS}
     settings: type[BaseModel] = weighting_module(str(given.pop("name", "fixed"))).Settings
     for key in given:
         if key not in settings.model_fields:
-            raise UserError(f"weighting option {key!r}{did_you_mean(key, settings.model_fields)}")
+            raise UserError(f"weighting option {key!r}{did_you_mean(key, [*settings.model_fields, *CONTROLS])}")
     try:
         return settings(**given)
     except ValidationError as error:
@@ -71,6 +72,27 @@ def parse_settings(options: Mapping[str, object]) -> BaseModel:
         # an option that takes a number or a word has an error for each
         said = " or ".join(dict.fromkeys(e["msg"] for e in error.errors() if e["loc"][:1] == first["loc"][:1]))
         raise UserError(f"weighting {options.get('name')!r}: {where} is {first['input']!r}; {said}") from None
+
+
+def parse_controls(options: Mapping[str, object]) -> dict[str, bool]:
+    """The controls that are on, of those that every weighting of utterances has.
+
+    Raises:
+        UserError: one is not true or false, both are on, or the weighting weights single tokens, which utterances cannot exchange.
+    """
+    controls = {name: options[name] for name in CONTROLS if name in options}
+    for control, value in controls.items():
+        if not isinstance(value, bool):
+            raise UserError(f"weighting option {control} is {value!r}; expected true or false")
+    on = {control: True for control, value in controls.items() if value}
+    name = str(options.get("name", "fixed"))
+    if on and getattr(weighting_module(name), "WEIGHTS_TOKENS", False):
+        raise UserError(
+            f"weighting {name!r} weights single tokens; {' and '.join(on)} needs one that weights utterances"
+        )
+    if len(on) > 1:
+        raise UserError(f"weighting: {' and '.join(on)} are both on; choose one")
+    return on
 
 
 def earlier_names(options: Mapping[str, object]) -> Mapping[str, str]:

@@ -32,7 +32,6 @@ from workbench.evaluation.transcribe import EncodedClips
 from workbench.run import checkpoints
 from workbench.run.checkpoints import TrainingState
 from workbench.weighting import TeacherStatistics, Weighting, build_weighting
-from workbench.weighting.meta_gradients import MetaLearnedWeighting
 
 log = logging.getLogger("workbench")
 SELF_TEACHER = "itself"  # its file in a checkpoint
@@ -152,12 +151,8 @@ class StageTrainer:
         if not progress.stage_step:
             raise UserError(f"corpus {self.context.recipe.corpus!r}: its stream holds no usable clip")
         shown.close()
-        weighting = self.objective.weighting if self.objective is not None else None
-        if isinstance(weighting, MetaLearnedWeighting) and not weighting.weights:
-            log.warning(  # of a stream, whose length was not known before
-                "stages.%s.weighting: no weights were learnt, because the stage ended before epoch %d of the stream; "
-                "set start_epoch: 0, or train for more steps", self.name, weighting.start_epoch,
-            )  # fmt: skip
+        if self.objective is not None and (reason := self.objective.weighting.nothing_learnt()):
+            log.warning("stages.%s.weighting: %s", self.name, reason)  # of a stream, whose length was not known before
         ended = self.context.streaming and not self.epochs.enough()
         if ended and stage.decoder_losses and progress.epoch % self.context.recipe.validate_every:
             # the stream ended before the stage's steps did, which its last window could not know
@@ -175,7 +170,7 @@ class StageTrainer:
         """The stage's losses and weighting, restored if it was interrupted."""
         context = self.context
         weighting = self._weighting(dataset)
-        if context.sharded and (isinstance(weighting, MetaLearnedWeighting) or self.forward_backward.on_policy):
+        if context.sharded and (weighting.meta_learned or self.forward_backward.on_policy):
             raise UserError(
                 f"stages.{self.name}: a sharded student supports neither look-ahead nor on-policy sampling; use DDP instead of FSDP"
             )
@@ -187,7 +182,7 @@ class StageTrainer:
             self.forward_backward.self_teacher = self.self_teacher
             if checkpoint is not None:
                 self.self_teacher.load_state_dict(checkpoints.load_tensors(checkpoint, SELF_TEACHER))
-        if isinstance(weighting, MetaLearnedWeighting):
+        if weighting.meta_learned:
             self._fill_validation(singly=True)
         self.objective = Objective(self.stage, context.recipe.targets.temperature, weighting, context.teacher_weights)
         return self.objective

@@ -86,10 +86,29 @@ def distillation(
     if isinstance(targets, SampledTargets):
         _check_sampled(divergence)
         return sampled_kl(logits, targets, temperature)
+    if divergence.match_gradient and divergence.name != "forward_kl":
+        plain = divergence.model_copy(update={"match_gradient": False})
+        return gradient_ratio(logits, targets, plain, temperature) * distillation(logits, targets, plain, temperature)
     if divergence.name == "logit_mse":
         return logit_mse(logits, targets, divergence.teacher_scale)
     log_p, log_q = log_buckets(logits, targets, temperature)
     return temperature**2 * divergence_of_log_probs(log_p, log_q, divergence)
+
+
+def gradient_ratio(logits: Tensor, targets: SoftTargets, divergence: DivergenceRecipe, temperature: float) -> Tensor:
+    """How much larger forward KL's gradient in the logits is than a divergence's, by the norm over all labels. -> scalar
+
+    A divergence times this differs from forward KL in its direction only, not in its weight: near agreement the gradient of the
+    Jensen-Shannon divergence is a quarter of the KL's, which acts as a smaller alpha (our interpretation: no source matches them).
+    """
+    norms = []
+    with torch.enable_grad():
+        for one in (DivergenceRecipe(), divergence):
+            at = logits.detach().float().requires_grad_()
+            (gradient,) = torch.autograd.grad(distillation(at, targets, one, temperature).sum(), at)
+            norms.append(gradient.norm())
+    ratio: Tensor = norms[0] / norms[1].clamp(min=SMALLEST)
+    return ratio
 
 
 def sampled_kl(logits: Tensor, targets: SampledTargets, temperature: float) -> Tensor:

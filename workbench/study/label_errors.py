@@ -127,6 +127,10 @@ class RunWeights:
             text = texts[name].text if name in texts else ""
             rows.append((str(rank), name, text, *(f"{column[name]:.3f}" for column in columns)))
         heads = ("rank", "utterance", "transcript", "alpha", "task weight", "student's loss", "teacher's loss")
+        alpha = float(np.nanmean(self.columns["alpha"]))
+        typer.echo(
+            f"mean weight of distillation: {alpha:.3f} over all steps; the constant weight of the same size is {{name: fixed, alpha: {alpha:.3f}}}"
+        )
         print_rows(heads, rows, f"{self.system}: least trusted labels, by {basis}", prose=True)
         for name, figures in (self.found or {}).items():
             typer.echo(

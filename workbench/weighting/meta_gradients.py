@@ -147,6 +147,7 @@ def start_epoch_problem(start_epoch: int, stage: StageSchedule) -> str | None:
 class MetaLearnedWeighting(Weighting):
     """A weight of each loss for each utterance, learnt before some epochs and kept by utterance id."""
 
+    meta_learned = True
     whole_validation = False  # whether a look-ahead uses the whole validation split instead of a batch of it
     # whether weights are also learnt when the learning rate has changed since the last time
     update_on_learning_rate_change = False
@@ -193,6 +194,15 @@ class MetaLearnedWeighting(Weighting):
         """[losses, utterances]"""
         rows = [self.weights.get(name) or self.initial(name, losses) for name in ids]
         return torch.tensor(rows, device=device).t()
+
+    def nothing_learnt(self) -> str | None:
+        """The stage ended before the first update."""
+        if self.weights:
+            return None
+        return (
+            f"no weights were learnt, because the stage ended before epoch {self.start_epoch} of the stream; "
+            "set start_epoch: 0, or train for more steps"
+        )
 
     def state_dict(self) -> dict[str, object]:
         """The weights of all utterances that have learnt ones; first weights follow from the seed and the id."""

@@ -94,6 +94,7 @@ class Weighting:
     """
 
     log_names: tuple[str, ...] = ()  # names in `Weights.log`; all processes average the same ones
+    meta_learned: bool = False  # whether it learns weights by looking ahead on the validation split
     seed: int = 0  # of the run, for whatever a system draws at random; set by `build_weighting`
 
     def __call__(self, inputs: WeightingInput) -> Weights:
@@ -125,6 +126,10 @@ class Weighting:
 
     def look_ahead(self, meta_batches: MetaBatches) -> None:
         """Learn from the gradients of training and validation utterances; see `meta_batches.MetaBatches`."""
+
+    def nothing_learnt(self) -> str | None:
+        """At the end of a stage: why it never learnt anything, and what to do; None if it did, or does not learn."""
+        return None
 
     def state_dict(self) -> dict[str, object]:
         """State to checkpoint, as JSON."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from workbench.config.weightings import WeightingSettings
 from workbench.weighting.protocol import TeacherStatistics, Weighting, WeightingInput, Weights
 
+WEIGHTS_TOKENS = True
+
 
 class Settings(WeightingSettings):
     """Conditional teacher-student learning has no options."""
