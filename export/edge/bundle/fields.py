@@ -97,13 +97,13 @@ def mapping(key: Check, entry: Check, least: int = 0, most: int = MAX_NAMED) -> 
     return check
 
 
-def fields(**fields: Check) -> Check:
+def fields(**entries: Check) -> Check:
     """A JSON object with known fields; those whose name ends in `_` may be missing."""
 
     def check(field: str, value: object) -> None:
         if not isinstance(value, dict):
             raise _wrong(field, value, "an object")
-        for name, one in fields.items():
+        for name, one in entries.items():
             plain = name.removesuffix("_")
             if plain in value:
                 one(f"{field}.{plain}", value[plain])
@@ -167,8 +167,8 @@ def abbreviated(value: object) -> str:
         return f"{'an object' if isinstance(value, dict) else 'an array'} of {len(value)}"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 1 << 64:
         return f"a number of {value.bit_length()} bits"
-    abbreviated = ascii(value)
-    return abbreviated if len(abbreviated) <= 80 else f"{abbreviated[:80]}…"
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def in_one_line(text: str) -> str:

@@ -129,9 +129,9 @@ def step_losses(
     )  # fmt: skip
 
 
-def nan_like(task_and_distillation_losses: Tensor) -> Tensor:
+def nan_like(losses: Tensor) -> Tensor:
     """NaN for each utterance. [utterances] -> [utterances]"""
-    return torch.full_like(task_and_distillation_losses, math.nan)
+    return torch.full_like(losses, math.nan)
 
 
 def logged_matching(matching: Tensor, stage: Stage) -> Tensor:
@@ -146,9 +146,9 @@ def losses_by_token(
     labels, temperature = batch.flat_labels(), objective.temperature
     divergence = objective.weighting.divergence(objective.stage.divergence, progress.fraction)
     plan = objective.weighting.self_teacher
-    last, early_layer = logits[: len(labels)], logits[len(labels) :]
+    last, early = logits[: len(labels)], logits[len(labels) :]
     if self_targets is not None and plan is not None:
-        pupil = early_layer if len(early_layer) else last
+        pupil = early if len(early) else last
         return cross_entropy(last, labels), distillation(pupil, self_targets, divergence, plan.temperature)[None]
     task, first = task_and_distillation_losses(last, labels, batch.targets(0), divergence, temperature)
     more = [distillation(last, batch.targets(m), divergence, temperature) for m in range(1, len(batch.top_ids))]
@@ -183,14 +183,14 @@ def _likeliest(batch: Batch) -> Tensor:
     return first[:, 0] if first.shape[1] else torch.full_like(batch.utterance_index, -1)
 
 
-def weight_columns(task_and_distillation_losses: StepLosses, batch: Batch) -> Tensor:
+def weight_columns(losses: StepLosses, batch: Batch) -> Tensor:
     """Weights and losses of every utterance of a micro-batch. -> [columns of run.log.WEIGHTS, utterances]"""
     columns = (
-        task_and_distillation_losses.alpha,
-        task_and_distillation_losses.task_weight,
-        task_and_distillation_losses.task,
-        task_and_distillation_losses.distillation,
-        task_and_distillation_losses.matching,
+        losses.alpha,
+        losses.task_weight,
+        losses.task,
+        losses.distillation,
+        losses.matching,
         batch.teacher_loss[0],
     )
     return torch.stack([column.float() for column in columns])
