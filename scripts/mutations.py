@@ -1,0 +1,134 @@
+"""Check that the tests of the methods fail where a formula is wrong: each mutation is applied to a copy of the code, and its tests run.
+
+    python scripts/mutations.py [NAME ...]
+
+Exit status 1 if the tests pass in spite of a mutation, or fail without one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("workbench", "export", "demo", "tests", "recipes", "docs", "pyproject.toml")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A wrong formula."""
+
+    file: str
+    right: str  # stands in the file once
+    wrong: str
+    tests: tuple[str, ...]  # of which at least one must fail
+
+
+MUTATIONS = {
+    "look-ahead: sign of the task residual": Mutation(
+        "workbench/distill/step/meta_batches.py", "labels] -= 1", "labels] += 1", ("tests/weighting/test_probe.py",)
+    ),
+    "look-ahead: weight of the validation labels": Mutation(
+        "workbench/weighting/meta_gradients.py",
+        "return 1.0 / (counts[utterance_index] * utterances)",
+        "return 1.0 / (counts[utterance_index] * utterances) ** 0.5",
+        ("tests/weighting/test_look_ahead.py", "tests/weighting/test_probe.py"),
+    ),
+    "look-ahead: ascent instead of descent": Mutation(
+        "workbench/weighting/systems/almkd.py", "alpha = alpha - step / teachers", "alpha = alpha + step / teachers",
+        ("tests/weighting/test_look_ahead.py",),
+    ),
+    "ASKD: phase 2 goes on with the cached teacher": Mutation(
+        "workbench/distill/forward_backward.py",
+        "            if self_teaching and self.self_teacher is not None and logits is not None:",
+        "            if False and self_teaching and self.self_teacher is not None and logits is not None:",
+        ("tests/weighting/test_systems.py",),
+    ),
+    "AdaKD: the student's loss instead of the teacher's": Mutation(
+        "workbench/distill/step/losses.py", "teacher_loss=batch.teacher_loss[0],\n        progress", "teacher_loss=task.detach(),\n        progress",
+        ("tests/weighting/test_weighting_in_training.py", "tests/weighting/test_systems.py"),
+    ),
+    "AdaKD: easy and hard exchanged": Mutation(
+        "workbench/weighting/systems/adakd.py", "self.settings.k1 - self.settings.k0", "self.settings.k0 - self.settings.k1",
+        ("tests/weighting/test_weighting.py",),
+    ),
+    "conditional: the teacher where it is wrong": Mutation(
+        "workbench/weighting/systems/conditional.py", "Weights(1 - right, right, by_token=True)", "Weights(right, 1 - right, by_token=True)",
+        ("tests/weighting/test_weighting.py",),
+    ),
+    "on-policy: the teacher's logits shifted by a token": Mutation(
+        "workbench/distill/teaching/on_policy.py",
+        "return own, SoftTargets.full(logits, 1.0)",
+        "return own, SoftTargets.full(logits.roll(1, 0), 1.0)",
+        ("tests/weighting/test_systems.py", "tests/distill/test_engine.py"),
+    ),
+    "self-teacher: its decay": Mutation(
+        "workbench/distill/teaching/self_teacher.py", "mine.lerp_(theirs, 1 - decay)", "mine.lerp_(theirs, decay)",
+        ("tests/weighting/test_systems.py", "tests/distill/test_ema.py"),
+    ),
+    "permuted weights: an utterance keeps its own": Mutation(
+        "workbench/weighting/controls.py", "order[cycle] = np.roll(cycle, 1)", "order[cycle] = cycle", ("tests/weighting/test_controls.py",)
+    ),
+    "matched gradients: the inverse ratio": Mutation(
+        "workbench/losses/divergences.py", "norms[0] / norms[1].clamp(min=SMALLEST)", "norms[1] / norms[0].clamp(min=SMALLEST)",
+        ("tests/losses/test_divergences.py",),
+    ),
+}  # fmt: skip
+
+
+def main() -> int:
+    """Apply each mutation in turn; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"part of a mutation's name; all by default: {'; '.join(MUTATIONS)}"
+    )
+    wanted = parser.parse_args().names
+    chosen = {name: m for name, m in MUTATIONS.items() if not wanted or any(part in name for part in wanted)}
+    status = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
+            else:
+                shutil.copy(source, copy / name)
+        for name, mutation in chosen.items():
+            path = copy / mutation.file
+            text = path.read_text(encoding="utf-8")
+            if text.count(mutation.right) != 1:
+                print(
+                    f"{name}: {mutation.file} holds {mutation.right!r} {text.count(mutation.right)} times; expected once"
+                )
+                status = 1
+                continue
+            path.write_text(text.replace(mutation.right, mutation.wrong), encoding="utf-8")
+            command = [
+                sys.executable,
+                "-B",
+                "-m",
+                "pytest",
+                "-q",
+                "-x",
+                "-p",
+                "no:cacheprovider",
+                "-m",
+                "not slow",
+                *mutation.tests,
+            ]
+            done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+            path.write_text(text, encoding="utf-8")
+            failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+            found = done.returncode == 1 and any(line.startswith("FAILED") for line in failed)
+            print(f"{name}: {'found by ' + failed[0].split(' ')[1] if found else 'NOT FOUND'}", flush=True)
+            status = status if found else 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
