@@ -81,7 +81,7 @@ def test_an_output_that_cannot_be_meant_is_refused(tmp_path, monkeypatch):
 )
 def test_a_file_that_the_manifest_does_not_list_is_in_the_way(bundle, name):
     (bundle / "edge" / "__pycache__").mkdir(exist_ok=True)
-    (bundle / "edge" / "__pycache__" / "bundle.cpython-311.pyc").touch()  # of running it
+    (bundle / "edge" / "__pycache__" / "stream.cpython-311.pyc").touch()  # of running it
     check_replaceable(bundle, BUNDLE)
     (bundle / name).write_text("mine")
     with pytest.raises(UserError, match=f"holds '{name}', which is not part of the bundle"):

@@ -54,7 +54,7 @@ def test_a_measurement_holds_the_promised_fields(bundle, exported, speech, tmp_p
     assert "Plotly.newPlot" in page
     assert "<script src=" not in page  # self-contained
     assert "Training of" in page
-    assert "Where nobody speaks" in page
+    assert "Sounds without speech" in page
     assert open_manifest(bundle, check=True).content["measurement"]["systems"][0]["wer"] == report["systems"][1]["wer"]
     again = measure([bundle], str(exported), tmp_path / "out", [manifest], "test", threads=1)
     assert again["clips"] == report["clips"]  # not measured anew

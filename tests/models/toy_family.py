@@ -58,7 +58,7 @@ class Toy:
     name = "toy"
     window_seconds = 20.0
     samples_per_position = STEP
-    end = END
+    eos_token_id = END
     suppress_tokens = (BEGIN,)
     begin_suppress_tokens = (END,)
     vocabulary = None

@@ -127,7 +127,7 @@ def test_a_narrowed_student_learns_what_the_whole_one_would_over_its_tokens(reci
     assert model.model.decoder.embed_tokens.weight is model.proj_out.weight
     family = open_family(student)
     clips = open_corpus(run.corpus, "validation")
-    found = validate(family.load(), family, clips, run.margin.inference).scores()
+    found = validate(family.load(), family, clips, run.trailing_silence.inference).scores()
     assert found["wer"] == scores["validation"]["wer"]
     assert found["cer"] == scores["validation"]["cer"]
     unknown = set(model.generation_config.suppress_tokens)
