@@ -120,15 +120,15 @@ def workbench(cache: Path, *args: str, **environment: str) -> list[str]:
 
 
 class Worker:
-    """This script again in a process of its own, told what to do line by line.
+    """This script again in its own process, which reads one command per line.
 
     Args:
         script: the script.
-        name: what its process is told to be.
+        name: the worker to be, given to the process as `--worker`.
         packages: a folder whose packages come before those that are installed.
         root: the checkout that the script belongs to.
         python: the interpreter that runs it.
-        options: of the script.
+        options: further options of the script.
     """
 
     def __init__(

@@ -182,7 +182,7 @@ def _languages(systems: Systems) -> gr.Dropdown:
 
 
 class Served(TypedDict, total=False):
-    """How a page is served, beside what is always so."""
+    """Options for serving a page, besides those that are always set."""
 
     prevent_thread_lock: bool  # return at once
     quiet: bool

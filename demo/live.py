@@ -54,7 +54,7 @@ class Live:
 
     Args:
         systems: those of the page.
-        names: of the systems to run.
+        names: names of the systems to run.
         language: ISO 639-1 code.
         rate: the microphone's sample rate in Hz.
 

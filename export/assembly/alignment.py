@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
 
 log = logging.getLogger("workbench")
-CLIPS = 60  # tried, for those that are short and without a pause
+CLIPS = 60  # clips that are examined to find those that are short and without a pause
 JOINED = 3  # clips in a recording
 SECONDS = (0.3, 2.5)  # of a clip's speech
 PAUSES = (0.1, 0.6)  # seconds between clips

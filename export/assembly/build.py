@@ -69,9 +69,9 @@ def export_bundle(
         precisions: names of precisions (export/quantization/precisions.py), the first is the clients' default.
         name: what the bundle is called; the run's or the checkpoint's name by default.
         overwrite: replace a bundle with other content.
-        vocabulary: which tokens to keep, as for `vocabulary.choose`; all by default.
-        texts: on which the loss of tokens by a smaller vocabulary is counted.
-        options: of the quantizers.
+        vocabulary: which tokens to keep, as for `vocabulary.choose_tokens`; all by default.
+        texts: texts on which the tokens lost with a smaller vocabulary are counted.
+        options: options of the quantizers.
         calibration: clips [samples] on which static int8 measures its inputs' ranges.
         aligned: clips with texts on which the heads for word times are chosen; without any, those that the checkpoint names.
         through: exporter of the merged decoder, `workbench` or `optimum`.
@@ -80,7 +80,7 @@ def export_bundle(
         The bundle's folder. One that already holds this export, undamaged, is left as it is.
 
     Raises:
-        UserError: the checkpoint cannot be used, Optimum is asked for and cannot be installed, another process writes the bundle, the disk is full, or the graphs' outputs differ from torch's.
+        UserError: the checkpoint cannot be used, Optimum is requested but cannot be installed, another process writes the bundle, the disk is full, or the graphs' outputs differ from torch's.
     """
     from export.assembly.alignment import find_alignment
     from export.bundle.card import write_card

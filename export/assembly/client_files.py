@@ -19,7 +19,7 @@ def write_client_files(checkpoint: Path, family: Whisper, folder: Path, heads: l
     Args:
         checkpoint: the checkpoint that is exported.
         family: its configuration and tokens.
-        folder: of the bundle.
+        folder: the bundle's folder.
         heads: [layer, head] of the cross-attention heads that word times are computed from.
     """
     write_text(folder / "tokens.txt", sherpa_tokens(family))

@@ -17,7 +17,7 @@ log = logging.getLogger("workbench")
 
 
 class ExportOptions(TypedDict):
-    """What tells one export of a checkpoint from another."""
+    """What distinguishes one export of a checkpoint from another."""
 
     precisions: list[str]
     vocabulary: str
@@ -47,7 +47,7 @@ def is_current(output: Path, source: str, wanted: ExportOptions, overwrite: bool
             manifest.check()
             return True
     except BundleError:
-        return False  # of an earlier version, or damaged
+        return False  # written by an earlier version, or damaged
     if same:
         log.info(
             "%s was exported by another version of the workbench, or contains another runtime; exporting it again",

@@ -46,7 +46,7 @@ def pack(bundle: Path, output: Path, client: str, precision: str = "", overwrite
     precision = precision or manifest.precisions[-1]
     try:
         check_names(manifest)
-        # under their fp32 names, whatever the precision: no runtime has to be told which it is
+        # under their fp32 names, whatever the precision, so that no runtime needs to be given the precision
         graphs = {f"onnx/{GRAPH_FILES[part]}": manifest.graph(part, precision) for part in needs.GRAPHS}
         files = {name: manifest.path(name) for name in needs.FILES if (bundle / name).is_file()}
         # it reads sound files even where another runtime transcribes

@@ -29,7 +29,7 @@ RECORDED = (
     "verification",
     "measurement",
     "search",
-)  # what is added to a manifest after the graphs are written are written
+)  # what is added to a manifest after the graphs are written
 
 
 def open_manifest(bundle: Path, check: bool = False) -> Manifest:
@@ -70,7 +70,7 @@ def _mend_card(manifest: Manifest) -> None:
     expected, path = manifest.content["files"].get(CARD), manifest.folder / CARD
     if expected is None or (path.is_file() and sha256(path) == expected):
         return
-    with contextlib.suppress(KeyError, TypeError, ValueError):  # of another version, which wrote other cards
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # the manifest is of another version, whose cards differ
         text = card(manifest.content)
         if hashlib.sha256(text.encode()).hexdigest() == expected:
             write_text(path, text)

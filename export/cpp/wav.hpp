@@ -1,4 +1,4 @@
-// PCM WAV at 16 kHz to samples in [-1, 1]: integers of 8 to 32 bits or floats of 32 or 64, any number of channels, as edge/wav.py reads it.
+// PCM WAV at 16 kHz to samples in [-1, 1]: integers of 8 to 32 bits or floats of 32 or 64, any number of channels, as edge/audio/wav.py reads it.
 #pragma once
 
 #include <algorithm>

@@ -23,7 +23,7 @@ def rest_after(
     Args:
         wave: the clip, [samples] at 16 kHz.
         attention: cross-attention before each token and before the end, [tokens + 1, positions].
-        detector: of speech.
+        detector: the speech detector.
         window: length of the model's input window in seconds.
     """
     end = round(float(token_times(attention, len(wave) / SAMPLE_RATE)[1][-1]) * SAMPLE_RATE)

@@ -21,7 +21,7 @@ from .transcript import Segment, Transcript
 from .vad import VoiceActivityDetector, anybody_speaks, find_speech
 from .words import Word, timed_words
 
-AUTO = "auto"  # for a language
+AUTO = "auto"  # as a language: detect it
 LONGEST = 28.0  # seconds of a stretch of a recording
 SPREAD_SECONDS = 0.4  # by how much clips of one batch may differ in length: shorter ones get up to that much more silence than they would alone
 
@@ -32,8 +32,8 @@ class Recognizer:
     Args:
         bundle: folder that `workbench export` wrote.
         precision: one that the bundle holds; the first by default.
-        threads: of onnxruntime; all cores by default.
-        providers: of onnxruntime, in order of preference, names or (name, options); the CPU by default.
+        threads: number of onnxruntime's threads; all cores by default.
+        providers: onnxruntime's providers in order of preference, names or (name, options); the CPU by default.
         check: compare the SHA-256 of the graphs and the vocabulary with the manifest first.
         spin: let threads wait for work without sleeping while a graph runs. Clips that follow each other take 8 % less time,
             single short ones after a pause 10 to 20 % more.
@@ -42,7 +42,7 @@ class Recognizer:
         frugal: release the memory that only loading needed, which lowers the peak by a tenth; sets glibc's thresholds for the whole process.
 
     Raises:
-        BundleError: the bundle is damaged, has no such precision or no detector that `vad` asks for, or onnxruntime lacks the first provider.
+        BundleError: the bundle is damaged, has no such precision or lacks the detector that `vad` requires, or onnxruntime lacks the first provider.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class Recognizer:
         self.detokenize = Detokenizer(self.manifest.path("vocab.json"), self.manifest.added)
         self.window, self.prompts = self.model.window, self.model.prompts  # seconds; token ids by language
         wanted = bool(self.manifest.content.get("speech_detector")) if vad is None else vad
-        self.detector = self.new_detector() if wanted else None  # of clips
-        self._cutter = self.detector  # of recordings, opened when one needs it
+        self.detector = self.new_detector() if wanted else None  # for clips
+        self._cutter = self.detector  # for recordings, opened when one needs it
 
     def transcribe(
         self, wave: Wave, language: str = "en", beams: int = 1, words: bool = False, vad: bool = True
@@ -76,7 +76,7 @@ class Recognizer:
         Args:
             wave: the utterance.
             language: ISO 639-1 code, or `auto` to detect it.
-            beams: of beam search; 1 is greedy.
+            beams: beams of the search; 1 is greedy.
             words: also compute word times, which takes one more pass over the transcript.
             vad: False where speech is known to be there; the recogniser's detector is then skipped.
 
@@ -85,7 +85,7 @@ class Recognizer:
 
         Raises:
             AudioError: the wave is empty, too long, or holds values that are not finite.
-            BundleError: the model does not know the language, or has no alignment heads for word times.
+            BundleError: the model does not support the language, or has no alignment heads for word times.
         """
         seconds = self._checked(wave)
         self._allowed(language, words)
@@ -135,7 +135,7 @@ class Recognizer:
 
         Raises:
             AudioError: the recording is empty or holds values that are not finite, or `longest` is out of range.
-            BundleError: the model does not know the language, or the bundle has no speech detector.
+            BundleError: the model does not support the language, or the bundle has no speech detector.
         """
         self._allowed(language, words)
         if wave.ndim != 1 or not len(wave) or not np.isfinite(wave).all():

@@ -47,10 +47,10 @@ def timed_words(
 
     Args:
         attention: cross-attention before each token and before the end, at the clip's own positions [tokens + 1, positions].
-        tokens: of the transcript.
+        tokens: the transcript's tokens.
         bytes_of: bytes of each token of text.
         language: ISO 639-1 code.
-        seconds: of the clip.
+        seconds: the clip's length.
     """
     if not tokens:
         return []

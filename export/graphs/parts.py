@@ -53,7 +53,7 @@ def gelu(w: Writer, x: str) -> str:
 
 
 def causal_mask(w: Writer, places: str, until: str) -> str:
-    """Additive causal mask of a decoder's scores: 0 up to a token's own position, FAR for later ones.
+    """Additive causal mask of a decoder's scores: 0 up to a token's own position, MASKED_SCORE for later ones.
 
     Args:
         w: the graph.

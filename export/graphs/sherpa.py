@@ -86,7 +86,7 @@ def sherpa_metadata(family: Whisper) -> dict[str, str]:
     """
 
     def token(text: str) -> int:
-        return cast("int", family.tokenizer.convert_tokens_to_ids(text))  # of a list it would be a list
+        return cast("int", family.tokenizer.convert_tokens_to_ids(text))  # given a list it would return a list
 
     config = family.config
     languages: dict[str, int] = family.language_ids

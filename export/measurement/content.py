@@ -13,7 +13,7 @@ class Scores(TypedDict):
     """A system's errors on a corpus, as `Score.as_dict` gives them."""
 
     wer: float
-    wer_ci: list[float] | None  # 95 % interval; None of too few clips, as every interval
+    wer_ci: list[float] | None  # 95 % interval; None with too few clips, as for every interval
     wer_folded: float  # without diacritics
     cer: float
     cer_ci: list[float] | None
@@ -95,12 +95,12 @@ class Heard(TypedDict, total=False):
     words: int
     loops: int
     stopped_by_cap: int  # clips
-    clips: int  # this one and the next of the corpus's one-word clips alone
+    clips: int  # this field and the next are only for the corpus's one-word clips
     wer: float
 
 
 class Robustness(TypedDict):
-    """Where nobody speaks."""
+    """What systems write where nobody speaks."""
 
     sounds: dict[str, Sounds]  # by kind
     systems: dict[str, dict[str, Heard]]  # by name and kind
@@ -127,7 +127,7 @@ class Curves(TypedDict):
 
 
 class Report(Section):
-    """The whole: the first corpus, and all others."""
+    """A whole report: the first corpus, and all others."""
 
     schema: int
     key: str  # hash of everything that decides the report

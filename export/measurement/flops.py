@@ -25,7 +25,7 @@ OPTIONAL_SIZES = {"pool_after": number(0, 1024), "encoder_ranks": mapping(text, 
 
 
 class Sizes(TypedDict):
-    """What is counted with of a checkpoint's or bundle's config.json, which has more."""
+    """The fields of a checkpoint's or bundle's config.json that the counts are computed from; the file has more."""
 
     d_model: int
     num_mel_bins: int
@@ -35,8 +35,8 @@ class Sizes(TypedDict):
     decoder_ffn_dim: int
     max_source_positions: int
     vocab_size: int
-    pool_after: NotRequired[float | None]  # how many layers, where the encoder pools its states
-    encoder_ranks: NotRequired[dict[str, int] | None]  # by name, of layers that are two thinner ones
+    pool_after: NotRequired[float | None]  # number of encoder layers after which states are pooled, if they are
+    encoder_ranks: NotRequired[dict[str, int] | None]  # by name, for layers that were factorized into two thinner ones
 
 
 def read_sizes(bundle: Path) -> Sizes:

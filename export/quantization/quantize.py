@@ -37,7 +37,7 @@ def quantize(
     Args:
         source: the fp32 graph.
         scheme: the target scheme, other than fp32.
-        options: of the quantizers.
+        options: options of the quantizers.
         calibration: features [1, mels, frames] of calibration clips, for static int8.
 
     Returns:

@@ -14,7 +14,7 @@ class SearchResult:
     """What was measured and chosen."""
 
     chosen: Precision | None  # None: nothing meets the budget
-    rows: list[Row]  # of every precision, on validation clips clips
+    rows: list[Row]  # of every precision, on validation clips
     layers: dict[str, list[float]]  # part and scheme -> error of its output with that layer alone in the scheme
     notes: list[str] = field(default_factory=list)
     test: Confirmed | None = None

@@ -11,24 +11,24 @@ TIMES: dict[str, Figure] = {"encoder": "encoder_ms", "decoder": "decoder_ms"}  #
 
 
 class Row(TypedDict):
-    """A precision."""
+    """Measurements of one precision."""
 
     name: str
     wer: float
     loops: int
     p50_ms: float
-    encoder_ms: float  # median, as the next
+    encoder_ms: float  # median, like the next field
     decoder_ms: float
     peak_rss_mb: float
-    size_mb: NotRequired[float]  # this and what follows: of precisions that may be chosen
-    over: NotRequired[float]  # by what part of each broken limit, added up
+    size_mb: NotRequired[float]  # this and the following fields: only for precisions that may be chosen
+    over: NotRequired[float]  # sum of the relative excesses over the limits
     breaks: NotRequired[list[str]]  # limits, in words
     compared: NotRequired[bool]  # whether it took turns with the choice in one run
     pareto: NotRequired[bool]  # whether no other of that run is better in everything
 
 
 class Confirmed(TypedDict):
-    """The choice, the last of the systems, on clips that had no say in it, and fp32, the first."""
+    """The choice (the last of the systems) beside fp32 (the first), on clips that were not used for choosing."""
 
     clips: int
     systems: list[Row]

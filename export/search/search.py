@@ -41,7 +41,7 @@ GOOD: tuple[Figure, ...] = ("p50_ms", "size_mb", "peak_rss_mb", "wer")  # lower 
 
 
 class Other(TypedDict, total=False):
-    """What `export_bundle` takes beside a checkpoint, a place, precisions and the quantizers' options."""
+    """Arguments of `export_bundle` besides a checkpoint, an output, precisions and the quantizers' options."""
 
     name: str
     overwrite: bool
@@ -194,7 +194,7 @@ def export_for(
         budget: limits, as for `parse_budget`; DEFAULT_BUDGET if empty.
         device: path of a device profile; this machine by default.
         corpus: validation clips are used to choose, test clips to confirm, training clips to calibrate.
-        options: of the quantizers; if they leave `reduce_range` open, the device profile decides.
+        options: options of the quantizers; if they leave `reduce_range` open, the device profile decides.
         threads: number of threads of the runtime; by default the device's.
         how: further arguments of `export_bundle`: name, overwrite, vocabulary, texts, aligned, through.
 

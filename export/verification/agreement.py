@@ -1,4 +1,4 @@
-"""How a runtime's transcripts agree with torch's: tokens, texts, word errors, and what is said of a difference."""
+"""How a runtime's transcripts agree with torch's: tokens, texts, word errors, and how a difference is reported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ReferenceTranscript:
 def first_difference(
     utterances: Sequence[Utterance], clips: Sequence[Transcribed], reference: Sequence[ReferenceTranscript], prefixes: Sequence[float]
 ) -> FirstDifference | None:  # fmt: skip
-    """The first clip whose text has_other_text from torch's, or failing that, whose tokens do."""
+    """The first clip whose text differs from torch's, or failing that, whose tokens do."""
     unequal = [i for i, share in enumerate(prefixes) if share < 1]
     others = [i for i in unequal if clips[i]["text"].split() != reference[i].text.split()] or unequal
     if not others:
@@ -58,7 +58,7 @@ def explain(found: VerifiedClient) -> list[str]:
         out.append(f"  to do: check whether the runtime works here; to repeat only this: --client {found['client']}")
     elif found["precision"] == "fp32" or found["error"]:
         out.append(
-            f"  to do: the runtime's output has_other_text from torch's; try a version other than {found['client']} {found['version']}, or another runtime"
+            f"  to do: the runtime's output differs from torch's; try a version other than {found['client']} {found['version']}, or another runtime"
         )
     else:
         out.append(

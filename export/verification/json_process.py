@@ -11,9 +11,9 @@ from workbench.core.machine.children import killed_with_parent
 
 
 class Answer(TypedDict, total=False):
-    """What a program says, of which each answer has one or another."""
+    """An answer from a program; each answer has only some of these fields."""
 
-    version: str  # the first, of the runtime
+    version: str  # the runtime's version, in the first answer
     tokens: list[int]
     text: str
     error: str  # in place of an answer

@@ -69,7 +69,7 @@ def verify_bundle(
         client_module(name)  # fail early on an unknown name
     manifest = open_manifest(bundle, check=True)
     if changed := changed_runtime(manifest):
-        log.warning("%s: edge/ has_other_text from the workbench's version: %s; the workbench runs its own copy", bundle, ", ".join(changed))  # fmt: skip
+        log.warning("%s: edge/ differs from the workbench's version: %s; the workbench runs its own copy", bundle, ", ".join(changed))  # fmt: skip
     names = list(clients) or known_clients()
     results: list[VerifiedClient] = []
     absent: dict[str, str] = {}

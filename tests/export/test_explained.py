@@ -1,4 +1,4 @@
-"""What is said of a verification that failed: what was compared, against which threshold, where it has_other_text first, what to do."""
+"""What is reported of a verification that failed: what was compared, against which threshold, where the first difference is, what to do."""
 
 import json
 from types import SimpleNamespace

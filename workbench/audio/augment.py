@@ -1,4 +1,4 @@
-"""Augmentation of what the student hears. The teacher's targets stay those of the clean clip, so the cache stays valid."""
+"""Augmentation of the student's input. The teacher's targets stay those of the clean clip, so the cache stays valid."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ from workbench.core.errors import UserError
 SAMPLE_RATE = 16_000  # hz, what Whisper and the wav2vec2 family expect
 SHORTEST_SECONDS = 0.1  # below this there is no word to recognise
 LONGEST_SECONDS = 30.0  # Whisper's window; longer recordings need segmentation first
-LONGEST_RECORDING_HOURS = 6.0  # 1.4 GB at 16 kHz, which a compressed file of silence of 4 MB can hold
+LONGEST_RECORDING_HOURS = 6.0  # 1.4 GB at 16 kHz, which 4 MB of compressed silence can decode to
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000  # hz; resampling from a few hz would fill the memory
-LOUDEST = 100.0  # full scale is 1; beyond this it is no recording but damage, or integers that were read as floats
+LOUDEST = 100.0  # full scale is 1; anything beyond this is damage, or integers that were read as floats
 CANCELLED = 1e-6  # share of the loudest channel's power that is left when channels cancel each other (-60 dB)
 # FFmpeg's names of the file formats that are read.
 FORMATS = (
@@ -110,7 +110,7 @@ def _opened(source: Path | bytes, label: str) -> Iterator[Any]:
     try:
         # playlists and other formats that make FFmpeg open further files or addresses are not among the formats
         with av.open(
-            # an absolute path, or FFmpeg takes what stands before a colon for a protocol
+            # an absolute path, because in a relative one FFmpeg takes what precedes a colon for a protocol
             str(source.absolute()) if isinstance(source, Path) else io.BytesIO(source),
             metadata_errors="ignore",
             options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},

@@ -27,7 +27,7 @@ def line_with_checksum(row: Mapping[str, object]) -> str:
 
 
 def read_checked_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file of sealed lines; one that a kill cut short, that is damaged, or that has no checksum is left out."""
+    """The rows of a file whose lines carry checksums; a line that a kill cut short, that is damaged, or that has no checksum is left out."""
     yield from checked_rows(path.read_bytes())
 
 

@@ -1,6 +1,6 @@
 """The corpus's decoded audio, kept once, whatever teachers, targets and transcripts go with it.
 
-A clip is kept as 16-bit samples at 16 kHz under the SHA-256 of what is heard.
+A clip is kept as 16-bit samples at 16 kHz under the SHA-256 of its audio.
 """
 
 from __future__ import annotations

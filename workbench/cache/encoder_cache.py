@@ -125,7 +125,7 @@ def encode_full_window(
 def calibration_clips(
     recipe: Recipe, train: Sequence[Utterance], validation: Sequence[Utterance]
 ) -> Sequence[Utterance]:
-    """Clips that decide how `student.encoder_low_rank_variance` takes the encoder's products apart; none where it is not set."""
+    """Clips on which the encoder's linear layers are factorized for `student.encoder_low_rank_variance`; none where it is not set."""
     return [] if recipe.student.encoder_low_rank_variance is None else (train or validation)[:CALIBRATION_CLIPS]
 
 
@@ -133,9 +133,9 @@ def encoder_cache_folder(recipe: Recipe, what: str, calibration: Sequence[Uttera
     """Where every run with the same initial encoder keeps its states.
 
     Args:
-        recipe: of the run.
+        recipe: the run's recipe.
         what: `trained` (random silence) or `evaluated`.
-        calibration: `calibration_clips` of the run.
+        calibration: the run's `calibration_clips`.
     """
     source = resolve_teacher(recipe.student.init_from or recipe.teacher)
     margin, layers = recipe.trailing_silence, recipe.student.encoder_layers

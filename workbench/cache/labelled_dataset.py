@@ -18,7 +18,7 @@ class LabelledDataset:
 
     utterances: list[Utterance]
     keys: list[str]  # of each clip's targets
-    caches: list[TargetCache]  # of each teacher; the first one's loss is what weightings go by
+    caches: list[TargetCache]  # one per teacher; weightings use the first one's loss
     audio: AudioCache
     audio_keys: list[str]
     encoded: ShardStore | None = None  # the student's encoder states, where they are computed once

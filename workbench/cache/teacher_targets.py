@@ -60,11 +60,11 @@ class TargetSettings:
     temperature: float
     margin: float  # seconds of silence after the clip whose states are kept
     states: bool = True  # whether the encoder states are kept
-    precision: str = "fp32"  # that the teacher ran in
+    precision: str = "fp32"  # the precision that the teacher ran in
     # seconds of silence after a clip, for a teacher that reads clips at their own length
     trained_silence: float | None = None
     kind: TargetKind = "top_k"
-    samples: int = 0  # of sampled
+    samples: int = 0  # tokens drawn from the rest, with kind `sampled`
 
     def key(self, utterance: Utterance) -> str:
         """Key of a clip's targets."""
@@ -98,8 +98,8 @@ class TargetCache:
         return key in self.store or (self.richer is not None and key in self.richer)
 
     def check(self, keys: Sequence[str], rank: int = 0, world_size: int = 1) -> None:
-        """`Store.check`, which all processes that fill the cache must call."""
-        if self.richer is not None:  # another run's: only what is damaged is removed
+        """`ShardStore.check`, which all processes that fill the cache must call."""
+        if self.richer is not None:  # another run filled it: only what is damaged is removed
             self.richer.drop_damaged(keys, rank, world_size)
         self.store.check(keys, rank, world_size)
         if self.richer is not None:

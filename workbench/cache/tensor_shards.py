@@ -39,7 +39,7 @@ class Keys(Protocol):
 
 
 class Item(TypedDict):
-    """What is said of an item when it is written."""
+    """What is recorded about an item when it is written."""
 
     key: str  # of what the item was computed from
     id: NotRequired[str]  # of the clip, for people
@@ -62,7 +62,7 @@ class ShardStore:
         self.folder = folder
         self.index: dict[str, IndexEntry] = {}
         self._read: dict[str, int] = {}  # bytes of each index that were read
-        self._named: set[str] = set()  # shards that the index names, those that were removed too
+        self._named: set[str] = set()  # shards that the index names, including those that were removed
         self._sound: set[str] = set()  # shards that were checked
         self._open: OrderedDict[str, TensorFile] = OrderedDict()
         self.reload()

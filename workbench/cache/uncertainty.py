@@ -37,7 +37,7 @@ def measure_uncertainty(
         model: the teacher, on its device.
         family: its features and tokens.
         dataset: the utterances.
-        settings: of the targets; only the teacher and the precision matter.
+        settings: the targets' settings, of which only the teacher and the precision matter.
         rank: number of this process.
         world_size: how many processes there are.
         progress: called with the number of utterances done.

@@ -22,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-BUG = 1  # what is not the user's mistake
+BUG = 1  # exit status for an error that is not the user's mistake
 # From click, or from the copy of it inside newer versions of typer; typer itself exports only its subclasses.
 ClickException: Any = typer.BadParameter.__mro__[2]
 

@@ -1,4 +1,4 @@
-"""What all commands have in common: empty values are refused, and Ctrl-C says whether the work can be resumed."""
+"""What all commands have in common: empty values are refused, and the message on Ctrl-C states whether the work can be resumed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Command(TyperCommand):
         """As in typer, but an empty or NaN value is a usage error: it would silently mean something else."""
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         rest: list[str] = super().parse_args(ctx, args)
-        param: Any  # of whichever click typer carries
+        param: Any  # its class belongs to whichever version of click typer uses
         for param in self.get_params(ctx):
             raw, parsed = (v if isinstance(v, (list, tuple)) else [v] for v in (given.get(param.name), ctx.params.get(param.name)))  # fmt: skip
             if any(isinstance(value, str) and not value.strip() for value in raw):

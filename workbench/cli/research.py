@@ -56,7 +56,7 @@ def prompts(
     from workbench.corpus.sources import BUILT_IN, corpora_dir
 
     if how not in ("exchange", "words"):
-        raise UserError(f"--how {how!r}{did_you_mean(how, ('exchange', 'words'))}")
+        raise UserError(f"--corruption {how!r}{did_you_mean(how, ('exchange', 'words'))}")
     if corrupt is None:
         typer.echo(build_prompts(language, output or corpora_dir() / f"prompts-{language}"))
         return
@@ -126,7 +126,7 @@ def weights(
         typer.Option(
             "--rank-by",
             "--by",
-            help="Rank by system (the weights that it gave), student_loss, or teacher_loss, which needs no training.",
+            help="Rank by system (the weights that the weighting gave), student_loss, or teacher_loss, which needs no training.",
         ),
     ] = "system",
     output: Annotated[
@@ -138,7 +138,7 @@ def weights(
     from workbench.study.label_errors import RANKINGS, read_run, write_page
 
     if by not in RANKINGS:
-        raise UserError(f"--by {by!r}{did_you_mean(by, RANKINGS)}")
+        raise UserError(f"--rank-by {by!r}{did_you_mean(by, RANKINGS)}")
     found = read_run(run)
     found.print(worst, by)
     typer.echo(write_page(found, output or run / "weights.html", worst, by))

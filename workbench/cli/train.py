@@ -92,13 +92,15 @@ def label(
             max=30,
         ),
     ] = 28.0,
-    max_wer: Annotated[float, typer.Option(help="Percent, against a reference where there is one.", min=0)] = 10.0,
+    max_wer: Annotated[
+        float, typer.Option(help="Highest WER in percent, against a reference where there is one.", min=0)
+    ] = 10.0,
     max_compression: Annotated[
         float,
         typer.Option(
             "--max-compression-ratio",
             "--max-compression",
-            help="Text bytes over zlib bytes; loops compress well.",
+            help="Highest ratio of text bytes to zlib bytes; loops compress well.",
             min=0,
         ),
     ] = 2.4,
@@ -106,10 +108,10 @@ def label(
         float, typer.Option("--min-logprob", "--min-confidence", help="Lowest mean log-probability per token.")
     ] = -1.0,
     min_rate: Annotated[
-        float, typer.Option("--min-chars-per-second", "--min-rate", help="Characters per second.", min=0)
+        float, typer.Option("--min-chars-per-second", "--min-rate", help="Lowest characters per second.", min=0)
     ] = 2.0,
     max_rate: Annotated[
-        float, typer.Option("--max-chars-per-second", "--max-rate", help="Characters per second.", min=0)
+        float, typer.Option("--max-chars-per-second", "--max-rate", help="Highest characters per second.", min=0)
     ] = 30.0,
     min_language: Annotated[
         float,

@@ -41,7 +41,7 @@ class StudentRecipe(Section):
 
 
 class TrailingSilenceRecipe(Section):
-    """Silence after a clip, in seconds: the student hears a random amount in training and a fixed one at inference."""
+    """Silence after a clip, in seconds: a random amount in training and a fixed one at inference."""
 
     train_min: float = Field(0.2, ge=0, le=5)
     train_max: float = Field(0.9, ge=0, le=5)
@@ -59,7 +59,7 @@ class TargetsRecipe(Section):
 
     kind: Literal["top_k", "full", "sampled"] = Field(
         "top_k",
-        description="of each token: the k largest logits with the rest as one bucket; all logits in fp16; or the k likeliest tokens and "
+        description="what is kept for each token: the k largest logits with the rest as one bucket; all logits in fp16; or the k likeliest tokens and "
         "some drawn from the rest, whose KL is the full one in expectation",
     )
     top_k: int = Field(32, ge=1, description="logits kept per token; the rest is one bucket, or is sampled from")
@@ -83,19 +83,19 @@ class DivergenceRecipe(Section):
     """Distillation loss of a label; see workbench/losses/divergences.py."""
 
     name: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "logit_mse"] = "forward_kl"
-    beta: float = Field(0.5, gt=0, lt=1, description="of jsd: the teacher's share of the mixture")
+    beta: float = Field(0.5, gt=0, lt=1, description="for jsd: the teacher's share of the mixture")
     alpha: float = Field(
-        0.1, ge=0, lt=1, description="of the skew divergences: share of the first distribution mixed in"
+        0.1, ge=0, lt=1, description="for the skew divergences: share of the first distribution mixed in"
     )
     match_gradient: bool = Field(
         False,
-        description="scale the loss so that its gradient in the logits is as large as forward KL's, micro-batch by micro-batch",
+        description="scale the loss so that in each micro-batch its gradient with respect to the logits is as large as forward KL's",
     )
-    teacher_scale: float = Field(1.0, gt=0, description="of logit_mse: factor of the teacher's logits")
+    teacher_scale: float = Field(1.0, gt=0, description="for logit_mse: factor of the teacher's logits")
 
 
 class AugmentRecipe(Section):
-    """Augmentation. The teacher labels new utterances (speeds, joined clips), but never hears noise or masks."""
+    """Augmentation. The teacher labels new utterances (speeds, joined clips), but noise and masks are applied to the student's input only."""
 
     speed_factors: list[float] = Field(
         default_factory=list, description="each clip again at these speeds, 1.1 being faster"
@@ -103,7 +103,9 @@ class AugmentRecipe(Section):
     concatenate_seconds: float = Field(
         0.0, ge=0, le=30, description="also short clips joined up to this many seconds; 0: none"
     )
-    noise_probability: float = Field(0.0, ge=0, le=1, description="share of the clips that the student hears in noise")
+    noise_probability: float = Field(
+        0.0, ge=0, le=1, description="share of the clips to which noise is added, in the student's input only"
+    )
     snr_db: tuple[float, float] = Field((5.0, 30.0), description="signal-to-noise ratio in dB, lowest and highest")
     frequency_masks: int = Field(0, ge=0, description="SpecAugment: bands blanked in each clip")
     frequency_mask_bins: int = Field(15, ge=1, description="mels of the widest band")
@@ -140,9 +142,11 @@ class OnPolicyRecipe(Section):
     """Micro-batches whose transcripts are the student's own; see workbench/distill/teaching/on_policy.py."""
 
     method: Literal["gkd", "speculative"] = "gkd"
-    fraction: float = Field(0.5, gt=0, le=1, description="of the micro-batches (GKD's lambda)")
-    temperature: float = Field(1.0, ge=0, description="of the student's sampling; 0 is greedy")
-    top_k: int = Field(25, ge=1, description="of speculative: proposals outside the teacher's k likeliest are replaced")
+    fraction: float = Field(0.5, gt=0, le=1, description="share of the micro-batches that are on-policy (GKD's lambda)")
+    temperature: float = Field(1.0, ge=0, description="temperature at which the student samples; 0 is greedy")
+    top_k: int = Field(
+        25, ge=1, description="with method speculative: proposals outside the teacher's k likeliest tokens are replaced"
+    )
 
 
 class Stage(Section):

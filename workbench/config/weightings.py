@@ -16,18 +16,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from workbench.core.errors import UserError, did_you_mean
 
 SYSTEMS = "workbench.weighting.systems"
-CONTROLS = ("permute", "schedule_only")  # of any weighting; see workbench/weighting/controls.py
+CONTROLS = ("permute", "schedule_only")  # options of every weighting; see workbench/weighting/controls.py
 
 
 @dataclass(frozen=True)
 class StageSchedule:
     """What decides whether a weighting's schedule takes effect in a stage."""
 
-    epochs: int  # that are reached
+    epochs: int  # epochs that the stage reaches
     steps: int | None = None  # optimizer steps, where they are known
     stream: bool = False  # an epoch is then a pass over the stream
     decoder_losses: bool = True
-    on_policy_fraction: float = 0.0  # of the micro-batches
+    on_policy_fraction: float = 0.0  # share of the micro-batches that are on-policy
 
 
 class WeightingSettings(BaseModel):
@@ -75,7 +75,7 @@ def parse_settings(options: Mapping[str, object]) -> BaseModel:
 
 
 def parse_controls(options: Mapping[str, object]) -> dict[str, bool]:
-    """The controls that are on, of those that every weighting of utterances has.
+    """The controls that a recipe turns on; every weighting of utterances has them.
 
     Raises:
         UserError: one is not true or false, both are on, or the weighting weights single tokens, which utterances cannot exchange.
@@ -112,5 +112,5 @@ def inactive_reason(options: Mapping[str, object], stage: StageSchedule) -> str 
 
 
 def needs_uncertainty(options: Mapping[str, object]) -> bool:
-    """Whether the teacher's uncertainty must be measured for a system: its file says NEEDS_UNCERTAINTY = True."""
+    """Whether the teacher's uncertainty must be measured for a system: its file sets NEEDS_UNCERTAINTY = True."""
     return bool(getattr(weighting_module(str(options.get("name", "fixed"))), "NEEDS_UNCERTAINTY", False))

@@ -69,7 +69,7 @@ def staging_folder(path: Path) -> Iterator[Path]:
 
 
 def recover(folder: Path) -> None:
-    """Remove the workplaces in a folder whose processes are dead, and put back what they had moved aside and not replaced."""
+    """Remove the staging folders that dead processes left in a folder, and put back what they had moved aside but not yet replaced."""
     from filelock import FileLock
 
     for place in sorted(folder.glob(".*.part")):

@@ -1,4 +1,4 @@
-"""What a torch.autograd.Function is given to remember things by."""
+"""The object in which a torch.autograd.Function keeps values for its backward pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Context(Protocol):
-    """Autograd's context, with the tensors that its forward pass has kept; a Function that keeps more has a subclass that says what."""
+    """Autograd's context, with the tensors that the forward pass has kept; a Function that keeps more values declares them in a subclass."""
 
     @property
     def saved_tensors(self) -> tuple[Tensor, ...]:

@@ -74,7 +74,7 @@ def first_line(error: BaseException, most: int = 200) -> str:
 
 
 def last_line(said: str) -> str:
-    """The last line that a program wrote, which is where it says what went wrong."""
+    """The last line that a program wrote, which usually states what went wrong."""
     return (said.strip().splitlines() or ["no message"])[-1]
 
 

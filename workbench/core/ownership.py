@@ -15,7 +15,7 @@ from workbench.core.atomic import atomic_folder, recover
 from workbench.core.errors import UserError
 from workbench.core.files import read_json, write_json
 
-CORPUS_RECORD = "source.json"  # in a checkpoint's folder that the workbench wrote
+CORPUS_RECORD = "source.json"  # lies in every checkpoint folder that the workbench wrote
 IsOwnFile = Callable[
     [str], bool
 ]  # whether a file, by its path from the folder with forward slashes, is a command's own
@@ -121,7 +121,7 @@ def check_manifest(manifest: Path, inputs: Sequence[Path]) -> None:
 
 
 def report_of(manifest: Path) -> Path:
-    """What was left out of a manifest, and why."""
+    """Path of the report on what was left out of a manifest, and why."""
     return manifest.with_name(f"{manifest.stem}.rejected.jsonl")
 
 

@@ -19,7 +19,7 @@ def print_rows(
         title: a line above.
         caption: a line below.
         prose: the cells are sentences, which may be wrapped; otherwise a table that does not fit is transposed.
-        styles: of the rows' names, as rich calls them.
+        styles: rich's styles for the rows' names.
     """
     from rich.console import Console
     from rich.padding import Padding

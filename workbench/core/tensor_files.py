@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class TensorSlice(Protocol):
-    """A tensor in a file, of which nothing was read yet but its header."""
+    """A tensor in a file of which only the header has been read."""
 
     def get_shape(self) -> list[int]:
-        """Its sizes."""
+        """Its shape."""
         ...
 
     def get_dtype(self) -> str:

@@ -20,7 +20,7 @@ from workbench.corpus.references import VERSION_FILE
 from workbench.corpus.utterance import Utterance
 
 RECORD = "corrupted.jsonl"
-WORDS_REPLACED = 0.5  # of an utterance, at least one
+WORDS_REPLACED = 0.5  # share of an utterance's words that are replaced, at least one word
 
 
 def _own_files(folder: Path) -> IsOwnFile | None:
@@ -34,8 +34,8 @@ def corrupt(utterances: Sequence[Utterance], share: float, how: str, seed: int) 
     """Give a share of the training utterances another transcript.
 
     Args:
-        utterances: of all splits; those of other splits are returned unchanged.
-        share: of the training utterances, in (0, 1).
+        utterances: the utterances of all splits; only the training split is changed.
+        share: share of the training utterances to corrupt, in (0, 1).
         how: `exchange` permutes their transcripts so that none keeps its own text; `words` replaces half
             the words of each by words of the training texts.
         seed: decides which and how.
@@ -66,7 +66,7 @@ def write_corrupted(
     """Write the corrupted corpus as a folder with manifest.jsonl and corrupted.jsonl; the audio stays where it is.
 
     Args:
-        utterances: of the clean corpus, all splits.
+        utterances: the clean corpus, all splits.
         share: as for `corrupt`.
         how: as for `corrupt`.
         seed: as for `corrupt`.

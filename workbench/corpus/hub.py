@@ -32,7 +32,7 @@ class EncodedAudio(TypedDict):
     """A row's audio, as datasets gives it undecoded."""
 
     bytes: bytes | None  # the encoded clip
-    path: str | None  # where it is instead
+    path: str | None  # where the clip is, if its bytes are not in the row
 
 
 def read_dataset(spec: str, split: str, limit: int | None = None) -> list[Utterance]:
@@ -41,7 +41,7 @@ def read_dataset(spec: str, split: str, limit: int | None = None) -> list[Uttera
     The encoded audio of the clips read is held in memory; `limit` bounds how many.
 
     Raises:
-        UserError: the dataset cannot be opened, or has no audio or no transcript column, or no row with both; a row's language is not one.
+        UserError: the dataset cannot be opened, or has no audio or no transcript column, or no row with both; or a row's language is not a language.
     """
     found = list(islice(_utterances(*_open(spec, split), split, f"hf:{spec}, split {split!r}"), limit))
     if not found:
@@ -188,14 +188,14 @@ def _config_language(config: str) -> str | None:
         code = language_code(config)
     except UserError:
         return None
-    # of codes that Whisper does not know only those with a region: `raw` and `all` are languages in ISO 639-3, too
+    # a code that Whisper does not support counts only if it has a region: `raw` and `all` are languages in ISO 639-3, too
     return code if whisper_knows(code) or "_" in config or "-" in config else None
 
 
 def _undecoded(dataset: IterableDataset, column: str) -> IterableDataset:
     """The dataset with its audio as encoded bytes or a path, which our own decoder reads like every other source.
 
-    datasets 4 asks for torchcodec even where nothing is decoded, as soon as rows are made by Python (audio folders)
+    datasets 4 requires torchcodec even where nothing is decoded, as soon as rows are made by Python (audio folders)
     rather than read from Parquet; those rows are paths.
     """
     from datasets import Audio, Value

@@ -1,7 +1,6 @@
 """References of the built-in prompts: their orthography restored, and which of them cannot be scored.
 
-Debian's transcripts of es, fr, it and ru lack accents, hold mojibake and misspellings. One file a language
-(corrections/LANGUAGE.tsv) lists what was corrected, found by reading, never by a recogniser. Only orthography changes: accents, ñ,
+Debian's transcripts of es, fr, it and ru lack accents, hold mojibake and misspellings. One file per language (corrections/LANGUAGE.tsv) lists what was corrected; errors were found by reading, never by a recogniser. Only orthography changes: accents, ñ,
 letters lost to mojibake, misspelt words, spaces within or between words. No word is added, removed or replaced by another.
 Texts known or likely not to match the audio are marked instead, by patterns that look at nothing but the text.
 """
@@ -33,7 +32,7 @@ NOT_SCORED: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = (
         'the text leaves out a word before numbers ("marque 1" where "marque número 1" is said)',
     ),
     (_ANY, re.compile(r"\b[a-z]+(?:-[a-z0-9]+)+:"), "the text holds the name of a prompt, and often a second prompt's text"),
-    # square brackets count where there is a letter or a digit in them: "at [@]" is no more than "at"
+    # square brackets count only if there is a letter or a digit in them: "at [@]" means the same as "at"
     (
         _ANY,
         re.compile(r"\([^)]*\)|\[[^]]*[^\W_][^]]*\]"),

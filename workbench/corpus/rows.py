@@ -109,7 +109,7 @@ def _array_rows(manifest: Path, content: str) -> Iterator[Row]:
         yield line, _object(row, where)
         first = False
     if content[at + 1 :].strip():
-        raise UserError(f"{where}: something follows the JSON array; expected one array, or one object a line")
+        raise UserError(f"{where}: something follows the JSON array; expected one array, or one object per line")
 
 
 def _unreadable(where: str, error: Exception) -> UserError:

@@ -35,7 +35,7 @@ class AudioSegment:
         return whole[first : first + round(self.seconds * SAMPLE_RATE)].copy()
 
 
-@functools.lru_cache(maxsize=1)  # neighbouring segments are often asked for one after another
+@functools.lru_cache(maxsize=1)  # neighbouring segments are often requested one after another
 def _decoded(path: Path, _stamp: tuple[int, int] | None) -> Wave:
     return decode(path)
 
@@ -44,7 +44,7 @@ class Recording(TypedDict):
     """A manifest's fields that name a clip's recording."""
 
     audio: str  # absolute path
-    offset: NotRequired[float]  # of a segment: seconds from the recording's begin
+    offset: NotRequired[float]  # of a segment: seconds from the recording's start
     duration: NotRequired[float]  # of a segment, in seconds
 
 
@@ -57,7 +57,7 @@ class Utterance:
     audio: Path | AudioSegment | bytes | tuple[Utterance, ...] = field(repr=False)
     text: str  # the reference transcript as it stands
     seconds: float
-    language: str = "en"  # Whisper's code, or another ISO 639 code where Whisper does not know the language
+    language: str = "en"  # Whisper's code, or another ISO 639 code where Whisper does not support the language
     split: str = "train"
     scored: bool = True  # false: the reference is known to leave words out, so no system can be right about it
     speed: float = 1.0  # 1.1: played a tenth faster than recorded, pitch included

@@ -27,8 +27,8 @@ class StageDatasets:
     """Labelled clips for every stage of a run.
 
     Args:
-        context: of the run.
-        teachers: label the windows of a stream.
+        context: the run's context.
+        teachers: the teachers, which label the windows of a stream.
         whole: the corpus with its targets; None for a stream.
         calibration: clips that the student's encoder was compressed on, if it was.
         tail: mean probability in the tail bucket of `whole`'s targets, if it is known.
@@ -58,10 +58,10 @@ class StageDatasets:
         """What each epoch of a stage trains on, from `progress` on; for a stream, one dataset per window.
 
         Args:
-            name: of the stage.
+            name: the stage's name.
             stage: its settings.
             progress: where the stage is; for a stream, its pass and window are advanced here when a pass has ended.
-            timers: count the teacher's and the frozen encoder's time.
+            timers: timers for the teacher's and the frozen encoder's passes.
             asks_teacher: whether the teacher is needed for the next window of a stream.
         """
         if self._whole is not None:

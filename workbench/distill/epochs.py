@@ -34,9 +34,9 @@ class EpochPlan:
     """Plans a stage's epochs, from its current position on.
 
     Args:
-        context: of the run.
-        number: of the stage.
-        name: of the stage.
+        context: the run's context.
+        number: the stage's number.
+        name: the stage's name.
         stage: its settings.
         progress: how far it is; the number of micro-batches is written there.
     """
@@ -140,7 +140,7 @@ class EpochPlan:
 def _read(loader: Iterable[Batch]) -> Iterator[Batch]:
     try:
         yield from loader
-    except UserError as error:  # a worker's holds its traceback, as text, and then the message
+    except UserError as error:  # an error from a worker holds its traceback as text, and then the message
         raise UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]) from None
 
 

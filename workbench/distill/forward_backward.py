@@ -37,13 +37,13 @@ class ForwardBackward:
         """Bind a student.
 
         Args:
-            accelerator: Accelerate's.
+            accelerator: Accelerate's object for the run.
             family: runs the student.
             module: the student as a module, whose forward pass is a step's.
-            wrapped: the same, compiled and distributed as the run asks for.
+            wrapped: the same, compiled and distributed as the run requires.
             augment: masks on the features.
-            timers: count the time that sampling takes.
-            on_policy: samples from the student, if the stage wants it.
+            timers: timers for the sampling.
+            on_policy: samples from the student, if the stage is on-policy.
         """
         self.accelerator, self.family, self.module, self.wrapped = accelerator, family, module, wrapped
         self.augment, self.timers, self.on_policy = augment, timers, on_policy
@@ -65,7 +65,7 @@ class ForwardBackward:
             batch: the micro-batch, on the device.
             objective: the stage's losses.
             progress: position in the stage.
-            size: of the whole step.
+            size: utterances and tokens of the whole step.
             self_teaching: whether the student is its own teacher by now.
         """
         audio, encoded = self.audio(batch)

@@ -32,8 +32,8 @@ class OptimizerStep:
         name: the stage's name in the recipe.
         epochs: gives the learning rate and how far the stage is.
         prepared: the wrapped student and its optimizer.
-        forward_backward: runs micro-batches; its self-teacher, if it has one, is told of each step.
-        progress: the run's counters, which are moved on here.
+        forward_backward: runs micro-batches; its self-teacher, if it has one, is updated after each step.
+        progress: the run's counters, which are advanced here.
     """
 
     def __init__(

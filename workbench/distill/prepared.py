@@ -23,7 +23,7 @@ AVERAGE = "average"  # its file in a checkpoint
 class PreparedStage:
     """What a stage's training steps use."""
 
-    student: torch.nn.Module  # as it is called: compiled and distributed as the run asks for
+    student: torch.nn.Module  # as it is called: compiled and distributed as the run requires
     optimizer: torch.optim.Optimizer
     torch_optimizer: torch.optim.Optimizer  # the optimizer that Accelerate's wraps
     names: Mapping[Tensor, str]  # of the trained parameters
@@ -40,7 +40,7 @@ def prepare_stage(context: RunContext, stage: Stage, module: StudentModule, chec
     4. A checkpoint's moments come last, since they are sharded as the parameters are.
 
     Args:
-        context: of the run.
+        context: the run's context.
         stage: its settings.
         module: the student, its trained parameters marked.
         checkpoint: the one that the stage resumes from, if it does.

@@ -41,13 +41,13 @@ class StageTrainer:
     """A stage's optimizer, weighting and wrapped student, and the loop over its epochs.
 
     Args:
-        context: of the run.
+        context: the run's context.
         datasets: what is trained on.
-        validation: of the run.
-        number: of the stage.
-        name: of the stage.
+        validation: the run's validation.
+        number: the stage's number.
+        name: the stage's name.
         stage: its settings.
-        state: of the run; the stage resumes where it was.
+        state: the run's state, from which the stage resumes.
     """
 
     number: int
@@ -140,7 +140,7 @@ class StageTrainer:
                     last_saved = time.monotonic()
             release_memory(self.context.accelerator.device)
             progress.epoch, progress.batch = progress.epoch + 1, 0
-            progress.stream_window += 1  # of no meaning without a stream
+            progress.stream_window += 1  # unused without a stream
             done = self.epochs.enough() or (not self.context.streaming and progress.epoch == stage.epochs)
             if stage.decoder_losses and (progress.epoch % self.context.recipe.validate_every == 0 or done):
                 self._validate(self.self_teacher if progress.self_teaching else None)
@@ -152,10 +152,12 @@ class StageTrainer:
             raise UserError(f"corpus {self.context.recipe.corpus!r}: its stream holds no usable clip")
         shown.close()
         if self.objective is not None and (reason := self.objective.weighting.nothing_learnt()):
-            log.warning("stages.%s.weighting: %s", self.name, reason)  # of a stream, whose length was not known before
+            log.warning(
+                "stages.%s.weighting: %s", self.name, reason
+            )  # only for a stream, whose length was not known before
         ended = self.context.streaming and not self.epochs.enough()
         if ended and stage.decoder_losses and progress.epoch % self.context.recipe.validate_every:
-            # the stream ended before the stage's steps did, which its last window could not know
+            # the stream ended before the stage's steps did, which was not known during its last window
             self._validate()
         if self._trained.average and not stage.decoder_losses:
             self._trained.average.fill()  # without validation nothing else saves the average
@@ -188,7 +190,7 @@ class StageTrainer:
         return self.objective
 
     def _fill_validation(self, singly: bool = False) -> None:
-        """Have the frozen encoder's states of the validation clips on disk before any process asks for them."""
+        """Write the frozen encoder's states of the validation clips to disk before any process needs them."""
         if (store := self.clips.store) is not None:
             if self.context.processes.is_main:
                 self.clips.fill(self.context.model, singly)

@@ -25,7 +25,7 @@ def initial_student(recipe: Recipe, teachers: TeacherEnsemble, calibration: Sequ
     """The student with all its teacher's tokens, before it is trained.
 
     Args:
-        recipe: of the run.
+        recipe: the run's recipe.
         teachers: the first one's family is the student's.
         calibration: clips that decide which of the encoder's linear layers are factorized.
 

@@ -44,7 +44,7 @@ from workbench.run.preflight import check_schedules, check_sharding, check_track
 from workbench.weighting import needs_uncertainty
 
 log = logging.getLogger("workbench")
-EARLY_CLIPS = 16  # whose tail is measured before the teacher's whole pass
+EARLY_CLIPS = 16  # clips whose tail is measured before the teacher's whole pass
 
 
 def distill(recipe: Recipe, restart: bool = False, wait: bool = False) -> Path:
@@ -256,7 +256,7 @@ class Trainer:
         self, context: RunContext, datasets: StageDatasets, validation: Validation, state: TrainingState
     ) -> Path:
         student = self.folder / "student"
-        # the main process alone knows the scores, and all must gather or none
+        # only the main process has the scores, and either all processes must gather or none
         unscored = self.processes.broadcast(validation.best is None)
         model = context.whole_model(main_alone=True) if unscored else None
         if self.processes.is_main:

@@ -21,9 +21,9 @@ class Validation:
     """Scores the student and keeps the best in `best/` of the run's folder.
 
     Args:
-        context: of the run.
-        utterances: of the validation split.
-        whole_matrix: for a student that knows only some tokens, the embedding of all of them.
+        context: the run's context.
+        utterances: the validation split.
+        whole_matrix: for a student that has only some tokens, the embedding of all of them.
         calibration: clips that the student's encoder was compressed on, if it was.
     """
 
@@ -63,7 +63,7 @@ class Validation:
 
         Args:
             stage: name of the stage.
-            step: of the run.
+            step: number of optimizer steps done in the run.
             average: moving average of the student's parameters, which is scored instead.
             clips: as `clips` gave them.
             self_teacher: an earlier self of the student, while it learns from one.

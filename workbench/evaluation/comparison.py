@@ -21,7 +21,7 @@ class PairedHypotheses:
     references: Sequence[str]
     ours: Sequence[Sequence[str]]  # hypotheses of each seed
     theirs: Sequence[Sequence[str]]
-    language: Languages = "en"  # one code for all clips, or one a clip
+    language: Languages = "en"  # one code for all clips, or one per clip
 
     def errors(self, unit: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Errors of both [seeds, clips], and the references' lengths [clips], in characters (`cer`) or words (`wer`)."""
@@ -39,12 +39,12 @@ class PairedHypotheses:
 
 
 class DifferenceOverSeeds(TypedDict):
-    """Of two ways of training, as `difference_over_seeds` finds it."""
+    """The difference between two ways of training, as `difference_over_seeds` computes it."""
 
     points: float  # percentage points
     ci: list[float] | None  # 95 % interval; None with fewer than 20 clips
     p: float | None  # two-sided; None likewise
-    relative: float  # to theirs: -0.05 is 5 % fewer errors
+    relative: float  # relative to theirs: -0.05 is 5 % fewer errors
     seeds: int
 
 
@@ -53,17 +53,16 @@ def difference_over_seeds(corpora: Sequence[PairedHypotheses], unit: str = "cer"
 
     Two variances are added: of the clips, by a bootstrap of the mean over seeds, and of the seeds, from the seeds' own
     differences. The interval is the difference plus or minus Student's t times the root of their sum, with the degrees of freedom
-    of Welch and Satterthwaite: of three seeds that disagree it is wide, as it should be, where a percentile bootstrap over three
-    seeds is too narrow. (Our interpretation.)
+    of Welch and Satterthwaite: with three seeds that disagree it is wide, as it should be, whereas a percentile bootstrap over three seeds is too narrow. (Our interpretation.)
 
     Args:
         corpora: what is compared, all corpora with equal weight.
         unit: `cer` or `wer`.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
         `points`: difference in percentage points; `ci`: its 95 % interval, None with fewer than 20 clips; `p`: two-sided p-value,
-        None likewise; `relative` to theirs (-0.05 is 5 % fewer); `seeds`: their number, and with 1 the interval is of the clips alone.
+        None likewise; `relative` to theirs (-0.05 is 5 % fewer); `seeds`: their number; with 1 the interval covers the clips alone.
     """
     points, base = [], []  # of each corpus: points by seed; theirs, mean over seeds
     clip_variance, clips = 0.0, 0

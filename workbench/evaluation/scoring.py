@@ -21,7 +21,7 @@ LOOP_REPEATS = 4  # an n-gram repeated this often in a row, and more often than 
 LOOP_WORDS = 8  # longest n-gram looked at
 FEWEST_CLIPS = 20  # with fewer, a bootstrap interval is not meaningful
 RESAMPLES = 2000
-# one code for all clips, or one a clip
+# one code for all clips, or one per clip
 Languages = str | Sequence[str]
 
 
@@ -136,7 +136,7 @@ def score(
         hypotheses: what the system wrote, in the same order.
         language: Whisper's code of the language, which chooses the normalizer; one for all clips, or one per clip.
         normalized: score normalized texts (the field's practice), or the texts as they stand.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Raises:
         ValueError: references, hypotheses and languages differ in number.
@@ -180,7 +180,7 @@ def _character_errors(reference: str, hypothesis: str, language: str) -> Errors:
 
 
 class Difference(TypedDict):
-    """Of two systems' error rates."""
+    """The difference between two systems' error rates."""
 
     points: float  # percentage points
     ci: list[float] | None  # 95 % interval; None with fewer than 20 clips
@@ -203,7 +203,7 @@ def paired_difference(
         ours: the first system's transcripts.
         theirs: the second system's.
         language: as for `score`.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
         unit: `wer` or `cer`.
 
     Returns:

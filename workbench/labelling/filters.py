@@ -10,8 +10,8 @@ from workbench.evaluation.scoring import is_loop, most_repeats, normalize, score
 
 # Characters per second of speech. Common Voice, 26 languages with alphabets, clips of 4 s or more: 98 of 100 have at least 5.9, none more than 21.6.
 SLOWEST_SPEECH, FASTEST_SPEECH = 6.0, 22.0
-MAX_ROUNDS = 6  # of a phrase that somebody is believed to have said
-ROUNDS = re.compile(r"(.{2,}?)(?:\s*\1)+")  # of a phrase that follows itself
+MAX_ROUNDS = 6  # most repetitions of a phrase that may really have been said
+ROUNDS = re.compile(r"(.{2,}?)(?:\s*\1)+")  # a phrase that is repeated
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Label:
     text: str
     seconds: float
     language: str
-    confidence: float  # mean log-probability a token
+    confidence: float  # mean log-probability per token
     language_probability: float | None = None  # None where the user named the language
     reference: str = ""
 

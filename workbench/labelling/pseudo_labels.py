@@ -66,7 +66,7 @@ class Found(TypedDict, total=False):
     """What became of a clip: its label, or `error` alone."""
 
     text: str
-    confidence: float  # mean log-probability a token
+    confidence: float  # mean log-probability per token
     seconds: float  # of the clip
     language: str
     language_probability: float | None  # None where the user named the language

@@ -25,7 +25,7 @@ class Unfit(Recording):
     """A row of the report on a clip that was not transcribed."""
 
     id: str
-    language: NotRequired[str]  # where that is what is wrong
+    language: NotRequired[str]  # the clip's language, if that is the reason
     reasons: list[str]
     error: str
 
@@ -64,7 +64,7 @@ def audio_clips(source: Path, manifest: Path) -> tuple[list[Utterance], list[Unf
 def clips_of_known_languages(
     clips: Sequence[Utterance], family: Family, language: str | None
 ) -> tuple[list[Utterance], list[Unfit]]:
-    """Clips in a language that the teacher knows, and a report's rows of the others; raises UserError if it does not know `--language`."""
+    """Clips in a language that the teacher supports, and a report's rows of the others; raises UserError if it does not support `--language`."""
     if language == "auto":
         return list(clips), []
     unknown: dict[str, str] = {}

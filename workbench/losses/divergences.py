@@ -18,7 +18,7 @@ from workbench.core.errors import UserError
 from workbench.losses.objectives import cross_entropy
 from workbench.losses.token_losses import token_losses
 
-SMALLEST = torch.finfo(torch.float32).eps  # of a bucket's probability, before its logarithm
+SMALLEST = torch.finfo(torch.float32).eps  # lower bound of a bucket's probability before its logarithm is taken
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def task_and_distillation_losses(
 def distillation(
     logits: Tensor, targets: SoftTargets | SampledTargets, divergence: DivergenceRecipe, temperature: float
 ) -> Tensor:
-    """tau^2 * divergence of each label; of `logit_mse` the squared error itself. logits: [labels, vocabulary] -> [labels]
+    """tau^2 * divergence of each label; for `logit_mse` the squared error itself. logits: [labels, vocabulary] -> [labels]
 
     Raises:
         UserError: the divergence cannot be computed from sampled targets.
@@ -96,10 +96,9 @@ def distillation(
 
 
 def gradient_ratio(logits: Tensor, targets: SoftTargets, divergence: DivergenceRecipe, temperature: float) -> Tensor:
-    """How much larger forward KL's gradient in the logits is than a divergence's, by the norm over all labels. -> scalar
+    """How many times as large forward KL's gradient with respect to the logits is as a divergence's, by the norm over all labels. -> scalar
 
-    A divergence times this differs from forward KL in its direction only, not in its weight: near agreement the gradient of the
-    Jensen-Shannon divergence is a quarter of the KL's, which acts as a smaller alpha (our interpretation: no source matches them).
+    The gradient of a divergence times this factor differs from forward KL's in direction only, not in size: near agreement the gradient of the Jensen-Shannon divergence is a quarter of the KL's, which acts like a smaller alpha (our interpretation: no source matches the two).
     """
     norms = []
     with torch.enable_grad():

@@ -59,12 +59,12 @@ def forward_kl_top_k(
 
 
 def state_mse(student: Tensor, teacher: Tensor, frames: Tensor) -> Tensor:
-    """Mean squared error of layer-normalised encoder states on the frames that both have.
+    """Mean squared error of layer-normalised encoder states at the positions that both have.
 
     Args:
         student: states [utterances, positions, width].
         teacher: states [utterances, positions, width], padded.
-        frames: number of frames both have, of each utterance [utterances].
+        frames: number of encoder positions that both have, for each utterance [utterances].
 
     Returns:
         Loss of each utterance [utterances].

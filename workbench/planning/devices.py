@@ -12,7 +12,7 @@ class Device:
     """One accelerator."""
 
     memory_gb: float
-    # peak of dense matrix products by precision; fp32 on tensor cores (TF32) where there are any any
+    # peak of dense matrix products by precision; fp32 on tensor cores (TF32) where there are any
     tflops: dict[str, float]
 
 

@@ -188,7 +188,7 @@ def _stage_plan(
     student = StudentModule(model, shapes, stage)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # weights in fp32, for each trained one a gradient and AdamW's two moments; under autocast a bf16 copy of the weights
-    copies = parameters(model) + (teacher_parameters if recipe.stream else 0)  # a stream's teacher stays there
+    copies = parameters(model) + (teacher_parameters if recipe.stream else 0)  # a stream's teacher stays in memory
     fixed = 4 * copies + 12 * trained + (2 * copies if recipe.precision == "bf16" else 0)
     seconds = min(clip_seconds + recipe.trailing_silence.train_max, WINDOW_SECONDS)
     one, flop = step_cost(student, stage, recipe, seconds, 1)

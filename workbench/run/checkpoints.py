@@ -36,7 +36,7 @@ class TrainingProgress:
     """How far a run has come. Written by the stage that trains, and by a stream at the end of a pass."""
 
     stage: int = 0
-    epoch: int = 0  # of the stage; of a stream a window of it
+    epoch: int = 0  # of the stage; with a stream, each window counts as one
     stream_pass: int = 0  # times that the stream has ended, in this stage
     stream_window: int = 0  # windows done of this pass
     batch: int = 0  # step of the epoch, the next one to do
@@ -95,8 +95,8 @@ def save(
 
     Args:
         folder: where the checkpoints are.
-        state: of the run.
-        tensors: by name of the file: `model`, `optimizer`, and perhaps `average` and `itself`, the self-teacher.
+        state: the run's state.
+        tensors: tensors by name of their file: `model`, `optimizer`, and perhaps `average` and `itself` (the self-teacher).
         keep: how many to keep.
 
     Raises:

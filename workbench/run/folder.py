@@ -59,7 +59,7 @@ def _own_or_bundles(run: Path) -> IsOwnFile | None:
     return lambda name: name.partition("/")[0] in bundles or bool(lock.fullmatch(name)) or own(name)
 
 
-# bundles, reports and the log of a study's runner are of other commands, which put them there by default: they stay
+# bundles, reports and the log of a study's runner belong to other commands, which put them there by default: they stay
 RUN = OutputKind("run", _own_or_bundles, kept=("report.json", "report.html", "log.txt"))
 
 

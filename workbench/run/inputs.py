@@ -23,7 +23,7 @@ def inputs_of(recipe: Recipe, train: Sequence[Utterance] | None, validation: Seq
     """Hashes of a run's inputs by name.
 
     Args:
-        recipe: of the run.
+        recipe: the run's recipe.
         train: its training set; None for a stream, whose clips are not known beforehand.
         validation: its validation split.
     """
@@ -51,7 +51,7 @@ def read_inputs(recipe: Recipe) -> dict[str, str]:
 
 
 def changed_inputs(recorded: Mapping[str, object], now: Mapping[str, str]) -> str | None:
-    """Names of the inputs that are no longer those recorded, or None; what either side does not know is not compared."""
+    """Names of the inputs that are no longer those recorded, or None; inputs that either side lacks are not compared."""
     different = [what for what in recorded if what in now and recorded[what] != now[what]]
     return f"other {', '.join(different)}" if different else None
 
@@ -69,7 +69,7 @@ def changed_run(folder: Path, recipe: Recipe, now: Mapping[str, str] | None = No
     """Why the run in a folder is not this recipe's with its inputs as they are now; None if it is, or if there is none.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         recipe: what is to be run.
         now: its inputs; read here if not given.
     """
@@ -78,7 +78,7 @@ def changed_run(folder: Path, recipe: Recipe, now: Mapping[str, str] | None = No
     if reason := changed_recipe(load_recipe(folder / "recipe.yaml"), recipe):
         return reason
     if not (folder / FILE).is_file():
-        return None  # of a version that did not record them
+        return None  # written by a version that did not record them
     return changed_inputs(read_json(folder / FILE, "a run's inputs"), now or read_inputs(recipe))
 
 

@@ -27,9 +27,9 @@ def check_trackers(recipe: Recipe) -> None:
 
 
 def check_schedules(recipe: Recipe, train_set: Sequence[Utterance]) -> None:
-    """Raise UserError for a weighting whose schedule begins after the last of a stage's `steps`.
+    """Raise UserError for a weighting whose schedule begins only after a stage's `max_steps`.
 
-    The recipe's own check uses the number of epochs; how many of them `steps` leaves depends on the clips. A stream's
+    The recipe's own check uses the number of epochs; how many of them `max_steps` leaves depends on the clips. A stream's
     length is not known.
     """
     for number, (name, stage) in enumerate(recipe.stages.items()):
@@ -57,7 +57,7 @@ def check_sharding(accelerator: Accelerator) -> None:
 
 
 def check_transcripts(utterances: Sequence[Utterance], family: Family) -> None:
-    """Raise UserError naming the first clip whose language the model does not know, or whose text its decoder cannot take."""
+    """Raise UserError naming the first clip whose language the model does not support, or whose text is too long for its decoder."""
     known: set[str] = set()
     fits = family.token_limit(
         LONGEST_SECONDS, "en"

@@ -49,7 +49,7 @@ def print_table(study: Study, results: dict[str, Any]) -> None:
 
 
 def markdown(study: Study, results: dict[str, Any]) -> str:
-    """The same as Markdown, a table a corpus."""
+    """The same as Markdown, one table per corpus."""
     out = [f"Split: {results['split']}. Runs: {results['runs']}. Command: `{results['command']}`.\n"]
     teachers = {teacher["corpus"]: teacher for teacher in results["teacher"]}
     for student, corpus in dict.fromkeys((row["student"], row["corpus"]) for row in results["arms"]):

@@ -89,7 +89,7 @@ def _run(study: Study, file: Path, trial: Trial, parallel: int) -> int:
 
 
 class LiveTable:
-    """Live table of a study: runs done and their mean WER so far, an arm a row, a corpus a column."""
+    """Live table of a study: runs done and their mean WER so far, one row per arm and one column per corpus."""
 
     def __init__(self, study: Study, chosen: list[Trial]) -> None:
         self.study, self.chosen = study, chosen

@@ -18,8 +18,7 @@ from pathlib import Path
 
 VERSION = 2  # raise it whenever a text's normalized form changes: measurements are keyed by it
 
-# Languages that text2num turns from words to digits, and those whose digits num2words turns to words. A language in neither
-# keeps digits and number words as they stand, and its normalizer's name says so by naming no library.
+# Languages that text2num turns from words to digits, and those whose digits num2words turns to words. A language in neither keeps digits and number words as they stand, and its normalizer's name then includes no library.
 WORDS_TO_DIGITS = frozenset({"da", "de", "es", "fr", "it", "nl", "pt"})
 DIGITS_TO_WORDS = frozenset(
     "ar be ca cs cy fa fi he hu id is lt lv no pl ro ru sk sl sr sv th uk vi".split()  # noqa: SIM905

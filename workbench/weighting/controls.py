@@ -1,4 +1,4 @@
-"""Controls for any weighting: the same weights without the information about the utterance that they are for.
+"""Controls for any weighting: the same weights without the information about the utterance that they were computed for.
 
 A gain of a weighting over a constant weight may come from its mean, its schedule, or the size of its weights alone. Two controls keep
 those and drop the rest: `permute` gives each utterance the weights of another one of like length in its micro-batch, and `schedule_only`
@@ -42,7 +42,7 @@ class Controlled(Weighting):
     def __call__(self, inputs: WeightingInput) -> Weights:
         """The weighting's weights, exchanged or averaged; what it logs stays with the utterance that it was computed for.
 
-        `exchanged` is the share of utterances that got another one's weights: all but those that are alone with their length.
+        `exchanged` is the share of utterances that got another one's weights: all of them, unless the micro-batch has only one.
         """
         weights = self.weighting(inputs)
         if self.control == "schedule_only":
@@ -70,7 +70,7 @@ class Controlled(Weighting):
         draw = np.random.default_rng(seed_of([self.seed, list(inputs.ids), inputs.progress]))
         order = np.arange(len(lengths))
         for group in groups_of_like_length(lengths):
-            # a random cycle through the group: with two or more, nobody keeps its own weights
+            # a random cycle through the group: with two or more utterances, none keeps its own weights
             cycle = draw.permutation(group)
             order[cycle] = np.roll(cycle, 1)
         return torch.from_numpy(order)
@@ -101,11 +101,11 @@ class Controlled(Weighting):
         return self.weighting.should_look_ahead(epoch, learning_rate)
 
     def look_ahead(self, meta_batches: MetaBatches) -> None:
-        """As the weighting does: it learns from the utterances that the weights are for, and then they are exchanged."""
+        """As the weighting does: it learns from the utterances that its weights are for; the exchange comes afterwards."""
         self.weighting.look_ahead(meta_batches)
 
     def nothing_learnt(self) -> str | None:
-        """Of the weighting."""
+        """As the weighting reports it."""
         return self.weighting.nothing_learnt()
 
     def state_dict(self) -> dict[str, object]:

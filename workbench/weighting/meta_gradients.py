@@ -30,9 +30,9 @@ def weight_gradients(batch: TrainBatch, validation: ValidationBatch, weights: Te
 
     Args:
         batch: training utterances; the step is on their loss as training averages it, over utterances or over tokens.
-        validation: labels whose cross-entropy CE is.
+        validation: the labels over which CE is computed.
         weights: w [losses, utterances].
-        rate: of the look-ahead step, plain gradient descent.
+        rate: learning rate of the look-ahead step, which is plain gradient descent.
 
     Returns:
         [losses, utterances].
@@ -126,7 +126,7 @@ class LookAheadSettings(WeightingSettings):
     )
 
     def inactive_reason(self, stage: StageSchedule) -> str | None:
-        """An epoch that is never reached."""
+        """As for every weighting, or because the first update's epoch is never reached."""
         return start_epoch_problem(self.start_epoch, stage) or super().inactive_reason(stage)
 
     def look_ahead_rate(self, learning_rate: float) -> float:
@@ -196,7 +196,7 @@ class MetaLearnedWeighting(Weighting):
         return torch.tensor(rows, device=device).t()
 
     def nothing_learnt(self) -> str | None:
-        """The stage ended before the first update."""
+        """An error message if the stage ended before the first update."""
         if self.weights:
             return None
         return (

@@ -81,8 +81,8 @@ class SelfTeacherSettings:
     """Which earlier or averaged version of itself the student learns from, and how."""
 
     kind: Literal["ema", "snapshot", "previous_epoch", "intermediate"]
-    decay: float = 0.999  # of ema
-    layer: int = 0  # of intermediate: number of the decoder layer that the last one teaches
+    decay: float = 0.999  # for `ema`: decay of the average
+    layer: int = 0  # for `intermediate`: number of the decoder layer that the last one teaches
     temperature: float = 1.0
 
 

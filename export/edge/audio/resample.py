@@ -41,7 +41,7 @@ class Resampler:
     """A signal that comes in blocks, to 16 kHz; what comes out does not depend on where the blocks end.
 
     Args:
-        rate: of the signal, in Hz.
+        rate: sample rate of the signal in Hz.
 
     Raises:
         AudioError: the rate is out of bounds.

@@ -11,7 +11,7 @@ from typing import NotRequired, TypedDict
 
 
 class Tokens(TypedDict):
-    """Token ids that the runtime has to know."""
+    """Token ids that the runtime needs."""
 
     prompts: dict[str, list[int]]  # by language, what a transcript begins with
     end: int  # ends a transcript
@@ -19,7 +19,7 @@ class Tokens(TypedDict):
 
 
 class Caps(TypedDict):
-    """How many tokens a transcript may have: a start, so many a second of the clip, and never more than the last."""
+    """How many tokens a transcript may have: a constant, plus a number per second of the clip, and never more than `most_tokens`."""
 
     tokens_at_least: int
     tokens_per_second: float
@@ -28,14 +28,14 @@ class Caps(TypedDict):
 
 
 class Alignment(TypedDict, total=False):
-    """What word times are read off."""
+    """What word timestamps are computed from."""
 
     heads: list[list[int]]  # [layer, head] of the cross-attention heads
     error_seconds: float | None  # their mean error on the clips that chose them; None where it was not measured
 
 
 class Host(TypedDict):
-    """The machine that something was measured on, as `workbench.core.host.describe_host` tells of it."""
+    """The machine that something was measured on, as `workbench.core.machine.host.describe_host` describes it."""
 
     system: str
     python: str  # version
@@ -49,13 +49,13 @@ class Host(TypedDict):
 
 
 class Named(TypedDict, total=False):
-    """Something of which the name matters."""
+    """Something of which only the name is read."""
 
     name: str
 
 
 class ValidationScores(TypedDict):
-    """Of a student after its training."""
+    """A student's validation scores after its training."""
 
     wer: float | None  # percent
 
@@ -66,7 +66,7 @@ class Run(TypedDict, total=False):
     recipe_sha256: str
     teacher: Named
     validation: ValidationScores
-    corpora: list[dict[str, str]] | None  # those it was trained on; None where that cannot be told any more
+    corpora: list[dict[str, str]] | None  # those it was trained on; None where that can no longer be determined
 
 
 class Lost(TypedDict):
@@ -79,7 +79,7 @@ class Lost(TypedDict):
 
 
 class Vocabulary(TypedDict):
-    """Which tokens a bundle knows of its checkpoint's."""
+    """Which of its checkpoint's tokens a bundle has."""
 
     choice: str  # as `--vocabulary` was given
     size: int
@@ -140,7 +140,7 @@ class Corpus(TypedDict):
     seconds: NotRequired[float]
     headline: NotRequired[str]  # the rate to quote, `wer` or `cer`
     normalizers: NotRequired[dict[str, str]]  # by language
-    trained_on: NotRequired[bool | None]  # None where a bundle does not say
+    trained_on: NotRequired[bool | None]  # None where a bundle does not record it
 
 
 class Latency(TypedDict):
@@ -151,10 +151,10 @@ class Latency(TypedDict):
 
 
 class Difference(TypedDict):
-    """Between two systems' error rates, in points."""
+    """The difference between two systems' error rates, in percentage points."""
 
     points: float
-    ci: list[float] | None  # 95 % interval; None of too few clips
+    ci: list[float] | None  # 95 % interval; None with too few clips
 
 
 class Measured(TypedDict):
@@ -231,6 +231,6 @@ class Content(Recorded):
     licence: NotRequired[str | None]
     through: NotRequired[str]  # whose exporter wrote the merged decoder
     run: NotRequired[Run | None]
-    vocabulary: NotRequired[Vocabulary | None]  # None where all tokens are known
+    vocabulary: NotRequired[Vocabulary | None]  # None where all tokens are kept
     int8: NotRequired[Int8 | None]
-    host: NotRequired[Host | None]  # that exported it
+    host: NotRequired[Host | None]  # the machine that exported it

@@ -18,7 +18,7 @@ TENSOR, SUBGRAPH, TENSORS, SUBGRAPHS, SPARSE_TENSOR, SPARSE_TENSORS = 5, 6, 10, 
 EXTERNAL, LOCATION = 13, 14  # of a tensor: `external_data`, and `data_location`, which is 1 for another file
 LOOPS = {b"Loop", b"Scan", b"SequenceMap", b"BeamSearch", b"WhisperBeamSearch", b"GreedySearch", b"Sampling"}
 LOADERS = {b"EPContext", b"Snpe", b"PythonOp", b"PyOp"}
-# of operators that every build of onnxruntime knows
+# domains of the operators that every build of onnxruntime supports
 DOMAINS = {b"", b"ai.onnx", b"com.microsoft", b"com.ms.internal.nhwc"}
 DEEPEST = 4  # of branches in branches; a merged decoder has 1
 MAX_FIELDS = 4_000_000  # in all, which takes seconds to read; Whisper large has a tenth of it

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from .decoder import DecoderSession
 from .sessions import as_value, device_of, run_on_device
 
-MAX_SHAPES = 16  # that are kept; clips of other shapes are decoded as usual
+MAX_SHAPES = 16  # shapes that are kept; clips of other shapes are decoded as usual
 
 
 class CapturedSession(DecoderSession):
@@ -26,7 +26,7 @@ class CapturedSession(DecoderSession):
         session: the step graph.
         cross_kv: as for `DecoderSession`; the next clip's keys and values must be written to the same memory.
         max_length: most tokens of any clip, the prompt's included.
-        number: of the graph, from 1; onnxruntime captures one for each.
+        number: the graph's number, from 1; onnxruntime captures one graph for each number.
     """
 
     def __init__(

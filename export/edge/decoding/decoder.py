@@ -57,7 +57,7 @@ class DecoderSession:
         if (needed := 2 * layers * clips * beams * max_length * width * 4) > MAX_CACHE:
             raise BundleError(f"the decoder's caches would take {needed} bytes; expected at most {MAX_CACHE}")
         self.session, self.binding, self.done, self.rows = session, session.io_binding(), 0, clips * beams
-        self.cross_kv: list[ort.OrtValue] = []  # a binding does not keep alive what it was given
+        self.cross_kv: list[ort.OrtValue] = []  # a binding does not keep the values bound to it alive
         self.caches: dict[str, ort.OrtValue] = {}
         device = device_of(session)
         for kind, value in zip("kv", cross_kv, strict=True):
@@ -150,7 +150,7 @@ def greedy(
 
     Args:
         decoder: with one row per clip.
-        prompts: of each clip, all of one length.
+        prompts: the prompt of each clip, all of one length.
         limits: most tokens of each clip.
         end: the token that ends a transcript.
         first: called when the first token of every clip has been computed.

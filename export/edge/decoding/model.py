@@ -104,7 +104,7 @@ class SpeechModel:
         return DecoderSession(self.step, cross_kv, prompt.shape[1])(prompt)
 
     def detect_languages(self, cross_kv: Sequence[ort.OrtValue]) -> list[str]:
-        """Each clip's language: the one whose token is likeliest after the first of the prompt; of a model for one language, that."""
+        """Each clip's language: the one whose token is likeliest after the prompt's first token; for a model of one language, that language."""
         clips = int(cross_kv[0].shape()[1])
         if len(self.prompts) == 1:
             return list(self.prompts) * clips
@@ -120,7 +120,7 @@ class SpeechModel:
         """Where the alignment heads look before each token and before the end, of the positions that hold the clip.
 
         Args:
-            cross_kv: of one clip.
+            cross_kv: keys and values of one clip.
             prompt: the decoder's prompt.
             tokens: the transcript.
             samples: length of the clip without the silence after it.

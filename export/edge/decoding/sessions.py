@@ -22,7 +22,7 @@ CALLED = {
     "encoder": ({"input_features"}, {"n_layer_cross_k", "n_layer_cross_v"}),
     "step": ({"input_ids", "offset", "cache_k.0", "cross_k.0"}, {"logits", "next_k.0"}),
 }
-# clips differ in length, and an exhaustive search is repeated for every length of a convolution; fp32 means fp32: for speed there is fp16
+# clips differ in length, and an exhaustive search would be repeated for every length of a convolution; fp32 is not computed in TF32: use fp16 for speed
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
 _PRINTING = threading.Lock()
 ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
@@ -58,7 +58,7 @@ def open_sessions(
         with printed_as_warnings():
             ort.preload_dlls()  # CUDA's libraries as pip installs them; otherwise only the system's are found
     if cuda_graphs and first != "CUDAExecutionProvider":
-        raise BundleError(f"CUDA graphs need the CUDA provider, but {first} is asked for")
+        raise BundleError(f"CUDA graphs need the CUDA provider, but {first} was requested")
     captured = [(first, {**given, "enable_cuda_graph": "1"}), *providers[1:]]
     opened: dict[str, ort.InferenceSession] = {}
     # the largest first: memory that loading it took is free for the others, which keeps the peak low

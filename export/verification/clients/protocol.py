@@ -28,7 +28,7 @@ class ClipFile(TypedDict):
 
 
 class Job(TypedDict):
-    """What a client's process is told."""
+    """Input of a client's process."""
 
     bundle: str  # path
     precision: str
@@ -44,7 +44,7 @@ class Transcribed(TypedDict):
 
 
 class Outcome(TypedDict):
-    """What a client's process answers."""
+    """Output of a client's process."""
 
     version: str  # of the runtime
     clips: list[Transcribed]

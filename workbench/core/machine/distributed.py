@@ -73,7 +73,7 @@ def distributed_output_lock(output: Path, wait: bool = False) -> Iterator[None]:
 
 
 class HasParameters(Protocol):
-    """An nn.Module, or one of which only the parts that are read have types."""
+    """An nn.Module, or a protocol that gives types only to the parts of one that are read."""
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """All of its parameters."""
@@ -103,7 +103,7 @@ class Processes:
         return {key: value for part in gather_object([found]) for key, value in part.items()}
 
     def broadcast(self, wish: bool) -> bool:
-        """The main process's answer, for what all must do or none."""
+        """The main process's answer, for a decision that must be the same in all processes."""
         if self.count == 1:
             return wish
         return bool(self.all_reduce_sum(torch.tensor([float(wish and self.is_main)]))[0])

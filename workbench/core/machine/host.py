@@ -51,7 +51,7 @@ class Host(Gpus):
     cpus: int  # that this process may use
     cpu_flags: list[str]  # those of CPU_FLAGS that it has
     memory_gb: float
-    versions: dict[str, str]  # of those of PACKAGES that are installed
+    versions: dict[str, str]  # by package, for those of PACKAGES that are installed
 
 
 def cpu_flags() -> list[str]:

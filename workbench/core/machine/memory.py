@@ -57,7 +57,7 @@ def resident_bytes() -> int | None:
 
 
 def peak_resident_bytes() -> int | None:
-    """Largest resident memory of this process since it began, or since `reset_peak_resident`; None where the system does not tell."""
+    """Largest resident memory of this process since it began, or since `reset_peak_resident`; None where the system does not report it."""
     # getrusage would count what the parent held when it forked; VmHWM is reset when the program starts
     if (peak := _status("VmHWM")) is not None:
         return peak
@@ -69,7 +69,7 @@ def peak_resident_bytes() -> int | None:
 
 
 def peak_resident_mb() -> float:
-    """As `peak_resident_bytes`, in MB; 0 where the system does not tell."""
+    """As `peak_resident_bytes`, in MB; 0 where the system does not report it."""
     return (peak_resident_bytes() or 0) / 1e6
 
 

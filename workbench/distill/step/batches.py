@@ -48,10 +48,10 @@ class Batch:
     top_logits: Tensor  # fp32 [teachers, labels, k]; of `full` fp16 [teachers, labels, vocabulary]
     log_normalizer: Tensor  # fp32 [teachers, labels]; of `full` the largest logit
     teacher_loss: Tensor  # fp32 [teachers, utterances]
-    seed: tuple[int, ...]  # of what is random in this micro-batch
+    seed: tuple[int, ...]  # for what is random in this micro-batch
     is_real: bool = True  # False: a placeholder on a process without a clip in this step, which counts for nothing
     kind: TargetKind = "top_k"  # of the targets
-    temperature: float = 1.0  # that sampled targets were drawn at, and the others are used at
+    temperature: float = 1.0  # temperature at which sampled targets were drawn, and at which the others are used
 
     @property
     def tokens(self) -> Tokens:
@@ -102,8 +102,8 @@ class MicroBatches(Dataset[Batch]):
 
     Args:
         dataset: the clips with their targets, and perhaps the student's own encoder states.
-        family: for the tokens.
-        recipe: margins and augmentation.
+        family: gives the tokens.
+        recipe: gives trailing silence and augmentation.
         plan: which clips are batched together.
     """
 
@@ -161,7 +161,7 @@ class MicroBatches(Dataset[Batch]):
         )
 
     def _kept(self, values: Tensor) -> Tensor:
-        """Of `full` targets, the logits of the tokens that a narrowed student knows: the teacher's distribution over these.
+        """Of `full` targets, the logits of the tokens that a narrowed student has: the teacher's distribution over these.
 
         Our interpretation; the k largest logits and sampled tokens are all among the kept ones.
         """

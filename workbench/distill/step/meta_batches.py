@@ -19,7 +19,7 @@ from workbench.weighting.meta_batches import TrainBatch, ValidationBatch
 from workbench.weighting.meta_gradients import label_shares
 
 FoundT = TypeVar("FoundT")
-VALIDATION_LABELS = 128  # of one look-ahead; its cost is in proportion to them
+VALIDATION_LABELS = 128  # labels in one look-ahead; its cost is proportional to their number
 VALIDATION_SEED = 0  # of the order in which validation utterances are grouped, the same in every run
 
 
@@ -54,7 +54,7 @@ class StudentMetaBatches:
             validation: the validation utterances with the student's encoder states.
             objective: the stage's losses.
             progress: position in the stage.
-            learning_rate: of the optimizer in the next step.
+            learning_rate: the optimizer's learning rate in the next step.
             gather: joins the processes' dictionaries.
         """
         self.model, self.family, self.batches, self.audio = model, family, batches, audio

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from workbench.distill.step.losses import StepLosses
 
-COLUMNS = ("task", "distillation", "matching", "alpha_mean", "task_weight_mean", "on_policy")  # of every utterance
+COLUMNS = (
+    "task",
+    "distillation",
+    "matching",
+    "alpha_mean",
+    "task_weight_mean",
+    "on_policy",
+)  # values that every utterance has
 
 
 class StepMetrics:

@@ -5,8 +5,7 @@ Speculative KD (arXiv 2410.11325): while the student samples, each token outside
 the teacher samples, so that the transcript stays one that the teacher could have written.
 
 A share of the micro-batches is on-policy, the others are the corpus's (GKD's lambda). Our interpretation: on an on-policy
-micro-batch the loss is the distillation loss alone with the weight 1, whatever the weighting; the teacher hears 30 s, its
-encoder states computed once; with a narrowed vocabulary its distribution is the one over the kept tokens; and once a student
+micro-batch the loss is the distillation loss alone with the weight 1, whatever the weighting; the teacher reads 30 s, and its encoder states are computed once; with a narrowed vocabulary its distribution is the one over the kept tokens; and once a student
 teaches itself (ASKD's second phase, which is defined without the teacher) no micro-batch is on-policy.
 """
 
@@ -170,8 +169,8 @@ def sample(
         attention_mask: positions each utterance has [utterances, positions].
         prompts: forced first tokens [utterances, prompt].
         limits: most tokens of each utterance.
-        temperature: of the softmax; 0 takes the likeliest token.
-        generator: of the draws, on the states' device.
+        temperature: the softmax's temperature; 0 takes the likeliest token.
+        generator: source of randomness, on the states' device.
         replaced: given the tokens proposed, returns those to be used.
     """
     written = prompts
@@ -209,7 +208,7 @@ def on_policy_losses(
     progress: StageProgress,
     size: StepSize,
 ) -> StepLosses:
-    """An on-policy micro-batch's share of the step's loss: distillation alone. The arguments are `step.step_losses`'s.
+    """An on-policy micro-batch's share of the step's loss: distillation alone. The arguments are those of `distill.step.losses.step_losses`.
 
     No weighting is involved: this micro-batch has neither task losses nor weights to log.
     """

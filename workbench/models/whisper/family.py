@@ -87,7 +87,7 @@ class Whisper:
         check_checkpoint(folder)
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> Whisper:
-        """The same family for models that know only some of the tokens, renumbered."""
+        """The same family for models that have only some of the tokens, renumbered."""
         other = copy.copy(self)
         other.vocabulary = vocabulary
         other.eos_token_id = vocabulary.index_of(self.eos_token_id)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 STEP = 16  # ranks are multiples of it, which suits kernels
-# of an encoder layer
+# the linear layers of an encoder layer
 LINEAR = frozenset({"fc1", "fc2", *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out"))})
 WORTHWHILE = 0.9  # largest share of a layer's operations that its two factors may cost
 
@@ -48,8 +48,8 @@ def factorize(model: WhisperForConditionalGeneration, features: Sequence[Tensor]
 
     Args:
         model: a Whisper; changed in place, and its configuration with it.
-        features: of some clips, each [1, mels, frames].
-        share: of the variance of a layer's outputs to keep, below 1.
+        features: features of some clips, each [1, mels, frames].
+        share: share of the variance of a layer's outputs to keep, below 1.
 
     Returns:
         Rank of each factorized layer, by its name within the encoder's layers.

@@ -36,7 +36,7 @@ class Settings(WeightingSettings):
     )
 
     def inactive_reason(self, stage: StageSchedule) -> str | None:
-        """A k that falls per epoch never falls if there is one epoch only."""
+        """As for every weighting, or because a k that falls per epoch never falls in a single epoch."""
         if self.k_schedule == "epoch" and self.k0 != self.k1 and stage.epochs == 1:
             return "k_schedule is epoch and the stage reaches one epoch only, so k stays k0; set k_schedule: step"
         return super().inactive_reason(stage)

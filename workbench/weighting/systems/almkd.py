@@ -96,7 +96,7 @@ class ALMKD(MetaLearnedWeighting):
             slopes = outer_gradients(batch, outer, _convex(alpha), rate, settings.train_loss_weight)
             alpha = alpha - step / teachers * normalized(slopes[1:] - slopes[0], settings.gradient_scale)
             alpha = alpha.clamp(settings.min_alpha, largest)
-            alpha = alpha / (alpha.sum(0) / largest).clamp(min=1)  # of several teachers, together at most that
+            alpha = alpha / (alpha.sum(0) / largest).clamp(min=1)  # with several teachers, their sum is at most that
         return _convex(alpha)
 
 

@@ -26,7 +26,7 @@ class Settings(WeightingSettings):
     )
 
     def inactive_reason(self, stage: StageSchedule) -> str | None:
-        """A phase that has no step."""
+        """As for every weighting, or because one of the phases has no step."""
         if self.phase1 == 0:
             return "phase1 is 0, so the teacher is never used; set phase1 above 0, or use {name: fixed, alpha: 0}"
         if self.phase1 < 1 and stage.steps == 1:

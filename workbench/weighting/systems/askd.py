@@ -43,12 +43,12 @@ class Settings(WeightingSettings):
     )
     ema_decay: float = Field(0.99, gt=0, lt=1)
     student_layer: int = Field(
-        0, ge=0, description="of `intermediate`: number of the decoder layer that the last one teaches"
+        0, ge=0, description="for `intermediate`: number of the decoder layer that the last one teaches"
     )
-    temperature: float = Field(1.0, gt=0, description="of the self-teacher")
+    temperature: float = Field(1.0, gt=0, description="temperature of the self-teacher's distribution")
 
     def inactive_reason(self, stage: StageSchedule) -> str | None:
-        """A phase 2 that has no step, or whose self-teacher would be the untrained student throughout."""
+        """As for every weighting, or because phase 2 has no step, or its self-teacher would be the untrained student throughout."""
         if self.phase1 >= 1:
             return super().inactive_reason(stage)
         if stage.steps == 1:
@@ -79,7 +79,7 @@ class ASKD(Weighting):
         return SelfTeacherSettings(chosen.self_teacher, chosen.ema_decay, chosen.student_layer, chosen.temperature)
 
     def is_self_distilling(self, progress: float) -> bool:
-        """Phase 2 has begun."""
+        """Whether phase 2 has begun."""
         return progress >= self.settings.phase1 and self.settings.phase1 < 1
 
     def teacher_weight(self, progress: float) -> float:

@@ -22,7 +22,9 @@ from workbench.weighting.protocol import TeacherStatistics, Weighting, Weighting
 class Settings(WeightingSettings):
     """Options of homoscedastic weighting."""
 
-    learning_rate: float = Field(0.02, gt=0, description="[our interpretation] of both log-variances, plain SGD")
+    learning_rate: float = Field(
+        0.02, gt=0, description="[our interpretation] learning rate of both log-variances, plain SGD"
+    )
 
 
 class Homoscedastic(Weighting):

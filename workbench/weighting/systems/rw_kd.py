@@ -28,7 +28,7 @@ class Settings(WeightingSettings):
     update_every: int = Field(1, ge=1, description="epochs between updates")
 
     def inactive_reason(self, stage: StageSchedule) -> str | None:
-        """An epoch that is never reached."""
+        """As for every weighting, or because the first update's epoch is never reached."""
         return start_epoch_problem(self.start_epoch, stage) or super().inactive_reason(stage)
 
 

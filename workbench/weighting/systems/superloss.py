@@ -25,7 +25,7 @@ class Settings(WeightingSettings):
 
     regularization: float = Field(1.0, gt=0, description="lambda; large values weight all utterances alike")
     alpha: float = Field(0.5, ge=0, le=1, description="L = (1 - alpha) * task + alpha * distillation")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of t, the running mean of L over steps")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of t, the running mean of L over steps")
 
 
 class SuperLoss(Weighting):

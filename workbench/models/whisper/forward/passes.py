@@ -118,7 +118,7 @@ def decoder_logits(
         early_layer: also the logits after this decoder layer, under the same norm and projection.
 
     Returns:
-        Logits [labels, vocabulary]; with `early` [2 * labels, vocabulary], the early ones last.
+        Logits [labels, vocabulary]; with `early_layer` [2 * labels, vocabulary], the early ones last.
     """
     weight = decoder_of(model).embed_tokens.weight
     # torch.compile cannot trace the hand-over between the two

@@ -122,8 +122,8 @@ def open_tokenizer(folder: Path, config: WhisperConfig) -> WhisperTokenizer:
     """Tokenizer of a checkpoint folder.
 
     Args:
-        folder: that `check_settings` has accepted.
-        config: of the model.
+        folder: a folder that `check_settings` has accepted.
+        config: the model's configuration.
 
     Raises:
         UserError: its files cannot be used, or its tokens are not those of the model.
@@ -185,7 +185,7 @@ def prompt_ids(tokenizer: WhisperTokenizer, language: str, multilingual: bool) -
     The tokenizer alone is not enough: OpenAI's English-only models have the tokens of all languages.
 
     Raises:
-        UserError: the model does not know the language.
+        UserError: the model does not support the language.
     """
     token_id = tokenizer.backend_tokenizer.token_to_id  # get_vocab() would build a dictionary of 51,865 each time
     names = ["<|startoftranscript|>", "<|notimestamps|>"]

@@ -59,7 +59,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_weights(folder: Path, config: WhisperConfig) -> None:
-    """Compare the tensors that a checkpoint's files name with those that its configuration asks for; no value is read.
+    """Compare the tensors that a checkpoint's files name with those that its configuration requires; no value is read.
 
     Raises:
         UserError: no safetensors, a Git LFS pointer, a file cut off or damaged; tensors that are missing, that the configuration has no
@@ -107,7 +107,7 @@ def load_whisper_weights(
     """
     from transformers import WhisperForConditionalGeneration
 
-    check_weights(folder, config)  # the files may have changed since they were checked checked checked
+    check_weights(folder, config)  # the files may have changed since they were checked
     # transformers' own from_pretrained would look for kernels, adapters and code in the folder, too
     config = copy.deepcopy(config)
     config.dtype = torch.float32
