@@ -107,7 +107,7 @@ def work(case: str, clips: int, folder: Path) -> None:
         loop.forward_backward.on_policy = on_policy.with_settings(settings) if settings else None
         for batches in islice(loop.epochs.batches(planned), steps):
             loop.step(batches, fixed, 100_000)
-        loop.context.log.settle()
+        loop.context.log.flush_pending()
 
     def update(name: str) -> None:
         weighting = build_weighting({"name": name, "start_epoch": 0, "update_every": 1}, TeacherStatistics((1.0,)))

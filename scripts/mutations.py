@@ -98,6 +98,11 @@ def main() -> int:
                 shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
             else:
                 shutil.copy(source, copy / name)
+        tests = sorted({test for mutation in chosen.values() for test in mutation.tests})
+        unchanged = [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+        if subprocess.run(unchanged, cwd=copy, capture_output=True, check=False).returncode:
+            print("the tests fail without a mutation: mend that first")
+            return 1
         for name, mutation in chosen.items():
             path = copy / mutation.file
             text = path.read_text(encoding="utf-8")
@@ -117,8 +122,6 @@ def main() -> int:
                 "-x",
                 "-p",
                 "no:cacheprovider",
-                "-m",
-                "not slow",
                 *mutation.tests,
             ]
             done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)

@@ -21,7 +21,7 @@ from workbench.models.whisper.loading.checkpoint import check_settings
 OWN_RUNTIME = Path(__file__).parents[1] / "edge"
 # What `workbench export` writes; nothing else belongs in a bundle, whether listed or not.
 WRITTEN = re.compile(
-    r"[A-Za-z_]+\.(json|md|txt)|onnx/[\w.+-]+\.onnx|edge/((\w+/)?\w+\.py|README\.md|requirements\.txt)"
+    r"[A-Za-z_]+\.(json|md|txt)|onnx/[\w.+-]+\.onnx|edge/(((audio|bundle|decoding)/)?\w+\.py|README\.md|requirements\.txt)"
 )
 # What file managers leave behind (macOS a `._NAME` beside each file on a foreign disk): no runtime reads it.
 BY_OTHERS = re.compile(r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini")
@@ -78,5 +78,5 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _remedy(path: Path) -> str:
     if "__pycache__" in path.parts:
-        return f"Python wrote it when the bundle's own runtime ran: delete {path.parent}, and run `python -B -m edge`"
+        return "Python wrote it when the bundle's own runtime ran: delete all `__pycache__` folders in the bundle, and run `python -B -m edge`"
     return "move it elsewhere if it is yours, otherwise do not trust the bundle"

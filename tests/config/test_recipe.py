@@ -136,3 +136,19 @@ def test_a_key_under_both_its_names_is_an_error():
         UserError, match=r"old.yaml: stages.one.max_steps is given twice, also by its earlier name 'steps'"
     ):
         parse_recipe(content, "old.yaml")
+
+
+def test_what_yaml_repeats_by_reference_is_read_in_time(tmp_path):
+    """Aliases of aliases are three to the power of forty keys, and one that holds itself never ends."""
+    lines = ["a0: &a0 {x: 1}"] + [f"a{i}: &a{i} {{p: *a{i - 1}, q: *a{i - 1}, r: *a{i - 1}}}" for i in range(1, 40)]
+    for text in ("\n".join(lines), "a: &a {b: *a}"):
+        (tmp_path / "r.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"unknown key|missing"):
+            load_recipe(tmp_path / "r.yaml", ["seed=2"])
+
+
+def test_an_override_replaces_an_option_under_its_earlier_name(tmp_path):
+    (tmp_path / "old.yaml").write_text(EARLIER)
+    recipe = load_recipe(tmp_path / "old.yaml", ["stages.one.weighting.start_epoch=0", "stages.one.max_steps=9"])
+    assert recipe.stages["one"].weighting["start_epoch"] == 0
+    assert recipe.stages["one"].max_steps == 9

@@ -111,7 +111,7 @@ def test_it_stays_finite_for_the_certain(logits, name):
         assert torch.autograd.grad(loss.sum(), student)[0].isfinite().all()
 
 
-@pytest.mark.parametrize("name", [*NAMES, "logit_mse"])
+@pytest.mark.parametrize("name", [*NAMES[1:], "logit_mse"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_matched_gradients_are_as_large_as_forward_kls_and_point_where_their_own_do(logits, name, temperature):
     student = logits[0].clone().requires_grad_()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from tests.conftest import DECODER
+from tests.conftest import DECODER, ROOT
 from workbench.cli.app import app
 from workbench.core.errors import UserError
 from workbench.corpus.corrupt import write_corrupted
@@ -66,3 +66,9 @@ def test_the_command_shows_a_run_and_how_right_it_is(recipe, speech, tmp_path):
 def test_a_folder_without_weights_is_one_line(tmp_path):
     with pytest.raises(UserError, match="expected the folder of a finished run"):
         read_run(tmp_path)
+
+
+def test_a_published_run_is_read_with_its_earlier_keys(capsys):
+    found = read_run(ROOT / "docs" / "results" / "studies" / "example-run")
+    found.print(1)
+    assert "constant ones of that size: {name: fixed, alpha: 0." in capsys.readouterr().out

@@ -8,7 +8,7 @@ from workbench.config.recipe import parse_recipe
 from workbench.core.errors import UserError
 from workbench.distill.trainer import distill
 from workbench.weighting import TeacherStatistics, WeightingInput, build_weighting
-from workbench.weighting.controls import groups_of_like_length
+from workbench.weighting.controls import Controlled, groups_of_like_length
 
 LOSSES = (0.2, 0.9, 1.4, 2.5, 4.0, 0.1)
 LABELS = (3, 4, 4, 9, 10, 30)  # of each utterance
@@ -76,7 +76,8 @@ def test_weights_of_several_teachers_are_kept_together(control):
 
 
 def test_hooks_are_the_weightings_own():
-    askd, controlled = build("askd"), build("askd", permute=True)
+    askd = build("askd")
+    controlled = Controlled(askd, "permute")
     assert controlled.self_teacher == askd.self_teacher
     assert [controlled.is_self_distilling(p) for p in (0.0, 0.9)] == [False, True]
     learnt = build("almkd", permute=True, start_epoch=1)
@@ -86,7 +87,7 @@ def test_hooks_are_the_weightings_own():
     learnt.load_state_dict({"weights": {"clip0": [0.1, 0.9]}, "last_update_learning_rate": None})
     assert learnt.state_dict()["weights"] == {"clip0": [0.1, 0.9]}
     assert learnt.nothing_learnt() is None
-    noise = build("homoscedastic", permute=True)
+    noise = Controlled(build("homoscedastic"), "permute")
     before = noise(inputs()).task.clone()
     noise.observe(inputs())
     noise.on_optimizer_step(lambda total: total)
@@ -103,6 +104,15 @@ def test_hooks_are_the_weightings_own():
         ),
         ({"name": "conditional", "permute": True}, "weighting 'conditional' weights single tokens"),
         ({"name": "adakd", "permut": True}, "did you mean 'permute'"),
+        (
+            {"name": "askd", "schedule_only": True},
+            "'askd' weights all utterances alike, so schedule_only would have no effect",
+        ),
+        ({"name": "fixed", "permute": True}, "'fixed' weights all utterances alike"),
+        (
+            {"name": "almkd", "first": 1, "start_epoch": 2},
+            "start_epoch is given twice, also by its earlier name 'first'",
+        ),
     ],
 )
 def test_controls_that_cannot_be_are_refused_with_the_recipe(options, said):
@@ -135,3 +145,10 @@ def test_a_controlled_run_has_the_means_of_the_weighting_and_other_weights(recip
     assert found["own"].keys() == found["permuted"].keys()
     assert sorted(found["own"].values()) == pytest.approx(sorted(found["permuted"].values()))
     assert found["own"] != found["permuted"]
+
+
+def test_matching_a_gradient_to_itself_is_refused():
+    for divergence, weighting in (("forward_kl", "fixed"), ("jsd", "annealing_kd")):
+        options = {"divergence": {"name": divergence, "match_gradient": True}, "weighting": {"name": weighting}}
+        with pytest.raises(UserError, match="match_gradient would have no effect"):
+            parse_recipe({"output": "runs/x", "stages": {"decoder": {**DECODER, **options}}}, "r.yaml")

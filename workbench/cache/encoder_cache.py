@@ -149,11 +149,10 @@ def encoder_cache_folder(recipe: Recipe, what: str, calibration: Sequence[Uttera
         recipe.precision,
     ]
     # their defaults leave the key of older states as it was
-    key += [
-        f"{name} {value}"
-        for name in ("pool_after", "encoder_low_rank_variance")
-        if (value := getattr(recipe.student, name))
-    ]
+    student = recipe.student
+    # the second has the name that its recipe key had when such states were first kept
+    named = (("pool_after", student.pool_after), ("encoder_variance", student.encoder_low_rank_variance))
+    key += [f"{name} {value}" for name, value in named if value]
     if calibration:
         key += [margin.inference, *([u.audio_sha256(), round(u.seconds, 3)] for u in calibration)]
     return cache_folder("encoded", [*key, recipe.seed if what == "trained" else None])

@@ -23,7 +23,7 @@ from workbench.config.sections import (
     TargetsRecipe,
     TrailingSilenceRecipe,
 )
-from workbench.config.weightings import inactive_reason, needs_uncertainty
+from workbench.config.weightings import earlier_names, inactive_reason, needs_uncertainty
 from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import read_yaml, write_text
 
@@ -93,6 +93,10 @@ class Recipe(Section):
             annealing = stage.weighting["name"] == "annealing_kd"
             divergence = "logit_mse" if annealing else stage.divergence.name
             kinds = TARGETS_OF[divergence]
+            if annealing and stage.divergence.match_gradient:
+                raise ValueError(
+                    f"stages.{name}.divergence: annealing_kd has a divergence of its own, so match_gradient would have no effect; leave it out"
+                )
             if stage.decoder_losses and self.targets.kind not in kinds:
                 field = "weighting: annealing_kd, whose" if annealing else "divergence:"
                 raise ValueError(
@@ -218,4 +222,8 @@ def override(content: dict[str, Any], key: str, value: object, where: str) -> No
             raise UserError(f"{where}: no section {'.'.join(parents[: i + 1])!r}{hint}")
         if not isinstance(section, dict):
             raise UserError(f"{where}: {'.'.join(parents[: i + 1])!r} is not a section")
+    if parents[-1:] == ["weighting"]:
+        for earlier, name in earlier_names(section).items():
+            if name == last:  # which would be given twice then
+                section.pop(earlier, None)
     section[last] = value

@@ -39,12 +39,35 @@ EARLIER: dict[tuple[str, ...], dict[str, str]] = {
 
 
 def use_current_names(content: dict[str, object], where: str) -> None:
-    """Give the keys of a recipe's content today's names, in place.
+    """Give the keys of a recipe's content today's names, in place. Weightings rename their own options (`parse_settings`).
 
     Raises:
-        UserError: a key is given under both names.
+        UserError: a key stands there under both names.
     """
-    _rename_section(content, (), where)
+    for path, names in EARLIER.items():
+        for place, section in _sections(content, path):
+            for earlier in [key for key in section if key in names]:
+                if (name := names[earlier]) in section:
+                    key = ".".join((*place, name))
+                    raise UserError(
+                        f"{where}: {key} is given twice, also by its earlier name {earlier!r}; keep one of them"
+                    )
+                renamed = {name if key == earlier else key: value for key, value in section.items()}
+                section.clear()
+                section.update(renamed)
+
+
+def _sections(content: dict[str, object], path: tuple[str, ...]) -> list[tuple[tuple[str, ...], dict[str, object]]]:
+    """The sections that a path of `EARLIER` means, with their places; those that are missing, or are no section, are left out."""
+    found: list[tuple[tuple[str, ...], dict[str, object]]] = [((), content)]
+    for part in path:
+        found = [
+            ((*place, str(key)), value)
+            for place, section in found
+            for key, value in section.items()
+            if (part in (STAGE, key)) and isinstance(value, dict)
+        ]
+    return found
 
 
 def current_key(key: str, content: Mapping[str, object]) -> str:
@@ -67,20 +90,3 @@ def _names(section: tuple[str, ...], content: Mapping[str, object]) -> Mapping[s
         return earlier_names(options) if isinstance(options, Mapping) else {}
     general = (section[0], STAGE, *section[2:]) if len(section) > 1 and section[0] == "stages" else section
     return EARLIER.get(general, {})
-
-
-def _rename_section(
-    section: dict[str, object], path: tuple[str, ...], where: str, whole: Mapping[str, object] | None = None
-) -> None:
-    whole = section if whole is None else whole
-    names = _names(path, whole)
-    for earlier in [key for key in section if key in names]:
-        if (name := names[earlier]) in section:
-            place = ".".join((*path, name))
-            raise UserError(f"{where}: {place} is given twice, also by its earlier name {earlier!r}; keep one of them")
-        items = [(name if key == earlier else key, value) for key, value in section.items()]
-        section.clear()
-        section.update(items)
-    for key, value in section.items():
-        if isinstance(value, dict):
-            _rename_section(value, (*path, str(key)), where, whole)

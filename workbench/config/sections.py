@@ -93,6 +93,14 @@ class DivergenceRecipe(Section):
     )
     teacher_scale: float = Field(1.0, gt=0, description="for logit_mse: factor of the teacher's logits")
 
+    @model_validator(mode="after")
+    def _matched_to_another(self) -> DivergenceRecipe:
+        if self.match_gradient and self.name == "forward_kl":
+            raise ValueError(
+                "match_gradient would have no effect with forward_kl, which the others are matched to; leave it out"
+            )
+        return self
+
 
 class AugmentRecipe(Section):
     """Augmentation. The teacher labels new utterances (speeds, joined clips), but noise and masks are applied to the student's input only."""

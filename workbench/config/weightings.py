@@ -59,6 +59,11 @@ def weighting_module(name: str) -> ModuleType:
 def parse_settings(options: Mapping[str, object]) -> BaseModel:
     """Validate `{name: ..., option: value}`; raises UserError naming the option and the nearest known one."""
     names = earlier_names(options)
+    for earlier, key in names.items():
+        if earlier in options and key in options:
+            raise UserError(
+                f"weighting option {key} is given twice, also by its earlier name {earlier!r}; keep one of them"
+            )
     given = {names.get(key, key): value for key, value in options.items() if key not in CONTROLS}
     settings: type[BaseModel] = weighting_module(str(given.pop("name", "fixed"))).Settings
     for key in given:
@@ -78,7 +83,8 @@ def parse_controls(options: Mapping[str, object]) -> dict[str, bool]:
     """The controls that a recipe turns on; every weighting of utterances has them.
 
     Raises:
-        UserError: one is not true or false, both are on, or the weighting weights single tokens, which utterances cannot exchange.
+        UserError: one is not true or false, both are on, or the weighting weights single tokens, which utterances cannot
+            exchange, or all utterances alike, so that exchanging their weights has no effect.
     """
     controls = {name: options[name] for name in CONTROLS if name in options}
     for control, value in controls.items():
@@ -86,9 +92,14 @@ def parse_controls(options: Mapping[str, object]) -> dict[str, bool]:
             raise UserError(f"weighting option {control} is {value!r}; expected true or false")
     on = {control: True for control, value in controls.items() if value}
     name = str(options.get("name", "fixed"))
-    if on and getattr(weighting_module(name), "WEIGHTS_TOKENS", False):
+    module = weighting_module(name) if on else None
+    if getattr(module, "WEIGHTS_TOKENS", False):
         raise UserError(
             f"weighting {name!r} weights single tokens; {' and '.join(on)} needs one that weights utterances"
+        )
+    if getattr(module, "WEIGHTS_ALIKE", False):
+        raise UserError(
+            f"weighting {name!r} weights all utterances alike, so {' and '.join(on)} would have no effect; leave it out"
         )
     if len(on) > 1:
         raise UserError(f"weighting: {' and '.join(on)} are both on; choose one")

@@ -29,7 +29,7 @@ def _inputs(content: str) -> dict[str, str]:
     import json
 
     # arms differ in their stages, which decide no input
-    stage = {"trainable": "all", "epochs": 1, "steps": 1, "learning_rate": 1.0}
+    stage = {"trainable": "all", "epochs": 1, "max_steps": 1, "learning_rate": 1.0}
     return read_inputs(parse_recipe({**json.loads(content), "output": "run", "stages": {"one": stage}}, "study"))
 
 

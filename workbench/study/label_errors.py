@@ -19,6 +19,7 @@ import typer
 
 from workbench.audio.decode import write_wav
 from workbench.config.recipe import Recipe, load_recipe
+from workbench.config.weightings import parse_controls
 from workbench.core.errors import UserError
 from workbench.core.files import json_lines, write_text
 from workbench.core.tables import print_rows
@@ -49,8 +50,13 @@ class RunWeights:
 
     @property
     def system(self) -> str:
-        """Name of the weighting."""
-        return str(self.recipe.stages[self.stage].weighting["name"])
+        """Name of the weighting, and of the control on it if there is one."""
+        return ", ".join([str(self.weighting["name"]), *parse_controls(self.weighting)])
+
+    @property
+    def weighting(self) -> Mapping[str, object]:
+        """Options of the weighting."""
+        return self.recipe.stages[self.stage].weighting
 
     def late(self, column: str) -> dict[str, float]:
         """Mean of a column over the last third of the times that an utterance was trained on, at least one."""
@@ -71,6 +77,9 @@ class RunWeights:
         if by == "teacher_loss":
             return {name: (x, 0.0) for name, x in self.late("teacher_loss").items()}, "the teacher's loss"
         weights = self.late("task_weight")
+        if by == "system" and (control := next(iter(parse_controls(self.weighting)), None)) is not None:
+            said = f"the student's loss, because with {control} the weights are not the utterances' own"
+            return {name: (x, 0.0) for name, x in loss.items()}, said
         if by == "student_loss":
             return {name: (x, 0.0) for name, x in loss.items()}, "the student's loss"
         if np.ptp(list(weights.values())) <= EVEN:
@@ -127,9 +136,12 @@ class RunWeights:
             text = texts[name].text if name in texts else ""
             rows.append((str(rank), name, text, *(f"{column[name]:.3f}" for column in columns)))
         heads = ("rank", "utterance", "transcript", "alpha", "task weight", "student's loss", "teacher's loss")
-        alpha = float(np.nanmean(self.columns["alpha"]))
+        task, alpha = (float(np.nanmean(self.columns[name])) for name in ("task_weight", "alpha"))
+        constant = (
+            f"alpha: {alpha:.3f}" if abs(task + alpha - 1) < 1e-3 else f"task: {task:.3f}, distillation: {alpha:.3f}"
+        )
         typer.echo(
-            f"mean weight of distillation: {alpha:.3f} over all steps; the constant weight of the same size is {{name: fixed, alpha: {alpha:.3f}}}"
+            f"mean weights over all steps: task {task:.3f}, distillation {alpha:.3f}; constant ones of that size: {{name: fixed, {constant}}}"
         )
         print_rows(heads, rows, f"{self.system}: least trusted labels, by {basis}", prose=True)
         for name, figures in (self.found or {}).items():

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from workbench.config.recipe import Recipe, load_recipe, override, parse_recipe
+from workbench.config.renamed import use_current_names
 from workbench.config.sections import Section
 from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import read_yaml
@@ -117,7 +118,8 @@ def arm_recipe(study: Study, trial: Trial, where: str = "study") -> Recipe:
     content = copy.deepcopy(study.recipe)
     content |= {"output": str(study.output / trial.name), "corpus": trial.corpus, "seed": trial.seed}
     if study.prepare is not None:
-        content.setdefault("student", {})["initial"] = str(initial_student(study))
+        use_current_names(content, f"{where}: arm {trial.arm!r}")
+        content.setdefault("student", {})["init_from"] = str(initial_student(study))
     for overrides in (study.students[trial.student], study.arms[trial.arm]):
         for key, value in overrides.items():
             override(content, key, copy.deepcopy(value), f"{where}: arm {trial.arm!r}")

@@ -14,6 +14,8 @@ from workbench.config.sections import DivergenceRecipe
 from workbench.config.weightings import StageSchedule, WeightingSettings
 from workbench.weighting.protocol import TeacherStatistics, Weighting, WeightingInput, Weights, convex, full_like
 
+WEIGHTS_ALIKE = True  # all utterances of a step
+
 
 class Settings(WeightingSettings):
     """Options of Annealing-KD."""

@@ -24,6 +24,8 @@ from workbench.weighting.protocol import (
     full_like,
 )
 
+WEIGHTS_ALIKE = True  # all utterances of a step
+
 
 class Settings(WeightingSettings):
     """Options of ASKD, all our interpretation."""

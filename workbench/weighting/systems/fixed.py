@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from workbench.weighting.protocol import TeacherStatistics, Weighting, WeightingInput, Weights, convex, full_like
 
+WEIGHTS_ALIKE = True  # all utterances of a step
+
 
 class Settings(BaseModel):
     """Either `alpha`, for (1 - alpha) * task + alpha * distillation, or both factors by name.

@@ -18,6 +18,8 @@ from torch import Tensor
 from workbench.config.weightings import WeightingSettings
 from workbench.weighting.protocol import TeacherStatistics, Weighting, WeightingInput, Weights, full_like
 
+WEIGHTS_ALIKE = True  # all utterances of a step
+
 
 class Settings(WeightingSettings):
     """Options of homoscedastic weighting."""
