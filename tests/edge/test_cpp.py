@@ -168,7 +168,7 @@ def test_recordings_with_faulty_headers_are_read_or_refused(program, exported, t
     assert done.returncode == 1, done.stderr
     said = done.stderr.splitlines()
     assert sum(line.startswith("error: ") for line in said) + done.stdout.count(f"{tmp_path}") == 300
-    assert all(line.startswith(("error: ", "warning: ")) or ": is cut off; " in line for line in said)
+    assert all(line.startswith(("error: ", "warning: ")) or ": is truncated, " in line for line in said)
 
 
 def test_a_pipe_is_refused(program, exported, tmp_path):
