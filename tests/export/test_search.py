@@ -135,7 +135,9 @@ def test_export_within_a_budget(student, tmp_path):
     assert manifest.content["search"]["device"] == "a phone"
     again = (device, "prompts-en", Int8Options(), None)
     assert export_for(student, bundle, "wer<=+1000", *again, name="tiny") == (bundle, None)
-    with pytest.raises(UserError, match="does not hold the result of this search"):  # at once, before anything is measured
+    with pytest.raises(
+        UserError, match="does not hold the result of this search"
+    ):  # at once, before anything is measured
         export_for(student, bundle, "wer<=+0.1", *again, name="tiny")
     with pytest.raises(UserError, match="--decoder-exporter 'optimun'; did you mean 'optimum'"):
         export_for(student, bundle, "wer<=+1000", *again, name="tiny", through="optimun")
