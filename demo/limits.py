@@ -32,7 +32,8 @@ class DemoLimits:
 def private_folder(keep_minutes: float) -> Iterator[Path]:
     """A folder readable only by this user, for all temporary files of the process while the context lasts.
 
-    Gradio serves every file of its upload folder to anyone who knows the URL, and leaves aborted uploads in the system's temporary folder. So both are set to this page's own folder; files older than `keep_minutes` are removed, and everything at the end.
+    Gradio serves every file of its upload folder to anyone who knows the URL, and leaves aborted uploads in the system's temporary folder.
+    So both are set to this page's own folder; files older than `keep_minutes` are removed, and everything at the end.
     """
     before = tempfile.tempdir, os.environ.get("GRADIO_TEMP_DIR")
     done = threading.Event()

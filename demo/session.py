@@ -41,7 +41,8 @@ class Result:
 class Systems:
     """The teacher and the students, each opened once. The teacher comes first.
 
-    Each has a thread shared by all visitors: first come, first served, for at most one 30 s window at a time. So a long recording lets others in between its segments, and a slow system does not delay the others.
+    Each has a thread shared by all visitors: first come, first served, for at most one 30 s window at a time. So a long recording lets
+    others in between its segments, and a slow system does not delay the others.
     """
 
     recognizers: dict[str, Recognizer]

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +82,12 @@ MUTATIONS = {
 }  # fmt: skip
 
 
+def run(folder: Path, tests: Collection[str]) -> subprocess.CompletedProcess[str]:
+    """Run test files of a copy of the code, until one fails."""
+    command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *sorted(tests)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
 def main() -> int:
     """Apply each mutation in turn; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -98,9 +105,7 @@ def main() -> int:
                 shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
             else:
                 shutil.copy(source, copy / name)
-        tests = sorted({test for mutation in chosen.values() for test in mutation.tests})
-        unchanged = [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-        if subprocess.run(unchanged, cwd=copy, capture_output=True, check=False).returncode:
+        if run(copy, {test for mutation in chosen.values() for test in mutation.tests}).returncode:
             print("the tests fail without a mutation: mend that first")
             return 1
         for name, mutation in chosen.items():
@@ -113,18 +118,7 @@ def main() -> int:
                 status = 1
                 continue
             path.write_text(text.replace(mutation.right, mutation.wrong), encoding="utf-8")
-            command = [
-                sys.executable,
-                "-B",
-                "-m",
-                "pytest",
-                "-q",
-                "-x",
-                "-p",
-                "no:cacheprovider",
-                *mutation.tests,
-            ]
-            done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+            done = run(copy, mutation.tests)
             path.write_text(text, encoding="utf-8")
             failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
             found = done.returncode == 1 and any(line.startswith("FAILED") for line in failed)

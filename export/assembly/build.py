@@ -80,7 +80,8 @@ def export_bundle(
         The bundle's folder. One that already holds this export, undamaged, is left as it is.
 
     Raises:
-        UserError: the checkpoint cannot be used, Optimum is requested but cannot be installed, another process writes the bundle, the disk is full, or the graphs' outputs differ from torch's.
+        UserError: the checkpoint cannot be used, Optimum is requested but cannot be installed, another process writes the bundle, the disk
+            is full, or the graphs' outputs differ from torch's.
     """
     from export.assembly.alignment import find_alignment
     from export.bundle.card import write_card

@@ -1,6 +1,7 @@
 """A smaller vocabulary: tokens that a language or a domain never uses are removed from the model and every client's token list.
 
-The tied embedding is a third of Whisper base and is read whole for each token written. The result is a checkpoint of its own, its tokens renumbered in their old order: text, then <|endoftext|> and the other specials, then timestamps, as
+The tied embedding is a third of Whisper base and is read whole for each token written. The result is a checkpoint of its own, its tokens
+renumbered in their old order: text, then <|endoftext|> and the other specials, then timestamps, as
 Whisper's clients expect. Bytes always stay, so that any text can still be written, only in more tokens.
 """
 

@@ -38,7 +38,8 @@ class Recognizer:
         spin: let threads wait for work without sleeping while a graph runs. Clips that follow each other take 8 % less time,
             single short ones after a pause 10 to 20 % more.
         cuda_graphs: capture the decoder's step, for the CUDA provider and clips whose lengths recur (cuda_graphs.py says more).
-        vad: skip clips in which the bundle's speech detector finds no speech, so that silence and noise give no text. On by default if the bundle has a detector. A clip with speech anywhere is transcribed as a whole, as without it.
+        vad: skip clips in which the bundle's speech detector finds no speech, so that silence and noise give no text. On by default if the
+            bundle has a detector. A clip with speech anywhere is transcribed as a whole, as without it.
         frugal: release the memory that only loading needed, which lowers the peak by a tenth; sets glibc's thresholds for the whole process.
 
     Raises:

@@ -70,7 +70,8 @@ class VoiceActivityDetector:
 def anybody_speaks(wave: Wave, detector: VoiceActivityDetector) -> bool:
     """Whether there is speech anywhere in a clip, [samples] at 16 kHz.
 
-    It is more lenient than cutting a recording, so that no word is lost: the clip is scaled to one level and padded with silence, and a single frame above SPOKEN is enough (docs/decisions/0020-detector.md).
+    It is more lenient than cutting a recording, so that no word is lost: the clip is scaled to one level and padded with silence, and a
+    single frame above SPOKEN is enough (docs/decisions/0020-detector.md).
     """
     return speech_probability(wave, detector) >= SPOKEN
 
@@ -98,7 +99,8 @@ def find_speech(wave: Wave, detector: VoiceActivityDetector, longest: float) -> 
 def speech_spans(likely: Sequence[float] | npt.NDArray[np.float32], samples: int, longest: float) -> list[SpeechSpan]:
     """Stretches of speech by the detector's probabilities [frames], still without padding.
 
-    A stretch begins at ON and ends where it has been below OFF for PAUSE seconds. One that gets longer than `longest` is cut at its longest pause so far, or right there if it has none.
+    A stretch begins at ON and ends where it has been below OFF for PAUSE seconds. One that gets longer than `longest` is cut at its longest
+    pause so far, or right there if it has none.
     """
     most = (longest - 2 * PAD) * SAMPLE_RATE - FRAME - 2 * PAD * SAMPLE_RATE
     out: list[SpeechSpan] = []

@@ -66,7 +66,8 @@ def token_times(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """When each token begins and ends, in seconds.
 
-    A token ends where the path moves on to the next one. The next one begins only once the decoder attends to it: the path alone would count a pause as part of the word after it.
+    A token ends where the path moves on to the next one. The next one begins only once the decoder attends to it: the path alone would
+    count a pause as part of the word after it.
 
     attention: [tokens + 1, positions] -> [tokens], [tokens]
     """

@@ -1,6 +1,7 @@
 """A checkpoint's ONNX graphs: features, encoder and one decoder for each way of calling it.
 
-The encoder takes any number of frames and returns the states and every decoder layer's cross-attention keys and values, computed once. All graphs are written node by node (graphs/writer.py); Hugging Face's decoder can come from Optimum's exporter instead.
+The encoder takes any number of frames and returns the states and every decoder layer's cross-attention keys and values, computed once. All
+graphs are written node by node (graphs/writer.py); Hugging Face's decoder can come from Optimum's exporter instead.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ def replace(graph: onnx.GraphProto, node: onnx.NodeProto, by: Sequence[onnx.Node
 def name_weights_by_use(model: onnx.ModelProto) -> None:
     """Name and order the weights of a graph by the node that reads them first.
 
-    Optimum merges equal weights of both branches in the iteration order of a set, so which name survives, and where, would differ between processes, and with it every checksum.
+    Optimum merges equal weights of both branches in the iteration order of a set, so which name survives, and where, would differ between
+    processes, and with it every checksum.
     """
     weights = {i.name: i for i in model.graph.initializer}
     new: dict[str, str] = {}

@@ -1,6 +1,7 @@
 """The decoder as Hugging Face's clients call it: one graph with two branches, one for the prompt and one for every token after it.
 
-Names, axes and order of inputs and outputs are those of Optimum's exporter, as transformers.js, onnx-asr and Optimum expect. Suppressed tokens are masked inside the graph, because not every runtime does it. docs/decisions/0022-no-tracer.md
+Names, axes and order of inputs and outputs are those of Optimum's exporter, as transformers.js, onnx-asr and Optimum expect. Suppressed
+tokens are masked inside the graph, because not every runtime does it. docs/decisions/0022-no-tracer.md
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def merged_graph(
     Inputs: input_ids int64 [batch_size, tokens]; encoder_hidden_states [batch_size, positions, width];
     past_key_values.{layer}.{decoder,encoder}.{key,value} [batch_size, heads, tokens or positions before, head width];
     use_cache_branch bool [1].
-    Outputs: logits [batch_size, tokens, vocabulary]; present.{layer}.{decoder,encoder}.{key,value}. The branch without a past ignores past_key_values. The branch with one ignores encoder_hidden_states and returns empty encoder presents: the caller reuses those of the first call.
+    Outputs: logits [batch_size, tokens, vocabulary]; present.{layer}.{decoder,encoder}.{key,value}. The branch without a past ignores
+    past_key_values. The branch with one ignores encoder_hidden_states and returns empty encoder presents: the caller reuses those of the
+    first call.
 
     Args:
         model: in fp32 on the CPU.

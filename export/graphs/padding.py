@@ -1,6 +1,8 @@
 """Normalize padding inside the graph, so that the encoder sees the same input whatever a runtime pads with.
 
-Some runtimes pad every clip to 30 s, some with zeros, which are not silence in Whisper's features, and some hardly at all. A student trained on unpadded clips is slower and less accurate at 30 s; a stock Whisper needs exactly that. In features, digital silence equals the clip's floor in every band: its largest value minus 2, or -1.5 if that is greater.
+Some runtimes pad every clip to 30 s, some with zeros, which are not silence in Whisper's features, and some hardly at all. A student
+trained on unpadded clips is slower and less accurate at 30 s; a stock Whisper needs exactly that. In features, digital silence equals the
+clip's floor in every band: its largest value minus 2, or -1.5 if that is greater.
 """
 
 from __future__ import annotations

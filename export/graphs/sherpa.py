@@ -1,6 +1,7 @@
 """The decoder as sherpa-onnx calls it: the caches of all layers in one tensor of full context length, passed in and out at every step.
 
-Uses only operators of old onnxruntime versions, because sherpa-onnx ships its own. sherpa-onnx suppresses no tokens, so the graph does. The model properties that sherpa-onnx needs are in the encoder's metadata.
+Uses only operators of old onnxruntime versions, because sherpa-onnx ships its own. sherpa-onnx suppresses no tokens, so the graph does. The
+model properties that sherpa-onnx needs are in the encoder's metadata.
 """
 
 from __future__ import annotations

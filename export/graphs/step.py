@@ -1,6 +1,7 @@
 """The decoder of our own runtime: one graph for the prompt and for every token after it.
 
-Caches are preallocated and written in place (TensorScatter, ONNX opset 24): bound as input and output, the past is never copied. Cross-attention keys and values come from the encoder's graph. Only the last position is projected to logits.
+Caches are preallocated and written in place (TensorScatter, ONNX opset 24): bound as input and output, the past is never copied.
+Cross-attention keys and values come from the encoder's graph. Only the last position is projected to logits.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def step_graph(
 
     Inputs: input_ids int64 [batch, tokens]; offset int64 [batch], number of positions already in the cache; cache_{k,v}.{layer}
     [batch, max_length, width]; cross_{k,v}.{layer} [batch, positions, width].
-    Outputs: logits [batch, vocabulary] of the last position, suppressed tokens masked; next_{k,v}.{layer}, to be bound to the memory of cache_{k,v}.{layer}; with `heads`, alignment [batch, tokens, positions], their mean cross-attention.
+    Outputs: logits [batch, vocabulary] of the last position, suppressed tokens masked; next_{k,v}.{layer}, to be bound to the memory of
+    cache_{k,v}.{layer}; with `heads`, alignment [batch, tokens, positions], their mean cross-attention.
 
     Args:
         model: in fp32 on the CPU.

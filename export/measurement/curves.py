@@ -34,7 +34,8 @@ def read_curves(bundle: Path) -> Curves | None:
     """Loss and validation curves of the run folder that holds a bundle, or None if it holds no run.
 
     Returns:
-        `steps` (the last step of each point), `stage` (of each point), each loss by name, averaged over the point's steps, and `validation`: step, WER and CER in percent of each validation.
+        `steps` (the last step of each point), `stage` (of each point), each loss by name, averaged over the point's steps, and
+        `validation`: step, WER and CER in percent of each validation.
     """
     path = bundle.resolve().parent / "metrics.jsonl"
     if not path.is_file():

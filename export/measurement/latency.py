@@ -1,6 +1,7 @@
 """Latency of several systems on the same clips, interleaved: every clip goes to each system in turn.
 
-Each system runs in its own process (so load time and memory are its own), waits while the others work, and gets the same number of threads. Other load on the machine then affects all alike: ratios hold even if absolute times drift.
+Each system runs in its own process (so load time and memory are its own), waits while the others work, and gets the same number of threads.
+Other load on the machine then affects all alike: ratios hold even if absolute times drift.
 """
 
 from __future__ import annotations

@@ -74,7 +74,9 @@ def check_robustness(
         threads: number of threads of each system.
 
     Returns:
-        `sounds`: the number of each kind, and for kinds without speech how many the bundle's speech detector accepts. `systems`: by name and kind, the clips with text, its words, and loops; `one word` has a WER instead. Each system appears twice: with its defaults, and as `NAME, detector off` without the one-word clips.
+        `sounds`: the number of each kind, and for kinds without speech how many the bundle's speech detector accepts. `systems`: by name
+        and kind, the clips with text, its words, and loops; `one word` has a WER instead. Each system appears twice: with its defaults, and
+        as `NAME, detector off` without the one-word clips.
     """
     sounds = unspoken()
     waves = [u.wave() for u in utterances[:CUT_CLIPS]]

@@ -1,6 +1,7 @@
 """The environment of Optimum's ONNX package: our interpreter, with a folder prepended to its path that holds other versions of some packages.
 
-torch, numpy, onnx and onnxruntime come from our own environment; the folder, in the workbench's cache, holds the few packages of requirements.txt. If the installed packages already satisfy optimum-onnx, no folder is created.
+torch, numpy, onnx and onnxruntime come from our own environment; the folder, in the workbench's cache, holds the few packages of
+requirements.txt. If the installed packages already satisfy optimum-onnx, no folder is created.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Run Optimum's exporter in its own environment: `python export_decoder.py FOLDER FRAMES OPSET`.
 
-The folder holds the full model's config.json and, in decoder.safetensors, all weights but the encoder's; decoder_model_merged.onnx is written there. The encoder is not exported, so its layers, which this transformers may not support, are not needed. Nothing is imported from the workbench, which does not support this transformers version.
+The folder holds the full model's config.json and, in decoder.safetensors, all weights but the encoder's; decoder_model_merged.onnx is
+written there. The encoder is not exported, so its layers, which this transformers may not support, are not needed. Nothing is imported from
+the workbench, which does not support this transformers version.
 """
 
 from __future__ import annotations

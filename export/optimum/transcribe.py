@@ -5,7 +5,8 @@
     {"samples": ..., "most": 60, "language": "en"}                            ->  {"tokens": [...]}, padded to 30 s as in the tutorials
     {"decode": [...]}                                                         ->  {"text": ...}
 
-GRAPHS is a folder with one precision's graphs under the standard names, THREADS 0 leaves the number to onnxruntime. A failure is answered with {"error": one line}. Nothing is imported from the workbench, which does not support this transformers version.
+GRAPHS is a folder with one precision's graphs under the standard names, THREADS 0 leaves the number to onnxruntime. A failure is answered
+with {"error": one line}. Nothing is imported from the workbench, which does not support this transformers version.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Store the weights that a quantizer leaves in fp32 as fp16, widened when the graph is loaded.
 
-Convolutions, position embeddings and block scales are a sixth of a quantized student. Each becomes an fp16 initializer and a Cast, which onnxruntime folds at load, so nothing is computed in half precision. Matrices are not touched: layers kept in fp32 stay exact.
+Convolutions, position embeddings and block scales are a sixth of a quantized student. Each becomes an fp16 initializer and a Cast, which
+onnxruntime folds at load, so nothing is computed in half precision. Matrices are not touched: layers kept in fp32 stay exact.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """int8: matrix products with integer weights and activations, quantized at run time (dynamic) or with calibrated ranges (static).
 
 Weights are quantized per output channel. Convolutions stay fp32: quantizing them costs accuracy without a gain here. The decoder's
-embedding, which is also its projection, is stored once, as int8 rows with one scale per row; onnxruntime's quantizer would leave it in fp32 because a transpose precedes the product.
+embedding, which is also its projection, is stored once, as int8 rows with one scale per row; onnxruntime's quantizer would leave it in fp32
+because a transpose precedes the product.
 """
 
 from __future__ import annotations

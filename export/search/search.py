@@ -1,6 +1,8 @@
 """Find a student's fastest precision on this machine within a budget of WER, size, memory and latency.
 
-First, encoder and decoder are each measured alone in every scheme, with the other in fp32. If a useful scheme exceeds the WER limit, its most sensitive layers stay in fp32. Then the surviving combinations are measured, interleaved, on the validation clips. The choice is confirmed once on the test clips.
+First, encoder and decoder are each measured alone in every scheme, with the other in fp32. If a useful scheme exceeds the WER limit, its
+most sensitive layers stay in fp32. Then the surviving combinations are measured, interleaved, on the validation clips. The choice is
+confirmed once on the test clips.
 """
 
 from __future__ import annotations

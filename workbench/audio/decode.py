@@ -43,7 +43,8 @@ def decode(source: Path | bytes, name: str = "", longest: float = LONGEST_RECORD
         float32 wave [samples]: the mean of the channels, or the loudest one where they cancel each other (left = -right).
 
     Raises:
-        UserError: the file is missing, not a regular file, empty, not audio, too long, of an impossible sample rate, holds samples that are not finite, or is broken before its first sample.
+        UserError: the file is missing, not a regular file, empty, not audio, too long, of an impossible sample rate, holds samples that are
+            not finite, or is broken before its first sample.
     """
     label = name or (str(source) if isinstance(source, Path) else "audio bytes")
     wave, power, powers = _mixed(source, label, longest)

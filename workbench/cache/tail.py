@@ -1,6 +1,7 @@
 """How much of the teacher's probability top-k targets leave to the tail bucket, and the refusal to train where it is too much.
 
-At temperature 2 Whisper base leaves four fifths there: the KL over k tokens and a bucket is then a fraction of the full one and has another gradient (docs/weightings.md, targets).
+At temperature 2 Whisper base leaves four fifths there: the KL over k tokens and a bucket is then a fraction of the full one and has another
+gradient (docs/weightings.md, targets).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The weighting in a recipe: which systems there are, their options, and whether they would take effect.
 
-A system is a plug-in: a file of workbench/weighting/systems, found by its name and imported when a recipe names it, so that this package depends on no system.
+A system is a plug-in: a file of workbench/weighting/systems, found by its name and imported when a recipe names it, so that this package
+depends on no system.
 """
 
 from __future__ import annotations

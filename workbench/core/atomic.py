@@ -56,7 +56,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def staging_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`, `.NAME.….part`, which is removed with all that is in it when the block ends.
 
-    Until then its process holds a lock inside. The lock is released when the process ends, however it does, so that `recover` can tell what a killed process left from what another one is working on.
+    Until then its process holds a lock inside. The lock is released when the process ends, however it does, so that `recover` can tell what
+    a killed process left from what another one is working on.
     """
     place, lock = _claimed(path)
     try:

@@ -22,7 +22,8 @@ def lock_of(output: Path) -> Path:
 def output_lock(output: Path, wait: bool = False, log_wait: bool = True) -> Iterator[None]:
     """Keep other processes away from an output, a file or a folder, until the block ends.
 
-    The lock is the file `.NAME.lock` beside the output, so that the folder can be replaced while it is held. It is released when its process ends, however that happens; a file that a killed process leaves blocks nobody. The process that holds it may acquire it again.
+    The lock is the file `.NAME.lock` beside the output, so that the folder can be replaced while it is held. It is released when its
+    process ends, however that happens; a file that a killed process leaves blocks nobody. The process that holds it may acquire it again.
 
     Args:
         output: what is written; it need not be there yet.

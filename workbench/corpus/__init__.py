@@ -1,6 +1,14 @@
 """Corpora: every source of speech, read into one record type, `Utterance`."""
 
-from workbench.corpus.sources import corpus_identity, open_corpus, scored_clips, training_set
+from workbench.corpus.sources import corpus_identity, open_corpus, recipe_training_set, scored_clips, training_set
 from workbench.corpus.utterance import SPLITS, Utterance
 
-__all__ = ["SPLITS", "Utterance", "corpus_identity", "open_corpus", "scored_clips", "training_set"]
+__all__ = [
+    "SPLITS",
+    "Utterance",
+    "corpus_identity",
+    "open_corpus",
+    "recipe_training_set",
+    "scored_clips",
+    "training_set",
+]

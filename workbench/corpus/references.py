@@ -1,6 +1,7 @@
 """References of the built-in prompts: their orthography restored, and which of them cannot be scored.
 
-Debian's transcripts of es, fr, it and ru lack accents, hold mojibake and misspellings. One file per language (corrections/LANGUAGE.tsv) lists what was corrected; errors were found by reading, never by a recogniser. Only orthography changes: accents, ñ,
+Debian's transcripts of es, fr, it and ru lack accents, hold mojibake and misspellings. One file per language (corrections/LANGUAGE.tsv)
+lists what was corrected; errors were found by reading, never by a recogniser. Only orthography changes: accents, ñ,
 letters lost to mojibake, misspelt words, spaces within or between words. No word is added, removed or replaced by another.
 Texts known or likely not to match the audio are marked instead, by patterns that look at nothing but the text.
 """

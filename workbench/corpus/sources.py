@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workbench.audio.decode import LONGEST_SECONDS
 from workbench.core.errors import UserError, did_you_mean
@@ -15,6 +16,9 @@ from workbench.corpus.manifests import find_manifest, read_manifest
 from workbench.corpus.perturb import concatenated, speed_perturbed
 from workbench.corpus.references import CORRECTED, check_current
 from workbench.corpus.utterance import SPLITS, Utterance
+
+if TYPE_CHECKING:
+    from workbench.config.recipe import Recipe
 
 BUILT_IN = {"prompts-en": Path(__file__).parent / "prompts-en"}
 BUILDABLE = tuple(f"prompts-{language}" for language in CORRECTED)
@@ -141,3 +145,16 @@ def training_set(
         utterances += [replace(u, id=f"{other}:{u.id}") for u in scored_clips(other, "train")]
     out = utterances + speed_perturbed(utterances, speeds)
     return out + concatenated(utterances, longest, seed) if longest else out
+
+
+def recipe_training_set(recipe: Recipe) -> list[Utterance]:
+    """The `training_set` that a recipe names; raises UserError as `training_set` does."""
+    augment = recipe.augment
+    return training_set(
+        recipe.corpus,
+        recipe.max_clips,
+        recipe.more_corpora,
+        augment.speed_factors,
+        augment.concatenate_seconds,
+        recipe.seed,
+    )

@@ -24,7 +24,7 @@ from workbench.core.machine.allocator import bound_kernel_cache, keep_freed_memo
 from workbench.core.machine.distributed import Processes, distributed_output_lock, wait_for_all
 from workbench.core.machine.kernels import choose_cuda_kernels
 from workbench.core.ownership import check_output
-from workbench.corpus import Utterance, scored_clips, training_set
+from workbench.corpus import Utterance, recipe_training_set, scored_clips
 from workbench.distill.context import RunContext
 from workbench.distill.datasets import StageDatasets
 from workbench.distill.stage import StageTrainer
@@ -121,17 +121,10 @@ class Trainer:
         self._open_folder(restart)
 
     def _read_corpus(self) -> None:
-        recipe, augment = self.recipe, self.recipe.augment
+        recipe = self.recipe
         self.train_set = []
         if recipe.stream is None:
-            self.train_set = training_set(
-                recipe.corpus,
-                recipe.max_clips,
-                recipe.more_corpora,
-                augment.speed_factors,
-                augment.concatenate_seconds,
-                recipe.seed,
-            )
+            self.train_set = recipe_training_set(recipe)
         check_schedules(recipe, self.train_set)
         self.validation_set = scored_clips(recipe.corpus, "validation", recipe.max_clips)
 

@@ -53,7 +53,8 @@ def difference_over_seeds(corpora: Sequence[PairedHypotheses], unit: str = "cer"
 
     Two variances are added: of the clips, by a bootstrap of the mean over seeds, and of the seeds, from the seeds' own
     differences. The interval is the difference plus or minus Student's t times the root of their sum, with the degrees of freedom
-    of Welch and Satterthwaite: with three seeds that disagree it is wide, as it should be, whereas a percentile bootstrap over three seeds is too narrow. (Our interpretation.)
+    of Welch and Satterthwaite: with three seeds that disagree it is wide, as it should be, whereas a percentile bootstrap over three seeds
+    is too narrow. (Our interpretation.)
 
     Args:
         corpora: what is compared, all corpora with equal weight.

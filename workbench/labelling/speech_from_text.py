@@ -69,7 +69,8 @@ def synthesize(
         language: ISO 639-1 code of the text, for the manifest.
         speeds: lines take these in turn, 1.1 being a tenth faster than the voice's own.
         avoid: corpus whose validation and test sentences must not be synthesized.
-        join: consecutive lines are joined into recordings of up to this many seconds; 0 for one per line. The teacher always processes 30 s, so fewer, longer recordings cost less.
+        join: consecutive lines are joined into recordings of up to this many seconds; 0 for one per line. The teacher always processes 30
+            s, so fewer, longer recordings cost less.
 
     Raises:
         UserError: no engine or voice here, an unusable text file, no line that could be synthesized, or another process writes the manifest.

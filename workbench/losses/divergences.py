@@ -2,7 +2,9 @@
 
 A teacher's distribution is given by its full logits, by its k largest with all other tokens as one bucket, or by a weighted sample of
 tokens (soft_targets.py). Every divergence here but `logit_mse` is an f-divergence, which merging tokens into a bucket can only lower:
-with a bucket each is a lower bound of the one over the full vocabulary (our interpretation: the sources keep full logits). From a sample only forward KL can be computed, whose expectation is the full one; `config.sections.TARGETS_OF` lists the kinds of targets that each divergence supports.
+with a bucket each is a lower bound of the one over the full vocabulary (our interpretation: the sources keep full logits). From a sample
+only forward KL can be computed, whose expectation is the full one; `config.sections.TARGETS_OF` lists the kinds of targets that each
+divergence supports.
 """
 
 from __future__ import annotations
@@ -98,7 +100,8 @@ def distillation(
 def gradient_ratio(logits: Tensor, targets: SoftTargets, divergence: DivergenceRecipe, temperature: float) -> Tensor:
     """How many times as large forward KL's gradient with respect to the logits is as a divergence's, by the norm over all labels. -> scalar
 
-    The gradient of a divergence times this factor differs from forward KL's in direction only, not in size: near agreement the gradient of the Jensen-Shannon divergence is a quarter of the KL's, which acts like a smaller alpha (our interpretation: no source matches the two).
+    The gradient of a divergence times this factor differs from forward KL's in direction only, not in size: near agreement the gradient of
+    the Jensen-Shannon divergence is a quarter of the KL's, which acts like a smaller alpha (our interpretation: no source matches the two).
     """
     norms = []
     with torch.enable_grad():
@@ -162,7 +165,8 @@ def logit_mse(logits: Tensor, targets: SoftTargets, teacher_scale: float = 1.0) 
     """Squared error of the raw logits against the teacher's times `teacher_scale`. [labels, vocabulary] -> [labels]
 
     The mean over the vocabulary; of the k largest logits, their sum over k. Of the other tokens it is known that the teacher's
-    logits are at most its k-th, so what the student's exceed that by is an error too: unconstrained, they outgrow logits that are scaled down, and the student no longer writes anything. The sum is a lower bound of the one over the vocabulary (our
+    logits are at most its k-th, so what the student's exceed that by is an error too: unconstrained, they outgrow logits that are scaled
+    down, and the student no longer writes anything. The sum is a lower bound of the one over the vocabulary (our
     interpretation: the source has all logits).
     """
     ours, theirs = logits.float(), teacher_scale * targets.logits.float()

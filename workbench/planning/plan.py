@@ -212,19 +212,11 @@ def corpus_size(recipe: Recipe) -> tuple[float, float]:
     Raises:
         UserError: it is a stream, or cannot be opened here.
     """
-    from workbench.corpus import training_set
+    from workbench.corpus import recipe_training_set
 
     if recipe.stream is not None or recipe.corpus.startswith("hf:"):
         raise UserError(f"corpus {recipe.corpus!r}: its size is not known here; give --hours and --clip-seconds")
-    augment = recipe.augment
-    clips = training_set(
-        recipe.corpus,
-        recipe.max_clips,
-        recipe.more_corpora,
-        augment.speed_factors,
-        augment.concatenate_seconds,
-        recipe.seed,
-    )
+    clips = recipe_training_set(recipe)
     seconds = sum(u.seconds for u in clips)
     return seconds / 3600, seconds / len(clips)
 

@@ -1,7 +1,8 @@
 """Checkpoints of a run: safetensors and JSON, written whole or not at all, so that a killed run resumes.
 
 All randomness of training is derived from (seed, stage, epoch, step), so weights, optimizer and counters are the whole
-state: nothing of any random generator needs keeping. The SHA-256 of every file lies beside them, and is compared before a run resumes: a flipped bit would silently train another student.
+state: nothing of any random generator needs keeping. The SHA-256 of every file lies beside them, and is compared before a run resumes: a
+flipped bit would silently train another student.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 from workbench.config.recipe import Recipe, load_recipe
 from workbench.core.files import read_json
 from workbench.core.hashing import hash_json
-from workbench.corpus import Utterance, scored_clips, training_set
+from workbench.corpus import Utterance, recipe_training_set, scored_clips
 from workbench.models.resolve import fingerprint, resolve_teacher
 
 FILE = "inputs.json"  # in a run's folder
@@ -38,15 +38,7 @@ def read_inputs(recipe: Recipe) -> dict[str, str]:
     """`inputs_of` with the clips read from the corpora; a hub's are left out, since they would have to be fetched."""
     if recipe.corpus.startswith("hf:") or any(other.startswith("hf:") for other in recipe.more_corpora):
         return {what: value for what, value in inputs_of(recipe, None, ()).items() if "clips" not in what}
-    augment = recipe.augment
-    train = training_set(
-        recipe.corpus,
-        recipe.max_clips,
-        recipe.more_corpora,
-        augment.speed_factors,
-        augment.concatenate_seconds,
-        recipe.seed,
-    )
+    train = recipe_training_set(recipe)
     return inputs_of(recipe, train, scored_clips(recipe.corpus, "validation", recipe.max_clips))
 
 

@@ -18,7 +18,7 @@ from workbench.core.hashing import hash_json
 from workbench.core.machine.distributed import distributed_output_lock, start_processes, wait_for_all
 from workbench.core.machine.kernels import choose_cuda_kernels
 from workbench.core.machine.memory import peak_resident_mb
-from workbench.corpus import Utterance, scored_clips, training_set
+from workbench.corpus import Utterance, recipe_training_set, scored_clips
 from workbench.distill.trainer import distill
 from workbench.evaluation.transcribe import EncodedClips, SplitTranscripts, validate, validate_encoded
 from workbench.models import Family, open_family
@@ -163,13 +163,5 @@ def _scored(recipe: Recipe, student: Path, split: str) -> dict[str, object]:
 def _calibration(recipe: Recipe) -> Sequence[Utterance]:
     if recipe.student.encoder_low_rank_variance is None:
         return []
-    augment = recipe.augment
-    train = training_set(
-        recipe.corpus,
-        recipe.max_clips,
-        recipe.more_corpora,
-        augment.speed_factors,
-        augment.concatenate_seconds,
-        recipe.seed,
-    )
+    train = recipe_training_set(recipe)
     return calibration_clips(recipe, train, [])

@@ -68,7 +68,8 @@ class RunWeights:
     def distrust(self, by: str = "system") -> tuple[dict[str, tuple[float, float]], str]:
         """How little a label is trusted, by utterance, and what that was taken from.
 
-        A system that weights task losses differently shows which labels it trusts: the less weight, the less trust; of equal weights the student's loss decides. For one that does not, labels are ranked by the student's own loss at the end of training.
+        A system that weights task losses differently shows which labels it trusts: the less weight, the less trust; of equal weights the
+        student's loss decides. For one that does not, labels are ranked by the student's own loss at the end of training.
 
         Args:
             by: `system`, or the rankings that it is compared with: `student_loss`, `teacher_loss`.

@@ -21,7 +21,8 @@ def language_code(value: str) -> str:
         value: an ISO 639-1, -2 or -3 code, with or without a region or script, or a name that Whisper has for the language.
 
     Returns:
-        Whisper's code where Whisper supports the language, else its shortest ISO 639 code: such clips can be read and scored, and a model that does not support the language rejects them itself.
+        Whisper's code where Whisper supports the language, else its shortest ISO 639 code: such clips can be read and scored, and a model
+        that does not support the language rejects them itself.
 
     Raises:
         UserError: `value` is not a language; the message is the value and what was expected, to be put after a place.

@@ -7,8 +7,6 @@ gives all of them the micro-batch's mean. The grouping by length and the draw ar
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from workbench.config.sections import DivergenceRecipe
+from workbench.core.hashing import hash_json
 from workbench.weighting.meta_batches import MetaBatches
 from workbench.weighting.protocol import SelfTeacherSettings, Weighting, WeightingInput, Weights
 
@@ -67,7 +66,7 @@ class Controlled(Weighting):
         -> int64 [utterances]
         """
         lengths = label_counts(inputs)
-        draw = np.random.default_rng(seed_of([self.seed, list(inputs.ids), inputs.progress]))
+        draw = np.random.default_rng(int(hash_json([self.seed, list(inputs.ids), inputs.progress])[:16], 16))
         order = np.arange(len(lengths))
         for group in groups_of_like_length(lengths):
             # a random cycle through the group: with two or more utterances, none keeps its own weights
@@ -137,8 +136,3 @@ def groups_of_like_length(lengths: Sequence[int]) -> list[list[int]]:
         alone = groups.pop()
         groups[-1] += alone
     return groups
-
-
-def seed_of(values: object) -> int:
-    """A seed that follows from JSON values alone."""
-    return int.from_bytes(hashlib.sha256(json.dumps(values).encode()).digest()[:8], "big")

@@ -3,7 +3,8 @@
 theta' = theta - rate * sum over losses and utterances of w * g, where g is the gradient of one loss of one utterance with
 respect to the *output projection alone*. The gradient of a weight is d CE_validation(theta') / dw.
 
-A gradient of [vocabulary, width] for each utterance is never materialized. With r the residual of a label (the derivative of its loss with respect to its logits) and h the hidden state before the projection, a label's gradient is r h', so that the step changes the
+A gradient of [vocabulary, width] for each utterance is never materialized. With r the residual of a label (the derivative of its loss with
+respect to its logits) and h the hidden state before the projection, a label's gradient is r h', so that the step changes the
 logits of a validation label v by -rate * sum_t c_t (h_t . h_v) r_t, and the inner product of two labels' gradients is
 (r_t . r_v)(h_t . h_v).
 """

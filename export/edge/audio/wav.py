@@ -56,7 +56,8 @@ class Format:
 def read_pcm(path: str | Path) -> tuple[npt.NDArray[np.float32], int]:
     """Read a WAV file of 8 to 32-bit integers or 32 or 64-bit floats; channels are averaged.
 
-    Where the channels cancel each other (left = -right), the loudest one is taken. A file that is shorter than its header says is read as far as it goes, with a warning.
+    Where the channels cancel each other (left = -right), the loudest one is taken. A file that is shorter than its header says is read as
+    far as it goes, with a warning.
 
     Returns:
         Samples of one channel, full scale is 1 [samples], and their rate in Hz.

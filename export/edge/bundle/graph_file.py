@@ -1,6 +1,7 @@
 """What an ONNX file holds that must not be run from a stranger's bundle, found without the onnx package.
 
-The file is read as protobuf's own reader does, message by message, and weights are skipped over. Refused are loops, which may never end; functions and needlessly nested branches, which grow without bound when they are expanded; weights in other files, whose checksums are
+The file is read as protobuf's own reader does, message by message, and weights are skipped over. Refused are loops, which may never end;
+functions and needlessly nested branches, which grow without bound when they are expanded; weights in other files, whose checksums are
 not those of the bundle; and operators that load code or compiled engines. `workbench export` writes none of them.
 """
 

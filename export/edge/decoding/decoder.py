@@ -1,6 +1,8 @@
 """From a decoder's logits to tokens: the likeliest at each step, or the likeliest of several beams, and what is kept of a loop.
 
-A phrase that really is said again and again looks like a loop until the decoder goes on to what comes next. So nothing is stopped before the token limit, which follows from the clip's length; only a transcript that ends there while repeating itself is a loop (docs/decisions/0019-loops.md).
+A phrase that really is said again and again looks like a loop until the decoder goes on to what comes next. So nothing is stopped before
+the token limit, which follows from the clip's length; only a transcript that ends there while repeating itself is a loop
+(docs/decisions/0019-loops.md).
 """
 
 from __future__ import annotations

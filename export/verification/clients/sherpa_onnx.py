@@ -1,6 +1,7 @@
 """sherpa-onnx: `OfflineRecognizer.from_whisper`, which behaves the same in Python, C++, Android, iOS and WebAssembly.
 
-It computes its own features, pads them with zeros, and decodes at most six tokens per second of padded length. Its frames lie half a hop later than Whisper's, so half a hop is prepended to every wave: see docs/decisions/0015-half-a-hop.md.
+It computes its own features, pads them with zeros, and decodes at most six tokens per second of padded length. Its frames lie half a hop
+later than Whisper's, so half a hop is prepended to every wave: see docs/decisions/0015-half-a-hop.md.
 """
 
 from __future__ import annotations

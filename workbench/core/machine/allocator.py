@@ -14,7 +14,8 @@ KERNELS_KEPT = 64  # a step has some 40 different ones
 def bound_kernel_cache() -> None:
     """Limit how many kernels oneDNN and torch's own cache keep. Call it before the first is made; a user's own setting is kept.
 
-    oneDNN makes one for every shape of the operands (of bf16 products, for example) and keeps 1,024, though hardly two training steps have the same shapes: a run's memory grew by a megabyte a step.
+    oneDNN makes one for every shape of the operands (of bf16 products, for example) and keeps 1,024, though hardly two training steps have
+    the same shapes: a run's memory grew by a megabyte a step.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
     # torch's binding has a cache of its own, which fills up where the CPU has bf16 products

@@ -1,7 +1,8 @@
 """Child processes that end with their parent, however it ends: a killed command leaves nothing running.
 
 A program is started through this file, which asks Linux to kill it with its parent, and then becomes the program. A hook
-between fork and exec would do the same, but may lock up where other threads run. Elsewhere this file stays the program's parent and checks every second whether its own parent is alive.
+between fork and exec would do the same, but may lock up where other threads run. Elsewhere this file stays the program's parent and checks
+every second whether its own parent is alive.
 """
 
 from __future__ import annotations

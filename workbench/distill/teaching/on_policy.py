@@ -5,7 +5,8 @@ Speculative KD (arXiv 2410.11325): while the student samples, each token outside
 the teacher samples, so that the transcript stays one that the teacher could have written.
 
 A share of the micro-batches is on-policy, the others are the corpus's (GKD's lambda). Our interpretation: on an on-policy
-micro-batch the loss is the distillation loss alone with the weight 1, whatever the weighting; the teacher reads 30 s, and its encoder states are computed once; with a narrowed vocabulary its distribution is the one over the kept tokens; and once a student
+micro-batch the loss is the distillation loss alone with the weight 1, whatever the weighting; the teacher reads 30 s, and its encoder
+states are computed once; with a narrowed vocabulary its distribution is the one over the kept tokens; and once a student
 teaches itself (ASKD's second phase, which is defined without the teacher) no micro-batch is on-policy.
 """
 

@@ -78,7 +78,8 @@ class TeacherEnsemble:
     ) -> LabelledDataset:
         """The utterances with every teacher's targets, those that are missing computed first.
 
-        They are kept in `folder`, or else where every run finds them, and the decoded audio likewise. If `ask` is False, no teacher runs and the targets are empty.
+        They are kept in `folder`, or else where every run finds them, and the decoded audio likewise. If `ask` is False, no teacher runs
+        and the targets are empty.
         """
         accelerator = self.accelerator
         rank = accelerator.process_index if rank is None else rank

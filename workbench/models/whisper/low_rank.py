@@ -1,6 +1,7 @@
 """Encoder linear layers as two low-rank ones, by the principal components of their outputs.
 
-Outputs of an encoder's linear layers lie near a subspace of far fewer dimensions than they have; a layer that projects onto it and back computes nearly the same in fewer operations (LiteASR, arXiv 2502.20583, section 3). A checkpoint holds the product of both,
+Outputs of an encoder's linear layers lie near a subspace of far fewer dimensions than they have; a layer that projects onto it and back
+computes nearly the same in fewer operations (LiteASR, arXiv 2502.20583, section 3). A checkpoint holds the product of both,
 so that it stays a plain transformers one; `encoder_ranks` in its configuration says which layers can be factorized again, exactly.
 """
 

@@ -1,8 +1,10 @@
 """ASKD, adaptive self-knowledge distillation (ASKD-Whisper, arXiv 2601.19919).
 
-Only the idea was found published: the dependence on the teacher falls during training, then the student teaches itself, which acts as a regulariser. Schedule, self-teacher and losses are our interpretation here, and options.
+Only the idea was found published: the dependence on the teacher falls during training, then the student teaches itself, which acts as a
+regulariser. Schedule, self-teacher and losses are our interpretation here, and options.
 
-Phase 1, a share of the stage: (1 - a) * task + a * distillation with a falling from w0 to w1. Phase 2: the teacher is dropped, and the student distils from itself with the weight `self_weight`.
+Phase 1, a share of the stage: (1 - a) * task + a * distillation with a falling from w0 to w1. Phase 2: the teacher is dropped, and the
+student distils from itself with the weight `self_weight`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 from workbench.config.weightings import WeightingSettings
 from workbench.weighting.protocol import TeacherStatistics, Weighting, WeightingInput, Weights
 
-WEIGHTS_TOKENS = True
+WEIGHTS_TOKENS = True  # not whole utterances
 
 
 class Settings(WeightingSettings):

@@ -1,6 +1,8 @@
 """RW-KD: sample-wise re-weighting of both losses by meta-learning (Lu et al., EMNLP Findings 2021).
 
-Our interpretation follows learning to re-weight (Ren et al. 2018, arXiv 1803.09050): from weights of zero, the weights take one step against d CE_validation / dw, are clipped at zero, and normalised to a mean of 1 over a micro-batch's utterances. The gradients are those of the output projection alone, and weights are learnt before an epoch, not in every
+Our interpretation follows learning to re-weight (Ren et al. 2018, arXiv 1803.09050): from weights of zero, the weights take one step
+against d CE_validation / dw, are clipped at zero, and normalised to a mean of 1 over a micro-batch's utterances. The gradients are those of
+the output projection alone, and weights are learnt before an epoch, not in every
 step (workbench/weighting/meta_gradients.py).
 """
 

@@ -119,7 +119,8 @@ def _self_attention(layer: Layer, row: Tensor, lengths: Sequence[int], causal: b
 def _cross_attention(attention: DecoderAttention, normed: Tensor, tokens: PackedTokens) -> Tensor:
     """Attention of tokens to encoder states. normed: [tokens of all clips, width] -> the same
 
-    Keys and values of all positions are the larger part of a shallow decoder's step. With fewer tokens than a head's width, it is cheaper to multiply the queries by the keys' weights, attend to the states directly, and multiply the result by the values' weights.
+    Keys and values of all positions are the larger part of a shallow decoder's step. With fewer tokens than a head's width, it is cheaper
+    to multiply the queries by the keys' weights, attend to the states directly, and multiply the result by the values' weights.
     """
     query = _by_head(attention, attention.q_proj(normed) * attention.scaling)  # [heads, tokens, head width]
     if len(normed) >= attention.head_dim * len(tokens.states):

@@ -1,6 +1,7 @@
 """Neighbouring encoder states as one: half the positions from some layer on, and for the decoder.
 
-Neighbouring 20 ms states are largely redundant. `pool_after` in the model's configuration sets after which layer they are pooled. transformers keeps that key and ignores it: such a student must be run by code that reads it, as bundles do.
+Neighbouring 20 ms states are largely redundant. `pool_after` in the model's configuration sets after which layer they are pooled.
+transformers keeps that key and ignores it: such a student must be run by code that reads it, as bundles do.
 """
 
 from __future__ import annotations

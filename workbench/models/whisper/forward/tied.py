@@ -1,6 +1,7 @@
 """A matrix that is both embedding and output projection, with one gradient instead of two to be added.
 
-Autograd would make a gradient of [vocabulary, width] for each use, zero-filled for the embedding, and add them up; for a shallow student that costs more than its layers. Here the projection hands its gradient to the embedding, whose backward
+Autograd would make a gradient of [vocabulary, width] for each use, zero-filled for the embedding, and add them up; for a shallow student
+that costs more than its layers. Here the projection hands its gradient to the embedding, whose backward
 comes last and adds the few rows that were looked up.
 """
 
