@@ -67,7 +67,8 @@ def choose_tokens(choice: str, family: Whisper) -> list[int]:
 
 def corpus_texts(name: str) -> list[str]:
     """Texts of a text file, one per line, or of a corpus without its test split; raises UserError if it cannot be read."""
-    from workbench.corpus import SPLITS, open_corpus
+    from workbench.corpus import open_corpus
+    from workbench.corpus.sources import meta_split
 
     path = Path(name)
     if path.suffix == ".txt":
@@ -75,7 +76,9 @@ def corpus_texts(name: str) -> list[str]:
             return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--vocabulary corpus:{name}: cannot be read ({error}); expected UTF-8 text") from None
-    return [u.text for split in SPLITS if split != "test" for u in open_corpus(name, split)]
+    return [u.text for split in ("train", "validation") for u in open_corpus(name, split)] + [
+        u.text for u in meta_split(name)
+    ]
 
 
 def prune(checkpoint: Path, kept: Sequence[int], folder: Path) -> Path:

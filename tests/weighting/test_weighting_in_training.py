@@ -7,13 +7,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import workbench.distill.stage
 from export.measurement.curves import read_curves
 from tests.conftest import DECODER, ENCODER
+from workbench.config.weightings import known_weightings, looks_ahead
 from workbench.core.errors import UserError
 from workbench.distill.step.losses import StepLosses
 from workbench.distill.step.metrics import StepMetrics
 from workbench.distill.trainer import distill
+from workbench.run.inputs import read_inputs
 from workbench.study.label_errors import read_run
+from workbench.weighting import TeacherStatistics, build_weighting
 
 MORE_THAN_CLIPS = 5  # micro-batches of a step that has two or three clips: the others are stand-ins
 
@@ -162,3 +166,46 @@ def test_a_process_with_nothing_to_log_takes_part_in_the_sums():
     means = alone.means(lambda totals: totals)
     assert means["loss"].item() == 0.0
     assert all(means[name].isnan() for name in ("alpha_mean", "k", "task", "disagreement"))
+
+
+@pytest.mark.parametrize("control", [{}, {"permute": True}])
+def test_a_weighting_that_looks_ahead_learns_on_the_meta_split_and_the_others_train_on_it(
+    recipe, speech, tmp_path, monkeypatch, control
+):
+    seen = []
+
+    class Spied(workbench.distill.stage.StudentMetaBatches):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            seen.extend(u.id for u in self.validation.utterances)
+
+    monkeypatch.setattr(workbench.distill.stage, "StudentMetaBatches", Spied)
+    rows = [json.loads(line) for line in speech().read_text().splitlines()]
+    of = {split: [row["id"] for row in rows if row["split"] == split] for split in ("train", "validation")}
+    meta = of["train"][::2]
+    manifest = tmp_path / "with_meta.jsonl"
+    changed = [{**row, "split": "meta"} if row["id"] in meta else row for row in rows]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    almkd = stage(epochs=1, weighting={"name": "almkd", "start_epoch": 0, "update_every": 1, **control})
+    distill(recipe("without", stages=almkd))
+    assert set(seen) == set(of["validation"])  # where there is no meta split, as its authors do it
+    seen.clear()
+    looking = recipe("looking", corpus=str(manifest), stages=almkd)
+    distill(looking)
+    assert set(seen) == set(meta)
+    assert trained_on(looking) == set(of["train"]) - set(meta)
+    adakd = recipe("adakd", corpus=str(manifest), stages=stage(epochs=1, weighting={"name": "adakd"}))
+    distill(adakd)
+    assert trained_on(adakd) == set(of["train"])
+    assert "meta clips" in read_inputs(looking)
+    assert "meta clips" not in read_inputs(adakd)
+
+
+def trained_on(run):
+    return {row["id"] for rows in weights_by_step(run).values() for row in rows}
+
+
+def test_a_system_that_looks_ahead_says_so_in_its_file():
+    statistics = TeacherStatistics((1.0, 2.0), {})
+    for name in known_weightings():
+        assert build_weighting({"name": name}, statistics, 1).meta_learned == looks_ahead({"name": name}), name

@@ -65,6 +65,45 @@ def prompts(
     typer.echo(write_corrupted(read_manifest(clean), corrupt, how, seed, output or corpora_dir() / name, clean))
 
 
+@corpus_app.command()
+def derive(
+    source: Annotated[str, typer.Argument(help="Corpus: a built-in name, a manifest, or a folder that holds one.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", **FOLDER)],
+    language: Annotated[list[str] | None, typer.Option(help="Keep this language; may be given several times.")] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Split anew, by speaker, into this many parts for cross-validation.", min=2)
+    ] = None,
+    fold: Annotated[int, typer.Option(help="The part to test on, from 1.", min=1)] = 1,
+    meta: Annotated[
+        float,
+        typer.Option(
+            help="Share of the training clips, whole speakers, for the split on which ALM-KD, AMAL and RW-KD learn their weights.",
+            min=0,
+            max=1,
+        ),
+    ] = 0.0,
+    corrupt: Annotated[
+        float, typer.Option(help="Share of the training clips that get a wrong transcript, such as 0.4.", min=0, max=1)
+    ] = 0.0,
+    how: Annotated[
+        str,
+        typer.Option(
+            "--corruption",
+            help="exchange: transcripts swapped between clips of a language; words: half of each one's words replaced.",
+        ),
+    ] = "exchange",
+    seed: Annotated[int, typer.Option(help="Seed of all that is drawn.", min=0)] = 1,
+) -> None:
+    """Make a corpus from another one: some languages, folds over speakers, a meta split, wrong transcripts. The audio stays where it is."""
+    from workbench.corpus.derive import Derivation
+    from workbench.corpus.derive import derive as write_derived
+
+    if how not in ("exchange", "words"):
+        raise UserError(f"--corruption {how!r}{did_you_mean(how, ('exchange', 'words'))}")
+    wanted = Derivation(tuple(language or ()), folds, fold, meta, corrupt, how, seed)
+    typer.echo(write_derived(source, wanted, output))
+
+
 def study(
     file: Annotated[
         Path, typer.Argument(help="Study, a YAML file; the shipped ones are in recipes/studies/.", dir_okay=False)

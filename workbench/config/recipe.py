@@ -23,7 +23,7 @@ from workbench.config.sections import (
     TargetsRecipe,
     TrailingSilenceRecipe,
 )
-from workbench.config.weightings import earlier_names, inactive_reason, needs_uncertainty
+from workbench.config.weightings import earlier_names, inactive_reason, looks_ahead, needs_uncertainty
 from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import read_yaml, write_text
 
@@ -132,6 +132,11 @@ class Recipe(Section):
         if not self.corpus.startswith("hf:"):
             raise ValueError(f"corpus {self.corpus!r} cannot be streamed; expected hf:ID, or leave `stream` out")
         return self
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a stage's weighting learns its weights on speech that the run does not train on."""
+        return any(looks_ahead(stage.weighting) for stage in self.stages.values())
 
     def save(self, path: Path) -> None:
         """Write the resolved recipe as YAML."""

@@ -123,6 +123,11 @@ def inactive_reason(options: Mapping[str, object], stage: StageSchedule) -> str 
     return None if reason is None else f"{options['name']} would have no effect: {reason}"
 
 
+def looks_ahead(options: Mapping[str, object]) -> bool:
+    """Whether a system learns its weights on speech that it does not train on: its file sets LOOKS_AHEAD = True."""
+    return bool(getattr(weighting_module(str(options.get("name", "fixed"))), "LOOKS_AHEAD", False))
+
+
 def needs_uncertainty(options: Mapping[str, object]) -> bool:
     """Whether the teacher's uncertainty must be measured for a system: its file sets NEEDS_UNCERTAINTY = True."""
     return bool(getattr(weighting_module(str(options.get("name", "fixed"))), "NEEDS_UNCERTAINTY", False))

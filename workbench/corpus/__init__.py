@@ -1,13 +1,22 @@
 """Corpora: every source of speech, read into one record type, `Utterance`."""
 
-from workbench.corpus.sources import corpus_identity, open_corpus, recipe_training_set, scored_clips, training_set
-from workbench.corpus.utterance import SPLITS, Utterance
+from workbench.corpus.sources import (
+    corpus_identity,
+    open_corpus,
+    recipe_meta_set,
+    recipe_training_set,
+    scored_clips,
+    training_set,
+)
+from workbench.corpus.utterance import META, SPLITS, Utterance
 
 __all__ = [
+    "META",
     "SPLITS",
     "Utterance",
     "corpus_identity",
     "open_corpus",
+    "recipe_meta_set",
     "recipe_training_set",
     "scored_clips",
     "training_set",

@@ -36,8 +36,8 @@ def corrupt(utterances: Sequence[Utterance], share: float, how: str, seed: int) 
     Args:
         utterances: the utterances of all splits; only the training split is changed.
         share: share of the training utterances to corrupt, in (0, 1).
-        how: `exchange` permutes their transcripts so that none keeps its own text; `words` replaces half
-            the words of each by words of the training texts.
+        how: `exchange` permutes their transcripts, within each language, so that none keeps its own text; `words` replaces half
+            the words of each by words of its language's training texts.
         seed: decides which and how.
 
     Raises:
@@ -47,16 +47,20 @@ def corrupt(utterances: Sequence[Utterance], share: float, how: str, seed: int) 
         raise UserError(f"--corrupt {share:g}: expected a share between 0 and 1, such as 0.4")
     generator = np.random.default_rng(seed)
     training = [i for i, u in enumerate(utterances) if u.split == "train" and u.scored]  # others are not trained on
-    chosen = sorted(generator.choice(training, round(share * len(training)), replace=False).tolist())
-    texts = [utterances[i].text for i in chosen]
-    if how == "exchange":
-        new = _exchanged(texts, generator)
-    else:
-        words = [word for i in training for word in utterances[i].text.split()]
-        new = [_replaced(text, words, generator) for text in texts]
     out = list(utterances)
-    for i, text in zip(chosen, new, strict=True):
-        out[i] = replace(out[i], text=text)
+    for language in dict.fromkeys(
+        utterances[i].language for i in training
+    ):  # another language's text would be told at once
+        clips = [i for i in training if utterances[i].language == language]
+        chosen = sorted(generator.choice(clips, round(share * len(clips)), replace=False).tolist())
+        texts = [utterances[i].text for i in chosen]
+        if how == "exchange":
+            new = _exchanged(texts, generator)
+        else:
+            words = [word for i in clips for word in utterances[i].text.split()]
+            new = [_replaced(text, words, generator) for text in texts]
+        for i, text in zip(chosen, new, strict=True):
+            out[i] = replace(out[i], text=text)
     return out
 
 
@@ -76,23 +80,34 @@ def write_corrupted(
     audio = [u.audio for u in utterances if isinstance(u.audio, Path)]
     check_replaceable(output, CORRUPTED, [*([clean] if clean else []), *audio])
     wrong = corrupt(utterances, share, how, seed)
-    rows = []
-    for u in wrong:
-        if (source := u.source()) is None:
-            raise UserError("--corrupt: the corpus holds no audio files of its own; write it as a manifest first")
-        row = {"id": u.id, **source, "text": u.text, "duration": u.seconds, "language": u.language, "split": u.split}
-        rows.append(row if u.scored else {**row, "scored": False})
-    record = [
-        {"id": new.id, "text": new.text, "was": old.text}
-        for old, new in zip(utterances, wrong, strict=True)
-        if old.text != new.text
-    ]
+    rows = manifest_rows(wrong)
     with replacing(output, CORRUPTED) as folder:
-        for name, lines in (("manifest.jsonl", rows), (RECORD, record)):
+        for name, lines in (("manifest.jsonl", rows), (RECORD, corruption_record(utterances, wrong))):
             write_jsonl(folder / name, lines)
         if clean is not None and (clean / VERSION_FILE).is_file():
             shutil.copy(clean / VERSION_FILE, folder)
     return output
+
+
+def manifest_rows(utterances: Sequence[Utterance]) -> list[dict[str, object]]:
+    """Utterances as a manifest's rows, their audio where it is; raises UserError for clips that no file holds."""
+    rows = []
+    for u in utterances:
+        if (source := u.source()) is None:
+            raise UserError(f"{u.place}: is not an audio file of its own; write the corpus as a manifest first")
+        row = {"id": u.id, **source, "text": u.text, "duration": u.seconds, "language": u.language, "split": u.split}
+        row |= {"speaker": u.speaker} if u.speaker else {}
+        rows.append(row if u.scored else {**row, "scored": False})
+    return rows
+
+
+def corruption_record(clean: Sequence[Utterance], wrong: Sequence[Utterance]) -> list[dict[str, str]]:
+    """The rows of corrupted.jsonl: which utterances have another transcript, with both."""
+    return [
+        {"id": new.id, "text": new.text, "was": old.text}
+        for old, new in zip(clean, wrong, strict=True)
+        if old.text != new.text
+    ]
 
 
 def _exchanged(texts: list[str], generator: np.random.Generator) -> list[str]:

@@ -12,7 +12,7 @@ from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import expand_user
 from workbench.corpus.rows import read_rows
 from workbench.corpus.split import split_key, split_of
-from workbench.corpus.utterance import SPLITS, AudioSegment, Utterance
+from workbench.corpus.utterance import META, SPLITS, AudioSegment, Utterance
 from workbench.text.languages import language_code
 
 log = logging.getLogger("workbench")
@@ -27,6 +27,7 @@ FIELDS = {
     "split": ("split",),
     "id": ("id", "utterance_id"),
     "scored": ("scored",),
+    "speaker": ("speaker", "speaker_id", "client_id"),
 }
 MANIFEST_NAMES = (
     "manifest.jsonl", "manifest.csv", "manifest.tsv", "manifest.json",
@@ -50,7 +51,7 @@ def find_manifest(path: Path) -> Path:
 
 
 def read_manifest(path: Path, transcribed: bool = True) -> list[Utterance]:
-    """Read a manifest (fields `audio,text[,offset,duration,language,split,id,scored]`) into utterances.
+    """Read a manifest (fields `audio,text[,offset,duration,language,split,id,scored,speaker]`) into utterances.
 
     Audio paths are relative to the manifest, or to `clips` beside it as in Common Voice. `offset` and `duration` (or `end`) cut
     a segment out of a recording. Where no split is given, the transcript decides it (split.py). Rows without text or audio
@@ -121,9 +122,9 @@ def _utterance(
         name += f"@{round(source.start, 3)}-{round(source.start + source.seconds, 3)}"
     language = _language(row, where)
     split = str(_optional(row, "split") or "") or (split_of(split_key(text, language)) if text else "train")
-    if split not in SPLITS:
-        raise UserError(f"{where}: field 'split' is {split!r}{did_you_mean(split, SPLITS)}")
-    given = _optional(row, "id")
+    if split not in (*SPLITS, META):
+        raise UserError(f"{where}: field 'split' is {split!r}{did_you_mean(split, (*SPLITS, META))}")
+    given, speaker = _optional(row, "id"), _optional(row, "speaker")
     return Utterance(
         id=name if given is None else str(given),
         audio=source,
@@ -132,6 +133,7 @@ def _utterance(
         language=language,
         split=split,
         scored=_scored(row, where),
+        speaker="" if speaker is None else str(speaker),
         where=where,
     )
 

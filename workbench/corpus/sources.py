@@ -15,7 +15,7 @@ from workbench.corpus.hub import read_dataset
 from workbench.corpus.manifests import find_manifest, read_manifest
 from workbench.corpus.perturb import concatenated, speed_perturbed
 from workbench.corpus.references import CORRECTED, check_current
-from workbench.corpus.utterance import SPLITS, Utterance
+from workbench.corpus.utterance import META, SPLITS, Utterance
 
 if TYPE_CHECKING:
     from workbench.config.recipe import Recipe
@@ -70,13 +70,13 @@ def open_corpus(source: str, split: str, limit: int | None = None) -> list[Utter
 
     Args:
         source: a built-in name (`prompts-en`), the path of a manifest or of a folder that holds one, or `hf:ID[:CONFIG]`.
-        split: train, validation or test.
+        split: train, validation or test; or meta, if the corpus has such a part.
         limit: at most this many utterances, the first ones.
 
     Raises:
         UserError: no such corpus or split, an unusable line, or a clip longer than Whisper's 30 s window.
     """
-    if split not in SPLITS:
+    if split not in (*SPLITS, META):
         raise UserError(f"corpus split {split!r}{did_you_mean(split, SPLITS)}")
     if source.startswith("hf:"):
         utterances = read_dataset(source.removeprefix("hf:"), split, limit)
@@ -108,6 +108,18 @@ def scored_clips(source: str, split: str, limit: int | None = None) -> list[Utte
     return scored
 
 
+def meta_split(source: str, limit: int | None = None) -> list[Utterance]:
+    """The scored clips of a corpus's meta split; none if it has no such split, as no dataset of a hub has.
+
+    A weighting that looks ahead learns its weights on them instead of on the validation split, and does not train on them. Every other
+    run does, so that no system has speech of its own that the others do not have.
+    """
+    if source.startswith("hf:"):
+        return []
+    everything = read_manifest(find_corpus(source))
+    return [u for u in everything if u.split == META and u.scored][:limit]
+
+
 def _empty_split(source: str, split: str, everything: Sequence[Utterance]) -> str:
     counts = ", ".join(f"{name} {sum(u.split == name for u in everything)}" for name in SPLITS)
     return (
@@ -124,6 +136,7 @@ def training_set(
     speeds: Sequence[float] = (),
     longest: float = 0.0,
     seed: int = 0,
+    meta: bool = True,
 ) -> list[Utterance]:
     """The utterances to train on: a corpus, more corpora, each clip at more speeds, and short clips joined.
 
@@ -136,19 +149,21 @@ def training_set(
         speeds: speeds that each utterance is added at.
         longest: clips are also joined into utterances of up to this many seconds; 0 for none.
         seed: decides which are joined.
+        meta: whether the corpora's meta splits are trained on, too.
 
     Raises:
         UserError: as `open_corpus`.
     """
-    utterances = scored_clips(source, "train", limit)
+    utterances = scored_clips(source, "train", limit) + (meta_split(source, limit) if meta else [])
     for other in more:
-        utterances += [replace(u, id=f"{other}:{u.id}") for u in scored_clips(other, "train")]
+        found = scored_clips(other, "train") + (meta_split(other) if meta else [])
+        utterances += [replace(u, id=f"{other}:{u.id}") for u in found]
     out = utterances + speed_perturbed(utterances, speeds)
     return out + concatenated(utterances, longest, seed) if longest else out
 
 
 def recipe_training_set(recipe: Recipe) -> list[Utterance]:
-    """The `training_set` that a recipe names; raises UserError as `training_set` does."""
+    """The `training_set` that a recipe names, without a meta split that its weighting learns on; raises UserError as `training_set` does."""
     augment = recipe.augment
     return training_set(
         recipe.corpus,
@@ -157,4 +172,12 @@ def recipe_training_set(recipe: Recipe) -> list[Utterance]:
         augment.speed_factors,
         augment.concatenate_seconds,
         recipe.seed,
+        meta=not recipe.looks_ahead,
     )
+
+
+def recipe_meta_set(recipe: Recipe) -> list[Utterance]:
+    """What a recipe's weighting looks ahead on: its corpus's meta split or, where there is none, the validation split; empty if it does not look ahead."""
+    if not recipe.looks_ahead:
+        return []
+    return meta_split(recipe.corpus, recipe.max_clips) or scored_clips(recipe.corpus, "validation", recipe.max_clips)

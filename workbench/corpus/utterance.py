@@ -16,6 +16,9 @@ from workbench.core.errors import UserError
 from workbench.core.hashing import cached_sha256
 
 SPLITS = ("train", "validation", "test")
+META = (
+    "meta"  # part of the training clips that a weighting may learn its weights on instead; all other runs train on it
+)
 GAP_SECONDS = 0.25  # silence between joined clips
 
 
@@ -60,6 +63,7 @@ class Utterance:
     language: str = "en"  # Whisper's code, or another ISO 639 code where Whisper does not support the language
     split: str = "train"
     scored: bool = True  # false: the reference is known to leave words out, so no system can be right about it
+    speaker: str = ""  # whose voice it is, under whatever name the corpus gives; empty where that is not known
     speed: float = 1.0  # 1.1: played a tenth faster than recorded, pitch included
     where: str = field(
         default="", compare=False, repr=False

@@ -56,6 +56,7 @@ class StageTrainer:
     state: TrainingState
     epochs: EpochPlan
     clips: EncodedClips  # of the validation split
+    meta_clips: EncodedClips | None  # what the weighting looks ahead on, if it does
     forward_backward: ForwardBackward
     objective: Objective | None  # built with the first dataset, whose statistics a weighting takes
     self_teacher: SelfTeacher | None
@@ -72,11 +73,11 @@ class StageTrainer:
     ) -> None:
         self.context, self.datasets, self.validation = context, datasets, validation
         self.number, self.name, self.stage, self.state = number, name, stage, state
-        self.objective, self.self_teacher = None, None
+        self.objective, self.self_teacher, self.meta_clips = None, None, None
         self.epochs = EpochPlan(context, number, name, stage, state.progress)
         module = StudentModule(context.model, context.family, stage)  # marks what is trained
         self.clips = validation.clips(name, module.encoder_frozen)
-        self._fill_validation()
+        self._fill(self.clips)
         self._trained = prepare_stage(context, stage, module, self._checkpoint())
         own = context.on_policy.with_settings(stage.on_policy) if context.on_policy and stage.on_policy else None
         self.forward_backward = ForwardBackward(
@@ -185,15 +186,16 @@ class StageTrainer:
             if checkpoint is not None:
                 self.self_teacher.load_state_dict(checkpoints.load_tensors(checkpoint, SELF_TEACHER))
         if weighting.meta_learned:
-            self._fill_validation(singly=True)
+            self.meta_clips = self.validation.meta_clips(self.name, self.stage.trainable == "decoder")
+            self._fill(self.meta_clips, singly=True)
         self.objective = Objective(self.stage, context.recipe.targets.temperature, weighting, context.teacher_weights)
         return self.objective
 
-    def _fill_validation(self, singly: bool = False) -> None:
-        """Write the frozen encoder's states of the validation clips to disk before any process needs them."""
-        if (store := self.clips.store) is not None:
+    def _fill(self, clips: EncodedClips, singly: bool = False) -> None:
+        """Write the frozen encoder's states of some clips to disk before any process needs them."""
+        if (store := clips.store) is not None:
             if self.context.processes.is_main:
-                self.clips.fill(self.context.model, singly)
+                clips.fill(self.context.model, singly)
             wait_for_all()
             store.reload()
 
@@ -219,13 +221,14 @@ class StageTrainer:
         if not objective.weighting.should_look_ahead(progress.epoch, learning_rate):
             return
         context = self.context
+        assert self.meta_clips is not None  # noqa: S101  `begin` opens them for a weighting that looks ahead
         batches = (batch for step in self.epochs.batches(epoch) for batch in step)
         meta_batches = StudentMetaBatches(
             context.model,
             context.family,
             batches,
             self.forward_backward.audio,
-            self.clips,
+            self.meta_clips,
             objective,
             progress,
             learning_rate,

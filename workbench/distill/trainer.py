@@ -24,7 +24,7 @@ from workbench.core.machine.allocator import bound_kernel_cache, keep_freed_memo
 from workbench.core.machine.distributed import Processes, distributed_output_lock, wait_for_all
 from workbench.core.machine.kernels import choose_cuda_kernels
 from workbench.core.ownership import check_output
-from workbench.corpus import Utterance, recipe_training_set, scored_clips
+from workbench.corpus import Utterance, recipe_meta_set, recipe_training_set, scored_clips
 from workbench.distill.context import RunContext
 from workbench.distill.datasets import StageDatasets
 from workbench.distill.stage import StageTrainer
@@ -104,6 +104,7 @@ class Trainer:
     processes: Processes
     train_set: list[Utterance]  # empty for a stream
     validation_set: list[Utterance]
+    meta_set: list[Utterance]  # what the weighting looks ahead on, if it does
     teachers: TeacherEnsemble
     family: Family  # of the student
     model: nn.Module  # the student
@@ -127,6 +128,7 @@ class Trainer:
             self.train_set = recipe_training_set(recipe)
         check_schedules(recipe, self.train_set)
         self.validation_set = scored_clips(recipe.corpus, "validation", recipe.max_clips)
+        self.meta_set = recipe_meta_set(recipe)
 
     def _open_accelerator(self) -> None:
         from accelerate.utils import set_seed
@@ -151,11 +153,12 @@ class Trainer:
         self.family = self.teachers.families[0]
         self.calibration = calibration_clips(recipe, self.train_set, self.validation_set)
         self.model = initial_student(recipe, self.teachers, self.calibration)
-        check_transcripts([*self.train_set, *self.validation_set], self.family)
+        check_transcripts([*self.train_set, *self.validation_set, *self.meta_set], self.family)
 
     def _open_folder(self, restart: bool) -> None:
         recipe = self.recipe
-        inputs = inputs_of(recipe, self.train_set if recipe.stream is None else None, self.validation_set)
+        train = self.train_set if recipe.stream is None else None
+        inputs = inputs_of(recipe, train, self.validation_set, self.meta_set)
         if not restart and checkpoints.latest(self.folder / "checkpoints") is not None:
             _check_inputs(self.folder, changed_run(self.folder, recipe, inputs))
         wait_for_all()  # all have compared before the main process writes
@@ -213,7 +216,8 @@ class Trainer:
             if any(needs_uncertainty(stage.weighting) for stage in recipe.stages.values()):
                 uncertainty = self.processes.gather_dict(self.teachers.uncertainty(whole))
             if recipe.student.vocabulary == "corpus":
-                known = corpus_vocabulary(self.family, recipe, [*self.train_set, *self.validation_set], whole)
+                clips = [*self.train_set, *self.validation_set, *self.meta_set]
+                known = corpus_vocabulary(self.family, recipe, clips, whole)
                 whole_matrix = self.family.prune_vocabulary(self.model, known)
                 self.family = self.family.with_vocabulary(known)
             chosen = [stage.on_policy for stage in recipe.stages.values() if stage.on_policy]
@@ -232,7 +236,11 @@ class Trainer:
             on_policy=on_policy,
         )
         datasets = StageDatasets(context, self.teachers, whole, self.calibration, tail)
-        return context, datasets, Validation(context, self.validation_set, whole_matrix, self.calibration)
+        return (
+            context,
+            datasets,
+            Validation(context, self.validation_set, whole_matrix, self.calibration, self.meta_set),
+        )
 
     def _resume(self) -> TrainingState:
         checkpoint = checkpoints.latest(self.folder / "checkpoints")

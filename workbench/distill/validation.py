@@ -25,6 +25,7 @@ class Validation:
         utterances: the validation split.
         whole_matrix: for a student that has only some tokens, the embedding of all of them.
         calibration: clips that the student's encoder was compressed on, if it was.
+        meta: clips that the weighting looks ahead on, if it does.
     """
 
     best: dict[str, float] | None  # scores of the best student so far, from the checkpoint in a resumed run
@@ -35,18 +36,26 @@ class Validation:
         utterances: Sequence[Utterance],
         whole_matrix: Tensor,
         calibration: Sequence[Utterance] = (),
+        meta: Sequence[Utterance] = (),
     ) -> None:
-        self.context, self._utterances, self._calibration = context, utterances, calibration
+        self.context, self._utterances, self._calibration, self._meta = context, utterances, calibration, meta
         self._whole_matrix = whole_matrix
         self.best = None
 
     def clips(self, stage: str, encoder_frozen: bool) -> EncodedClips:
         """The validation clips of a stage, whose encoder states are kept where the encoder never changes."""
+        return self._encoded(self._utterances, stage, encoder_frozen)
+
+    def meta_clips(self, stage: str, encoder_frozen: bool) -> EncodedClips:
+        """The clips that a stage's weighting looks ahead on, likewise."""
+        return self._encoded(self._meta, stage, encoder_frozen)
+
+    def _encoded(self, utterances: Sequence[Utterance], stage: str, encoder_frozen: bool) -> EncodedClips:
         context = self.context
         untrained = context.encoder_untrained(stage)
         folder = encoder_cache_folder(context.recipe, "evaluated", self._calibration) if untrained else None
         return EncodedClips(
-            self._utterances, context.family, context.recipe.trailing_silence.inference, encoder_frozen, folder
+            utterances, context.family, context.recipe.trailing_silence.inference, encoder_frozen, folder
         )
 
     def __call__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from workbench.evaluation.scoring import FEWEST_CLIPS, Languages, clip_errors, each_language, resampled_rates
 
 CONFIDENCE = 0.95
+EQUIVALENCE_CONFIDENCE = 0.9
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,24 @@ class PairedHypotheses:
     ours: Sequence[Sequence[str]]  # hypotheses of each seed
     theirs: Sequence[Sequence[str]]
     language: Languages = "en"  # one code for all clips, or one per clip
+    speakers: Sequence[str] | None = None  # of each clip: who is alike is drawn together
+
+    def by_language(self) -> list[PairedHypotheses]:
+        """The clips of each language as a corpus of its own, so that every language counts alike."""
+        codes = each_language(self.language, len(self.references))
+        return [self.only([i for i, code in enumerate(codes) if code == wanted]) for wanted in dict.fromkeys(codes)]
+
+    def only(self, clips: Sequence[int]) -> PairedHypotheses:
+        """Some of the clips, by number."""
+
+        def of(values: Sequence[str]) -> list[str]:
+            return [values[i] for i in clips]
+
+        codes = each_language(self.language, len(self.references))
+        speakers = None if self.speakers is None else of(self.speakers)
+        return PairedHypotheses(
+            of(self.references), [of(h) for h in self.ours], [of(h) for h in self.theirs], of(codes), speakers
+        )
 
     def errors(self, unit: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Errors of both [seeds, clips], and the references' lengths [clips], in characters (`cer`) or words (`wer`)."""
@@ -37,22 +56,34 @@ class PairedHypotheses:
         ]
         return of(self.ours), of(self.theirs), np.array(lengths, np.int64)
 
+    def summed(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Values of clips, added up for each speaker where speakers are known. [clips] -> [speakers or clips]"""
+        if self.speakers is None:
+            return values
+        _, speaker = np.unique(self.speakers, return_inverse=True)
+        return np.bincount(speaker, values)
+
 
 class DifferenceOverSeeds(TypedDict):
     """The difference between two ways of training, as `difference_over_seeds` computes it."""
 
     points: float  # percentage points
     ci: list[float] | None  # 95 % interval; None with fewer than 20 clips
+    ci_90: (
+        list[float] | None
+    )  # 90 % interval, for equivalence: within the margin, two one-sided tests at 5 % reject a difference
     p: float | None  # two-sided; None likewise
     relative: float  # relative to theirs: -0.05 is 5 % fewer errors
     seeds: int
 
 
-def difference_over_seeds(corpora: Sequence[PairedHypotheses], unit: str = "cer", seed: int = 0) -> DifferenceOverSeeds:
+def difference_over_seeds(
+    corpora: Sequence[PairedHypotheses], unit: str = "cer", seed: int = 0, fewest_clips: int = FEWEST_CLIPS
+) -> DifferenceOverSeeds:
     """Error rate(ours) - error rate(theirs), over clips *and* seeds; of several corpora, the mean of their differences.
 
-    Two variances are added: of the clips, by a bootstrap of the mean over seeds, and of the seeds, from the seeds' own
-    differences. The interval is the difference plus or minus Student's t times the root of their sum, with the degrees of freedom
+    Variances are added: of each corpus's clips, by a bootstrap of the mean over seeds, and of the seeds, from the seeds' own
+    differences. Where speakers are known, whole speakers are drawn: clips of one voice are not independent. The interval is the difference plus or minus Student's t times the root of their sum, with the degrees of freedom
     of Welch and Satterthwaite: with three seeds that disagree it is wide, as it should be, whereas a percentile bootstrap over three seeds
     is too narrow. (Our interpretation.)
 
@@ -60,47 +91,54 @@ def difference_over_seeds(corpora: Sequence[PairedHypotheses], unit: str = "cer"
         corpora: what is compared, all corpora with equal weight.
         unit: `cer` or `wer`.
         seed: seed of the bootstrap.
+        fewest_clips: number of clips below which there is no interval.
 
     Returns:
-        `points`: difference in percentage points; `ci`: its 95 % interval, None with fewer than 20 clips; `p`: two-sided p-value,
-        None likewise; `relative` to theirs (-0.05 is 5 % fewer); `seeds`: their number; with 1 the interval covers the clips alone.
+        `points`: difference in percentage points; `ci`, `ci_90`: its 95 % and 90 % intervals, None with fewer than 20 clips; `p`: two-sided
+        p-value, None likewise; `relative` to theirs (-0.05 is 5 % fewer); `seeds`: their number; with 1 the interval covers the clips alone.
     """
     points, base = [], []  # of each corpus: points by seed; theirs, mean over seeds
-    clip_variance, clips = 0.0, 0
+    variances: list[tuple[float, int]] = []  # with their degrees of freedom
+    clips = 0
     for number, corpus in enumerate(corpora):
         ours, theirs, lengths = corpus.errors(unit)
         total = max(int(lengths.sum()), 1)
         points.append(100.0 * (ours - theirs).sum(1) / total)
         base.append(100.0 * theirs.sum(1).mean() / total)
-        rates = resampled_rates((ours - theirs).mean(0), lengths, seed + number)
-        clip_variance += float(rates.var(ddof=1)) / len(corpora) ** 2
+        rates = resampled_rates(corpus.summed((ours - theirs).mean(0)), corpus.summed(lengths), seed + number)
+        drawn = len(corpus.summed(lengths))
+        if drawn > 1:  # a bootstrap's variance is that of n, not n - 1, draws
+            variances.append((float(rates.var(ddof=1)) * drawn / (drawn - 1) / len(corpora) ** 2, drawn - 1))
         clips += len(lengths)
     by_seed = np.mean(points, 0)
     mean, theirs_mean = float(by_seed.mean()), float(np.mean(base))
-    seed_variance = float(by_seed.var(ddof=1)) / len(by_seed) if len(by_seed) > 1 else 0.0
+    if len(by_seed) > 1:
+        variances.append((float(by_seed.var(ddof=1)) / len(by_seed), len(by_seed) - 1))
     found: DifferenceOverSeeds = {
         "points": round(mean, 3),
         "ci": None,
+        "ci_90": None,
         "p": None,
         "relative": mean / theirs_mean if theirs_mean else 0.0,
         "seeds": len(by_seed),
     }
-    if clips < FEWEST_CLIPS:
+    if clips < fewest_clips:
         return found
-    half, p = _student(mean, clip_variance, clips - 1, seed_variance, len(by_seed) - 1)
-    return {**found, "ci": [round(mean - half, 3), round(mean + half, 3)], "p": p}
+    (half, half_90), p = _student(mean, variances)
+    ci, ci_90 = ([round(mean - h, 3), round(mean + h, 3)] for h in (half, half_90))
+    return {**found, "ci": ci, "ci_90": ci_90, "p": p}
 
 
-def _student(mean: float, first: float, first_freedom: int, second: float, second_freedom: int) -> tuple[float, float]:
-    """Half the interval, and the two-sided p-value, of a mean whose variance is the sum of two estimated ones."""
+def _student(mean: float, variances: Sequence[tuple[float, int]]) -> tuple[tuple[float, float], float]:
+    """Half the 95 % and the 90 % interval, and the two-sided p-value, of a mean whose variance is a sum of estimated ones."""
     from scipy.stats import t
 
-    variance = first + second
+    variance = sum(v for v, _ in variances)
     if variance == 0:
-        return 0.0, 1.0 if mean == 0 else 0.0
-    freedom = variance**2 / (first**2 / first_freedom + (second**2 / second_freedom if second_freedom else 0.0))
-    half = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * variance**0.5
-    return half, float(2 * t.sf(abs(mean) / variance**0.5, freedom))
+        return (0.0, 0.0), 1.0 if mean == 0 else 0.0
+    freedom = variance**2 / sum(v**2 / degrees for v, degrees in variances)
+    half, half_90 = (float(t.ppf((1 + c) / 2, freedom)) * variance**0.5 for c in (CONFIDENCE, EQUIVALENCE_CONFIDENCE))
+    return (half, half_90), float(2 * t.sf(abs(mean) / variance**0.5, freedom))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

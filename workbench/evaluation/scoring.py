@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
@@ -166,6 +167,7 @@ def score_utterances(utterances: Sequence[Utterance], hypotheses: Sequence[str],
     return score([u.text for u in utterances], hypotheses, [u.language for u in utterances], normalized)
 
 
+@functools.lru_cache(maxsize=1 << 18)  # a study compares the same transcripts many times
 def clip_errors(reference: str, hypothesis: str, language: str, unit: str = "wer") -> Errors:
     """Edits that a clip's transcript needs after normalization: of words (`wer`) or characters (`cer`)."""
     wanted, found = normalize(reference, language), normalize(hypothesis, language)

@@ -8,7 +8,7 @@ from pathlib import Path
 from workbench.config.recipe import Recipe, load_recipe
 from workbench.core.files import read_json
 from workbench.core.hashing import hash_json
-from workbench.corpus import Utterance, recipe_training_set, scored_clips
+from workbench.corpus import Utterance, recipe_meta_set, recipe_training_set, scored_clips
 from workbench.models.resolve import fingerprint, resolve_teacher
 
 FILE = "inputs.json"  # in a run's folder
@@ -19,18 +19,23 @@ def clips_sha256(utterances: Sequence[Utterance]) -> str:
     return hash_json([[u.id, u.audio_sha256(), u.text, u.language] for u in utterances])
 
 
-def inputs_of(recipe: Recipe, train: Sequence[Utterance] | None, validation: Sequence[Utterance]) -> dict[str, str]:
+def inputs_of(
+    recipe: Recipe, train: Sequence[Utterance] | None, validation: Sequence[Utterance], meta: Sequence[Utterance] = ()
+) -> dict[str, str]:
     """Hashes of a run's inputs by name.
 
     Args:
         recipe: the run's recipe.
         train: its training set; None for a stream, whose clips are not known beforehand.
         validation: its validation split.
+        meta: what its weighting looks ahead on, if it does; recorded where that is not the validation split.
     """
     names = {"teacher": recipe.teacher, "initial student": recipe.student.init_from}
     names |= {f"teacher {number}": name for number, name in enumerate(recipe.more_teachers, 2)}
     found = {what: fingerprint(resolve_teacher(name)) for what, name in names.items() if name is not None}
     found["validation clips"] = clips_sha256(validation)
+    if meta and (hashed := clips_sha256(meta)) != found["validation clips"]:
+        found["meta clips"] = hashed
     return found if train is None else {**found, "training clips": clips_sha256(train)}
 
 
@@ -39,7 +44,9 @@ def read_inputs(recipe: Recipe) -> dict[str, str]:
     if recipe.corpus.startswith("hf:") or any(other.startswith("hf:") for other in recipe.more_corpora):
         return {what: value for what, value in inputs_of(recipe, None, ()).items() if "clips" not in what}
     train = recipe_training_set(recipe)
-    return inputs_of(recipe, train, scored_clips(recipe.corpus, "validation", recipe.max_clips))
+    return inputs_of(
+        recipe, train, scored_clips(recipe.corpus, "validation", recipe.max_clips), recipe_meta_set(recipe)
+    )
 
 
 def changed_inputs(recorded: Mapping[str, object], now: Mapping[str, str]) -> str | None:

@@ -145,7 +145,7 @@ def _teacher_key(study: Study, corpus: str) -> str:
 
 def _as_json(found: SplitTranscripts, utterances: Sequence[Utterance]) -> dict[str, object]:
     return {**found.scores(), "ids": [u.id for u in utterances], "references": found.references,
-            "hypotheses": found.hypotheses, "languages": found.languages}  # fmt: skip
+            "hypotheses": found.hypotheses, "languages": found.languages, "speakers": [u.speaker for u in utterances]}  # fmt: skip
 
 
 def _scored(recipe: Recipe, student: Path, split: str) -> dict[str, object]:

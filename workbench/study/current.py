@@ -21,16 +21,17 @@ log = logging.getLogger("workbench")
 
 def result_inputs(recipe: Recipe, split: str) -> dict[str, str]:
     """What a trial's result is computed from besides its recipe: the run's inputs and the clips that it is scored on."""
-    return {**_inputs(recipe.model_dump_json(exclude={"output", "stages"})), f"{split} clips": _clips(recipe, split)}
+    # stages decide which clips are trained on only where a weighting looks ahead
+    content = recipe.model_dump_json(exclude={"output"} if recipe.looks_ahead else {"output", "stages"})
+    return {**_inputs(content), f"{split} clips": _clips(recipe, split)}
 
 
 @functools.lru_cache
 def _inputs(content: str) -> dict[str, str]:
     import json
 
-    # arms differ in their stages, which decide no input
     stage = {"trainable": "all", "epochs": 1, "max_steps": 1, "learning_rate": 1.0}
-    return read_inputs(parse_recipe({**json.loads(content), "output": "run", "stages": {"one": stage}}, "study"))
+    return read_inputs(parse_recipe({"stages": {"one": stage}, **json.loads(content), "output": "run"}, "study"))
 
 
 def _clips(recipe: Recipe, split: str) -> str:

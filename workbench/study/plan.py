@@ -21,6 +21,14 @@ from workbench.core.hashing import cache_key
 PLAIN = re.compile(r"[\w+-][\w.+-]*")  # what may be a folder's name; not "..", nor a path
 
 
+class Contrast(Section):
+    """One arm against another on one corpus."""
+
+    arm: str
+    against: str
+    corpus: str
+
+
 class Study(Section):
     """A study's file. Arms and students are overrides of the recipe, written as on the command line of `distill`."""
 
@@ -36,6 +44,19 @@ class Study(Section):
     arms: dict[str, dict[str, object]] = Field(min_length=1)
     baseline: str = "fixed_kd"
     split: Literal["validation", "test"] = "test"
+    average_over: Literal["clips", "languages"] = Field(
+        "clips", description="languages: each language counts alike, however many clips it has"
+    )
+    groups: dict[str, list[str]] = Field(default={}, description="languages that are also reported together, by a name")
+    comparisons: dict[str, list[str]] = Field(
+        default={}, description="arms that an arm is compared with besides the baseline"
+    )
+    primary: list[Contrast] = Field(
+        default=[], description="the comparisons that the study is about; their p-values are adjusted together"
+    )
+    margin: float | None = Field(
+        None, gt=0, description="margin of equivalence, in points of CER: smaller differences count as none"
+    )
     keep_students: bool = Field(False, description="keep every arm's student, about 200 MB each for Whisper base")
 
     @field_validator("arms", "students")
@@ -47,10 +68,25 @@ class Study(Section):
         return named
 
     @model_validator(mode="after")
-    def _has_baseline(self) -> Study:
-        if self.baseline not in self.arms:
-            raise ValueError(f"baseline {self.baseline!r} is not an arm{did_you_mean(self.baseline, self.arms)}")
+    def _names_its_arms(self) -> Study:
+        named = [("baseline", self.baseline)]
+        named += [("comparisons", arm) for one, others in self.comparisons.items() for arm in (one, *others)]
+        named += [("primary", arm) for contrast in self.primary for arm in (contrast.arm, contrast.against)]
+        for key, arm in named:
+            if arm not in self.arms:
+                raise ValueError(f"{key} {arm!r} is not an arm{did_you_mean(arm, self.arms)}")
+        for contrast in self.primary:
+            if contrast.corpus not in self.corpora:
+                raise ValueError(
+                    f"primary names corpus {contrast.corpus!r}, which is not among the study's{did_you_mean(contrast.corpus, self.corpora)}"
+                )
         return self
+
+    def compared_with(self, arm: str) -> list[str]:
+        """The arms that an arm is compared with: the baseline first, then those named for it."""
+        primary = [c.against for c in self.primary if c.arm == arm]
+        others = dict.fromkeys([self.baseline, *self.comparisons.get(arm, []), *primary])
+        return [other for other in others if other != arm]
 
 
 @dataclass(frozen=True)

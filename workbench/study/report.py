@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,16 @@ import numpy as np
 import typer
 
 from workbench.core.atomic import atomic_path
+from workbench.core.errors import UserError
 from workbench.core.files import write_json, write_text
 from workbench.core.tables import print_rows
 from workbench.study.arm import teacher_scores
 from workbench.study.current import read_results
 from workbench.study.plan import Study, Trial
+from workbench.study.results import ALL
+
+CLIPS = ("ids", "references", "languages", "speakers")  # of a result's clips
+FIGURES = ("validation", "seconds", "peak_mb", "steps", "host", "inputs")  # of a run
 
 
 def write(study: Study, chosen: list[Trial], results: dict[str, Any]) -> list[Path]:
@@ -23,22 +29,59 @@ def write(study: Study, chosen: list[Trial], results: dict[str, Any]) -> list[Pa
     paths = [study.output / name for name in ("study.json", "hypotheses.jsonl.gz", "study.html", "study.md")]
     write_json(paths[0], results)
     with atomic_path(paths[1]) as temporary, gzip.GzipFile(temporary, "wb", mtime=0) as file:
-        for trial, result in read_results(study, chosen).items():
-            split = result[study.split]
-            row = {**trial.__dict__, **{key: split[key] for key in ("ids", "references", "hypotheses")}}
+        for row in kept_rows(study, chosen):
             file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
-        for corpus in dict.fromkeys(trial.corpus for trial in chosen):
-            if (said := teacher_scores(study, corpus)) is not None:
-                row = {key: said[key] for key in ("name", "corpus", "ids", "references", "hypotheses")}
-                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
     write_text(paths[2], page(study, results))
     write_text(paths[3], markdown(study, results))
     return paths
 
 
+def kept_rows(study: Study, chosen: list[Trial]) -> Iterator[dict[str, Any]]:
+    """All that the table is computed from: the clips of each corpus once, then every run's transcripts and figures, then the teacher's."""
+    found = read_results(study, chosen)
+    seen: set[str] = set()
+    for trial, result in found.items():
+        split = result[study.split]
+        if trial.corpus not in seen:
+            seen.add(trial.corpus)
+            clips = {key: split[key] for key in CLIPS if key in split}
+            yield {"corpus": trial.corpus, "split": study.split, "clips": clips}
+        yield {**trial.__dict__, "hypotheses": split["hypotheses"], **{key: result[key] for key in FIGURES}}
+    for corpus in seen:
+        if (said := teacher_scores(study, corpus)) is not None:
+            yield {"corpus": corpus, "teacher": said["name"], "hypotheses": said["hypotheses"]}
+
+
+def read_kept(paths: Sequence[Path]) -> tuple[dict[Trial, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """What `kept_rows` gave, from one or several files of the same study: results by run, and the teacher's transcripts by corpus.
+
+    Raises:
+        UserError: the files do not agree on a corpus's clips.
+    """
+    clips: dict[str, dict[str, Any]] = {}
+    split: dict[str, str] = {}
+    found: dict[Trial, dict[str, Any]] = {}
+    teachers: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        for line in gzip.decompress(path.read_bytes()).decode().split("\n"):
+            row = json.loads(line) if line else {}
+            if "clips" in row:
+                if clips.setdefault(row["corpus"], row["clips"]) != row["clips"]:
+                    raise UserError(f"{path}: has other clips of {row['corpus']} than the files before it")
+                split[row["corpus"]] = row["split"]
+            elif "arm" in row:
+                trial = Trial(row["student"], row["corpus"], row["arm"], row["seed"])
+                said = {**clips[trial.corpus], "hypotheses": row["hypotheses"]}
+                found[trial] = {**{key: row[key] for key in FIGURES}, split[trial.corpus]: said}
+            elif row:
+                corpus = row["corpus"]
+                teachers[corpus] = {**clips[corpus], "name": row["teacher"], "hypotheses": row["hypotheses"]}
+    return found, teachers
+
+
 def print_table(study: Study, results: dict[str, Any]) -> None:
     """The table in the terminal, lowest mean CER first."""
-    for teacher in results["teacher"]:
+    for teacher in of_all(results["teacher"]):
         typer.echo(
             f"teacher {teacher['name']} on {teacher['corpus']}: WER {teacher['wer']:.2f} %, CER {teacher['cer']:.2f} %"
         )
@@ -46,18 +89,49 @@ def print_table(study: Study, results: dict[str, Any]) -> None:
         shown = [cells_of(study, row) for row in rows_of(results, student, corpus)]
         title = f"{corpus}, {student}: {results['split']}, mean of the seeds (lowest to highest)"
         print_rows(columns_of(study), shown, title)
+    if compared := comparisons_of(study, results):
+        print_rows(COMPARED, compared, "other comparisons, CER")
 
 
 def markdown(study: Study, results: dict[str, Any]) -> str:
     """The same as Markdown, one table per corpus."""
     out = [f"Split: {results['split']}. Runs: {results['runs']}. Command: `{results['command']}`.\n"]
-    teachers = {teacher["corpus"]: teacher for teacher in results["teacher"]}
+    teachers = {teacher["corpus"]: teacher for teacher in of_all(results["teacher"])}
     for student, corpus in dict.fromkeys((row["student"], row["corpus"]) for row in results["arms"]):
         said = teachers.get(corpus)
         note = f"; teacher: WER {said['wer']:.2f} %, CER {said['cer']:.2f} %" if said else ""
         out += [f"\n**{corpus}, {student}**{note}\n", "|".join(["", *columns_of(study), ""]), "|---" * 9 + "|"]
         out += ["|".join(["", *cells_of(study, row), ""]) for row in rows_of(results, student, corpus)]
+    if compared := comparisons_of(study, results):
+        out += ["\n**Other comparisons**\n", "|".join(["", *COMPARED, ""]), "|---" * len(COMPARED) + "|"]
+        out += ["|".join(["", *row, ""]) for row in compared]
     return "\n".join(out) + "\n"
+
+
+COMPARED = ("corpus", "group", "arm", "minus", "CER", "95 % interval", "p (Holm)", "shows")
+
+
+def comparisons_of(study: Study, results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Rows of the comparisons with other arms than the baseline, and those by group; the primary ones say what they show."""
+    shows = {(c["student"], c["corpus"], c["arm"], c["against"]): c for c in results.get("primary", [])}
+    rows: list[tuple[str, ...]] = []
+    for row in results["arms"]:
+        for other in study.compared_with(row["name"]):
+            if f"vs_{other}" not in row or (other == study.baseline and row["group"] == ALL):
+                continue
+            versus = row[f"vs_{other}"]
+            primary = shows.get((row["student"], row["corpus"], row["name"], other)) if row["group"] == ALL else None
+            p = (primary or versus).get("p_holm_cer")
+            rows.append(
+                (row["corpus"], row["group"], row["name"], other, f"{versus['delta_cer']:+.2f}", _interval(versus),
+                 "" if p is None else f"{p:.3f}", primary["shows"] if primary and "shows" in primary else "")
+            )  # fmt: skip
+    return rows
+
+
+def of_all(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows over all clips, not those of a group of languages."""
+    return [row for row in rows if row["group"] == ALL]
 
 
 def columns_of(study: Study) -> tuple[str, ...]:
@@ -77,7 +151,7 @@ def columns_of(study: Study) -> tuple[str, ...]:
 
 def rows_of(results: dict[str, Any], student: str, corpus: str) -> list[dict[str, Any]]:
     """Arms of one corpus, lowest mean CER first."""
-    rows = [row for row in results["arms"] if (row["student"], row["corpus"]) == (student, corpus)]
+    rows = [row for row in of_all(results["arms"]) if (row["student"], row["corpus"]) == (student, corpus)]
     return sorted(rows, key=lambda row: float(np.mean(row["cer"])))
 
 
@@ -126,9 +200,9 @@ def page(study: Study, results: dict[str, Any]) -> str:
     figure = make_subplots(
         len(groups), 2, subplot_titles=titles, vertical_spacing=gap / (height - 140), horizontal_spacing=0.16
     )
-    teachers = {teacher["corpus"]: teacher["cer"] for teacher in results["teacher"]}
+    teachers = {teacher["corpus"]: teacher["cer"] for teacher in of_all(results["teacher"])}
     for number, group in enumerate(groups, 1):
-        rows = [row for row in results["arms"] if (row["student"], row["corpus"]) == group]
+        rows = [row for row in of_all(results["arms"]) if (row["student"], row["corpus"]) == group]
         rows.sort(key=lambda row: -float(np.mean(row["cer"])))
         names = [row["name"] for row in rows]
         means = [float(np.mean(row["cer"])) for row in rows]

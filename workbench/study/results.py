@@ -1,8 +1,9 @@
-"""Compare the arms of a study with its baseline and with the teacher, over seeds and corpora."""
+"""Compare the arms of a study with each other and with the teacher, over seeds, corpora and languages."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,61 +17,182 @@ from workbench.study.current import read_results
 from workbench.study.plan import Study, Trial
 
 POOLED = "mean of the corpora"
+ALL = "all"  # the group of all clips
+Results = Mapping[Trial, Mapping[str, Any]]
+BySeed = dict[int, Any]
 
 
 def collect(study: Study, chosen: list[Trial], command: str) -> dict[str, Any]:
-    """Compare every arm with the baseline on the same clips and seeds, as far as their runs are done.
-
-    Rates are recomputed from the transcripts, so that all arms are scored alike whenever they ran. Intervals and p-values are those of
-    `difference_over_seeds`; p-values are adjusted by Holm over the arms that are compared with one baseline on one corpus.
+    """Compare the arms on the same clips and seeds, as far as their runs are done; see `compare`.
 
     Raises:
         UserError: no run is done yet.
     """
-    found = {trial: _scored_anew(result, study.split) for trial, result in read_results(study, chosen).items()}
+    found = read_results(study, chosen)
+    teachers = {c: said for c in study.corpora if (said := teacher_scores(study, c)) is not None}
+    return compare(study, found, teachers, f"{len(found)} of {len(chosen)}", command)
+
+
+def compare(
+    study: Study, found: Results, teachers: Mapping[str, Mapping[str, Any]], runs: str, command: str
+) -> dict[str, Any]:
+    """Compare every arm with the baseline, with the arms that the study names for it, and with the teacher.
+
+    Rates are recomputed from the transcripts, so that all arms are scored alike whenever they ran. Intervals and p-values are those of
+    `difference_over_seeds`; p-values are adjusted by Holm over the arms that are compared with one other arm on one corpus and group, and those
+    of the study's primary contrasts over these alone.
+
+    Args:
+        study: the study.
+        found: what its runs wrote (result.json), or as much as is kept of it with the transcripts.
+        teachers: the teacher's transcripts of each corpus.
+        runs: how many of the study's runs these are, for the reader.
+        command: what made them, for the reader.
+
+    Raises:
+        UserError: there is no run.
+    """
     if not found:
         raise UserError(f"{study.output}: no run of the study is done yet")
-    arms = []
-    for student, corpus in dict.fromkeys((c.student, c.corpus) for c in found):
-        base = _of(found, student, corpus, study.baseline)
-        for arm in study.arms:
-            own = _of(found, student, corpus, arm)
-            if own:
-                arms.append(_summary(study, arm, student, corpus, own, base))
-    teachers = [{**said, **_rates(said)} for c in study.corpora if (said := teacher_scores(study, c)) is not None]
+    table = _Table(study, found, teachers)
+    arms = [
+        table.row(arm, student, [corpus], group)
+        for student, corpus in dict.fromkeys((c.student, c.corpus) for c in found)
+        for group in (ALL, *study.groups)
+        for arm in study.arms
+        if table.of(student, corpus, arm)
+    ]
+    seeds = sorted({c.seed for c in found})
     for student in dict.fromkeys(c.student for c in found):
         for arm in study.arms:
-            arms += _pooled(study, arm, student, found, sorted({c.seed for c in chosen}))
+            done = [c for c in study.corpora if all(set(table.of(student, c, a)) == set(seeds) for a in (arm, study.baseline))]  # fmt: skip
+            if len(done) > 1:
+                arms.append(table.row(arm, student, done, ALL))
     _adjust(study, arms)
     hosts = {json.dumps(result["host"], sort_keys=True) for result in found.values()}
-    return {
+    out = {
         "schema": 1,
         "split": study.split,
         "baseline": study.baseline,
-        "teacher": [
-            {key: t[key] for key in ("name", "corpus", "wer", "cer", "loops", "headline", "normalizers")}
-            for t in teachers
-        ],
+        "average_over": study.average_over,
+        "teacher": [table.teacher_row(corpus, group) for corpus in teachers for group in (ALL, *study.groups)],
         "arms": arms,
-        "runs": f"{len(found)} of {len(chosen)}",
+        "runs": runs,
         "command": command,
         "host": json.loads(sorted(hosts)[0]) if len(hosts) == 1 else [json.loads(h) for h in sorted(hosts)],
         "collected_on": describe_host(),
     }
+    return out | ({"primary": _primary(study, arms), "margin": study.margin} if study.primary else {})
 
 
-def _scored_anew(result: dict[str, Any], split: str) -> dict[str, Any]:
-    return {**result, split: {**result[split], **_rates(result[split])}}
+class _Table:
+    """Rows of a study's table, from the transcripts."""
+
+    def __init__(self, study: Study, found: Results, teachers: Mapping[str, Mapping[str, Any]]) -> None:
+        self.study, self.found, self.teachers = study, found, teachers
+
+    def of(self, student: str, corpus: str, arm: str) -> BySeed:
+        """Results of an arm by seed."""
+        return {c.seed: r for c, r in self.found.items() if (c.student, c.corpus, c.arm) == (student, corpus, arm)}
+
+    def row(self, arm: str, student: str, corpora: list[str], group: str) -> dict[str, Any]:
+        """An arm on a corpus, or on the mean of several."""
+        study, split = self.study, self.study.split
+        sides = [self.of(student, corpus, arm) for corpus in corpora]
+        seeds = sorted(sides[0])
+        runs = [own[s] for own in sides for s in seeds]
+        row: dict[str, Any] = {
+            "name": arm,
+            "student": student,
+            "corpus": POOLED if len(corpora) > 1 else corpora[0],
+            **({"corpora": corpora} if len(corpora) > 1 else {}),
+            "group": group,
+            "seeds": seeds,
+        }
+        rates = [[self.rates(own[s][split], group) for own in sides] for s in seeds]
+        for key in ("wer", "cer", "loops"):
+            row[key] = [round(float(np.mean([side[key] for side in sides])), 3) for sides in rates]
+        if len(corpora) == 1:
+            for key in ("wer", "cer"):
+                row[f"validation_{key}"] = [r["validation"][key] for r in runs]
+        row["seconds"] = round(float(np.mean([r["seconds"]["training"] for r in runs])), 1)
+        row["look_ahead_seconds"] = round(float(np.mean([r["seconds"]["look_ahead"] for r in runs])), 1)
+        row["peak_mb"] = round(float(np.max([r["peak_mb"] for r in runs])), 1)
+        if all(corpus in self.teachers for corpus in corpora):
+            versus = [self.paired(self.teachers[c], own, seeds, None) for c, own in zip(corpora, sides, strict=True)]
+            row["vs_teacher"] = self.versus(versus, group)
+        for other in study.compared_with(arm):
+            theirs = [self.of(student, corpus, other) for corpus in corpora]
+            common = [s for s in seeds if all(s in side for side in theirs)]
+            if common:
+                pairs = [self.paired(b[common[0]][split], own, common, b) for own, b in zip(sides, theirs, strict=True)]
+                row[f"vs_{other}"] = {**self.versus(pairs, group), "seeds": common}
+        return row
+
+    def teacher_row(self, corpus: str, group: str) -> dict[str, Any]:
+        """The teacher on a corpus."""
+        said = self.teachers[corpus]
+        return {"name": said["name"], "corpus": corpus, "group": group, **self.rates(said, group)}
+
+    def rates(self, said: Mapping[str, Any], group: str) -> dict[str, Any]:
+        """WER, CER and loops of kept transcripts under today's normalizers."""
+        languages = languages_of(said)
+        clips = self.clips(languages, group)
+        by_language = [
+            [i for i in clips if languages[i] == code] for code in dict.fromkeys(languages[i] for i in clips)
+        ]
+        parts = by_language if self.study.average_over == "languages" else [clips]
+        scores = [
+            score(
+                [said["references"][i] for i in part],
+                [said["hypotheses"][i] for i in part],
+                [languages[i] for i in part],
+            )
+            for part in parts
+        ]
+        kept = [languages[i] for i in clips]
+        return {
+            "wer": round(float(np.mean([s.wer for s in scores])), 3),
+            "cer": round(float(np.mean([s.cer for s in scores])), 3),
+            "loops": float(sum(s.loops for s in scores)),
+            "headline": headline(kept),
+            "normalizers": normalizers_of(kept),
+        }
+
+    def clips(self, languages: Sequence[str], group: str) -> list[int]:
+        """Numbers of a group's clips."""
+        wanted = self.study.groups.get(group)
+        return [i for i, code in enumerate(languages) if wanted is None or code in wanted]
+
+    def paired(self, first: Mapping[str, Any], own: BySeed, seeds: list[int], base: BySeed | None) -> PairedHypotheses:
+        """An arm's transcripts beside another's of the same seeds, or beside those of the teacher."""
+        split = self.study.split
+        ours = [own[s][split]["hypotheses"] for s in seeds]
+        theirs = [first["hypotheses"]] * len(seeds) if base is None else [base[s][split]["hypotheses"] for s in seeds]
+        speakers = first.get("speakers")
+        known = speakers if speakers and all(speakers) else None
+        return PairedHypotheses(first["references"], ours, theirs, languages_of(first), known)
+
+    def versus(self, corpora: list[PairedHypotheses], group: str) -> dict[str, Any]:
+        """The difference between two systems in CER and WER."""
+        parts = [c.only(self.clips(c.language, group)) for c in corpora]
+        if self.study.average_over == "languages":
+            parts = [language for part in parts for language in part.by_language()]
+        cer, wer = (difference_over_seeds(parts, unit) for unit in ("cer", "wer"))
+        return {
+            "delta_cer": cer["points"],
+            "interval": cer["ci"],
+            "interval_90": cer["ci_90"],
+            "relative_cer": round(100 * cer["relative"], 2),
+            "delta_wer": wer["points"],
+            "interval_wer": wer["ci"],
+            "p_cer": cer["p"],
+            "p_wer": wer["p"],
+            "seeds_compared": cer["seeds"],
+        }
 
 
-def _rates(found: dict[str, Any]) -> dict[str, object]:
-    """WER, CER and loops of kept transcripts under today's normalizers."""
-    rates = score(found["references"], found["hypotheses"], languages_of(found))
-    return {"wer": round(rates.wer, 3), "cer": round(rates.cer, 3), "loops": float(rates.loops),
-            "headline": headline(languages_of(found)), "normalizers": normalizers_of(languages_of(found))}  # fmt: skip
-
-
-def languages_of(found: dict[str, Any]) -> list[str]:
+def languages_of(found: Mapping[str, Any]) -> list[str]:
     """The language of each clip among kept transcripts; results of earlier versions hold one for all."""
     languages: list[str] = (
         found["languages"] if "languages" in found else [found["language"]] * len(found["references"])
@@ -79,102 +201,44 @@ def languages_of(found: dict[str, Any]) -> list[str]:
 
 
 def _adjust(study: Study, arms: list[dict[str, Any]]) -> None:
-    """Add to each arm's comparison with the baseline the p-values adjusted for the number of arms compared there."""
-    for student, corpus in dict.fromkeys((row["student"], row["corpus"]) for row in arms):
-        group = [row[f"vs_{study.baseline}"] for row in arms
-                 if (row["student"], row["corpus"]) == (student, corpus) and f"vs_{study.baseline}" in row]  # fmt: skip
-        for unit in ("cer", "wer"):
-            compared = [versus for versus in group if versus[f"p_{unit}"] is not None]
-            for versus, p in zip(compared, holm([v[f"p_{unit}"] for v in compared]), strict=True):
-                versus[f"p_holm_{unit}"] = p
+    """Add to each comparison with an arm the p-values adjusted for the number of arms that are compared with it there."""
+    for place in dict.fromkeys((row["student"], row["corpus"], row["group"]) for row in arms):
+        rows = [row for row in arms if (row["student"], row["corpus"], row["group"]) == place]
+        for other in study.arms:
+            compared = [row[f"vs_{other}"] for row in rows if f"vs_{other}" in row]
+            for unit in ("cer", "wer"):
+                known = [versus for versus in compared if versus[f"p_{unit}"] is not None]
+                for versus, p in zip(known, holm([v[f"p_{unit}"] for v in known]), strict=True):
+                    versus[f"p_holm_{unit}"] = p
 
 
-def _of(found: dict[Trial, Any], student: str, corpus: str, arm: str) -> dict[int, Any]:
-    return {c.seed: r for c, r in found.items() if (c.student, c.corpus, c.arm) == (student, corpus, arm)}
+def _primary(study: Study, arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The primary contrasts that can be computed yet, with their own adjustment and what each of them shows."""
+    found = []
+    for contrast in study.primary:
+        for row in arms:
+            versus = row.get(f"vs_{contrast.against}")
+            if (row["name"], row["corpus"], row["group"]) == (contrast.arm, contrast.corpus, ALL) and versus:
+                # of the whole study's family, so an early table does not flatter
+                found.append({**contrast.model_dump(), "student": row["student"], **versus})
+    for student in dict.fromkeys(row["student"] for row in found):
+        rows = [row for row in found if row["student"] == student and row["p_cer"] is not None]
+        # adjusted for all contrasts of the study, so that an early table does not flatter
+        missing = len(study.primary) - len(rows)
+        for row, p in zip(rows, holm([row["p_cer"] for row in rows] + [1.0] * missing), strict=False):
+            row["p_holm_cer"] = p
+            row["shows"] = verdict(row, study.margin)
+    return found
 
 
-def _summary(
-    study: Study, arm: str, student: str, corpus: str, own: dict[int, Any], base: dict[int, Any]
-) -> dict[str, Any]:
-    split = study.split
-    seeds = sorted(own)
-    row: dict[str, object] = {
-        "name": arm,
-        "student": student,
-        "corpus": corpus,
-        "seeds": seeds,
-        "wer": [own[s][split]["wer"] for s in seeds],
-        "cer": [own[s][split]["cer"] for s in seeds],
-        "loops": [own[s][split]["loops"] for s in seeds],
-        "validation_wer": [own[s]["validation"]["wer"] for s in seeds],
-        "validation_cer": [own[s]["validation"]["cer"] for s in seeds],
-        "seconds": round(float(np.mean([own[s]["seconds"]["training"] for s in seeds])), 1),
-        "look_ahead_seconds": round(float(np.mean([own[s]["seconds"]["look_ahead"] for s in seeds])), 1),
-        "peak_mb": round(float(np.max([own[s]["peak_mb"] for s in seeds])), 1),
-    }
-    common = [s for s in seeds if s in base]
-    if teacher_scores(study, corpus) is not None:
-        row["vs_teacher"] = _versus([_against_teacher(study, corpus, own)])
-    if arm != study.baseline and common:
-        row[f"vs_{study.baseline}"] = {**_versus([_compared(own, base, common, split)]), "seeds": common}
-    return row
+def verdict(versus: Mapping[str, Any], margin: float | None) -> str:
+    """What a comparison shows: `gain`, `no gain` or `undecided`.
 
-
-def _pooled(study: Study, arm: str, student: str, found: dict[Trial, Any], seeds: list[int]) -> list[dict[str, Any]]:
-    """An arm over all corpora of which these seeds are done, for it and for the baseline; none if that is fewer than two."""
-    sides = []
-    for corpus in study.corpora:
-        own, base = (_of(found, student, corpus, name) for name in (arm, study.baseline))
-        if set(own) == set(base) == set(seeds):
-            sides.append((corpus, own, base))
-    if len(sides) < 2:
-        return []
-    split = study.split
-
-    def mean(key: str) -> list[float]:
-        return [round(float(np.mean([own[s][split][key] for _, own, _ in sides])), 3) for s in seeds]
-
-    row = {
-        "name": arm,
-        "student": student,
-        "corpus": POOLED,
-        "corpora": [corpus for corpus, _, _ in sides],
-        "seeds": seeds,
-        "wer": mean("wer"),
-        "cer": mean("cer"),
-        "loops": mean("loops"),
-        "seconds": round(float(np.mean([own[s]["seconds"]["training"] for _, own, _ in sides for s in seeds])), 1),
-        "peak_mb": round(float(np.max([own[s]["peak_mb"] for _, own, _ in sides for s in seeds])), 1),
-    }
-    if all(teacher_scores(study, corpus) is not None for corpus, _, _ in sides):
-        row["vs_teacher"] = _versus([_against_teacher(study, corpus, own) for corpus, own, _ in sides])
-    if arm != study.baseline:
-        row[f"vs_{study.baseline}"] = _versus([_compared(own, base, seeds, split) for _, own, base in sides])
-    return [row]
-
-
-def _compared(own: dict[int, Any], base: dict[int, Any], seeds: list[int], split: str) -> PairedHypotheses:
-    first = base[seeds[0]][split]
-    ours, theirs = ([side[s][split]["hypotheses"] for s in seeds] for side in (own, base))
-    return PairedHypotheses(first["references"], ours, theirs, languages_of(first))
-
-
-def _against_teacher(study: Study, corpus: str, own: dict[int, Any]) -> PairedHypotheses:
-    teacher = teacher_scores(study, corpus)
-    assert teacher is not None  # noqa: S101  asked for only where it is
-    ours = [own[s][study.split]["hypotheses"] for s in sorted(own)]
-    return PairedHypotheses(teacher["references"], ours, [teacher["hypotheses"]] * len(ours), languages_of(teacher))
-
-
-def _versus(corpora: list[PairedHypotheses]) -> dict[str, object]:
-    cer, wer = (difference_over_seeds(corpora, unit) for unit in ("cer", "wer"))
-    return {
-        "delta_cer": cer["points"],
-        "interval": cer["ci"],
-        "relative_cer": round(100 * cer["relative"], 2),
-        "delta_wer": wer["points"],
-        "interval_wer": wer["ci"],
-        "p_cer": cer["p"],
-        "p_wer": wer["p"],
-        "seeds_compared": cer["seeds"],
-    }
+    A gain is an adjusted p-value below 0.05 with the interval below zero. No gain is a difference against the arm that is shown likewise or, where there is a margin of
+    equivalence, a 90 % interval within it.
+    """
+    low, high = versus["interval"]
+    if versus["p_holm_cer"] < 0.05 and (high < 0 or low > 0):
+        return "gain" if high < 0 else "no gain"
+    inside = margin is not None and -margin < versus["interval_90"][0] and versus["interval_90"][1] < margin
+    return "no gain" if inside else "undecided"

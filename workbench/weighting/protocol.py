@@ -94,7 +94,7 @@ class Weighting:
     """
 
     log_names: tuple[str, ...] = ()  # names in `Weights.log`; all processes average the same ones
-    meta_learned: bool = False  # whether it learns weights by looking ahead on the validation split
+    meta_learned: bool = False  # whether it learns weights by looking ahead on the meta or the validation split
     seed: int = 0  # of the run, for whatever a system draws at random; set by `build_weighting`
 
     def __call__(self, inputs: WeightingInput) -> Weights:

@@ -21,6 +21,8 @@ from workbench.weighting.meta_batches import TrainBatch, ValidationBatch
 from workbench.weighting.meta_gradients import LookAheadSettings, MetaLearnedWeighting, normalized, outer_gradients
 from workbench.weighting.protocol import TeacherStatistics
 
+LOOKS_AHEAD = True  # learns its weights on the meta or the validation split
+
 
 class Settings(LookAheadSettings):
     """Options of ALM-KD. The defaults are our interpretation; docs/weightings.md has all of the authors' values."""

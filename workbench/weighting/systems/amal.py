@@ -19,6 +19,8 @@ from workbench.weighting.protocol import TeacherStatistics
 
 LEAST, MOST = 1e-7, 2 - 1e-7
 
+LOOKS_AHEAD = True  # learns its weights on the meta or the validation split
+
 
 class Settings(LookAheadSettings):
     """Options of AMAL. Published: every 10 of 200 epochs from epoch 10 on, 5 updates, steps of 1500 on raw gradients."""

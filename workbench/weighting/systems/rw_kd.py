@@ -20,6 +20,8 @@ from workbench.weighting.meta_batches import TrainBatch, ValidationBatch
 from workbench.weighting.meta_gradients import MetaLearnedWeighting, outer_gradients, start_epoch_problem
 from workbench.weighting.protocol import TeacherStatistics
 
+LOOKS_AHEAD = True  # learns its weights on the meta or the validation split
+
 
 class Settings(WeightingSettings):
     """Options of RW-KD."""

@@ -1,0 +1,200 @@
+"""Compute every published figure of a study from its kept transcripts: the table, the primary contrasts, gain by language, and two plots.
+
+    python scripts/study_results.py recipes/studies/d/study.yaml docs/results/studies/d/*.hypotheses.jsonl.gz \
+        --output docs/results/study_d.json --plots docs/results/studies/d
+
+Nothing is trained or transcribed. Several files of one study, made in several sessions, are read as one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.core.errors import install_one_line_excepthook, output_file
+from workbench.core.files import write_json
+from workbench.evaluation.comparison import PairedHypotheses, difference_over_seeds
+from workbench.evaluation.scoring import score
+from workbench.study.plan import Study, Trial, load_study, trials
+from workbench.study.report import print_table, read_kept
+from workbench.study.results import compare
+
+PROTOCOL = "docs/studies/protocol.md"
+RESAMPLES = 2000
+Run = Mapping[str, Any]
+
+
+def main() -> None:
+    """Read the transcripts, write the JSON file and the plots, print the table."""
+    install_one_line_excepthook()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="the study's file")
+    parser.add_argument("kept", type=Path, nargs="+", help="its hypotheses.jsonl.gz, one or several")
+    parser.add_argument("--output", type=output_file, required=True, help="JSON file to write")
+    parser.add_argument("--plots", type=Path, help="folder to write the plots to")
+    given = parser.parse_args()
+    study = load_study(given.study)
+    found, teachers = read_kept(given.kept)
+    chosen = trials(study)
+    command = f"workbench study {Path(*given.study.parts[-4:])}"
+    table = compare(study, found, teachers, f"{len(found)} of {len(chosen)}", command)
+    languages = by_language(study, found, teachers)
+    published = {
+        "schema": 1,
+        "protocol_commit": protocol_commit(),
+        "command": command,
+        "host": table["host"],
+        "runs": table["runs"],
+        "not_run": [trial.name for trial in chosen if trial not in found],
+        "margin": study.margin,
+        "primary": table.get("primary", []),
+        "hypothesis_4": correlations(languages),
+        "arms": [published_row(study, row) for row in table["arms"]],
+        "teacher": table["teacher"],
+        "by_language": languages,
+    }
+    write_json(given.output, published)
+    print_table(study, table)
+    if given.plots:
+        given.plots.mkdir(parents=True, exist_ok=True)
+        plot_languages(languages, given.plots / "gain_by_language.svg")
+        plot_wrong_labels(study, published["arms"], given.plots / "wrong_labels.svg")
+
+
+def protocol_commit() -> str:
+    """The commit of the protocol as it stands."""
+    found = subprocess.run(
+        ["git", "log", "-1", "--format=%H", "--", PROTOCOL], capture_output=True, text=True, check=True
+    )
+    return found.stdout.strip()
+
+
+def published_row(study: Study, row: dict[str, Any]) -> dict[str, Any]:
+    """An arm's row under the names that results are published with: each comparison with CER, interval and adjusted p-value."""
+    out = {key: row[key] for key in ("name", "corpus", "group", "seeds", "wer", "cer", "loops", "seconds")}
+    for other in [*study.compared_with(row["name"]), "teacher"]:
+        if (versus := row.get(f"vs_{other}")) is not None:
+            name = "permuted" if other == f"{row['name']}_permuted" else other
+            kept = {key: versus[key] for key in ("delta_cer", "interval", "interval_90", "delta_wer", "interval_wer")}
+            out[f"vs_{name}"] = {**kept, "p_holm": versus.get("p_holm_cer"), "seeds": versus["seeds_compared"]}
+    return out
+
+
+def by_language(study: Study, found: Mapping[Trial, Run], teachers: Mapping[str, Run]) -> list[dict[str, Any]]:
+    """Each arm against the baseline in each language, with the teacher's own CER there. A language has few clips: no claim rests on one."""
+    rows = []
+    for corpus, said in teachers.items():
+        languages = said["languages"]
+        for arm in study.arms:
+            pairs = {t.seed: r for t, r in found.items() if (t.corpus, t.arm) == (corpus, arm)}
+            base = {t.seed: r for t, r in found.items() if (t.corpus, t.arm) == (corpus, study.baseline)}
+            seeds = sorted(set(pairs) & set(base))
+            if arm == study.baseline or not seeds:
+                continue
+            ours, theirs = ([side[s][study.split]["hypotheses"] for s in seeds] for side in (pairs, base))
+            whole = PairedHypotheses(said["references"], ours, theirs, languages, said["speakers"])
+            for code in dict.fromkeys(languages):
+                clips = [i for i, language in enumerate(languages) if language == code]
+                versus = difference_over_seeds([whole.only(clips)], "cer", fewest_clips=2)
+                teacher = score([said["references"][i] for i in clips], [said["hypotheses"][i] for i in clips], code)
+                group = next((name for name, members in study.groups.items() if code in members), None)
+                rows.append(
+                    {"corpus": corpus, "arm": arm, "language": code, "group": group, "clips": len(clips),
+                     "teacher_cer": round(teacher.cer, 3), "delta_cer": versus["points"], "interval": versus["ci"], "seeds": len(seeds)}
+                )  # fmt: skip
+    return rows
+
+
+def correlations(languages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rank correlation over languages of an arm's gain (the baseline's CER minus its own) with the teacher's CER, bootstrapped over languages."""
+    from scipy.stats import spearmanr
+
+    out = []
+    for corpus, arm in dict.fromkeys((row["corpus"], row["arm"]) for row in languages):
+        rows = [row for row in languages if (row["corpus"], row["arm"]) == (corpus, arm)]
+        gain, teacher = np.array([-row["delta_cer"] for row in rows]), np.array([row["teacher_cer"] for row in rows])
+        generator = np.random.default_rng(0)
+        drawn = generator.integers(0, len(rows), (RESAMPLES, len(rows)))
+        resampled = [
+            float(spearmanr(gain[d], teacher[d]).statistic) for d in drawn if np.ptp(gain[d]) and np.ptp(teacher[d])
+        ]
+        low, high = np.percentile(resampled, [2.5, 97.5])
+        out.append({"corpus": corpus, "arm": arm, "languages": len(rows), "spearman": round(float(spearmanr(gain, teacher).statistic), 3),
+                    "interval": [round(float(low), 3), round(float(high), 3)]})  # fmt: skip
+    return out
+
+
+def plot_languages(languages: list[dict[str, Any]], path: Path) -> None:
+    """Gain against the teacher's own CER, one point a language with its interval, for each adaptive arm on the first corpus."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"svg.hashsalt": "study", "svg.fonttype": "none"})  # the same file for the same figures
+    corpus = languages[0]["corpus"]
+    arms = [arm for arm in ("adakd", "askd", "almkd") if any(row["arm"] == arm for row in languages)]
+    figure, axes = plt.subplots(1, len(arms), figsize=(4.6 * len(arms), 4.2), sharey=True, squeeze=False)
+    colours = {"strong": "#2a7f62", "middle": "#7a9cc6", "weak": "#b5523b"}
+    for axis, arm in zip(axes[0], arms, strict=True):
+        for row in languages:
+            if (row["corpus"], row["arm"]) != (corpus, arm):
+                continue
+            gain, colour = -row["delta_cer"], colours.get(row["group"], "#555555")
+            low, high = row["interval"] or (row["delta_cer"], row["delta_cer"])
+            axis.errorbar(
+                row["teacher_cer"],
+                gain,
+                [[max(0, gain + high)], [max(0, -low - gain)]],
+                fmt="o",
+                ms=4,
+                lw=0.8,
+                color=colour,
+            )
+            axis.annotate(
+                row["language"], (row["teacher_cer"], gain), fontsize=7, xytext=(3, 3), textcoords="offset points"
+            )
+        axis.axhline(0, color="black", lw=0.8)
+        axis.set_title(arm)
+        axis.set_xlabel("teacher's CER, %")
+    axes[0][0].set_ylabel("gain over the best constant weight, points of CER")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def plot_wrong_labels(study: Study, arms: list[dict[str, Any]], path: Path) -> None:
+    """CER minus the baseline's on each corpus, in the study's order: the dose of wrong labels and the response."""
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4.2))
+    names = [arm for arm in study.arms if arm != study.baseline]
+    for number, arm in enumerate(names):
+        rows = {row["corpus"]: row for row in arms if (row["name"], row["group"]) == (arm, "all")}
+        shown = [
+            (i, rows[c][f"vs_{study.baseline}"])
+            for i, c in enumerate(study.corpora)
+            if f"vs_{study.baseline}" in rows.get(c, {})
+        ]
+        if not shown:
+            continue
+        places = [i + (number - len(names) / 2) * 0.05 for i, _ in shown]
+        values = [v["delta_cer"] for _, v in shown]
+        bars = [
+            [v["delta_cer"] - v["interval"][0] for _, v in shown],
+            [v["interval"][1] - v["delta_cer"] for _, v in shown],
+        ]
+        axis.errorbar(places, values, bars, fmt="o-", ms=4, lw=0.8, label=arm)
+    axis.axhline(0, color="black", lw=0.8)
+    axis.set_xticks(range(len(study.corpora)), [Path(c).name for c in study.corpora])
+    axis.set_ylabel(f"CER minus {study.baseline}'s, points")
+    axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
