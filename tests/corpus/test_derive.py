@@ -89,7 +89,7 @@ def test_what_cannot_be_carried_out_is_refused(how, said):
 
 def test_speakers_that_are_not_known_are_refused(cache, tmp_path):
     with pytest.raises(UserError, match="field 'speaker' is missing"):
-        derive("prompts-en", Derivation(folds=5), tmp_path / "folds")
+        derive(["prompts-en"], Derivation(folds=5), tmp_path / "folds")
     assert not (tmp_path / "folds").exists()
 
 
@@ -110,12 +110,14 @@ def test_the_command_writes_a_corpus_whose_meta_split_all_but_one_train_on(cache
     assert training_set(str(out), None, meta=False) == open_corpus(str(out), "train")
     record = json.loads((out / "derived.json").read_text())
     assert (record["meta"], record["corrupt"]) == (0.2, 0.5)
-    assert record["source"]["manifest_sha256"]
+    assert record["sources"][0]["manifest_sha256"]
     wrong = {json.loads(line)["id"] for line in (out / "corrupted.jsonl").read_text().splitlines()}
     assert wrong
     assert wrong.isdisjoint(u.id for u in held)
+    both = derive([str(manifest), "prompts-en"], Derivation(), tmp_path / "both")
+    assert {u.id.split(":")[0] for u in open_corpus(str(both), "train")} == {tmp_path.name, "prompts-en"}
     (out / "mine.txt").write_text("notes")
     with pytest.raises(UserError, match=r"mine\.txt"):
-        derive(str(manifest), Derivation(), out)
+        derive([str(manifest)], Derivation(), out)
     with pytest.raises(UserError, match="input"):
-        derive(str(BUILT_IN["prompts-en"]), Derivation(), BUILT_IN["prompts-en"])
+        derive([str(BUILT_IN["prompts-en"])], Derivation(), BUILT_IN["prompts-en"])

@@ -156,3 +156,22 @@ def test_what_is_published_gives_the_same_table_from_several_files(tmp_path, tab
 def test_arms_that_do_not_exist_are_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         a_study(**changes)
+
+
+def test_a_corpus_that_is_only_tested_on_counts_every_run_as_a_seed(tmp_path):
+    study = a_study(corpora=["a", "b"], test_also=["strangers"], primary=[], groups={}, comparisons={})
+    found = {}
+    for arm, wrong in {"constant": 20, "adakd": 4}.items():
+        for corpus in study.corpora:
+            for s in (1, 2):
+                run = result({"en": 2}, s)
+                found[Trial("student", corpus, arm, s)] = {
+                    **run,
+                    "test_also": {"strangers": result({"es": wrong}, s)["test"]},
+                }
+    table = compare(study, found, {}, "8", "x")
+    row = next(r for r in table["arms"] if (r["name"], r["corpus"]) == ("adakd", "strangers"))
+    assert row["seeds"] == [1, 2, 3, 4]
+    assert row["vs_constant"]["seeds_compared"] == 4
+    assert row["vs_constant"]["delta_cer"] < -10
+    assert next(r for r in table["arms"] if (r["name"], r["corpus"]) == ("adakd", "a"))["vs_constant"]["delta_cer"] == 0

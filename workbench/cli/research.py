@@ -67,7 +67,10 @@ def prompts(
 
 @corpus_app.command()
 def derive(
-    source: Annotated[str, typer.Argument(help="Corpus: a built-in name, a manifest, or a folder that holds one.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Corpora: built-in names, manifests, or folders that hold one; several are put together."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", **FOLDER)],
     language: Annotated[list[str] | None, typer.Option(help="Keep this language; may be given several times.")] = None,
     folds: Annotated[
@@ -94,14 +97,14 @@ def derive(
     ] = "exchange",
     seed: Annotated[int, typer.Option(help="Seed of all that is drawn.", min=0)] = 1,
 ) -> None:
-    """Make a corpus from another one: some languages, folds over speakers, a meta split, wrong transcripts. The audio stays where it is."""
+    """Make a corpus from others: some languages, folds over speakers, a meta split, wrong transcripts. The audio stays where it is."""
     from workbench.corpus.derive import Derivation
     from workbench.corpus.derive import derive as write_derived
 
     if how not in ("exchange", "words"):
         raise UserError(f"--corruption {how!r}{did_you_mean(how, ('exchange', 'words'))}")
     wanted = Derivation(tuple(language or ()), folds, fold, meta, corrupt, how, seed)
-    typer.echo(write_derived(source, wanted, output))
+    typer.echo(write_derived(sources, wanted, output))
 
 
 def study(
@@ -144,7 +147,7 @@ def study(
     if not table:
         prepare(parsed)
         run_study(parsed, file, parallel, chosen)
-        for name in dict.fromkeys(trial.corpus for trial in chosen):
+        for name in dict.fromkeys([*(trial.corpus for trial in chosen), *parsed.test_also]):
             score_teacher(parsed, name)
     # results are published, and should not name this machine's folders
     shown = Path(*file.parts[-3:]) if file.is_absolute() else file

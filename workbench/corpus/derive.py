@@ -50,31 +50,44 @@ def _own_files(folder: Path) -> IsOwnFile | None:
 DERIVED = OutputKind("derived corpus", _own_files)
 
 
-def derive(source: str, how: Derivation, output: Path) -> Path:
-    """Write a corpus made from another one; returns its folder.
+def derive(sources: Sequence[str], how: Derivation, output: Path) -> Path:
+    """Write a corpus made from another one, or from several together; returns its folder.
 
     Args:
-        source: the corpus: a built-in name, or the path of a manifest or of its folder.
+        sources: the corpora: built-in names, or paths of manifests or of their folders. The ids of several begin with the corpus's name.
         how: what to make of it.
         output: the folder to write, replaced if it holds a derived corpus.
 
     Raises:
         UserError: no such corpus or language, values that cannot be carried out, or speakers that are not known.
     """
-    if source.startswith("hf:"):
-        raise UserError(f"corpus {source!r}: only a manifest or a built-in corpus can be derived from")
-    found = find_corpus(source)
-    utterances = read_manifest(found)
+    utterances: list[Utterance] = []
+    found = []
+    for source in sources:
+        if source.startswith("hf:"):
+            raise UserError(f"corpus {source!r}: only a manifest or a built-in corpus can be derived from")
+        found.append(find_corpus(source))
+        utterances += _named(read_manifest(found[-1]), corpus_identity(source)["name"] if len(sources) > 1 else "")
     audio = [u.audio for u in utterances if isinstance(u.audio, Path)]
-    check_replaceable(output, DERIVED, [found, *audio])
+    check_replaceable(output, DERIVED, [*found, *audio])
     clean = derived(utterances, how)
     wrong = corrupt(clean, how.corrupt, how.corruption, how.seed) if how.corrupt else clean
     with replacing(output, DERIVED) as folder:
         write_jsonl(folder / "manifest.jsonl", manifest_rows(wrong))
         if how.corrupt:
             write_jsonl(folder / RECORD, corruption_record(clean, wrong))
-        write_json(folder / DERIVED_FILE, {"schema": 1, "source": corpus_identity(source), **asdict(how)})
+        write_json(
+            folder / DERIVED_FILE,
+            {"schema": 1, "sources": [corpus_identity(source) for source in sources], **asdict(how)},
+        )
     return output
+
+
+def _named(utterances: Sequence[Utterance], corpus: str) -> list[Utterance]:
+    """Ids and speakers that are not those of another corpus, where several are put together."""
+    if not corpus:
+        return list(utterances)
+    return [replace(u, id=f"{corpus}:{u.id}", speaker=f"{corpus}:{u.speaker}" if u.speaker else "") for u in utterances]
 
 
 def derived(utterances: Sequence[Utterance], how: Derivation) -> list[Utterance]:

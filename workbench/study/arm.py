@@ -77,14 +77,15 @@ def _run(study: Study, trial: Trial, recipe: Recipe) -> dict[str, Any]:
         "schema": 1,
         **trial.__dict__,
         "recipe": recipe.model_dump(mode="json", exclude={"output"}),
-        "inputs": result_inputs(recipe, study.split),
+        "inputs": result_inputs(study, recipe),
         "split": study.split,
         "seconds": scores["seconds"],
         "steps": scores["steps"],
         "peak_mb": round(peak, 1),
         "parameters": scores["student"]["parameters"],
         "validation": scores["validation"],
-        study.split: _scored(recipe, student, study.split),
+        study.split: _scored(recipe, student, study.split, recipe.corpus),
+        "test_also": {corpus: _scored(recipe, student, study.split, corpus) for corpus in study.test_also},
         "host": scores["host"],
     }
     write_json(recipe.output / "result.json", result)
@@ -148,11 +149,11 @@ def _as_json(found: SplitTranscripts, utterances: Sequence[Utterance]) -> dict[s
             "hypotheses": found.hypotheses, "languages": found.languages, "speakers": [u.speaker for u in utterances]}  # fmt: skip
 
 
-def _scored(recipe: Recipe, student: Path, split: str) -> dict[str, object]:
+def _scored(recipe: Recipe, student: Path, split: str, corpus: str) -> dict[str, object]:
     """Transcribe a split with the student as it was saved, which is how its user will have it."""
     family = open_family(student)
     model = _on_device(family)
-    utterances = scored_clips(recipe.corpus, split, recipe.max_clips)
+    utterances = scored_clips(corpus, split, recipe.max_clips)
     frozen = all(stage.trainable == "decoder" for stage in recipe.stages.values())
     folder = encoder_cache_folder(recipe, "evaluated", _calibration(recipe)) if frozen else None
     clips = EncodedClips(utterances, family, recipe.trailing_silence.inference, frozen, folder)

@@ -19,11 +19,13 @@ from workbench.study.plan import Study, Trial, arm_recipe
 log = logging.getLogger("workbench")
 
 
-def result_inputs(recipe: Recipe, split: str) -> dict[str, str]:
+def result_inputs(study: Study, recipe: Recipe) -> dict[str, str]:
     """What a trial's result is computed from besides its recipe: the run's inputs and the clips that it is scored on."""
+    split = study.split
+    also = {f"{split} clips of {other}": _clips_of(other, split, recipe.max_clips) for other in study.test_also}
     # stages decide which clips are trained on only where a weighting looks ahead
     content = recipe.model_dump_json(exclude={"output"} if recipe.looks_ahead else {"output", "stages"})
-    return {**_inputs(content), f"{split} clips": _clips(recipe, split)}
+    return {**_inputs(content), f"{split} clips": _clips_of(recipe.corpus, split, recipe.max_clips), **also}
 
 
 @functools.lru_cache
@@ -32,10 +34,6 @@ def _inputs(content: str) -> dict[str, str]:
 
     stage = {"trainable": "all", "epochs": 1, "max_steps": 1, "learning_rate": 1.0}
     return read_inputs(parse_recipe({"stages": {"one": stage}, **json.loads(content), "output": "run"}, "study"))
-
-
-def _clips(recipe: Recipe, split: str) -> str:
-    return _clips_of(recipe.corpus, split, recipe.max_clips)
 
 
 @functools.lru_cache
@@ -56,7 +54,10 @@ def stale_reason(study: Study, trial: Trial, result: Mapping[str, Any]) -> str |
         return "it was written by a version that did not record corpus and checkpoints"
     if result["split"] != study.split:
         return f"it was scored on the split {result['split']!r}, not {study.split!r}"
-    return changed_inputs(result["inputs"], result_inputs(recipe, study.split))
+    missing = [other for other in study.test_also if other not in result.get("test_also", {})]
+    if missing:
+        return f"it was not scored on {', '.join(missing)}"
+    return changed_inputs(result["inputs"], result_inputs(study, recipe))
 
 
 def read_result(study: Study, trial: Trial) -> dict[str, Any] | None:

@@ -44,6 +44,10 @@ class Study(Section):
     arms: dict[str, dict[str, object]] = Field(min_length=1)
     baseline: str = "fixed_kd"
     split: Literal["validation", "test"] = "test"
+    test_also: list[str] = Field(
+        default=[],
+        description="corpora whose split of the same name every run is scored on, too; no run trains on them",
+    )
     average_over: Literal["clips", "languages"] = Field(
         "clips", description="languages: each language counts alike, however many clips it has"
     )

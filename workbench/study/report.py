@@ -41,12 +41,15 @@ def kept_rows(study: Study, chosen: list[Trial]) -> Iterator[dict[str, Any]]:
     found = read_results(study, chosen)
     seen: set[str] = set()
     for trial, result in found.items():
-        split = result[study.split]
-        if trial.corpus not in seen:
-            seen.add(trial.corpus)
-            clips = {key: split[key] for key in CLIPS if key in split}
-            yield {"corpus": trial.corpus, "split": study.split, "clips": clips}
-        yield {**trial.__dict__, "hypotheses": split["hypotheses"], **{key: result[key] for key in FIGURES}}
+        also = result.get("test_also", {})
+        for corpus, said in {trial.corpus: result[study.split], **also}.items():
+            if corpus not in seen:
+                seen.add(corpus)
+                clips = {key: said[key] for key in CLIPS if key in said}
+                yield {"corpus": corpus, "split": study.split, "clips": clips}
+        row = {**trial.__dict__, "hypotheses": result[study.split]["hypotheses"]}
+        row |= {"test_also": {corpus: said["hypotheses"] for corpus, said in also.items()}} if also else {}
+        yield {**row, **{key: result[key] for key in FIGURES}}
     for corpus in seen:
         if (said := teacher_scores(study, corpus)) is not None:
             yield {"corpus": corpus, "teacher": said["name"], "hypotheses": said["hypotheses"]}
@@ -73,6 +76,8 @@ def read_kept(paths: Sequence[Path]) -> tuple[dict[Trial, dict[str, Any]], dict[
                 trial = Trial(row["student"], row["corpus"], row["arm"], row["seed"])
                 said = {**clips[trial.corpus], "hypotheses": row["hypotheses"]}
                 found[trial] = {**{key: row[key] for key in FIGURES}, split[trial.corpus]: said}
+                also = row.get("test_also", {})
+                found[trial]["test_also"] = {c: {**clips[c], "hypotheses": texts} for c, texts in also.items()}
             elif row:
                 corpus = row["corpus"]
                 teachers[corpus] = {**clips[corpus], "name": row["teacher"], "hypotheses": row["hypotheses"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ def collect(study: Study, chosen: list[Trial], command: str) -> dict[str, Any]:
         UserError: no run is done yet.
     """
     found = read_results(study, chosen)
-    teachers = {c: said for c in study.corpora if (said := teacher_scores(study, c)) is not None}
+    corpora = [*study.corpora, *study.test_also]
+    teachers = {c: said for c in corpora if (said := teacher_scores(study, c)) is not None}
     return compare(study, found, teachers, f"{len(found)} of {len(chosen)}", command)
 
 
@@ -55,13 +57,9 @@ def compare(
     if not found:
         raise UserError(f"{study.output}: no run of the study is done yet")
     table = _Table(study, found, teachers)
-    arms = [
-        table.row(arm, student, [corpus], group)
-        for student, corpus in dict.fromkeys((c.student, c.corpus) for c in found)
-        for group in (ALL, *study.groups)
-        for arm in study.arms
-        if table.of(student, corpus, arm)
-    ]
+    arms = table.rows()
+    for other in study.test_also:
+        arms += _Table(study, tested_on(other, found, study.split), teachers).rows()
     seeds = sorted({c.seed for c in found})
     for student in dict.fromkeys(c.student for c in found):
         for arm in study.arms:
@@ -85,11 +83,31 @@ def compare(
     return out | ({"primary": _primary(study, arms), "margin": study.margin} if study.primary else {})
 
 
+def tested_on(other: str, found: Results, split: str) -> dict[Trial, dict[str, Any]]:
+    """Results on a corpus that no run trained on. Runs on all corpora are its seeds there, numbered from 1: they are scored on the same clips."""
+    runs = sorted({(c.corpus, c.seed) for c in found})
+    return {
+        replace(c, corpus=other, seed=1 + runs.index((c.corpus, c.seed))): {**result, split: result["test_also"][other]}
+        for c, result in found.items()
+        if other in result.get("test_also", {})
+    }
+
+
 class _Table:
     """Rows of a study's table, from the transcripts."""
 
     def __init__(self, study: Study, found: Results, teachers: Mapping[str, Mapping[str, Any]]) -> None:
         self.study, self.found, self.teachers = study, found, teachers
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every arm on every corpus, over all clips and in each group of languages."""
+        return [
+            self.row(arm, student, [corpus], group)
+            for student, corpus in dict.fromkeys((c.student, c.corpus) for c in self.found)
+            for group in (ALL, *self.study.groups)
+            for arm in self.study.arms
+            if self.of(student, corpus, arm)
+        ]
 
     def of(self, student: str, corpus: str, arm: str) -> BySeed:
         """Results of an arm by seed."""
