@@ -17,7 +17,7 @@ from workbench.corpus import Utterance
 from workbench.evaluation.scoring import score
 from workbench.models import Family
 
-BATCH_CLIPS = 8
+BATCH_CLIPS = 32
 MAX_KEPT_BYTES = 1 << 30  # of encoder states in memory; beyond it they are recomputed each time
 
 
