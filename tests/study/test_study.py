@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import queue
 import subprocess
 import sys
 
@@ -12,7 +14,9 @@ import yaml
 from tests.conftest import ROOT
 from workbench.core.errors import UserError
 from workbench.evaluation.comparison import PairedHypotheses, difference_over_seeds, holm
+from workbench.study import runner
 from workbench.study.plan import Trial, arm_recipe, folder_of, load_study, trials
+from workbench.study.runner import shared_out
 
 
 @pytest.fixture
@@ -77,10 +81,10 @@ def test_a_study_runs_resumes_and_makes_its_table(study, tmp_path):
         np.mean(rows["adakd"]["wer"]) - found["teacher"][0]["wer"], abs=0.01
     )
     with gzip.open(tmp_path / "study" / "hypotheses.jsonl.gz", "rt") as file:
-        transcripts = [json.loads(line) for line in file]
-    assert len(transcripts) == 4 + 1  # the teacher is last
-    assert transcripts[-1]["name"] == found["teacher"][0]["name"]
-    assert len(transcripts[0]["hypotheses"]) == len(transcripts[0]["references"]) == 6
+        kept = [json.loads(line) for line in file]
+    assert len(kept) == 1 + 4 + 1  # the clips, the runs, the teacher
+    assert kept[-1]["teacher"] == found["teacher"][0]["name"]
+    assert len(kept[0]["clips"]["references"]) == len(kept[1]["hypotheses"]) == 6
     page = (tmp_path / "study" / "study.html").read_text()
     assert "adakd" in page
     assert (tmp_path / "study" / "study.md").read_text().count("\n|adakd|") == 1
@@ -226,3 +230,29 @@ def test_several_corpora_count_alike_whatever_their_size():
     both = difference_over_seeds([PairedHypotheses(REFERENCES, good, bad), PairedHypotheses(short, [short], [short])])
     assert none == 0
     assert both["points"] == pytest.approx(one / 2, abs=0.01)
+
+
+def test_runs_at_a_time_share_the_cores_out(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4}, raising=False)
+    assert shared_out(1) == [frozenset()]
+    assert shared_out(2) == [{0, 1}, {2, 3}]
+    assert shared_out(8) == [frozenset()] * 8  # more runs than cores
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system cannot pin processes")
+def test_a_run_stays_on_its_cores(study, monkeypatch, tmp_path):
+    """The run's process is replaced by one that prints where it may run."""
+    show = [
+        sys.executable,
+        "-c",
+        "import os, time; time.sleep(0.5); print(sorted(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'])",
+    ]
+    monkeypatch.setattr(runner, "killed_with_parent", lambda _: show)
+    parsed = load_study(study())
+    (core,) = sorted(os.sched_getaffinity(0))[:1]
+    free = queue.SimpleQueue()
+    free.put(frozenset({core}))
+    trial = trials(parsed)[0]
+    assert runner._run(parsed, tmp_path / "study.yaml", trial, 2, free) == 0
+    assert (parsed.output / trial.name / "log.txt").read_text() == f"[{core}] 1\n"
+    assert free.get() == {core}
