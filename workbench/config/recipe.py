@@ -14,6 +14,7 @@ from workbench.config.renamed import current_key, use_current_names
 from workbench.config.sections import (
     TARGETS_OF,
     AugmentRecipe,
+    DecoderMatchingRecipe,
     DivergenceRecipe,
     OnPolicyRecipe,
     Section,
@@ -26,6 +27,13 @@ from workbench.config.sections import (
 from workbench.config.weightings import earlier_names, inactive_reason, needs_uncertainty
 from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import read_yaml, write_text
+
+# sections within a stage
+STAGE_SECTIONS: dict[str, type[Section]] = {
+    "divergence": DivergenceRecipe,
+    "on_policy": OnPolicyRecipe,
+    "decoder_matching": DecoderMatchingRecipe,
+}
 
 
 class Recipe(Section):
@@ -106,6 +114,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _compiles(self) -> Recipe:
+        for name, stage in self.stages.items():
+            if self.compile and stage.decoder_matching is not None and stage.decoder_matching.attention:
+                raise ValueError(
+                    f"stages.{name}.decoder_matching.attention cannot be compiled; set compile: false, or attention: 0"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _streamed(self) -> Recipe:
         if self.stream is None:
             return self
@@ -119,10 +136,11 @@ class Recipe(Section):
                 raise ValueError(
                     f"stages.{name}.max_steps is missing: the length of a stream is unknown, so a stage must end after a number of steps"
                 )
-        if any(stage.on_policy for stage in self.stages.values()):
-            raise ValueError(
-                "stages: on_policy needs the teacher's states of the whole corpus, which a stream does not allow"
-            )
+        for key in ("on_policy", "decoder_matching"):
+            if any(getattr(stage, key) for stage in self.stages.values()):
+                raise ValueError(
+                    f"stages: {key} needs the teacher's states of the whole corpus, which a stream does not allow"
+                )
         if self.student.vocabulary != "all":
             raise ValueError("student.vocabulary: the tokens of a stream are not known in advance; use all")
         if self.more_corpora or self.augment.speed_factors or self.augment.concatenate_seconds:
@@ -132,6 +150,14 @@ class Recipe(Section):
         if not self.corpus.startswith("hf:"):
             raise ValueError(f"corpus {self.corpus!r} cannot be streamed; expected hf:ID, or leave `stream` out")
         return self
+
+    def matched_keys(self) -> list[str]:
+        """Keys that compare states of the student with the teacher's, for which both must be as wide."""
+        matching = {name: stage.decoder_matching for name, stage in self.stages.items()}
+        return [
+            *(f"stages.{name}.encoder_matching" for name, stage in self.stages.items() if stage.encoder_matching),
+            *(f"stages.{name}.decoder_matching.hidden" for name, found in matching.items() if found and found.hidden),
+        ]
 
     def save(self, path: Path) -> None:
         """Write the resolved recipe as YAML."""
@@ -184,7 +210,7 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
         "stream": StreamRecipe,
         "stages": Stage,
     }
-    for name, inner in (("divergence", DivergenceRecipe), ("on_policy", OnPolicyRecipe)):
+    for name, inner in STAGE_SECTIONS.items():
         if location[-2:-1] == (name,):
             return list(inner.model_fields)
     model = section.get(str(location[0]), Recipe) if len(location) > 1 else Recipe
@@ -212,7 +238,7 @@ def override(content: dict[str, Any], key: str, value: object, where: str) -> No
     *parents, last = current_key(key, content).split(".")
     section = content
     for i, parent in enumerate(parents):
-        if parent == "stages" or i == 0 or parent in ("weighting", "divergence", "on_policy"):
+        if parent == "stages" or i == 0 or parent == "weighting" or parent in STAGE_SECTIONS:
             section = section.setdefault(parent, {})
         elif parent in section:
             section = section[parent]

@@ -157,6 +157,26 @@ class OnPolicyRecipe(Section):
     )
 
 
+class DecoderMatchingRecipe(Section):
+    """Match what the student's decoder layers compute with the teacher's; see workbench/distill/teaching/decoder_matching.py."""
+
+    hidden: float = Field(1.0, ge=0, description="factor of the hidden-state loss")
+    attention: float = Field(0.0, ge=0, description="factor of the cross-attention loss")
+    layers: dict[int, int] | None = Field(
+        None,
+        description="number of a student's decoder layer -> the teacher's; by default the layer that it was copied from, or evenly spread, "
+        "the last one always to the last one",
+    )
+
+    @model_validator(mode="after")
+    def _matches_something(self) -> DecoderMatchingRecipe:
+        if not self.hidden and not self.attention:
+            raise ValueError("hidden and attention are both 0, so it would have no effect; leave it out")
+        if self.layers is not None and not self.layers:
+            raise ValueError("layers is empty, so it would have no effect; leave layers out for the default map")
+        return self
+
+
 class Stage(Section):
     """One stage of training: what is trained, on which losses, for how long."""
 
@@ -187,6 +207,12 @@ class Stage(Section):
     weighting: dict[str, object] = Field(default_factory=lambda: {"name": "fixed"}, validate_default=True)
     divergence: DivergenceRecipe = DivergenceRecipe()
     on_policy: OnPolicyRecipe | None = None
+    decoder_matching: DecoderMatchingRecipe | None = None
+
+    @property
+    def runs_teacher(self) -> bool:
+        """Whether the teacher's decoder runs in the steps, so that its encoder states must be on disk."""
+        return self.on_policy is not None or self.decoder_matching is not None
 
     def schedule(self, epochs: int, stream: bool = False, steps: int | None = None) -> StageSchedule:
         """What a weighting may know of the stage before it begins: the epochs it reaches, and its steps if they are known."""
@@ -205,6 +231,8 @@ class Stage(Section):
             raise ValueError("has no loss: set encoder_matching above 0 or decoder_losses to true")
         if self.on_policy is not None and (not self.decoder_losses or self.average_over == "tokens"):
             raise ValueError("on_policy needs decoder_losses: true and average_over: utterances")
+        if self.decoder_matching is not None and not self.decoder_losses:
+            raise ValueError("decoder_matching needs decoder_losses: true, since without them the decoder does not run")
         if self.trainable == "decoder" and not self.decoder_losses:
             raise ValueError("trains the decoder, but decoder_losses is false, so nothing would change")
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from workbench.config.recipe import Recipe
 from workbench.core.machine.distributed import Processes, is_sharded
-from workbench.distill.teaching.on_policy import OnPolicy
+from workbench.distill.teaching.resident_teacher import ResidentTeacher
 from workbench.models import Family
 from workbench.run import checkpoints
 from workbench.run.log import RunLog
@@ -30,7 +30,9 @@ class RunContext:
     log: RunLog
     teacher_weights: tuple[float, ...] = (1.0,)  # of each teacher in the distillation loss
     uncertainty: Mapping[str, float] | None = None  # the teacher's, by utterance id, where a weighting asks for it
-    on_policy: OnPolicy | None = None  # where a stage samples from the student
+    residents: Mapping[str, ResidentTeacher] = field(
+        default_factory=dict
+    )  # by name: teachers whose decoder runs in the steps
 
     @property
     def folder(self) -> Path:

@@ -14,10 +14,12 @@ from workbench.config.sections import AugmentRecipe
 from workbench.distill.step.batches import Batch
 from workbench.distill.step.losses import Objective, StageProgress, StepLosses, StepSize, step_losses
 from workbench.distill.step.student_module import StudentModule
+from workbench.distill.teaching.decoder_matching import DecoderMatching
 from workbench.distill.teaching.on_policy import OnPolicy, on_policy_losses
 from workbench.distill.teaching.self_teacher import SelfTeacher
 from workbench.losses.divergences import SoftTargets
 from workbench.models import Family
+from workbench.models.protocol import LayerOutputs
 from workbench.run.checkpoints import Timers
 
 
@@ -29,10 +31,11 @@ class ForwardBackward:
         accelerator: Accelerator,
         family: Family,
         module: StudentModule,
-        wrapped: Callable[..., tuple[Tensor, Tensor | None]],
+        wrapped: Callable[..., tuple[Tensor, Tensor | None, LayerOutputs | None]],
         augment: AugmentRecipe,
         timers: Timers,
         on_policy: OnPolicy | None,
+        matching: DecoderMatching | None = None,
     ) -> None:
         """Bind a student.
 
@@ -44,10 +47,16 @@ class ForwardBackward:
             augment: masks on the features.
             timers: timers for the sampling.
             on_policy: samples from the student, if the stage is on-policy.
+            matching: compares decoder layers with the teacher's, if the stage does.
         """
         self.accelerator, self.family, self.module, self.wrapped = accelerator, family, module, wrapped
-        self.augment, self.timers, self.on_policy = augment, timers, on_policy
+        self.augment, self.timers, self.on_policy, self.matching = augment, timers, on_policy, matching
         self.self_teacher: SelfTeacher | None = None
+
+    @property
+    def log_names(self) -> tuple[str, ...]:
+        """Names of the further losses in `StepLosses.terms`."""
+        return self.matching.names if self.matching else ()
 
     def audio(self, batch: Batch) -> tuple[Tensor, bool]:
         """The student's input for a batch, and whether it is states of a frozen encoder."""
@@ -78,7 +87,7 @@ class ForwardBackward:
         with self.accelerator.autocast():
             if on_policy is not None:
                 batch, own = self._proposed(on_policy, batch, audio, encoded)
-            states, logits = self.wrapped(
+            states, logits, layers = self.wrapped(
                 audio, batch.attention_mask, batch.inputs, batch.labels, batch.labelled, encoded
             )
             if self_teaching and self.self_teacher is not None and logits is not None:
@@ -87,6 +96,11 @@ class ForwardBackward:
             losses = on_policy_losses(states, logits, batch, own, objective, progress, size)
         else:
             losses = step_losses(states, logits, batch, objective, progress, size, said)
+        if self.matching is not None and layers is not None and batch.is_real and not self_teaching:
+            with self.accelerator.autocast():
+                terms = self.matching(batch, layers)
+            for name, factor, each in terms:
+                losses = losses.plus(name, factor, each, size)
         # DistributedDataParallel averages over the processes what should be summed
         self.accelerator.backward(losses.loss * self.accelerator.num_processes)
         return losses

@@ -56,7 +56,8 @@ class OptimizerStep:
             group["lr"] = self.epochs.learning_rate(total)
         stage_progress = self.epochs.stage_progress(total)
         self_teaching = self._starts_self_teaching(objective, stage_progress)
-        metrics = StepMetrics(objective.weighting.log_names, context.accelerator.device)
+        names = (*objective.weighting.log_names, *self.forward_backward.log_names)
+        metrics = StepMetrics(names, context.accelerator.device)
         rows = self._run(micro_batches, objective, stage_progress, self_teaching, metrics)
         parameters = [p for group in prepared.torch_optimizer.param_groups for p in group["params"]]
         norm = context.accelerator.clip_grad_norm_(parameters, self.stage.max_grad_norm)

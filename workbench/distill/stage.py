@@ -26,6 +26,9 @@ from workbench.distill.step.batches import Batch
 from workbench.distill.step.losses import Objective, StageProgress, StepSize
 from workbench.distill.step.meta_batches import StudentMetaBatches
 from workbench.distill.step.student_module import StudentModule
+from workbench.distill.teaching.decoder_matching import DecoderMatching, stage_layers
+from workbench.distill.teaching.on_policy import OnPolicy
+from workbench.distill.teaching.resident_teacher import ResidentTeacher
 from workbench.distill.teaching.self_teacher import SelfTeacher
 from workbench.distill.validation import Validation
 from workbench.evaluation.transcribe import EncodedClips
@@ -78,7 +81,11 @@ class StageTrainer:
         self.clips = validation.clips(name, module.encoder_frozen)
         self._fill_validation()
         self._trained = prepare_stage(context, stage, module, self._checkpoint())
-        own = context.on_policy.with_settings(stage.on_policy) if context.on_policy and stage.on_policy else None
+        resident = context.residents.get(context.recipe.teacher)
+        on_policy = OnPolicy(stage.on_policy, context.family, resident) if resident and stage.on_policy else None
+        matching = self._matching(resident) if resident else None
+        if matching is not None:
+            module.layers, module.attention = matching.ours, bool(matching.settings.attention)
         self.forward_backward = ForwardBackward(
             context.accelerator,
             context.family,
@@ -86,11 +93,20 @@ class StageTrainer:
             self._trained.student,
             context.recipe.augment,
             state.timers,
-            own,
+            on_policy,
+            matching,
         )
         self._step = OptimizerStep(
             context, stage, name, self.epochs, self._trained, self.forward_backward, state.progress
         )
+
+    def _matching(self, teacher: ResidentTeacher) -> DecoderMatching | None:
+        context, settings = self.context, self.stage.decoder_matching
+        if settings is None:
+            return None
+        family, student = context.family, context.model
+        layers = stage_layers(context.recipe, self.name, family, student, teacher.family, teacher.model)
+        return DecoderMatching(settings, teacher, family, layers, family.pooling(student))
 
     def _checkpoint(self) -> Path | None:
         """The checkpoint that the stage resumes from, if it does."""
@@ -172,9 +188,10 @@ class StageTrainer:
         """The stage's losses and weighting, restored if it was interrupted."""
         context = self.context
         weighting = self._weighting(dataset)
-        if context.sharded and (weighting.meta_learned or self.forward_backward.on_policy):
+        if context.sharded and (weighting.meta_learned or self.stage.runs_teacher):
             raise UserError(
-                f"stages.{self.name}: a sharded student supports neither look-ahead nor on-policy sampling; use DDP instead of FSDP"
+                f"stages.{self.name}: a sharded student supports neither look-ahead nor on-policy sampling nor decoder_matching; "
+                "use DDP instead of FSDP"
             )
         checkpoint = self._checkpoint()
         if checkpoint is not None:

@@ -29,7 +29,7 @@ from workbench.distill.context import RunContext
 from workbench.distill.datasets import StageDatasets
 from workbench.distill.stage import StageTrainer
 from workbench.distill.student import corpus_vocabulary, initial_student
-from workbench.distill.teaching.on_policy import OnPolicy
+from workbench.distill.teaching.resident_teacher import ResidentTeacher
 from workbench.distill.teaching.teacher_ensemble import TeacherEnsemble
 from workbench.distill.validation import Validation
 from workbench.models import Family
@@ -202,7 +202,7 @@ class Trainer:
         recipe = self.recipe
         shares = self.teachers.shares(self.validation_set)
         whole, tail, uncertainty, whole_matrix = None, None, None, torch.empty(0)
-        on_policy: OnPolicy | None = None
+        residents: dict[str, ResidentTeacher] = {}
         if recipe.stream is None:
             if recipe.targets.temperature > 1 and uses_tail_bucket(recipe):
                 # a few clips show it before hours of the teacher's pass; at temperature 1 the tail is small
@@ -216,9 +216,8 @@ class Trainer:
                 known = corpus_vocabulary(self.family, recipe, [*self.train_set, *self.validation_set], whole)
                 whole_matrix = self.family.prune_vocabulary(self.model, known)
                 self.family = self.family.with_vocabulary(known)
-            chosen = [stage.on_policy for stage in recipe.stages.values() if stage.on_policy]
-            if chosen:
-                on_policy = self.teachers.on_policy(chosen[0], whole, self.family)
+            if any(stage.runs_teacher for stage in recipe.stages.values()):
+                residents[recipe.teacher] = self.teachers.resident(0, whole)
             self.teachers.dismiss()  # not needed again: all their targets are on disk
         context = RunContext(
             recipe=recipe,
@@ -229,7 +228,7 @@ class Trainer:
             log=self.log,
             teacher_weights=shares,
             uncertainty=uncertainty,
-            on_policy=on_policy,
+            residents=residents,
         )
         datasets = StageDatasets(context, self.teachers, whole, self.calibration, tail)
         return context, datasets, Validation(context, self.validation_set, whole_matrix, self.calibration)

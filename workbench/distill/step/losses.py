@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -52,6 +53,12 @@ class StepLosses:
     compared: int  # labels that this was counted over; 0 where no teacher ran
     log: dict[str, float | Tensor]  # see `Weights.log`
     on_policy: bool = False  # the transcripts were the student's own
+    terms: Mapping[str, Tensor] = field(default_factory=dict)  # further losses [utterances], by their name in the log
+
+    def plus(self, name: str, factor: float, each: Tensor, size: StepSize) -> StepLosses:
+        """With a further loss: `factor` times its mean over the step's utterances. each: [utterances]"""
+        loss = self.loss + factor * each.sum() / size.utterances
+        return replace(self, loss=loss, terms={**self.terms, name: each.detach()})
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,12 @@ from workbench.cache.teacher_targets import TargetCache, TargetSettings, compute
 from workbench.cache.tensor_shards import ShardStore, cache_lock
 from workbench.cache.uncertainty import measure_uncertainty
 from workbench.config.recipe import Recipe
-from workbench.config.sections import OnPolicyRecipe
 from workbench.core.errors import UserError
 from workbench.core.hashing import cache_folder
 from workbench.core.machine.distributed import wait_for_all
 from workbench.core.progress import Progress
 from workbench.corpus import Utterance
-from workbench.distill.teaching.on_policy import OnPolicy
+from workbench.distill.teaching.resident_teacher import ResidentTeacher
 from workbench.evaluation.transcribe import EncodedClips, validate_encoded
 from workbench.models import Family, open_family
 from workbench.models.resolve import fingerprint, resolve_teacher
@@ -175,10 +174,10 @@ class TeacherEnsemble:
                 progress.advance,
             )
 
-    def on_policy(self, settings: OnPolicyRecipe, dataset: LabelledDataset, family: Family) -> OnPolicy:
-        """The first teacher, ready to score the student's own transcripts; its encoder runs once over the corpus."""
-        own, model = self.families[0], self.models[0].to(self.accelerator.device)
-        place = cache_folder("encoded", ["teacher", self.hashes[0], self.recipe.precision])
+    def resident(self, number: int, dataset: LabelledDataset) -> ResidentTeacher:
+        """A teacher whose decoder can run in the steps; its encoder runs once over the corpus, at 30 s."""
+        own, model = self.families[number], self.models[number].to(self.accelerator.device)
+        place = cache_folder("encoded", ["teacher", self.hashes[number], self.recipe.precision])
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         with cache_lock(place):
             store = ShardStore(place)
@@ -198,7 +197,7 @@ class TeacherEnsemble:
         store.reload()
         keys = {u.id: key for u, key in zip(dataset.utterances, dataset.keys, strict=True)}
         languages = {u.id: u.language for u in dataset.utterances}
-        return OnPolicy(settings, family, model, own, store, keys, languages)
+        return ResidentTeacher(self.names[number], model, own, store, keys, languages)
 
     def dismiss(self) -> None:
         """Free the models."""
