@@ -95,6 +95,21 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _taught(self) -> Recipe:
+        for name, stage in self.stages.items():
+            if stage.teacher is None:
+                continue
+            if stage.teacher in self.more_teachers:
+                raise ValueError(
+                    f"stages.{name}.teacher: {stage.teacher!r} is one of more_teachers, which teach in every stage; remove it from one of them"
+                )
+            if stage.ignores_targets and not stage.encoder_matching and not stage.runs_teacher:
+                raise ValueError(
+                    f"stages.{name}.teacher would have no effect: the stage learns from the labels alone; leave it out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _targets_fit(self) -> Recipe:
         for name, stage in self.stages.items():
             # Annealing-KD brings its own divergence
@@ -136,6 +151,11 @@ class Recipe(Section):
                 raise ValueError(
                     f"stages.{name}.max_steps is missing: the length of a stream is unknown, so a stage must end after a number of steps"
                 )
+        for name, stage in self.stages.items():
+            if stage.teacher is not None:
+                raise ValueError(
+                    f"stages.{name}.teacher: a stream's windows are labelled by the recipe's teachers alone; leave it out"
+                )
         for key in ("on_policy", "decoder_matching"):
             if any(getattr(stage, key) for stage in self.stages.values()):
                 raise ValueError(
@@ -151,11 +171,22 @@ class Recipe(Section):
             raise ValueError(f"corpus {self.corpus!r} cannot be streamed; expected hf:ID, or leave `stream` out")
         return self
 
-    def matched_keys(self) -> list[str]:
-        """Keys that compare states of the student with the teacher's, for which both must be as wide."""
-        matching = {name: stage.decoder_matching for name, stage in self.stages.items()}
+    @property
+    def teachers(self) -> list[str]:
+        """All teachers, each once: the recipe's, those that teach in every stage, those of single stages."""
+        own = [stage.teacher for stage in self.stages.values() if stage.teacher is not None]
+        return [self.teacher, *self.more_teachers, *dict.fromkeys(name for name in own if name != self.teacher)]
+
+    def teacher_of(self, stage: str) -> str:
+        """The teacher of a stage, besides `more_teachers`."""
+        return self.stages[stage].teacher or self.teacher
+
+    def matched_keys(self, teacher: str) -> list[str]:
+        """Keys that compare states of the student with a teacher's, for which both must be as wide."""
+        taught = {name: stage for name, stage in self.stages.items() if self.teacher_of(name) == teacher}
+        matching = {name: stage.decoder_matching for name, stage in taught.items()}
         return [
-            *(f"stages.{name}.encoder_matching" for name, stage in self.stages.items() if stage.encoder_matching),
+            *(f"stages.{name}.encoder_matching" for name, stage in taught.items() if stage.encoder_matching),
             *(f"stages.{name}.decoder_matching.hidden" for name, found in matching.items() if found and found.hidden),
         ]
 

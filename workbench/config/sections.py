@@ -208,11 +208,21 @@ class Stage(Section):
     divergence: DivergenceRecipe = DivergenceRecipe()
     on_policy: OnPolicyRecipe | None = None
     decoder_matching: DecoderMatchingRecipe | None = None
+    teacher: str | None = Field(None, description="teacher of this stage in place of the recipe's")
 
     @property
     def runs_teacher(self) -> bool:
         """Whether the teacher's decoder runs in the steps, so that its encoder states must be on disk."""
         return self.on_policy is not None or self.decoder_matching is not None
+
+    @property
+    def ignores_targets(self) -> bool:
+        """Whether the distillation loss is left out, or has the constant weight 0."""
+        if not self.decoder_losses:
+            return True
+        weights = self.weighting
+        by_name = weights["name"] == "fixed" and (weights["task"], weights["distillation"]) != (None, None)
+        return weights["name"] == "fixed" and not weights["distillation" if by_name else "alpha"]
 
     def schedule(self, epochs: int, stream: bool = False, steps: int | None = None) -> StageSchedule:
         """What a weighting may know of the stage before it begins: the epochs it reaches, and its steps if they are known."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from workbench.config.recipe import Recipe
 from workbench.core.machine.distributed import Processes, is_sharded
-from workbench.distill.teaching.resident_teacher import ResidentTeacher
+from workbench.distill.teaching.stage_teachers import StageTeachers
 from workbench.models import Family
 from workbench.run import checkpoints
 from workbench.run.log import RunLog
@@ -28,11 +28,7 @@ class RunContext:
     family: Family  # of the student, narrowed if it knows only some tokens
     model: nn.Module  # the student, as it is before Accelerate wraps it
     log: RunLog
-    teacher_weights: tuple[float, ...] = (1.0,)  # of each teacher in the distillation loss
-    uncertainty: Mapping[str, float] | None = None  # the teacher's, by utterance id, where a weighting asks for it
-    residents: Mapping[str, ResidentTeacher] = field(
-        default_factory=dict
-    )  # by name: teachers whose decoder runs in the steps
+    teachers: Mapping[str, StageTeachers]  # by the stage's name
 
     @property
     def folder(self) -> Path:

@@ -81,7 +81,7 @@ class StageTrainer:
         self.clips = validation.clips(name, module.encoder_frozen)
         self._fill_validation()
         self._trained = prepare_stage(context, stage, module, self._checkpoint())
-        resident = context.residents.get(context.recipe.teacher)
+        resident = context.teachers[name].resident
         on_policy = OnPolicy(stage.on_policy, context.family, resident) if resident and stage.on_policy else None
         matching = self._matching(resident) if resident else None
         if matching is not None:
@@ -203,7 +203,9 @@ class StageTrainer:
                 self.self_teacher.load_state_dict(checkpoints.load_tensors(checkpoint, SELF_TEACHER))
         if weighting.meta_learned:
             self._fill_validation(singly=True)
-        self.objective = Objective(self.stage, context.recipe.targets.temperature, weighting, context.teacher_weights)
+        self.objective = Objective(
+            self.stage, context.recipe.targets.temperature, weighting, context.teachers[self.name].weights
+        )
         return self.objective
 
     def _fill_validation(self, singly: bool = False) -> None:
@@ -215,7 +217,7 @@ class StageTrainer:
             store.reload()
 
     def _weighting(self, dataset: LabelledDataset) -> Weighting:
-        statistics = TeacherStatistics(self._statistics(dataset), self.context.uncertainty)
+        statistics = TeacherStatistics(self._statistics(dataset), self.context.teachers[self.name].uncertainty)
         return build_weighting(self.stage.weighting, statistics, self.context.recipe.seed)
 
     def _asks_teacher(self) -> bool:

@@ -37,10 +37,13 @@ def initial_student(recipe: Recipe, teachers: TeacherEnsemble, calibration: Sequ
     model: nn.Module = family.build_student(_origin(recipe, teachers), recipe.student)
     if recipe.student.encoder_low_rank_variance is not None:
         _compress(family, model, recipe, calibration)
-    family.check_pair(model, teachers.models[0], recipe.matched_keys())
+    for name, teacher in zip(teachers.names, teachers.models, strict=True):
+        if (matched := recipe.matched_keys(name)) or name == recipe.teacher:
+            family.check_pair(model, teacher, matched)
     for name, stage in recipe.stages.items():
         if stage.decoder_matching is not None:
-            stage_layers(recipe, name, family, model, family, teachers.models[0])
+            number = teachers.number_of(name)
+            stage_layers(recipe, name, family, model, teachers.families[number], teachers.models[number])
     return model
 
 

@@ -81,7 +81,7 @@ def stage_layers(
     assert stage.decoder_matching is not None  # noqa: S101  called for such stages only
     if teacher_family.trained_silence is not None:
         raise UserError(
-            f"stages.{name}.decoder_matching: teacher {recipe.teacher!r} was trained to read clips at their own length, but would be run "
+            f"stages.{name}.decoder_matching: teacher {recipe.teacher_of(name)!r} was trained to read clips at their own length, but would be run "
             "at 30 s; choose a teacher that reads 30 s, or leave decoder_matching out"
         )
     if stage.decoder_matching.attention and family.pooling(student) < teacher_family.pooling(teacher):
@@ -91,7 +91,7 @@ def stage_layers(
     depth = teacher_family.decoder_depth(teacher)
     copied = (
         choose_layers(recipe.student.decoder_layers, depth, "decoder_layers")
-        if recipe.student.init_from is None
+        if recipe.student.init_from is None and recipe.teacher_of(name) == recipe.teacher
         else None
     )
     return layer_map(stage.decoder_matching, family.decoder_depth(student), depth, copied, name)
