@@ -16,6 +16,7 @@ from workbench.config.sections import (
     AugmentRecipe,
     DecoderMatchingRecipe,
     DivergenceRecipe,
+    MixupRecipe,
     OnPolicyRecipe,
     Section,
     Stage,
@@ -33,6 +34,7 @@ STAGE_SECTIONS: dict[str, type[Section]] = {
     "divergence": DivergenceRecipe,
     "on_policy": OnPolicyRecipe,
     "decoder_matching": DecoderMatchingRecipe,
+    "mixup": MixupRecipe,
 }
 
 
@@ -125,6 +127,16 @@ class Recipe(Section):
                 raise ValueError(
                     f"stages.{name}.{field} {divergence} cannot be computed from targets.kind {self.targets.kind}; "
                     f"use {' or '.join(kinds)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _augmented(self) -> Recipe:
+        for name, stage in self.stages.items():
+            if stage.consistency and not self.augment.changes_hearing:
+                raise ValueError(
+                    f"stages.{name}.consistency would have no effect: nothing in `augment` changes what the student hears; set "
+                    "noise_probability, frequency_masks or time_masks"
                 )
         return self
 

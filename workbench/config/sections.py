@@ -177,6 +177,13 @@ class DecoderMatchingRecipe(Section):
         return self
 
 
+class MixupRecipe(Section):
+    """Micro-batches whose clips are mixed in pairs; see workbench/distill/step/mixup.py."""
+
+    fraction: float = Field(0.15, gt=0, le=1, description="share of the micro-batches that are mixed")
+    alpha: float = Field(0.5, gt=0, description="the weight of a clip's own audio is drawn from Beta(alpha, alpha)")
+
+
 class Stage(Section):
     """One stage of training: what is trained, on which losses, for how long."""
 
@@ -208,6 +215,12 @@ class Stage(Section):
     divergence: DivergenceRecipe = DivergenceRecipe()
     on_policy: OnPolicyRecipe | None = None
     decoder_matching: DecoderMatchingRecipe | None = None
+    consistency: float = Field(
+        0.0,
+        ge=0,
+        description="factor of the KL divergence from the student's own prediction for the clip without noise or masks",
+    )
+    mixup: MixupRecipe | None = None
     teacher: str | None = Field(None, description="teacher of this stage in place of the recipe's")
 
     @property
@@ -243,6 +256,21 @@ class Stage(Section):
             raise ValueError("on_policy needs decoder_losses: true and average_over: utterances")
         if self.decoder_matching is not None and not self.decoder_losses:
             raise ValueError("decoder_matching needs decoder_losses: true, since without them the decoder does not run")
+        for key in ("consistency", "mixup"):
+            if getattr(self, key) and not self.decoder_losses:
+                raise ValueError(f"{key} needs decoder_losses: true, since it acts on them")
+        if self.mixup is not None and (self.encoder_matching or self.decoder_matching is not None):
+            raise ValueError(
+                "mixup cannot be combined with encoder_matching or decoder_matching: the teacher has no states of mixed clips; use stages of their own"
+            )
+        if self.mixup is not None and self.on_policy is not None and self.on_policy.fraction >= 1:
+            raise ValueError(
+                "mixup would have no effect: on_policy.fraction is 1, and on-policy micro-batches are not mixed"
+            )
+        if self.mixup is not None and self.mixup.fraction >= 1 and self.consistency and self.on_policy is None:
+            raise ValueError(
+                "consistency would have no effect: mixup.fraction is 1, and a mixed micro-batch has no clean clip"
+            )
         if self.trainable == "decoder" and not self.decoder_losses:
             raise ValueError("trains the decoder, but decoder_losses is false, so nothing would change")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 from workbench.audio.augment import spec_augment
 from workbench.config.sections import AugmentRecipe
 from workbench.distill.step.batches import Batch
+from workbench.distill.step.consistency import CONSISTENCY, consistency_losses
 from workbench.distill.step.losses import Objective, StageProgress, StepLosses, StepSize, step_losses
+from workbench.distill.step.mixup import MIXED, draw_mix
 from workbench.distill.step.student_module import StudentModule
 from workbench.distill.teaching.decoder_matching import DecoderMatching
 from workbench.distill.teaching.on_policy import OnPolicy, on_policy_losses
@@ -82,20 +85,41 @@ class ForwardBackward:
         on_policy = self.on_policy
         if self_teaching or not batch.is_real or (on_policy is not None and not on_policy.is_on_policy(batch)):
             on_policy = None
+        stage, mix, clean = objective.stage, None, None
+        if stage.mixup is not None and on_policy is None and not self_teaching and batch.is_real:
+            mix = draw_mix(stage.mixup, batch)
+        if mix is not None:
+            audio, attention_mask = mix.audio(audio, batch.attention_mask, encoded)
+            batch = replace(batch, attention_mask=attention_mask)
         self.module.early_layer = plan.layer if plan is not None and plan.kind == "intermediate" else None
         said = own = None
         with self.accelerator.autocast():
             if on_policy is not None:
                 batch, own = self._proposed(on_policy, batch, audio, encoded)
+            if batch.clean_waves.numel() and mix is None and batch.is_real:
+                clean = self._clean_logits(batch)
             states, logits, layers = self.wrapped(
-                audio, batch.attention_mask, batch.inputs, batch.labels, batch.labelled, encoded
+                audio,
+                batch.attention_mask,
+                batch.inputs,
+                batch.labels,
+                batch.labelled,
+                encoded,
+                *([] if mix is None else [mix.host]),
             )
             if self_teaching and self.self_teacher is not None and logits is not None:
                 said = self.self_teacher.targets(batch, audio, states, logits, encoded)
         if own is not None and logits is not None:
             losses = on_policy_losses(states, logits, batch, own, objective, progress, size)
         else:
-            losses = step_losses(states, logits, batch, objective, progress, size, said)
+            share = None if mix is None else mix.share
+            losses = step_losses(states, logits, batch, objective, progress, size, said, share)
+        if stage.mixup is not None:
+            mixed = losses.task.new_full((len(batch.ids),), float(mix is not None))
+            losses = replace(losses, terms={**losses.terms, MIXED: mixed})
+        if clean is not None and logits is not None:
+            each = consistency_losses(logits[: len(batch.labelled)], clean, batch)
+            losses = losses.plus(CONSISTENCY, stage.consistency, each, size)
         if self.matching is not None and layers is not None and batch.is_real and not self_teaching:
             with self.accelerator.autocast():
                 terms = self.matching(batch, layers)
@@ -104,6 +128,14 @@ class ForwardBackward:
         # DistributedDataParallel averages over the processes what should be summed
         self.accelerator.backward(losses.loss * self.accelerator.num_processes)
         return losses
+
+    @torch.no_grad()
+    def _clean_logits(self, batch: Batch) -> Tensor:
+        """The student's logits for the clips without noise or masks. -> [labels, vocabulary]"""
+        features = self.family.spectrum(batch.clean_waves)
+        _, logits, _ = self.wrapped(features, batch.attention_mask, batch.inputs, batch.labels, batch.labelled, False)
+        assert logits is not None  # noqa: S101  a stage with this loss decodes
+        return logits[: len(batch.labelled)]
 
     def _proposed(self, on_policy: OnPolicy, batch: Batch, audio: Tensor, encoded: bool) -> tuple[Batch, SoftTargets]:
         """The micro-batch with the student's own transcripts; the time it takes is counted."""

@@ -271,7 +271,9 @@ class StageTrainer:
         rank, device = self.context.accelerator.process_index, self.context.accelerator.device
         mine = range(rank % count, rank % count + 1)
         batch = next(self.epochs.batches(Epoch(dataset=dataset, steps=[worst], micro_batches=count, mine=mine)))[0]
-        objective = replace(self.objective or self.begin(dataset), weighting=self._weighting(dataset))
+        mixup = self.stage.mixup and self.stage.mixup.model_copy(update={"fraction": 1.0})  # what takes most memory
+        stage = self.stage.model_copy(update={"mixup": mixup})
+        objective = replace(self.objective or self.begin(dataset), weighting=self._weighting(dataset), stage=stage)
         size = StepSize(float(len(batch.ids)), float(batch.label_counts.sum()))
 
         def work() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from workbench.config.sections import Stage
 from workbench.distill.step.batches import Batch
+from workbench.distill.step.mixup import mixed_losses
 from workbench.losses.divergences import SoftTargets, distillation, task_and_distillation_losses
 from workbench.losses.objectives import cross_entropy, per_utterance, state_mse
 from workbench.weighting import Weighting, WeightingInput, Weights
@@ -77,6 +78,7 @@ def step_losses(
     progress: StageProgress,
     size: StepSize,
     self_targets: SoftTargets | None = None,
+    mix_share: float | None = None,
 ) -> StepLosses:
     """This micro-batch's share of the step's loss, mean_i [w_i l_i + v_i d_i + gamma * matching_i] over all its clips.
 
@@ -91,6 +93,8 @@ def step_losses(
         progress: position in the stage.
         size: utterances and tokens of the whole step.
         self_targets: the self-teacher's distribution, where it replaces the teachers'.
+        mix_share: weight of each clip's own audio, where the clips are mixed; the logits are then [2 * labels, vocabulary], in each clip's
+            own mix and in that of the clip that it is mixed into.
     """
     stage, weighting = objective.stage, objective.weighting
     utterances = len(batch.ids)
@@ -103,7 +107,11 @@ def step_losses(
         return StepLosses(
             loss, unknown, unknown, logged_matching(matching, stage), unknown, unknown, zeros.sum(), 0, {}
         )
-    task_tokens, by_teacher = losses_by_token(logits, batch, objective, progress, self_targets)
+    if mix_share is None:
+        task_tokens, by_teacher = losses_by_token(logits, batch, objective, progress, self_targets)
+    else:
+        halves = [losses_by_token(half, batch, objective, progress) for half in logits.chunk(2)]
+        task_tokens, by_teacher = (mixed_losses(torch.cat(pair, -1), mix_share) for pair in zip(*halves, strict=True))
     task = per_utterance(task_tokens, batch.utterance_index, utterances)
     each_teacher = torch.stack([per_utterance(row, batch.utterance_index, utterances) for row in by_teacher])
     shares = each_teacher.new_tensor(objective.shares if self_targets is None else (1.0,))

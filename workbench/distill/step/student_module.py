@@ -24,7 +24,14 @@ class StudentModule(nn.Module):
             parameter.requires_grad_(part != "constant" and stage.trainable in ("all", part))
 
     def forward(
-        self, audio: Tensor, attention_mask: Tensor, inputs: Tensor, labels: Tensor, labelled: Tensor, encoded: bool
+        self,
+        audio: Tensor,
+        attention_mask: Tensor,
+        inputs: Tensor,
+        labels: Tensor,
+        labelled: Tensor,
+        encoded: bool,
+        host: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, LayerOutputs | None]:
         """Encoder states and, if the stage decodes, logits and the outputs of `layers`.
 
@@ -35,10 +42,11 @@ class StudentModule(nn.Module):
             labels: labels [utterances, tokens].
             labelled: flat indices of the labelled positions [labels].
             encoded: whether `audio` is encoder states.
+            host: clips whose states each transcript is decoded from too [utterances], where clips are mixed.
 
         Returns:
             States [utterances, positions, width] and logits [labels, vocabulary] or None; where an early layer is taught,
-            its logits come after the others, [2 * labels, vocabulary]. Outputs of the layers, or None if none are wanted.
+            its logits come after the others, [2 * labels, vocabulary]; so do those from the states of `host`. Outputs of the layers, or None if none are wanted.
         """
         if encoded:
             states = audio
@@ -47,6 +55,12 @@ class StudentModule(nn.Module):
                 states = self.family.encode(self.model, audio, attention_mask, self.checkpointing)
         if not self.decoding:
             return states, None, None
+        if host is not None:
+            labelled = torch.cat([labelled, labelled + inputs.numel()])
+            twice = [torch.cat([each, each[host]]) for each in (states, attention_mask)]
+            tokens = Tokens(torch.cat([inputs, inputs]), torch.cat([labels, labels]))
+            mixed = self.family.logits(self.model, twice[0], tokens, labelled, twice[1], self.checkpointing)
+            return states, mixed, None
         tokens = Tokens(inputs, labels)
         if self.layers and self.early_layer is None:
             logits, layers = self.family.logits_and_layers(
