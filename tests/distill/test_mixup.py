@@ -55,16 +55,18 @@ def test_share_and_fraction_have_their_distributions():
 
 
 def test_what_is_heard_of_two_clips():
-    mix = Mix(0.7, torch.tensor([1, 0]), torch.tensor([1, 0]))
-    audio, mask = torch.randn(2, 4, 3), torch.tensor([[True] * 4, [True, True, False, False]])
-    features, both = mix.audio(audio, mask, encoded=False)
-    torch.testing.assert_close(
-        features, torch.stack([0.7 * audio[0] + 0.3 * audio[1], 0.7 * audio[1] + 0.3 * audio[0]])
-    )
-    assert both.all()
-    states, _ = mix.audio(audio, mask, encoded=True)
-    torch.testing.assert_close(states[:, :2], features[:, :2])
-    torch.testing.assert_close(states[:, 2:], audio[:1, 2:].expand(2, -1, -1))  # the other clip has ended
+    mix = Mix(0.7, torch.tensor([1, 2, 0]), torch.tensor([2, 0, 1]))
+    audio, mask = torch.randn(3, 4, 3), torch.arange(4)[None] < torch.tensor([[4], [2], [1]])
+    expected = torch.stack([0.7 * audio[i] + 0.3 * audio[j] for i, j in ((0, 1), (1, 2), (2, 0))])
+    features, either = mix.audio(audio, mask, encoded=False)
+    torch.testing.assert_close(features, expected)
+    assert either.sum(1).tolist() == [4, 2, 4]
+    states, positions = mix.audio(audio, mask, encoded=True)
+    assert torch.equal(positions, either)
+    torch.testing.assert_close(states[0, :2], expected[0, :2])
+    torch.testing.assert_close(states[0, 2:], audio[0, 2:])  # the other clip has ended
+    torch.testing.assert_close(states[1, 1], audio[1, 1])
+    torch.testing.assert_close(states[2, 1:], audio[0, 1:])  # its own has
 
 
 @pytest.mark.parametrize("trainable", ["decoder", "all"])  # states of the frozen encoder are mixed, or features

@@ -23,6 +23,7 @@ from workbench.config.sections import (
     StreamRecipe,
     StudentRecipe,
     TargetsRecipe,
+    TeacherAdapterRecipe,
     TrailingSilenceRecipe,
 )
 from workbench.config.weightings import earlier_names, inactive_reason, needs_uncertainty
@@ -35,6 +36,7 @@ STAGE_SECTIONS: dict[str, type[Section]] = {
     "on_policy": OnPolicyRecipe,
     "decoder_matching": DecoderMatchingRecipe,
     "mixup": MixupRecipe,
+    "teacher_adapter": TeacherAdapterRecipe,
 }
 
 
@@ -168,7 +170,7 @@ class Recipe(Section):
                 raise ValueError(
                     f"stages.{name}.teacher: a stream's windows are labelled by the recipe's teachers alone; leave it out"
                 )
-        for key in ("on_policy", "decoder_matching"):
+        for key in ("on_policy", "decoder_matching", "teacher_adapter"):
             if any(getattr(stage, key) for stage in self.stages.values()):
                 raise ValueError(
                     f"stages: {key} needs the teacher's states of the whole corpus, which a stream does not allow"

@@ -184,6 +184,18 @@ class MixupRecipe(Section):
     alpha: float = Field(0.5, gt=0, description="the weight of a clip's own audio is drawn from Beta(alpha, alpha)")
 
 
+class TeacherAdapterRecipe(Section):
+    """An adapter of the teacher's output that is trained along with the student; see workbench/distill/teaching/teacher_adapter.py."""
+
+    rank: int = Field(8, ge=1, description="width of the adapter")
+    learning_rate: float = Field(1e-4, gt=0, description="of the adapter, with the stage's schedule")
+    closeness: float = Field(
+        1.0,
+        ge=0,
+        description="factor of the KL divergence from the student in the adapter's loss, beside the labels' cross-entropy",
+    )
+
+
 class Stage(Section):
     """One stage of training: what is trained, on which losses, for how long."""
 
@@ -221,12 +233,13 @@ class Stage(Section):
         description="factor of the KL divergence from the student's own prediction for the clip without noise or masks",
     )
     mixup: MixupRecipe | None = None
+    teacher_adapter: TeacherAdapterRecipe | None = None
     teacher: str | None = Field(None, description="teacher of this stage in place of the recipe's")
 
     @property
     def runs_teacher(self) -> bool:
         """Whether the teacher's decoder runs in the steps, so that its encoder states must be on disk."""
-        return self.on_policy is not None or self.decoder_matching is not None
+        return any(key is not None for key in (self.on_policy, self.decoder_matching, self.teacher_adapter))
 
     @property
     def ignores_targets(self) -> bool:
@@ -256,6 +269,17 @@ class Stage(Section):
             raise ValueError("on_policy needs decoder_losses: true and average_over: utterances")
         if self.decoder_matching is not None and not self.decoder_losses:
             raise ValueError("decoder_matching needs decoder_losses: true, since without them the decoder does not run")
+        if self.teacher_adapter is not None and self.ignores_targets:
+            raise ValueError("teacher_adapter would have no effect: the stage has no distillation loss; leave it out")
+        if self.teacher_adapter is not None and self.on_policy is not None and self.on_policy.fraction >= 1:
+            raise ValueError(
+                "teacher_adapter would have no effect: on_policy.fraction is 1, and on-policy micro-batches use the teacher as it is"
+            )
+        if self.teacher_adapter is not None and "update_every" in self.weighting:
+            raise ValueError(
+                f"teacher_adapter cannot be combined with weighting {self.weighting['name']}, which looks ahead with the cached targets; "
+                "use another weighting"
+            )
         for key in ("consistency", "mixup"):
             if getattr(self, key) and not self.decoder_losses:
                 raise ValueError(f"{key} needs decoder_losses: true, since it acts on them")

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from workbench.audio.augment import spec_augment
 from workbench.config.sections import AugmentRecipe
+from workbench.distill.in_step import TeacherInSteps
 from workbench.distill.step.batches import Batch
 from workbench.distill.step.consistency import CONSISTENCY, consistency_losses
 from workbench.distill.step.losses import Objective, StageProgress, StepLosses, StepSize, step_losses
 from workbench.distill.step.mixup import MIXED, draw_mix
 from workbench.distill.step.student_module import StudentModule
-from workbench.distill.teaching.decoder_matching import DecoderMatching
 from workbench.distill.teaching.on_policy import OnPolicy, on_policy_losses
 from workbench.distill.teaching.self_teacher import SelfTeacher
+from workbench.distill.teaching.teacher_adapter import ADAPTED, TeacherAdapter
 from workbench.losses.divergences import SoftTargets
 from workbench.models import Family
 from workbench.models.protocol import LayerOutputs
@@ -37,8 +38,7 @@ class ForwardBackward:
         wrapped: Callable[..., tuple[Tensor, Tensor | None, LayerOutputs | None]],
         augment: AugmentRecipe,
         timers: Timers,
-        on_policy: OnPolicy | None,
-        matching: DecoderMatching | None = None,
+        in_steps: TeacherInSteps,
     ) -> None:
         """Bind a student.
 
@@ -49,17 +49,17 @@ class ForwardBackward:
             wrapped: the same, compiled and distributed as the run requires.
             augment: masks on the features.
             timers: timers for the sampling.
-            on_policy: samples from the student, if the stage is on-policy.
-            matching: compares decoder layers with the teacher's, if the stage does.
+            in_steps: what the stage does with a teacher whose decoder runs in the steps.
         """
         self.accelerator, self.family, self.module, self.wrapped = accelerator, family, module, wrapped
-        self.augment, self.timers, self.on_policy, self.matching = augment, timers, on_policy, matching
+        self.augment, self.timers = augment, timers
+        self.on_policy, self.matching, self.adapter = in_steps.on_policy, in_steps.matching, in_steps.adapter
         self.self_teacher: SelfTeacher | None = None
 
     @property
     def log_names(self) -> tuple[str, ...]:
         """Names of the further losses in `StepLosses.terms`."""
-        return self.matching.names if self.matching else ()
+        return (*(self.matching.names if self.matching else ()), *([ADAPTED] if self.adapter else []))
 
     def audio(self, batch: Batch) -> tuple[Tensor, bool]:
         """The student's input for a batch, and whether it is states of a frozen encoder."""
@@ -113,7 +113,11 @@ class ForwardBackward:
             losses = on_policy_losses(states, logits, batch, own, objective, progress, size)
         else:
             share = None if mix is None else mix.share
-            losses = step_losses(states, logits, batch, objective, progress, size, said, share)
+            adapter = self.adapter if batch.is_real and not self_teaching else None
+            if adapter is not None and logits is not None:
+                losses = self._adapted(adapter, states, logits, batch, objective, progress, size, share)
+            else:
+                losses = step_losses(states, logits, batch, objective, progress, size, said, share)
         if stage.mixup is not None:
             mixed = losses.task.new_full((len(batch.ids),), float(mix is not None))
             losses = replace(losses, terms={**losses.terms, MIXED: mixed})
@@ -128,6 +132,25 @@ class ForwardBackward:
         # DistributedDataParallel averages over the processes what should be summed
         self.accelerator.backward(losses.loss * self.accelerator.num_processes)
         return losses
+
+    def _adapted(
+        self,
+        adapter: TeacherAdapter,
+        states: Tensor,
+        logits: Tensor,
+        batch: Batch,
+        objective: Objective,
+        progress: StageProgress,
+        size: StepSize,
+        share: float | None,
+    ) -> StepLosses:
+        """The losses from the adapted teacher's targets; the adapter gets its gradient too."""
+        with self.accelerator.autocast():
+            theirs = adapter.logits(batch)
+        targets = SoftTargets.full(theirs, objective.temperature)
+        losses = step_losses(states, logits, batch, objective, progress, size, None, share, targets)
+        each = adapter.backward(theirs, logits[: len(theirs)], batch, size)
+        return replace(losses, terms={**losses.terms, ADAPTED: each})
 
     @torch.no_grad()
     def _clean_logits(self, batch: Batch) -> Tensor:

@@ -74,6 +74,9 @@ class OptimizerStep:
             prepared.average.update(progress.stage_step)
         if self.forward_backward.self_teacher:
             self.forward_backward.self_teacher.on_optimizer_step(progress.stage_step)
+        if self.forward_backward.adapter:
+            schedule = self.epochs.learning_rate(total) / self.stage.learning_rate
+            self.forward_backward.adapter.on_optimizer_step(schedule, context.processes.all_reduce_sum)
         objective.weighting.on_optimizer_step(context.processes.all_reduce_sum)
         progress.stage_step += 1
         progress.step += 1

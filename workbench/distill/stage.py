@@ -20,16 +20,15 @@ from workbench.distill.context import RunContext
 from workbench.distill.datasets import StageDatasets
 from workbench.distill.epochs import Epoch, EpochPlan
 from workbench.distill.forward_backward import ForwardBackward
+from workbench.distill.in_step import teacher_in_steps
 from workbench.distill.optimizer_step import OptimizerStep, release_memory
 from workbench.distill.prepared import AVERAGE, prepare_stage
 from workbench.distill.step.batches import Batch
 from workbench.distill.step.losses import Objective, StageProgress, StepSize
 from workbench.distill.step.meta_batches import StudentMetaBatches
 from workbench.distill.step.student_module import StudentModule
-from workbench.distill.teaching.decoder_matching import DecoderMatching, stage_layers
-from workbench.distill.teaching.on_policy import OnPolicy
-from workbench.distill.teaching.resident_teacher import ResidentTeacher
 from workbench.distill.teaching.self_teacher import SelfTeacher
+from workbench.distill.teaching.teacher_adapter import ADAPTER
 from workbench.distill.validation import Validation
 from workbench.evaluation.transcribe import EncodedClips
 from workbench.run import checkpoints
@@ -81,11 +80,9 @@ class StageTrainer:
         self.clips = validation.clips(name, module.encoder_frozen)
         self._fill_validation()
         self._trained = prepare_stage(context, stage, module, self._checkpoint())
-        resident = context.teachers[name].resident
-        on_policy = OnPolicy(stage.on_policy, context.family, resident) if resident and stage.on_policy else None
-        matching = self._matching(resident) if resident else None
-        if matching is not None:
-            module.layers, module.attention = matching.ours, bool(matching.settings.attention)
+        in_steps = teacher_in_steps(context, name, stage, self._checkpoint())
+        if in_steps.matching is not None:
+            module.layers, module.attention = in_steps.matching.ours, bool(in_steps.matching.settings.attention)
         self.forward_backward = ForwardBackward(
             context.accelerator,
             context.family,
@@ -93,20 +90,11 @@ class StageTrainer:
             self._trained.student,
             context.recipe.augment,
             state.timers,
-            on_policy,
-            matching,
+            in_steps,
         )
         self._step = OptimizerStep(
             context, stage, name, self.epochs, self._trained, self.forward_backward, state.progress
         )
-
-    def _matching(self, teacher: ResidentTeacher) -> DecoderMatching | None:
-        context, settings = self.context, self.stage.decoder_matching
-        if settings is None:
-            return None
-        family, student = context.family, context.model
-        layers = stage_layers(context.recipe, self.name, family, student, teacher.family, teacher.model)
-        return DecoderMatching(settings, teacher, family, layers, family.pooling(student))
 
     def _checkpoint(self) -> Path | None:
         """The checkpoint that the stage resumes from, if it does."""
@@ -190,7 +178,7 @@ class StageTrainer:
         weighting = self._weighting(dataset)
         if context.sharded and (weighting.meta_learned or self.stage.runs_teacher):
             raise UserError(
-                f"stages.{self.name}: a sharded student supports neither look-ahead nor on-policy sampling nor decoder_matching; "
+                f"stages.{self.name}: a sharded student supports neither look-ahead nor on-policy sampling, decoder_matching or teacher_adapter; "
                 "use DDP instead of FSDP"
             )
         checkpoint = self._checkpoint()
@@ -283,6 +271,8 @@ class StageTrainer:
             return peak_of(work, device)
         finally:
             self._trained.optimizer.zero_grad(set_to_none=True)
+            if self.forward_backward.adapter:
+                self.forward_backward.adapter.zero_grad()
 
     def save(self) -> None:
         """Write a checkpoint. All processes must call it."""
@@ -292,7 +282,8 @@ class StageTrainer:
             "model": checkpoints.model_tensors(context.model),
             "optimizer": checkpoints.optimizer_tensors(trained.torch_optimizer, trained.names),
         }
-        for name, kept in ((AVERAGE, trained.average), (SELF_TEACHER, self.self_teacher)):
+        adapter = self.forward_backward.adapter
+        for name, kept in ((AVERAGE, trained.average), (SELF_TEACHER, self.self_teacher), (ADAPTER, adapter)):
             if kept:
                 tensors[name] = {k: checkpoints.whole(v) for k, v in kept.state_dict().items()}
         if self.objective is not None:

@@ -12,6 +12,7 @@ from workbench.config.recipe import Recipe
 from workbench.core.errors import UserError
 from workbench.corpus import Utterance
 from workbench.distill.teaching.decoder_matching import stage_layers
+from workbench.distill.teaching.resident_teacher import check_reads_window
 from workbench.distill.teaching.teacher_ensemble import TeacherEnsemble
 from workbench.losses.soft_targets import likeliest
 from workbench.models import Family, open_family
@@ -41,8 +42,10 @@ def initial_student(recipe: Recipe, teachers: TeacherEnsemble, calibration: Sequ
         if (matched := recipe.matched_keys(name)) or name == recipe.teacher:
             family.check_pair(model, teacher, matched)
     for name, stage in recipe.stages.items():
+        number = teachers.number_of(name)
+        if stage.teacher_adapter is not None:
+            check_reads_window(recipe, name, "teacher_adapter", teachers.families[number])
         if stage.decoder_matching is not None:
-            number = teachers.number_of(name)
             stage_layers(recipe, name, family, model, teachers.families[number], teachers.models[number])
     return model
 

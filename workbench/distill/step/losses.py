@@ -79,6 +79,7 @@ def step_losses(
     size: StepSize,
     self_targets: SoftTargets | None = None,
     mix_share: float | None = None,
+    adapted: SoftTargets | None = None,
 ) -> StepLosses:
     """This micro-batch's share of the step's loss, mean_i [w_i l_i + v_i d_i + gamma * matching_i] over all its clips.
 
@@ -95,6 +96,7 @@ def step_losses(
         self_targets: the self-teacher's distribution, where it replaces the teachers'.
         mix_share: weight of each clip's own audio, where the clips are mixed; the logits are then [2 * labels, vocabulary], in each clip's
             own mix and in that of the clip that it is mixed into.
+        adapted: the adapted teacher's distribution, where it replaces the first teacher's.
     """
     stage, weighting = objective.stage, objective.weighting
     utterances = len(batch.ids)
@@ -108,9 +110,9 @@ def step_losses(
             loss, unknown, unknown, logged_matching(matching, stage), unknown, unknown, zeros.sum(), 0, {}
         )
     if mix_share is None:
-        task_tokens, by_teacher = losses_by_token(logits, batch, objective, progress, self_targets)
+        task_tokens, by_teacher = losses_by_token(logits, batch, objective, progress, self_targets, adapted)
     else:
-        halves = [losses_by_token(half, batch, objective, progress) for half in logits.chunk(2)]
+        halves = [losses_by_token(half, batch, objective, progress, None, adapted) for half in logits.chunk(2)]
         task_tokens, by_teacher = (mixed_losses(torch.cat(pair, -1), mix_share) for pair in zip(*halves, strict=True))
     task = per_utterance(task_tokens, batch.utterance_index, utterances)
     each_teacher = torch.stack([per_utterance(row, batch.utterance_index, utterances) for row in by_teacher])
@@ -155,7 +157,12 @@ def logged_matching(matching: Tensor, stage: Stage) -> Tensor:
 
 
 def losses_by_token(
-    logits: Tensor, batch: Batch, objective: Objective, progress: StageProgress, self_targets: SoftTargets | None = None
+    logits: Tensor,
+    batch: Batch,
+    objective: Objective,
+    progress: StageProgress,
+    self_targets: SoftTargets | None = None,
+    adapted: SoftTargets | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Task loss of each label [labels], and distillation loss from each teacher [teachers, labels]."""
     labels, temperature = batch.flat_labels(), objective.temperature
@@ -165,7 +172,8 @@ def losses_by_token(
     if self_targets is not None and plan is not None:
         pupil = early if len(early) else last
         return cross_entropy(last, labels), distillation(pupil, self_targets, divergence, plan.temperature)[None]
-    task, first = task_and_distillation_losses(last, labels, batch.targets(0), divergence, temperature)
+    own = batch.targets(0) if adapted is None else adapted
+    task, first = task_and_distillation_losses(last, labels, own, divergence, temperature)
     more = [distillation(last, batch.targets(m), divergence, temperature) for m in range(1, len(batch.top_ids))]
     return task, torch.stack([first, *more])
 

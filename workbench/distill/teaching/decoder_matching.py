@@ -20,7 +20,7 @@ from workbench.config.recipe import Recipe
 from workbench.config.sections import DecoderMatchingRecipe
 from workbench.core.errors import UserError
 from workbench.distill.step.batches import Batch
-from workbench.distill.teaching.resident_teacher import ResidentTeacher, full_ids
+from workbench.distill.teaching.resident_teacher import ResidentTeacher, check_reads_window, full_ids
 from workbench.losses.layer_matching import attention_loss, hidden_state_loss
 from workbench.losses.objectives import per_utterance
 from workbench.models.protocol import Family, LayerOutputs, Tokens
@@ -79,11 +79,7 @@ def stage_layers(
     """
     stage = recipe.stages[name]
     assert stage.decoder_matching is not None  # noqa: S101  called for such stages only
-    if teacher_family.trained_silence is not None:
-        raise UserError(
-            f"stages.{name}.decoder_matching: teacher {recipe.teacher_of(name)!r} was trained to read clips at their own length, but would be run "
-            "at 30 s; choose a teacher that reads 30 s, or leave decoder_matching out"
-        )
+    check_reads_window(recipe, name, "decoder_matching", teacher_family)
     if stage.decoder_matching.attention and family.pooling(student) < teacher_family.pooling(teacher):
         raise UserError(
             f"stages.{name}.decoder_matching.attention: the teacher pools its encoder's states and the student does not; set it to 0"

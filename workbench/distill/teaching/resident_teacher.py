@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from workbench.cache.tensor_shards import ShardStore
+from workbench.config.recipe import Recipe
+from workbench.core.errors import UserError
 from workbench.models.protocol import Family
 
 
@@ -32,3 +34,19 @@ def full_ids(inputs: Tensor, family: Family) -> Tensor:
     """A student's decoder inputs in the numbers of the whole vocabulary. int64, any shape -> the same"""
     vocabulary = family.vocabulary
     return inputs if vocabulary is None else vocabulary.ids.to(inputs.device)[inputs]
+
+
+def check_reads_window(recipe: Recipe, stage: str, key: str, family: Family) -> None:
+    """Raise UserError if a stage's teacher would have to read 30 s, but was trained to read clips at their own length.
+
+    Args:
+        recipe: the run's recipe.
+        stage: name of the stage.
+        key: its key that needs the teacher's decoder in the steps.
+        family: the teacher's.
+    """
+    if family.trained_silence is not None:
+        raise UserError(
+            f"stages.{stage}.{key}: teacher {recipe.teacher_of(stage)!r} was trained to read clips at their own length, but would be run "
+            f"at 30 s; choose a teacher that reads 30 s, or leave {key} out"
+        )
