@@ -10,7 +10,7 @@ from transformers import WhisperForConditionalGeneration
 from tests.conftest import DECODER
 from tests.distill.test_engine import gradients_of_a_step
 from tests.distill.test_targets_and_training import killed_at, same, weights
-from workbench.config.sections import DecoderMatchingRecipe
+from workbench.config.additions import DecoderMatchingRecipe
 from workbench.core.errors import UserError
 from workbench.distill.teaching.decoder_matching import DecoderMatching, layer_map
 from workbench.distill.teaching.resident_teacher import ResidentTeacher

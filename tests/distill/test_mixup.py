@@ -10,7 +10,8 @@ import torch
 from tests.conftest import DECODER
 from tests.distill.test_engine import gradients_of_a_step
 from tests.distill.test_targets_and_training import killed_at, same, weights
-from workbench.config.sections import DivergenceRecipe, MixupRecipe
+from workbench.config.additions import MixupRecipe
+from workbench.config.sections import DivergenceRecipe
 from workbench.core.errors import UserError
 from workbench.distill.stage import StageTrainer
 from workbench.distill.step.losses import StageProgress, StepSize

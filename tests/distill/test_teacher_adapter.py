@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import DECODER
 from tests.distill.test_targets_and_training import killed_at, same, weights
-from workbench.config.sections import TeacherAdapterRecipe
+from workbench.config.additions import TeacherAdapterRecipe
 from workbench.core.errors import UserError
 from workbench.distill.step.losses import StepSize
 from workbench.distill.teaching.resident_teacher import ResidentTeacher
@@ -132,6 +132,7 @@ def test_an_adapter_without_effect_or_that_cannot_work_is_refused(recipe, studen
         ({"weighting": {"name": "fixed", "alpha": 0.0}}, "teacher_adapter would have no effect: the stage has no distillation loss"),
         ({"on_policy": {"fraction": 1.0}}, "teacher_adapter would have no effect: on_policy.fraction is 1"),
         ({"weighting": {"name": "rw_kd"}}, "teacher_adapter cannot be combined with weighting rw_kd"),
+        ({"mixup": {"fraction": 1.0}}, "teacher_adapter would have no effect: mixup.fraction is 1"),
         ({"teacher_adapter": {"rnk": 4}}, "did you mean 'rank'"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=said) as error:

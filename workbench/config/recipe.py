@@ -10,20 +10,18 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from workbench.config.additions import DecoderMatchingRecipe, MixupRecipe, TeacherAdapterRecipe
 from workbench.config.renamed import current_key, use_current_names
+from workbench.config.section import Section
 from workbench.config.sections import (
     TARGETS_OF,
     AugmentRecipe,
-    DecoderMatchingRecipe,
     DivergenceRecipe,
-    MixupRecipe,
     OnPolicyRecipe,
-    Section,
     Stage,
     StreamRecipe,
     StudentRecipe,
     TargetsRecipe,
-    TeacherAdapterRecipe,
     TrailingSilenceRecipe,
 )
 from workbench.config.weightings import earlier_names, inactive_reason, needs_uncertainty

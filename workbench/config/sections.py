@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from workbench.config.additions import DecoderMatchingRecipe, MixupRecipe, TeacherAdapterRecipe
+from workbench.config.section import Section
 from workbench.config.weightings import StageSchedule, parse_controls, parse_settings
-
-
-class Section(BaseModel):
-    """A part of a recipe; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class StudentRecipe(Section):
@@ -157,45 +153,6 @@ class OnPolicyRecipe(Section):
     )
 
 
-class DecoderMatchingRecipe(Section):
-    """Match what the student's decoder layers compute with the teacher's; see workbench/distill/teaching/decoder_matching.py."""
-
-    hidden: float = Field(1.0, ge=0, description="factor of the hidden-state loss")
-    attention: float = Field(0.0, ge=0, description="factor of the cross-attention loss")
-    layers: dict[int, int] | None = Field(
-        None,
-        description="number of a student's decoder layer -> the teacher's; by default the layer that it was copied from, or evenly spread, "
-        "the last one always to the last one",
-    )
-
-    @model_validator(mode="after")
-    def _matches_something(self) -> DecoderMatchingRecipe:
-        if not self.hidden and not self.attention:
-            raise ValueError("hidden and attention are both 0, so it would have no effect; leave it out")
-        if self.layers is not None and not self.layers:
-            raise ValueError("layers is empty, so it would have no effect; leave layers out for the default map")
-        return self
-
-
-class MixupRecipe(Section):
-    """Micro-batches whose clips are mixed in pairs; see workbench/distill/step/mixup.py."""
-
-    fraction: float = Field(0.15, gt=0, le=1, description="share of the micro-batches that are mixed")
-    alpha: float = Field(0.5, gt=0, description="the weight of a clip's own audio is drawn from Beta(alpha, alpha)")
-
-
-class TeacherAdapterRecipe(Section):
-    """An adapter of the teacher's output that is trained along with the student; see workbench/distill/teaching/teacher_adapter.py."""
-
-    rank: int = Field(8, ge=1, description="width of the adapter")
-    learning_rate: float = Field(1e-4, gt=0, description="of the adapter, with the stage's schedule")
-    closeness: float = Field(
-        1.0,
-        ge=0,
-        description="factor of the KL divergence from the student in the adapter's loss, beside the labels' cross-entropy",
-    )
-
-
 class Stage(Section):
     """One stage of training: what is trained, on which losses, for how long."""
 
@@ -267,6 +224,13 @@ class Stage(Section):
             raise ValueError("has no loss: set encoder_matching above 0 or decoder_losses to true")
         if self.on_policy is not None and (not self.decoder_losses or self.average_over == "tokens"):
             raise ValueError("on_policy needs decoder_losses: true and average_over: utterances")
+        if self.trainable == "decoder" and not self.decoder_losses:
+            raise ValueError("trains the decoder, but decoder_losses is false, so nothing would change")
+        return self
+
+    @model_validator(mode="after")
+    def _additions(self) -> Stage:
+        """What is added to the losses takes effect, and can be computed."""
         if self.decoder_matching is not None and not self.decoder_losses:
             raise ValueError("decoder_matching needs decoder_losses: true, since without them the decoder does not run")
         if self.teacher_adapter is not None and self.ignores_targets:
@@ -291,10 +255,10 @@ class Stage(Section):
             raise ValueError(
                 "mixup would have no effect: on_policy.fraction is 1, and on-policy micro-batches are not mixed"
             )
-        if self.mixup is not None and self.mixup.fraction >= 1 and self.consistency and self.on_policy is None:
-            raise ValueError(
-                "consistency would have no effect: mixup.fraction is 1, and a mixed micro-batch has no clean clip"
-            )
-        if self.trainable == "decoder" and not self.decoder_losses:
-            raise ValueError("trains the decoder, but decoder_losses is false, so nothing would change")
+        if self.mixup is not None and self.mixup.fraction >= 1:
+            for key in ("teacher_adapter", "consistency"):
+                if getattr(self, key) and (self.on_policy is None or key == "teacher_adapter"):
+                    raise ValueError(
+                        f"{key} would have no effect: mixup.fraction is 1, and a mixed micro-batch has no clean clip"
+                    )
         return self

@@ -124,13 +124,20 @@ class ForwardBackward:
         if clean is not None and logits is not None:
             each = consistency_losses(logits[: len(batch.labelled)], clean, batch)
             losses = losses.plus(CONSISTENCY, stage.consistency, each, size)
-        if self.matching is not None and layers is not None and batch.is_real and not self_teaching:
-            with self.accelerator.autocast():
-                terms = self.matching(batch, layers)
-            for name, factor, each in terms:
-                losses = losses.plus(name, factor, each, size)
+        if layers is not None and batch.is_real and not self_teaching:
+            losses = self._matched(losses, batch, layers, size)
         # DistributedDataParallel averages over the processes what should be summed
         self.accelerator.backward(losses.loss * self.accelerator.num_processes)
+        return losses
+
+    def _matched(self, losses: StepLosses, batch: Batch, layers: LayerOutputs, size: StepSize) -> StepLosses:
+        """The losses with those of the decoder layers."""
+        if self.matching is None:
+            return losses
+        with self.accelerator.autocast():
+            terms = self.matching(batch, layers)
+        for name, factor, each in terms:
+            losses = losses.plus(name, factor, each, size)
         return losses
 
     def _adapted(
@@ -144,12 +151,14 @@ class ForwardBackward:
         size: StepSize,
         share: float | None,
     ) -> StepLosses:
-        """The losses from the adapted teacher's targets; the adapter gets its gradient too."""
+        """The losses from the adapted teacher's targets; the adapter gets its gradient too, unless clips are mixed."""
         with self.accelerator.autocast():
             theirs = adapter.logits(batch)
         targets = SoftTargets.full(theirs, objective.temperature)
         losses = step_losses(states, logits, batch, objective, progress, size, None, share, targets)
-        each = adapter.backward(theirs, logits[: len(theirs)], batch, size)
+        if share is not None:  # the student has not heard the clip that the teacher has
+            return losses
+        each = adapter.backward(theirs, logits, batch, size)
         return replace(losses, terms={**losses.terms, ADAPTED: each})
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.config.sections import MixupRecipe
+from workbench.config.additions import MixupRecipe
 from workbench.distill.step.batches import Batch
 
 MIXED = "mixed"  # share of the utterances that were mixed, in metrics.jsonl

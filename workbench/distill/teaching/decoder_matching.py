@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from workbench.config.additions import DecoderMatchingRecipe
 from workbench.config.recipe import Recipe
-from workbench.config.sections import DecoderMatchingRecipe
 from workbench.core.errors import UserError
 from workbench.distill.step.batches import Batch
 from workbench.distill.teaching.resident_teacher import ResidentTeacher, check_reads_window, full_ids

@@ -8,7 +8,7 @@ interpretation: the adapter is h + up(down(h)) on the input of the output projec
 arXiv 2106.09685, `up` begins at 0); its loss is the mean over utterances of CE(labels) + closeness * KL(adapted teacher || student), in which the
 student is a constant, as the adapted teacher is in the student's loss; it has an AdamW of its own, without weight decay, and the stage's
 schedule. Only the stage's own teacher is adapted, not `more_teachers`; on-policy micro-batches use the teacher as it is and do not train
-the adapter, nor does a student that teaches itself; a weighting that looks at the teacher's loss or at its likeliest tokens sees those of the teacher as it was.
+the adapter, nor do mixed ones, nor a student that teaches itself; a weighting that looks at the teacher's loss or at its likeliest tokens sees those of the teacher as it was.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from workbench.config.sections import DivergenceRecipe, TeacherAdapterRecipe
+from workbench.config.additions import TeacherAdapterRecipe
+from workbench.config.sections import DivergenceRecipe
 from workbench.distill.step.batches import Batch
 from workbench.distill.step.losses import StepSize
 from workbench.distill.teaching.resident_teacher import ResidentTeacher, full_ids
