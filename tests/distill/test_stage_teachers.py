@@ -92,6 +92,9 @@ def test_weightings_and_matched_states_are_the_stages_teachers(recipe, weaker):
     states, others = (first(recipe(f"e-{n}", stages={"s": {**ENCODER, "teacher": t}}), "matching")
                       for n, t in (("own", None), ("other", weaker)))  # fmt: skip
     assert others > states + 0.01
+    layers, others = (first(recipe(f"l-{n}", stages={"s": {**KD, "decoder_matching": {"layers": {0: 1}}, "teacher": t}}), "hidden_matching")
+                      for n, t in (("own", None), ("other", weaker)))  # fmt: skip
+    assert abs(layers - others) > 1e-3
     unsure = {**KD, "weighting": {"name": "mc_dropout"}}
     run = recipe("unsure", stages={"other": {**unsure, "teacher": weaker}, "own": unsure, "again": unsure})
     distill(run)
