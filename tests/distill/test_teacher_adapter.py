@@ -91,7 +91,10 @@ def test_steps_lower_its_loss_and_its_state_goes_on_from_where_it_was(adapted):
         one.on_optimizer_step(10.0, lambda tensor: tensor)
         return float(loss.mean())
 
-    first = [step(adapter) for _ in range(10)]
+    first = [step(adapter)]
+    # AdamW's first step is the learning rate, here 1e-4 times the schedule's 10, without decay
+    torch.testing.assert_close(adapter.parameters["up"].abs().max().item(), 1e-3, atol=1e-5, rtol=0)
+    first += [step(adapter) for _ in range(9)]
     assert first[-1] < first[0] - 0.01
     other.load_state_dict({name: tensor.clone() for name, tensor in adapter.state_dict().items()})
     assert [step(adapter) for _ in range(3)] == [step(other) for _ in range(3)]
