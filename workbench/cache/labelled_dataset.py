@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -22,6 +23,10 @@ class LabelledDataset:
     audio: AudioCache
     audio_keys: list[str]
     encoded: ShardStore | None = None  # the student's encoder states, where they are computed once
+
+    def taught_by(self, teachers: Sequence[int]) -> LabelledDataset:
+        """The same clips with the targets of some teachers, by their numbers in `caches`."""
+        return replace(self, caches=[self.caches[number] for number in teachers])
 
     def samples(self, clip: int) -> Tensor:
         """A clip's audio, by the clip's index. -> int16 [samples]"""

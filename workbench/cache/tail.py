@@ -35,12 +35,8 @@ def uses_tail_bucket(recipe: Recipe) -> bool:
 
 
 def _distils(stage: Stage) -> bool:
-    weighting = stage.weighting
-    plain = weighting["name"] == "fixed" and not (
-        weighting["alpha"] if weighting["task"] is weighting["distillation"] is None else weighting["distillation"]
-    )
-    squared = stage.divergence.name == "logit_mse" or weighting["name"] == "annealing_kd"
-    return stage.decoder_losses and not plain and not squared
+    squared = stage.divergence.name == "logit_mse" or stage.weighting["name"] == "annealing_kd"
+    return not stage.ignores_targets and not squared
 
 
 def check_tail(recipe: Recipe, dataset: LabelledDataset, processes: Processes) -> float | None:

@@ -10,13 +10,14 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from workbench.config.additions import DecoderMatchingRecipe, MixupRecipe, TeacherAdapterRecipe
 from workbench.config.renamed import current_key, use_current_names
+from workbench.config.section import Section
 from workbench.config.sections import (
     TARGETS_OF,
     AugmentRecipe,
     DivergenceRecipe,
     OnPolicyRecipe,
-    Section,
     Stage,
     StreamRecipe,
     StudentRecipe,
@@ -26,6 +27,15 @@ from workbench.config.sections import (
 from workbench.config.weightings import earlier_names, inactive_reason, looks_ahead, needs_uncertainty
 from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import read_yaml, write_text
+
+# sections within a stage
+STAGE_SECTIONS: dict[str, type[Section]] = {
+    "divergence": DivergenceRecipe,
+    "on_policy": OnPolicyRecipe,
+    "decoder_matching": DecoderMatchingRecipe,
+    "mixup": MixupRecipe,
+    "teacher_adapter": TeacherAdapterRecipe,
+}
 
 
 class Recipe(Section):
@@ -87,6 +97,21 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _taught(self) -> Recipe:
+        for name, stage in self.stages.items():
+            if stage.teacher is None:
+                continue
+            if stage.teacher in self.more_teachers:
+                raise ValueError(
+                    f"stages.{name}.teacher: {stage.teacher!r} is one of more_teachers, which teach in every stage; remove it from one of them"
+                )
+            if stage.ignores_targets and not stage.encoder_matching and not stage.runs_teacher:
+                raise ValueError(
+                    f"stages.{name}.teacher would have no effect: the stage learns from the labels alone; leave it out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _targets_fit(self) -> Recipe:
         for name, stage in self.stages.items():
             # Annealing-KD brings its own divergence
@@ -106,6 +131,25 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _augmented(self) -> Recipe:
+        for name, stage in self.stages.items():
+            if stage.consistency and not self.augment.changes_hearing:
+                raise ValueError(
+                    f"stages.{name}.consistency would have no effect: nothing in `augment` changes what the student hears; set "
+                    "noise_probability, frequency_masks or time_masks"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Recipe:
+        for name, stage in self.stages.items():
+            if self.compile and stage.decoder_matching is not None and stage.decoder_matching.attention:
+                raise ValueError(
+                    f"stages.{name}.decoder_matching.attention cannot be compiled; set compile: false, or attention: 0"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _streamed(self) -> Recipe:
         if self.stream is None:
             return self
@@ -119,10 +163,16 @@ class Recipe(Section):
                 raise ValueError(
                     f"stages.{name}.max_steps is missing: the length of a stream is unknown, so a stage must end after a number of steps"
                 )
-        if any(stage.on_policy for stage in self.stages.values()):
-            raise ValueError(
-                "stages: on_policy needs the teacher's states of the whole corpus, which a stream does not allow"
-            )
+        for name, stage in self.stages.items():
+            if stage.teacher is not None:
+                raise ValueError(
+                    f"stages.{name}.teacher: a stream's windows are labelled by the recipe's teachers alone; leave it out"
+                )
+        for key in ("on_policy", "decoder_matching", "teacher_adapter"):
+            if any(getattr(stage, key) for stage in self.stages.values()):
+                raise ValueError(
+                    f"stages: {key} needs the teacher's states of the whole corpus, which a stream does not allow"
+                )
         if self.student.vocabulary != "all":
             raise ValueError("student.vocabulary: the tokens of a stream are not known in advance; use all")
         if self.more_corpora or self.augment.speed_factors or self.augment.concatenate_seconds:
@@ -137,6 +187,25 @@ class Recipe(Section):
     def looks_ahead(self) -> bool:
         """Whether a stage's weighting learns its weights on speech that the run does not train on."""
         return any(looks_ahead(stage.weighting) for stage in self.stages.values())
+
+    @property
+    def teachers(self) -> list[str]:
+        """All teachers, each once: the recipe's, those that teach in every stage, those of single stages."""
+        own = [stage.teacher for stage in self.stages.values() if stage.teacher is not None]
+        return [self.teacher, *self.more_teachers, *dict.fromkeys(name for name in own if name != self.teacher)]
+
+    def teacher_of(self, stage: str) -> str:
+        """The teacher of a stage, besides `more_teachers`."""
+        return self.stages[stage].teacher or self.teacher
+
+    def matched_keys(self, teacher: str) -> list[str]:
+        """Keys that compare states of the student with a teacher's, for which both must be as wide."""
+        taught = {name: stage for name, stage in self.stages.items() if self.teacher_of(name) == teacher}
+        matching = {name: stage.decoder_matching for name, stage in taught.items()}
+        return [
+            *(f"stages.{name}.encoder_matching" for name, stage in taught.items() if stage.encoder_matching),
+            *(f"stages.{name}.decoder_matching.hidden" for name, found in matching.items() if found and found.hidden),
+        ]
 
     def save(self, path: Path) -> None:
         """Write the resolved recipe as YAML."""
@@ -189,7 +258,7 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
         "stream": StreamRecipe,
         "stages": Stage,
     }
-    for name, inner in (("divergence", DivergenceRecipe), ("on_policy", OnPolicyRecipe)):
+    for name, inner in STAGE_SECTIONS.items():
         if location[-2:-1] == (name,):
             return list(inner.model_fields)
     model = section.get(str(location[0]), Recipe) if len(location) > 1 else Recipe
@@ -217,7 +286,7 @@ def override(content: dict[str, Any], key: str, value: object, where: str) -> No
     *parents, last = current_key(key, content).split(".")
     section = content
     for i, parent in enumerate(parents):
-        if parent == "stages" or i == 0 or parent in ("weighting", "divergence", "on_policy"):
+        if parent == "stages" or i == 0 or parent == "weighting" or parent in STAGE_SECTIONS:
             section = section.setdefault(parent, {})
         elif parent in section:
             section = section[parent]

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from workbench.config.weightings import StageSchedule, parse_controls, parse_settings
-
-
-class Section(BaseModel):
-    """A part of a recipe; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from workbench.config.additions import DecoderMatchingRecipe, MixupRecipe, TeacherAdapterRecipe
+from workbench.config.section import Section
+from workbench.config.weightings import StageSchedule, looks_ahead, parse_controls, parse_settings
 
 
 class StudentRecipe(Section):
@@ -187,6 +183,29 @@ class Stage(Section):
     weighting: dict[str, object] = Field(default_factory=lambda: {"name": "fixed"}, validate_default=True)
     divergence: DivergenceRecipe = DivergenceRecipe()
     on_policy: OnPolicyRecipe | None = None
+    decoder_matching: DecoderMatchingRecipe | None = None
+    consistency: float = Field(
+        0.0,
+        ge=0,
+        description="factor of the KL divergence from the student's own prediction for the clip without noise or masks",
+    )
+    mixup: MixupRecipe | None = None
+    teacher_adapter: TeacherAdapterRecipe | None = None
+    teacher: str | None = Field(None, description="teacher of this stage in place of the recipe's")
+
+    @property
+    def runs_teacher(self) -> bool:
+        """Whether the teacher's decoder runs in the steps, so that its encoder states must be on disk."""
+        return any(key is not None for key in (self.on_policy, self.decoder_matching, self.teacher_adapter))
+
+    @property
+    def ignores_targets(self) -> bool:
+        """Whether the distillation loss is left out, or has the constant weight 0."""
+        if not self.decoder_losses:
+            return True
+        weights = self.weighting
+        by_name = weights["name"] == "fixed" and (weights["task"], weights["distillation"]) != (None, None)
+        return weights["name"] == "fixed" and not weights["distillation" if by_name else "alpha"]
 
     def schedule(self, epochs: int, stream: bool = False, steps: int | None = None) -> StageSchedule:
         """What a weighting may know of the stage before it begins: the epochs it reaches, and its steps if they are known."""
@@ -207,4 +226,39 @@ class Stage(Section):
             raise ValueError("on_policy needs decoder_losses: true and average_over: utterances")
         if self.trainable == "decoder" and not self.decoder_losses:
             raise ValueError("trains the decoder, but decoder_losses is false, so nothing would change")
+        return self
+
+    @model_validator(mode="after")
+    def _additions(self) -> Stage:
+        """What is added to the losses takes effect, and can be computed."""
+        if self.decoder_matching is not None and not self.decoder_losses:
+            raise ValueError("decoder_matching needs decoder_losses: true, since without them the decoder does not run")
+        if self.teacher_adapter is not None and self.ignores_targets:
+            raise ValueError("teacher_adapter would have no effect: the stage has no distillation loss; leave it out")
+        if self.teacher_adapter is not None and self.on_policy is not None and self.on_policy.fraction >= 1:
+            raise ValueError(
+                "teacher_adapter would have no effect: on_policy.fraction is 1, and on-policy micro-batches use the teacher as it is"
+            )
+        if self.teacher_adapter is not None and looks_ahead(self.weighting):
+            raise ValueError(
+                f"teacher_adapter cannot be combined with weighting {self.weighting['name']}, which looks ahead with the cached targets; "
+                "use another weighting"
+            )
+        for key in ("consistency", "mixup"):
+            if getattr(self, key) and not self.decoder_losses:
+                raise ValueError(f"{key} needs decoder_losses: true, since it acts on them")
+        if self.mixup is not None and (self.encoder_matching or self.decoder_matching is not None):
+            raise ValueError(
+                "mixup cannot be combined with encoder_matching or decoder_matching: the teacher has no states of mixed clips; use stages of their own"
+            )
+        if self.mixup is not None and self.on_policy is not None and self.on_policy.fraction >= 1:
+            raise ValueError(
+                "mixup would have no effect: on_policy.fraction is 1, and on-policy micro-batches are not mixed"
+            )
+        if self.mixup is not None and self.mixup.fraction >= 1:
+            for key in ("teacher_adapter", "consistency"):
+                if getattr(self, key) and (self.on_policy is None or key == "teacher_adapter"):
+                    raise ValueError(
+                        f"{key} would have no effect: mixup.fraction is 1, and a mixed micro-batch has no clean clip"
+                    )
         return self

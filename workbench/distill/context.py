@@ -12,7 +12,7 @@ from torch import nn
 
 from workbench.config.recipe import Recipe
 from workbench.core.machine.distributed import Processes, is_sharded
-from workbench.distill.teaching.on_policy import OnPolicy
+from workbench.distill.teaching.stage_teachers import StageTeachers
 from workbench.models import Family
 from workbench.run import checkpoints
 from workbench.run.log import RunLog
@@ -28,9 +28,7 @@ class RunContext:
     family: Family  # of the student, narrowed if it knows only some tokens
     model: nn.Module  # the student, as it is before Accelerate wraps it
     log: RunLog
-    teacher_weights: tuple[float, ...] = (1.0,)  # of each teacher in the distillation loss
-    uncertainty: Mapping[str, float] | None = None  # the teacher's, by utterance id, where a weighting asks for it
-    on_policy: OnPolicy | None = None  # where a stage samples from the student
+    teachers: Mapping[str, StageTeachers]  # by the stage's name
 
     @property
     def folder(self) -> Path:

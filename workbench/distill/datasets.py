@@ -66,7 +66,8 @@ class StageDatasets:
         """
         if self._whole is not None:
             with timers.timing("encoder"):
-                dataset = self._with_encoded(self._whole, name, stage, self._encoded_folder(name))
+                whole = self._whole.taught_by(self.context.teachers[name].members)
+                dataset = self._with_encoded(whole, name, stage, self._encoded_folder(name))
             while progress.epoch < stage.epochs:
                 yield dataset
             return

@@ -95,6 +95,7 @@ class EpochPlan:
             micro_batches=epoch.micro_batches,
             seed=(recipe.seed, self._number, self._progress.epoch),
             teacher_states=bool(self._stage.encoder_matching),
+            clean=bool(self._stage.consistency),
             pooled=context.family.pooling(context.model) > 1,
         )
         data = MicroBatches(epoch.dataset, context.family, recipe, plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,13 +12,18 @@ from torch import Tensor
 
 from workbench.audio.augment import spec_augment
 from workbench.config.sections import AugmentRecipe
+from workbench.distill.in_step import TeacherInSteps
 from workbench.distill.step.batches import Batch
+from workbench.distill.step.consistency import CONSISTENCY, consistency_losses
 from workbench.distill.step.losses import Objective, StageProgress, StepLosses, StepSize, step_losses
+from workbench.distill.step.mixup import MIXED, draw_mix
 from workbench.distill.step.student_module import StudentModule
 from workbench.distill.teaching.on_policy import OnPolicy, on_policy_losses
 from workbench.distill.teaching.self_teacher import SelfTeacher
+from workbench.distill.teaching.teacher_adapter import ADAPTED, TeacherAdapter
 from workbench.losses.divergences import SoftTargets
 from workbench.models import Family
+from workbench.models.protocol import LayerOutputs
 from workbench.run.checkpoints import Timers
 
 
@@ -29,10 +35,10 @@ class ForwardBackward:
         accelerator: Accelerator,
         family: Family,
         module: StudentModule,
-        wrapped: Callable[..., tuple[Tensor, Tensor | None]],
+        wrapped: Callable[..., tuple[Tensor, Tensor | None, LayerOutputs | None]],
         augment: AugmentRecipe,
         timers: Timers,
-        on_policy: OnPolicy | None,
+        in_steps: TeacherInSteps,
     ) -> None:
         """Bind a student.
 
@@ -43,11 +49,17 @@ class ForwardBackward:
             wrapped: the same, compiled and distributed as the run requires.
             augment: masks on the features.
             timers: timers for the sampling.
-            on_policy: samples from the student, if the stage is on-policy.
+            in_steps: what the stage does with a teacher whose decoder runs in the steps.
         """
         self.accelerator, self.family, self.module, self.wrapped = accelerator, family, module, wrapped
-        self.augment, self.timers, self.on_policy = augment, timers, on_policy
+        self.augment, self.timers = augment, timers
+        self.on_policy, self.matching, self.adapter = in_steps.on_policy, in_steps.matching, in_steps.adapter
         self.self_teacher: SelfTeacher | None = None
+
+    @property
+    def log_names(self) -> tuple[str, ...]:
+        """Names of the further losses in `StepLosses.terms`."""
+        return (*(self.matching.names if self.matching else ()), *([ADAPTED] if self.adapter else []))
 
     def audio(self, batch: Batch) -> tuple[Tensor, bool]:
         """The student's input for a batch, and whether it is states of a frozen encoder."""
@@ -73,23 +85,89 @@ class ForwardBackward:
         on_policy = self.on_policy
         if self_teaching or not batch.is_real or (on_policy is not None and not on_policy.is_on_policy(batch)):
             on_policy = None
+        stage, mix, clean = objective.stage, None, None
+        if stage.mixup is not None and on_policy is None and not self_teaching and batch.is_real:
+            mix = draw_mix(stage.mixup, batch)
+        if mix is not None:
+            audio, attention_mask = mix.audio(audio, batch.attention_mask, encoded)
+            batch = replace(batch, attention_mask=attention_mask)
         self.module.early_layer = plan.layer if plan is not None and plan.kind == "intermediate" else None
         said = own = None
         with self.accelerator.autocast():
             if on_policy is not None:
                 batch, own = self._proposed(on_policy, batch, audio, encoded)
-            states, logits = self.wrapped(
-                audio, batch.attention_mask, batch.inputs, batch.labels, batch.labelled, encoded
+            if batch.clean_waves.numel() and mix is None and batch.is_real:
+                clean = self._clean_logits(batch)
+            states, logits, layers = self.wrapped(
+                audio,
+                batch.attention_mask,
+                batch.inputs,
+                batch.labels,
+                batch.labelled,
+                encoded,
+                *([] if mix is None else [mix.host]),
             )
             if self_teaching and self.self_teacher is not None and logits is not None:
                 said = self.self_teacher.targets(batch, audio, states, logits, encoded)
         if own is not None and logits is not None:
             losses = on_policy_losses(states, logits, batch, own, objective, progress, size)
         else:
-            losses = step_losses(states, logits, batch, objective, progress, size, said)
+            share = None if mix is None else mix.share
+            adapter = self.adapter if batch.is_real and not self_teaching else None
+            if adapter is not None and logits is not None:
+                losses = self._adapted(adapter, states, logits, batch, objective, progress, size, share)
+            else:
+                losses = step_losses(states, logits, batch, objective, progress, size, said, share)
+        if stage.mixup is not None:
+            mixed = losses.task.new_full((len(batch.ids),), float(mix is not None))
+            losses = replace(losses, terms={**losses.terms, MIXED: mixed})
+        if clean is not None and logits is not None:
+            each = consistency_losses(logits[: len(batch.labelled)], clean, batch)
+            losses = losses.plus(CONSISTENCY, stage.consistency, each, size)
+        if layers is not None and batch.is_real and not self_teaching:
+            losses = self._matched(losses, batch, layers, size)
         # DistributedDataParallel averages over the processes what should be summed
         self.accelerator.backward(losses.loss * self.accelerator.num_processes)
         return losses
+
+    def _matched(self, losses: StepLosses, batch: Batch, layers: LayerOutputs, size: StepSize) -> StepLosses:
+        """The losses with those of the decoder layers."""
+        if self.matching is None:
+            return losses
+        with self.accelerator.autocast():
+            terms = self.matching(batch, layers)
+        for name, factor, each in terms:
+            losses = losses.plus(name, factor, each, size)
+        return losses
+
+    def _adapted(
+        self,
+        adapter: TeacherAdapter,
+        states: Tensor,
+        logits: Tensor,
+        batch: Batch,
+        objective: Objective,
+        progress: StageProgress,
+        size: StepSize,
+        share: float | None,
+    ) -> StepLosses:
+        """The losses from the adapted teacher's targets; the adapter gets its gradient too, unless clips are mixed."""
+        with self.accelerator.autocast():
+            theirs = adapter.logits(batch)
+        targets = SoftTargets.full(theirs, objective.temperature)
+        losses = step_losses(states, logits, batch, objective, progress, size, None, share, targets)
+        if share is not None:  # the student has not heard the clip that the teacher has
+            return losses
+        each = adapter.backward(theirs, logits, batch, size)
+        return replace(losses, terms={**losses.terms, ADAPTED: each})
+
+    @torch.no_grad()
+    def _clean_logits(self, batch: Batch) -> Tensor:
+        """The student's logits for the clips without noise or masks. -> [labels, vocabulary]"""
+        features = self.family.spectrum(batch.clean_waves)
+        _, logits, _ = self.wrapped(features, batch.attention_mask, batch.inputs, batch.labels, batch.labelled, False)
+        assert logits is not None  # noqa: S101  a stage with this loss decodes
+        return logits[: len(batch.labelled)]
 
     def _proposed(self, on_policy: OnPolicy, batch: Batch, audio: Tensor, encoded: bool) -> tuple[Batch, SoftTargets]:
         """The micro-batch with the student's own transcripts; the time it takes is counted."""

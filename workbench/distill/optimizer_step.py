@@ -15,8 +15,10 @@ from workbench.distill.epochs import EpochPlan
 from workbench.distill.forward_backward import ForwardBackward
 from workbench.distill.prepared import PreparedStage
 from workbench.distill.step.batches import Batch
+from workbench.distill.step.consistency import CONSISTENCY
 from workbench.distill.step.losses import Objective, StageProgress, StepSize, weight_columns
 from workbench.distill.step.metrics import StepMetrics
+from workbench.distill.step.mixup import MIXED
 from workbench.run import checkpoints
 from workbench.run.checkpoints import TrainingProgress
 
@@ -56,7 +58,13 @@ class OptimizerStep:
             group["lr"] = self.epochs.learning_rate(total)
         stage_progress = self.epochs.stage_progress(total)
         self_teaching = self._starts_self_teaching(objective, stage_progress)
-        metrics = StepMetrics(objective.weighting.log_names, context.accelerator.device)
+        names = (
+            *objective.weighting.log_names,
+            *self.forward_backward.log_names,
+            *([CONSISTENCY] if self.stage.consistency else []),
+            *([MIXED] if self.stage.mixup is not None else []),
+        )
+        metrics = StepMetrics(names, context.accelerator.device)
         rows = self._run(micro_batches, objective, stage_progress, self_teaching, metrics)
         parameters = [p for group in prepared.torch_optimizer.param_groups for p in group["params"]]
         norm = context.accelerator.clip_grad_norm_(parameters, self.stage.max_grad_norm)
@@ -66,6 +74,9 @@ class OptimizerStep:
             prepared.average.update(progress.stage_step)
         if self.forward_backward.self_teacher:
             self.forward_backward.self_teacher.on_optimizer_step(progress.stage_step)
+        if self.forward_backward.adapter:
+            schedule = self.epochs.learning_rate(total) / self.stage.learning_rate
+            self.forward_backward.adapter.on_optimizer_step(schedule, context.processes.all_reduce_sum)
         objective.weighting.on_optimizer_step(context.processes.all_reduce_sum)
         progress.stage_step += 1
         progress.step += 1

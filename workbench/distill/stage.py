@@ -20,6 +20,7 @@ from workbench.distill.context import RunContext
 from workbench.distill.datasets import StageDatasets
 from workbench.distill.epochs import Epoch, EpochPlan
 from workbench.distill.forward_backward import ForwardBackward
+from workbench.distill.in_step import teacher_in_steps
 from workbench.distill.optimizer_step import OptimizerStep, release_memory
 from workbench.distill.prepared import AVERAGE, prepare_stage
 from workbench.distill.step.batches import Batch
@@ -27,6 +28,7 @@ from workbench.distill.step.losses import Objective, StageProgress, StepSize
 from workbench.distill.step.meta_batches import StudentMetaBatches
 from workbench.distill.step.student_module import StudentModule
 from workbench.distill.teaching.self_teacher import SelfTeacher
+from workbench.distill.teaching.teacher_adapter import ADAPTER
 from workbench.distill.validation import Validation
 from workbench.evaluation.transcribe import EncodedClips
 from workbench.run import checkpoints
@@ -79,7 +81,9 @@ class StageTrainer:
         self.clips = validation.clips(name, module.encoder_frozen)
         self._fill(self.clips)
         self._trained = prepare_stage(context, stage, module, self._checkpoint())
-        own = context.on_policy.with_settings(stage.on_policy) if context.on_policy and stage.on_policy else None
+        in_steps = teacher_in_steps(context, name, stage, self._checkpoint())
+        if in_steps.matching is not None:
+            module.layers, module.attention = in_steps.matching.ours, bool(in_steps.matching.settings.attention)
         self.forward_backward = ForwardBackward(
             context.accelerator,
             context.family,
@@ -87,7 +91,7 @@ class StageTrainer:
             self._trained.student,
             context.recipe.augment,
             state.timers,
-            own,
+            in_steps,
         )
         self._step = OptimizerStep(
             context, stage, name, self.epochs, self._trained, self.forward_backward, state.progress
@@ -173,9 +177,10 @@ class StageTrainer:
         """The stage's losses and weighting, restored if it was interrupted."""
         context = self.context
         weighting = self._weighting(dataset)
-        if context.sharded and (weighting.meta_learned or self.forward_backward.on_policy):
+        if context.sharded and (weighting.meta_learned or self.stage.runs_teacher):
             raise UserError(
-                f"stages.{self.name}: a sharded student supports neither look-ahead nor on-policy sampling; use DDP instead of FSDP"
+                f"stages.{self.name}: a sharded student supports neither look-ahead nor on-policy sampling, decoder_matching or teacher_adapter; "
+                "use DDP instead of FSDP"
             )
         checkpoint = self._checkpoint()
         if checkpoint is not None:
@@ -188,7 +193,9 @@ class StageTrainer:
         if weighting.meta_learned:
             self.meta_clips = self.validation.meta_clips(self.name, self.stage.trainable == "decoder")
             self._fill(self.meta_clips, singly=True)
-        self.objective = Objective(self.stage, context.recipe.targets.temperature, weighting, context.teacher_weights)
+        self.objective = Objective(
+            self.stage, context.recipe.targets.temperature, weighting, context.teachers[self.name].weights
+        )
         return self.objective
 
     def _fill(self, clips: EncodedClips, singly: bool = False) -> None:
@@ -200,7 +207,7 @@ class StageTrainer:
             store.reload()
 
     def _weighting(self, dataset: LabelledDataset) -> Weighting:
-        statistics = TeacherStatistics(self._statistics(dataset), self.context.uncertainty)
+        statistics = TeacherStatistics(self._statistics(dataset), self.context.teachers[self.name].uncertainty)
         return build_weighting(self.stage.weighting, statistics, self.context.recipe.seed)
 
     def _asks_teacher(self) -> bool:
@@ -255,7 +262,9 @@ class StageTrainer:
         rank, device = self.context.accelerator.process_index, self.context.accelerator.device
         mine = range(rank % count, rank % count + 1)
         batch = next(self.epochs.batches(Epoch(dataset=dataset, steps=[worst], micro_batches=count, mine=mine)))[0]
-        objective = replace(self.objective or self.begin(dataset), weighting=self._weighting(dataset))
+        mixup = self.stage.mixup and self.stage.mixup.model_copy(update={"fraction": 1.0})  # what takes most memory
+        stage = self.stage.model_copy(update={"mixup": mixup})
+        objective = replace(self.objective or self.begin(dataset), weighting=self._weighting(dataset), stage=stage)
         size = StepSize(float(len(batch.ids)), float(batch.label_counts.sum()))
 
         def work() -> None:
@@ -265,6 +274,8 @@ class StageTrainer:
             return peak_of(work, device)
         finally:
             self._trained.optimizer.zero_grad(set_to_none=True)
+            if self.forward_backward.adapter:
+                self.forward_backward.adapter.zero_grad()
 
     def save(self) -> None:
         """Write a checkpoint. All processes must call it."""
@@ -274,7 +285,8 @@ class StageTrainer:
             "model": checkpoints.model_tensors(context.model),
             "optimizer": checkpoints.optimizer_tensors(trained.torch_optimizer, trained.names),
         }
-        for name, kept in ((AVERAGE, trained.average), (SELF_TEACHER, self.self_teacher)):
+        adapter = self.forward_backward.adapter
+        for name, kept in ((AVERAGE, trained.average), (SELF_TEACHER, self.self_teacher), (ADAPTER, adapter)):
             if kept:
                 tensors[name] = {k: checkpoints.whole(v) for k, v in kept.state_dict().items()}
         if self.objective is not None:

@@ -11,6 +11,8 @@ from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.config.recipe import Recipe
 from workbench.core.errors import UserError
 from workbench.corpus import Utterance
+from workbench.distill.teaching.decoder_matching import stage_layers
+from workbench.distill.teaching.resident_teacher import check_reads_window
 from workbench.distill.teaching.teacher_ensemble import TeacherEnsemble
 from workbench.losses.soft_targets import likeliest
 from workbench.models import Family, open_family
@@ -36,8 +38,15 @@ def initial_student(recipe: Recipe, teachers: TeacherEnsemble, calibration: Sequ
     model: nn.Module = family.build_student(_origin(recipe, teachers), recipe.student)
     if recipe.student.encoder_low_rank_variance is not None:
         _compress(family, model, recipe, calibration)
-    matched = [name for name, stage in recipe.stages.items() if stage.encoder_matching]
-    family.check_pair(model, teachers.models[0], matched)
+    for name, teacher in zip(teachers.names, teachers.models, strict=True):
+        if (matched := recipe.matched_keys(name)) or name == recipe.teacher:
+            family.check_pair(model, teacher, matched)
+    for name, stage in recipe.stages.items():
+        number = teachers.number_of(name)
+        if stage.teacher_adapter is not None:
+            check_reads_window(recipe, name, "teacher_adapter", teachers.families[number])
+        if stage.decoder_matching is not None:
+            stage_layers(recipe, name, family, model, teachers.families[number], teachers.models[number])
     return model
 
 

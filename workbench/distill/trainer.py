@@ -29,7 +29,7 @@ from workbench.distill.context import RunContext
 from workbench.distill.datasets import StageDatasets
 from workbench.distill.stage import StageTrainer
 from workbench.distill.student import corpus_vocabulary, initial_student
-from workbench.distill.teaching.on_policy import OnPolicy
+from workbench.distill.teaching.stage_teachers import prepared_teachers, weighed_teachers
 from workbench.distill.teaching.teacher_ensemble import TeacherEnsemble
 from workbench.distill.validation import Validation
 from workbench.models import Family
@@ -41,7 +41,6 @@ from workbench.run.inputs import FILE as INPUTS
 from workbench.run.inputs import changed_recipe, changed_run, inputs_of
 from workbench.run.log import RunLog
 from workbench.run.preflight import check_schedules, check_sharding, check_trackers, check_transcripts
-from workbench.weighting import needs_uncertainty
 
 log = logging.getLogger("workbench")
 EARLY_CLIPS = 16  # clips whose tail is measured before the teacher's whole pass
@@ -203,9 +202,8 @@ class Trainer:
             What the parts of the run share, what stages train on, and what scores the student.
         """
         recipe = self.recipe
-        shares = self.teachers.shares(self.validation_set)
-        whole, tail, uncertainty, whole_matrix = None, None, None, torch.empty(0)
-        on_policy: OnPolicy | None = None
+        taught = weighed_teachers(recipe, self.teachers, self.validation_set)
+        whole, tail, whole_matrix = None, None, torch.empty(0)
         if recipe.stream is None:
             if recipe.targets.temperature > 1 and uses_tail_bucket(recipe):
                 # a few clips show it before hours of the teacher's pass; at temperature 1 the tail is small
@@ -213,16 +211,12 @@ class Trainer:
                 check_tail(recipe, self.teachers.labelled(few, targets, "teacher's first targets"), self.processes)
             whole = self.teachers.labelled(self.train_set, targets, "teacher's targets")
             tail = check_tail(recipe, whole, self.processes)
-            if any(needs_uncertainty(stage.weighting) for stage in recipe.stages.values()):
-                uncertainty = self.processes.gather_dict(self.teachers.uncertainty(whole))
             if recipe.student.vocabulary == "corpus":
                 clips = [*self.train_set, *self.validation_set, *self.meta_set]
                 known = corpus_vocabulary(self.family, recipe, clips, whole)
                 whole_matrix = self.family.prune_vocabulary(self.model, known)
                 self.family = self.family.with_vocabulary(known)
-            chosen = [stage.on_policy for stage in recipe.stages.values() if stage.on_policy]
-            if chosen:
-                on_policy = self.teachers.on_policy(chosen[0], whole, self.family)
+            taught = prepared_teachers(recipe, self.teachers, taught, whole, self.processes.gather_dict)
             self.teachers.dismiss()  # not needed again: all their targets are on disk
         context = RunContext(
             recipe=recipe,
@@ -231,9 +225,7 @@ class Trainer:
             family=self.family,
             model=self.model,
             log=self.log,
-            teacher_weights=shares,
-            uncertainty=uncertainty,
-            on_policy=on_policy,
+            teachers=taught,
         )
         datasets = StageDatasets(context, self.teachers, whole, self.calibration, tail)
         return (
@@ -279,11 +271,13 @@ class Trainer:
         from workbench.core.machine.host import describe_host
 
         train, timers = self.train_set, state.timers
+        by_stage = {stage: found.by_name(self.teachers.names) for stage, found in context.teachers.items()}
         return {
             "schema": 1,
             "workbench": __version__,
             "teacher": {"name": self.recipe.teacher, "sha256": self.teachers.hashes[0]},
-            "teachers": dict(zip(self.teachers.names, context.teacher_weights, strict=True)),
+            "teachers": by_stage[list(by_stage)[-1]],
+            **({"stage_teachers": by_stage} if any(s.teacher for s in self.recipe.stages.values()) else {}),
             "student": {
                 "parameters": parameters(self.model),
                 "vocabulary": len(known) if (known := self.family.vocabulary) else self.family.vocabulary_size,

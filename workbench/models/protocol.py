@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,15 @@ class Transcript:
 
     text: str
     log_probability: float  # mean over the tokens written, the end included
+
+
+class LayerOutputs(NamedTuple):
+    """What some decoder layers computed at the labelled positions."""
+
+    hidden: Tensor  # [layers, labels, width]: the residual stream after each layer
+    attention: (
+        Tensor  # fp32 [layers, labels, heads, positions]: logarithms of the cross-attention; empty unless asked for
+    )
 
 
 class Family(Protocol):
@@ -94,7 +103,7 @@ class Family(Protocol):
         Args:
             student: the student.
             teacher: the teacher.
-            matched: names of the stages that match encoder states.
+            matched: recipe keys that compare states of both, such as `stages.encoder.encoder_matching`.
         """
         ...
 
@@ -170,6 +179,31 @@ class Family(Protocol):
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Input of the output projection at the labelled positions. -> [labels, width]"""
+        ...
+
+    def logits_and_layers(
+        self,
+        model: nn.Module,
+        states: Tensor,
+        tokens: Tokens,
+        layers: Sequence[int],
+        attention: bool = False,
+        labelled: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        checkpointing: bool = False,
+    ) -> tuple[Tensor, LayerOutputs]:
+        """`logits` [labels, vocabulary], and in the same pass what some decoder layers compute.
+
+        Args:
+            model: the model.
+            states: encoder states [utterances, positions, width].
+            tokens: inputs and labels.
+            layers: numbers of the layers, in the order of the result.
+            attention: whether their cross-attention is wanted too.
+            labelled: flat indices of the labelled positions [labels].
+            attention_mask: encoder positions that an utterance has.
+            checkpointing: compute the other layers' activations again in the backward pass.
+        """
         ...
 
     def project(self, model: nn.Module, hidden: Tensor) -> Tensor:

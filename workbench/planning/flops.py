@@ -79,7 +79,7 @@ def step_cost(student: StudentModule, stage: Stage, recipe: Recipe, seconds: flo
         top = torch.zeros(len(labelled), recipe.targets.top_k)
     counter = FlopCounterMode(display=False)
     with _fused_attention(), counter, saved_bytes(student.model) as saved:
-        states, logits = student(audio, attention_mask, inputs, inputs, labelled, frozen)
+        states, logits, _ = student(audio, attention_mask, inputs, inputs, labelled, frozen)
         loss = stage.encoder_matching * states.square().mean()
         if logits is not None:
             task, divergence = token_losses(logits, labelled, top.long(), top, top[:, 0], recipe.targets.temperature)

@@ -108,7 +108,7 @@ def plan(
     teacher = meta_model(recipe.teacher)
     initial = recipe.student.init_from
     student = meta_student(teacher if initial is None else meta_model(initial), recipe.student)
-    check_pair(student.config, teacher.config, [n for n, s in recipe.stages.items() if s.encoder_matching])
+    check_pair(student.config, teacher.config, recipe.matched_keys(recipe.teacher))
     if recipe.student.vocabulary == "corpus":
         log.info(
             "student.vocabulary: estimated with all tokens; which ones stay is known only after the teacher's pass"

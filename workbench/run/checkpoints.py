@@ -97,7 +97,7 @@ def save(
     Args:
         folder: where the checkpoints are.
         state: the run's state.
-        tensors: tensors by name of their file: `model`, `optimizer`, and perhaps `average` and `itself` (the self-teacher).
+        tensors: tensors by name of their file: `model`, `optimizer`, and perhaps `average`, `itself` (the self-teacher) and `adapter` (the teacher's).
         keep: how many to keep.
 
     Raises:

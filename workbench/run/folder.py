@@ -68,7 +68,7 @@ def check_run(recipe: Recipe, restart: bool) -> None:
 
     To start or restart a run, every file there must be a run's own; to resume one, every file in the folders that it deletes.
     """
-    named = [recipe.teacher, *recipe.more_teachers, recipe.corpus, *recipe.more_corpora, recipe.student.init_from]
+    named = [*recipe.teachers, recipe.corpus, *recipe.more_corpora, recipe.student.init_from]
     inputs = [expand_user(name) for name in named if name]
     run = recipe.output
     if restart or not (run / "recipe.yaml").is_file():

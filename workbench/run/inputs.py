@@ -32,6 +32,7 @@ def inputs_of(
     """
     names = {"teacher": recipe.teacher, "initial student": recipe.student.init_from}
     names |= {f"teacher {number}": name for number, name in enumerate(recipe.more_teachers, 2)}
+    names |= {f"teacher of stage {name}": stage.teacher for name, stage in recipe.stages.items()}
     found = {what: fingerprint(resolve_teacher(name)) for what, name in names.items() if name is not None}
     found["validation clips"] = clips_sha256(validation)
     if meta and (hashed := clips_sha256(meta)) != found["validation clips"]:

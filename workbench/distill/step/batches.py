@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,8 @@ class Batch:
     seed: tuple[int, ...]  # for what is random in this micro-batch
     is_real: bool = True  # False: a placeholder on a process without a clip in this step, which counts for nothing
     kind: TargetKind = "top_k"  # of the targets
+    # fp32 [utterances, samples]: the waves without noise; empty where no loss uses them
+    clean_waves: Tensor = field(default_factory=lambda: torch.empty(0))
     temperature: float = 1.0  # temperature at which sampled targets were drawn, and at which the others are used
 
     @property
@@ -94,6 +96,7 @@ class MicroBatchPlan:
     micro_batches: int  # how many a step has
     seed: tuple[int, ...]  # of the epoch
     teacher_states: bool  # whether the teacher's encoder states are needed
+    clean: bool = False  # whether the waves are needed without noise too
     pooled: bool = False  # whether the student has half as many states as the teacher
 
 
@@ -131,9 +134,9 @@ class MicroBatches(Dataset[Batch]):
         states = [t.states.float() for t in targets if t.states is not None]
         if self.plan.pooled:
             states = [self.family.pooled(row[None])[0] for row in states]
-        waves, encoded = torch.empty(0), torch.empty(0)
+        waves, clean, encoded = torch.empty(0), torch.empty(0), torch.empty(0)
         if encoded_by is None:
-            waves, lengths = self._waves(clips, seed)
+            waves, clean, lengths = self._waves(clips, seed)
         else:
             found = [encoded_by.read(dataset.keys[i], ["states"])[0] for i in clips]
             encoded, lengths = torch.nn.utils.rnn.pad_sequence(found, batch_first=True), [len(s) for s in found]
@@ -158,6 +161,7 @@ class MicroBatches(Dataset[Batch]):
             is_real=real,
             kind=self.recipe.targets.kind,
             temperature=self.recipe.targets.temperature,
+            clean_waves=clean,
         )
 
     def _kept(self, values: Tensor) -> Tensor:
@@ -171,8 +175,8 @@ class MicroBatches(Dataset[Batch]):
     def _narrow(self, ids: Tensor) -> Tensor:
         return ids if self.family.vocabulary is None else self.family.vocabulary.map_ids(ids)
 
-    def _waves(self, clips: Sequence[int], seed: tuple[int, ...]) -> tuple[Tensor, list[int]]:
-        """Padded waves [utterances, samples], and the encoder positions that each clip has with its silence."""
+    def _waves(self, clips: Sequence[int], seed: tuple[int, ...]) -> tuple[Tensor, Tensor, list[int]]:
+        """Padded waves [utterances, samples], the same without noise if wanted, and the encoder positions that each clip has with its silence."""
         window = self._window()
         positions, heard = [], [self.dataset.samples(i) for i in clips]
         for i, samples_of in zip(clips, heard, strict=True):
@@ -186,7 +190,7 @@ class MicroBatches(Dataset[Batch]):
         for row, own, length in zip(waves, heard, lengths.tolist(), strict=True):
             row[:length] = to_wave(own[:length])
         noisy = add_noise(waves, lengths, self.recipe.augment, np.random.default_rng([*seed, 1]))
-        return noisy, positions
+        return noisy, waves if self.plan.clean else torch.empty(0), positions
 
     def _window(self) -> int:
         """Encoder positions of the longest clip."""

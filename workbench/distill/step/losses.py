@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from workbench.config.sections import Stage
 from workbench.distill.step.batches import Batch
+from workbench.distill.step.mixup import mixed_losses
 from workbench.losses.divergences import SoftTargets, distillation, task_and_distillation_losses
 from workbench.losses.objectives import cross_entropy, per_utterance, state_mse
 from workbench.weighting import Weighting, WeightingInput, Weights
@@ -52,6 +54,12 @@ class StepLosses:
     compared: int  # labels that this was counted over; 0 where no teacher ran
     log: dict[str, float | Tensor]  # see `Weights.log`
     on_policy: bool = False  # the transcripts were the student's own
+    terms: Mapping[str, Tensor] = field(default_factory=dict)  # further losses [utterances], by their name in the log
+
+    def plus(self, name: str, factor: float, each: Tensor, size: StepSize) -> StepLosses:
+        """With a further loss: `factor` times its mean over the step's utterances. each: [utterances]"""
+        loss = self.loss + factor * each.sum() / size.utterances
+        return replace(self, loss=loss, terms={**self.terms, name: each.detach()})
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,8 @@ def step_losses(
     progress: StageProgress,
     size: StepSize,
     self_targets: SoftTargets | None = None,
+    mix_share: float | None = None,
+    adapted: SoftTargets | None = None,
 ) -> StepLosses:
     """This micro-batch's share of the step's loss, mean_i [w_i l_i + v_i d_i + gamma * matching_i] over all its clips.
 
@@ -84,6 +94,9 @@ def step_losses(
         progress: position in the stage.
         size: utterances and tokens of the whole step.
         self_targets: the self-teacher's distribution, where it replaces the teachers'.
+        mix_share: weight of each clip's own audio, where the clips are mixed; the logits are then [2 * labels, vocabulary], in each clip's
+            own mix and in that of the clip that it is mixed into.
+        adapted: the adapted teacher's distribution, where it replaces the first teacher's.
     """
     stage, weighting = objective.stage, objective.weighting
     utterances = len(batch.ids)
@@ -96,7 +109,11 @@ def step_losses(
         return StepLosses(
             loss, unknown, unknown, logged_matching(matching, stage), unknown, unknown, zeros.sum(), 0, {}
         )
-    task_tokens, by_teacher = losses_by_token(logits, batch, objective, progress, self_targets)
+    if mix_share is None:
+        task_tokens, by_teacher = losses_by_token(logits, batch, objective, progress, self_targets, adapted)
+    else:
+        halves = [losses_by_token(half, batch, objective, progress, None, adapted) for half in logits.chunk(2)]
+        task_tokens, by_teacher = (mixed_losses(torch.cat(pair, -1), mix_share) for pair in zip(*halves, strict=True))
     task = per_utterance(task_tokens, batch.utterance_index, utterances)
     each_teacher = torch.stack([per_utterance(row, batch.utterance_index, utterances) for row in by_teacher])
     shares = each_teacher.new_tensor(objective.shares if self_targets is None else (1.0,))
@@ -140,7 +157,12 @@ def logged_matching(matching: Tensor, stage: Stage) -> Tensor:
 
 
 def losses_by_token(
-    logits: Tensor, batch: Batch, objective: Objective, progress: StageProgress, self_targets: SoftTargets | None = None
+    logits: Tensor,
+    batch: Batch,
+    objective: Objective,
+    progress: StageProgress,
+    self_targets: SoftTargets | None = None,
+    adapted: SoftTargets | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Task loss of each label [labels], and distillation loss from each teacher [teachers, labels]."""
     labels, temperature = batch.flat_labels(), objective.temperature
@@ -150,7 +172,8 @@ def losses_by_token(
     if self_targets is not None and plan is not None:
         pupil = early if len(early) else last
         return cross_entropy(last, labels), distillation(pupil, self_targets, divergence, plan.temperature)[None]
-    task, first = task_and_distillation_losses(last, labels, batch.targets(0), divergence, temperature)
+    own = batch.targets(0) if adapted is None else adapted
+    task, first = task_and_distillation_losses(last, labels, own, divergence, temperature)
     more = [distillation(last, batch.targets(m), divergence, temperature) for m in range(1, len(batch.top_ids))]
     return task, torch.stack([first, *more])
 

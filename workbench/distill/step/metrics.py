@@ -26,7 +26,7 @@ class StepMetrics:
         """Start a step.
 
         Args:
-            log_names: names in the weighting's `Weights.log`, the same on every process.
+            log_names: names in the weighting's `Weights.log` and of the stage's further losses, the same on every process.
             device: where the sums are kept, so that adding to them does not wait for a GPU.
         """
         self.names = ("loss", "disagreement", *COLUMNS, *log_names)
@@ -49,6 +49,7 @@ class StepMetrics:
             "task_weight_mean": losses.task_weight,
             "on_policy": utterances * float(losses.on_policy),
             **{name: utterances * value for name, value in losses.log.items()},
+            **losses.terms,
         }
         for name, column in columns.items():
             known = column.isfinite()

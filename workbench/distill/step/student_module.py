@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.config.sections import Stage
-from workbench.models.protocol import Family, Tokens
+from workbench.models.protocol import Family, LayerOutputs, Tokens
 
 
 class StudentModule(nn.Module):
@@ -17,14 +17,23 @@ class StudentModule(nn.Module):
         self.model, self.family, self.early_layer = model, family, early_layer
         self.encoder_frozen, self.decoding = stage.trainable == "decoder", stage.decoder_losses
         self.checkpointing = stage.activation_checkpointing
+        self.layers: list[int] = []  # decoder layers whose outputs are wanted
+        self.attention = False  # whether their cross-attention is
         for name, parameter in model.named_parameters():
             part = family.part_of(name)
             parameter.requires_grad_(part != "constant" and stage.trainable in ("all", part))
 
     def forward(
-        self, audio: Tensor, attention_mask: Tensor, inputs: Tensor, labels: Tensor, labelled: Tensor, encoded: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Encoder states and, if the stage decodes, logits.
+        self,
+        audio: Tensor,
+        attention_mask: Tensor,
+        inputs: Tensor,
+        labels: Tensor,
+        labelled: Tensor,
+        encoded: bool,
+        host: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, LayerOutputs | None]:
+        """Encoder states and, if the stage decodes, logits and the outputs of `layers`.
 
         Args:
             audio: features [utterances, mels, frames], or encoder states [utterances, positions, width].
@@ -33,10 +42,11 @@ class StudentModule(nn.Module):
             labels: labels [utterances, tokens].
             labelled: flat indices of the labelled positions [labels].
             encoded: whether `audio` is encoder states.
+            host: clips whose states each transcript is decoded from too [utterances], where clips are mixed.
 
         Returns:
             States [utterances, positions, width] and logits [labels, vocabulary] or None; where an early layer is taught,
-            its logits come after the others, [2 * labels, vocabulary].
+            its logits come after the others, [2 * labels, vocabulary]; so do those from the states of `host`. Outputs of the layers, or None if none are wanted.
         """
         if encoded:
             states = audio
@@ -44,8 +54,20 @@ class StudentModule(nn.Module):
             with torch.set_grad_enabled(not self.encoder_frozen and torch.is_grad_enabled()):
                 states = self.family.encode(self.model, audio, attention_mask, self.checkpointing)
         if not self.decoding:
-            return states, None
+            return states, None, None
+        if host is not None:
+            labelled = torch.cat([labelled, labelled + inputs.numel()])
+            twice = [torch.cat([each, each[host]]) for each in (states, attention_mask)]
+            tokens = Tokens(torch.cat([inputs, inputs]), torch.cat([labels, labels]))
+            mixed = self.family.logits(self.model, twice[0], tokens, labelled, twice[1], self.checkpointing)
+            return states, mixed, None
         tokens = Tokens(inputs, labels)
-        return states, self.family.logits(
+        if self.layers and self.early_layer is None:
+            logits, layers = self.family.logits_and_layers(
+                self.model, states, tokens, self.layers, self.attention, labelled, attention_mask, self.checkpointing
+            )
+            return states, logits, layers
+        logits = self.family.logits(
             self.model, states, tokens, labelled, attention_mask, self.checkpointing, self.early_layer
         )
+        return states, logits, None

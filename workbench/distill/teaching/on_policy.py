@@ -12,7 +12,6 @@ teaches itself (ASKD's second phase, which is defined without the teacher) no mi
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -21,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from workbench.audio.decode import SAMPLE_RATE
-from workbench.cache.tensor_shards import ShardStore
 from workbench.config.sections import OnPolicyRecipe
 from workbench.distill.step.batches import Batch
 from workbench.distill.step.losses import Objective, StageProgress, StepLosses, StepSize, logged_matching, nan_like
+from workbench.distill.teaching.resident_teacher import ResidentTeacher, full_ids
 from workbench.losses.divergences import SoftTargets, distillation
 from workbench.losses.objectives import per_utterance, state_mse
 from workbench.models.protocol import IGNORE_INDEX, Family, Tokens
@@ -33,35 +32,15 @@ from workbench.models.protocol import IGNORE_INDEX, Family, Tokens
 class OnPolicy:
     """Samples from the student, and runs the teacher on the samples."""
 
-    def __init__(
-        self,
-        settings: OnPolicyRecipe,
-        family: Family,
-        teacher: nn.Module,
-        teacher_family: Family,
-        teacher_states: ShardStore,
-        keys: dict[str, str],
-        languages: dict[str, str],
-    ) -> None:
+    def __init__(self, settings: OnPolicyRecipe, family: Family, teacher: ResidentTeacher) -> None:
         """Bind what is needed.
 
         Args:
             settings: method, share, temperature.
             family: the student's, perhaps of a narrowed vocabulary.
-            teacher: the teacher, on the device.
-            teacher_family: its own family, of the whole vocabulary.
-            teacher_states: its encoder states at 30 s.
-            keys: key of each utterance's states, by utterance id.
-            languages: each utterance's language, by utterance id.
+            teacher: the stage's teacher.
         """
-        self.settings, self.family, self.teacher, self.teacher_family = settings, family, teacher, teacher_family
-        self.teacher_states, self.keys, self.languages = teacher_states, keys, languages
-
-    def with_settings(self, settings: OnPolicyRecipe) -> OnPolicy:
-        """The same teacher for another stage."""
-        other = copy.copy(self)
-        other.settings = settings
-        return other
+        self.settings, self.family, self.teacher = settings, family, teacher
 
     def is_on_policy(self, batch: Batch) -> bool:
         """Whether this micro-batch is on-policy; its seed decides."""
@@ -77,13 +56,14 @@ class OnPolicy:
             states: the student's encoder states [utterances, positions, width].
         """
         prompts = self._prompts(batch)
-        audio = torch.stack([self.teacher_states.read(self.keys[name], ["states"])[0].float() for name in batch.ids])
-        audio = audio.to(states.device)
+        teacher = self.teacher
+        audio = teacher.states(batch.ids, states.device)
         replaced = self._replacer(audio, prompts) if self.settings.method == "speculative" else None
         # states of a frozen encoder are pooled already
         a_state = self.family.samples_per_position * (self.family.pooling(model) if batch.student_states.numel() else 1)
         seconds = (batch.attention_mask.sum(1) * a_state / SAMPLE_RATE).tolist()
-        limits = [self.family.token_limit(s, self.languages[name]) for s, name in zip(seconds, batch.ids, strict=True)]
+        languages = [teacher.languages[name] for name in batch.ids]
+        limits = [self.family.token_limit(s, language) for s, language in zip(seconds, languages, strict=True)]
         generator = torch.Generator(device=states.device).manual_seed(
             int(np.random.default_rng([*batch.seed, 4]).integers(2**31))
         )
@@ -104,8 +84,8 @@ class OnPolicy:
         written = torch.where(labels == IGNORE_INDEX, self.family.eos_token_id, labels)
         inputs = torch.cat([prompts, written[:, prompts.shape[1] - 1 : -1]], 1)
         tokens = Tokens(inputs, labels)
-        full = Tokens(self._whole(inputs), labels)
-        logits = self.teacher_family.logits(self.teacher, audio, full, tokens.labelled())
+        full = Tokens(full_ids(inputs, self.family), labels)
+        logits = teacher.family.logits(teacher.model, audio, full, tokens.labelled())
         if self.family.vocabulary is not None:
             logits = logits[:, self.family.vocabulary.ids.to(logits.device)]
         counts = torch.tensor([len(ids) for ids in said], device=states.device)
@@ -124,14 +104,10 @@ class OnPolicy:
         first = int((batch.labels[0] != IGNORE_INDEX).nonzero()[0, 0])
         return batch.inputs[:, : first + 1]
 
-    def _whole(self, inputs: Tensor) -> Tensor:
-        vocabulary = self.family.vocabulary
-        return inputs if vocabulary is None else vocabulary.ids.to(inputs.device)[inputs]
-
     def _replacer(self, audio: Tensor, prompts: Tensor) -> Callable[[Tensor, torch.Generator], Tensor]:
         """A function that takes the tokens proposed last [utterances] and returns those to be used."""
-        incremental_decoder = self.teacher_family.incremental_decoder(self.teacher, audio)
-        given = [self._whole(prompts)]
+        incremental_decoder = self.teacher.family.incremental_decoder(self.teacher.model, audio)
+        given = [full_ids(prompts, self.family)]
 
         def stand(proposed: Tensor, generator: torch.Generator) -> Tensor:
             logits = incremental_decoder(given[0])
@@ -141,7 +117,7 @@ class OnPolicy:
             fine = (likely == proposed[:, None]).any(-1)
             own = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
             standing = torch.where(fine, proposed, own)
-            given[0] = self._whole(standing[:, None])
+            given[0] = full_ids(standing[:, None], self.family)
             return standing
 
         return stand

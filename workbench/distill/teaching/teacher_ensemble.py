@@ -17,13 +17,12 @@ from workbench.cache.teacher_targets import TargetCache, TargetSettings, compute
 from workbench.cache.tensor_shards import ShardStore, cache_lock
 from workbench.cache.uncertainty import measure_uncertainty
 from workbench.config.recipe import Recipe
-from workbench.config.sections import OnPolicyRecipe
 from workbench.core.errors import UserError
 from workbench.core.hashing import cache_folder
 from workbench.core.machine.distributed import wait_for_all
 from workbench.core.progress import Progress
 from workbench.corpus import Utterance
-from workbench.distill.teaching.on_policy import OnPolicy
+from workbench.distill.teaching.resident_teacher import ResidentTeacher
 from workbench.evaluation.transcribe import EncodedClips, validate_encoded
 from workbench.models import Family, open_family
 from workbench.models.resolve import fingerprint, resolve_teacher
@@ -32,35 +31,46 @@ log = logging.getLogger("workbench")
 
 
 class TeacherEnsemble:
-    """One or several teachers with the same tokenizer. Weightings use the first one's loss."""
+    """All teachers of a run, with the same tokenizer; `members` says which of them teach a stage."""
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         """Open them; raises UserError for one that cannot be opened or has another vocabulary than the first."""
         self.recipe, self.accelerator, self.main = recipe, accelerator, accelerator.is_main_process
-        self.names = [recipe.teacher, *recipe.more_teachers]
+        self.names = recipe.teachers
         with accelerator.main_process_first():
             folders = [resolve_teacher(name) for name in self.names]
         self.hashes = [fingerprint(folder) for folder in folders]
         self.families: list[Family] = [open_family(folder) for folder in folders]
         self.models: list[nn.Module] = [family.load() for family in self.families]
+        self._rates: dict[int, float] = {}  # validation WER in percent, by number
         first = self.families[0]
         for name, family in zip(self.names[1:], self.families[1:], strict=True):
             if family.vocabulary_size != first.vocabulary_size:
+                stages = (f"stages.{stage}.teacher" for stage in recipe.stages if recipe.teacher_of(stage) == name)
                 raise UserError(
-                    f"more_teachers: {name!r} has a vocabulary of {family.vocabulary_size:,} tokens, "
+                    f"{next(stages, 'more_teachers')}: {name!r} has a vocabulary of {family.vocabulary_size:,} tokens, "
                     f"{recipe.teacher!r} one of {first.vocabulary_size:,}; teachers of one student must share a tokenizer"
                 )
 
+    def number_of(self, stage: str) -> int:
+        """Number of a stage's own teacher, whose loss weightings use."""
+        return self.names.index(self.recipe.teacher_of(stage))
+
+    def members(self, stage: str) -> tuple[int, ...]:
+        """Numbers of all teachers of a stage, its own first."""
+        return (self.number_of(stage), *range(1, 1 + len(self.recipe.more_teachers)))
+
     def settings(self, number: int) -> TargetSettings:
-        """What a teacher's targets depend on; encoder states are the first one's."""
+        """What a teacher's targets depend on; encoder states are kept where it is a matching stage's own."""
         targets = self.recipe.targets
-        matched = any(stage.encoder_matching for stage in self.recipe.stages.values())
+        stages = self.recipe.stages.items()
+        matched = any(stage.encoder_matching and self.number_of(name) == number for name, stage in stages)
         return TargetSettings(
             self.hashes[number],
             targets.top_k,
             targets.temperature,
             self.recipe.trailing_silence.train_min,
-            matched and number == 0,
+            matched,
             self.recipe.precision,
             self.families[number].trained_silence,
             targets.kind,
@@ -140,45 +150,45 @@ class TeacherEnsemble:
                 partial(_advance, progress, world_size), audio,
             )  # fmt: skip
 
-    def shares(self, validation: list[Utterance]) -> tuple[float, ...]:
-        """Share of each teacher in the distillation loss, adding up to 1, as `teacher_weights` says.
+    def shares(self, validation: list[Utterance], members: tuple[int, ...]) -> tuple[float, ...]:
+        """Share of each of some teachers in the distillation loss, adding up to 1, as `teacher_weights` says.
 
         `best` and `softmax` depend on the teachers' WER on the validation split, each reading the length it was trained on.
         """
-        wanted, count = self.recipe.teacher_weights, len(self.names)
+        wanted, count = self.recipe.teacher_weights, len(members)
         if count == 1:
             return (1.0,)
         if isinstance(wanted, list):
             return tuple(share / sum(wanted) for share in wanted)
         if wanted == "mean":
             return (1 / count,) * count
-        rates = []
-        for name, family, model in zip(self.names, self.families, self.models, strict=True):
-            model.to(self.accelerator.device)
-            clips = EncodedClips(validation, family, family.silence)
-            rates.append(validate_encoded(model, clips).scores()["wer"])
-            log.info("teacher %s: validation WER %.2f %%", name, rates[-1])
-        return shares_of(rates, wanted)
+        for number in members:
+            if number not in self._rates:
+                family, model = self.families[number], self.models[number].to(self.accelerator.device)
+                clips = EncodedClips(validation, family, family.silence)
+                self._rates[number] = validate_encoded(model, clips).scores()["wer"]
+                log.info("teacher %s: validation WER %.2f %%", self.names[number], self._rates[number])
+        return shares_of([self._rates[number] for number in members], wanted)
 
-    def uncertainty(self, dataset: LabelledDataset) -> dict[str, float]:
-        """The first teacher's uncertainty about each utterance, by id."""
-        model = self.models[0].to(self.accelerator.device)
+    def uncertainty(self, number: int, dataset: LabelledDataset) -> dict[str, float]:
+        """A teacher's uncertainty about each utterance, by id."""
+        model = self.models[number].to(self.accelerator.device)
         missing = len(dataset.utterances)
         with Progress("teacher's uncertainty", missing, self.main) as progress, self.accelerator.autocast():
             return measure_uncertainty(
                 model,
-                self.families[0],
+                self.families[number],
                 dataset,
-                self.settings(0),
+                self.settings(number),
                 self.accelerator.process_index,
                 self.accelerator.num_processes,
                 progress.advance,
             )
 
-    def on_policy(self, settings: OnPolicyRecipe, dataset: LabelledDataset, family: Family) -> OnPolicy:
-        """The first teacher, ready to score the student's own transcripts; its encoder runs once over the corpus."""
-        own, model = self.families[0], self.models[0].to(self.accelerator.device)
-        place = cache_folder("encoded", ["teacher", self.hashes[0], self.recipe.precision])
+    def resident(self, number: int, dataset: LabelledDataset) -> ResidentTeacher:
+        """A teacher whose decoder can run in the steps; its encoder runs once over the corpus, at 30 s."""
+        own, model = self.families[number], self.models[number].to(self.accelerator.device)
+        place = cache_folder("encoded", ["teacher", self.hashes[number], self.recipe.precision])
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         with cache_lock(place):
             store = ShardStore(place)
@@ -198,7 +208,7 @@ class TeacherEnsemble:
         store.reload()
         keys = {u.id: key for u, key in zip(dataset.utterances, dataset.keys, strict=True)}
         languages = {u.id: u.language for u in dataset.utterances}
-        return OnPolicy(settings, family, model, own, store, keys, languages)
+        return ResidentTeacher(self.names[number], model, own, store, keys, languages)
 
     def dismiss(self) -> None:
         """Free the models."""

@@ -16,12 +16,18 @@ from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.config.sections import StudentRecipe
 from workbench.core.errors import UserError
 from workbench.core.files import read_object
-from workbench.models.protocol import IGNORE_INDEX, Part, Tokens, Transcript
+from workbench.models.protocol import IGNORE_INDEX, LayerOutputs, Part, Tokens, Transcript
 from workbench.models.vocabulary import Vocabulary
 from workbench.models.whisper.decoding import IncrementalDecoder, beam_scored, greedy_scored
 from workbench.models.whisper.forward.layers import as_whisper, decoder_of
 from workbench.models.whisper.forward.log_mel import SAMPLES_PER_POSITION, LogMel, positions_of
-from workbench.models.whisper.forward.passes import decoder_hidden, decoder_logits, encode, with_dropout
+from workbench.models.whisper.forward.passes import (
+    decoder_hidden,
+    decoder_logits,
+    decoder_logits_and_layers,
+    encode,
+    with_dropout,
+)
 from workbench.models.whisper.forward.pooling import pool_after, pooled
 from workbench.models.whisper.limits import PROMPT_TOKENS, TOKENS_AT_LEAST, max_tokens_per_second
 from workbench.models.whisper.loading.checkpoint import check_checkpoint, generation_config
@@ -248,6 +254,22 @@ class Whisper:
     ) -> Tensor:
         """Input of the output projection at the labelled positions. -> [labels, width]"""
         return decoder_hidden(as_whisper(model), states, tokens, labelled, attention_mask)[0]
+
+    def logits_and_layers(
+        self,
+        model: nn.Module,
+        states: Tensor,
+        tokens: Tokens,
+        layers: Sequence[int],
+        attention: bool = False,
+        labelled: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        checkpointing: bool = False,
+    ) -> tuple[Tensor, LayerOutputs]:
+        """Teacher-forced logits [labels, vocabulary], and what some decoder layers compute."""
+        return decoder_logits_and_layers(
+            as_whisper(model), states, tokens, layers, attention, labelled, attention_mask, checkpointing
+        )
 
     def project(self, model: nn.Module, hidden: Tensor) -> Tensor:
         """Logits in fp32. [..., width] -> [..., vocabulary]"""

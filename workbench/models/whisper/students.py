@@ -68,7 +68,7 @@ def check_pair(student: WhisperConfig, teacher: WhisperConfig, matched: Sequence
     Args:
         student: configuration of the student.
         teacher: configuration of the teacher.
-        matched: names of the stages that match encoder states.
+        matched: recipe keys that compare states of both, such as `stages.encoder.encoder_matching`.
     """
     if student.vocab_size != teacher.vocab_size:
         raise UserError(
@@ -82,7 +82,7 @@ def check_pair(student: WhisperConfig, teacher: WhisperConfig, matched: Sequence
         )
     if matched and student.d_model != teacher.d_model:
         raise UserError(
-            f"stages.{matched[0]}.encoder_matching: student width {student.d_model}, teacher {teacher.d_model}; "
+            f"{matched[0]}: student width {student.d_model}, teacher {teacher.d_model}; "
             "set it to 0, or build the student from the teacher's layers"
         )
 

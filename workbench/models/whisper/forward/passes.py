@@ -6,8 +6,9 @@ first positions of the embedding (length-adaptive distillation: our interpretati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.core.machine.distributed import is_sharded
-from workbench.models.protocol import Tokens
+from workbench.models.protocol import LayerOutputs, Tokens
 from workbench.models.whisper.forward.convolution import convolve
+from workbench.models.whisper.forward.layer_outputs import LayerTap
 from workbench.models.whisper.forward.layers import (
     Decoder,
     DecoderLayer,
@@ -102,6 +104,7 @@ def decoder_logits(
     attention_mask: Tensor | None = None,
     checkpointing: bool = False,
     early_layer: int | None = None,
+    tap: LayerTap | None = None,
 ) -> Tensor:
     """Teacher-forced logits at the labelled positions only, in order of utterance and position.
 
@@ -116,6 +119,7 @@ def decoder_logits(
             pooled them; all by default.
         checkpointing: compute a layer's activations again in the backward pass instead of keeping them.
         early_layer: also the logits after this decoder layer, under the same norm and projection.
+        tap: collects what some layers compute.
 
     Returns:
         Logits [labels, vocabulary]; with `early_layer` [2 * labels, vocabulary], the early ones last.
@@ -125,7 +129,7 @@ def decoder_logits(
     tied = weight is model.proj_out.weight and weight.requires_grad and not torch.compiler.is_compiling()
     matrix = TiedMatrix(weight, decoder_of(model).embed_tokens.padding_idx) if tied else None
     chosen, early_chosen = decoder_hidden(
-        model, states, tokens, labelled, attention_mask, checkpointing, matrix, early_layer
+        model, states, tokens, labelled, attention_mask, checkpointing, matrix, early_layer, tap
     )
     if early_chosen is not None:
         chosen = torch.cat([chosen, early_chosen])
@@ -142,6 +146,7 @@ def decoder_hidden(
     checkpointing: bool = False,
     matrix: TiedMatrix | None = None,
     early_layer: int | None = None,
+    tap: LayerTap | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Input of the output projection at the labelled positions, and the same after an early layer; see `decoder_logits`."""
     decoder = decoder_of(model)
@@ -165,7 +170,10 @@ def decoder_hidden(
         rows, given, call = hidden, (None, states, mask), _stock_layer
     early_rows = None
     for number, layer in enumerate(decoder.layers):
-        rows = run_layer(call, checkpointing, layer, rows, *given)
+        if tap is None or number not in tap.layers:
+            rows = run_layer(call, checkpointing, layer, rows, *given)
+        else:  # never checkpointed: what the tap keeps would be computed twice
+            rows = tap.run(number, layer, partial(call, layer, rows, *given), places)
         if number == early_layer:
             early_rows = _norm_at(decoder, rows, places)
     return _norm_at(decoder, rows, places), early_rows
@@ -175,6 +183,26 @@ def _norm_at(decoder: Decoder, rows: Tensor, places: Tensor) -> Tensor:
     """The decoder's last norm, at some positions. [..., width] -> [places, width]"""
     chosen: Tensor = decoder.layer_norm(rows.flatten(0, -2).index_select(0, places))
     return chosen
+
+
+def decoder_logits_and_layers(
+    model: WhisperForConditionalGeneration,
+    states: Tensor,
+    tokens: Tokens,
+    layers: Sequence[int],
+    attention: bool,
+    labelled: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    checkpointing: bool = False,
+) -> tuple[Tensor, LayerOutputs]:
+    """`decoder_logits`, and in the same pass what some layers compute; see `Family.logits_and_layers`."""
+    tap = LayerTap(layers, attention)
+    labelled = tokens.labelled() if labelled is None else labelled
+    logits = decoder_logits(model, states, tokens, labelled, attention_mask, checkpointing, tap=tap)
+    if attention_mask is not None and attention_mask.shape[1] != states.shape[1]:
+        attention_mask = pooled_mask(attention_mask)
+    every = list(decoder_of(model).layers)
+    return logits, tap.outputs(every, states, attention_mask, labelled, tokens.inputs.shape[1])
 
 
 @contextmanager

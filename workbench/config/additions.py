@@ -1,0 +1,46 @@
+"""Sections of a stage that add to its losses or change its targets, each of them left out by default."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from workbench.config.section import Section
+
+
+class DecoderMatchingRecipe(Section):
+    """Match what the student's decoder layers compute with the teacher's; see workbench/distill/teaching/decoder_matching.py."""
+
+    hidden: float = Field(1.0, ge=0, description="factor of the hidden-state loss")
+    attention: float = Field(0.0, ge=0, description="factor of the cross-attention loss")
+    layers: dict[int, int] | None = Field(
+        None,
+        description="number of a student's decoder layer -> the teacher's; by default the layer that it was copied from, or evenly spread, "
+        "the last one always to the last one",
+    )
+
+    @model_validator(mode="after")
+    def _matches_something(self) -> DecoderMatchingRecipe:
+        if not self.hidden and not self.attention:
+            raise ValueError("hidden and attention are both 0, so it would have no effect; leave it out")
+        if self.layers is not None and not self.layers:
+            raise ValueError("layers is empty, so it would have no effect; leave layers out for the default map")
+        return self
+
+
+class MixupRecipe(Section):
+    """Micro-batches whose clips are mixed in pairs; see workbench/distill/step/mixup.py."""
+
+    fraction: float = Field(0.15, gt=0, le=1, description="share of the micro-batches that are mixed")
+    alpha: float = Field(0.5, gt=0, description="the weight of a clip's own audio is drawn from Beta(alpha, alpha)")
+
+
+class TeacherAdapterRecipe(Section):
+    """An adapter of the teacher's output that is trained along with the student; see workbench/distill/teaching/teacher_adapter.py."""
+
+    rank: int = Field(8, ge=1, description="width of the adapter")
+    learning_rate: float = Field(1e-4, gt=0, description="of the adapter, with the stage's schedule")
+    closeness: float = Field(
+        1.0,
+        ge=0,
+        description="factor of the KL divergence from the student in the adapter's loss, beside the labels' cross-entropy",
+    )
