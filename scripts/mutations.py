@@ -79,6 +79,22 @@ MUTATIONS = {
         "workbench/losses/divergences.py", "norms[0] / norms[1].clamp(min=SMALLEST)", "norms[1] / norms[0].clamp(min=SMALLEST)",
         ("tests/losses/test_divergences.py",),
     ),
+    "meta split: a weighting that looks ahead trains on it": Mutation(
+        "workbench/corpus/sources.py", "meta=not recipe.looks_ahead,", "meta=True,",
+        ("tests/weighting/test_weighting_in_training.py",),
+    ),
+    "bootstrap: clips are drawn instead of speakers": Mutation(
+        "workbench/evaluation/comparison.py", "return np.bincount(speaker, values)", "return values",
+        ("tests/study/test_comparisons.py",),
+    ),
+    "decoder matching: states are not normalised": Mutation(
+        "workbench/losses/layer_matching.py", "F.layer_norm(states.float(), width)", "states.float()",
+        ("tests/losses/test_layer_matching.py",),
+    ),
+    "mixup: the weights of the two clips exchanged": Mutation(
+        "workbench/distill/step/mixup.py", "share * own + (1 - share) * hosted", "(1 - share) * own + share * hosted",
+        ("tests/distill/test_mixup.py",),
+    ),
 }  # fmt: skip
 
 
