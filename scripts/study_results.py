@@ -76,11 +76,27 @@ def protocol_commit() -> str:
 
 def published_row(study: Study, row: dict[str, Any]) -> dict[str, Any]:
     """An arm's row under the names that results are published with: each comparison with CER, interval and adjusted p-value."""
-    out = {key: row[key] for key in ("name", "corpus", "group", "seeds", "wer", "cer", "loops", "seconds")}
+    out = {
+        key: row[key]
+        for key in ("name", "corpus", "group", "seeds", "wer", "cer", "cer_capped", "loops", "seconds")
+        if key in row
+    }
     for other in [*study.compared_with(row["name"]), "teacher"]:
         if (versus := row.get(f"vs_{other}")) is not None:
             name = "permuted" if other == f"{row['name']}_permuted" else other
-            kept = {key: versus[key] for key in ("delta_cer", "interval", "interval_90", "delta_wer", "interval_wer")}
+            kept = {
+                key: versus[key]
+                for key in (
+                    "delta_cer",
+                    "interval",
+                    "interval_90",
+                    "delta_cer_uncapped",
+                    "interval_uncapped",
+                    "delta_wer",
+                    "interval_wer",
+                )
+                if key in versus
+            }
             out[f"vs_{name}"] = {**kept, "p_holm": versus.get("p_holm_cer"), "seeds": versus["seeds_compared"]}
     return out
 
@@ -97,7 +113,7 @@ def by_language(study: Study, found: Mapping[Trial, Run], teachers: Mapping[str,
             if arm == study.baseline or not seeds:
                 continue
             ours, theirs = ([side[s][study.split]["hypotheses"] for s in seeds] for side in (pairs, base))
-            whole = PairedHypotheses(said["references"], ours, theirs, languages, said["speakers"])
+            whole = PairedHypotheses(said["references"], ours, theirs, languages, said["speakers"], study.cap_errors)
             for code in dict.fromkeys(languages):
                 clips = [i for i, language in enumerate(languages) if language == code]
                 versus = difference_over_seeds([whole.only(clips)], "cer", fewest_clips=2)

@@ -24,6 +24,7 @@ class PairedHypotheses:
     theirs: Sequence[Sequence[str]]
     language: Languages = "en"  # one code for all clips, or one per clip
     speakers: Sequence[str] | None = None  # of each clip: who is alike is drawn together
+    capped: bool = False  # whether a clip counts at most as many errors as its reference is long
 
     def by_language(self) -> list[PairedHypotheses]:
         """The clips of each language as a corpus of its own, so that every language counts alike."""
@@ -39,7 +40,12 @@ class PairedHypotheses:
         codes = each_language(self.language, len(self.references))
         speakers = None if self.speakers is None else of(self.speakers)
         return PairedHypotheses(
-            of(self.references), [of(h) for h in self.ours], [of(h) for h in self.theirs], of(codes), speakers
+            of(self.references),
+            [of(h) for h in self.ours],
+            [of(h) for h in self.theirs],
+            of(codes),
+            speakers,
+            self.capped,
         )
 
     def errors(self, unit: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -47,9 +53,9 @@ class PairedHypotheses:
         codes = each_language(self.language, len(self.references))
 
         def of(system: Sequence[Sequence[str]]) -> npt.NDArray[np.int64]:
-            rows = [[clip_errors(*clip, unit).total for clip in zip(self.references, hypotheses, codes, strict=True)]
+            rows = [[clip_errors(*clip, unit) for clip in zip(self.references, hypotheses, codes, strict=True)]
                     for hypotheses in system]  # fmt: skip
-            return np.array(rows, np.int64)
+            return np.array([[e.capped if self.capped else e.total for e in row] for row in rows], np.int64)
 
         lengths = [
             clip_errors(text, text, code, unit).length for text, code in zip(self.references, codes, strict=True)

@@ -40,6 +40,11 @@ class Errors:
         """All edit operations."""
         return self.substitutions + self.deletions + self.insertions
 
+    @property
+    def capped(self) -> int:
+        """All edit operations, but at most as many as the reference is long: a transcript that loops is wholly wrong, and no more."""
+        return min(self.total, self.length)
+
 
 @dataclass(frozen=True)
 class Score:

@@ -51,6 +51,11 @@ class Study(Section):
     average_over: Literal["clips", "languages"] = Field(
         "clips", description="languages: each language counts alike, however many clips it has"
     )
+    cap_errors: bool = Field(
+        False,
+        description="compare arms with at most as many errors in a clip as its reference is long, so that a few looping clips do not decide; rates are "
+        "also given uncapped",
+    )
     groups: dict[str, list[str]] = Field(default={}, description="languages that are also reported together, by a name")
     comparisons: dict[str, list[str]] = Field(
         default={}, description="arms that an arm is compared with besides the baseline"

@@ -144,7 +144,7 @@ def columns_of(study: Study) -> tuple[str, ...]:
     return (
         "arm",
         "WER %",
-        "CER %",
+        "CER %, capped" if study.cap_errors else "CER %",
         f"CER vs {study.baseline}",
         "95 % interval",
         "p (Holm)",
@@ -157,7 +157,7 @@ def columns_of(study: Study) -> tuple[str, ...]:
 def rows_of(results: dict[str, Any], student: str, corpus: str) -> list[dict[str, Any]]:
     """Arms of one corpus, lowest mean CER first."""
     rows = [row for row in of_all(results["arms"]) if (row["student"], row["corpus"]) == (student, corpus)]
-    return sorted(rows, key=lambda row: float(np.mean(row["cer"])))
+    return sorted(rows, key=lambda row: float(np.mean(row.get("cer_capped", row["cer"]))))
 
 
 def cells_of(study: Study, row: dict[str, Any]) -> list[str]:
@@ -166,7 +166,7 @@ def cells_of(study: Study, row: dict[str, Any]) -> list[str]:
     return [
         row["name"],
         _spread(row["wer"]),
-        _spread(row["cer"]),
+        _spread(row.get("cer_capped", row["cer"])),
         f"{versus['delta_cer']:+.2f}" if versus else "",
         _interval(versus) if versus else "",
         f"{versus['p_holm_cer']:.3f}" if versus and "p_holm_cer" in versus else "",

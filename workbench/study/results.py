@@ -12,7 +12,7 @@ import numpy as np
 from workbench.core.errors import UserError
 from workbench.core.machine.host import describe_host
 from workbench.evaluation.comparison import PairedHypotheses, difference_over_seeds, holm
-from workbench.evaluation.scoring import headline, normalizers_of, score
+from workbench.evaluation.scoring import clip_errors, headline, normalizers_of, score
 from workbench.study.arm import teacher_scores
 from workbench.study.current import read_results
 from workbench.study.plan import Study, Trial
@@ -128,7 +128,7 @@ class _Table:
             "seeds": seeds,
         }
         rates = [[self.rates(own[s][split], group) for own in sides] for s in seeds]
-        for key in ("wer", "cer", "loops"):
+        for key in ("wer", "cer", "loops", *(["cer_capped"] if study.cap_errors else [])):
             row[key] = [round(float(np.mean([side[key] for side in sides])), 3) for sides in rates]
         if len(corpora) == 1:
             for key in ("wer", "cer"):
@@ -173,9 +173,20 @@ class _Table:
             "wer": round(float(np.mean([s.wer for s in scores])), 3),
             "cer": round(float(np.mean([s.cer for s in scores])), 3),
             "loops": float(sum(s.loops for s in scores)),
+            **(
+                {"cer_capped": round(float(np.mean([self._capped(said, part) for part in parts])), 3)}
+                if self.study.cap_errors
+                else {}
+            ),
             "headline": headline(kept),
             "normalizers": normalizers_of(kept),
         }
+
+    def _capped(self, said: Mapping[str, Any], part: Sequence[int]) -> float:
+        """CER in percent of some clips, none of them above 100."""
+        languages = languages_of(said)
+        errors = [clip_errors(said["references"][i], said["hypotheses"][i], languages[i], "cer") for i in part]
+        return 100.0 * sum(e.capped for e in errors) / max(sum(e.length for e in errors), 1)
 
     def clips(self, languages: Sequence[str], group: str) -> list[int]:
         """Numbers of a group's clips."""
@@ -189,7 +200,7 @@ class _Table:
         theirs = [first["hypotheses"]] * len(seeds) if base is None else [base[s][split]["hypotheses"] for s in seeds]
         speakers = first.get("speakers")
         known = speakers if speakers and all(speakers) else None
-        return PairedHypotheses(first["references"], ours, theirs, languages_of(first), known)
+        return PairedHypotheses(first["references"], ours, theirs, languages_of(first), known, self.study.cap_errors)
 
     def versus(self, corpora: list[PairedHypotheses], group: str) -> dict[str, Any]:
         """The difference between two systems in CER and WER."""
@@ -197,7 +208,12 @@ class _Table:
         if self.study.average_over == "languages":
             parts = [language for part in parts for language in part.by_language()]
         cer, wer = (difference_over_seeds(parts, unit) for unit in ("cer", "wer"))
+        whole = {}
+        if self.study.cap_errors:
+            uncapped = difference_over_seeds([replace(part, capped=False) for part in parts], "cer")
+            whole = {"delta_cer_uncapped": uncapped["points"], "interval_uncapped": uncapped["ci"]}
         return {
+            **whole,
             "delta_cer": cer["points"],
             "interval": cer["ci"],
             "interval_90": cer["ci_90"],
