@@ -175,3 +175,21 @@ def test_a_corpus_that_is_only_tested_on_counts_every_run_as_a_seed(tmp_path):
     assert row["vs_constant"]["seeds_compared"] == 4
     assert row["vs_constant"]["delta_cer"] < -10
     assert next(r for r in table["arms"] if (r["name"], r["corpus"]) == ("adakd", "a"))["vs_constant"]["delta_cer"] == 0
+
+
+def test_a_looping_clip_is_wholly_wrong_and_no_more_where_errors_are_capped():
+    study = a_study(cap_errors=True, groups={}, comparisons={}, primary=[], seeds=[1])
+    found = {}
+    for arm in ("constant", "adakd"):
+        run = result({}, 2)
+        run["test"]["hypotheses"] = list(run["test"]["references"])
+        found[Trial("student", "c", arm, 1)] = run
+    looping = found[Trial("student", "c", "adakd", 1)]["test"]
+    looping["hypotheses"][0] = "so and so on " * 100
+    row = row_of(compare(study, found, {}, "2", "x"), "adakd")
+    versus = row["vs_constant"]
+    # one clip of twenty of equal weight in one of two languages
+    share = len(clips()["references"][0]) / sum(len(text) for text in clips()["references"][:20])
+    assert row["cer_capped"][0] == versus["delta_cer"] == pytest.approx(100 * share / 2, rel=0.01)
+    assert versus["delta_cer_uncapped"] == row["cer"][0] > 10 * versus["delta_cer"]
+    assert row["loops"] == [1.0]
