@@ -175,6 +175,10 @@ def plot_languages(languages: list[dict[str, Any]], path: Path) -> None:
         axis.axhline(0, color="black", lw=0.8)
         axis.set_title(arm)
         axis.set_xlabel("teacher's CER, %")
+    marks = [
+        plt.Line2D([], [], marker="o", ls="", color=colour, label=f"{name} teacher") for name, colour in colours.items()
+    ]
+    axes[0][-1].legend(handles=marks, fontsize=7)
     axes[0][0].set_ylabel("gain over the best constant weight, points of CER")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})

@@ -99,7 +99,9 @@ def test_a_primary_contrast_that_has_not_run_still_counts_in_the_adjustment():
     ],
 )
 def test_the_verdict_follows_the_protocol(interval, interval_90, p, said):
-    assert verdict({"interval": interval, "interval_90": interval_90, "p_holm_cer": p}, 0.5) == said
+    found = {"interval": interval, "interval_90": interval_90, "p_holm_cer": p, "seeds_compared": 3}
+    assert verdict(found, 0.5) == said
+    assert verdict({**found, "seeds_compared": 1}, 0.5) == "undecided"
 
 
 def test_clips_of_one_speaker_are_drawn_together():

@@ -269,8 +269,10 @@ def verdict(versus: Mapping[str, Any], margin: float | None) -> str:
     """What a comparison shows: `gain`, `no gain` or `undecided`.
 
     A gain is an adjusted p-value below 0.05 with the interval below zero. No gain is a difference against the arm that is shown likewise or, where there is a margin of
-    equivalence, a 90 % interval within it.
+    equivalence, a 90 % interval within it. With one seed, whose interval covers the clips alone, everything is undecided.
     """
+    if versus["seeds_compared"] < 2:
+        return "undecided"
     low, high = versus["interval"]
     if versus["p_holm_cer"] < 0.05 and (high < 0 or low > 0):
         return "gain" if high < 0 else "no gain"
