@@ -94,17 +94,21 @@ def work(case: str, clips: int, folder: Path) -> None:
     """Answers for one case."""
     os.environ.setdefault("WORKBENCH_CACHE", str(folder / "cache"))
     from workbench.config.sections import OnPolicyRecipe
+    from workbench.distill.teaching.on_policy import OnPolicy
     from workbench.weighting import TeacherStatistics, build_weighting
 
     place = folder / case.replace(", ", "-").replace(" ", "-")
     loop, dataset = begin(place, clips, *CASES[case], learning_rate=1e-4, on_policy={"fraction": 1.0})
-    on_policy = loop.context.on_policy
+    resident = loop.context.teachers["stage"].resident
+    assert resident is not None
+    loop.meta_clips = loop.validation.clips("stage", loop.stage.trainable == "decoder")
     fixed = loop.begin(dataset)
     planned = loop.plan(dataset)
 
     def epoch(method: str | None = None, steps: int | None = None) -> None:
         settings = OnPolicyRecipe(method=method, fraction=1.0) if method else None  # type: ignore[arg-type]
-        loop.forward_backward.on_policy = on_policy.with_settings(settings) if settings else None
+        family = loop.context.family
+        loop.forward_backward.on_policy = OnPolicy(settings, family, resident) if settings else None
         for batches in islice(loop.epochs.batches(planned), steps):
             loop.step(batches, fixed, 100_000)
         loop.context.log.flush_pending()

@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from workbench.core.errors import install_one_line_excepthook, output_file
+from workbench.core.errors import UserError, install_one_line_excepthook, output_file
 from workbench.core.files import write_json
-from workbench.evaluation.comparison import PairedHypotheses, difference_over_seeds
-from workbench.evaluation.scoring import score
+from workbench.evaluation.comparison import difference_over_seeds
 from workbench.study.plan import Study, Trial, load_study, trials
-from workbench.study.report import print_table, read_kept
-from workbench.study.results import compare
+from workbench.study.report import print_table, read_kept, shown_cer
+from workbench.study.results import StudyTable, compare, languages_of
 
 PROTOCOL = "docs/studies/protocol.md"
 RESAMPLES = 2000
-Run = Mapping[str, Any]
+FEWEST_LANGUAGES = 5  # with fewer, a rank correlation says nothing
+ADAPTIVE = ("adakd", "askd", "almkd")  # arms whose gain by language is plotted
 
 
 def main() -> None:
@@ -42,18 +42,23 @@ def main() -> None:
     found, teachers = read_kept(given.kept)
     chosen = trials(study)
     command = f"workbench study {Path(*given.study.parts[-4:])}"
+    if missing := sorted({trial.corpus for trial in found} - set(teachers)):
+        raise UserError(
+            f"{given.kept[-1]}: has no transcripts of the teacher for {', '.join(missing)}; run the study's command to its end"
+        )
     table = compare(study, found, teachers, f"{len(found)} of {len(chosen)}", command)
-    languages = by_language(study, found, teachers)
+    languages = by_language(StudyTable(study, found, teachers))
+    hypothesis_4 = correlations(languages)
     published = {
         "schema": 1,
         "protocol_commit": protocol_commit(),
         "command": command,
         "host": table["host"],
         "runs": table["runs"],
-        "not_run": [trial.name for trial in chosen if trial not in found],
+        "primary_runs_missing": [trial.name for trial in chosen if trial not in found and is_primary(study, trial)],
         "margin": study.margin,
-        "primary": table.get("primary", []),
-        "hypothesis_4": correlations(languages),
+        "primary": [{**row, "detectable": detectable(row)} for row in table.get("primary", [])],
+        "hypothesis_4": hypothesis_4,
         "arms": [published_row(study, row) for row in table["arms"]],
         "teacher": table["teacher"],
         "by_language": languages,
@@ -62,8 +67,21 @@ def main() -> None:
     print_table(study, table)
     if given.plots:
         given.plots.mkdir(parents=True, exist_ok=True)
-        plot_languages(languages, given.plots / "gain_by_language.svg")
+        if any(row["arm"] in ADAPTIVE for row in languages) and hypothesis_4:
+            plot_languages(languages, given.plots / "gain_by_language.svg")
         plot_wrong_labels(study, published["arms"], given.plots / "wrong_labels.svg")
+
+
+def is_primary(study: Study, trial: Trial) -> bool:
+    """Whether a primary contrast needs this run."""
+    return any(trial.corpus == c.corpus and trial.arm in (c.arm, c.against) for c in study.primary)
+
+
+def detectable(row: Mapping[str, Any]) -> float | None:
+    """The difference, in points, that would be found with 80 % power: 2.8 standard errors, where the interval's half is about 1.96 of them."""
+    if row["interval"] is None:
+        return None
+    return round((row["interval"][1] - row["interval"][0]) / 2 * 2.8 / 1.96, 2)
 
 
 def protocol_commit() -> str:
@@ -101,46 +119,54 @@ def published_row(study: Study, row: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def by_language(study: Study, found: Mapping[Trial, Run], teachers: Mapping[str, Run]) -> list[dict[str, Any]]:
+def by_language(table: StudyTable) -> list[dict[str, Any]]:
     """Each arm against the baseline in each language, with the teacher's own CER there. A language has few clips: no claim rests on one."""
-    rows = []
-    for corpus, said in teachers.items():
-        languages = said["languages"]
+    study, rows = table.study, []
+    for student, corpus in dict.fromkeys((c.student, c.corpus) for c in table.found):
+        base, said = table.of(student, corpus, study.baseline), table.teachers[corpus]
         for arm in study.arms:
-            pairs = {t.seed: r for t, r in found.items() if (t.corpus, t.arm) == (corpus, arm)}
-            base = {t.seed: r for t, r in found.items() if (t.corpus, t.arm) == (corpus, study.baseline)}
-            seeds = sorted(set(pairs) & set(base))
+            own = table.of(student, corpus, arm)
+            seeds = sorted(set(own) & set(base))
             if arm == study.baseline or not seeds:
                 continue
-            ours, theirs = ([side[s][study.split]["hypotheses"] for s in seeds] for side in (pairs, base))
-            whole = PairedHypotheses(said["references"], ours, theirs, languages, said["speakers"], study.cap_errors)
-            for code in dict.fromkeys(languages):
-                clips = [i for i, language in enumerate(languages) if language == code]
-                versus = difference_over_seeds([whole.only(clips)], "cer", fewest_clips=2)
-                teacher = score([said["references"][i] for i in clips], [said["hypotheses"][i] for i in clips], code)
-                group = next((name for name, members in study.groups.items() if code in members), None)
+            whole = table.paired(base[seeds[0]][study.split], own, seeds, base)
+            codes = languages_of(said)
+            for code in dict.fromkeys(codes):
+                versus = difference_over_seeds(
+                    [whole.only([i for i, c in enumerate(codes) if c == code])], "cer", fewest_clips=2
+                )
+                alone = StudyTable(study.model_copy(update={"groups": {code: [code]}}), {}, {})
+                teacher = alone.rates(said, code)
                 rows.append(
-                    {"corpus": corpus, "arm": arm, "language": code, "group": group, "clips": len(clips),
-                     "teacher_cer": round(teacher.cer, 3), "delta_cer": versus["points"], "interval": versus["ci"], "seeds": len(seeds)}
+                    {"student": student, "corpus": corpus, "arm": arm, "language": code,
+                     "group": next((name for name, members in study.groups.items() if code in members), None),
+                     "clips": codes.count(code), "teacher_cer": shown_cer(teacher), "delta_cer": versus["points"], "interval": versus["ci"],
+                     "seeds": len(seeds)}
                 )  # fmt: skip
     return rows
 
 
 def correlations(languages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rank correlation over languages of an arm's gain (the baseline's CER minus its own) with the teacher's CER, bootstrapped over languages."""
+    """Rank correlation over languages of an arm's gain (the baseline's CER minus its own) with the teacher's CER, bootstrapped over languages.
+
+    None for a corpus of fewer than five languages.
+    """
     from scipy.stats import spearmanr
 
     out = []
-    for corpus, arm in dict.fromkeys((row["corpus"], row["arm"]) for row in languages):
-        rows = [row for row in languages if (row["corpus"], row["arm"]) == (corpus, arm)]
+    for student, corpus, arm in dict.fromkeys((row["student"], row["corpus"], row["arm"]) for row in languages):
+        rows = [row for row in languages if (row["student"], row["corpus"], row["arm"]) == (student, corpus, arm)]
+        if len(rows) < FEWEST_LANGUAGES:
+            continue
         gain, teacher = np.array([-row["delta_cer"] for row in rows]), np.array([row["teacher_cer"] for row in rows])
         generator = np.random.default_rng(0)
         drawn = generator.integers(0, len(rows), (RESAMPLES, len(rows)))
         resampled = [
             float(spearmanr(gain[d], teacher[d]).statistic) for d in drawn if np.ptp(gain[d]) and np.ptp(teacher[d])
         ]
-        low, high = np.percentile(resampled, [2.5, 97.5])
-        out.append({"corpus": corpus, "arm": arm, "languages": len(rows), "spearman": round(float(spearmanr(gain, teacher).statistic), 3),
+        low, high = np.percentile(resampled, [2.5, 97.5]) if resampled else (np.nan, np.nan)
+        found = float(spearmanr(gain, teacher).statistic)
+        out.append({"student": student, "corpus": corpus, "arm": arm, "languages": len(rows), "spearman": round(found, 3),
                     "interval": [round(float(low), 3), round(float(high), 3)]})  # fmt: skip
     return out
 
@@ -151,7 +177,7 @@ def plot_languages(languages: list[dict[str, Any]], path: Path) -> None:
 
     plt.rcParams.update({"svg.hashsalt": "study", "svg.fonttype": "none"})  # the same file for the same figures
     corpus = languages[0]["corpus"]
-    arms = [arm for arm in ("adakd", "askd", "almkd") if any(row["arm"] == arm for row in languages)]
+    arms = [arm for arm in ADAPTIVE if any((row["arm"], row["corpus"]) == (arm, corpus) for row in languages)]
     figure, axes = plt.subplots(1, len(arms), figsize=(4.6 * len(arms), 4.2), sharey=True, squeeze=False)
     colours = {"strong": "#2a7f62", "middle": "#7a9cc6", "weak": "#b5523b"}
     for axis, arm in zip(axes[0], arms, strict=True):

@@ -58,8 +58,9 @@ def test_the_meta_split_holds_whole_speakers_of_every_language_and_no_test_clip(
         assert 0.1 <= share < 0.3
     splits_of(u for u in found if u.language != "fr")
     assert {u.split for u in found if u.language == "fr"} == {"test"}
-    alone = people(languages=("en",), speakers=1)
-    assert {u.split for u in meta_speakers(alone, 0.1, 1)} == {"train"}
+    assert [u.split for u in meta_speakers(found, 0.1, 1)] == [u.split for u in found]  # not a tenth of what is left
+    alone = people(languages=("en",), speakers=1) + people(languages=("es",))
+    assert {u.split for u in meta_speakers(alone, 0.1, 1) if u.language == "en"} == {"train"}
     assert [u.split for u in meta_speakers(clips, 0.1, 2)] != [u.split for u in found]
 
 
@@ -71,6 +72,8 @@ def test_transcripts_are_exchanged_within_a_language_and_never_those_of_the_meta
         training = [u for u in clips if u.language == code and u.split == "train"]
         assert sum(a.language == code for a, _ in changed) == round(0.4 * len(training))
     assert all(b.text.startswith(b.language) and a.split == "train" for a, b in changed)
+    few = [*people(("en",), 4, 1), *people(("es",), 3, 1)]  # of three clips 40 % are one, which cannot be exchanged
+    assert sum(a.text != b.text for a, b in zip(few, corrupt(few, 0.4, "exchange", 1), strict=True)) == 4
 
 
 @pytest.mark.parametrize(
@@ -78,18 +81,22 @@ def test_transcripts_are_exchanged_within_a_language_and_never_those_of_the_meta
     [
         (Derivation(languages=("en", "xx")), "--language xx"),
         (Derivation(folds=5, fold=6), "--fold 6 of --folds 5"),
-        (Derivation(folds=30), "expected more speakers than folds"),
+        (Derivation(folds=30, fold=1), "expected more speakers than folds"),
+        (Derivation(folds=5), "belong together"),
+        (Derivation(fold=2), "belong together"),
+        (Derivation(languages=("fr",), folds=2, fold=1), "none is left to train on"),
+        (Derivation(languages=("ru",), meta=0.1), "no language has two speakers"),
         (Derivation(meta=1.0), "--meta 1: expected a share between 0 and 1"),
     ],
 )
 def test_what_cannot_be_carried_out_is_refused(how, said):
     with pytest.raises(UserError, match=said):
-        derived(people(), how)
+        derived([*people(), *people(("fr",), 3, 1), *people(("ru",), 1)], how)
 
 
 def test_speakers_that_are_not_known_are_refused(cache, tmp_path):
     with pytest.raises(UserError, match="field 'speaker' is missing"):
-        derive(["prompts-en"], Derivation(folds=5), tmp_path / "folds")
+        derive(["prompts-en"], Derivation(folds=5, fold=1), tmp_path / "folds")
     assert not (tmp_path / "folds").exists()
 
 
@@ -116,6 +123,11 @@ def test_the_command_writes_a_corpus_whose_meta_split_all_but_one_train_on(cache
     assert wrong.isdisjoint(u.id for u in held)
     both = derive([str(manifest), "prompts-en"], Derivation(), tmp_path / "both")
     assert {u.id.split(":")[0] for u in open_corpus(str(both), "train")} == {tmp_path.name, "prompts-en"}
+    with pytest.raises(UserError, match="another one is named"):
+        derive([str(manifest), str(manifest)], Derivation(), tmp_path / "twice")
+    for extra in (["--corruption", "words"], ["--fold", "2"]):
+        refused = CliRunner().invoke(app, ["corpus", "derive", str(manifest), "-o", str(tmp_path / "x"), *extra])
+        assert refused.exit_code
     (out / "mine.txt").write_text("notes")
     with pytest.raises(UserError, match=r"mine\.txt"):
         derive([str(manifest)], Derivation(), out)

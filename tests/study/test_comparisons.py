@@ -195,3 +195,51 @@ def test_a_looping_clip_is_wholly_wrong_and_no_more_where_errors_are_capped():
     assert row["cer_capped"][0] == versus["delta_cer"] == pytest.approx(100 * share / 2, rel=0.01)
     assert versus["delta_cer_uncapped"] == row["cer"][0] > 10 * versus["delta_cer"]
     assert row["loops"] == [1.0]
+
+
+def test_a_language_with_one_speaker_draws_clips_and_never_says_zero_variance():
+    references = [f"word {i} and more" for i in range(30)]
+    ours = [[text if i % 3 else "" for i, text in enumerate(references)]]
+    alone = difference_over_seeds([PairedHypotheses(references, ours, [references], speakers=["a"] * 30)])
+    over_clips = difference_over_seeds([PairedHypotheses(references, ours, [references])])
+    assert alone == over_clips
+    assert alone["ci"][0] < alone["points"] < alone["ci"][1]
+    single = difference_over_seeds([PairedHypotheses(["word"], [[""]], [["word"]])], fewest_clips=1)
+    assert (single["ci"], single["p"]) == (None, None)
+
+
+def test_a_group_without_clips_has_no_row_and_unknown_languages_are_refused(table):
+    study = a_study(groups={"strong": ["en"], "absent": ["ta"]})
+    found = {Trial("student", "c", arm, s): result({}, s) for arm in study.arms for s in (1, 2)}
+    teachers = {"c": {**clips(), "hypotheses": clips()["references"], "name": "t"}}
+    rows = compare(study, found, teachers, "6", "x")
+    assert {row["group"] for row in rows["arms"]} == {"all", "strong"} == {row["group"] for row in rows["teacher"]}
+    for groups, said in (
+        ({"all": ["en"]}, "choose another"),
+        ({"strong": ["xx"]}, "xx"),
+        ({"strong": ["english"]}, "'en'"),
+    ):
+        with pytest.raises((ValueError, UserError), match=said):
+            a_study(groups=groups)
+    with pytest.raises(ValueError, match="which runs are trained on"):
+        a_study(test_also=["c"])
+
+
+def test_corpora_of_the_same_clips_are_not_averaged():
+    study = a_study(corpora=["clean", "noisy"], primary=[])
+    found = {Trial("student", corpus, arm, 1): result({}, 1) for arm in study.arms for corpus in study.corpora}
+    assert not [row for row in compare(study, found, {}, "6", "x")["arms"] if "corpora" in row]
+    for trial, run in found.items():
+        run["test"]["ids"] = [f"{trial.corpus} {name}" for name in run["test"]["ids"]]
+    assert len([row for row in compare(study, found, {}, "6", "x")["arms"] if "corpora" in row]) == len(study.arms)
+
+
+def test_a_primary_contrast_shows_nothing_before_all_its_seeds_are_done_and_one_with_the_baseline_is_listed():
+    study = a_study(primary=[{"arm": "adakd", "against": "constant", "corpus": "c"}], comparisons={})
+    arms = {"constant": {"es": 20}, "adakd": {"es": 4}, "permuted": {"es": 20}}
+    found = {Trial("student", "c", arm, s): result(wrong, s) for arm, wrong in arms.items() for s in (1, 2, 3, 4)}
+    early = compare(study, {t: r for t, r in found.items() if t.seed < 4}, {}, "9", "x")
+    assert early["primary"][0]["shows"] == "not all seeds yet"
+    late = compare(study, found, {}, "12", "x")
+    assert late["primary"][0]["shows"] == "gain"
+    assert ("adakd", "constant", "gain") in [(row[2], row[3], row[-1]) for row in comparisons_of(study, late)]

@@ -76,7 +76,7 @@ def derive(
     folds: Annotated[
         int | None, typer.Option(help="Split anew, by speaker, into this many parts for cross-validation.", min=2)
     ] = None,
-    fold: Annotated[int, typer.Option(help="The part to test on, from 1.", min=1)] = 1,
+    fold: Annotated[int | None, typer.Option(help="The part to test on, from 1.", min=1)] = None,
     meta: Annotated[
         float,
         typer.Option(
@@ -89,21 +89,23 @@ def derive(
         float, typer.Option(help="Share of the training clips that get a wrong transcript, such as 0.4.", min=0, max=1)
     ] = 0.0,
     how: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--corruption",
-            help="exchange: transcripts swapped between clips of a language; words: half of each one's words replaced.",
+            help="exchange (by default): transcripts swapped between clips of a language; words: half of each one's words replaced.",
         ),
-    ] = "exchange",
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of all that is drawn.", min=0)] = 1,
 ) -> None:
     """Make a corpus from others: some languages, folds over speakers, a meta split, wrong transcripts. The audio stays where it is."""
     from workbench.corpus.derive import Derivation
     from workbench.corpus.derive import derive as write_derived
 
-    if how not in ("exchange", "words"):
+    if how not in (None, "exchange", "words"):
         raise UserError(f"--corruption {how!r}{did_you_mean(how, ('exchange', 'words'))}")
-    wanted = Derivation(tuple(language or ()), folds, fold, meta, corrupt, how, seed)
+    if how is not None and not corrupt:
+        raise UserError(f"--corruption {how} needs --corrupt, the share of the clips")
+    wanted = Derivation(tuple(language or ()), folds, fold, meta, corrupt, how or "exchange", seed)
     typer.echo(write_derived(sources, wanted, output))
 
 
@@ -152,6 +154,8 @@ def study(
     # results are published, and should not name this machine's folders
     shown = Path(*file.parts[-3:]) if file.is_absolute() else file
     options = [f"--{field} {value}" for field, values in wanted.items() for value in values or []]
+    if not table:  # whatever of the study is done, so that running a part of it again loses nothing of the table
+        chosen, options = everything, []
     results = collect(parsed, chosen, " ".join(["workbench study", str(shown), *options]))
     print_table(parsed, results)
     for path in write(parsed, chosen, results):

@@ -52,7 +52,10 @@ def corrupt(utterances: Sequence[Utterance], share: float, how: str, seed: int) 
         utterances[i].language for i in training
     ):  # another language's text would be told at once
         clips = [i for i in training if utterances[i].language == language]
-        chosen = sorted(generator.choice(clips, round(share * len(clips)), replace=False).tolist())
+        count = round(share * len(clips))
+        if how == "exchange" and count == 1:  # one text cannot be exchanged
+            count = min(2, len(clips) // 2 * 2)
+        chosen = sorted(generator.choice(clips, count, replace=False).tolist())
         texts = [utterances[i].text for i in chosen]
         if how == "exchange":
             new = _exchanged(texts, generator)

@@ -29,7 +29,7 @@ class Derivation:
 
     languages: tuple[str, ...] = ()  # those to keep; all by default
     folds: int | None = None  # number of parts of about equal size that the speakers are divided into
-    fold: int = 1  # the part that is tested on, from 1
+    fold: int | None = None  # the part that is tested on, from 1
     meta: float = 0.0  # share of the training clips, whole speakers of each language, that become the meta split
     corrupt: float = 0.0  # share of the training clips that get a wrong transcript
     corruption: str = "exchange"
@@ -37,7 +37,9 @@ class Derivation:
 
     def check(self) -> None:
         """Raise UserError for values that cannot be carried out."""
-        if self.folds is not None and not (self.folds >= 2 and 1 <= self.fold <= self.folds):
+        if (self.folds is None) != (self.fold is None):
+            raise UserError("--folds and --fold belong together: the number of parts, and the one to test on")
+        if self.folds is not None and self.fold is not None and not (self.folds >= 2 and 1 <= self.fold <= self.folds):
             raise UserError(f"--fold {self.fold} of --folds {self.folds}: expected at least 2 folds, and one of them")
         if not 0 <= self.meta < 1:
             raise UserError(f"--meta {self.meta:g}: expected a share between 0 and 1, such as 0.1")
@@ -62,12 +64,18 @@ def derive(sources: Sequence[str], how: Derivation, output: Path) -> Path:
         UserError: no such corpus or language, values that cannot be carried out, or speakers that are not known.
     """
     utterances: list[Utterance] = []
-    found = []
+    found: list[Path] = []
+    names: list[str] = []
     for source in sources:
         if source.startswith("hf:"):
             raise UserError(f"corpus {source!r}: only a manifest or a built-in corpus can be derived from")
         found.append(find_corpus(source))
-        utterances += _named(read_manifest(found[-1]), corpus_identity(source)["name"] if len(sources) > 1 else "")
+        names.append(corpus_identity(source)["name"])
+        if names[-1] in names[:-1]:
+            raise UserError(
+                f"corpus {source!r}: another one is named {names[-1]!r}, too; rename one of the folders, which ids begin with"
+            )
+        utterances += _named(read_manifest(found[-1]), names[-1] if len(sources) > 1 else "")
     audio = [u.audio for u in utterances if isinstance(u.audio, Path)]
     check_replaceable(output, DERIVED, [*found, *audio])
     clean = derived(utterances, how)
@@ -98,7 +106,7 @@ def derived(utterances: Sequence[Utterance], how: Derivation) -> list[Utterance]
         if language not in known:
             raise UserError(f"--language {language}{did_you_mean(language, known)}")
     kept = [u for u in utterances if not how.languages or u.language in how.languages]
-    if how.folds is not None:
+    if how.folds is not None and how.fold is not None:
         kept = fold_splits(kept, how.folds, how.fold, how.seed)
     return meta_speakers(kept, how.meta, how.seed) if how.meta else kept
 
@@ -125,6 +133,10 @@ def fold_splits(utterances: Sequence[Utterance], folds: int, fold: int, seed: in
     others = [speaker for speaker in order if speaker not in tested]
     wanted = VALIDATION_SHARE * sum(len(by_speaker[speaker]) for speaker in others)
     held = _until(others, by_speaker, wanted)
+    if len(held) == len(others):
+        raise UserError(
+            f"--folds {folds}: {len(by_speaker)} speakers are too few; none is left to train on in part {fold}"
+        )
     split = {s: "test" if s in tested else "validation" if s in held else "train" for s in order}
     return [replace(u, split=split[u.speaker]) for u in utterances]
 
@@ -136,6 +148,7 @@ def meta_speakers(utterances: Sequence[Utterance], share: float, seed: int) -> l
     """
     generator = np.random.default_rng(seed)
     chosen: set[tuple[str, str]] = set()
+    utterances = [replace(u, split="train") if u.split == META else u for u in utterances]  # drawn anew
     training = [u for u in utterances if u.split == "train"]
     for language in sorted({u.language for u in training}):
         clips = [u for u in training if u.language == language]
@@ -144,6 +157,10 @@ def meta_speakers(utterances: Sequence[Utterance], share: float, seed: int) -> l
         # few clips first, so that a language with one voice that says most is not emptied
         order.sort(key=lambda speaker: len(by_speaker[speaker]) > share * len(clips))
         chosen |= {(language, speaker) for speaker in _until(order[:-1], by_speaker, share * len(clips))}
+    if not chosen:
+        raise UserError(
+            f"--meta {share:g}: no language has two speakers to train on; a meta split takes whole speakers, and leaves one"
+        )
     return [
         replace(u, split=META) if u.split == "train" and (u.language, u.speaker) in chosen else u for u in utterances
     ]

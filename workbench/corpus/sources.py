@@ -85,6 +85,11 @@ def open_corpus(source: str, split: str, limit: int | None = None) -> list[Utter
         utterances = [u for u in everything if u.split == split][:limit]
         if not utterances:
             raise UserError(_empty_split(source, split, everything))
+    return _short(utterances)
+
+
+def _short(utterances: list[Utterance]) -> list[Utterance]:
+    """The same; raises UserError for a clip that is longer than Whisper's window."""
     for utterance in utterances:
         if utterance.seconds > LONGEST_SECONDS:
             raise UserError(
@@ -117,7 +122,7 @@ def meta_split(source: str, limit: int | None = None) -> list[Utterance]:
     if source.startswith("hf:"):
         return []
     everything = read_manifest(find_corpus(source))
-    return [u for u in everything if u.split == META and u.scored][:limit]
+    return _short([u for u in everything if u.split == META and u.scored][:limit])
 
 
 def _empty_split(source: str, split: str, everything: Sequence[Utterance]) -> str:
@@ -154,7 +159,7 @@ def training_set(
     Raises:
         UserError: as `open_corpus`.
     """
-    utterances = scored_clips(source, "train", limit) + (meta_split(source, limit) if meta else [])
+    utterances = (scored_clips(source, "train", limit) + (meta_split(source) if meta else []))[:limit]
     for other in more:
         found = scored_clips(other, "train") + (meta_split(other) if meta else [])
         utterances += [replace(u, id=f"{other}:{u.id}") for u in found]

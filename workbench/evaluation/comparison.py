@@ -63,8 +63,8 @@ class PairedHypotheses:
         return of(self.ours), of(self.theirs), np.array(lengths, np.int64)
 
     def summed(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Values of clips, added up for each speaker where speakers are known. [clips] -> [speakers or clips]"""
-        if self.speakers is None:
+        """Values of clips, added up for each speaker where at least two speakers are known. [clips] -> [speakers or clips]"""
+        if self.speakers is None or len(set(self.speakers)) < 2:
             return values
         _, speaker = np.unique(self.speakers, return_inverse=True)
         return np.bincount(speaker, values)
@@ -89,7 +89,8 @@ def difference_over_seeds(
     """Error rate(ours) - error rate(theirs), over clips *and* seeds; of several corpora, the mean of their differences.
 
     Variances are added: of each corpus's clips, by a bootstrap of the mean over seeds, and of the seeds, from the seeds' own
-    differences. Where speakers are known, whole speakers are drawn: clips of one voice are not independent. The interval is the difference plus or minus Student's t times the root of their sum, with the degrees of freedom
+    differences. Where speakers are known, whole speakers are drawn, since clips of one voice are not independent; of a corpus with one speaker, clips.
+    The interval is the difference plus or minus Student's t times the root of their sum, with the degrees of freedom
     of Welch and Satterthwaite: with three seeds that disagree it is wide, as it should be, whereas a percentile bootstrap over three seeds
     is too narrow. (Our interpretation.)
 
@@ -128,7 +129,7 @@ def difference_over_seeds(
         "relative": mean / theirs_mean if theirs_mean else 0.0,
         "seeds": len(by_seed),
     }
-    if clips < fewest_clips:
+    if clips < fewest_clips or not variances:
         return found
     (half, half_90), p = _student(mean, variances)
     ci, ci_90 = ([round(mean - h, 3), round(mean + h, 3)] for h in (half, half_90))

@@ -28,15 +28,15 @@ def inputs_of(
         recipe: the run's recipe.
         train: its training set; None for a stream, whose clips are not known beforehand.
         validation: its validation split.
-        meta: what its weighting looks ahead on, if it does; recorded where that is not the validation split.
+        meta: what its weighting looks ahead on, if it does.
     """
     names = {"teacher": recipe.teacher, "initial student": recipe.student.init_from}
     names |= {f"teacher {number}": name for number, name in enumerate(recipe.more_teachers, 2)}
     names |= {f"teacher of stage {name}": stage.teacher for name, stage in recipe.stages.items()}
     found = {what: fingerprint(resolve_teacher(name)) for what, name in names.items() if name is not None}
     found["validation clips"] = clips_sha256(validation)
-    if meta and (hashed := clips_sha256(meta)) != found["validation clips"]:
-        found["meta clips"] = hashed
+    if meta:
+        found["meta clips"] = clips_sha256(meta)
     return found if train is None else {**found, "training clips": clips_sha256(train)}
 
 

@@ -23,8 +23,9 @@ def result_inputs(study: Study, recipe: Recipe) -> dict[str, str]:
     """What a trial's result is computed from besides its recipe: the run's inputs and the clips that it is scored on."""
     split = study.split
     also = {f"{split} clips of {other}": _clips_of(other, split, recipe.max_clips) for other in study.test_also}
-    # stages decide which clips are trained on only where a weighting looks ahead
-    content = recipe.model_dump_json(exclude={"output"} if recipe.looks_ahead else {"output", "stages"})
+    # stages decide an input only where a weighting looks ahead, on other clips than it trains on, or where one names its teacher
+    deciding = recipe.looks_ahead or any(stage.teacher for stage in recipe.stages.values())
+    content = recipe.model_dump_json(exclude={"output"} if deciding else {"output", "stages"})
     return {**_inputs(content), f"{split} clips": _clips_of(recipe.corpus, split, recipe.max_clips), **also}
 
 

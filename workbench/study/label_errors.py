@@ -23,7 +23,7 @@ from workbench.config.weightings import parse_controls
 from workbench.core.errors import UserError
 from workbench.core.files import json_lines, write_text
 from workbench.core.tables import print_rows
-from workbench.corpus import Utterance, scored_clips
+from workbench.corpus import Utterance, recipe_training_set
 from workbench.corpus.corrupt import RECORD
 from workbench.corpus.sources import find_corpus
 
@@ -154,7 +154,7 @@ class RunWeights:
     @functools.cached_property
     def utterances(self) -> dict[str, Utterance]:
         try:
-            return {u.id: u for u in scored_clips(self.recipe.corpus, "train", self.recipe.max_clips)}
+            return {u.id: u for u in recipe_training_set(self.recipe)}
         except UserError as error:
             log.info("transcripts and audio are left out: %s", error)
             return {}

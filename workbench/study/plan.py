@@ -17,6 +17,7 @@ from workbench.config.section import Section
 from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import read_yaml
 from workbench.core.hashing import cache_key
+from workbench.text.languages import language_code
 
 PLAIN = re.compile(r"[\w+-][\w.+-]*")  # what may be a folder's name; not "..", nor a path
 
@@ -84,6 +85,15 @@ class Study(Section):
         for key, arm in named:
             if arm not in self.arms:
                 raise ValueError(f"{key} {arm!r} is not an arm{did_you_mean(arm, self.arms)}")
+        for name, codes in self.groups.items():
+            if name == "all":
+                raise ValueError("groups 'all' is the name of all languages together; choose another")
+            for code in codes:
+                if language_code(code) != code:
+                    raise ValueError(f"groups {name!r} names {code!r}; expected the code {language_code(code)!r}")
+        for corpus in [*self.corpora, *self.recipe.get("more_corpora", [])]:
+            if corpus in self.test_also:
+                raise ValueError(f"test_also names {corpus!r}, which runs are trained on; leave it out")
         for contrast in self.primary:
             if contrast.corpus not in self.corpora:
                 raise ValueError(

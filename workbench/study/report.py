@@ -68,8 +68,11 @@ def read_kept(paths: Sequence[Path]) -> tuple[dict[Trial, dict[str, Any]], dict[
     for path in paths:
         for line in gzip.decompress(path.read_bytes()).decode().split("\n"):
             row = json.loads(line) if line else {}
+            if "references" in row:
+                raise UserError(f"{path}: was written by an earlier version; scripts/rescore.py reads such files")
             if "clips" in row:
-                if clips.setdefault(row["corpus"], row["clips"]) != row["clips"]:
+                known = clips.setdefault(row["corpus"], row["clips"])
+                if any(known[key] != row["clips"][key] for key in ("ids", "references")):
                     raise UserError(f"{path}: has other clips of {row['corpus']} than the files before it")
                 split[row["corpus"]] = row["split"]
             elif "arm" in row:
@@ -88,7 +91,7 @@ def print_table(study: Study, results: dict[str, Any]) -> None:
     """The table in the terminal, lowest mean CER first."""
     for teacher in of_all(results["teacher"]):
         typer.echo(
-            f"teacher {teacher['name']} on {teacher['corpus']}: WER {teacher['wer']:.2f} %, CER {teacher['cer']:.2f} %"
+            f"teacher {teacher['name']} on {teacher['corpus']}: WER {teacher['wer']:.2f} %, CER {shown_cer(teacher):.2f} %"
         )
     for student, corpus in dict.fromkeys((row["student"], row["corpus"]) for row in results["arms"]):
         shown = [cells_of(study, row) for row in rows_of(results, student, corpus)]
@@ -104,7 +107,7 @@ def markdown(study: Study, results: dict[str, Any]) -> str:
     teachers = {teacher["corpus"]: teacher for teacher in of_all(results["teacher"])}
     for student, corpus in dict.fromkeys((row["student"], row["corpus"]) for row in results["arms"]):
         said = teachers.get(corpus)
-        note = f"; teacher: WER {said['wer']:.2f} %, CER {said['cer']:.2f} %" if said else ""
+        note = f"; teacher: WER {said['wer']:.2f} %, CER {shown_cer(said):.2f} %" if said else ""
         out += [f"\n**{corpus}, {student}**{note}\n", "|".join(["", *columns_of(study), ""]), "|---" * 9 + "|"]
         out += ["|".join(["", *cells_of(study, row), ""]) for row in rows_of(results, student, corpus)]
     if compared := comparisons_of(study, results):
@@ -122,16 +125,22 @@ def comparisons_of(study: Study, results: dict[str, Any]) -> list[tuple[str, ...
     rows: list[tuple[str, ...]] = []
     for row in results["arms"]:
         for other in study.compared_with(row["name"]):
-            if f"vs_{other}" not in row or (other == study.baseline and row["group"] == ALL):
+            primary = shows.get((row["student"], row["corpus"], row["name"], other)) if row["group"] == ALL else None
+            in_table = other == study.baseline and row["group"] == ALL and primary is None
+            if f"vs_{other}" not in row or in_table:
                 continue
             versus = row[f"vs_{other}"]
-            primary = shows.get((row["student"], row["corpus"], row["name"], other)) if row["group"] == ALL else None
             p = (primary or versus).get("p_holm_cer")
             rows.append(
                 (row["corpus"], row["group"], row["name"], other, f"{versus['delta_cer']:+.2f}", _interval(versus),
                  "" if p is None else f"{p:.3f}", primary["shows"] if primary and "shows" in primary else "")
             )  # fmt: skip
     return rows
+
+
+def shown_cer(row: dict[str, Any]) -> Any:
+    """The CER that arms are compared by: capped, where the study caps the errors of a clip."""
+    return row.get("cer_capped", row["cer"])
 
 
 def of_all(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -157,7 +166,7 @@ def columns_of(study: Study) -> tuple[str, ...]:
 def rows_of(results: dict[str, Any], student: str, corpus: str) -> list[dict[str, Any]]:
     """Arms of one corpus, lowest mean CER first."""
     rows = [row for row in of_all(results["arms"]) if (row["student"], row["corpus"]) == (student, corpus)]
-    return sorted(rows, key=lambda row: float(np.mean(row.get("cer_capped", row["cer"]))))
+    return sorted(rows, key=lambda row: float(np.mean(shown_cer(row))))
 
 
 def cells_of(study: Study, row: dict[str, Any]) -> list[str]:
@@ -166,7 +175,7 @@ def cells_of(study: Study, row: dict[str, Any]) -> list[str]:
     return [
         row["name"],
         _spread(row["wer"]),
-        _spread(row.get("cer_capped", row["cer"])),
+        _spread(shown_cer(row)),
         f"{versus['delta_cer']:+.2f}" if versus else "",
         _interval(versus) if versus else "",
         f"{versus['p_holm_cer']:.3f}" if versus and "p_holm_cer" in versus else "",
@@ -198,23 +207,26 @@ def page(study: Study, results: dict[str, Any]) -> str:
     titles = [
         f"{corpus}, {student}: {what}"
         for student, corpus in groups
-        for what in ("CER %, dots are seeds", f"CER minus {study.baseline}'s, points, 95 % interval")
+        for what in (
+            f"CER %{', capped' if study.cap_errors else ''}, dots are seeds",
+            f"CER minus {study.baseline}'s, points, 95 % interval",
+        )
     ]
     gap = 80  # pixels between two rows of plots, for ticks and titles
     height = 140 + sum(gap + 28 * len(study.arms) for _ in groups)
     figure = make_subplots(
         len(groups), 2, subplot_titles=titles, vertical_spacing=gap / (height - 140), horizontal_spacing=0.16
     )
-    teachers = {teacher["corpus"]: teacher["cer"] for teacher in of_all(results["teacher"])}
+    teachers = {teacher["corpus"]: shown_cer(teacher) for teacher in of_all(results["teacher"])}
     for number, group in enumerate(groups, 1):
         rows = [row for row in of_all(results["arms"]) if (row["student"], row["corpus"]) == group]
-        rows.sort(key=lambda row: -float(np.mean(row["cer"])))
+        rows.sort(key=lambda row: -float(np.mean(shown_cer(row))))
         names = [row["name"] for row in rows]
-        means = [float(np.mean(row["cer"])) for row in rows]
+        means = [float(np.mean(shown_cer(row))) for row in rows]
         figure.add_trace(
             go.Bar(x=means, y=names, orientation="h", marker_color="#7a9cc6", name="mean CER %"), number, 1
         )
-        seeds = [(value, row["name"]) for row in rows for value in row["cer"]]
+        seeds = [(value, row["name"]) for row in rows for value in shown_cer(row)]
         points = {"mode": "markers", "marker": {"color": "#333", "size": 5}, "name": "each seed"}
         figure.add_trace(go.Scatter(x=[x for x, _ in seeds], y=[y for _, y in seeds], **points), number, 1)
         compared = [row for row in rows if f"vs_{study.baseline}" in row]

@@ -19,6 +19,7 @@ from workbench.study.plan import Study, Trial
 
 POOLED = "mean of the corpora"
 ALL = "all"  # the group of all clips
+UNFINISHED = "not all seeds yet"  # what a primary contrast shows before all of its runs are done
 Results = Mapping[Trial, Mapping[str, Any]]
 BySeed = dict[int, Any]
 
@@ -56,15 +57,15 @@ def compare(
     """
     if not found:
         raise UserError(f"{study.output}: no run of the study is done yet")
-    table = _Table(study, found, teachers)
+    table = StudyTable(study, found, teachers)
     arms = table.rows()
     for other in study.test_also:
-        arms += _Table(study, tested_on(other, found, study.split), teachers).rows()
+        arms += StudyTable(study, tested_on(other, found, study.split), teachers).rows()
     seeds = sorted({c.seed for c in found})
     for student in dict.fromkeys(c.student for c in found):
         for arm in study.arms:
             done = [c for c in study.corpora if all(set(table.of(student, c, a)) == set(seeds) for a in (arm, study.baseline))]  # fmt: skip
-            if len(done) > 1:
+            if len(done) > 1 and not table.share_clips(student, done):
                 arms.append(table.row(arm, student, done, ALL))
     _adjust(study, arms)
     hosts = {json.dumps(result["host"], sort_keys=True) for result in found.values()}
@@ -73,7 +74,12 @@ def compare(
         "split": study.split,
         "baseline": study.baseline,
         "average_over": study.average_over,
-        "teacher": [table.teacher_row(corpus, group) for corpus in teachers for group in (ALL, *study.groups)],
+        "teacher": [
+            table.teacher_row(corpus, group)
+            for corpus, said in teachers.items()
+            for group in (ALL, *study.groups)
+            if table.clips(languages_of(said), group)
+        ],
         "arms": arms,
         "runs": runs,
         "command": command,
@@ -93,7 +99,7 @@ def tested_on(other: str, found: Results, split: str) -> dict[Trial, dict[str, A
     }
 
 
-class _Table:
+class StudyTable:
     """Rows of a study's table, from the transcripts."""
 
     def __init__(self, study: Study, found: Results, teachers: Mapping[str, Mapping[str, Any]]) -> None:
@@ -106,8 +112,22 @@ class _Table:
             for student, corpus in dict.fromkeys((c.student, c.corpus) for c in self.found)
             for group in (ALL, *self.study.groups)
             for arm in self.study.arms
-            if self.of(student, corpus, arm)
+            if (own := self.of(student, corpus, arm))
+            and self.clips(languages_of(next(iter(own.values()))[self.study.split]), group)
         ]
+
+    def share_clips(self, student: str, corpora: Sequence[str]) -> bool:
+        """Whether corpora are scored on some of the same clips, as with right and with wrong labels: their mean would count these several times."""
+        seen: set[tuple[str, str]] = set()
+        for corpus in corpora:
+            said = next(r for c, r in self.found.items() if (c.student, c.corpus) == (student, corpus))[
+                self.study.split
+            ]
+            clips = set(zip(said["ids"], said["references"], strict=True))
+            if clips & seen:
+                return True
+            seen |= clips
+        return False
 
     def of(self, student: str, corpus: str, arm: str) -> BySeed:
         """Results of an arm by seed."""
@@ -261,7 +281,7 @@ def _primary(study: Study, arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
         missing = len(study.primary) - len(rows)
         for row, p in zip(rows, holm([row["p_cer"] for row in rows] + [1.0] * missing), strict=False):
             row["p_holm_cer"] = p
-            row["shows"] = verdict(row, study.margin)
+            row["shows"] = verdict(row, study.margin) if set(row["seeds"]) == set(study.seeds) else UNFINISHED
     return found
 
 
