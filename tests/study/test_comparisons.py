@@ -219,7 +219,7 @@ def test_a_group_without_clips_has_no_row_and_unknown_languages_are_refused(tabl
         ({"strong": ["xx"]}, "xx"),
         ({"strong": ["english"]}, "'en'"),
     ):
-        with pytest.raises((ValueError, UserError), match=said):
+        with pytest.raises(ValueError, match=said):
             a_study(groups=groups)
     with pytest.raises(ValueError, match="which runs are trained on"):
         a_study(test_also=["c"])

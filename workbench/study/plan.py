@@ -89,8 +89,12 @@ class Study(Section):
             if name == "all":
                 raise ValueError("groups 'all' is the name of all languages together; choose another")
             for code in codes:
-                if language_code(code) != code:
-                    raise ValueError(f"groups {name!r} names {code!r}; expected the code {language_code(code)!r}")
+                try:
+                    known = language_code(code)
+                except UserError as error:
+                    raise ValueError(f"groups {name!r} names {error}") from None
+                if known != code:
+                    raise ValueError(f"groups {name!r} names {code!r}; expected the code {known!r}")
         for corpus in [*self.corpora, *self.recipe.get("more_corpora", [])]:
             if corpus in self.test_also:
                 raise ValueError(f"test_also names {corpus!r}, which runs are trained on; leave it out")
