@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,37 +39,46 @@ def main() -> None:
     parser.add_argument("--plots", type=Path, help="folder to write the plots to")
     given = parser.parse_args()
     study = load_study(given.study)
-    found, teachers = read_kept(given.kept)
+    published, table = results(study, given.study, given.kept)
+    write_json(given.output, published)
+    print_table(study, table)
+    if given.plots:
+        given.plots.mkdir(parents=True, exist_ok=True)
+        if published["hypothesis_4"] and any(row["arm"] in ADAPTIVE for row in published["by_language"]):
+            plot_languages(published["by_language"], given.plots / "gain_by_language.svg")
+        plot_wrong_labels(study, published["arms"], given.plots / "wrong_labels.svg")
+
+
+def results(study: Study, file: Path, kept: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is published of a study, and its table, from its kept transcripts.
+
+    Raises:
+        UserError: the teacher's transcripts are missing.
+    """
+    found, teachers = read_kept(kept)
     chosen = trials(study)
-    command = f"workbench study {Path(*given.study.parts[-4:])}"
+    command = f"workbench study {Path(*file.parts[-4:])}"
     if missing := sorted({trial.corpus for trial in found} - set(teachers)):
         raise UserError(
-            f"{given.kept[-1]}: has no transcripts of the teacher for {', '.join(missing)}; run the study's command to its end"
+            f"{kept[-1]}: has no transcripts of the teacher for {', '.join(missing)}; run the study's command to its end"
         )
     table = compare(study, found, teachers, f"{len(found)} of {len(chosen)}", command)
     languages = by_language(StudyTable(study, found, teachers))
-    hypothesis_4 = correlations(languages)
     published = {
         "schema": 1,
         "protocol_commit": protocol_commit(),
         "command": command,
         "host": table["host"],
-        "runs": table["runs"],
-        "primary_runs_missing": [trial.name for trial in chosen if trial not in found and is_primary(study, trial)],
+        "runs": len(found),
         "margin": study.margin,
         "primary": [{**row, "detectable": detectable(row)} for row in table.get("primary", [])],
-        "hypothesis_4": hypothesis_4,
+        "primary_runs_missing": [trial.name for trial in chosen if trial not in found and is_primary(study, trial)],
+        "hypothesis_4": correlations(languages),
         "arms": [published_row(study, row) for row in table["arms"]],
         "teacher": table["teacher"],
         "by_language": languages,
     }
-    write_json(given.output, published)
-    print_table(study, table)
-    if given.plots:
-        given.plots.mkdir(parents=True, exist_ok=True)
-        if any(row["arm"] in ADAPTIVE for row in languages) and hypothesis_4:
-            plot_languages(languages, given.plots / "gain_by_language.svg")
-        plot_wrong_labels(study, published["arms"], given.plots / "wrong_labels.svg")
+    return published, table
 
 
 def is_primary(study: Study, trial: Trial) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from workbench.config.section import Section
+from workbench.config.base import Section
 
 
 class DecoderMatchingRecipe(Section):

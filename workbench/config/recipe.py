@@ -11,8 +11,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from workbench.config.additions import DecoderMatchingRecipe, MixupRecipe, TeacherAdapterRecipe
+from workbench.config.base import Section
 from workbench.config.renamed import current_key, use_current_names
-from workbench.config.section import Section
 from workbench.config.sections import (
     TARGETS_OF,
     AugmentRecipe,

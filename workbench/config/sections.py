@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from workbench.config.additions import DecoderMatchingRecipe, MixupRecipe, TeacherAdapterRecipe
-from workbench.config.section import Section
+from workbench.config.base import Section
 from workbench.config.weightings import StageSchedule, looks_ahead, parse_controls, parse_settings
 
 

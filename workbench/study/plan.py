@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from workbench.config.base import Section
 from workbench.config.recipe import Recipe, load_recipe, override, parse_recipe
 from workbench.config.renamed import use_current_names
-from workbench.config.section import Section
 from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import read_yaml
 from workbench.core.hashing import cache_key
