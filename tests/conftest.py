@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -142,6 +143,16 @@ def recipe(tiny_checkpoint: Path, cache: Path, speech: Callable[..., Path], tmp_
         return parse_recipe(content, "test")
 
     return make
+
+
+def load_script(name: str) -> Any:
+    """The module of a file in scripts/."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def tone(seconds: float, rate: int = 16_000, amplitude: float = 0.3) -> np.ndarray:

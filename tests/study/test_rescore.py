@@ -1,19 +1,15 @@
 """The recomputed figures come from the kept transcripts and the corrected references, and nothing else."""
 
-import importlib.util
 import json
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_script
 
 
 @pytest.fixture(scope="module")
 def rescore():
-    spec = importlib.util.spec_from_file_location("rescore", ROOT / "scripts" / "rescore.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("rescore")
 
 
 @pytest.fixture(scope="module")

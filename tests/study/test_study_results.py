@@ -1,11 +1,10 @@
 """What is published of studies D and E comes from the kept transcripts and nothing else."""
 
-import importlib.util
 import json
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_script
 from workbench.core.errors import UserError
 from workbench.study.plan import load_study
 
@@ -14,10 +13,7 @@ RESULTS = ROOT / "docs" / "results"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("study_results", ROOT / "scripts" / "study_results.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("study_results")
 
 
 @pytest.mark.slow
