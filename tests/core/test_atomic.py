@@ -178,3 +178,23 @@ def test_a_folder_has_the_permissions_of_any_new_one(tmp_path):
         pass
     (tmp_path / "other").mkdir()
     assert (tmp_path / "target").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+@pytest.mark.parametrize("moment", [FileNotFoundError, FileExistsError])
+def test_a_folder_that_another_process_removes_before_it_is_locked_is_made_again(tmp_path, monkeypatch, moment):
+    """filelock makes the folder of a lock; what it meets there depends on the moment in which the other process removes it."""
+    import filelock
+
+    acquire, failed = filelock.FileLock.acquire, []
+
+    def once(self, *arguments, **options):
+        if not failed:
+            failed.append(self.lock_file)
+            raise moment(self.lock_file)
+        return acquire(self, *arguments, **options)
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", once)
+    with atomic_path(tmp_path / "file") as temporary:
+        temporary.write_text("content")
+    assert failed
+    assert (tmp_path / "file").read_text() == "content"

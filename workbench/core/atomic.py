@@ -100,8 +100,8 @@ def _claimed(path: Path) -> tuple[Path, BaseFileLock]:
     while True:
         place = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         lock = FileLock(place / LOCK)
-        # before it was locked, another process may have taken it for a dead one's
-        with contextlib.suppress(Timeout, FileNotFoundError):
+        # before it was locked, another process may have taken it for a dead one's; FileExistsError: in the moment in which filelock made sure of it
+        with contextlib.suppress(Timeout, FileNotFoundError, FileExistsError):
             lock.acquire(timeout=0)
             return place, lock
 
