@@ -48,7 +48,7 @@ MUTATIONS = {
         "workbench/distill/forward_backward.py",
         "            if self_teaching and self.self_teacher is not None and logits is not None:",
         "            if False and self_teaching and self.self_teacher is not None and logits is not None:",
-        ("tests/weighting/test_systems.py",),
+        ("tests/weighting/test_systems.py", "tests/weighting/test_weighting_in_training.py"),
     ),
     "AdaKD: the student's loss instead of the teacher's": Mutation(
         "workbench/distill/step/losses.py", "teacher_loss=batch.teacher_loss[0],\n        progress", "teacher_loss=task.detach(),\n        progress",

@@ -209,3 +209,15 @@ def test_a_system_that_looks_ahead_says_so_in_its_file():
     statistics = TeacherStatistics((1.0, 2.0), {})
     for name in known_weightings():
         assert build_weighting({"name": name}, statistics, 1).meta_learned == looks_ahead({"name": name}), name
+
+
+def test_a_student_that_teaches_itself_learns_from_itself_and_not_from_the_teacher(recipe):
+    """Its moving average begins as the student, so the first distillation loss is zero; the teacher's is not."""
+    found = {}
+    for phase1 in (0.0, 1.0):
+        askd = {"name": "askd", "phase1": phase1, "self_teacher": "ema"}
+        run = recipe(f"phase1-{phase1}", stages=stage(epochs=1, weighting=askd))
+        distill(run)
+        found[phase1] = steps(run)[0]["distillation"]
+    assert found[0.0] == pytest.approx(0, abs=1e-5)
+    assert found[1.0] > 0.1
