@@ -221,3 +221,20 @@ def test_a_student_that_teaches_itself_learns_from_itself_and_not_from_the_teach
         found[phase1] = steps(run)[0]["distillation"]
     assert found[0.0] == pytest.approx(0, abs=1e-5)
     assert found[1.0] > 0.1
+
+
+def test_adakd_weighs_by_the_teachers_loss_which_training_does_not_change(recipe):
+    """With a constant k an utterance's weight stays what it was, while the student's own loss on it changes; the weights are ordered by the teacher's loss."""
+    run = recipe(stages=stage(epochs=2, weighting={"name": "adakd", "k0": 1, "k1": 1}))
+    distill(run)
+    by_id = defaultdict(list)
+    for rows in weights_by_step(run).values():
+        for row in rows:
+            by_id[row["id"]].append(row)
+    for rows in by_id.values():
+        assert rows[0]["alpha"] == pytest.approx(rows[1]["alpha"], rel=1e-5)
+        assert rows[0]["task"] != pytest.approx(rows[1]["task"], rel=1e-3)
+    ordered = sorted((rows[0]["teacher_loss"], rows[0]["alpha"]) for rows in by_id.values())
+    alphas = [alpha for _, alpha in ordered]
+    assert len(set(alphas)) > 2
+    assert alphas in (sorted(alphas), sorted(alphas, reverse=True))
