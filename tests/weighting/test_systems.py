@@ -14,12 +14,15 @@ from workbench.cache.checksums import read_checked_rows
 from workbench.cache.uncertainty import mutual_information
 from workbench.core.errors import UserError
 from workbench.corpus import open_corpus
+from workbench.distill.teaching.on_policy import OnPolicy
+from workbench.distill.teaching.self_teacher import SelfTeacher
 from workbench.distill.teaching.teacher_ensemble import shares_of
 from workbench.distill.trainer import distill
 from workbench.evaluation.transcribe import validate
 from workbench.models import open_family
 from workbench.models.whisper.family import Whisper
 from workbench.weighting import known_weightings
+from workbench.weighting.protocol import SelfTeacherSettings
 
 
 def stage(**changes):
@@ -279,3 +282,35 @@ def test_the_saved_student_has_the_rows_that_were_trained(recipe, tiny_checkpoin
     initial = WhisperForConditionalGeneration.from_pretrained(tiny_checkpoint).model.decoder.embed_tokens.weight
     changed = (found != initial).any(1)
     assert 0 < int(changed.sum()) <= json.loads((run.output / "scores.json").read_text())["student"]["vocabulary"]
+
+
+def test_on_policy_targets_are_what_the_teacher_would_write_next(recipe, monkeypatch):
+    """Computed again token by token with the teacher's incremental decoder, over the student's own words."""
+    propose, checked = OnPolicy.propose, []
+
+    def spied(self, model, batch, states):
+        own, targets = propose(self, model, batch, states)
+        heard = self.teacher.states(batch.ids, states.device)
+        for i in range(len(own.ids)):
+            decoder = self.teacher.family.incremental_decoder(self.teacher.model, heard[i : i + 1])
+            rows = [decoder(own.inputs[i : i + 1, t : t + 1])[0] for t in range(own.inputs.shape[1])]
+            expected = torch.stack([row for row, label in zip(rows, own.labels[i], strict=True) if label >= 0])
+            torch.testing.assert_close(targets.logits[own.utterance_index == i], expected, rtol=1e-3, atol=1e-3)
+            checked.append(len(expected))
+        return own, targets
+
+    monkeypatch.setattr(OnPolicy, "propose", spied)
+    distill(recipe(stages=stage(epochs=1, max_steps=1, weighting={"name": "fixed"}, on_policy={"fraction": 1.0})))
+    assert max(checked) > 1
+
+
+def test_a_self_teacher_follows_the_student_by_its_decay(tiny_checkpoint):
+    family = open_family(tiny_checkpoint)
+    model = family.load()
+    own = SelfTeacher(model, family, SelfTeacherSettings("ema", decay=0.75))
+    name, mine, theirs = own.pairs[0]
+    before = mine.clone()
+    with torch.no_grad():
+        theirs += 1
+    own.on_optimizer_step(1000)  # where the decay has risen to its full value
+    torch.testing.assert_close(mine, before + 0.25, msg=name)
