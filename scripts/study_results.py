@@ -94,7 +94,7 @@ def detectable(row: Mapping[str, Any]) -> float | None:
 
 
 def protocol_commit() -> str:
-    """The commit of the protocol as it stands."""
+    """The last commit that changed the protocol."""
     found = subprocess.run(
         ["git", "log", "-1", "--format=%H", "--", PROTOCOL], capture_output=True, text=True, check=True
     )
@@ -133,23 +133,21 @@ def by_language(table: StudyTable) -> list[dict[str, Any]]:
     study, rows = table.study, []
     for student, corpus in dict.fromkeys((c.student, c.corpus) for c in table.found):
         base, said = table.of(student, corpus, study.baseline), table.teachers[corpus]
+        codes = languages_of(said)
+        clips = {code: [i for i, c in enumerate(codes) if c == code] for code in dict.fromkeys(codes)}
+        teacher = {code: shown_cer(table.rates(said, those)) for code, those in clips.items()}
         for arm in study.arms:
             own = table.of(student, corpus, arm)
             seeds = sorted(set(own) & set(base))
             if arm == study.baseline or not seeds:
                 continue
             whole = table.paired(base[seeds[0]][study.split], own, seeds, base)
-            codes = languages_of(said)
-            for code in dict.fromkeys(codes):
-                versus = difference_over_seeds(
-                    [whole.only([i for i, c in enumerate(codes) if c == code])], "cer", fewest_clips=2
-                )
-                alone = StudyTable(study.model_copy(update={"groups": {code: [code]}}), {}, {})
-                teacher = alone.rates(said, code)
+            for code, those in clips.items():
+                versus = difference_over_seeds([whole.only(those)], "cer", fewest_clips=2)
                 rows.append(
                     {"student": student, "corpus": corpus, "arm": arm, "language": code,
                      "group": next((name for name, members in study.groups.items() if code in members), None),
-                     "clips": codes.count(code), "teacher_cer": shown_cer(teacher), "delta_cer": versus["points"], "interval": versus["ci"],
+                     "clips": len(those), "teacher_cer": teacher[code], "delta_cer": versus["points"], "interval": versus["ci"],
                      "seeds": len(seeds)}
                 )  # fmt: skip
     return rows
@@ -158,7 +156,7 @@ def by_language(table: StudyTable) -> list[dict[str, Any]]:
 def correlations(languages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rank correlation over languages of an arm's gain (the baseline's CER minus its own) with the teacher's CER, bootstrapped over languages.
 
-    None for a corpus of fewer than five languages.
+    A corpus of fewer than five languages has none.
     """
     from scipy.stats import spearmanr
 

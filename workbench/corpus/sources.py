@@ -79,17 +79,20 @@ def open_corpus(source: str, split: str, limit: int | None = None) -> list[Utter
     if split not in (*SPLITS, META):
         raise UserError(f"corpus split {split!r}{did_you_mean(split, SPLITS)}")
     if source.startswith("hf:"):
-        utterances = read_dataset(source.removeprefix("hf:"), split, limit)
-    else:
-        everything = read_manifest(find_corpus(source))
-        utterances = [u for u in everything if u.split == split][:limit]
-        if not utterances:
-            raise UserError(_empty_split(source, split, everything))
-    return _short(utterances)
+        return _within_window(read_dataset(source.removeprefix("hf:"), split, limit))
+    return _of_split(read_manifest(find_corpus(source)), source, split, limit)
 
 
-def _short(utterances: list[Utterance]) -> list[Utterance]:
-    """The same; raises UserError for a clip that is longer than Whisper's window."""
+def _of_split(everything: Sequence[Utterance], source: str, split: str, limit: int | None = None) -> list[Utterance]:
+    """The first clips of one split of a manifest; raises UserError if there is none, or for one that is longer than Whisper's window."""
+    found = [u for u in everything if u.split == split][:limit]
+    if not found:
+        raise UserError(_empty_split(source, split, everything))
+    return _within_window(found)
+
+
+def _within_window(utterances: list[Utterance]) -> list[Utterance]:
+    """The clips as they are; raises UserError for one that is longer than Whisper's window."""
     for utterance in utterances:
         if utterance.seconds > LONGEST_SECONDS:
             raise UserError(
@@ -107,7 +110,12 @@ def scored_clips(source: str, split: str, limit: int | None = None) -> list[Utte
     Raises:
         UserError: as `open_corpus`, or all clips of the split are marked.
     """
-    scored = [u for u in open_corpus(source, split, limit if source.startswith("hf:") else None) if u.scored][:limit]
+    return _scored(open_corpus(source, split, limit if source.startswith("hf:") else None), source, split)[:limit]
+
+
+def _scored(utterances: Sequence[Utterance], source: str, split: str) -> list[Utterance]:
+    """Those that are scored; raises UserError if there is none."""
+    scored = [u for u in utterances if u.scored]
     if not scored:
         raise UserError(f"corpus {source!r}: all clips of split {split!r} are marked as not scorable")
     return scored
@@ -121,8 +129,20 @@ def meta_split(source: str, limit: int | None = None) -> list[Utterance]:
     """
     if source.startswith("hf:"):
         return []
+    return _meta_clips(read_manifest(find_corpus(source)))[:limit]
+
+
+def _meta_clips(everything: Sequence[Utterance]) -> list[Utterance]:
+    return _within_window([u for u in everything if u.split == META and u.scored])
+
+
+def _training_clips(source: str, meta: bool, limit: int | None = None) -> list[Utterance]:
+    """The scored clips of the training split and, if they are wanted, of the meta split after them; a manifest is read once."""
+    if source.startswith("hf:") or not meta:
+        return scored_clips(source, "train", limit)
     everything = read_manifest(find_corpus(source))
-    return _short([u for u in everything if u.split == META and u.scored][:limit])
+    train = _scored(_of_split(everything, source, "train"), source, "train")
+    return (train + _meta_clips(everything))[:limit]
 
 
 def _empty_split(source: str, split: str, everything: Sequence[Utterance]) -> str:
@@ -159,10 +179,9 @@ def training_set(
     Raises:
         UserError: as `open_corpus`.
     """
-    utterances = (scored_clips(source, "train", limit) + (meta_split(source) if meta else []))[:limit]
+    utterances = _training_clips(source, meta, limit)
     for other in more:
-        found = scored_clips(other, "train") + (meta_split(other) if meta else [])
-        utterances += [replace(u, id=f"{other}:{u.id}") for u in found]
+        utterances += [replace(u, id=f"{other}:{u.id}") for u in _training_clips(other, meta)]
     out = utterances + speed_perturbed(utterances, speeds)
     return out + concatenated(utterances, longest, seed) if longest else out
 

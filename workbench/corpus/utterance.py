@@ -16,9 +16,8 @@ from workbench.core.errors import UserError
 from workbench.core.hashing import cached_sha256
 
 SPLITS = ("train", "validation", "test")
-META = (
-    "meta"  # part of the training clips that a weighting may learn its weights on instead; all other runs train on it
-)
+# a part of the training clips: a weighting that looks ahead learns its weights on it, every other run trains on it
+META = "meta"
 GAP_SECONDS = 0.25  # silence between joined clips
 
 

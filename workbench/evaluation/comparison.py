@@ -23,7 +23,7 @@ class PairedHypotheses:
     ours: Sequence[Sequence[str]]  # hypotheses of each seed
     theirs: Sequence[Sequence[str]]
     language: Languages = "en"  # one code for all clips, or one per clip
-    speakers: Sequence[str] | None = None  # of each clip: who is alike is drawn together
+    speakers: Sequence[str] | None = None  # of each clip; the clips of one speaker are drawn together
     capped: bool = False  # whether a clip counts at most as many errors as its reference is long
 
     def by_language(self) -> list[PairedHypotheses]:
@@ -75,9 +75,8 @@ class DifferenceOverSeeds(TypedDict):
 
     points: float  # percentage points
     ci: list[float] | None  # 95 % interval; None with fewer than 20 clips
-    ci_90: (
-        list[float] | None
-    )  # 90 % interval, for equivalence: within the margin, two one-sided tests at 5 % reject a difference
+    # 90 % interval, for equivalence: where it lies within the margin, two one-sided tests at 5 % reject a larger difference
+    ci_90: list[float] | None
     p: float | None  # two-sided; None likewise
     relative: float  # relative to theirs: -0.05 is 5 % fewer errors
     seeds: int
@@ -112,8 +111,9 @@ def difference_over_seeds(
         total = max(int(lengths.sum()), 1)
         points.append(100.0 * (ours - theirs).sum(1) / total)
         base.append(100.0 * theirs.sum(1).mean() / total)
-        rates = resampled_rates(corpus.summed((ours - theirs).mean(0)), corpus.summed(lengths), seed + number)
-        drawn = len(corpus.summed(lengths))
+        lengths_drawn = corpus.summed(lengths)  # of each speaker, or of each clip
+        rates = resampled_rates(corpus.summed((ours - theirs).mean(0)), lengths_drawn, seed + number)
+        drawn = len(lengths_drawn)
         if drawn > 1:  # a bootstrap's variance is that of n, not n - 1, draws
             variances.append((float(rates.var(ddof=1)) * drawn / (drawn - 1) / len(corpora) ** 2, drawn - 1))
         clips += len(lengths)

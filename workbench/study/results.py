@@ -147,7 +147,7 @@ class StudyTable:
             "group": group,
             "seeds": seeds,
         }
-        rates = [[self.rates(own[s][split], group) for own in sides] for s in seeds]
+        rates = [[self.group_rates(own[s][split], group) for own in sides] for s in seeds]
         for key in ("wer", "cer", "loops", *(["cer_capped"] if study.cap_errors else [])):
             row[key] = [round(float(np.mean([side[key] for side in sides])), 3) for sides in rates]
         if len(corpora) == 1:
@@ -170,12 +170,15 @@ class StudyTable:
     def teacher_row(self, corpus: str, group: str) -> dict[str, Any]:
         """The teacher on a corpus."""
         said = self.teachers[corpus]
-        return {"name": said["name"], "corpus": corpus, "group": group, **self.rates(said, group)}
+        return {"name": said["name"], "corpus": corpus, "group": group, **self.group_rates(said, group)}
 
-    def rates(self, said: Mapping[str, Any], group: str) -> dict[str, Any]:
-        """WER, CER and loops of kept transcripts under today's normalizers."""
+    def group_rates(self, said: Mapping[str, Any], group: str) -> dict[str, Any]:
+        """The `rates` of a group of languages."""
+        return self.rates(said, self.clips(languages_of(said), group))
+
+    def rates(self, said: Mapping[str, Any], clips: Sequence[int]) -> dict[str, Any]:
+        """WER, CER and loops of some kept transcripts, by number, under today's normalizers."""
         languages = languages_of(said)
-        clips = self.clips(languages, group)
         by_language = [
             [i for i in clips if languages[i] == code] for code in dict.fromkeys(languages[i] for i in clips)
         ]
@@ -273,7 +276,6 @@ def _primary(study: Study, arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in arms:
             versus = row.get(f"vs_{contrast.against}")
             if (row["name"], row["corpus"], row["group"]) == (contrast.arm, contrast.corpus, ALL) and versus:
-                # of the whole study's family, so an early table does not flatter
                 found.append({**contrast.model_dump(), "student": row["student"], **versus})
     for student in dict.fromkeys(row["student"] for row in found):
         rows = [row for row in found if row["student"] == student and row["p_cer"] is not None]

@@ -82,8 +82,7 @@ def result_file(study: Study, trial: Trial) -> Path:
 def shared_out(parallel: int) -> list[frozenset[int]]:
     """Cores for each of so many runs at a time; none, for no limit, where there is one run, fewer cores than runs, or a system that cannot pin.
 
-    Threads that wait for each other lose most of their time where another program takes one of their cores: two runs of one thread
-    each, unpinned, trained at a third of the speed beside a test suite of low priority on two cores.
+    Beside other programs the scheduler may leave two runs on one core; and threads that wait for each other lose time where another program takes one of their cores.
     """
     if parallel == 1 or not hasattr(os, "sched_setaffinity"):
         return [frozenset()] * parallel
