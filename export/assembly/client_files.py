@@ -36,6 +36,9 @@ def _complete(checkpoint: Path, family: Whisper, folder: Path) -> None:
     """Add what transformers 5 does not save but JavaScript, numpy and older clients read."""
     if not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
         family.tokenizer.backend_tokenizer.model.save(str(folder))
+    spelled = read_json(folder / "vocab.json", "a vocabulary")
+    added = {token: i for token, i in family.tokenizer.get_added_vocab().items() if token not in spelled}
+    write_json(folder / "added_tokens.json", dict(sorted(added.items(), key=lambda item: item[1])))  # for onnx-asr
     if not (folder / "preprocessor_config.json").is_file():
         write_json(folder / "preprocessor_config.json", feature_settings(checkpoint)[1])
     path = folder / "tokenizer_config.json"

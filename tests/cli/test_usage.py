@@ -56,7 +56,7 @@ def values(tmp_path, cache, student, exported, recipe, speech, monkeypatch):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     (tmp_path / "text.txt").write_text("Turn the lights on.\n")
     return {
-        "recipe": recipes, "student": student, "bundle": exported, "bundles": exported, "checkpoint": student, "source": speech(),
+        "recipe": recipes, "student": student, "bundle": exported, "bundles": exported, "checkpoint": student, "source": speech(), "sources": speech(),
         "text": tmp_path / "text.txt", "file": tmp_path / "study.yaml", "run": tmp_path, "output": tmp_path / "made", "against": exported,
         "vocabulary": "trained", "language": "en",
     }  # fmt: skip

@@ -40,7 +40,7 @@ def test_the_folder_holds_what_its_readers_need(exported):
     files = {p.relative_to(exported).as_posix() for p in exported.rglob("*") if p.is_file()}
     assert {
         "bundle.json", "MODEL_CARD.md", "config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json",
-        "vocab.json", "merges.txt", "normalizer.json", "onnx/frontend.onnx", "onnx/encoder_model.onnx",
+        "vocab.json", "merges.txt", "added_tokens.json", "normalizer.json", "onnx/frontend.onnx", "onnx/encoder_model.onnx",
         "onnx/encoder_model_quantized.onnx", "onnx/decoder_model_merged.onnx", "onnx/decoder_model_merged_quantized.onnx",
         "edge/__main__.py", "edge/requirements.txt",
     } <= files  # fmt: skip
@@ -50,6 +50,13 @@ def test_the_folder_holds_what_its_readers_need(exported):
     assert manifest.content["length"] == "true"
     assert max(manifest.content["parity"]["fp32"].values()) < 1e-3
     assert size_mb(manifest, "int8") < size_mb(manifest, "fp32")
+
+
+def test_every_token_is_in_vocab_json_or_added_tokens_json(exported, student):
+    """onnx-asr reads both, and no other file with tokens."""
+    plain, added = (json.loads((exported / name).read_text()) for name in ("vocab.json", "added_tokens.json"))
+    assert not set(plain) & set(added)
+    assert plain | added == Whisper(student).tokenizer.get_vocab()
 
 
 def test_axes_are_dynamic_and_named(exported):

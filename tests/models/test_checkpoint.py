@@ -361,7 +361,7 @@ def test_what_transformers_5_saves_is_read_and_exported_for_every_client(
     assert family.suppress_tokens == before.suppress_tokens
     assert label_ids(family.tokenizer, "Él dijo: 3 años.") == label_ids(before.tokenizer, "Él dijo: 3 años.")
     bundle = export_bundle(saved_by_transformers, tmp_path / "bundle", ["fp32"])
-    for name in ("vocab.json", "merges.txt"):
+    for name in ("vocab.json", "merges.txt", "added_tokens.json"):
         assert (bundle / name).read_text() == (exported / name).read_text()
     features = json.loads((bundle / "preprocessor_config.json").read_text())
     assert features["feature_size"] == 80
