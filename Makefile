@@ -13,7 +13,7 @@ export WORKBENCH := $(BIN)/workbench
 .PHONY: quickstart demo test test-fast test-lowest notebooks lint format bench clean
 
 quickstart: $(INSTALLED)  ## the whole chain on real speech: distil, export, verify, measure
-	$(WORKBENCH) distill recipes/quickstart.yaml output=$(RUN)
+	$(WORKBENCH) distill quickstart output=$(RUN)
 	$(WORKBENCH) export $(RUN)/student -o $(RUN)/bundle --precision fp32,int8
 	$(WORKBENCH) measure $(RUN)/bundle --against $(TEACHER) -o $(RUN)
 

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, arguments, finish, median, timed, workbench
+from common import arguments, finish, median, timed, workbench
 
 SETTINGS = {"fp32": ["precision=fp32"], "bf16": ["precision=bf16"], "bf16 compiled": ["precision=bf16", "compile=true"]}
 
@@ -23,7 +23,7 @@ def main() -> None:
     """Run every setting in turn."""
     args = arguments(
         __doc__,
-        recipe=("recipes/quickstart.yaml", "what is run"),
+        recipe=("quickstart", "what is run"),
         epochs=(5, "of every stage"),
         turns=(2, "of every setting"),
         only=(",".join(SETTINGS), "these settings, joined by commas"),
@@ -32,7 +32,7 @@ def main() -> None:
     from workbench.config.recipe import load_recipe
     from workbench.models.resolve import resolve_teacher
 
-    path = ROOT / args.recipe
+    path = Path(args.recipe)
     recipe = load_recipe(path)
     teacher = resolve_teacher(recipe.teacher)  # from the user's cache; the runs have one of their own
     changed = [f"teacher={teacher}", *(f"stages.{name}.epochs={args.epochs}" for name in recipe.stages)]

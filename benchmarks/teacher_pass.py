@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, arguments, finish, median, sample, timed, workbench, write_manifest
+from common import arguments, finish, median, sample, timed, workbench, write_manifest
 
 BATCH_CLIPS = 2
 
@@ -75,7 +75,7 @@ def starts(repeats: int, folder: Path) -> list[dict[str, Any]]:
     runs: list[dict[str, Any]] = []
     manifest = write_manifest(folder, sample(24))
     for turn in range(repeats + 1):
-        command = workbench(folder / "starts", "distill", str(ROOT / "recipes/quickstart.yaml"), f"corpus={manifest}",
+        command = workbench(folder / "starts", "distill", "quickstart", f"corpus={manifest}",
                             f"output={folder / f'run-{turn}'}")  # fmt: skip
         started = time.perf_counter()
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

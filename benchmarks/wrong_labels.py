@@ -13,7 +13,7 @@ import numpy as np
 from common import arguments, finish
 
 OPTIONS = {
-    "study": ("recipes/studies/noisy.yaml", "the study, run before"),
+    "study": ("studies/noisy", "the study, run before"),
     "student": ("four_layers", "its student"),
     "wrong": ("prompts-es-corrupt40", "the corrupted corpus"),
     "right": ("prompts-es", "the clean one"),

@@ -1,6 +1,6 @@
 """Compute every published figure of a study from its kept transcripts: the table, the primary contrasts, gain by language, and two plots.
 
-    python scripts/study_results.py recipes/studies/d/study.yaml docs/results/studies/d/*.hypotheses.jsonl.gz \
+    python scripts/study_results.py d/study docs/results/studies/d/*.hypotheses.jsonl.gz \
         --output docs/results/study_d.json --plots docs/results/studies/d
 
 Nothing is trained or transcribed. Several files of one study, made in several sessions, are read as one.

@@ -147,7 +147,7 @@ def test_the_whole_chain_from_the_command_line(tmp_path):
         return done.stdout
 
     short = ["max_clips=6", "stages.encoder.epochs=1", "stages.decoder.epochs=1", "student.decoder_layers=2"]
-    workbench("distill", "recipes/quickstart.yaml", f"output={run}", *short)
+    workbench("distill", "quickstart", f"output={run}", *short)
     student = WhisperForConditionalGeneration.from_pretrained(run / "student")
     assert student.config.decoder_layers == 2
     workbench("export", run / "student", "-o", bundle, "--no-verify")

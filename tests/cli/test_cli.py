@@ -34,7 +34,7 @@ def test_help_names_every_command_and_loads_no_torch():
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["distill", "none.yaml"], "none.yaml: no such recipe"),
+        (["distill", "none.yaml"], "none.yaml: neither a file nor the name"),
         (["distill", "RECIPE", "techer=x"], "unknown key 'techer'; did you mean 'teacher'?"),
         (["distill", "RECIPE", "corpus=none"], "corpus 'none'"),
         (["distill", "RECIPE", "teacher=./none"], "none: no such folder"),

@@ -1,20 +1,47 @@
 """Recipes: what is shipped parses, what is wrong is named in one line."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
-from tests.conftest import ROOT
 from workbench.config.recipe import load_recipe, parse_recipe
+from workbench.config.shipped import FOLDER, find_recipe, shipped_files
 from workbench.core.errors import UserError
 
-SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
-RECIPES = [path for path in SHIPPED if "\narms:" not in path.read_text()]  # studies: test_study.py
+RECIPES = [one.path for one in shipped_files() if not one.is_study]  # studies: test_study.py
 STAGE = {"trainable": "decoder", "epochs": 1, "learning_rate": 1e-4}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
 def test_shipped_recipes_parse(path):
     assert load_recipe(path).stages
+
+
+def test_a_recipe_is_a_file_or_a_shipped_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quickstart = FOLDER / "quickstart.yaml"
+    for given in ("quickstart", "recipes/quickstart.yaml", str(quickstart)):
+        assert find_recipe(Path(given)) == quickstart
+    assert find_recipe(Path("whisper-small-to-tiny")) == FOLDER / "gpu" / "whisper-small-to-tiny.yaml"
+    with pytest.raises(UserError, match="the name of studies/d/tune, studies/tune; give"):
+        find_recipe(Path("tune"))
+    with pytest.raises(UserError, match="did you mean 'quickstart'"):
+        find_recipe(Path("quikstart"))
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError, match="mine: is a folder"):
+        find_recipe(Path("mine"))
+    (tmp_path / "quickstart").write_text("output: runs/mine\n")
+    assert find_recipe(Path("quickstart")) == Path("quickstart")  # a user's own file comes first
+
+
+def test_what_is_listed_of_a_shipped_file_is_one_sentence():
+    about = {one.name: one.about for one in shipped_files()}
+    assert (
+        about["quickstart"]
+        == "A student that runs at the length of the clip, from Whisper base and 15 minutes of speech, on any CPU."
+    )
+    assert all(text and "\n" not in text for text in about.values())
 
 
 def test_overrides_reach_sections_and_numbers(tmp_path):
@@ -62,7 +89,7 @@ def test_wrong_overrides_are_errors(override):
 
 
 def test_a_missing_or_broken_recipe_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="no such recipe"):
+    with pytest.raises(UserError, match="neither a file nor the name of a shipped recipe"):
         load_recipe(tmp_path / "none.yaml")
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1\n")

@@ -1,20 +1,20 @@
 """Plans reckoned on the meta device: against figures that can be worked out, and against this machine's memory."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
 from workbench.config.recipe import load_recipe, parse_recipe
 from workbench.config.sections import StudentRecipe
+from workbench.config.shipped import FOLDER
 from workbench.core.errors import UserError
 from workbench.models.students import parameters
 from workbench.planning.devices import DEVICES
 from workbench.planning.flops import saved_bytes
 from workbench.planning.plan import meta_model, meta_student, plan
 
-GPU_RECIPES = sorted(Path("recipes/gpu").glob("*.yaml"))
+GPU_RECIPES = sorted((FOLDER / "gpu").glob("*.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -56,6 +57,22 @@ def teachers() -> None:
     rows = [tuple(row.values()) for row in list_teachers()]
     print_rows(("name", "what", "languages", "licence", "cost"), rows, prose=True)
     typer.echo("Also: the hub id of any Whisper, a transformers folder, or a CTranslate2 (faster-whisper) folder.")
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="One to print, as a beginning for your own.")] = None,
+) -> None:
+    """List the recipes and studies that come with the package, or print one."""
+    from workbench.config.shipped import find_recipe, shipped_files
+    from workbench.core.tables import print_rows
+
+    if name is not None:
+        typer.echo(find_recipe(Path(name)).read_text(encoding="utf-8"), nl=False)
+        return
+    rows = [(one.name, "study" if one.is_study else "recipe", one.about) for one in shipped_files()]
+    print_rows(("name", "kind", "what"), sorted(rows, key=lambda row: (row[1], row[0])), prose=True)
+    typer.echo("Run one with `workbench distill NAME` or `workbench study NAME`; `workbench recipes NAME` prints it.")
 
 
 @app.command()

@@ -110,9 +110,7 @@ def derive(
 
 
 def study(
-    file: Annotated[
-        Path, typer.Argument(help="Study, a YAML file; the shipped ones are in recipes/studies/.", dir_okay=False)
-    ],
+    file: Annotated[Path, typer.Argument(help="Study: a YAML file, or a name as listed by `workbench recipes`.")],
     arm: Annotated[list[str] | None, typer.Option(help="Only these arms.")] = None,
     corpus: Annotated[list[str] | None, typer.Option(help="Only these corpora.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Only these seeds.")] = None,

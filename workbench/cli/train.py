@@ -18,7 +18,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def distill(
-    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.", dir_okay=False)],
+    recipe: Annotated[Path, typer.Argument(help="Recipe: a YAML file, or a name as listed by `workbench recipes`.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, for example stages.decoder.epochs=2")
     ] = None,
@@ -36,7 +36,7 @@ def distill(
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.", dir_okay=False)],
+    recipe: Annotated[Path, typer.Argument(help="Recipe: a YAML file, or a name as listed by `workbench recipes`.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as for distill")] = None,
     device: Annotated[str, typer.Option(help="Such as h100-80gb; an unknown name lists them.")] = "h100-80gb",
     devices: Annotated[int, typer.Option(help="How many of them.", min=1)] = 1,

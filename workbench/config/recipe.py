@@ -24,6 +24,7 @@ from workbench.config.sections import (
     TargetsRecipe,
     TrailingSilenceRecipe,
 )
+from workbench.config.shipped import find_recipe
 from workbench.config.weightings import earlier_names, inactive_reason, looks_ahead, needs_uncertainty
 from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import read_yaml, write_text
@@ -218,12 +219,13 @@ class Recipe(Section):
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe and apply `key=value` overrides (`stages.decoder.epochs=2`).
+    """Read a recipe, a file or a shipped one's name, and apply `key=value` overrides (`stages.decoder.epochs=2`).
 
     Raises:
-        UserError: no such file, not YAML, an unknown key (the nearest known one is named), or a value out of range.
+        UserError: no such recipe, not YAML, an unknown key (the nearest known one is named), or a value out of range.
     """
-    content = read_yaml(path, "recipe", "recipes/")
+    path = find_recipe(path)
+    content = read_yaml(path, "recipe")
     for given in overrides or []:
         _parsed_override(content, given)
     return parse_recipe(content, str(path))

@@ -87,14 +87,14 @@ def check_not_lfs_pointer(path: Path) -> None:
             raise UserError(f"{path}: is a Git LFS pointer, not the file itself; run `git lfs install` and `git lfs pull` in its folder")  # fmt: skip
 
 
-def read_yaml(path: Path, what: str, shipped: str) -> dict[str, Any]:
-    """Read a YAML file of keys and values; raises UserError naming `what` and where the `shipped` ones are."""
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """Read a YAML file of keys and values; raises UserError that names `what` was expected."""
     import yaml
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such {what}; the shipped ones are in {shipped}") from None
+        raise UserError(f"{path}: no such {what}") from None
     except RecursionError:
         raise UserError(f"{path}: is nested too deeply; expected a {what}") from None
     except (

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from workbench.config.base import Section
 from workbench.config.recipe import Recipe, load_recipe, override, parse_recipe
 from workbench.config.renamed import use_current_names
+from workbench.config.shipped import find_recipe
 from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import read_yaml
 from workbench.core.hashing import cache_key
@@ -140,8 +141,9 @@ def folder_of(corpus: str) -> str:
 
 
 def load_study(path: Path) -> Study:
-    """Read a study; raises UserError in one line for whatever cannot be carried out, every arm's recipe included."""
-    content = read_yaml(path, "study", "recipes/studies/")
+    """Read a study, a file or a shipped one's name; raises UserError in one line for whatever cannot be carried out, every arm's recipe included."""
+    path = find_recipe(path, "study")
+    content = read_yaml(path, "study")
     try:
         study = Study.model_validate(content)
     except ValidationError as error:
