@@ -21,8 +21,39 @@ Split = Annotated[str, typer.Option(help="train, validation or test.")]
 
 def add_commands(app: typer.Typer) -> None:
     """Register them with the command line."""
-    for command in (export, pack, verify, measure, demo, prune):
+    for command in (transcribe, export, pack, verify, measure, demo, prune):
         app.command()(command)
+
+
+def transcribe(
+    files: Annotated[list[Path], typer.Argument(help="Audio or video files of any format and length.")],
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Transcribe with this exported bundle; with --model by default.", file_okay=False),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="A checkpoint in torch: a name as listed by `workbench teachers`, or a folder.")
+    ] = "whisper-base",
+    language: Annotated[str, typer.Option(help="ISO 639-1 code, or auto to detect it.")] = "auto",
+    output_format: Annotated[str, typer.Option("--format", help="text, srt, vtt or json.")] = "text",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for one file per recording; standard output by default.", **FOLDER),
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="With --bundle: one of its own; its first by default.")] = None,
+    words: Annotated[bool, typer.Option("--words", help="With --bundle: the time of each word, in JSON.")] = False,
+    beams: Annotated[int, typer.Option(help="1 is greedy, and the fastest.", min=1, max=20)] = 1,
+    threads: Annotated[int | None, typer.Option(help="With --bundle; all cores by default.", min=1, max=1024)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace transcripts in --output.")] = False,
+) -> None:
+    """Transcribe recordings, with the built-in teacher or an exported student."""
+    from export.transcription import TranscribeOptions, transcribe_files
+
+    if bundle is None and (precision or words or threads):
+        raise UserError("--precision, --words and --threads are a bundle's; name one with --bundle")
+    options = TranscribeOptions(language, output_format, beams, words, output, overwrite)
+    for text in transcribe_files(files, bundle or model, options, precision, threads):
+        typer.echo(text)
 
 
 def export(
