@@ -141,9 +141,9 @@ def ours(frozen: bool, clips: int, folder: Path) -> None:
 
     from workbench.config.recipe import parse_recipe
     from workbench.core.machine.memory import peak_resident_bytes
-    from workbench.distill.stage import StageTrainer
-    from workbench.distill.trainer import Trainer
     from workbench.run.checkpoints import TrainingProgress, TrainingState
+    from workbench.training.stage import StageTrainer
+    from workbench.training.trainer import Trainer
 
     work = folder / ("frozen" if frozen else "trained")
     work.mkdir()

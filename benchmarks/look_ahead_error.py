@@ -60,8 +60,8 @@ def work(place: Path, clips: int, vocabulary: str) -> list[dict[str, Any]]:
 
 def compare(loop: Any, objective: Any, planned: Any) -> list[dict[str, Any]]:
     """Both gradients of some micro-batches."""
-    from workbench.distill.step.losses import StageProgress
-    from workbench.distill.step.meta_batches import StudentMetaBatches
+    from workbench.training.step.losses import StageProgress
+    from workbench.training.step.meta_batches import StudentMetaBatches
 
     few = replace(planned, steps=planned.steps[:BATCHES])
     batches = (batch for step in loop.epochs.batches(few) for batch in step)

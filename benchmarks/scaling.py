@@ -101,7 +101,7 @@ def run(folder: Path, teacher: Path, clips: int, streamed: bool, turn: str) -> d
     path.write_text(yaml.safe_dump(recipe))
     script = (
         "import sys, logging; from pathlib import Path\n"
-        "from workbench.config.recipe import load_recipe; from workbench.distill.trainer import distill\n"
+        "from workbench.config.recipe import load_recipe; from workbench.training.trainer import distill\n"
         "from workbench.core.machine.memory import peak_resident_bytes\n"
         "distill(load_recipe(Path(sys.argv[1])))\n"
         "print(peak_resident_bytes())\n"

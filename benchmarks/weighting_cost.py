@@ -68,9 +68,9 @@ def ratio(runs: list[dict[str, Any]], case: str, system: str) -> float:
 def begin(place: Path, clips: int, trainable: str, vocabulary: str, **stage: Any) -> tuple[Any, Any]:
     """The one stage of a run on clips of the built-in corpus, an eighth as many for validation, about to step; and what it trains on."""
     from workbench.config.recipe import parse_recipe
-    from workbench.distill.stage import StageTrainer
-    from workbench.distill.trainer import Trainer
     from workbench.run.checkpoints import TrainingProgress, TrainingState
+    from workbench.training.stage import StageTrainer
+    from workbench.training.trainer import Trainer
 
     place.mkdir()
     settings = {
@@ -94,7 +94,7 @@ def work(case: str, clips: int, folder: Path) -> None:
     """Answers for one case."""
     os.environ.setdefault("WORKBENCH_CACHE", str(folder / "cache"))
     from workbench.config.sections import OnPolicyRecipe
-    from workbench.distill.teaching.on_policy import OnPolicy
+    from workbench.training.teaching.on_policy import OnPolicy
     from workbench.weighting import TeacherStatistics, build_weighting
 
     place = folder / case.replace(", ", "-").replace(" ", "-")

@@ -32,7 +32,7 @@ class Mutation:
 
 MUTATIONS = {
     "look-ahead: sign of the task residual": Mutation(
-        "workbench/distill/step/meta_batches.py", "labels] -= 1", "labels] += 1", ("tests/weighting/test_probe.py",)
+        "workbench/training/step/meta_batches.py", "labels] -= 1", "labels] += 1", ("tests/weighting/test_probe.py",)
     ),
     "look-ahead: weight of the validation labels": Mutation(
         "workbench/weighting/meta_gradients.py",
@@ -45,13 +45,13 @@ MUTATIONS = {
         ("tests/weighting/test_look_ahead.py",),
     ),
     "ASKD: phase 2 goes on with the cached teacher": Mutation(
-        "workbench/distill/forward_backward.py",
+        "workbench/training/forward_backward.py",
         "            if self_teaching and self.self_teacher is not None and logits is not None:",
         "            if False and self_teaching and self.self_teacher is not None and logits is not None:",
         ("tests/weighting/test_systems.py", "tests/weighting/test_weighting_in_training.py"),
     ),
     "AdaKD: the student's loss instead of the teacher's": Mutation(
-        "workbench/distill/step/losses.py", "teacher_loss=batch.teacher_loss[0],\n        progress", "teacher_loss=task.detach(),\n        progress",
+        "workbench/training/step/losses.py", "teacher_loss=batch.teacher_loss[0],\n        progress", "teacher_loss=task.detach(),\n        progress",
         ("tests/weighting/test_weighting_in_training.py", "tests/weighting/test_systems.py"),
     ),
     "AdaKD: easy and hard exchanged": Mutation(
@@ -63,14 +63,14 @@ MUTATIONS = {
         ("tests/weighting/test_weighting.py",),
     ),
     "on-policy: the teacher's logits shifted by a token": Mutation(
-        "workbench/distill/teaching/on_policy.py",
+        "workbench/training/teaching/on_policy.py",
         "return own, SoftTargets.full(logits, 1.0)",
         "return own, SoftTargets.full(logits.roll(1, 0), 1.0)",
-        ("tests/weighting/test_systems.py", "tests/distill/test_engine.py"),
+        ("tests/weighting/test_systems.py", "tests/training/test_engine.py"),
     ),
     "self-teacher: its decay": Mutation(
-        "workbench/distill/teaching/self_teacher.py", "mine.lerp_(theirs, 1 - decay)", "mine.lerp_(theirs, decay)",
-        ("tests/weighting/test_systems.py", "tests/distill/test_ema.py"),
+        "workbench/training/teaching/self_teacher.py", "mine.lerp_(theirs, 1 - decay)", "mine.lerp_(theirs, decay)",
+        ("tests/weighting/test_systems.py", "tests/training/test_ema.py"),
     ),
     "permuted weights: an utterance keeps its own": Mutation(
         "workbench/weighting/controls.py", "order[cycle] = np.roll(cycle, 1)", "order[cycle] = cycle", ("tests/weighting/test_controls.py",)
@@ -92,8 +92,8 @@ MUTATIONS = {
         ("tests/losses/test_layer_matching.py",),
     ),
     "mixup: the weights of the two clips exchanged": Mutation(
-        "workbench/distill/step/mixup.py", "share * own + (1 - share) * hosted", "(1 - share) * own + share * hosted",
-        ("tests/distill/test_mixup.py",),
+        "workbench/training/step/mixup.py", "share * own + (1 - share) * hosted", "(1 - share) * own + share * hosted",
+        ("tests/training/test_mixup.py",),
     ),
 }  # fmt: skip
 

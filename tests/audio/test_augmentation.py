@@ -12,7 +12,7 @@ from workbench.audio.decode import SAMPLE_RATE, change_speed
 from workbench.config.sections import AugmentRecipe
 from workbench.corpus import open_corpus, training_set
 from workbench.corpus.perturb import concatenated, speed_perturbed
-from workbench.distill.trainer import distill
+from workbench.training.trainer import distill
 
 
 def tone(seconds, hz=440.0):

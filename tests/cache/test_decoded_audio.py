@@ -15,8 +15,8 @@ from workbench.cache.tensor_shards import ShardStore
 from workbench.core.errors import UserError
 from workbench.corpus import Utterance, open_corpus
 from workbench.corpus.sources import training_set
-from workbench.distill.trainer import distill
 from workbench.models.whisper.family import Whisper
+from workbench.training.trainer import distill
 
 
 @pytest.fixture

@@ -208,7 +208,7 @@ def test_a_narrow_student_with_learnt_weights_writes_the_same_in_every_client(tm
     from export.assembly.build import export_bundle
     from export.verification.verify import verify_bundle
     from workbench.config.recipe import load_recipe
-    from workbench.distill.trainer import distill
+    from workbench.training.trainer import distill
 
     almkd = "stages.decoder.weighting={name: almkd, start_epoch: 0, update_every: 1, steps_per_update: 2}"
     short = ["max_clips=8", "stages.encoder.epochs=1", "stages.decoder.epochs=2", almkd]

@@ -9,16 +9,16 @@ from safetensors.torch import load_file, save_file
 
 import workbench.study.arm as arm_module
 from tests.conftest import DECODER
-from tests.distill.test_targets_and_training import killed_at
 from tests.study.test_study import study  # noqa: F401  a fixture
+from tests.training.test_targets_and_training import killed_at
 from workbench.cache.encoder_cache import encoder_cache_folder
 from workbench.core.errors import UserError
-from workbench.distill.trainer import distill
 from workbench.study.arm import prepare, run_arm, score_teacher, teacher_scores
 from workbench.study.current import _clips_of, _inputs, read_results
 from workbench.study.plan import load_study, trials
 from workbench.study.results import collect
 from workbench.study.runner import run_study
+from workbench.training.trainer import distill
 
 STAGES = {"decoder": {**DECODER, "epochs": 1}}
 

@@ -9,9 +9,9 @@ from tests.conftest import tone
 from workbench.audio.decode import write_wav
 from workbench.core.errors import UserError
 from workbench.corpus.manifests import read_manifest
-from workbench.distill.trainer import distill
 from workbench.models.whisper.family import Whisper
 from workbench.run.preflight import check_transcripts
+from workbench.training.trainer import distill
 
 
 @pytest.fixture

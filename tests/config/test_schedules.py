@@ -7,7 +7,7 @@ from tests.conftest import DECODER
 from workbench.cli.app import main
 from workbench.config.recipe import parse_recipe
 from workbench.core.errors import UserError
-from workbench.distill.trainer import distill
+from workbench.training.trainer import distill
 from workbench.weighting import TeacherStatistics, build_weighting, known_weightings
 
 STREAM = {"corpus": "hf:x", "stream": {}}

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from tests.conftest import DECODER
-from tests.distill.test_targets_and_training import killed_at, same, targets, weights  # noqa: F401  targets is a fixture
+from tests.training.test_targets_and_training import killed_at, same, targets, weights  # noqa: F401  targets is a fixture
 from workbench.cache.checksums import line_with_checksum, read_checked_rows
 from workbench.cache.teacher_targets import TargetCache, compute_targets
 from workbench.cache.tensor_shards import ShardStore
 from workbench.core.disk import disk_errors
 from workbench.core.errors import UserError
-from workbench.distill.trainer import distill
 from workbench.run import checkpoints
+from workbench.training.trainer import distill
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -19,13 +19,13 @@ from workbench.core.errors import UserError
 from workbench.core.ownership import check_manifest, check_output, check_replaceable
 from workbench.corpus.corrupt import write_corrupted
 from workbench.corpus.prompts import build_prompts
-from workbench.distill.stage import StageTrainer
-from workbench.distill.trainer import distill
 from workbench.labelling.filters import LabelFilters
 from workbench.labelling.pseudo_labels import LabelSettings, label
 from workbench.labelling.speech_from_text import synthesize
 from workbench.run import checkpoints
 from workbench.run.folder import delete_run_files
+from workbench.training.stage import StageTrainer
+from workbench.training.trainer import distill
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ def test_a_run_is_not_begun_in_a_folder_of_others(recipe, tmp_path):
 
 def test_an_interrupted_run_is_resumed_and_leaves_no_bar_and_no_foreign_file_is_lost(recipe, monkeypatch, tmp_path):
     bars = []
-    monkeypatch.setattr("workbench.distill.stage.Progress.__exit__", lambda self, *_: bars.append(self.name))
+    monkeypatch.setattr("workbench.training.stage.Progress.__exit__", lambda self, *_: bars.append(self.name))
     step = StageTrainer.step
 
     def interrupted(self, *rest):

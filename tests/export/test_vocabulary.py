@@ -206,7 +206,7 @@ def test_a_teacher_of_fewer_tokens_has_a_student_of_as_many(checkpoint, recipe, 
     from typer.testing import CliRunner
 
     from workbench.cli.app import app
-    from workbench.distill.trainer import distill
+    from workbench.training.trainer import distill
 
     small = tmp_path / "small"
     command = ["prune", str(checkpoint), "-o", str(small), "--vocabulary", "500"]

@@ -8,9 +8,9 @@ import torch
 from tests.conftest import DECODER
 from workbench.core.machine.kernels import choose_cuda_kernels
 from workbench.core.machine.memory import peak_of
-from workbench.distill.trainer import distill
 from workbench.models.whisper.family import Whisper
 from workbench.models.whisper.forward.passes import encode
+from workbench.training.trainer import distill
 from workbench.weighting import known_weightings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

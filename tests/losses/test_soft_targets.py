@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from tests.conftest import DECODER
-from tests.distill.test_targets_and_training import killed_at, same, weights
+from tests.training.test_targets_and_training import killed_at, same, weights
 from workbench.cache.tail import check_tail, tail_mass, uses_tail_bucket
 from workbench.cache.teacher_targets import TargetSettings
 from workbench.config.sections import TARGETS_OF, DivergenceRecipe
 from workbench.core.errors import UserError
-from workbench.distill.trainer import distill
 from workbench.losses.divergences import SampledTargets, SoftTargets, distillation, task_and_distillation_losses
 from workbench.losses.objectives import cross_entropy, forward_kl
 from workbench.losses.soft_targets import bytes_per_label, full_targets, sampled_targets, top_k_targets
+from workbench.training.trainer import distill
 
 VOCABULARY, LABELS, K, TAU = 400, 6, 8, 2.0
 KL = DivergenceRecipe()

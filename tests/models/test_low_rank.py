@@ -12,12 +12,12 @@ from export.edge import Recognizer
 from export.measurement.flops import encoder_flops
 from tests.conftest import encode_for_decoder, tone
 from workbench.config.sections import StudentRecipe
-from workbench.distill.trainer import distill
 from workbench.models.students import parameters
 from workbench.models.whisper.family import Whisper
 from workbench.models.whisper.forward.passes import encode
 from workbench.models.whisper.low_rank import LowRank, factorize, merged_state_dict, ranks_of, rebuild_factors
 from workbench.models.whisper.students import build_student
+from workbench.training.trainer import distill
 
 
 @pytest.fixture

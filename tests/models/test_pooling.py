@@ -12,12 +12,12 @@ from export.measurement.flops import encoder_flops, states_of
 from tests.conftest import encode_for_decoder, tone
 from workbench.config.sections import StudentRecipe
 from workbench.core.errors import UserError
-from workbench.distill.trainer import distill
 from workbench.models.whisper.decoding import greedy
 from workbench.models.whisper.family import Whisper
 from workbench.models.whisper.forward.passes import encode
 from workbench.models.whisper.forward.pooling import pooled, pooled_mask
 from workbench.models.whisper.students import build_student
+from workbench.training.trainer import distill
 
 
 @pytest.mark.parametrize("positions", [1, 2, 7, 8])

@@ -6,14 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import workbench.distill.stage
 import workbench.models
+import workbench.training.stage
 from tests.conftest import DECODER, ENCODER
 from tests.models.toy_family import Speller, Toy
 from workbench.corpus import open_corpus
-from workbench.distill.trainer import distill
 from workbench.evaluation.transcribe import validate
 from workbench.models import open_family
+from workbench.training.trainer import distill
 
 ASKD = {"name": "askd", "phase1": 0.5}
 
@@ -37,17 +37,17 @@ def stages(**decoder):
 def test_it_trains_resumes_and_is_scored(toy, monkeypatch):
     whole, killed = toy("whole", stages=stages()), toy("killed", stages=stages(), checkpoint_minutes=1e-9)
     student = distill(whole)
-    step = workbench.distill.stage.StageTrainer.step
+    step = workbench.training.stage.StageTrainer.step
 
     def dying(self, *args):
         if self.state.progress.step == 4:
             raise KeyboardInterrupt
         step(self, *args)
 
-    monkeypatch.setattr(workbench.distill.stage.StageTrainer, "step", dying)
+    monkeypatch.setattr(workbench.training.stage.StageTrainer, "step", dying)
     with pytest.raises(KeyboardInterrupt):
         distill(killed)
-    monkeypatch.setattr(workbench.distill.stage.StageTrainer, "step", step)
+    monkeypatch.setattr(workbench.training.stage.StageTrainer, "step", step)
     again = distill(killed)
     first, second = (load_file(folder / "model.safetensors") for folder in (student, again))
     assert first.keys() == second.keys()

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from workbench.core.errors import UserError
-from workbench.distill.trainer import distill
 from workbench.models import open_family
 from workbench.models.resolve import fingerprint
+from workbench.training.trainer import distill
 
 
 @pytest.fixture

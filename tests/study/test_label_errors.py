@@ -11,8 +11,8 @@ from workbench.cli.app import app
 from workbench.core.errors import UserError
 from workbench.corpus.corrupt import write_corrupted
 from workbench.corpus.manifests import read_manifest
-from workbench.distill.trainer import distill
 from workbench.study.label_errors import RunWeights, ranked, read_run, retrieval
+from workbench.training.trainer import distill
 
 
 def test_retrieval_by_hand():

@@ -6,7 +6,7 @@ import torch
 from tests.conftest import DECODER
 from workbench.config.recipe import parse_recipe
 from workbench.core.errors import UserError
-from workbench.distill.trainer import distill
+from workbench.training.trainer import distill
 from workbench.weighting import TeacherStatistics, WeightingInput, build_weighting
 from workbench.weighting.controls import Controlled, groups_of_like_length
 

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from tests.conftest import DECODER
-from tests.distill.test_targets_and_training import killed_at
-from workbench.distill.stage import StageTrainer
-from workbench.distill.step.losses import StageProgress, StepSize, step_losses
-from workbench.distill.step.meta_batches import StudentMetaBatches, _groups
-from workbench.distill.trainer import Trainer, distill
+from tests.training.test_targets_and_training import killed_at
 from workbench.losses.objectives import per_utterance
 from workbench.models.whisper.family import Whisper
 from workbench.run.checkpoints import TrainingProgress, TrainingState
+from workbench.training.stage import StageTrainer
+from workbench.training.step.losses import StageProgress, StepSize, step_losses
+from workbench.training.step.meta_batches import StudentMetaBatches, _groups
+from workbench.training.trainer import Trainer, distill
 from workbench.weighting import Weighting, Weights
 from workbench.weighting.meta_gradients import outer_gradients
 
@@ -63,7 +63,9 @@ def probing(recipe):
 @pytest.mark.parametrize("average_over", ["utterances", "tokens"])
 @pytest.mark.parametrize("whole", [False, True])
 def test_the_look_ahead_is_a_step_on_the_loss_that_training_takes(probing, monkeypatch, average_over, whole):
-    monkeypatch.setattr("workbench.distill.step.meta_batches.VALIDATION_LABELS", 60)  # so that there are several groups
+    monkeypatch.setattr(
+        "workbench.training.step.meta_batches.VALIDATION_LABELS", 60
+    )  # so that there are several groups
     probe, objective, batches = probing(average_over=average_over)
     groups = list(_groups(probe.validation, probe.family))
     assert len(groups) > 1

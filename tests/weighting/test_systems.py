@@ -9,18 +9,18 @@ from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration
 
 from tests.conftest import DECODER
-from tests.distill.test_targets_and_training import killed_at, same, weights
+from tests.training.test_targets_and_training import killed_at, same, weights
 from workbench.cache.checksums import read_checked_rows
 from workbench.cache.uncertainty import mutual_information
 from workbench.core.errors import UserError
 from workbench.corpus import open_corpus
-from workbench.distill.teaching.on_policy import OnPolicy
-from workbench.distill.teaching.self_teacher import SelfTeacher
-from workbench.distill.teaching.teacher_ensemble import shares_of
-from workbench.distill.trainer import distill
 from workbench.evaluation.transcribe import validate
 from workbench.models import open_family
 from workbench.models.whisper.family import Whisper
+from workbench.training.teaching.on_policy import OnPolicy
+from workbench.training.teaching.self_teacher import SelfTeacher
+from workbench.training.teaching.teacher_ensemble import shares_of
+from workbench.training.trainer import distill
 from workbench.weighting import known_weightings
 from workbench.weighting.protocol import SelfTeacherSettings
 

@@ -7,16 +7,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import workbench.distill.stage
+import workbench.training.stage
 from export.measurement.curves import read_curves
 from tests.conftest import DECODER, ENCODER
 from workbench.config.weightings import known_weightings, looks_ahead
 from workbench.core.errors import UserError
-from workbench.distill.step.losses import StepLosses
-from workbench.distill.step.metrics import StepMetrics
-from workbench.distill.trainer import distill
 from workbench.run.inputs import read_inputs
 from workbench.study.label_errors import read_run
+from workbench.training.step.losses import StepLosses
+from workbench.training.step.metrics import StepMetrics
+from workbench.training.trainer import distill
 from workbench.weighting import TeacherStatistics, build_weighting
 
 MORE_THAN_CLIPS = 5  # micro-batches of a step that has two or three clips: the others are stand-ins
@@ -174,12 +174,12 @@ def test_a_weighting_that_looks_ahead_learns_on_the_meta_split_and_the_others_tr
 ):
     seen = []
 
-    class Spied(workbench.distill.stage.StudentMetaBatches):
+    class Spied(workbench.training.stage.StudentMetaBatches):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             seen.extend(u.id for u in self.validation.utterances)
 
-    monkeypatch.setattr(workbench.distill.stage, "StudentMetaBatches", Spied)
+    monkeypatch.setattr(workbench.training.stage, "StudentMetaBatches", Spied)
     rows = [json.loads(line) for line in speech().read_text().splitlines()]
     of = {split: [row["id"] for row in rows if row["split"] == split] for split in ("train", "validation")}
     meta = of["train"][::2]

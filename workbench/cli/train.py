@@ -30,7 +30,7 @@ def distill(
     from workbench.config.recipe import load_recipe
 
     parsed = load_recipe(recipe, overrides)
-    from workbench.distill.trainer import distill as run
+    from workbench.training.trainer import distill as run
 
     typer.echo(run(parsed, restart))
 

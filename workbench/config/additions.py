@@ -8,7 +8,7 @@ from workbench.config.base import Section
 
 
 class DecoderMatchingRecipe(Section):
-    """Match what the student's decoder layers compute with the teacher's; see workbench/distill/teaching/decoder_matching.py."""
+    """Match what the student's decoder layers compute with the teacher's; see workbench/training/teaching/decoder_matching.py."""
 
     hidden: float = Field(1.0, ge=0, description="factor of the hidden-state loss")
     attention: float = Field(0.0, ge=0, description="factor of the cross-attention loss")
@@ -28,14 +28,14 @@ class DecoderMatchingRecipe(Section):
 
 
 class MixupRecipe(Section):
-    """Micro-batches whose clips are mixed in pairs; see workbench/distill/step/mixup.py."""
+    """Micro-batches whose clips are mixed in pairs; see workbench/training/step/mixup.py."""
 
     fraction: float = Field(0.15, gt=0, le=1, description="share of the micro-batches that are mixed")
     alpha: float = Field(0.5, gt=0, description="the weight of a clip's own audio is drawn from Beta(alpha, alpha)")
 
 
 class TeacherAdapterRecipe(Section):
-    """An adapter of the teacher's output that is trained along with the student; see workbench/distill/teaching/teacher_adapter.py."""
+    """An adapter of the teacher's output that is trained along with the student; see workbench/training/teaching/teacher_adapter.py."""
 
     rank: int = Field(8, ge=1, description="width of the adapter")
     learning_rate: float = Field(1e-4, gt=0, description="of the adapter, with the stage's schedule")

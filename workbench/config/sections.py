@@ -143,7 +143,7 @@ class StreamRecipe(Section):
 
 
 class OnPolicyRecipe(Section):
-    """Micro-batches whose transcripts are the student's own; see workbench/distill/teaching/on_policy.py."""
+    """Micro-batches whose transcripts are the student's own; see workbench/training/teaching/on_policy.py."""
 
     method: Literal["gkd", "speculative"] = "gkd"
     fraction: float = Field(0.5, gt=0, le=1, description="share of the micro-batches that are on-policy (GKD's lambda)")

@@ -12,12 +12,12 @@ from torch import Tensor
 from workbench.config.recipe import Recipe
 from workbench.config.sections import Stage
 from workbench.core.autograd import Context
-from workbench.distill.step.student_module import StudentModule
 from workbench.losses.token_losses import token_losses
 from workbench.models.protocol import IGNORE_INDEX, Tokens
 from workbench.models.whisper.family import WINDOW_SECONDS
 from workbench.models.whisper.forward.layers import as_whisper
 from workbench.models.whisper.forward.passes import decoder_logits, encode
+from workbench.training.step.student_module import StudentModule
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration

@@ -22,7 +22,6 @@ from workbench.config.sections import Stage, StudentRecipe
 from workbench.core.errors import UserError
 from workbench.core.files import expand_user
 from workbench.core.tables import print_rows
-from workbench.distill.step.student_module import StudentModule
 from workbench.models.resolve import resolve_teacher
 from workbench.models.students import parameters
 from workbench.models.whisper.family import WINDOW_SECONDS, part_of
@@ -33,6 +32,7 @@ from workbench.models.whisper.low_rank import with_low_rank_layers
 from workbench.models.whisper.students import build_student, check_pair
 from workbench.planning.devices import open_device
 from workbench.planning.flops import step_cost, teacher_pass_flop
+from workbench.training.step.student_module import StudentModule
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration

@@ -19,7 +19,6 @@ from workbench.core.machine.distributed import distributed_output_lock, start_pr
 from workbench.core.machine.kernels import choose_cuda_kernels
 from workbench.core.machine.memory import peak_resident_mb
 from workbench.corpus import Utterance, recipe_training_set, scored_clips
-from workbench.distill.trainer import distill
 from workbench.evaluation.transcribe import EncodedClips, SplitTranscripts, validate, validate_encoded
 from workbench.models import Family, open_family
 from workbench.models.resolve import fingerprint, resolve_teacher
@@ -27,6 +26,7 @@ from workbench.run.folder import delete_run_files
 from workbench.run.inputs import changed_run, clips_sha256
 from workbench.study.current import discard_stale, read_result, result_inputs
 from workbench.study.plan import Study, Trial, arm_recipe, folder_of
+from workbench.training.trainer import distill
 
 log = logging.getLogger("workbench")
 
