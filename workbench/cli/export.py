@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from workbench.cli.command import FILE, FOLDER
 from workbench.core.errors import UserError, did_you_mean
 
-if TYPE_CHECKING:
-    from export.edge.bundle.content import Verification
-
-VERIFIED_CLIPS = 24  # by `export`; `verify` has an option
 Threads = Annotated[int | None, typer.Option(help="Threads of each system; all cores by default.", min=1, max=1024)]
-Corpus = Annotated[str, typer.Option(help="Built-in name, manifest, folder with a manifest, or hf:ID[:CONFIG].")]
+Corpus = Annotated[
+    str | None,
+    typer.Option(
+        help="Built-in name, manifest, folder with a manifest, or hf:ID[:CONFIG]; by default that of the bundle's run, else prompts-en."
+    ),
+]
 Split = Annotated[str, typer.Option(help="train, validation or test.")]
 
 
@@ -104,38 +105,14 @@ def export(
     ] = "workbench",
 ) -> None:
     """Export a student as a bundle: ONNX graphs, tokenizer, manifest, model card, torch-free runtime."""
-    from export.assembly.alignment import alignment_clips
-    from export.assembly.build import export_bundle
-    from export.bundle.manifest import open_manifest
-    from export.quantization.int8 import Int8Options
+    from workbench import api
 
+    options = api.ExportOptions(
+        name, vocabulary, overwrite, per_channel, reduce_range, symmetric, through, budget, device_profile, threads
+    )
     precisions = [p.strip() for p in precision.split(",") if p.strip()]
-    corpus = corpus or _corpus_of(student)
-    texts: list[str] = []
-    if vocabulary:
-        from workbench.corpus import open_corpus
-
-        texts = [u.text for u in open_corpus(corpus, "validation")]
-    aligned = alignment_clips(corpus)
-    options = Int8Options(per_channel, reduce_range, symmetric)
-    how: dict[str, Any] = {
-        "name": name, "overwrite": overwrite, "vocabulary": vocabulary, "texts": texts, "aligned": aligned, "through": through,
-    }  # fmt: skip
-    if budget or device_profile:
-        from export.search.search import export_for
-
-        bundle, _ = export_for(student, output, budget, device_profile, corpus, options, threads, **how)
-    else:
-        from export.quantization.quantize import calibration_clips
-
-        calibration = calibration_clips(corpus) if "int8_static" in precision else []
-        bundle = export_bundle(student, output, precisions, options=options, calibration=calibration, **how)
-    if verify:
-        if found := open_manifest(bundle).content.get("verification"):
-            _tell_failures(bundle, found)
-        else:
-            _verify(bundle, student, corpus, "validation", VERIFIED_CLIPS, [], None)
-    typer.echo(bundle)
+    made = api.export(student, output, precision=precisions, corpus=corpus or None, verify=verify, options=options)
+    typer.echo(made.folder)
 
 
 def pack(
@@ -155,14 +132,6 @@ def pack(
     typer.echo(f"{folder} ({size:.1f} MB)")
 
 
-def _corpus_of(student: Path) -> str:
-    """Corpus of the run that made a student; the built-in one for other checkpoints."""
-    from workbench.config.recipe import load_recipe
-
-    recipe = student.parent / "recipe.yaml"
-    return load_recipe(recipe).corpus if recipe.is_file() else "prompts-en"
-
-
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.", file_okay=False)],
     checkpoint: Annotated[
@@ -171,7 +140,7 @@ def verify(
             help="Checkpoint that it was exported from; the student beside the bundle by default.", file_okay=False
         ),
     ] = None,
-    corpus: Corpus = "prompts-en",
+    corpus: Corpus = None,
     split: Split = "validation",
     clips: Annotated[int | None, typer.Option(help="At most this many clips.", min=1)] = None,
     client: Annotated[list[str] | None, typer.Option(help="Only these runtimes.")] = None,
@@ -182,41 +151,27 @@ def verify(
     beside = bundle.parent / "student"
     if checkpoint is None and not beside.is_dir():
         raise UserError(f"{beside}: no such folder; name the checkpoint that {bundle} comes from with --checkpoint")
-    _verify(bundle, checkpoint or beside, corpus, split, clips, client or [], threads, json_file)
-
-
-def _verify(
-    bundle: Path, checkpoint: Path, corpus: str, split: str, clips: int | None, clients: list[str], threads: int | None,
-    json_file: Path | None = None,
-) -> None:  # fmt: skip
-    from export.verification.verify import verify_bundle
+    from workbench import api
     from workbench.core.files import write_json
     from workbench.core.machine.host import describe_host
-    from workbench.corpus import scored_clips
 
-    utterances = scored_clips(corpus, split, clips)
-    found = verify_bundle(bundle, checkpoint, utterances, f"{corpus} {split}", clients, threads)
+    corpus = corpus or api.corpus_of_run(bundle.parent)
+    found = api.verify_clients(bundle, checkpoint or beside, corpus, split, clips, client or [], threads)
     if json_file is not None:
         write_json(json_file, {"host": describe_host(), **found})
-    _tell_failures(bundle, found)
-
-
-def _tell_failures(bundle: Path, found: Verification) -> None:
-    """Raise UserError if a runtime that must agree with torch does not, also for a bundle that was already up to date."""
-    from export.verification.agreement import explain
-
-    failing = [c for c in found["clients"] if not c["passed"]]
-    for one in sorted(failing, key=lambda c: c["required"]):
-        typer.echo(("" if one["required"] else "note: ") + "\n".join(explain(one)), err=True)
-    if failed := [f"{c['client']} {c['precision']}" for c in failing if c["required"]]:
-        raise UserError(f"{bundle}: fails in {', '.join(failed)}; the reasons are above and in bundle.json")
+    api.check_verified(bundle, found)
 
 
 def measure(
     bundles: Annotated[
         list[Path], typer.Argument(help="Folders of bundles; every precision of each is measured.", file_okay=False)
     ],
-    against: Annotated[str, typer.Option(help="The teacher: a name as listed by `workbench teachers`, or its bundle.")],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="The teacher: a name as listed by `workbench teachers`, or its bundle; by default that of the bundle's run, else whisper-base."
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -228,7 +183,9 @@ def measure(
     ] = None,
     corpus: Annotated[
         list[str] | None,
-        typer.Option(help="prompts-en by default; repeatable: each further corpus gets its own section."),
+        typer.Option(
+            help="By default that of the bundle's run, else prompts-en; repeatable: each further corpus gets its own section."
+        ),
     ] = None,
     split: Split = "test",
     clips: Annotated[int | None, typer.Option(help="At most this many clips of each corpus.", min=1)] = None,
@@ -242,20 +199,13 @@ def measure(
     ] = True,
 ) -> None:
     """Measure WER, latency, memory and size of bundles against their teacher, interleaved on the same clips."""
-    from export.bundle.manifest import open_manifest
-    from export.measurement.measure import measure as run
     from export.measurement.report import print_table
-    from workbench.core.locks import output_lock
+    from workbench import api
 
-    for bundle in bundles:
-        open_manifest(bundle)  # before a folder is made for the report
-    folder = output or bundles[0].parent
-    with output_lock(folder / "report.json"):
-        report = run(
-            bundles, against, folder, corpus or ["prompts-en"], split, clips, threads, repeats, again, robustness
-        )
-    print_table(report)
-    typer.echo(f"{folder / 'report.json'}\n{folder / 'report.html'}")
+    options = api.MeasureOptions(split, clips, threads, repeats, again, robustness)
+    measured = api.measure(bundles, against, output, corpora=corpus or [], options=options)
+    print_table(measured.report)
+    typer.echo(f"{measured.folder / 'report.json'}\n{measured.folder / 'report.html'}")
 
 
 def demo(
@@ -263,7 +213,7 @@ def demo(
         list[Path], typer.Argument(help="Folders of bundles, each shown in its smallest precision.", file_okay=False)
     ],
     against: Annotated[str, typer.Option(help="The teacher, shown beside them.")] = "whisper-base",
-    corpus: Corpus = "prompts-en",
+    corpus: Corpus = None,
     precision: Annotated[
         str | None, typer.Option(help="Precision of the students; the last one of each bundle by default.")
     ] = None,
@@ -299,9 +249,11 @@ def demo(
     from demo.app import serve
     from demo.limits import DemoLimits
     from export.bundle.manifest import open_manifest
+    from workbench.api import corpus_of_run
     from workbench.corpus import scored_clips
 
     _check_address(host, port)
+    corpus = corpus or corpus_of_run(bundles[0].parent)
     for bundle in bundles:
         manifest = open_manifest(bundle)  # before the teacher is exported, which takes a while
         if precision is not None and precision not in manifest.precisions:
