@@ -50,7 +50,7 @@ def test_mistakes_are_one_sentence(tmp_path, exported):
         workbench.distill("quickstrat")
     with pytest.raises(workbench.UserError, match=r"unknown key .*epoch"):
         workbench.distill("quickstart", {"stages.decoder.epoch": 1})
-    with pytest.raises(workbench.UserError, match="bundle.json"):
+    with pytest.raises(workbench.UserError, match=r"bundle\.json"):
         workbench.load(tmp_path)
     with pytest.raises(workbench.UserError, match="int9"):
         workbench.load(exported, "int9")
