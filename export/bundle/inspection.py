@@ -26,6 +26,8 @@ WRITTEN = re.compile(
 # What file managers leave behind (macOS a `._NAME` beside each file on a foreign disk): no runtime reads it.
 BY_OTHERS = re.compile(r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini")
 
+HUB_CARD = "README.md"  # at the top of what was downloaded from a hub; no runtime reads it
+
 
 def inspect(manifest: Manifest) -> None:
     """Check a bundle's files: names, kinds, checksums, then content. Raises BundleError or UserError at the first that is not accepted."""
@@ -71,7 +73,7 @@ def _files(folder: Path) -> Iterator[Path]:
         here = Path(place)
         if here == folder:  # version control and hubs keep hidden files there
             folders[:] = [name for name in folders if not name.startswith(".")]
-            files = [name for name in files if not name.startswith(".")]
+            files = [name for name in files if not name.startswith(".") and name != HUB_CARD]
         links = [name for name in folders if (here / name).is_symlink()]
         yield from (here / name for name in sorted([*files, *links]) if not BY_OTHERS.fullmatch(name))
 

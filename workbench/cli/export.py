@@ -22,7 +22,7 @@ Split = Annotated[str, typer.Option(help="train, validation or test.")]
 
 def add_commands(app: typer.Typer) -> None:
     """Register them with the command line."""
-    for command in (transcribe, export, pack, verify, measure, demo, prune):
+    for command in (transcribe, export, pack, verify, measure, demo, push, prune):
         app.command()(command)
 
 
@@ -271,6 +271,19 @@ def _check_address(host: str, port: int) -> None:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
         raise UserError(f"--host {host} --port {port}: {error.strerror}; choose another") from None
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of a bundle or of a student.", file_okay=False)],
+    repository: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub; made if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch of the repository; main by default.")] = None,
+    message: Annotated[str, typer.Option(help="Message of the commit.")] = "",
+) -> None:
+    """Upload a bundle or a student to the Hugging Face hub, with a model card that holds what was measured."""
+    from export.assembly.hub import push as upload
+
+    typer.echo(upload(folder, repository, private, revision, message))
 
 
 def prune(
