@@ -21,7 +21,7 @@ Split = Annotated[str, typer.Option(help="train, validation or test.")]
 
 def add_commands(app: typer.Typer) -> None:
     """Register them with the command line."""
-    for command in (export, pack, verify, measure, demo, prune):
+    for command in (export, pack, verify, measure, report, demo, prune):
         app.command()(command)
 
 
@@ -213,18 +213,36 @@ def measure(
     """Measure WER, latency, memory and size of bundles against their teacher, interleaved on the same clips."""
     from export.bundle.manifest import open_manifest
     from export.measurement.measure import measure as run
-    from export.measurement.report import print_table
+    from export.measurement.tables import print_table
     from workbench.core.locks import output_lock
 
     for bundle in bundles:
         open_manifest(bundle)  # before a folder is made for the report
     folder = output or bundles[0].parent
     with output_lock(folder / "report.json"):
-        report = run(
+        found = run(
             bundles, against, folder, corpus or ["prompts-en"], split, clips, threads, repeats, again, robustness
         )
-    print_table(report)
+    print_table(found)
     typer.echo(f"{folder / 'report.json'}\n{folder / 'report.html'}")
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders, or folders with a report.json of `workbench measure`.", file_okay=False),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.", **FILE)] = Path("report.html"),
+    audio: Annotated[
+        int, typer.Option(help="Clips of speech to put into the page, where their corpus is here; 0 for none.", min=0)
+    ] = 20,
+) -> None:
+    """Write measurements as one self-contained page: which student to ship and why, plots, errors with audio, training."""
+    from export.measurement.page import read_sources, write_page
+
+    sources = read_sources(runs)
+    write_page(sources, output, audio)
+    typer.echo(output)
 
 
 def demo(
