@@ -38,7 +38,7 @@ def main() -> None:
         return
     from peers import PEERS, versions
 
-    from export.measurement.report import interval
+    from export.measurement.tables import interval
     from workbench.corpus import scored_clips
 
     peers = {name: peer for name, peer in PEERS.items() if options.only in name}

@@ -6,6 +6,7 @@ from typing import Literal, NotRequired, TypedDict
 
 from export.edge.bundle.content import Corpus, Host, Measured
 
+SCHEMA = 3  # of report.json
 Loss = Literal["loss", "task", "distillation", "matching"]
 
 
@@ -132,6 +133,7 @@ class Report(Section):
     schema: int
     key: str  # hash of everything that decides the report
     host: Host
+    command: NotRequired[str]  # that measured it; earlier versions did not record it
     threads: int
     repeats: int
     other_corpora: list[Section]

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 from export.measurement.content import Curves, Loss
+from workbench.core.errors import UserError
 from workbench.core.files import json_lines
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 POINTS = 300  # per curve in the report; longer ones are averaged down
 LOSSES: tuple[Loss, ...] = ("loss", "task", "distillation", "matching")
@@ -30,17 +27,26 @@ class _Step(TypedDict, total=False):
     validation_cer: float
 
 
-def read_curves(bundle: Path) -> Curves | None:
-    """Loss and validation curves of the run folder that holds a bundle, or None if it holds no run.
+def curves_of_run(folder: Path) -> Curves | None:
+    """Loss and validation curves of a run's folder, or None if it holds no training.
 
     Returns:
         `steps` (the last step of each point), `stage` (of each point), each loss by name, averaged over the point's steps, and
         `validation`: step, WER and CER in percent of each validation.
+
+    Raises:
+        UserError: the run's log is damaged.
     """
-    path = bundle.resolve().parent / "metrics.jsonl"
+    path = folder / "metrics.jsonl"
     if not path.is_file():
         return None
-    rows: list[_Step] = [json.loads(line) for line in json_lines(path)]
+    try:
+        return _curves([json.loads(line) for line in json_lines(path)])
+    except (ValueError, KeyError, TypeError) as error:  # not JSON, not UTF-8, or without a field
+        raise UserError(f"{path}: not the log of a run ({' '.join(str(error).split())})") from None
+
+
+def _curves(rows: list[_Step]) -> Curves | None:
     trained = [row for row in rows if "loss" in row]
     if not trained:
         return None
@@ -70,31 +76,3 @@ def read_curves(bundle: Path) -> Curves | None:
             if "validation_wer" in row
         ],
     }
-
-
-def figures(training: Mapping[str, Curves]) -> list[Figure]:
-    """One plot per run: losses on a logarithmic axis, validation WER on a second one."""
-    import plotly.graph_objects as go
-
-    out = []
-    for name, curves in training.items():
-        figure = go.Figure(
-            layout={
-                "title": f"Training of {name} ({', '.join(dict.fromkeys(curves['stage']))})",
-                "xaxis_title": "optimizer steps",
-                "yaxis": {"title": "loss", "type": "log"},
-                "yaxis2": {"title": "validation WER, %", "overlaying": "y", "side": "right", "rangemode": "tozero"},
-            }
-        )
-        for loss in LOSSES:
-            # a loss that a stage lacks is stored as 0, which a logarithmic axis cannot show
-            values = [value or None for value in curves[loss]]
-            if any(values):
-                figure.add_scatter(x=curves["steps"], y=values, name=loss, mode="lines")
-        figure.add_scatter(
-            x=[v["step"] for v in curves["validation"]],
-            y=[v["wer"] for v in curves["validation"]],
-            name="validation WER", mode="lines+markers", yaxis="y2",
-        )  # fmt: skip
-        out.append(figure)
-    return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ import numpy as np
 from export.assembly.teacher import short_name, teacher_bundle
 from export.bundle.manifest import open_manifest, record
 from export.edge.bundle.content import Measurement
-from export.measurement.content import Report, Section
-from export.measurement.curves import read_curves
+from export.measurement.content import SCHEMA, Report, Section
+from export.measurement.curves import curves_of_run
 from export.measurement.flops import read_sizes
 from export.measurement.latency import BenchmarkResult, System
 from export.measurement.robustness import check_robustness
@@ -30,7 +31,6 @@ from workbench.corpus import Utterance, corpus_identity, open_corpus
 from workbench.evaluation.scoring import headline, normalizers_of, paired_difference
 
 log = logging.getLogger("workbench")
-SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,17 @@ def measure(
     Raises:
         UserError: a bundle is damaged, a corpus or the teacher cannot be obtained, or a corpus is named twice.
     """
-    from export.measurement.report import write_html
+    from export.measurement.page import Source, write_page
 
     if len(set(corpora)) < len(corpora):
         raise UserError(f"--corpus {' --corpus '.join(corpora)}: a corpus is named twice; name each once")
     report_path = output / "report.json"
+
+    def show(report: Report) -> None:
+        folders = {open_manifest(bundle).name: bundle.resolve().parent for bundle in bundles}
+        known = {part.corpus: part.utterances for part in parts}
+        write_page([Source(output.resolve().name, report, folders, known)], output / "report.html")
+
     _check_report(report_path)
     threads = threads or usable_cpus()
     parts = [_clips(corpus, split, limit) for corpus in corpora]
@@ -95,12 +101,14 @@ def measure(
         known = cast("Report", read_json(report_path, "a report"))
         if known.get("key") == key:
             log.info("%s holds this measurement; add --remeasure to repeat it", report_path)
+            show(known)
             return known
     timed = time_on(systems, utterances, threads, repeats)
     sections = _sections(systems, timed, parts, bundles)
     report: Report = {
         "schema": SCHEMA,
         "key": key,
+        "command": _command(bundles, teacher, corpora, split, limit, threads, repeats, robustness),
         "host": describe_host(),
         "threads": threads,
         "repeats": repeats,
@@ -113,10 +121,10 @@ def measure(
         log.info("testing robustness on silence, noise, music and very short clips")
         first = [found.part(slice(len(parts[0].utterances))) for found in timed]
         report["robustness"] = check_robustness(systems, first, parts[0].utterances, threads)
-    curves = {open_manifest(bundle).name: read_curves(bundle) for bundle in bundles}
+    curves = {open_manifest(bundle).name: curves_of_run(bundle.resolve().parent) for bundle in bundles}
     report["training"] = {name: found for name, found in curves.items() if found}
     write_json(report_path, report)
-    write_html(report, output / "report.html")
+    show(report)
     for bundle in bundles:
         measurement: Measurement = {
             "corpus": report["corpus"],
@@ -129,6 +137,17 @@ def measure(
         }
         record(bundle, measurement=measurement)
     return report
+
+
+def _command(
+    bundles: Sequence[Path], teacher: str, corpora: Sequence[str], split: str, limit: int | None, threads: int, repeats: int, robustness: bool
+) -> str:  # fmt: skip
+    """The command that repeats a measurement, with its defaults written out."""
+    words = ["workbench", "measure", *map(str, bundles), "--against", teacher]
+    words += [word for corpus in corpora for word in ("--corpus", corpus)] + ["--split", split]
+    words += ["--clips", str(limit)] if limit is not None else []
+    words += ["--threads", str(threads), "--repeats", str(repeats)]
+    return shlex.join(words if robustness else [*words, "--no-robustness"])
 
 
 def _check_report(path: Path) -> None:

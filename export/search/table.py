@@ -12,7 +12,7 @@ SHOWN: tuple[Figure, ...] = ("wer", "p50_ms", "encoder_ms", "decoder_ms", "size_
 
 def print_search(found: SearchResult) -> None:
     """Print the precisions, the choice first, and its result on the test clips."""
-    from export.measurement.report import interval
+    from export.measurement.tables import interval
     from workbench.core.tables import print_rows
 
     rows = []

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from export.measurement.report import print_table
+from export.measurement.tables import print_table
 from tests.conftest import ROOT
 from workbench.core.tables import print_rows
 

@@ -9,7 +9,7 @@ import pytest
 from export.bundle.manifest import open_manifest
 from export.measurement.latency import STAGES, BenchmarkResult, System
 from export.measurement.measure import Clips, _key, _section, measure, trained_on
-from export.measurement.report import columns, print_table, rows, sections
+from export.measurement.tables import columns, print_table, rows, sections
 from workbench.core.errors import UserError
 from workbench.core.files import read_json, write_json
 from workbench.corpus import corpus_identity, open_corpus
@@ -51,13 +51,18 @@ def test_a_measurement_holds_the_promised_fields(bundle, exported, speech, tmp_p
     assert report["systems"][1]["wer"] == report["systems"][0]["wer"]
     assert report["systems"][1]["wer_difference"] == {"points": 0.0, "ci": None}  # three clips
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Plotly.newPlot" in page
-    assert "<script src=" not in page  # self-contained
-    assert "Training of" in page
+    assert "<svg" in page
+    assert "<script" not in page  # self-contained
+    assert "learning curves" in page
+    assert "cannot be told" in page  # three clips
+    assert "Ship none of these yet" in page
+    assert report["command"].endswith(f"--corpus {manifest} --split test --threads 1 --repeats 1")
+    (tmp_path / "out" / "report.html").unlink()
     assert "Sounds without speech" in page
     assert open_manifest(bundle, check=True).content["measurement"]["systems"][0]["wer"] == report["systems"][1]["wer"]
     again = measure([bundle], str(exported), tmp_path / "out", [manifest], "test", threads=1)
     assert again["clips"] == report["clips"]  # not measured anew
+    assert (tmp_path / "out" / "report.html").read_text() == page
 
 
 def test_each_corpus_has_a_section_and_says_whether_it_was_trained_on(

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from export.measurement.latency import BenchmarkResult, System
-from export.measurement.report import robustness_rows
 from export.measurement.robustness import SPEECHLESS, check_robustness, hallucination_rate, unspoken
+from export.measurement.tables import robustness_rows
 from workbench.corpus import open_corpus
 
 

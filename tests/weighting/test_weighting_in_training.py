@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import workbench.training.stage
-from export.measurement.curves import read_curves
+from export.measurement.curves import curves_of_run
 from tests.conftest import DECODER, ENCODER
 from workbench.config.weightings import known_weightings, looks_ahead
 from workbench.core.errors import UserError
@@ -134,7 +134,7 @@ def test_what_a_stage_does_not_compute_is_not_logged_as_zero(recipe):
 def test_curves_do_not_take_a_missing_task_loss_for_zero(tmp_path):
     rows = [{"step": n, "stage": "decoder", "loss": 2.0, **({"task": 3.0} if n % 2 else {})} for n in range(1, 601)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    curves = read_curves(tmp_path / "bundle")
+    curves = curves_of_run(tmp_path)
     assert set(curves["task"]) == {3.0}
     assert set(curves["loss"]) == {2.0}
 

@@ -206,12 +206,12 @@ def write_wav(target: Path | BinaryIO, wave: Wave) -> None:
         file.writeframes(pcm.tobytes())
 
 
-def write_flac(path: Path, wave: Wave) -> None:
-    """Write 16-bit FLAC at 16 kHz."""
+def write_flac(target: Path | BinaryIO, wave: Wave) -> None:
+    """Write 16-bit FLAC at 16 kHz to a path or an open file."""
     import av
 
     pcm = (np.clip(wave, -1.0, 1.0) * 32767.0).round().astype(np.int16)
-    with av.open(str(path), "w", format="flac") as container:
+    with av.open(str(target) if isinstance(target, Path) else target, "w", format="flac") as container:
         stream = container.add_stream("flac", rate=SAMPLE_RATE, layout="mono")
         frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
         frame.sample_rate = SAMPLE_RATE

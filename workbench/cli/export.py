@@ -22,7 +22,7 @@ Split = Annotated[str, typer.Option(help="train, validation or test.")]
 
 def add_commands(app: typer.Typer) -> None:
     """Register them with the command line."""
-    for command in (transcribe, export, pack, verify, measure, demo, push, prune):
+    for command in (transcribe, export, pack, verify, measure, report, demo, push, prune):
         app.command()(command)
 
 
@@ -199,13 +199,31 @@ def measure(
     ] = True,
 ) -> None:
     """Measure WER, latency, memory and size of bundles against their teacher, interleaved on the same clips."""
-    from export.measurement.report import print_table
+    from export.measurement.tables import print_table
     from workbench import api
 
     options = api.MeasureOptions(split, clips, threads, repeats, again, robustness)
     measured = api.measure(bundles, against, output, corpora=corpus or [], options=options)
     print_table(measured.report)
     typer.echo(f"{measured.folder / 'report.json'}\n{measured.folder / 'report.html'}")
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders, or folders with a report.json of `workbench measure`.", file_okay=False),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.", **FILE)] = Path("report.html"),
+    audio: Annotated[
+        int, typer.Option(help="Clips of speech to put into the page, where their corpus is here; 0 for none.", min=0)
+    ] = 20,
+) -> None:
+    """Write measurements as one self-contained page: which student to ship and why, plots, errors with audio, training."""
+    from export.measurement.page import read_sources, write_page
+
+    sources = read_sources(runs)
+    write_page(sources, output, audio)
+    typer.echo(output)
 
 
 def demo(

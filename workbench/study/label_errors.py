@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import html
-import io
 import json
 import logging
 from collections.abc import Collection, Mapping
@@ -17,22 +15,25 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from workbench.audio.decode import write_wav
+from workbench.audio.player import flac_bytes, player
 from workbench.config.recipe import Recipe, load_recipe
 from workbench.config.weightings import parse_controls
-from workbench.core.errors import UserError
+from workbench.core.errors import UserError, first_line
 from workbench.core.files import json_lines, write_text
+from workbench.core.html_page import html_page
+from workbench.core.plots import ORDERED, as_svg, legend_below, new_figure
 from workbench.core.tables import print_rows
 from workbench.corpus import Utterance, recipe_training_set
 from workbench.corpus.corrupt import RECORD
 from workbench.corpus.sources import find_corpus
 
 if TYPE_CHECKING:
-    from plotly import graph_objects as go
+    from matplotlib.figure import Figure
 
 log = logging.getLogger("workbench")
 LAST_SHARE = 1 / 3  # of an utterance's visits, over which weights and losses are averaged for a ranking
 BINS = 5  # of difficulty
+FIFTHS = ("easiest fifth", "second", "third", "fourth", "hardest fifth")
 RANKINGS = ("system", "student_loss", "teacher_loss")
 EVEN = 1e-6  # weights that differ by less count as equal
 
@@ -162,6 +163,7 @@ class RunWeights:
 
 def read_run(folder: Path) -> RunWeights:
     """Read a run's weights; raises UserError if the folder holds none."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = folder / "weights.parquet"
@@ -173,14 +175,19 @@ def read_run(folder: Path) -> RunWeights:
     stage = [name for name, stage in recipe.stages.items() if stage.decoder_losses]
     if not stage:
         raise UserError(f"{folder}: none of its stages decodes, so it weighted nothing")
-    table = pq.read_table(path, filters=[("stage", "==", stage[-1])])
+    try:
+        table = pq.read_table(path, filters=[("stage", "==", stage[-1])])
+        ids, names = table["id"].to_pylist(), [name for name in table.column_names if name not in ("stage", "id")]
+        columns = {name: table[name].to_numpy().astype(np.float64) for name in names}
+    except (pa.ArrowException, KeyError, ValueError, TypeError) as error:  # not Parquet, or other columns
+        raise UserError(f"{path}: not the weights of a run ({first_line(error)})") from None
+    if absent := {"step", "alpha", "task_weight", "task", "teacher_loss"} - columns.keys():
+        raise UserError(f"{path}: lacks the columns {', '.join(sorted(absent))}; expected the weights of a run")
     if not table.num_rows:
         raise UserError(
             f"{path}: stage {stage[-1]} weighted no utterance, because all of its micro-batches were on-policy"
         )
-    names = [name for name in table.column_names if name not in ("stage", "id")]
-    columns = {name: table[name].to_numpy().astype(np.float64) for name in names}
-    return RunWeights(folder, recipe, stage[-1], table["id"].to_pylist(), columns)
+    return RunWeights(folder, recipe, stage[-1], ids, columns)
 
 
 def ranked(scores: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -210,25 +217,18 @@ def retrieval(scores: Mapping[str, tuple[float, float]], wrong: Collection[str])
     }
 
 
-def plot(run: RunWeights) -> go.Figure:
-    """A plotly figure: weights of both losses over time for fifths of the utterances by difficulty."""
-    from plotly import graph_objects as go
-    from plotly.subplots import make_subplots
-
-    titles = ("weight of distillation", "weight of the task loss")
-    figure = make_subplots(1, 2, subplot_titles=titles, shared_xaxes=True)
-    names = ("easiest fifth", "second", "third", "fourth", "hardest fifth")
-    shades = ("#1f4e79", "#4b83b5", "#8c8c8c", "#d08a5b", "#b5523b")
-    for number, column in enumerate(("alpha", "task_weight"), 1):
-        steps, lines = run.over_time(column)
-        for name, shade, line in zip(names, shades, lines, strict=True):
-            style = {"line": {"color": shade}, "name": name, "legendgroup": name, "showlegend": number == 1}
-            figure.add_trace(go.Scatter(x=steps, y=line, mode="lines", **style), 1, number)
-    figure.update_xaxes(title="step")
-    figure.update_layout(
-        template="plotly_white", height=380, title=f"{run.system}: weights by the teacher's difficulty"
-    )
-    return figure
+def plot(run: RunWeights) -> list[Figure]:
+    """Two figures, distillation and the task loss: its weight over time for fifths of the utterances by difficulty."""
+    figures = []
+    for column, title in {"alpha": "Weight of distillation", "task_weight": "Weight of the task loss"}.items():
+        with new_figure() as (figure, (axes,)):
+            steps, lines = run.over_time(column)
+            for name, shade, line in zip(FIFTHS, ORDERED, lines, strict=True):
+                axes.plot(steps, line, color=shade, label=name)
+            axes.set(xlabel="optimizer step", title=f"{title} ({run.system})")
+            legend_below(figure, axes, 3, "by the teacher's loss")
+        figures.append(figure)
+    return figures
 
 
 def write_page(run: RunWeights, path: Path, worst: int, by: str = "system") -> Path:
@@ -244,7 +244,7 @@ def write_page(run: RunWeights, path: Path, worst: int, by: str = "system") -> P
         figures = "".join(f"<td>{late[name][utterance.id]:.3f}</td>" for name in late)
         mark = " <b>(corrupted on purpose)</b>" if utterance.id in wrong else ""
         rows.append(
-            f"<tr><td>{rank}</td><td>{html.escape(utterance.id)}{mark}</td><td>{_player(utterance)}</td>"
+            f"<tr><td>{rank}</td><td>{html.escape(utterance.id)}{mark}</td><td>{player(flac_bytes(utterance.wave()))}</td>"
             f"<td>{html.escape(utterance.text)}</td><td>{html.escape(said)}</td>{figures}</tr>"
         )
     found = "".join(
@@ -254,15 +254,13 @@ def write_page(run: RunWeights, path: Path, worst: int, by: str = "system") -> P
     )
     head = ("rank", "utterance", "audio", "transcript", "teacher's transcript", "alpha", "task weight",
             "student's loss", "teacher's loss")  # fmt: skip
-    figure = plot(run).to_html(include_plotlyjs=True, full_html=False)
-    style = "body{font:15px system-ui;margin:2em auto;max-width:76em;padding:0 1em}td,th{padding:.3em .6em;text-align:left}tr:nth-child(even){background:#f5f5f5}audio{width:14em}"
+    figures = "".join(as_svg(figure, f"{run.system}: weights over time by difficulty") for figure in plot(run))
     content = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Weights: {html.escape(run.folder.name)}</title>"
-        f"<style>{style}</style><h1>{html.escape(run.system)}, stage {html.escape(run.stage)}</h1>{figure}"
+        f'<h1>{html.escape(run.system)}, stage {html.escape(run.stage)}</h1><div class="plots">{figures}</div>'
         f"<h2>Least trusted labels, by {html.escape(basis)}</h2>{found}"
-        f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{''.join(rows)}</table></html>"
+        f"<div class='scroll'><table class='texts'><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{''.join(rows)}</table></div>"
     )
-    write_text(path, content)
+    write_text(path, html_page(f"Weights: {run.folder.name}", content))
     return path
 
 
@@ -276,10 +274,3 @@ def _heard(recipe: Recipe, utterances: list[Utterance]) -> list[str]:
 
     family = open_family(resolve_teacher(recipe.teacher))
     return validate(family.load(), family, utterances, family.silence).hypotheses
-
-
-def _player(utterance: Utterance) -> str:
-    """The clip as 16-bit WAV inside the page."""
-    buffer = io.BytesIO()
-    write_wav(buffer, utterance.wave())
-    return f'<audio controls preload=none src="data:audio/wav;base64,{base64.b64encode(buffer.getvalue()).decode()}"></audio>'

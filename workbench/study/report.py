@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import html
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import typer
@@ -14,11 +15,16 @@ import typer
 from workbench.core.atomic import atomic_path
 from workbench.core.errors import UserError
 from workbench.core.files import write_json, write_text
+from workbench.core.html_page import html_page, html_table
+from workbench.core.plots import FAINT, INK, SERIES, as_svg, new_figure
 from workbench.core.tables import print_rows
 from workbench.study.arm import teacher_scores
 from workbench.study.current import read_results
 from workbench.study.plan import Study, Trial
 from workbench.study.results import ALL
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CLIPS = ("ids", "references", "languages", "speakers")  # of a result's clips
 FIGURES = ("validation", "seconds", "peak_mb", "steps", "host", "inputs")  # of a run
@@ -200,52 +206,42 @@ def _spread(values: list[float]) -> str:
 
 def page(study: Study, results: dict[str, Any]) -> str:
     """A self-contained page: CER of every arm and its difference from the baseline, with intervals."""
-    from plotly import graph_objects as go
-    from plotly.subplots import make_subplots
-
-    groups = list(dict.fromkeys((row["student"], row["corpus"]) for row in results["arms"]))
-    titles = [
-        f"{corpus}, {student}: {what}"
-        for student, corpus in groups
-        for what in (
-            f"CER %{', capped' if study.cap_errors else ''}, dots are seeds",
-            f"CER minus {study.baseline}'s, points, 95 % interval",
-        )
+    parts = [
+        f"<h1>{html.escape(study.output.name)}: {html.escape(results['split'])} split, {results['runs']} runs</h1>"
     ]
-    gap = 80  # pixels between two rows of plots, for ticks and titles
-    height = 140 + sum(gap + 28 * len(study.arms) for _ in groups)
-    figure = make_subplots(
-        len(groups), 2, subplot_titles=titles, vertical_spacing=gap / (height - 140), horizontal_spacing=0.16
+    parts.append(
+        "<p class='note'>Bars: mean CER over the seeds; dots: each seed; dashed: the teacher. Beside them the difference from the baseline "
+        f"({html.escape(study.baseline)}), in points, with its 95 % interval; below 0 is better.</p>"
     )
     teachers = {teacher["corpus"]: shown_cer(teacher) for teacher in of_all(results["teacher"])}
-    for number, group in enumerate(groups, 1):
-        rows = [row for row in of_all(results["arms"]) if (row["student"], row["corpus"]) == group]
-        rows.sort(key=lambda row: -float(np.mean(shown_cer(row))))
-        names = [row["name"] for row in rows]
-        means = [float(np.mean(shown_cer(row))) for row in rows]
-        figure.add_trace(
-            go.Bar(x=means, y=names, orientation="h", marker_color="#7a9cc6", name="mean CER %"), number, 1
+    for student, corpus in dict.fromkeys((row["student"], row["corpus"]) for row in results["arms"]):
+        figure = _arms(study, rows_of(results, student, corpus), teachers.get(corpus))
+        title = f"{corpus}, {student}"
+        parts.append(f"<h2>{html.escape(title)}</h2>{as_svg(figure, f'CER of every arm on {title}')}")
+        parts.append(
+            html_table(columns_of(study), [tuple(cells_of(study, row)) for row in rows_of(results, student, corpus)])
         )
+    if compared := comparisons_of(study, results):
+        parts.append(f"<h2>Other comparisons, CER</h2>{html_table(COMPARED, compared)}")
+    return html_page(study.output.name, "".join(parts))
+
+
+def _arms(study: Study, rows: Sequence[dict[str, Any]], teacher: float | None) -> Figure:
+    """Arms of one corpus, lowest mean CER on top."""
+    names = [row["name"] for row in rows]
+    with new_figure(width=8.6, height=1.3 + 0.3 * len(rows), columns=2, sharey=True) as (figure, (rates, differences)):
+        rates.barh(names, [float(np.mean(shown_cer(row))) for row in rows], color=SERIES[0], alpha=0.45)
         seeds = [(value, row["name"]) for row in rows for value in shown_cer(row)]
-        points = {"mode": "markers", "marker": {"color": "#333", "size": 5}, "name": "each seed"}
-        figure.add_trace(go.Scatter(x=[x for x, _ in seeds], y=[y for _, y in seeds], **points), number, 1)
-        compared = [row for row in rows if f"vs_{study.baseline}" in row]
-        versus = [row[f"vs_{study.baseline}"] for row in compared]
-        bars = {
-            "type": "data",
-            "symmetric": False,
-            "array": [v["interval"][1] - v["delta_cer"] if v["interval"] else 0 for v in versus],
-            "arrayminus": [v["delta_cer"] - v["interval"][0] if v["interval"] else 0 for v in versus],
-        }
-        marks = go.Scatter(
-            x=[v["delta_cer"] for v in versus], y=[row["name"] for row in compared], error_x=bars, mode="markers",
-            marker={"color": "#b5523b", "size": 8}, name="difference, 95 %",
-        )  # fmt: skip
-        figure.add_trace(marks, number, 2)
-        figure.add_vline(x=0, line_dash="dot", row=number, col=2)
-        if group[1] in teachers:
-            figure.add_vline(x=teachers[group[1]], line_dash="dash", annotation_text="teacher", row=number, col=1)
-    title = f"{study.output.name}: {results['split']} split, {results['runs']} runs"
-    figure.update_layout(height=height, showlegend=False, template="plotly_white", title=title)
-    html: str = figure.to_html(include_plotlyjs=True, full_html=True)
-    return html
+        rates.plot([x for x, _ in seeds], [y for _, y in seeds], "o", color=INK, markersize=3)
+        if teacher is not None:
+            rates.axvline(teacher, color=FAINT, linestyle="--")
+        rates.set_xlabel(f"CER, %{', capped' if study.cap_errors else ''}")
+        rates.invert_yaxis()
+        for row in rows:
+            if versus := row.get(f"vs_{study.baseline}"):
+                low, high = versus["interval"] or (versus["delta_cer"], versus["delta_cer"])
+                differences.plot([low, high], [row["name"]] * 2, color=SERIES[1])
+                differences.plot([versus["delta_cer"]], [row["name"]], "o", color=SERIES[1], markersize=5)
+        differences.axvline(0, color=FAINT, linestyle=":")
+        differences.set_xlabel(f"CER minus {study.baseline}'s, points")
+    return figure

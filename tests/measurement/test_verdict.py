@@ -1,0 +1,200 @@
+"""Verdicts: what an interval says, in words; which student is shipped, and why."""
+
+import json
+import re
+
+import pytest
+
+from export.measurement.conclusion import conclude, conclude_all, incomparable
+from export.measurement.verdict import finding, rate_difference, speedup_interval, students_of, times
+from tests.conftest import ROOT
+
+REPORT = ROOT / "docs" / "results" / "quickstart" / "report.json"
+
+
+@pytest.fixture
+def report():
+    return json.loads(REPORT.read_text())
+
+
+def alone(report, ci, points=None, speed=1.0):
+    """The report with one student and no further corpora, its interval given, its times multiplied."""
+    report["systems"] = report["systems"][:2]
+    student = report["systems"][1]
+    student["wer_difference"] = (
+        {"points": sum(ci) / 2 if points is None else points, "ci": ci} if ci else {"points": 1.0, "ci": None}
+    )
+    for clip in report["clips"]:
+        clip["stages_ms"][student["name"]] = {k: v * speed for k, v in clip["stages_ms"][student["name"]].items()}
+    report["other_corpora"] = []
+    return report
+
+
+@pytest.mark.parametrize(
+    ("ci", "found", "kind", "said"),
+    [
+        ([-2.0, -0.1], "better", "ship", "WER -1.05 points (-2.00 to -0.10): better than the teacher."),
+        ([-2.0, 0.5], "no worse", "ship", "no worse than the teacher, within a margin of 0.5 points."),
+        ([-2.0, 0.0], "no worse", "ship", "(-2.00 to 0.00): no worse than the teacher, within a margin of 0.5 points."),
+        ([0.0, 0.0], "no worse", "ship", "WER 0.00 points (0.00 to 0.00): no worse than the teacher"),
+        ([0.1, 0.5], "worse within the margin", "ship", "worse than the teacher, but within the margin of 0.5 points."),
+        ([-2.0, 0.51], "cannot be told", "unsure", "whether it is worse than the teacher by more than 0.5 points cannot be told from 119 clips."),
+        ([-0.1, 9.0], "cannot be told", "unsure", "cannot be told from 119 clips."),
+        ([0.1, 0.6], "worse", "none", "(+0.10 to +0.60): worse than the teacher."),
+        ([0.6, 9.0], "worse", "none", "worse than the teacher."),
+        (None, "cannot be told", "unsure", "WER +1.00 points (fewer than 20 clips have no interval): whether it is worse"),
+    ],
+)  # fmt: skip
+def test_each_kind_of_interval_has_its_words(report, ci, found, kind, said):
+    assert finding(ci) == found
+    conclusion = conclude("run", alone(report, ci))
+    text = " ".join([conclusion.first, *conclusion.because])
+    assert conclusion.kind == kind
+    assert said in text
+    assert (conclusion.student is not None) == conclusion.first.startswith("Ship fp32: ")
+    others = [
+        "better than the teacher",
+        "no worse than the teacher, within",
+        "but within the margin",
+        "cannot be told",
+        ": worse than the teacher.",
+    ]
+    assert sum(words in text for words in others) == 1, text
+
+
+def test_bounds_are_not_mistaken_for_each_other():
+    for low, high in [(-2.0, -0.1), (-2.0, 0.4), (0.1, 0.6), (0.6, 9.0), (-0.1, 9.0)]:
+        # better and worse turn into each other where both bounds change their sign and their place; swapped alone they must not
+        assert finding([low, high]) != finding([-high, -low]) or finding([low, high]) == "cannot be told"
+        assert rate_difference({"points": 0.3, "ci": [low, high]}, "wer").index(f"{low:+.2f}") < rate_difference(
+            {"points": 0.3, "ci": [low, high]}, "wer"
+        ).index(f"{high:+.2f}")
+
+
+def test_rounding_never_moves_a_bound_across_the_margin_or_zero():
+    assert "+0.503)" in rate_difference({"points": -1.0, "ci": [-2.0, 0.503]}, "wer")
+    assert "-0.003)" in rate_difference({"points": -1.0, "ci": [-2.0, -0.003]}, "wer")
+    assert "+0.51)" in rate_difference({"points": -1.0, "ci": [-2.0, 0.511]}, "wer")
+    assert [times(x) for x in (0.97, 1.02, 8.25, 14.65, 140.2)] == ["0.97", "1.02", "8.2", "14.7", "140"]
+
+
+def test_the_published_run_claims_no_more_than_its_intervals(report):
+    conclusion = conclude("quickstart", report)
+    assert conclusion.first.startswith("Ship fp32: 8.2 times as fast as the teacher (")
+    assert (
+        "WER -1.40 points (-2.88 to +0.15): no worse than the teacher, within a margin of 0.5 points."
+        in conclusion.first
+    )
+    (int8,) = [line for line in conclusion.because if line.startswith("int8: ")]
+    assert "(-2.89 to +0.51): whether it is worse than the teacher by more than 0.5 points cannot be told" in int8
+    strangers = [line for line in conclusion.because if "which it was not trained on" in line]
+    assert len(strangers) == 2
+    assert all("cannot be told" in line for line in strangers)
+
+
+def test_speed_is_claimed_only_where_its_interval_says_so(report):
+    as_fast = alone(report, [-1.0, 0.0], speed=report["systems"][1]["speedup"])
+    low, high = speedup_interval(as_fast, as_fast["systems"][1]["name"], as_fast["systems"][0]["name"])
+    assert low < 1 < high
+    as_fast["systems"][1] |= {"speedup": 1.0, "size_mb": 50.0}
+    assert "so neither faster nor slower can be told" in conclude("run", as_fast).first
+    as_fast["systems"][1]["size_mb"] = as_fast["systems"][0]["size_mb"]
+    conclusion = conclude("run", as_fast)
+    assert conclusion.kind == "none"
+    assert "neither shown to be faster nor smaller" in conclusion.first
+
+
+def test_the_interval_of_a_speed_up_is_the_ratio_of_medians_over_the_same_clips(report):
+    teacher, student = (s["name"] for s in report["systems"][:2])
+    for clip in report["clips"]:  # exactly four times as fast on every clip, however long
+        clip["stages_ms"][student] = {k: v / 4 for k, v in clip["stages_ms"][teacher].items()}
+    assert speedup_interval(report, student, teacher) == pytest.approx((4.0, 4.0))
+    report["clips"] = report["clips"][:19]
+    assert speedup_interval(report, student, teacher) is None
+
+
+def test_the_fastest_that_is_no_worse_is_shipped(report):
+    report["systems"][2]["wer_difference"] = {"points": -1.0, "ci": [-2.0, 0.1]}
+    conclusion = conclude("run", report)
+    assert conclusion.student.row["precision"] == "int8"
+    assert "It is the fastest of those that are shown to be no worse than the teacher." in conclusion.because[0]
+
+
+def test_of_equally_fast_ones_the_better_or_else_the_smaller_is_shipped(report):
+    first, second = (s["name"] for s in report["systems"][1:])
+    report["systems"][2] |= {
+        "wer_difference": {"points": -1.0, "ci": [-2.0, 0.1]},
+        "speedup": report["systems"][1]["speedup"],
+    }
+    for clip in report["clips"]:
+        clip["stages_ms"][second] = clip["stages_ms"][first]
+    conclusion = conclude("run", report)
+    assert conclusion.student.row["precision"] == "int8"
+    assert "Its speed cannot be told from that of fp32, and none of them is smaller." in conclusion.because[0]
+    for clip in report["clips"]:
+        clip["hypotheses"] |= {first: clip["reference"], second: "nonsense"}
+    conclusion = conclude("run", report)
+    assert conclusion.student.row["precision"] == "fp32"
+    assert "and it makes fewer errors." in conclusion.because[0]
+
+
+def test_a_language_without_spaces_is_judged_by_characters(report):
+    report = alone(report, [1.0, 2.0])
+    report["corpus"]["headline"] = "cer"
+    report["systems"][1]["cer_difference"] = {"points": -1.0, "ci": [-2.0, -0.5]}
+    assert "CER -1.00 points (-2.00 to -0.50): better than the teacher" in conclude("run", report).first
+
+
+def test_more_loops_than_the_teacher_are_said(report):
+    report["systems"][1]["loops"] = 3
+    assert "fp32 repeats itself without end on 3 of 119 clips, the teacher on 0." in conclude("run", report).because
+
+
+def both(report, second):
+    return [conclude("a", report), conclude("b", second)], [report, second]
+
+
+def test_runs_on_the_same_clips_are_compared(report):
+    second = json.loads(REPORT.read_text())
+    second["systems"][2]["wer_difference"] = {"points": -1.0, "ci": [-2.0, 0.1]}
+    together = conclude_all(*both(report, second))
+    assert together.first.startswith("Ship b int8: 14.7 times")
+    assert any(
+        re.search(r"^a fp32: .* b int8 against it: WER \+0.14 points \(.*\): no difference can be told.", line)
+        for line in together.because
+    )
+
+
+def rename(report, old, new):
+    for part in (report, *report["other_corpora"]):
+        part["systems"][0]["name"] = new
+        for clip in part["clips"]:
+            for kind in ("hypotheses", "stages_ms"):
+                clip[kind][new] = clip[kind].pop(old)
+
+
+def test_runs_that_cannot_be_compared_are_not(report):
+    for change, why in [
+        (lambda r: rename(r, r["systems"][0]["name"], "other (teacher)"), "their teachers differ"),
+        (lambda r: r["clips"][0].update(reference="Another."), "different clips"),
+        (lambda r: r["host"].update(cpu="another"), "different machines"),
+        (lambda r: r.update(threads=7), "different machines or with different numbers of threads"),
+    ]:
+        second = json.loads(REPORT.read_text())
+        change(second)
+        assert why in incomparable([report, second])
+        together = conclude_all(*both(report, second))
+        assert together.student is None
+        assert why in together.first
+
+
+def test_no_run_to_ship(report):
+    worse = alone(json.loads(REPORT.read_text()), [1.0, 2.0])
+    assert conclude_all(*both(worse, worse)).kind == "none"
+    one = conclude_all(*both(report, worse))
+    assert one.first.startswith("Ship a fp32")
+    assert one.because == ["No other run has a student that is shown to be no worse than its teacher."]
+
+
+def test_every_student_of_a_section_is_judged(report):
+    assert [s.name for s in students_of("run", report)] == [s["name"] for s in report["systems"][1:]]
