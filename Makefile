@@ -7,18 +7,15 @@ comma := ,
 SPEECH := $(if $(filter cpu,$(RUNTIME)),speech$(comma),)
 INSTALLED := .venv/.installed-$(RUNTIME)
 RUN := runs/quickstart
-TEACHER := whisper-base
 export WORKBENCH := $(BIN)/workbench
 
 .PHONY: quickstart demo test test-fast test-lowest notebooks lint format bench clean
 
 quickstart: $(INSTALLED)  ## the whole chain on real speech: distil, export, verify, measure
-	$(WORKBENCH) distill quickstart output=$(RUN)
-	$(WORKBENCH) export $(RUN)/student -o $(RUN)/bundle --precision fp32,int8
-	$(WORKBENCH) measure $(RUN)/bundle --against $(TEACHER) -o $(RUN)
+	$(WORKBENCH) quickstart -o $(RUN)
 
 demo: quickstart  ## the side-by-side page on http://127.0.0.1:7860
-	$(WORKBENCH) demo $(RUN)/bundle --against $(TEACHER)
+	$(WORKBENCH) demo $(RUN)/bundle
 
 test: $(INSTALLED)  ## all tests, the slow ones on the real Whisper base too
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile -m "not gpu or gpu" --durations=10

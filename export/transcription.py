@@ -55,7 +55,7 @@ def transcribe_files(
             try:
                 segments = transcribe(decode(path), str(path))
             except (UserError, AudioError) as error:
-                log.warning("error: %s", error)
+                log.error("error: %s", error)  # noqa: TRY400  a traceback says nothing here
                 failed += 1
             else:
                 text = format_segments(segments, str(path), options.output_format)

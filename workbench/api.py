@@ -196,7 +196,7 @@ def check_verified(bundle: Path, found: Verification) -> None:
     failing = [c for c in found["clients"] if not c["passed"]]
     for one in sorted(failing, key=lambda c: c["required"]):
         for line in explain(one):
-            logging.getLogger("workbench").warning("%s%s", "" if one["required"] else "note: ", line)
+            logging.getLogger("workbench").error("%s%s", "" if one["required"] else "note: ", line)
     if failed := [f"{c['client']} {c['precision']}" for c in failing if c["required"]]:
         raise UserError(f"{bundle}: fails in {', '.join(failed)}; the reasons are above and in bundle.json")
 

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from workbench.core import progress
+
 SCRIPT = """
 import logging, sys, time, warnings
 logging.basicConfig(format="%(message)s", stream=sys.stderr)
@@ -66,3 +68,15 @@ def test_without_a_terminal_that_can_draw_lines_are_plain(terminal):
     assert "\r" not in shown
     assert set(LINES) <= set(shown.splitlines())
     assert "inner: 2/2, 0 s left  a [note]" in shown
+
+
+def test_hidden_progress_says_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(progress.Progress, "hidden", False)
+    progress.hide()
+    with progress.Progress("clips", 2) as bar:
+        bar.advance(2)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress.Progress, "hidden", False)
+    with progress.Progress("clips", 2) as bar:
+        bar.advance(2)
+    assert "clips: 2/2" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench import __version__
-from workbench.cli import export, research, train
+from workbench.cli import export, quickstart, research, train
 from workbench.cli.command import INTERRUPTED, Command, print_error
 from workbench.core.errors import UserError, system_error_message
 
@@ -20,7 +20,6 @@ app = typer.Typer(
     name="workbench",
     help="Distil a speech recogniser, export it to ONNX, measure latency and WER against the teacher, and show both.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 BUG = 1  # exit status for an error that is not the user's mistake
@@ -40,9 +39,14 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show what the libraries log.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show results and errors alone.")] = False,
 ) -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr)
-    logging.getLogger("workbench").setLevel(logging.INFO)
+    logging.getLogger("workbench").setLevel(logging.ERROR if quiet else logging.INFO)
+    if quiet:
+        from workbench.core import progress
+
+        progress.hide()
     if not verbose:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -86,7 +90,7 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-for commands in (train, export, research):
+for commands in (quickstart, train, export, research):
     commands.add_commands(app)
 for group in (app, *(info.typer_instance for info in app.registered_groups if info.typer_instance)):
     for registered in group.registered_commands:

@@ -14,6 +14,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count it
 CAN_RESUME = "interrupted; what was saved is kept: run the same command again to resume"
 STARTS_OVER = "interrupted; unfinished work is discarded: run the same command again to start over"
 INTERRUPT_MESSAGES = {
+    "quickstart": CAN_RESUME,
     "distill": CAN_RESUME,
     "label": CAN_RESUME,
     "synthesize": CAN_RESUME,

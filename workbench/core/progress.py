@@ -58,15 +58,22 @@ def at_terminal() -> bool:
     return sys.stderr.isatty() and not console().is_dumb_terminal
 
 
+def hide() -> None:
+    """Draw no bar and print no line from now on."""
+    Progress.hidden = True
+
+
 class Progress:
     """A bar named after the work; silent on ranks that are not the main one. One begun within another is drawn below it."""
 
+    hidden = False  # in this process
     _shared: Bars | None = None  # rich's display, in which each bar that is drawn has a line
     _drawn = 0
     _stack = ExitStack()
 
     def __init__(self, name: str, total: int, shown: bool = True, done: int = 0) -> None:
-        self.name, self.total, self.shown, self.done = name, total, shown, done
+        self.name, self.total, self.done = name, total, done
+        self.shown = shown and not Progress.hidden
         self.first, self.started, self.spoke = done, time.monotonic(), time.monotonic()
         self.task: TaskID | None = None
 
