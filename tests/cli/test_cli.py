@@ -1,5 +1,6 @@
 """The command line: quick help, one clear line for a mistake, the right exit status."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -128,3 +129,13 @@ def test_a_bundle_that_failed_its_verification_fails_again(student, exported, tm
         one["passed"] = True
     record(bundle, verification=found)
     assert run(*how).returncode == 0
+
+
+@pytest.mark.parametrize("words", [("recipes",), ("teachers",)])
+def test_json_to_standard_output_is_all_of_it(words, tmp_path):
+    done = run(*words, "--json", "-")
+    assert done.returncode == 0
+    rows = json.loads(done.stdout)
+    assert all(row["name"] for row in rows)
+    run(*words, "--json", tmp_path / "rows.json")
+    assert json.loads((tmp_path / "rows.json").read_text()) == rows

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ import typer
 
 from workbench import __version__
 from workbench.cli import export, quickstart, research, train
-from workbench.cli.command import INTERRUPTED, Command, print_error
+from workbench.cli.command import INTERRUPTED, Command, JsonFile, print_error, write_results
 from workbench.core.errors import UserError, system_error_message
 
 app = typer.Typer(
@@ -53,12 +54,15 @@ def _options(
 
 
 @app.command()
-def teachers() -> None:
+def teachers(json_file: JsonFile = None) -> None:
     """List the teachers available here, and what each takes to fetch."""
     from workbench.core.tables import print_rows
     from workbench.models.resolve import list_teachers
 
-    rows = [tuple(row.values()) for row in list_teachers()]
+    found = list_teachers()
+    if write_results(json_file, found):
+        return
+    rows = [tuple(row.values()) for row in found]
     print_rows(("name", "what", "languages", "licence", "cost"), rows, prose=True)
     typer.echo("Also: the hub id of any Whisper, a transformers folder, or a CTranslate2 (faster-whisper) folder.")
 
@@ -66,6 +70,7 @@ def teachers() -> None:
 @app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(help="One to print, as a beginning for your own.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """List the recipes and studies that come with the package, or print one."""
     from workbench.config.shipped import find_recipe, shipped_files
@@ -75,17 +80,21 @@ def recipes(
         typer.echo(find_recipe(Path(name)).read_text(encoding="utf-8"), nl=False)
         return
     rows = [(one.name, "study" if one.is_study else "recipe", one.about) for one in shipped_files()]
-    print_rows(("name", "kind", "what"), sorted(rows, key=lambda row: (row[1], row[0])), prose=True)
+    rows.sort(key=lambda row: (row[1], row[0]))
+    if write_results(json_file, [dict(zip(("name", "kind", "what"), row, strict=True)) for row in rows]):
+        return
+    print_rows(("name", "kind", "what"), rows, prose=True)
     typer.echo("Run one with `workbench distill NAME` or `workbench study NAME`; `workbench recipes NAME` prints it.")
 
 
 @app.command()
-def doctor() -> None:
+def doctor(json_file: JsonFile = None) -> None:
     """Check this machine: packages, devices, CPU flags, model sources, disk; say what to do about each problem."""
     from workbench.planning.doctor import examine, print_findings
 
     findings = examine()
-    print_findings(findings)
+    if not write_results(json_file, [asdict(finding) for finding in findings]):
+        print_findings(findings)
     if any(f.level == "error" for f in findings):
         raise typer.Exit(1)
 

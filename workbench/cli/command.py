@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -46,6 +46,24 @@ def check_writable(path: Path | None) -> Path | None:
 
 FOLDER: dict[str, Any] = {"file_okay": False, "callback": check_writable}  # for an option that names an output
 FILE: dict[str, Any] = {"dir_okay": False, "callback": check_writable}
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", help="Also write the results as JSON; `-`: to standard output, instead of tables.", **FILE),
+]
+
+
+def write_results(json_file: Path | None, content: object) -> bool:
+    """Write what `--json` asks for; returns whether it went to standard output, which then holds nothing else."""
+    from workbench.core.files import json_text, write_json
+
+    if json_file is None:
+        return False
+    if str(json_file) == "-":
+        typer.echo(json_text(content, indent=2))
+        return True
+    write_json(json_file, content)
+    return False
 
 
 class Command(TyperCommand):

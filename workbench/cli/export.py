@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.command import FILE, FOLDER
+from workbench.cli.command import FILE, FOLDER, JsonFile, write_results
 from workbench.core.errors import UserError, did_you_mean
 
 Threads = Annotated[int | None, typer.Option(help="Threads of each system; all cores by default.", min=1, max=1024)]
@@ -145,20 +145,18 @@ def verify(
     clips: Annotated[int | None, typer.Option(help="At most this many clips.", min=1)] = None,
     client: Annotated[list[str] | None, typer.Option(help="Only these runtimes.")] = None,
     threads: Threads = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the results as JSON.", **FILE)] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Run a bundle in every installed runtime, each in its own process, and compare with torch."""
     beside = bundle.parent / "student"
     if checkpoint is None and not beside.is_dir():
         raise UserError(f"{beside}: no such folder; name the checkpoint that {bundle} comes from with --checkpoint")
     from workbench import api
-    from workbench.core.files import write_json
     from workbench.core.machine.host import describe_host
 
     corpus = corpus or api.corpus_of_run(bundle.parent)
     found = api.verify_clients(bundle, checkpoint or beside, corpus, split, clips, client or [], threads)
-    if json_file is not None:
-        write_json(json_file, {"host": describe_host(), **found})
+    write_results(json_file, {"host": describe_host(), **found})
     api.check_verified(bundle, found)
 
 
@@ -197,6 +195,7 @@ def measure(
     robustness: Annotated[
         bool, typer.Option(help="Also count what is written for silence, noise, music and tenths of a second.")
     ] = True,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure WER, latency, memory and size of bundles against their teacher, interleaved on the same clips."""
     from export.measurement.tables import print_table
@@ -204,6 +203,8 @@ def measure(
 
     options = api.MeasureOptions(split, clips, threads, repeats, again, robustness)
     measured = api.measure(bundles, against, output, corpora=corpus or [], options=options)
+    if write_results(json_file, measured.report):
+        return
     print_table(measured.report)
     typer.echo(f"{measured.folder / 'report.json'}\n{measured.folder / 'report.html'}")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.command import FILE
+from workbench.cli.command import FILE, JsonFile, write_results
 from workbench.core.errors import UserError
 
 
@@ -48,11 +48,10 @@ def plan(
     efficiency: Annotated[
         float, typer.Option(help="Share of the device's peak that is assumed to be reached.", min=0.01, max=1.0)
     ] = 0.35,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write it as JSON.", **FILE)] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Estimate what a recipe needs on an accelerator: parameters, operations, memory, largest batch, hours. Runs anywhere."""
     from workbench.config.recipe import load_recipe
-    from workbench.core.files import write_json
     from workbench.planning.plan import corpus_size, print_plan
     from workbench.planning.plan import plan as run
 
@@ -61,9 +60,8 @@ def plan(
         found_hours, found_seconds = corpus_size(parsed)
         hours, clip_seconds = hours or found_hours, clip_seconds or found_seconds
     found = run(parsed, device, devices, hours, clip_seconds, efficiency)
-    print_plan(found)
-    if json_file is not None:
-        write_json(json_file, found.as_json())
+    if not write_results(json_file, found.as_json()):
+        print_plan(found)
 
 
 def label(
