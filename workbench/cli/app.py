@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench import __version__
-from workbench.cli import export, research, train
+from workbench.cli import export, research, serve, train
 from workbench.cli.command import INTERRUPTED, Command, print_error
 from workbench.core.errors import UserError, system_error_message
 
@@ -69,7 +69,7 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-for commands in (train, export, research):
+for commands in (train, export, serve, research):
     commands.add_commands(app)
 for group in (app, *(info.typer_instance for info in app.registered_groups if info.typer_instance)):
     for registered in group.registered_commands:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.command import FILE, FOLDER
+from workbench.cli.command import FILE, FOLDER, check_address
 from workbench.core.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ def demo(
     from export.bundle.manifest import open_manifest
     from workbench.corpus import scored_clips
 
-    _check_address(host, port)
+    check_address(host, port)
     for bundle in bundles:
         manifest = open_manifest(bundle)  # before the teacher is exported, which takes a while
         if precision is not None and precision not in manifest.precisions:
@@ -278,16 +278,6 @@ def demo(
     scored_clips(corpus, "test")
     limits = DemoLimits(longest, upload_mb, at_once, waiting, live, keep_minutes)
     serve(bundles, against, corpus, precision, host, port, threads, None if vad else False, limits)
-
-
-def _check_address(host: str, port: int) -> None:
-    """Raise UserError if the page cannot be served there, before the models are opened."""
-    import socket
-
-    try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        raise UserError(f"--host {host} --port {port}: {error.strerror}; choose another") from None
 
 
 def prune(
