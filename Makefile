@@ -52,13 +52,13 @@ clean:
 # pip's resolver backtracks for long on ranges; the constraints leave it one choice each.
 $(INSTALLED): pyproject.toml constraints.txt export/verification/clients/node/package-lock.json
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(RUNTIME),$(SPEECH)demo,notebooks,vocabulary,clients,tracking,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(RUNTIME),$(SPEECH)demo,serve,notebooks,vocabulary,clients,tracking,dev]"
 	! command -v npm >/dev/null || npm ci --ignore-scripts --no-audit --no-fund --prefix export/verification/clients/node \
 	  || echo 'npm could not install transformers.js: bundles are not verified in it'
 	touch $@
 
 .venv-lowest/.installed: pyproject.toml constraints-lowest.txt
 	test -d .venv-lowest || $(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --disable-pip-version-check -q -c constraints-lowest.txt -e ".[cpu,demo,vocabulary,clients,tracking]" \
-	  pytest pytest-xdist hypothesis playwright kaldi-native-fbank
+	.venv-lowest/bin/python -m pip install --disable-pip-version-check -q -c constraints-lowest.txt -e ".[cpu,demo,serve,vocabulary,clients,tracking]" \
+	  openai pytest pytest-xdist hypothesis playwright kaldi-native-fbank
 	touch $@

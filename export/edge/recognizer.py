@@ -18,7 +18,7 @@ from .decoding.decoder import Hypothesis, beam_search, greedy
 from .decoding.model import SpeechModel
 from .decoding.sessions import Provider
 from .transcript import Segment, Transcript
-from .vad import VoiceActivityDetector, anybody_speaks, find_speech
+from .vad import SpeechSpan, VoiceActivityDetector, anybody_speaks, find_speech
 from .words import Word, timed_words
 
 AUTO = "auto"  # as a language: detect it
@@ -139,16 +139,26 @@ class Recognizer:
             BundleError: the model does not support the language, or the bundle has no speech detector.
         """
         self._allowed(language, words)
+        for span in self.speech_spans(wave, longest):
+            yield self.transcribe_span(wave, span, language, beams, words)
+
+    def speech_spans(self, wave: Wave, longest: float = LONGEST) -> list[SpeechSpan]:
+        """The stretches of speech that `segments` transcribes; raises as it does."""
         if wave.ndim != 1 or not len(wave) or not np.isfinite(wave).all():
             raise AudioError(f"the wave has shape {wave.shape}; expected finite [samples], at least one")
         if not 2 <= longest <= self.window:
             raise AudioError(f"the longest stretch is {longest:g} s; expected 2 to {self.window:g} s")
         self._cutter = self._cutter or self.new_detector()
-        for piece in find_speech(wave, self._cutter, longest):
-            begin = piece.start / SAMPLE_RATE
-            said = self.transcribe(wave[piece.start : piece.end], language, beams, words, vad=False)
-            later = tuple(word.later(begin) for word in said.words)
-            yield Segment(begin, piece.end / SAMPLE_RATE, replace(said, words=later))
+        return find_speech(wave, self._cutter, longest)
+
+    def transcribe_span(
+        self, wave: Wave, span: SpeechSpan, language: str = "en", beams: int = 1, words: bool = False
+    ) -> Segment:
+        """Transcribe one stretch of speech of a recording; word times are the recording's. Arguments and errors as for `segments`."""
+        begin = span.start / SAMPLE_RATE
+        said = self.transcribe(wave[span.start : span.end], language, beams, words, vad=False)
+        later = tuple(word.later(begin) for word in said.words)
+        return Segment(begin, span.end / SAMPLE_RATE, replace(said, words=later))
 
     def new_detector(self) -> VoiceActivityDetector:
         """The bundle's speech detector; raises BundleError if it has none."""

@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from workbench.cli import app as cli
 
 OUTPUTS = {"output", "json_file"}
-FREE_TEXT = {"name"}  # any text will do
+FREE_TEXT = {"name", "alias"}  # any text will do
 ALSO = {"against"}  # given although it has a default, which would be fetched
 NONE = "nonesuch"
 
@@ -45,8 +45,10 @@ def base_type(hint):
 def values(tmp_path, cache, student, exported, recipe, speech, monkeypatch):
     """A good value of every required parameter, by its name."""
     import demo.app
+    import export.serving.server
 
     monkeypatch.setattr(demo.app, "launch", lambda *_: pytest.fail("a page is served"))
+    monkeypatch.setattr(export.serving.server, "run", lambda _: pytest.fail("a bundle is served"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
     recipes = tmp_path / "recipe.yaml"

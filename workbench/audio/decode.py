@@ -31,6 +31,10 @@ FORMATS = (
 Wave = npt.NDArray[np.float32]  # [samples], 16 kHz mono in [-1, 1]
 
 
+class TooLongError(UserError):
+    """A recording that is longer than allowed."""
+
+
 def decode(source: Path | bytes, name: str = "", longest: float = LONGEST_RECORDING_HOURS * 3600) -> Wave:
     """Decode a file or encoded bytes of any format PyAV reads, mix to mono, resample to 16 kHz.
 
@@ -181,12 +185,12 @@ def check_length(wave: Wave, name: str) -> None:
         raise _too_long(name, seconds, LONGEST_SECONDS)
 
 
-def _too_long(name: str, seconds: float, longest: float, at_least: bool = False) -> UserError:
+def _too_long(name: str, seconds: float, longest: float, at_least: bool = False) -> TooLongError:
     lasts = f"{'more than ' * at_least}{seconds:,.1f} s"
     remedy = (
         "cut it, with ffmpeg for example" if longest > LONGEST_SECONDS else "`workbench label` cuts long recordings"
     )
-    return UserError(f"{name}: lasts {lasts}, expected at most {longest:,.0f} s; {remedy}")
+    return TooLongError(f"{name}: lasts {lasts}, expected at most {longest:,.0f} s; {remedy}")
 
 
 def is_silent(wave: Wave) -> bool:

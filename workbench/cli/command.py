@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from workbench.core.errors import UserError
+
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
 CAN_RESUME = "interrupted; what was saved is kept: run the same command again to resume"
 STARTS_OVER = "interrupted; unfinished work is discarded: run the same command again to start over"
@@ -42,6 +44,16 @@ def check_writable(path: Path | None) -> Path | None:
         if not os.access(there, os.W_OK | os.X_OK):
             raise typer.BadParameter(f"{there} is not writable; choose another place")
     return path
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise UserError if nothing can be served there, before the models are opened."""
+    import socket
+
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: {error.strerror}; choose another") from None
 
 
 FOLDER: dict[str, Any] = {"file_okay": False, "callback": check_writable}  # for an option that names an output

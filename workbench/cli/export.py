@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.command import FILE, FOLDER, JsonFile, write_results
+from workbench.cli.command import FILE, FOLDER, JsonFile, check_address, write_results
 from workbench.core.errors import UserError, did_you_mean
 
 Threads = Annotated[int | None, typer.Option(help="Threads of each system; all cores by default.", min=1, max=1024)]
@@ -271,7 +271,7 @@ def demo(
     from workbench.api import corpus_of_run
     from workbench.corpus import scored_clips
 
-    _check_address(host, port)
+    check_address(host, port)
     corpus = corpus or corpus_of_run(bundles[0].parent)
     for bundle in bundles:
         manifest = open_manifest(bundle)  # before the teacher is exported, which takes a while
@@ -280,16 +280,6 @@ def demo(
     scored_clips(corpus, "test")
     limits = DemoLimits(longest, upload_mb, at_once, waiting, live, keep_minutes)
     serve(bundles, against, corpus, precision, host, port, threads, None if vad else False, limits)
-
-
-def _check_address(host: str, port: int) -> None:
-    """Raise UserError if the page cannot be served there, before the models are opened."""
-    import socket
-
-    try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        raise UserError(f"--host {host} --port {port}: {error.strerror}; choose another") from None
 
 
 def push(

@@ -43,6 +43,10 @@ class AudioError(Exception):
         return in_one_line(super().__str__())
 
 
+class TooLongError(AudioError):
+    """A recording that is longer than allowed."""
+
+
 @dataclass(frozen=True)
 class Format:
     """How samples are stored."""
@@ -75,6 +79,17 @@ def read_pcm(path: str | Path) -> tuple[npt.NDArray[np.float32], int]:
         raise AudioError(f"{path}: no such file") from None
     except OSError as error:
         raise AudioError(f"{path}: cannot be read ({error.strerror})") from None
+    return parse_pcm(content, str(path))
+
+
+def parse_pcm(content: bytes, path: str, longest: float = LONGEST) -> tuple[npt.NDArray[np.float32], int]:
+    """Samples and rate of the bytes of a WAV file, as `read_pcm` gives them.
+
+    Args:
+        content: the whole file.
+        path: its name in errors.
+        longest: seconds; a longer recording raises TooLongError before memory is taken for its samples.
+    """
     try:
         stored, data, missing = _parsed(content)
     except (ValueError, struct.error) as error:
@@ -85,8 +100,8 @@ def read_pcm(path: str | Path) -> tuple[npt.NDArray[np.float32], int]:
     frames = len(data) // frame
     if not frames:
         raise AudioError(f"{path}: holds no samples")
-    if frames / stored.rate > LONGEST:
-        raise AudioError(f"{path}: lasts {frames / stored.rate:.0f} s; expected at most {LONGEST} s, cut it first")
+    if frames / stored.rate > longest:
+        raise TooLongError(f"{path}: lasts {frames / stored.rate:.0f} s; expected at most {longest:g} s, cut it first")
     if missing >= frame:
         announced = (frames + missing // frame) / stored.rate
         log.warning("%s: is cut off; it has %.2f of %.2f s", path, frames / stored.rate, announced)

@@ -1,0 +1,204 @@
+"""The routes of OpenAI's API that a transcription server has."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Annotated, TypeVar
+
+from fastapi import FastAPI, File, Form, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from export.edge import AudioError, BundleError, Recognizer, Segment
+from export.edge.audio import SAMPLE_RATE, Wave
+from export.edge.recognizer import LONGEST
+from export.edge.vad import SpeechSpan
+from export.serving.answer import answer, delta_event, done_event, event
+from export.serving.audio import read_recording
+from export.serving.errors import STATUS_CODES, ApiError, bad_value
+from export.serving.gate import TRANSCRIPTIONS, Gate
+from export.serving.metrics import Metrics
+from export.serving.options import ServerOptions
+from export.serving.pool import Pool
+from export.serving.request import REPEATED, TranscriptionRequest, check_fields, check_model, checked
+from workbench import __version__
+
+SUBTITLE_SECONDS = 7.0  # longest cue of subtitles, so that it can be read
+log = logging.getLogger("workbench")
+T = TypeVar("T")
+
+
+def build(recognizers: Sequence[Recognizer], options: ServerOptions) -> FastAPI:
+    """The application; its `state.pool` is to be closed when the server ends.
+
+    Args:
+        recognizers: one for each worker, of the same bundle and precision.
+        options: what the server is started with.
+    """
+    one = recognizers[0]
+    names = (one.manifest.name, *options.aliases)
+    created = int((one.manifest.folder / "bundle.json").stat().st_mtime)
+    pool = Pool(recognizers, options.max_queue)
+    metrics = Metrics(pool)
+    # no interactive pages: they load scripts from the network
+    app = FastAPI(
+        title="distill-workbench", version=__version__, docs_url=None, redoc_url=None,
+        middleware=[Middleware(Gate, pool=pool, metrics=metrics, options=options)],
+    )  # fmt: skip
+    app.state.pool = pool
+
+    @app.post(TRANSCRIPTIONS)
+    async def transcriptions(
+        request: Request,
+        file: Annotated[UploadFile, File(description="The recording")],
+        model: Annotated[str, Form(description="The model's name, as GET /v1/models lists it")],
+        language: Annotated[str, Form(description="ISO 639-1 code, or auto")] = "",
+        prompt: Annotated[str, Form(description="Not supported")] = "",
+        response_format: Annotated[str, Form(description="json, verbose_json, text, srt or vtt")] = "json",
+        temperature: Annotated[float, Form(description="0")] = 0.0,
+        stream: Annotated[bool, Form(description="Server-sent events")] = False,
+        chunking_strategy: Annotated[str, Form(description="auto")] = "",
+        granularities: Annotated[list[str] | None, Form(alias=REPEATED, description="word, segment")] = None,
+    ) -> Response:
+        check_fields([name for name, _ in (await request.form()).multi_items()])
+        check_model(model, names)
+        asked = checked(
+            one, options, language=language, prompt=prompt, response_format=response_format, temperature=temperature,
+            stream=stream, chunking_strategy=chunking_strategy, granularities=granularities or (),
+        )  # fmt: skip
+        wave = await pool.decode(read_recording, await file.read(), file.filename or "", options.max_seconds)
+        seconds = len(wave) / SAMPLE_RATE
+        found = transcribe(pool, wave, asked, options.beams)
+        if asked.stream:
+            return StreamingResponse(_events(found, seconds, metrics), media_type="text/event-stream", headers={"Cache-Control": "no-store"})  # fmt: skip
+        segments = await _unless_gone(request, _all(found))
+        if segments is None:
+            return Response(status_code=499)
+        metrics.audio_seconds.inc(seconds)
+        return answer(segments, asked, seconds)
+
+    @app.get("/v1/models")
+    async def models() -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [_model(name, created) for name in names]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model_of(name: str) -> JSONResponse:
+        check_model(name, names)
+        return JSONResponse(_model(name, created))
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        body = {
+            "status": "shutting down" if pool.closing else "ok", "version": __version__, "model": names[0], "precision": one.precision,
+            "workers": {"number": pool.workers, "busy": pool.running}, "queue": {"length": pool.queued, "max": pool.max_queue},
+        }  # fmt: skip
+        return JSONResponse(body, 503 if pool.closing else 200)
+
+    @app.get("/metrics")
+    async def prometheus() -> PlainTextResponse:
+        return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    _report_errors(app, metrics)
+    return app
+
+
+async def transcribe(pool: Pool, wave: Wave, asked: TranscriptionRequest, beams: int) -> AsyncIterator[Segment]:
+    """Segments of a recording as they are transcribed: one if it fits the model's window, else one for each stretch of speech.
+
+    Raises:
+        ApiError: the server is closing.
+        BundleError: the bundle has no speech detector, which a long recording needs.
+    """
+    longest = SUBTITLE_SECONDS if asked.format in ("srt", "vtt") else LONGEST
+    seconds, how = len(wave) / SAMPLE_RATE, (asked.language, beams, asked.words)
+    if seconds <= (pool.window if longest == LONGEST else longest):
+        yield Segment(0.0, seconds, await pool.turn(Recognizer.transcribe, wave, *how))
+        return
+    spans: list[SpeechSpan] = await pool.turn(Recognizer.speech_spans, wave, longest)
+    for span in spans:
+        yield await pool.turn(Recognizer.transcribe_span, wave, span, *how)
+
+
+async def _all(found: AsyncIterator[Segment]) -> list[Segment]:
+    """The segments that have a text."""
+    return [segment async for segment in found if segment.transcript.text]
+
+
+async def _unless_gone(request: Request, work: Coroutine[None, None, T]) -> T | None:
+    """The result of some work, or None as soon as the client closes the connection: then its place in the queue is free again."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        task.cancel()
+        watch.cancel()
+
+
+async def _events(found: AsyncIterator[Segment], seconds: float, metrics: Metrics) -> AsyncIterator[str]:
+    """A transcript as server-sent events; an error ends it, because the status has been sent."""
+    segments: list[Segment] = []
+    try:
+        async for segment in found:
+            if segment.transcript.text:
+                yield delta_event(segment, first=not segments)
+                segments.append(segment)
+    except (ApiError, AudioError, BundleError) as error:
+        known = error if isinstance(error, ApiError) else _not_transcribable(error)
+        metrics.errors.labels(known.code).inc()
+        yield event(known.body)
+        return
+    metrics.audio_seconds.inc(seconds)
+    yield done_event(segments, seconds)
+
+
+def _model(name: str, created: int) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "distill-workbench"}
+
+
+def _not_transcribable(error: AudioError | BundleError) -> ApiError:
+    return ApiError(400, str(error), "cannot_transcribe", "file")
+
+
+def _report_errors(app: FastAPI, metrics: Metrics) -> None:
+    """Give every error OpenAI's form, and count it."""
+
+    def answered(error: ApiError) -> JSONResponse:
+        metrics.errors.labels(error.code).inc()
+        return error.response()
+
+    async def of_ours(_: Request, error: Exception) -> JSONResponse:
+        return answered(error if isinstance(error, ApiError) else _not_transcribable(error))  # type: ignore[arg-type]  # the two below
+
+    async def of_values(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)  # noqa: S101  for mypy
+        first = error.errors()[0]
+        field = str(first["loc"][-1])
+        if first["type"] == "missing":
+            return answered(ApiError(400, f"{field!r} is missing.", "missing_parameter", field))
+        return answered(bad_value(field, f"{field}: {first['msg']}."))
+
+    async def of_http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)  # noqa: S101  for mypy
+        return answered(
+            ApiError(error.status_code, str(error.detail), STATUS_CODES.get(error.status_code, "invalid_request"))
+        )
+
+    async def of_bugs(_: Request, error: Exception) -> JSONResponse:
+        log.error("a bug in the workbench; please report it", exc_info=error)
+        return answered(ApiError(500, "The server failed; its log says why.", "internal_error"))
+
+    for kind in (ApiError, AudioError, BundleError):
+        app.add_exception_handler(kind, of_ours)
+    app.add_exception_handler(RequestValidationError, of_values)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(Exception, of_bugs)

@@ -1,0 +1,25 @@
+"""What a server is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from export.edge.recognizer import AUTO
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """The defaults are those of `workbench serve`."""
+
+    precision: str | None = None  # the bundle's last by default, as in the demo
+    workers: int = 1  # recognizers, each with its own copy of the weights
+    threads: int | None = None  # of each worker; the cores are divided among them by default
+    max_queue: int = 16  # requests that wait; the next one gets status 429
+    max_seconds: float = 1800.0  # of a recording, which takes 4 MB of memory a minute once decoded
+    max_megabytes: float = 100.0  # of a request (10^6 bytes)
+    language: str = AUTO  # of requests that name none
+    beams: int = 1
+    vad: bool | None = None  # False turns the speech detector off for clips of up to 30 s
+    aliases: tuple[str, ...] = ()  # further names of the model
+    ignore_prompt: bool = False  # otherwise a request with a prompt is refused
+    api_key: str = ""  # none is needed if this is empty
