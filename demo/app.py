@@ -14,9 +14,13 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio's telemetry
 import gradio as gr
 from starlette.middleware import Middleware
 
+from demo.api import add_endpoints
+from demo.blind.tab import blind_tab
 from demo.browser_security import STATIC, BrowserSecurity
 from demo.clip.tab import clip_tab
 from demo.corpus.audio import CorpusAudio
+from demo.corpus.run import CorpusRun
+from demo.corpus.tab import corpus_tab
 from demo.guard import Guard, fetch_nothing
 from demo.limits import DemoLimits, private_folder
 from demo.live import Visitors
@@ -44,6 +48,7 @@ class Page:
     systems: Systems
     clips: CorpusAudio  # of the split
     visitors: Visitors  # who speaks live
+    run: CorpusRun
 
 
 def build(
@@ -60,6 +65,7 @@ def build(
     """
     keep = round(60 * limits.keep_minutes)
     likely = [code for code, _ in Counter(u.language for u in clips).most_common()]
+    run = CorpusRun(systems, clips)
     with gr.Blocks(title=TITLE, delete_cache=(max(1, keep // 10), keep)) as page:
         gr.Markdown(f"# {TITLE}\nThe same speech, transcribed by each system in turn on this machine.")
         gr.HTML(header(systems, corpus, note), elem_id="measured")
@@ -67,9 +73,15 @@ def build(
             clip_tab(systems, choose_examples(clips), likely, limits)
         with gr.Tab("Live"):
             visitors = live_tab(page, systems, likely, limits)
+        with gr.Tab("Corpus"):
+            corpus_tab(page, run, corpus)
+        if systems.students:
+            with gr.Tab("Blind A/B"):
+                blind_tab(run, limits.at_once)
+        add_endpoints(systems, run, limits)
     # api_open=False: direct API calls would bypass the queue
     page.queue(max_size=limits.waiting, default_concurrency_limit=OTHER_EVENTS, api_open=False)
-    return Page(page, systems, CorpusAudio(clips), visitors)
+    return Page(page, systems, CorpusAudio(clips), visitors, run)
 
 
 def choose_examples(clips: Sequence[Utterance]) -> list[Utterance]:
@@ -120,7 +132,8 @@ def serve(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads are removed however the server ends
     try:
         with private_folder(limits.keep_minutes):
-            launch(build(systems, clips, limits, corpus), host, port, limits)
+            page = build(systems, clips, limits, corpus)
+            launch(page, host, port, limits)
     except OSError as error:
         raise UserError(f"port {port} on {host} cannot be used ({error}); choose another with --port") from None
     finally:

@@ -34,6 +34,7 @@ class Systems:
     turns: ThreadPoolExecutor = field(init=False)
     # few threads, because each holds on to the memory of its longest recording
     decoding: ThreadPoolExecutor = field(init=False)
+    closed: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         """Start a thread for each system, one for whose turn it is, and the audio decoding threads."""
@@ -63,6 +64,7 @@ class Systems:
 
     def close(self) -> None:
         """Shut down the threads; queued work is cancelled."""
+        self.closed = True
         for thread in (self.turns, *self.threads.values(), self.decoding):
             thread.shutdown(wait=False, cancel_futures=True)
 

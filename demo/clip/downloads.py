@@ -102,24 +102,24 @@ def write_downloads(comparison: Comparison) -> tuple[str, dict[str, str]]:
     Returns:
         HTML links to JSON and CSV, and of each system to its subtitles.
     """
-    folder = _served_folder()
+    folder = served_folder()
     systems = {}
     for number, outcome in enumerate(comparison.outcomes.values()):
         if outcome.text:
             path = folder / f"system-{number}.srt"
             path.write_text(as_srt(outcome, comparison.language), encoding="utf-8")
-            systems[outcome.name] = f" · {_link(path, 'Subtitles (SRT)')}"
+            systems[outcome.name] = f" · {link(path, 'Subtitles (SRT)')}"
     as_is, table = folder / "comparison.json", folder / "comparison.csv"
     as_is.write_text(json.dumps(as_json(comparison), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     table.write_text(
         as_csv(comparison), encoding="utf-8-sig", newline=""
     )  # with a mark, without which Excel guesses the encoding
-    return f'<p class="downloads">Save: {_link(as_is, "JSON")} {_link(table, "CSV")}</p>', systems
+    return f'<p class="downloads">Save: {link(as_is, "JSON")} {link(table, "CSV")}</p>', systems
 
 
 def write_player(wave: Wave) -> str:
     """HTML of a player of a clip as the systems get it (16 kHz, mono)."""
-    path = _served_folder() / "clip.wav"
+    path = served_folder() / "clip.wav"
     write_wav(path, np.asarray(wave))
     return player(address(path), "What the systems hear: 16 kHz, mono")
 
@@ -137,11 +137,13 @@ def address(path: Path) -> str:
     return f"gradio_api/file={path}"
 
 
-def _served_folder() -> Path:
+def served_folder() -> Path:
+    """A new folder whose files the page serves to whoever knows its name, which cannot be guessed."""
     folder = Path(tempfile.gettempdir()) / f"clip-{secrets.token_hex(16)}"
     folder.mkdir(mode=0o700)
     return folder
 
 
-def _link(path: Path, text: str) -> str:
+def link(path: Path, text: str) -> str:
+    """HTML that saves a served file."""
     return f'<a href="{html.escape(address(path))}" download="{html.escape(path.name)}">{html.escape(text)}</a>'

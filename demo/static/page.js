@@ -82,4 +82,19 @@
     for (const one of words) one.tabIndex = one === to ? 0 : -1; // one stop of the Tab key per transcript
     to.focus();
   });
+
+  // A list that is drawn anew keeps the entries open that were.
+  const open = new Set();
+  document.addEventListener("toggle", (event) => {
+    const entry = event.target;
+    if (entry.dataset?.entry === undefined || !entry.isConnected) return;
+    if (entry.open) open.add(entry.dataset.entry);
+    else open.delete(entry.dataset.entry);
+  }, true);
+  new MutationObserver(() => {
+    for (const entry of document.querySelectorAll("details.entry:not([open])")) {
+      if (open.has(entry.dataset.entry) && !entry.dataset.restored) entry.open = true;
+      entry.dataset.restored = "true";
+    }
+  }).observe(document.documentElement, { childList: true, subtree: true });
 })();

@@ -345,7 +345,7 @@ def test_a_visitor_clicks_through_the_page(systems, tmp_path, monkeypatch):
         with browser.expect_download() as saved:
             browser.get_by_role("link", name="JSON").click()
         assert "tiny (int8)" in saved.value.path().read_text()
-        word = browser.locator("#results .word").nth(3)
+        word = browser.locator("#results .word").first
         word.click()
         browser.wait_for_selector("#results .speaking")
         browser.wait_for_function("document.querySelector('#player audio').paused", timeout=10_000)
