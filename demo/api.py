@@ -37,6 +37,7 @@ def add_endpoints(systems: Systems, corpus_run: CorpusRun, limits: DemoLimits) -
 
     def answer(path: str | None, reference: str, language: str, runs: float, names: list[str] | None) -> dict[str, Any]:
         try:
+            runs, reference = runs or 0, reference or ""  # a client may send null
             _check(systems, language, runs, names or [])
             clip = usable(path, reference, limits)
             wave = systems.decoding.submit(load_clip, clip, limits.longest_seconds).result()

@@ -27,6 +27,7 @@ from demo.live import Visitors
 from demo.live_tab import live_tab
 from demo.measured import header, report_pages
 from demo.systems import Systems
+from export.assembly.teacher import short_name, teacher_bundle
 from workbench.core.errors import UserError
 from workbench.corpus import Utterance, scored_clips
 
@@ -38,6 +39,10 @@ SYSTEM_FONT = ["system-ui", "sans-serif"]  # Gradio's default theme fetches font
 SESSIONS = 200  # browser sessions whose state is kept
 OTHER_EVENTS = 16  # concurrent events besides transcriptions and microphones
 TITLE = "Teacher and students side by side"
+ITSELF = (
+    "What you see: {teacher} beside itself. No student was named, so its own weights in {precision} stand for one, against fp32. This shows what "
+    "quantization does, not what distillation does: name a student's bundle (workbench demo BUNDLE) to see that."
+)
 
 
 @dataclass
@@ -90,6 +95,26 @@ def choose_examples(clips: Sequence[Utterance]) -> list[Utterance]:
     return sorted(clips[::step][:EXAMPLES], key=lambda u: u.seconds)
 
 
+def theme() -> gr.themes.Default:
+    """Gradio's theme with the system's fonts, and with colours of enough contrast to read: 4.5 to 1, in light and dark."""
+    default = gr.themes.Default(font=SYSTEM_FONT, font_mono=["ui-monospace", "monospace"], primary_hue="blue")
+    return default.set(
+        body_text_color_subdued="#57606a",
+        body_text_color_subdued_dark="#b6bec9",
+        block_label_text_color="#57606a",
+        block_info_text_color="#57606a",
+        input_placeholder_color="#57606a",
+        button_primary_background_fill="#1864ab",
+        button_primary_background_fill_hover="#0b4f8a",
+        button_primary_background_fill_dark="#1864ab",
+        button_primary_background_fill_hover_dark="#0b4f8a",
+        button_primary_text_color="white",
+        button_primary_text_color_dark="white",
+        link_text_color="#1558b0",
+        link_text_color_dark="#8ab4f8",
+    )
+
+
 class Served(TypedDict, total=False):
     """Options for serving a page, besides those that are always set."""
 
@@ -107,7 +132,7 @@ def launch(page: Page, host: str, port: int, limits: DemoLimits, **options: Unpa
     return page.blocks.launch(
         server_name=host,
         server_port=port,
-        theme=gr.themes.Default(font=SYSTEM_FONT, font_mono=["ui-monospace", "monospace"]),
+        theme=theme(),
         css=(STATIC / "page.css").read_text("utf-8"),
         footer_links=["api", "settings"],
         share=False,
@@ -125,14 +150,22 @@ def serve(
     bundles: Sequence[Path], teacher: str, corpus: str, precision: str | None, host: str, port: int, threads: int | None,
     vad: bool | None = None, limits: DemoLimits | None = None,
 ) -> None:  # fmt: skip
-    """Open the systems and serve the page until interrupted; raises UserError if the port is taken."""
-    limits = limits or DemoLimits()
+    """Open the systems and serve the page until interrupted; raises UserError if the port is taken.
+
+    Without bundles the teacher is shown beside itself, quantized.
+    """
+    limits, note = limits or DemoLimits(), ""
+    if not bundles:
+        precision = precision or "int8"
+        bundles = [teacher_bundle(teacher, ["fp32", precision])]
+        note = ITSELF.format(teacher=short_name(teacher), precision=precision)
+        teacher = str(bundles[0])
     systems = Systems.open(bundles, teacher, precision, threads, vad)
     clips = scored_clips(corpus, "test")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads are removed however the server ends
     try:
         with private_folder(limits.keep_minutes):
-            page = build(systems, clips, limits, corpus)
+            page = build(systems, clips, limits, corpus, note)
             launch(page, host, port, limits)
     except OSError as error:
         raise UserError(f"port {port} on {host} cannot be used ({error}); choose another with --port") from None

@@ -61,7 +61,7 @@ def clip_tab(systems: Systems, examples: Sequence[Utterance], likely: Sequence[s
 
     def run(path: str | None, reference: str, language: str, tally: Tally | None) -> Iterator[tuple[Any, ...]]:
         skip = gr.skip()
-        tally = tally or Tally()
+        tally, reference = tally or Tally(), reference or ""  # a client may send null
         try:
             clip = usable(path, reference, limits)
             wave = systems.decoding.submit(load_clip, clip, limits.longest_seconds).result()

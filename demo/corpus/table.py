@@ -52,10 +52,10 @@ def progress_html(run: CorpusRun) -> str:
     """How far the run is, as a bar and in words."""
     if not run.wanted:
         return ""
-    state = "transcribing …" if run.running else "done" if run.at >= len(run.clips) else "paused"
+    state = "transcribing …" if run.running else "done"
     return (
         f'<progress max="{max(run.wanted, 1)}" value="{run.at}" aria-label="clips transcribed"></progress> '
-        f"{run.at} of {run.wanted} clips, {state}"
+        f"{run.at} of {max(run.wanted, run.at)} clips, {state}; the split has {len(run.clips)}"
     )
 
 
@@ -81,6 +81,7 @@ def entry_html(run: CorpusRun, row: Row, system: str) -> str:
         if row.count(system, kind)
     )
     language = html.escape(row.clip.language)
+    text = row.clip.text if len(row.clip.text) <= 90 else row.clip.text[:89] + "…"
     names = [*run.systems.students, run.systems.teacher]
     said = "".join(
         f'<p><b>{html.escape(name)}</b></p><div class="said" lang="{language}" dir="auto" role="group" aria-label="transcript of {html.escape(name)}">'
@@ -95,7 +96,7 @@ def entry_html(run: CorpusRun, row: Row, system: str) -> str:
     )
     return (
         f'<details class="entry" data-entry="{row.number}"><summary><b>{100 * errors.total / errors.length:.0f} %</b> ({kinds}) '
-        f'<span lang="{language}">{html.escape(row.clip.text[:90])}</span> <small>{row.clip.seconds:.1f} s</small></summary>'
+        f'<span lang="{language}">{html.escape(text)}</span> <small>{row.clip.seconds:.1f} s</small></summary>'
         f'<audio controls preload="none" src="clip/{row.number}.wav" aria-label="clip {html.escape(row.clip.id)}"></audio>'
         f"{said}{aligned_html(row, names)}</details>"
     )

@@ -91,10 +91,46 @@
     if (entry.open) open.add(entry.dataset.entry);
     else open.delete(entry.dataset.entry);
   }, true);
-  new MutationObserver(() => {
+  // What Gradio's own elements lack for screen readers.
+  const describe = () => {
+    for (const line of document.querySelectorAll("#status:not([aria-live])")) line.setAttribute("aria-live", "polite");
+    for (const button of document.querySelectorAll("button.playback")) {
+      const label = `${button.textContent.trim()}: playback speed, change it`; // its name has to contain what it shows
+      if (button.getAttribute("aria-label") !== label) button.setAttribute("aria-label", label);
+    }
+  };
+  const reopen = () => {
     for (const entry of document.querySelectorAll("details.entry:not([open])")) {
       if (open.has(entry.dataset.entry) && !entry.dataset.restored) entry.open = true;
       entry.dataset.restored = "true";
     }
-  }).observe(document.documentElement, { childList: true, subtree: true });
+  };
+  new MutationObserver(() => {
+    describe();
+    reopen();
+  }).observe(document.documentElement, { childList: true, subtree: true, attributeFilter: ["aria-label"] });
+
+  // A browser takes WebM, MP4 and the like for video, which Gradio's audio input refuses: say that it is audio. What holds none is
+  // refused by the server, in words.
+  const asAudio = (file) =>
+    file.type.startsWith("audio/") ? file : new File([file], file.name, { type: "audio/x-unknown", lastModified: file.lastModified });
+  const give = (input, files) => {
+    const given = new DataTransfer();
+    for (const file of files) given.items.add(asAudio(file));
+    input.files = given.files;
+  };
+  document.addEventListener("change", (event) => {
+    if (event.target.matches?.("#clip input[type=file]")) give(event.target, [...event.target.files]);
+  }, true);
+  document.addEventListener("click", (event) => {
+    if (event.target.matches?.("#clip input[type=file]")) event.target.accept = "audio/*,video/webm,video/mp4,video/ogg,.webm,.mp4,.mkv,.opus";
+  }, true);
+  document.addEventListener("drop", (event) => {
+    const input = event.target.closest?.("#clip")?.querySelector("input[type=file]");
+    if (!input || !event.dataTransfer.files.length) return;
+    event.preventDefault();
+    event.stopPropagation();
+    give(input, [...event.dataTransfer.files].slice(0, 1));
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  }, true);
 })();

@@ -1,23 +1,19 @@
 """The demo: differences as WER counts them, every system on one clip, and the page clicked through in a browser."""
 
-import contextlib
-import socket
-
 import numpy as np
 import pytest
 
-from demo.app import build, launch
 from demo.clip.cards import cards, said_html, status
 from demo.clip.difference import as_html, differences, split_words
 from demo.clip.tally import Tally
 from demo.clip.transcribe import Comparison, Outcome, compare, load_clip
 from demo.languages import language_choices
-from demo.limits import DemoLimits, private_folder
 from demo.live import Live
 from demo.systems import Systems
 from export.edge import Transcript, Word
-from tests.browser import CHROMIUM, open_page
+from tests.browser import open_page
 from tests.conftest import tone, until
+from tests.demo.serving import choose, needs_browser, served, upload
 from workbench.audio.decode import write_wav
 from workbench.core.errors import UserError
 from workbench.corpus import Utterance, open_corpus
@@ -276,41 +272,7 @@ def test_two_bundles_of_one_name_are_refused(exported):
         Systems.open([exported, exported], str(exported), "int8", 1)
 
 
-LIMITS = DemoLimits()
-
-
-@contextlib.contextmanager
-def served(systems, examples=None, limits=LIMITS):
-    """Address of the page, served."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with private_folder(limits.keep_minutes):
-        page = build(systems, examples or open_corpus("prompts-en", "test")[:4], limits)
-        launch(page, "127.0.0.1", port, limits, prevent_thread_lock=True, quiet=True)
-        try:
-            yield f"http://127.0.0.1:{port}/"
-        finally:
-            page.blocks.close()
-
-
 EVIL = "<img src=x onerror=\"document.title='run'\"></script>${document.title='run'}{{1+1}}"
-
-
-def choose(browser, number):
-    browser.click("#example input")
-    browser.locator("[role=option]").nth(number).click()
-    browser.wait_for_function("document.querySelector('#reference textarea, #reference input').value != ''")
-    browser.wait_for_selector("#clip [aria-label*=lear], #clip button[title*=lear]")
-
-
-def upload(browser, path):
-    browser.click("#clip [aria-label*=lear], #clip button[title*=lear]")
-    browser.set_input_files("#clip input[type=file]", str(path))
-    browser.wait_for_selector("#clip [aria-label*=lear], #clip button[title*=lear]")
-
-
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
 
 
 @needs_browser

@@ -229,8 +229,12 @@ def measure(
 
 def demo(
     bundles: Annotated[
-        list[Path], typer.Argument(help="Folders of bundles, each shown in its smallest precision.", file_okay=False)
-    ],
+        list[Path] | None,
+        typer.Argument(
+            help="Folders of bundles, each shown in its smallest precision; without any, the teacher's own in int8.",
+            file_okay=False,
+        ),
+    ] = None,
     against: Annotated[str, typer.Option(help="The teacher, shown beside them.")] = "whisper-base",
     corpus: Corpus = "prompts-en",
     precision: Annotated[
@@ -271,13 +275,13 @@ def demo(
     from workbench.corpus import scored_clips
 
     _check_address(host, port)
-    for bundle in bundles:
+    for bundle in bundles or []:
         manifest = open_manifest(bundle)  # before the teacher is exported, which takes a while
         if precision is not None and precision not in manifest.precisions:
             raise UserError(f"{bundle}: --precision {precision!r}{did_you_mean(precision, manifest.precisions)}")
     scored_clips(corpus, "test")
     limits = DemoLimits(longest, upload_mb, at_once, waiting, live, keep_minutes)
-    serve(bundles, against, corpus, precision, host, port, threads, None if vad else False, limits)
+    serve(bundles or [], against, corpus, precision, host, port, threads, None if vad else False, limits)
 
 
 def _check_address(host: str, port: int) -> None:
