@@ -50,11 +50,13 @@ clean:
 
 # transformers.js is verified where Node is installed.
 # pip's resolver backtracks for long on ranges; the constraints leave it one choice each.
-$(INSTALLED): pyproject.toml constraints.txt export/verification/clients/node/package-lock.json
+$(INSTALLED): pyproject.toml constraints.txt export/verification/clients/node/package-lock.json tests/demo/node/package-lock.json
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(RUNTIME),$(SPEECH)demo,serve,notebooks,vocabulary,clients,tracking,dev]"
 	! command -v npm >/dev/null || npm ci --ignore-scripts --no-audit --no-fund --prefix export/verification/clients/node \
 	  || echo 'npm could not install transformers.js: bundles are not verified in it'
+	! command -v npm >/dev/null || npm ci --ignore-scripts --no-audit --no-fund --prefix tests/demo/node \
+	  || echo 'npm could not install axe-core: the page is not tested for accessibility'
 	touch $@
 
 .venv-lowest/.installed: pyproject.toml constraints-lowest.txt

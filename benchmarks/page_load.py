@@ -89,16 +89,22 @@ class Page:
         if answer.status_code != 200:
             return answer.text, ""
         clip = {"path": answer.json()[0], "orig_name": name, "meta": META}
-        event = self.http.post("/call/transcribe", json={"data": [clip, "", "en", None]}).json()["event_id"]
-        kind, data = (
-            self.http.get(f"/call/transcribe/{event}").text.strip().rsplit("event: ", 1)[1].split("\ndata: ", 1)
+        event = self.http.post("/call/run_clip", json={"data": [clip, "", "en", None]}).json()["event_id"]
+        said = self.http.get(f"/call/run_clip/{event}").text
+        kind, data = said.strip().rsplit("event: ", 1)[1].split("\ndata: ", 1)
+        if kind != "complete":
+            return data, ""
+        # the page is updated after each run; an output that an update leaves as it is comes as an object
+        updates = [json.loads(line) for line in re.findall(r"^event: generating\ndata: (.*)$", said, re.MULTILINE)]
+        problem, shown = (
+            [update[place] for update in updates if isinstance(update[place], str)][-1] for place in (0, 3)
         )
-        return tuple(json.loads(data)[:2]) if kind == "complete" else (data, "")
+        return problem, shown
 
     def texts(self, name: str, content: bytes) -> list[str]:
         """What each system writes."""
         problem, shown = self.transcribe(name, content)
-        return re.findall(r'<div class="said">(.*?)</div>', shown) or [problem]
+        return re.findall(r'<div class="said"[^>]*>(.*?)</div>', shown) or [problem]
 
     def rss_mb(self) -> float:
         """Resident memory of the server."""

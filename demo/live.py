@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from demo.session import Systems
+from demo.systems import Systems
 from export.edge import AudioError, BundleError, PartialTranscript, Stream
 from export.edge.audio.resample import Resampler
 from export.edge.audio.wav import read_pcm

@@ -263,18 +263,18 @@ def read_audio(path: str | Path) -> Wave:
     return decode(Path(path))
 
 
-def corpus_of_run(run: Path) -> str:
+def corpus_of_run(run: Path | None) -> str:
     """Corpus of the run in a folder; the built-in prompts if the folder holds none."""
     from workbench.config.recipe import load_recipe
 
-    return load_recipe(run / "recipe.yaml").corpus if (run / "recipe.yaml").is_file() else "prompts-en"
+    return load_recipe(run / "recipe.yaml").corpus if run and (run / "recipe.yaml").is_file() else "prompts-en"
 
 
-def teacher_of_run(run: Path) -> str:
+def teacher_of_run(run: Path | None) -> str:
     """Teacher of the run in a folder; the built-in one if the folder holds none."""
     from workbench.config.recipe import load_recipe
 
-    return load_recipe(run / "recipe.yaml").teacher if (run / "recipe.yaml").is_file() else "whisper-base"
+    return load_recipe(run / "recipe.yaml").teacher if run and (run / "recipe.yaml").is_file() else "whisper-base"
 
 
 def _yaml(value: object) -> str:

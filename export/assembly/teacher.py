@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from export.assembly.build import export_bundle
@@ -16,21 +17,30 @@ from workbench.models.resolve import fingerprint, resolve_teacher
 log = logging.getLogger("workbench")
 
 
-def teacher_bundle(teacher: str) -> Path:
-    """The teacher's own bundle: one given as a path, else an fp32 export of its checkpoint, kept in the cache."""
+def teacher_bundle(teacher: str, precisions: Sequence[str] = ("fp32",)) -> Path:
+    """The teacher's own bundle: one given as a path, else an export of its checkpoint, kept in the cache.
+
+    Args:
+        teacher: a name as listed by `workbench teachers`, a checkpoint or a bundle.
+        precisions: what the bundle has to hold, fp32 first.
+
+    Raises:
+        UserError: the teacher cannot be used, or is a bundle without one of the precisions or without graphs for our own runtime.
+    """
     if (Path(teacher) / "bundle.json").exists():
         manifest = open_manifest(Path(teacher), check=True)
-        if "fp32" not in manifest.precisions or not has_graphs_of(manifest, "edge"):
+        missing = [one for one in precisions if one not in manifest.precisions]
+        if missing or not has_graphs_of(manifest, "edge"):
             raise UserError(
-                f"{teacher}: has no fp32 graphs for our own runtime; export the teacher with --precision fp32"
+                f"{teacher}: has no {(missing or ['fp32'])[0]} graphs for our own runtime; export the teacher with --precision {','.join(precisions)}"
             )
         return Path(teacher)
     checkpoint = resolve_teacher(teacher)
-    folder = cache_dir() / "bundles" / fingerprint(checkpoint)[:16]
+    folder = cache_dir() / "bundles" / "-".join([fingerprint(checkpoint)[:16], *precisions[1:]])
     if not folder.exists():
         log.info("exporting the teacher, once")
     with output_lock(folder, wait=True):
-        return export_bundle(checkpoint, folder, ["fp32"], name=short_name(teacher), overwrite=True)
+        return export_bundle(checkpoint, folder, list(precisions), name=short_name(teacher), overwrite=True)
 
 
 def short_name(teacher: str) -> str:

@@ -2,22 +2,30 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import json
 import os
+import re
 import socket
 import struct
 import threading
+import types
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-from demo import app, live
-from demo.app import build, cards, launch
+from demo import live, live_tab
+from demo.app import build, launch
+from demo.clip.cards import cards, problem_html, status
+from demo.clip.downloads import as_srt
+from demo.clip.tally import Tally
+from demo.clip.transcribe import Outcome, compare
 from demo.limits import DemoLimits, private_folder, sweep
 from demo.live import Live, Visitors
-from demo.session import Result, RunningWer, Systems, compare
+from demo.systems import Systems
+from export.edge import Transcript, Word
 from tests.conftest import ROOT, tone, until
 from workbench.audio.decode import write_wav
 from workbench.core.errors import UserError
@@ -53,7 +61,7 @@ def page(systems, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch, private_folder(LIMITS.keep_minutes) as folder:
         patch.chdir(elsewhere)
-        patch.setattr(app, "Visitors", Seen)
+        patch.setattr(live_tab, "Visitors", Seen)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -61,9 +69,9 @@ def page(systems, tmp_path_factory):
         launch(blocks, "127.0.0.1", port, LIMITS, prevent_thread_lock=True, quiet=True)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}/gradio_api", timeout=60) as client:
             client.corpus, client.folder, client.visitors = corpus, folder, visitors[0]
-            client.numbers = {fn.api_name: number for number, fn in blocks.fns.items()}
+            client.numbers = {fn.api_name: number for number, fn in blocks.blocks.fns.items()}
             yield client
-        blocks.close()
+        blocks.blocks.close()
 
 
 def upload(page, name, content):
@@ -74,13 +82,17 @@ def upload(page, name, content):
 
 
 def ask(page, name, *data):
-    """Call the page as its API is called: "complete" or "error", and what comes back."""
-    data = (*data, None) if name == "transcribe" else data  # the session's tally
+    """Call the page as its API is called: "complete" or "error", and what comes back; of a clip, its problem and its cards."""
+    data = (*data, None) if name == "run_clip" else data  # the session's tally
     event = page.post(f"/call/{name}", json={"data": data}).json()["event_id"]
     text = page.get(f"/call/{name}/{event}").text
+    shown = [json.loads(line) for line in re.findall(r"^event: generating\ndata: (.*)$", text, re.M)]
     kind, content = text.strip().rsplit("event: ", 1)[1].split("\ndata: ", 1)
     content = json.loads(content)
-    return kind, content[:2] if name == "transcribe" and kind == "complete" else content
+    if name == "run_clip" and kind == "complete":
+        problems, answers = ([step[i] for step in shown if isinstance(step[i], str)] for i in (0, 3))
+        return kind, [problems[-1], answers[-1]]
+    return kind, content
 
 
 def wav(samples, rate=16000, channels=1, code=1):
@@ -99,7 +111,7 @@ def test_an_example_works_from_any_folder_and_examples_of_one_text_are_told_apar
     kind, (clip, reference, language) = ask(page, "choose", 0)
     assert (kind, reference, language) == ("complete", "hello", "en")
     assert Path(clip["path"]).is_relative_to(page.folder)
-    kind, (problem, shown) = ask(page, "transcribe", clip, reference, language)
+    kind, (problem, shown) = ask(page, "run_clip", clip, reference, language)
     assert (kind, problem) == ("complete", "")
     assert "tiny (int8)" in shown
     assert ask(page, "choose", 2)[1][1] == EVIL
@@ -111,6 +123,36 @@ def test_no_file_of_the_server_is_served(page):
         assert page.get(f"/file={path}").status_code == 403, path
     assert page.get("/file=http://127.0.0.1/").status_code == 404  # would redirect
     assert page.get("/proxy=http://127.0.0.1/").status_code == 404
+
+
+def test_a_browser_is_told_to_load_nothing_from_anywhere_else(page):
+    root = str(page.base_url).removesuffix("gradio_api/")
+    answer = page.get(root)
+    policy = answer.headers["content-security-policy"]
+    sources = {part.split()[0]: part.split()[1:] for part in policy.split("; ")}
+    assert sources["default-src"] == ["'none'"]
+    assert "'unsafe-inline'" not in sources["script-src"]
+    assert not any(
+        re.search(r"[./*]|https?:", value) for values in sources.values() for value in values if "nonce" not in value
+    )
+    nonce = re.search(r"'nonce-([^']+)'", policy)[1]
+    scripts = re.findall(r"<script[^>]*>", answer.text)
+    assert len(scripts) > 1
+    assert all(f'nonce="{nonce}"' in script for script in scripts)
+    assert nonce not in page.get(root).text  # another one each time
+    assert "content-security-policy" in page.get("/config").headers
+    assert page.get(f"{root}page.js").headers["content-type"].startswith("text/javascript")
+
+
+def test_clips_are_served_by_number_whole_or_in_part(page):
+    root = str(page.base_url).removesuffix("gradio_api/")
+    whole = page.get(f"{root}clip/0.wav")
+    assert whole.content[:4] == b"RIFF"
+    part = page.get(f"{root}clip/0.wav", headers={"Range": "bytes=4-7"})
+    assert (part.status_code, part.content) == (206, whole.content[4:8])
+    assert page.get(f"{root}clip/0.wav", headers={"Range": "bytes=99999999-"}).status_code == 416
+    for other in ("clip/3.wav", "clip/-1.wav", "clip/..%2fclip.wav", "report/0", "clip/99999999999.wav"):
+        assert page.get(root + other).status_code == 404, other
 
 
 def test_no_run_is_kept_in_the_visitors_browser(page):
@@ -134,7 +176,7 @@ def test_a_request_that_names_a_file_or_an_address_is_refused(page, field, meta)
             "http://example.org/a.wav",
         ):
             given = {f: name for f in ("path", "url") if field in (f, "both")}
-            kind, answer = ask(page, "transcribe", {**given, **meta}, "", "en")
+            kind, answer = ask(page, "run_clip", {**given, **meta}, "", "en")
             assert kind == "error", (name, answer)
             assert "root:" not in json.dumps(answer)
         with contextlib.suppress(TimeoutError):
@@ -143,7 +185,7 @@ def test_a_request_that_names_a_file_or_an_address_is_refused(page, field, meta)
 
 
 def test_the_queue_cannot_be_passed_by(page):
-    assert page.post("/run/transcribe", json={"data": [None, "", "en"]}).status_code == 404
+    assert page.post("/run/run_clip", json={"data": [None, "", "en"]}).status_code == 404
 
 
 def test_large_requests_are_refused_before_they_are_stored(page):
@@ -175,7 +217,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_upload_is_one_line_beside_the_input(page, name):
     content, said = HOSTILE[name]
-    kind, (problem, shown) = ask(page, "transcribe", upload(page, name, content), "", "en")
+    kind, (problem, shown) = ask(page, "run_clip", upload(page, name, content), "", "en")
     assert (kind, shown) == ("complete", "")
     assert said in problem
     assert name in problem
@@ -185,12 +227,12 @@ def test_a_hostile_upload_is_one_line_beside_the_input(page, name):
 
 def test_eight_channels_are_transcribed(page):
     clip = upload(page, "eight.wav", wav(np.repeat(speech(1.0), 8), channels=8))
-    assert "tiny (int8)" in ask(page, "transcribe", clip, "", "en")[1][1]
+    assert "tiny (int8)" in ask(page, "run_clip", clip, "", "en")[1][1]
 
 
 def test_a_reference_of_any_length_cannot_keep_the_page_busy(page):
     clip = upload(page, "clip.wav", wav(speech(1.0)))
-    assert "expected at most 20000" in ask(page, "transcribe", clip, "word " * 10_000, "en")[1][0]
+    assert "expected at most 20000" in ask(page, "run_clip", clip, "word " * 10_000, "en")[1][0]
 
 
 def test_an_upload_that_has_been_removed_is_said(page):
@@ -201,7 +243,7 @@ def test_an_upload_that_has_been_removed_is_said(page):
     sweep(page.folder, -1)
     assert not any(p.is_file() for p in page.folder.rglob("*"))
     assert not Path(clip["path"]).parent.exists()
-    assert "removed after 10 minutes" in ask(page, "transcribe", clip, "", "en")[1][0]
+    assert "removed after 10 minutes" in ask(page, "run_clip", clip, "", "en")[1][0]
 
 
 def test_the_private_folder_goes_with_the_page(tmp_path, monkeypatch):
@@ -217,18 +259,31 @@ def test_the_private_folder_goes_with_the_page(tmp_path, monkeypatch):
 def test_what_comes_from_outside_is_text_in_the_page(systems):
     class Says:
         window, prompts = 30.0, {"en": []}
+        model = types.SimpleNamespace(has_alignment_heads=True)
 
-        def transcribe(self, *_):
-            from export.edge import Transcript
+        def transcribe(self, *_, **__):
+            return Transcript(EVIL, "en", (), {"encoder": 1.0}, True, words=(Word(EVIL, 0, 1),))
 
-            return Transcript(EVIL, "en", (), {"encoder": 1.0}, True)
-
+    evil = Systems({EVIL: Says(), "b": Says()})
     for reference in ("", EVIL, "other words"):
-        shown = cards(compare(Systems({EVIL: Says(), "b": Says()}), tone(1.0), reference, "en", RunningWer()), 1.0)
-        assert "<img" not in shown
-        assert "</script" not in shown
-    assert "<img" not in app._problem(UserError(EVIL))
-    assert "<img" not in cards([Result(EVIL, EVIL, 1.0, {EVIL: 1.0}, 1.0, "", EVIL, None)], 1.0)
+        for step in compare(evil, tone(1.0), reference, "en"):
+            shown = cards(step) + status(step)
+            assert "<img" not in shown
+            assert "</script" not in shown
+        tally = Tally()
+        tally.add(tone(1.0), step)
+        assert "<img" not in tally.as_html(evil.teacher)
+    assert "<img" not in problem_html(UserError(EVIL))
+    assert "<img" not in cards(dataclasses.replace(step, outcomes={EVIL: Outcome(EVIL, problem=EVIL)}))
+
+
+def test_subtitles_are_cut_between_words():
+    words = tuple(Word(f"word{i}", float(i), i + 0.9) for i in range(10))
+    srt = as_srt(Outcome("x", " ".join(w.text for w in words), words), "en")
+    assert srt.startswith(
+        "1\n00:00:00,000 --> 00:00:05,900\nword0 word1 word2 word3 word4 word5\n\n2\n00:00:06,000 -->"
+    )
+    assert "word9" in srt
 
 
 def test_a_long_recording_lets_a_short_one_in_between():
@@ -236,10 +291,11 @@ def test_a_long_recording_lets_a_short_one_in_between():
 
     class Slow:
         window, prompts = 1.0, {"en": []}
+        model = types.SimpleNamespace(has_alignment_heads=False)
 
-        def transcribe(self, *_):
+        def transcribe(self, *_, **__):
             order.append("short")
-            return live.PartialTranscript("", 0, 0, True)
+            return Transcript("", "en", (), {}, True)
 
         def segments(self):
             for number in range(3):
@@ -251,12 +307,10 @@ def test_a_long_recording_lets_a_short_one_in_between():
     systems = Systems({"slow": Slow()})
     segments = Slow().segments()
     with concurrent.futures.ThreadPoolExecutor(2) as visitors:
-        from demo.session import _transcribed
-
         long = visitors.submit(lambda: list(iter(lambda: systems.turn("slow", next, segments, None), None)))
         assert started.wait(10)
-        short = visitors.submit(_transcribed, systems, "slow", tone(0.5), "en")
-        until(lambda: systems.threads["slow"]._work_queue.qsize() == 1)
+        short = visitors.submit(lambda: list(compare(systems, tone(0.5), "", "en", runs=1)))
+        until(lambda: systems.turns._work_queue.qsize() == 1)
         going.set()
         long.result()
         short.result()

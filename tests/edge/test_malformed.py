@@ -76,7 +76,7 @@ def test_the_workbench_refuses_it_in_one_line(bundle, name):
     "name", ["no JSON", "no checkpoint", "an extra module", "a linked file", "two tokens swapped", "an endless loop", "a kernel"]
 )  # fmt: skip
 def test_verify_measure_and_demo_refuse_it_in_one_line(bundle, exported, student, name, tmp_path):
-    from demo.session import Systems
+    from demo.systems import Systems
 
     (REFUSED | DAMAGED | FOREIGN)[name](bundle)
     clips = open_corpus("prompts-en", "validation")[:1]
@@ -94,7 +94,7 @@ def test_verify_measure_and_demo_refuse_it_in_one_line(bundle, exported, student
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FOUND_BY_RUNNING)
 def test_what_only_running_finds_is_told_in_one_line(bundle, exported, student, speech, name, tmp_path):
-    from demo.session import Systems
+    from demo.systems import Systems
 
     REFUSED[name](bundle)
     clips = open_corpus(str(speech()), "validation")[:1]

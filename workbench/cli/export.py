@@ -229,9 +229,16 @@ def report(
 
 def demo(
     bundles: Annotated[
-        list[Path], typer.Argument(help="Folders of bundles, each shown in its smallest precision.", file_okay=False)
-    ],
-    against: Annotated[str, typer.Option(help="The teacher, shown beside them.")] = "whisper-base",
+        list[Path] | None,
+        typer.Argument(
+            help="Folders of bundles, each shown in its smallest precision; without any, the teacher's own in int8.",
+            file_okay=False,
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="The teacher, shown beside them; by default that of the bundle's run, else whisper-base."),
+    ] = None,
     corpus: Corpus = None,
     precision: Annotated[
         str | None, typer.Option(help="Precision of the students; the last one of each bundle by default.")
@@ -268,18 +275,20 @@ def demo(
     from demo.app import serve
     from demo.limits import DemoLimits
     from export.bundle.manifest import open_manifest
-    from workbench.api import corpus_of_run
+    from workbench.api import corpus_of_run, teacher_of_run
     from workbench.corpus import scored_clips
 
     check_address(host, port)
-    corpus = corpus or corpus_of_run(bundles[0].parent)
-    for bundle in bundles:
+    run = bundles[0].parent if bundles else None
+    corpus = corpus or corpus_of_run(run)
+    against = against or teacher_of_run(run)
+    for bundle in bundles or []:
         manifest = open_manifest(bundle)  # before the teacher is exported, which takes a while
         if precision is not None and precision not in manifest.precisions:
             raise UserError(f"{bundle}: --precision {precision!r}{did_you_mean(precision, manifest.precisions)}")
     scored_clips(corpus, "test")
     limits = DemoLimits(longest, upload_mb, at_once, waiting, live, keep_minutes)
-    serve(bundles, against, corpus, precision, host, port, threads, None if vad else False, limits)
+    serve(bundles or [], against, corpus, precision, host, port, threads, None if vad else False, limits)
 
 
 def push(

@@ -1,0 +1,1 @@
+"""One clip: transcribed by each system, compared, shown, downloaded."""

@@ -1,0 +1,1 @@
+"""A whole split, transcribed by every system, the worst clips first."""
