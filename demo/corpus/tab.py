@@ -59,7 +59,7 @@ def corpus_tab(page: gr.Blocks, run: CorpusRun, corpus: str) -> None:
         kind = gr.Radio([ALL, *(f"{k}s" for k in KINDS)], value=ALL, label="Kind of error", elem_id="corpus-kind")
         shown = gr.Dropdown([SHOWN, 100, 500], value=SHOWN, label="Clips shown", elem_id="corpus-shown")
     worst = gr.HTML(elem_id="corpus-worst")
-    chosen: list[gr.Dropdown] = [system, kind, shown]
+    chosen: list[gr.Dropdown | gr.Radio] = [system, kind, shown]
     answers = [progress, summary, worst]
     button.click(
         begin, [clips, *chosen], answers, api_visibility="private", show_progress="hidden", concurrency_limit=None

@@ -59,7 +59,7 @@ def values(tmp_path, cache, student, exported, recipe, speech, monkeypatch):
     (tmp_path / "text.txt").write_text("Turn the lights on.\n")
     return {
         "recipe": recipes, "student": student, "bundle": exported, "bundles": exported, "checkpoint": student, "source": speech(), "sources": speech(),
-        "text": tmp_path / "text.txt", "file": tmp_path / "study.yaml", "run": tmp_path, "folder": student, "repository": "somebody/tiny", "files": next(tmp_path.glob("*.jsonl")), "output": tmp_path / "made", "against": exported,
+        "runs": ROOT / "docs" / "results" / "quickstart", "text": tmp_path / "text.txt", "file": tmp_path / "study.yaml", "run": tmp_path, "folder": student, "repository": "somebody/tiny", "files": next(tmp_path.glob("*.jsonl")), "output": tmp_path / "made", "against": exported,
         "vocabulary": "trained", "language": "en",
     }  # fmt: skip
 

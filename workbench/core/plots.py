@@ -35,8 +35,8 @@ STYLE: Any = {  # matplotlib's settings; their type lists every name there is
     "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
     "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK, "axes.titlecolor": INK, "xtick.color": FAINT, "ytick.color": FAINT,
     "grid.color": GRID, "grid.linewidth": 0.6, "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.linewidth": 0.8, "axes.titlelocation": "left", "legend.frameon": False, "lines.linewidth": 1.4, "figure.facecolor": "none",
-    "axes.facecolor": "none", "savefig.facecolor": "none", "text.parse_math": False,
+    "axes.linewidth": 0.8, "axes.titlelocation": "left", "legend.frameon": False, "lines.linewidth": 1.4, "figure.facecolor": "white",
+    "axes.facecolor": "none", "savefig.facecolor": "white", "text.parse_math": False,
 }  # fmt: skip
 
 

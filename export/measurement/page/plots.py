@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOSSES: tuple[Loss, ...] = ("loss", "task", "distillation", "matching")
+LONGEST_LABEL = 32
 MOST_CLIPS = 300  # in the plot of latency by length
 
 
@@ -42,8 +43,13 @@ def points_of(section: Section, named: Callable[[str], str] = lambda name: name)
         interval = (bounds[0], bounds[1]) if bounds else None
         spread = median_interval(total_ms(section, row["name"]))
         teacher = row["kind"] == "teacher"
-        out.append(Point(named(row["name"]), teacher, rate, interval, row, row["latency_ms"]["p50"], spread))
+        out.append(Point(label_of(named(row["name"])), teacher, rate, interval, row, row["latency_ms"]["p50"], spread))
     return out
+
+
+def label_of(name: str) -> str:
+    """A name as it stands in a plot, which has room for so much."""
+    return name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…"
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -114,7 +120,7 @@ def stage_shares(section: Section, named: Callable[[str], str]) -> Figure:
     """Where each system's time goes: a bar of shares, with the sum of the stages' medians."""
     systems = section["systems"]
     with new_figure(height=1.5 + 0.32 * len(systems)) as (figure, (axes,)):
-        labels = [f"{named(s['name'])}, {sum(s['stages_ms'].values()):.0f} ms" for s in systems]
+        labels = [f"{label_of(named(s['name']))}, {sum(s['stages_ms'].values()):.0f} ms" for s in systems]
         left = [0.0] * len(systems)
         known = [stage for stage in STAGES if all(stage in s["stages_ms"] for s in systems)]
         for number, stage in enumerate(known):
@@ -139,7 +145,7 @@ def latency_by_length(section: Section, named: Callable[[str], str]) -> Figure:
             everything += ms
             teacher = system["kind"] == "teacher"
             axes.plot(
-                seconds, ms, linestyle="none", markersize=3, alpha=0.7, label=named(system["name"]),
+                seconds, ms, linestyle="none", markersize=3, alpha=0.7, label=label_of(named(system["name"])),
                 color=INK if teacher else series_colour(number - 1), marker="*" if teacher else series_marker(number - 1),
             )  # fmt: skip
         axes.set_yscale("log")
@@ -195,7 +201,7 @@ def _mark_stages(axes: Axes, curves: Curves) -> None:
         axes.axvline(curves["steps"][i - 1], color=FAINT, linestyle=":", linewidth=1)
     for i in [0, *ends]:
         axes.annotate(
-            stages[i],
+            label_of(stages[i]),
             (curves["steps"][i - 1] if i else curves["steps"][0], 1.01),
             xycoords=("data", "axes fraction"),
             fontsize=8,
