@@ -10,7 +10,7 @@ RUN := runs/quickstart
 TEACHER := whisper-base
 export WORKBENCH := $(BIN)/workbench
 
-.PHONY: quickstart demo test test-fast test-lowest notebooks lint format bench clean
+.PHONY: quickstart demo test test-fast test-lowest notebooks docs lint format bench clean
 
 quickstart: $(INSTALLED)  ## the whole chain on real speech: distil, export, verify, measure
 	$(WORKBENCH) distill recipes/quickstart.yaml output=$(RUN)
@@ -31,6 +31,9 @@ test-lowest: .venv-lowest/.installed  ## the fast tests on the lowest versions t
 
 notebooks: $(INSTALLED)  ## execute the notebooks
 	$(BIN)/pytest --nbmake --nbmake-timeout=600 -m "" notebooks
+
+docs: .venv/.installed-docs  ## the documentation site, in build/site; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 
 lint: $(INSTALLED)  ## ruff, mypy, the import rules and bandit, and known advisories where they can be looked up
 	$(BIN)/ruff check .
@@ -58,6 +61,10 @@ $(INSTALLED): pyproject.toml constraints.txt export/verification/clients/node/pa
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(RUNTIME),$(SPEECH)demo,notebooks,vocabulary,clients,tracking,dev]"
 	! command -v npm >/dev/null || npm ci --ignore-scripts --no-audit --no-fund --prefix export/verification/clients/node \
 	  || echo 'npm could not install transformers.js: bundles are not verified in it'
+	touch $@
+
+.venv/.installed-docs: $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[docs]"
 	touch $@
 
 .venv-lowest/.installed: pyproject.toml constraints-lowest.txt
