@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed-$(RUNTIME)
 RUN := runs/quickstart
 export WORKBENCH := $(BIN)/workbench
 
-.PHONY: quickstart demo test test-fast test-lowest notebooks lint format bench clean
+.PHONY: quickstart demo test test-fast test-lowest notebooks docs lint format bench clean
 
 quickstart: $(INSTALLED)  ## the whole chain on real speech: distil, export, verify, measure
 	$(WORKBENCH) quickstart -o $(RUN)
@@ -28,6 +28,9 @@ test-lowest: .venv-lowest/.installed  ## the fast tests on the lowest versions t
 
 notebooks: $(INSTALLED)  ## execute the notebooks
 	$(BIN)/pytest --nbmake --nbmake-timeout=600 -m "" notebooks
+
+docs: .venv/.installed-docs  ## the documentation site, in build/site; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 
 lint: $(INSTALLED)  ## ruff, mypy, the import rules and bandit, and known advisories where they can be looked up
 	$(BIN)/ruff check .
@@ -57,6 +60,10 @@ $(INSTALLED): pyproject.toml constraints.txt export/verification/clients/node/pa
 	  || echo 'npm could not install transformers.js: bundles are not verified in it'
 	! command -v npm >/dev/null || npm ci --ignore-scripts --no-audit --no-fund --prefix tests/demo/node \
 	  || echo 'npm could not install axe-core: the page is not tested for accessibility'
+	touch $@
+
+.venv/.installed-docs: $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[docs]"
 	touch $@
 
 .venv-lowest/.installed: pyproject.toml constraints-lowest.txt

@@ -8,9 +8,10 @@ from pathlib import Path
 from export.bundle.inspection import OWN_RUNTIME
 from export.bundle.manifest import CHECKPOINT_FILES
 from export.graphs.sherpa import sherpa_tokens
-from workbench.core.files import read_json, write_json, write_text
+from workbench.core.files import read_json, read_object, write_json, write_text
 from workbench.models.whisper.family import Whisper
 from workbench.models.whisper.loading.checkpoint import feature_settings
+from workbench.models.whisper.loading.tokens import prompt_settings
 
 
 def write_client_files(checkpoint: Path, family: Whisper, folder: Path, heads: list[list[int]]) -> None:
@@ -27,8 +28,12 @@ def write_client_files(checkpoint: Path, family: Whisper, folder: Path, heads: l
         if (checkpoint / file).is_file():
             shutil.copyfile(checkpoint / file, folder / file)
     _complete(checkpoint, family, folder)
-    generation = read_json(folder / "generation_config.json", "a generation configuration")
-    write_json(folder / "generation_config.json", {**generation, "alignment_heads": heads or None})
+    generation = read_object(folder / "generation_config.json", "a generation configuration")
+    known = prompt_settings(family.tokenizer.get_added_vocab(), family.multilingual)
+    missing = {key: value for key, value in known.items() if generation.get(key) is None}
+    # the language is what a runtime is asked for, never what an old checkpoint forces
+    kept = {key: value for key, value in generation.items() if key != "forced_decoder_ids"}
+    write_json(folder / "generation_config.json", {**kept, **missing, "alignment_heads": heads or None})
     shutil.copytree(OWN_RUNTIME, folder / "edge", ignore=shutil.ignore_patterns("__pycache__"))
 
 

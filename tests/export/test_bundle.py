@@ -59,6 +59,25 @@ def test_every_token_is_in_vocab_json_or_added_tokens_json(exported, student):
     assert plain | added == Whisper(student).tokenizer.get_vocab()
 
 
+def test_an_old_generation_config_is_completed_and_forces_no_language(tiny_checkpoint, tmp_path):
+    """Checkpoints from before 2023 list no languages, and force one; clients would refuse to be asked for another."""
+    old = shutil.copytree(tiny_checkpoint, tmp_path / "old")
+    whole = json.loads((old / "generation_config.json").read_text())
+    keys = ("lang_to_id", "task_to_id", "is_multilingual", "no_timestamps_token_id")
+    spanish, transcribe = whole["lang_to_id"]["<|es|>"], whole["task_to_id"]["transcribe"]
+    kept = {key: value for key, value in whole.items() if key not in keys}
+    (old / "generation_config.json").write_text(
+        json.dumps(kept | {"forced_decoder_ids": [[1, spanish], [2, transcribe]]})
+    )
+    family = Whisper(old)
+    assert family.language_ids == Whisper(tiny_checkpoint).language_ids == {"en": 258, "es": 259}
+    made = export_bundle(old, tmp_path / "bundle", ["fp32"], "old")
+    written = json.loads((made / "generation_config.json").read_text())
+    assert {key: written[key] for key in keys} == {key: whole[key] for key in keys}
+    assert "forced_decoder_ids" not in written
+    assert set(open_manifest(made).content["tokens"]["prompts"]) == {"en", "es"}
+
+
 def test_axes_are_dynamic_and_named(exported):
     def axes(name, side):
         graph = onnx.load(exported / "onnx" / name).graph

@@ -31,7 +31,14 @@ from workbench.models.whisper.forward.passes import (
 from workbench.models.whisper.forward.pooling import pool_after, pooled
 from workbench.models.whisper.limits import PROMPT_TOKENS, TOKENS_AT_LEAST, max_tokens_per_second
 from workbench.models.whisper.loading.checkpoint import check_checkpoint, generation_config
-from workbench.models.whisper.loading.tokens import ENGLISH_ONLY_TOKENS, label_ids, open_tokenizer, prompt_ids, text_of
+from workbench.models.whisper.loading.tokens import (
+    ENGLISH_ONLY_TOKENS,
+    label_ids,
+    language_tokens,
+    open_tokenizer,
+    prompt_ids,
+    text_of,
+)
 from workbench.models.whisper.loading.weights import load_whisper_weights
 from workbench.models.whisper.low_rank import factorize, merged_state_dict, rebuild_factors, with_low_rank_layers
 from workbench.models.whisper.narrowing import narrow_model, widened
@@ -104,7 +111,11 @@ class Whisper:
     @property
     def language_ids(self) -> dict[str, int]:
         """Token of each language, by its ISO 639-1 code; none for an English-only model."""
-        known: dict[str, int] = (self.multilingual and getattr(self.generation, "lang_to_id", None)) or {}
+        if not self.multilingual:
+            return {}
+        known: dict[str, int] | None = getattr(self.generation, "lang_to_id", None)
+        if not known:  # checkpoints from before 2023 do not list them
+            known = language_tokens(self.tokenizer.get_added_vocab())
         return {token.strip("<|>"): i for token, i in known.items()}
 
     def prompt(self, language: str) -> list[int]:

@@ -6,10 +6,10 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from workbench.core.errors import UserError, first_line
 from workbench.core.files import read_object
@@ -70,14 +70,31 @@ def save_tokenizer(tokenizer_json: Path, model: WhisperForConditionalGeneration,
     WhisperTokenizer.from_pretrained(folder).save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(folder)
     vocabulary = tokenizer.get_vocab()
-    generation: Any = model.generation_config
-    generation.no_timestamps_token_id = vocabulary["<|notimestamps|>"]
     # OpenAI's own rule: the English tokenizer carries the language tokens, too, but its model never saw them
-    generation.is_multilingual = "<|en|>" in vocabulary and model.config.vocab_size != ENGLISH_ONLY_TOKENS
-    if generation.is_multilingual:
-        first, last = vocabulary["<|startoftranscript|>"] + 1, vocabulary["<|translate|>"]
-        generation.lang_to_id = {token: i for token, i in vocabulary.items() if first <= i < last}
-        generation.task_to_id = {task: vocabulary[f"<|{task}|>"] for task in ("transcribe", "translate")}
+    multilingual = "<|en|>" in vocabulary and model.config.vocab_size != ENGLISH_ONLY_TOKENS
+    for key, value in prompt_settings(vocabulary, multilingual).items():
+        setattr(model.generation_config, key, value)
+
+
+def prompt_settings(vocabulary: Mapping[str, int], multilingual: bool) -> dict[str, object]:
+    """What a generation config says about the tokens that begin a transcript; checkpoints from before 2023 lack it.
+
+    Args:
+        vocabulary: id of each control token; other tokens may be among them.
+        multilingual: whether the model is prompted with a language and a task.
+    """
+    settings: dict[str, object] = {"is_multilingual": multilingual, "no_timestamps_token_id": vocabulary[NO_TIMES]}
+    if multilingual:
+        settings["lang_to_id"] = language_tokens(vocabulary)
+        tasks = {task: vocabulary.get(f"<|{task}|>") for task in ("transcribe", "translate")}
+        settings["task_to_id"] = {task: i for task, i in tasks.items() if i is not None}
+    return settings
+
+
+def language_tokens(vocabulary: Mapping[str, int]) -> dict[str, int]:
+    """The tokens of languages among control tokens: those between <|startoftranscript|> and <|translate|>, if any."""
+    first, last = vocabulary[START] + 1, vocabulary.get("<|translate|>", 0)
+    return {token: i for token, i in vocabulary.items() if first <= i < last}
 
 
 def read_tokenizer(path: Path) -> TokenizerFile:
