@@ -39,18 +39,23 @@ def conclude(run: str, report: Report) -> Conclusion:
     if choice.student is not None:
         kind, first = "ship", f"Ship {short(choice.student)}: {in_words(choice.student)}."
         lines += [f"Judged on {_clips(report)}.{' ' if choice.reason else ''}{choice.reason}"]
+    elif all(s.unusable for s in students):
+        rates = ", ".join(f"{short(s)} {s.row['cer'] if s.unit == 'cer' else s.row['wer']:.0f} %" for s in students)
+        kind, first = (
+            "none",
+            f"Ship none of these: more than half of what each writes is wrong ({students[0].unit.upper()} {rates}).",
+        )
     elif all(s.finding == "worse" for s in students):
         kind, first = "none", "Ship none of these in the teacher's place: each is worse than the teacher."
-    elif any(s.finding in ACCEPTABLE for s in students):
+    elif any(s.finding in ACCEPTABLE and not s.unusable for s in students):
         kind, first = (
             "none",
             "Ship none of these: those that are no worse than the teacher are neither shown to be faster nor smaller.",
         )
     else:
-        kind, first = (
-            "unsure",
-            f"Ship none of these yet: none is shown to be no worse than the teacher on {_clips(report)}.",
-        )
+        usable = " and right more often than wrong" if any(s.unusable for s in students) else ""
+        first = f"Ship none of these yet: none is shown to be no worse than the teacher{usable} on {_clips(report)}."
+        kind = "unsure"
     lines += [f"{short(s)}: {in_words(s)}." for s in students if s is not choice.student]
     shown = choice.student or max(students, key=lambda s: s.speedup)
     lines += _elsewhere(shown, report) + _loops(shown, report)
@@ -100,13 +105,11 @@ def conclude_all(conclusions: Sequence[Conclusion], reports: Sequence[Report]) -
     fit = [(c.student, r) for c, r in zip(conclusions, reports, strict=True) if c.student is not None]
     if not fit:
         kind = "none" if conclusions and all(c.kind == "none" for c in conclusions) else "unsure"
-        return Conclusion(kind, "No run has a student that is shown to be no worse than its teacher.", [], None)
+        return Conclusion(kind, "No run has a student to ship; its own verdict says why.", [], None)
     if len(fit) == 1:
         student = fit[0][0]
         first = f"Ship {_of_run(student)}: {in_words(student)}."
-        return Conclusion(
-            "ship", first, ["No other run has a student that is shown to be no worse than its teacher."], student
-        )
+        return Conclusion("ship", first, ["No other run has a student to ship."], student)
     if why := incomparable([report for _, report in fit]):
         names = ", ".join(_of_run(student) for student, _ in fit)
         first = f"Each of {names} can be shipped by its own measurement; which of them is best cannot be told: {why}."

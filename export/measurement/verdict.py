@@ -13,6 +13,9 @@ from export.edge.bundle.content import Difference
 from export.measurement.content import Section, SystemRow
 from workbench.evaluation.scoring import FEWEST_CLIPS, RESAMPLES, paired_difference
 
+UNUSABLE = (
+    50.0  # percent of errors; a system whose whole interval lies above it recognises nothing, whatever its teacher does
+)
 MARGIN = 0.5  # points of WER or CER by which a student may be worse and still counts as no worse
 Finding = Literal["better", "no worse", "worse within the margin", "worse", "cannot be told"]
 ACCEPTABLE: tuple[Finding, ...] = ("better", "no worse", "worse within the margin")
@@ -39,6 +42,12 @@ class Student:
     def speedup(self) -> float:
         """How many times as fast as the teacher: the ratio of median latencies."""
         return self.row["speedup"]
+
+    @property
+    def unusable(self) -> bool:
+        """Whether more than half of what it writes is shown to be wrong."""
+        interval = self.row["cer_ci"] if self.unit == "cer" else self.row["wer_ci"]
+        return interval is not None and interval[0] > UNUSABLE
 
     @property
     def finding(self) -> Finding:
@@ -135,13 +144,14 @@ def choose(students: Sequence[Student], named: Callable[[Student], str]) -> Choi
         students: measured on the same clips against the same teacher.
         named: what to call one.
     """
-    fit = [s for s in students if s.finding in ACCEPTABLE and gains(s)]
+    fit = [s for s in students if s.finding in ACCEPTABLE and gains(s) and not s.unusable]
     if not fit:
         return Choice(None, "")
     if len(fit) == 1:
-        return Choice(
-            fit[0], "It is the only one that is shown to be no worse than the teacher." if len(students) > 1 else ""
-        )
+        only = "It is the only one that is shown to be no worse than the teacher"
+        if any(s.finding in ACCEPTABLE for s in students if s is not fit[0]):
+            only += ", faster or smaller than it, and right more often than wrong"
+        return Choice(fit[0], f"{only}." if len(students) > 1 else "")
     fastest = max(fit, key=lambda s: s.speedup)
     equal = [s for s in fit if s is fastest or _overlap(s.speedup_interval, fastest.speedup_interval)]
     if len(equal) == 1:

@@ -145,6 +145,16 @@ def test_a_language_without_spaces_is_judged_by_characters(report):
     assert "CER -1.00 points (-2.00 to -0.50): better than the teacher" in conclude("run", report).first
 
 
+def test_a_student_that_recognises_nothing_is_not_shipped_however_bad_its_teacher_is(report):
+    nonsense = alone(report, [-90.0, -80.0])
+    nonsense["systems"][1] |= {"wer": 120.0, "wer_ci": [110.0, 130.0]}
+    conclusion = conclude("run", nonsense)
+    assert conclusion.kind == "none"
+    assert conclusion.first == "Ship none of these: more than half of what each writes is wrong (WER fp32 120 %)."
+    nonsense["systems"][1] |= {"wer": 51.0, "wer_ci": [49.0, 53.0]}  # not shown to be as bad as that
+    assert conclude("run", nonsense).kind == "ship"
+
+
 def test_more_loops_than_the_teacher_are_said(report):
     report["systems"][1]["loops"] = 3
     assert "fp32 repeats itself without end on 3 of 119 clips, the teacher on 0." in conclude("run", report).because
@@ -193,7 +203,7 @@ def test_no_run_to_ship(report):
     assert conclude_all(*both(worse, worse)).kind == "none"
     one = conclude_all(*both(report, worse))
     assert one.first.startswith("Ship a fp32")
-    assert one.because == ["No other run has a student that is shown to be no worse than its teacher."]
+    assert one.because == ["No other run has a student to ship."]
 
 
 def test_every_student_of_a_section_is_judged(report):

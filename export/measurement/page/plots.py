@@ -206,4 +206,5 @@ def _mark_stages(axes: Axes, curves: Curves) -> None:
             xycoords=("data", "axes fraction"),
             fontsize=8,
             color=FAINT,
+            in_layout=False,
         )
