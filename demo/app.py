@@ -95,7 +95,7 @@ def choose_examples(clips: Sequence[Utterance]) -> list[Utterance]:
     return sorted(clips[::step][:EXAMPLES], key=lambda u: u.seconds)
 
 
-def theme() -> gr.themes.Default:
+def theme() -> gr.themes.Base:
     """Gradio's theme with the system's fonts, and with colours of enough contrast to read: 4.5 to 1, in light and dark."""
     default = gr.themes.Default(font=SYSTEM_FONT, font_mono=["ui-monospace", "monospace"], primary_hue="blue")
     return default.set(

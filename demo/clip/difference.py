@@ -170,7 +170,7 @@ def as_html(pieces: Sequence[Piece], against: str = "reference") -> str:
         against: `reference`: kinds of errors have their own colours; any other name (the teacher's): a difference has one neutral colour,
             because neither is known to be right.
     """
-    out = []
+    out: list[str] = []
     for number, piece in enumerate(pieces):
         kind = piece.kind
         label = _label(piece, against)
