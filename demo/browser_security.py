@@ -25,6 +25,10 @@ POLICY = (
     "media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; manifest-src 'self'; "
     "base-uri 'self'; form-action 'none'; frame-ancestors 'self'; object-src 'none'"
 )
+# Gradio 6.16 asks a CDN for a script and connects to a font server beforehand, which no policy forbids.
+ELSEWHERE = re.compile(
+    rb"""<(?:script|link)\b[^>]*?\s(?:src|href)\s*=\s*["']?(?:https?:)?//[^>]*>(?:\s*</script>)?""", re.IGNORECASE
+)
 # A report is a file of the user's, or came with a bundle: it may show itself, and reaches nothing, this page included.
 REPORT_POLICY = (
     "sandbox allow-scripts; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -104,7 +108,8 @@ class BrowserSecurity:
             body += message.get("body", b"")
             if message.get("more_body", False):
                 return
-            marked = re.sub(rb"<script(?=[\s>])", f'<script nonce="{nonce}"'.encode(), body)
+            local = ELSEWHERE.sub(b"", body)
+            marked = re.sub(rb"<script(?=[\s>])", f'<script nonce="{nonce}"'.encode(), local)
             own = f'<script nonce="{nonce}" src="page.js?{self.version}" defer></script></head>'.encode()
             marked = marked.replace(b"</head>", own, 1)
             MutableHeaders(raw=started["headers"])["content-length"] = str(len(marked))

@@ -98,6 +98,33 @@ def test_a_report_reaches_nothing_not_even_the_page(beside, exported):
     assert served.get("/report/1").status_code == 404
 
 
+def test_what_gradios_template_wants_from_elsewhere_is_taken_out():
+    from starlette.applications import Starlette
+    from starlette.responses import HTMLResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    from demo.browser_security import BrowserSecurity
+    from demo.corpus.audio import CorpusAudio
+
+    template = """<html><head><link rel="preconnect" href="https://fonts.googleapis.com" />
+        <link
+            rel="preconnect" href="https://fonts.gstatic.com" crossorigin="anonymous" />
+        <script
+            src="https://cdnjs.cloudflare.com/iframeResizer.js" async></script>
+        <script src="//cdn.example/x.js"></script><link rel="stylesheet" href="./a.css"><script type="module" src="./a.js"></script>
+        <script>var s = "https://example.org/";</script></head><body>é</body></html>"""
+    app = Starlette(routes=[Route("/", lambda _: HTMLResponse(template))])
+    answer = TestClient(BrowserSecurity(app, [], CorpusAudio([]))).get("/")
+    assert not any(host in answer.text for host in ("googleapis", "gstatic", "cdnjs", "cdn.example"))
+    assert "./a.css" in answer.text
+    assert "./a.js" in answer.text
+    assert 'var s = "https://example.org/"' in answer.text
+    assert answer.text.count("<script nonce=") == 3  # the module, the inline one, the page's own
+    assert answer.text.endswith("é</body></html>")
+    assert int(answer.headers["content-length"]) == len(answer.content)
+
+
 def test_without_a_bundle_the_teacher_is_shown_beside_itself(exported, monkeypatch):
     shown = []
     monkeypatch.setattr(app, "launch", lambda page, *_: shown.append(page))
