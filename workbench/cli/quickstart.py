@@ -41,7 +41,7 @@ def quickstart(
     with _step(
         1,
         f"distil. {recipe.teacher} transcribes the training clips; a student learns to do it at each clip's own length",
-        "8 to 15",
+        "8 to 25",
     ):
         from workbench.training.trainer import distill
 
