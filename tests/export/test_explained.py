@@ -7,7 +7,7 @@ import pytest
 
 from export.verification import verify
 from export.verification.agreement import ReferenceTranscript, explain
-from workbench.cli.export import _tell_failures
+from workbench.api import check_verified
 from workbench.core.errors import UserError
 
 CLIPS = [SimpleNamespace(id=f"clip-{i}", text="turn the lights on", language="en", speed=1.0) for i in range(4)]
@@ -50,11 +50,11 @@ def test_a_client_that_did_not_run_is_explained(compared):
     assert "--client edge" in said[-1]
 
 
-def test_failures_are_shown_before_the_error_and_kept_as_json(compared, capsys, tmp_path):
+def test_failures_are_shown_before_the_error_and_kept_as_json(compared, caplog, tmp_path):
     failing = compared("edge", "fp32", WRONG, WRONG, WRONG, WRONG)
     passing = compared("edge", "int8", RIGHT, RIGHT, RIGHT, RIGHT)
     assert passing["first_difference"] is None
     found = json.loads(json.dumps({"clients": [passing, failing]}))
     with pytest.raises(UserError, match="fails in edge fp32; the reasons are above"):
-        _tell_failures(tmp_path, found)
-    assert capsys.readouterr().err.splitlines() == explain(failing)
+        check_verified(tmp_path, found)
+    assert caplog.messages == explain(failing)
