@@ -27,6 +27,7 @@ from export.serving.pool import Pool
 from export.serving.request import REPEATED, TranscriptionRequest, check_fields, check_model, checked
 from workbench import __version__
 
+STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold events back
 SUBTITLE_SECONDS = 7.0  # longest cue of subtitles, so that it can be read
 log = logging.getLogger("workbench")
 T = TypeVar("T")
@@ -74,7 +75,9 @@ def build(recognizers: Sequence[Recognizer], options: ServerOptions) -> FastAPI:
         seconds = len(wave) / SAMPLE_RATE
         found = transcribe(pool, wave, asked, options.beams)
         if asked.stream:
-            return StreamingResponse(_events(found, seconds, metrics), media_type="text/event-stream", headers={"Cache-Control": "no-store"})  # fmt: skip
+            return StreamingResponse(
+                _events(found, seconds, metrics), media_type="text/event-stream", headers=STREAM_HEADERS
+            )
         segments = await _unless_gone(request, _all(found))
         if segments is None:
             return Response(status_code=499)

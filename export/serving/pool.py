@@ -7,7 +7,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -55,7 +55,7 @@ class Pool:
         return max(0, self.admitted - self.workers)
 
     @contextlib.contextmanager
-    def place(self) -> Any:
+    def place(self) -> Iterator[None]:
         """A place for one request; raises ApiError if the queue is full (429) or the server is closing (503)."""
         if self.closing:
             raise shutting_down()

@@ -26,8 +26,9 @@ LAST_SECONDS = 2  # after which connections are cut when the server ends
 
 def serve(bundle: Path, options: ServerOptions, host: str, port: int) -> None:
     """Open a bundle and serve it until Ctrl-C or SIGTERM; raises UserError if it cannot be opened or the port is taken."""
+    # from now on, because a container's first process gets no other handler; uvicorn raises its signal again when it has ended
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app = build(open_recognizers(bundle, options), options)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which uvicorn raises again when it has ended
     config = uvicorn.Config(
         app, host, port, log_config=None, log_level="warning", access_log=False, server_header=False, lifespan="off",
         timeout_graceful_shutdown=LAST_SECONDS,

@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import os
+import socket
 import struct
 import threading
 import time
@@ -13,12 +14,12 @@ import openai
 import pytest
 
 from export.edge import Recognizer, format_segments
-from export.serving import audio
+from export.serving import audio, gate
 from tests.conftest import tone, until
 from tests.serving.conftest import Clip, serving, wav_bytes
 from workbench.audio.decode import decode, write_flac
 
-PAUSE = np.zeros(24_000, np.float32)
+PAUSE, GROUPS = np.zeros(8_000, np.float32), np.zeros(48_000, np.float32)  # within groups of clips, and between
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,9 @@ def recognizer(exported):
 
 @pytest.fixture(scope="module")
 def recording(clips):
-    """Half a minute and more, with pauses."""
-    found = Clip(wav_bytes(np.concatenate([part for clip in clips for part in (clip.wave, PAUSE)])), "")
+    """Half a minute and more: groups of clips with short pauses, which are longer than a cue, and long pauses between groups."""
+    parts = [part for i, clip in enumerate(clips + clips[:5]) for part in (clip.wave, GROUPS if i % 5 == 4 else PAUSE)]
+    found = Clip(wav_bytes(np.concatenate(parts)), "")
     assert 30 < found.seconds < 60
     return found
 
@@ -97,6 +99,7 @@ def test_subtitles_and_text_are_the_runtimes(server, recognizer, recording, clip
     for kind in ("srt", "vtt"):
         assert ask(server, recording.content, response_format=kind) == format_segments(rows, "", kind)
     assert all(row.end - row.start <= 7 for row in rows)
+    assert len(rows) > len(list(recognizer.speech_spans(recording.wave)))
     said = recognizer.transcribe(clips[1].wave, "en").text
     assert ask(server, clips[1].content, response_format="text") == said + "\n"
 
@@ -213,6 +216,19 @@ def test_a_large_upload_is_refused_and_the_client_is_told(server, announced):
             answer = httpx.post(f"{server.url}/v1/audio/transcriptions", content=pieces, headers=how, timeout=60)
         assert answer.status_code == 413
         assert "at most 4 MB" in answer.json()["error"]["message"]
+
+
+def test_an_upload_that_does_not_end_loses_its_place(server, monkeypatch):
+    monkeypatch.setattr(gate, "UPLOAD_SECONDS", 0.5)
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        head = "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n"
+        connection.sendall((head + "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n").encode())
+        until(lambda: server.app.state.pool.admitted == 1)
+        answer = connection.recv(9999).decode()
+    assert answer.startswith("HTTP/1.1 408 ")
+    assert "0.5 s" in answer
+    until(lambda: server.app.state.pool.admitted == 0)
 
 
 def test_models_and_other_paths(server):
