@@ -64,6 +64,13 @@ def corpus_tab(page: gr.Blocks, run: CorpusRun, corpus: str) -> None:
         begin, [clips, *chosen], answers, api_visibility="private", show_progress="hidden", concurrency_limit=None
     )
     pause.click(run.stop, None, None, api_visibility="private", queue=False)
-    gr.on([system.change, kind.change, shown.change], show, chosen, answers, api_visibility="private", show_progress="hidden")
+    gr.on(
+        [system.change, kind.change, shown.change],
+        show,
+        chosen,
+        answers,
+        api_visibility="private",
+        show_progress="hidden",
+    )
     # whoever opens the page while the run is going on sees it, too
     page.load(follow, chosen, answers, api_visibility="private", show_progress="hidden", concurrency_limit=None)
