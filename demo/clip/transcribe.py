@@ -133,6 +133,8 @@ def _timed(systems: Systems, name: str, wave: Wave, language: str, words: bool) 
     except (AudioError, BundleError) as error:
         return Outcome(name, problem=str(error))
     except Exception:
+        if systems.closed:  # what was waiting for its turn is cancelled; that is no bug
+            return Outcome(name, problem="The server is stopping.")
         logging.exception("%s failed on a clip", name)
         return Outcome(name, problem="This system failed on this clip; the server's log says why.")
     stages: dict[str, float] = {}

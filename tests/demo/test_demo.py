@@ -179,6 +179,12 @@ def test_a_system_that_fails_says_so_in_its_card_and_the_other_answers(systems, 
     assert "Done." in status(final)
 
 
+def test_whoever_waits_while_the_server_stops_gets_an_answer_and_no_traceback_is_logged(systems, caplog):
+    systems.close()
+    assert {o.problem for o in final(systems, tone(1.0)).outcomes.values()} == {"The server is stopping."}
+    assert not caplog.records
+
+
 def final(systems, wave, reference=""):
     return list(compare(systems, wave, reference, "en"))[-1]
 
