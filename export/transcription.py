@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.edge import FORMATS, AudioError, BundleError, Recognizer, Segment, Transcript, format_segments
+from export.edge.recognizer import LONGEST
 from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave, check_length, decode
 from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import write_text
@@ -121,7 +122,7 @@ def open_model(model: str, options: TranscribeOptions) -> Transcribe:
             raise UserError(f"--language {options.language!r}: {model} does not know it; expected an ISO 639-1 code that it does, or auto") from None  # fmt: skip
 
     def transcribe(wave: Wave, name: str) -> list[Segment]:
-        spans = list(recognizer.segments(wave, options.language, options.beams, name))
+        spans = list(recognizer.segments(wave, LONGEST, options.language, options.beams, name))
         if not spans and len(wave) <= LONGEST_SECONDS * SAMPLE_RATE:  # as with a bundle: a clip is one segment
             return [Segment(0.0, len(wave) / SAMPLE_RATE, Transcript("", options.language, (), {}, True))]
         return [Segment(s.start, s.end, Transcript(s.text, s.language, (), {}, True)) for s in spans]

@@ -10,7 +10,6 @@ print(workbench.load(bundle.folder, "int8").transcribe(workbench.read_audio("spe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from export.edge.bundle.content import Verification
     from export.measurement.content import Report
     from workbench.audio.decode import Wave
+    from workbench.config.recipe import Recipe
 
 VERIFIED_CLIPS = 24  # by `export`
 
@@ -115,8 +115,7 @@ def distill(recipe: str | Path, overrides: Mapping[str, object] | None = None, *
     """
     from workbench.config.recipe import load_recipe
 
-    given = [f"{key}={_yaml(value)}" for key, value in (overrides or {}).items()]
-    parsed = load_recipe(Path(recipe), given)
+    parsed = load_recipe(Path(recipe), overrides)
     from workbench.training.trainer import distill as train
 
     return Run(train(parsed, restart).parent)
@@ -146,7 +145,7 @@ def export(
 
     chosen = options or ExportOptions()
     checkpoint, folder = Path(student), Path(output)
-    corpus = corpus or corpus_of_run(checkpoint.parent)
+    corpus = corpus or corpus_of_run(checkpoint)
     texts: list[str] = []
     if chosen.vocabulary:
         from workbench.corpus import open_corpus
@@ -180,10 +179,11 @@ def verify_clients(
 ) -> Verification:  # fmt: skip
     """Run a bundle in every installed runtime, or those of `clients`, and compare with torch; what was found is also in bundle.json."""
     from export.verification.verify import verify_bundle
-    from workbench.corpus import scored_clips
+    from workbench.corpus import corpus_identity, scored_clips
 
+    name = corpus_identity(corpus)["name"]  # a bundle is published: not the path
     return verify_bundle(
-        bundle, checkpoint, scored_clips(corpus, split, clips), f"{corpus} {split}", list(clients), threads
+        bundle, checkpoint, scored_clips(corpus, split, clips), f"{name} {split}", list(clients), threads
     )
 
 
@@ -227,11 +227,11 @@ def measure(
     for path in paths:
         open_manifest(path)  # before a folder is made for the report
     chosen = options or MeasureOptions()
-    teacher = against or teacher_of_run(paths[0].parent)
-    folder = Path(output) if output else paths[0].parent
+    teacher = against or teacher_of_run(paths[0])
+    folder = Path(output) if output else paths[0].resolve().parent
     with output_lock(folder / "report.json"):
         report = run(
-            paths, teacher, folder, list(corpora) or [corpus_of_run(paths[0].parent)], chosen.split, chosen.clips,
+            paths, teacher, folder, list(corpora) or [corpus_of_run(paths[0])], chosen.split, chosen.clips,
             chosen.threads, chosen.repeats, chosen.remeasure, chosen.robustness,
         )  # fmt: skip
     return Measurement(folder, report)
@@ -263,20 +263,20 @@ def read_audio(path: str | Path) -> Wave:
     return decode(Path(path))
 
 
-def corpus_of_run(run: Path | None) -> str:
-    """Corpus of the run in a folder; the built-in prompts if the folder holds none."""
+def corpus_of_run(made: Path | None) -> str:
+    """Corpus of the run that a student or bundle lies in; the built-in prompts if it lies in none."""
+    recipe = _recipe_of(made)
+    return recipe.corpus if recipe else "prompts-en"
+
+
+def teacher_of_run(made: Path | None) -> str:
+    """Teacher of the run that a student or bundle lies in; the built-in one if it lies in none."""
+    recipe = _recipe_of(made)
+    return recipe.teacher if recipe else "whisper-base"
+
+
+def _recipe_of(made: Path | None) -> Recipe | None:
     from workbench.config.recipe import load_recipe
 
-    return load_recipe(run / "recipe.yaml").corpus if run and (run / "recipe.yaml").is_file() else "prompts-en"
-
-
-def teacher_of_run(run: Path | None) -> str:
-    """Teacher of the run in a folder; the built-in one if the folder holds none."""
-    from workbench.config.recipe import load_recipe
-
-    return load_recipe(run / "recipe.yaml").teacher if run and (run / "recipe.yaml").is_file() else "whisper-base"
-
-
-def _yaml(value: object) -> str:
-    """A value as it stands after `=` in an override; JSON is YAML."""
-    return json.dumps(value, default=str)
+    path = made.resolve().parent / "recipe.yaml" if made else None  # resolved: the parent of `.` is `.`
+    return load_recipe(path) if path and path.is_file() else None

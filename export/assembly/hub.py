@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from export.assembly.origin import published_name
 from export.bundle.card import card
 from export.bundle.manifest import open_manifest
 from export.edge.bundle.content import Content, MeasuredCorpus
@@ -15,7 +17,17 @@ from workbench.core.files import read_object
 from workbench.models import check_folder
 from workbench.models.resolve import list_teachers
 
+# what a checkpoint consists of; whatever else lies in its folder stays there
+CHECKPOINT_FILE = re.compile(
+    r"(config|generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|vocab|added_tokens|special_tokens_map"
+    r"|normalizer|workbench)\.json|merges\.txt|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+)
 BASE_MODELS = {"whisper-base": "openai/whisper-base", "whisper-tiny.en": "openai/whisper-tiny.en"}  # the built-in ones
+REMEDIES = {  # by status
+    401: "log in with `hf auth login`, with a token that may write",
+    403: "log in with `hf auth login`, with a token that may write",
+    404: "check OWNER/NAME, and that the branch of --revision exists",
+}
 MAX_LANGUAGES = 10  # beyond it the card names none: the list would say nothing of quality
 
 
@@ -37,23 +49,32 @@ def push(folder: Path, repository: str, private: bool = False, revision: str | N
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
+    if repository.count("/") != 1:
+        raise UserError(f"{repository}: expected OWNER/NAME")
     text, names = hub_card(folder), files_of(folder)
     operations = [CommitOperationAdd(name, str(folder / name)) for name in names]
     operations.append(CommitOperationAdd("README.md", text.encode("utf-8")))
     api = HfApi()
     try:
         address = api.create_repo(repository, private=private or None, exist_ok=True)
-        api.create_commit(repository, operations, commit_message=message or f"Upload {folder.name}", revision=revision)
+        if private and not api.model_info(address.repo_id).private:
+            raise UserError(f"{repository}: exists and is public; make it private on the hub, or leave --private out")
+        api.create_commit(
+            address.repo_id, operations, commit_message=message or f"Upload {folder.resolve().name}", revision=revision
+        )
     except HFValidationError as error:
         raise UserError(f"{repository}: {first_line(error)}; expected OWNER/NAME") from None
     except OfflineModeIsEnabled:
         raise UserError(f"{repository}: HF_HUB_OFFLINE is set; unset it to upload") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
-        remedy = (
-            "log in with `hf auth login`, with a token that may write" if status in (401, 403) else "try again later"
-        )
+        remedy = REMEDIES.get(status, "try again later")
         raise UserError(f"{repository}: the hub refuses with status {status} ({first_line(error)}); {remedy}") from None
+    except RuntimeError as error:  # how an upload that breaks off is reported
+        why = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
+        raise UserError(
+            f"{repository}: {first_line(error)}{why}; nothing was committed: run the command again"
+        ) from None
     return str(address)
 
 
@@ -64,9 +85,7 @@ def files_of(folder: Path) -> list[str]:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: holds neither bundle.json nor config.json; expected a bundle or a student")
     check_folder(folder)
-    return sorted(
-        p.name for p in folder.iterdir() if p.suffix in (".json", ".txt", ".safetensors") and not p.name.startswith(".")
-    )
+    return sorted(p.name for p in folder.iterdir() if p.is_file() and CHECKPOINT_FILE.fullmatch(p.name))
 
 
 def hub_card(folder: Path) -> str:
@@ -112,7 +131,7 @@ def _yaml(
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    base = BASE_MODELS.get(teacher, teacher if teacher.count("/") == 1 and not Path(teacher).exists() else None)
+    base = BASE_MODELS.get(teacher, teacher if teacher.count("/") == 1 else None)
     data = ModelCardData(
         model_name=name,
         base_model=base,
@@ -134,11 +153,11 @@ def _licence(teacher: str) -> str:
 
 def _checkpoint_card(folder: Path) -> str:
     """The card of a student that transformers loads."""
-    run = folder.parent
+    run = folder.resolve().parent
     made = (run / "recipe.yaml").is_file() and (run / "scores.json").is_file()
     scores: Mapping[str, Any] = read_object(run / "scores.json", "a run's scores") if made else {}
-    teacher = load_recipe(run / "recipe.yaml").teacher if made else ""
-    name = run.name if made else folder.name
+    teacher = published_name(load_recipe(run / "recipe.yaml").teacher) if made else ""
+    name = run.name if made else folder.resolve().name
     settings = folder / "workbench.json"
     adaptive = settings.is_file() and read_object(settings, "a student's settings").get("length") == "true"
     lines = [

@@ -28,18 +28,24 @@ class Origin:
 def find_origin(checkpoint: Path, name: str = "") -> Origin:
     """Read a checkpoint folder's description of itself; `workbench.json` marks a length-adaptive student."""
     margin = trained_silence(checkpoint)
-    run = checkpoint.parent
+    run = checkpoint.resolve().parent
     made: Run | None = None
     if (run / "scores.json").is_file() and (run / "recipe.yaml").is_file():
         scores = read_json(run / "scores.json", "a run's scores")
         made = {
             "recipe_sha256": sha256(run / "recipe.yaml"),
-            "teacher": scores["teacher"],
+            "teacher": {**scores["teacher"], "name": published_name(scores["teacher"]["name"])},
             "validation": scores["validation"],
             "corpora": _trained_on(run / "recipe.yaml"),
         }
     label = name or (run.name if made else checkpoint.name)
     return Origin(label, checkpoint, "padded" if margin is None else "true", margin or 0.0, made)
+
+
+def published_name(model: str) -> str:
+    """A model's name without the folder that it lies in on this machine; a name on a hub stays as it is."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.exists() or path.is_absolute() else model
 
 
 def _trained_on(recipe_file: Path) -> list[dict[str, str]] | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from export.assembly.teacher import short_name, teacher_bundle
 from export.bundle.manifest import open_manifest, record
-from export.edge.bundle.content import Measurement
+from export.edge.bundle.content import Corpus, Measurement
 from export.measurement.content import SCHEMA, Report, Section
 from export.measurement.curves import curves_of_run
 from export.measurement.flops import read_sizes
@@ -127,16 +127,22 @@ def measure(
     show(report)
     for bundle in bundles:
         measurement: Measurement = {
-            "corpus": report["corpus"],
+            "corpus": _named(report),
             "host": report["host"],
             "threads": report["threads"],
             "systems": abridged_rows(sections[0], systems, bundle),
             "other_corpora": [
-                {"corpus": s["corpus"], "systems": abridged_rows(s, systems, bundle)} for s in sections[1:]
+                {"corpus": _named(s), "systems": abridged_rows(s, systems, bundle)} for s in sections[1:]
             ],
         }
         record(bundle, measurement=measurement)
     return report
+
+
+def _named(section: Section) -> Corpus:
+    """A section's corpus by its name alone: a bundle is published, and a path says who keeps what where."""
+    corpus = section["corpus"]
+    return {**corpus, "name": corpus_identity(corpus["name"])["name"]}
 
 
 def _command(

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -11,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from export.assembly.hub import files_of, hub_card, push
 from export.bundle.manifest import open_manifest, record
-from tests.malformed import copied
+from tests.malformed import copied, put
 from workbench.core.errors import UserError, system_error_message
 
 RIGHT = "hf_" + "right"
@@ -60,11 +61,21 @@ class FakeHub(BaseHTTPRequestHandler):
         return self.answer({"error": f"not there: {self.path}"}, 404)
 
     def do_PUT(self):
+        if self.server.breaks:
+            self.connection.close()
+            return
         self.server.stored[self.path.rsplit("/", 1)[-1]] = self.rfile.read(int(self.headers["Content-Length"]))
         self.answer({})
 
     def do_GET(self):
-        self.answer({"error": "not found"}, 404)
+        if self.headers.get("Authorization") != f"Bearer {RIGHT}":
+            return self.answer({"error": "Invalid credentials"}, 401)
+        if self.path.startswith("/api/models/"):
+            name = self.path.removeprefix("/api/models/")
+            return self.answer(
+                {"id": name, "modelId": name, "private": self.server.private, "tags": [], "siblings": []}
+            )
+        return self.answer({"error": "not found"}, 404)
 
     def answer(self, content, status=200):
         body = json.dumps(content).encode()
@@ -82,7 +93,7 @@ class FakeHub(BaseHTTPRequestHandler):
 def hub(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     server.address = f"http://127.0.0.1:{server.server_port}"
-    server.paths, server.commits, server.stored = [], [], {}
+    server.paths, server.commits, server.stored, server.private, server.breaks = [], [], {}, True, False
     threading.Thread(target=server.serve_forever, daemon=True).start()
     import huggingface_hub.constants as constants
     import huggingface_hub.hf_api as hf_api
@@ -149,16 +160,37 @@ def test_the_card_holds_what_was_measured(measured, tmp_path):
     open_manifest(measured, check=True)
 
 
-def test_a_student_arrives_as_transformers_reads_it(student, hub):
+def test_a_student_arrives_as_transformers_reads_it(student, hub, tmp_path):
+    student = shutil.copytree(student, tmp_path / "student")
+    (student / "notes.txt").write_text("mine")
+    (student / "credentials.json").write_text("{}")
     push(student, "somebody/student")
     names = {row["value"]["path"] for row in hub.commits[0][1:]}
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
+    assert not {"notes.txt", "credentials.json"} & names
     assert "trained to read a clip at its own length" in hub_card(student)
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(measured, hub):
+    hub.private = False
+    with pytest.raises(UserError, match="exists and is public"):
+        push(measured, "somebody/tiny", private=True)
+    assert not hub.commits
+
+
+def test_an_upload_that_breaks_off_is_one_sentence(measured, hub, monkeypatch):
+    hub.breaks = True
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None, raising=False)
+    with pytest.raises(UserError, match="nothing was committed: run the command again"):
+        push(measured, "somebody/tiny")
+    assert not hub.commits
 
 
 def test_refusals_are_one_sentence(measured, hub, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"expected OWNER/NAME"):
         push(measured, "not a name/at all/")
+    with pytest.raises(UserError, match=r"tiny: expected OWNER/NAME"):
+        push(measured, "tiny")
     with pytest.raises(UserError, match=r"neither bundle\.json nor config\.json"):
         push(tmp_path / "nothing", "somebody/tiny")
     import huggingface_hub.hf_api as hf_api
@@ -175,6 +207,6 @@ def test_refusals_are_one_sentence(measured, hub, tmp_path, monkeypatch):
         system_error_message(unreachable.value)
         == "Connection refused; check the network, or use what is on this machine"
     )
-    (measured / "vocab.json").write_text("{}")
+    put(measured / "vocab.json", b"{}")  # the copy shares its files with the original
     with pytest.raises(UserError, match=r"vocab\.json"):
         push(measured, "somebody/tiny")

@@ -42,9 +42,11 @@ def _options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show what the libraries log.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show results and errors alone.")] = False,
 ) -> None:
-    logging.basicConfig(format="%(message)s", level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr)
+    level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
+    logging.basicConfig(format="%(message)s", level=level, stream=sys.stderr)
     logging.getLogger("workbench").setLevel(logging.ERROR if quiet else logging.INFO)
     if quiet:
+        logging.captureWarnings(True)
         from workbench.core import progress
 
         progress.hide()
@@ -76,6 +78,8 @@ def recipes(
     from workbench.config.shipped import find_recipe, shipped_files
     from workbench.core.tables import print_rows
 
+    if name is not None and json_file is not None:
+        raise UserError("--json: a recipe is printed as YAML; leave out its name for the list, or --json")
     if name is not None:
         typer.echo(find_recipe(Path(name)).read_text(encoding="utf-8"), nl=False)
         return

@@ -33,8 +33,11 @@ def transcribe(
         typer.Option(help="Transcribe with this exported bundle; with --model by default.", file_okay=False),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="A checkpoint in torch: a name as listed by `workbench teachers`, or a folder.")
-    ] = "whisper-base",
+        str | None,
+        typer.Option(
+            help="A checkpoint in torch: a name as listed by `workbench teachers`, or a folder; whisper-base by default."
+        ),
+    ] = None,
     language: Annotated[str, typer.Option(help="ISO 639-1 code, or auto to detect it.")] = "auto",
     output_format: Annotated[str, typer.Option("--format", help="text, srt, vtt or json.")] = "text",
     output: Annotated[
@@ -52,8 +55,12 @@ def transcribe(
 
     if bundle is None and (precision or words or threads):
         raise UserError("--precision, --words and --threads are a bundle's; name one with --bundle")
+    if bundle and model:
+        raise UserError("--bundle and --model: give one of the two")
+    if overwrite and output is None:
+        raise UserError("--overwrite replaces transcripts in a folder; name it with -o")
     options = TranscribeOptions(language, output_format, beams, words, output, overwrite)
-    for text in transcribe_files(files, bundle or model, options, precision, threads):
+    for text in transcribe_files(files, bundle or model or "whisper-base", options, precision, threads):
         typer.echo(text)
 
 
@@ -148,13 +155,13 @@ def verify(
     json_file: JsonFile = None,
 ) -> None:
     """Run a bundle in every installed runtime, each in its own process, and compare with torch."""
-    beside = bundle.parent / "student"
+    beside = bundle.resolve().parent / "student"
     if checkpoint is None and not beside.is_dir():
         raise UserError(f"{beside}: no such folder; name the checkpoint that {bundle} comes from with --checkpoint")
     from workbench import api
     from workbench.core.machine.host import describe_host
 
-    corpus = corpus or api.corpus_of_run(bundle.parent)
+    corpus = corpus or api.corpus_of_run(bundle)
     found = api.verify_clients(bundle, checkpoint or beside, corpus, split, clips, client or [], threads)
     write_results(json_file, {"host": describe_host(), **found})
     api.check_verified(bundle, found)
@@ -279,9 +286,9 @@ def demo(
     from workbench.corpus import scored_clips
 
     check_address(host, port)
-    run = bundles[0].parent if bundles else None
-    corpus = corpus or corpus_of_run(run)
-    against = against or teacher_of_run(run)
+    first = bundles[0] if bundles else None
+    corpus = corpus or corpus_of_run(first)
+    against = against or teacher_of_run(first)
     for bundle in bundles or []:
         manifest = open_manifest(bundle)  # before the teacher is exported, which takes a while
         if precision is not None and precision not in manifest.precisions:

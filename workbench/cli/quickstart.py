@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from workbench.cli.command import FOLDER
+from workbench.core.errors import UserError
 
 if TYPE_CHECKING:
     from export.measurement.content import Report
@@ -35,9 +37,11 @@ def quickstart(
     """Distil Whisper base on the built-in speech, export and verify the student, measure it against its teacher."""
     from workbench import api
     from workbench.config.recipe import load_recipe
-    from workbench.config.shipped import find_recipe
+    from workbench.config.shipped import FOLDER
 
-    recipe = load_recipe(find_recipe(Path("quickstart")), [*(overrides or []), f"output={output}"])
+    if given := [one for one in overrides or [] if one.startswith("output=")]:
+        raise UserError(f"{given[0]}: name the run folder with -o")
+    recipe = load_recipe(FOLDER / "quickstart.yaml", overrides).model_copy(update={"output": output})
     with _step(
         1,
         f"distil. {recipe.teacher} transcribes the training clips; a student learns to do it at each clip's own length",
@@ -88,10 +92,9 @@ def _summary(report: Report, bundle: Path, run: Path) -> None:
     typer.echo(f"\n{verdict.first}")
     for line in verdict.because:
         typer.echo(line)
-    typer.echo(
-        "\nNext:\n"
-        f"  workbench demo {bundle}                    both transcripts side by side, with your microphone\n"
-        f"  workbench transcribe FILE --bundle {bundle}\n"
-        f"  workbench pack {bundle} -o DEVICE --for edge --precision int8\n"
-        f"The whole report: {run / 'report.html'}"
-    )
+    place = shlex.quote(str(bundle))
+    following = [f"workbench demo {place}", f"workbench transcribe FILE --bundle {place}"]
+    if verdict.student is not None:
+        precision = verdict.student.row["precision"]
+        following.append(f"workbench pack {place} -o DEVICE --for edge --precision {precision}")
+    typer.echo("\nNext:\n  " + "\n  ".join(following) + f"\nThe whole report: {run / 'report.html'}")

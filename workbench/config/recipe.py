@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, Literal
 
 import yaml
@@ -218,16 +219,25 @@ class Recipe(Section):
         return self.model_dump(exclude=free) == other.model_dump(exclude=free)
 
 
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe, a file or a shipped one's name, and apply `key=value` overrides (`stages.decoder.epochs=2`).
+def load_recipe(path: Path, overrides: Sequence[str] | Mapping[str, object] | None = None) -> Recipe:
+    """Read a recipe, a file or a shipped one's name, and apply overrides.
+
+    Args:
+        path: the file, or the name.
+        overrides: `key=value` texts (`stages.decoder.epochs=2`), or values by dotted key.
 
     Raises:
         UserError: no such recipe, not YAML, an unknown key (the nearest known one is named), or a value out of range.
     """
     path = find_recipe(path)
     content = read_yaml(path, "recipe")
-    for given in overrides or []:
-        _parsed_override(content, given)
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            plain = str(value) if isinstance(value, PurePath) else value
+            override(content, key, plain, f"override {key!r}")
+    else:
+        for given in overrides or []:
+            _parsed_override(content, given)
     return parse_recipe(content, str(path))
 
 

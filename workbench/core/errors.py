@@ -89,13 +89,12 @@ def system_error(error: Exception) -> int | None:
 def system_error_message(error: Exception) -> str | None:
     """The message for an error of the user's disk, files or network; None for any other, which is a bug.
 
-    An HTTP client's own error counts as the system's that it was raised for.
+    An HTTP client's own error is the network's, whatever it was raised for.
     """
-    cause = error.__cause__ or error.__context__
-    if type(error).__module__.startswith("http") and isinstance(cause, Exception):
-        return system_error_message(cause)
-    if isinstance(error, TimeoutError):
-        return f"{first_line(error) or 'no answer in time'}; check the network, or try again later"
+    if type(error).__module__.startswith("http"):
+        cause = error.__cause__ or error.__context__
+        known = system_error_message(cause) if isinstance(cause, Exception) else None
+        return known or f"{first_line(error)}; check the network, or try again later"
     if isinstance(error, socket.gaierror):
         return f"{error.strerror}; check the host's name and the network"
     number = system_error(error)

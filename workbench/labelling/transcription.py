@@ -12,8 +12,6 @@ from workbench.labelling.segmentation import SpeechSpan, VoiceActivityDetector
 from workbench.models import open_family
 from workbench.models.resolve import resolve_teacher
 
-LONGEST_SPAN = 28.0  # seconds, as in the runtime of a bundle
-
 
 class TranscribedSpan(NamedTuple):
     """A stretch of speech and what was said in it."""
@@ -42,11 +40,14 @@ class TorchRecognizer:
         self.detector = VoiceActivityDetector()
 
     @torch.no_grad()
-    def segments(self, wave: Wave, language: str = "auto", beams: int = 1, name: str = "") -> Iterator[TranscribedSpan]:
+    def segments(
+        self, wave: Wave, longest: float, language: str = "auto", beams: int = 1, name: str = ""
+    ) -> Iterator[TranscribedSpan]:
         """Transcribe a recording; nothing is yielded where nobody speaks.
 
         Args:
             wave: [samples] at 16 kHz; what is longer than 30 s is cut at pauses.
+            longest: seconds of the longest stretch.
             language: ISO 639-1 code, or `auto` to detect that of each stretch of speech.
             beams: beams of the search; 1 is greedy.
             name: what to call the recording in an error.
@@ -54,7 +55,7 @@ class TorchRecognizer:
         Raises:
             UserError: the wave is too short, or the model does not support the language.
         """
-        spans = self.detector.pieces(wave, LONGEST_SPAN)
+        spans = self.detector.pieces(wave, longest)
         if len(wave) <= LONGEST_SECONDS * SAMPLE_RATE:
             check_length(wave, name)
             spans = spans and [SpeechSpan(0.0, len(wave) / SAMPLE_RATE)]
