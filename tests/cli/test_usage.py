@@ -19,7 +19,7 @@ from workbench.cli import app as cli
 
 OUTPUTS = {"output", "json_file"}
 FREE_TEXT = {"name", "alias"}  # any text will do
-ALSO = {"against"}  # given although it has a default, which would be fetched
+ALSO = {"against", "bundle"}  # given although they have a default, which would be fetched or takes long to open
 NONE = "nonesuch"
 
 
