@@ -193,6 +193,9 @@ def test_a_browser_writes_what_node_writes_and_asks_no_other_host(teacher_bundle
             assert outside == []
             onnx = [line.split()[1] for line in asked if ".onnx" in line or ".wasm" in line]
             assert len(onnx) == len(set(onnx)) == 3  # each once
+            # the policy holds in the worker, too: not even an opaque answer of another host
+            other = f"fetch('{url.replace('127.0.0.1', 'localhost')}', {{mode: 'no-cors'}}).then(() => 'got it', () => 'refused')"
+            assert page.workers[0].evaluate(other) == page.evaluate(other) == "refused"
             if pictures := os.environ.get("PICTURES"):
                 take_pictures(page, Path(pictures))
 

@@ -21,6 +21,7 @@ async function open() {
     $("record-note").textContent = "needs a page served over https, or from this computer";
   }
   refresh();
+  $("device-field").hidden = !(await navigator.gpu?.requestAdapter().catch(() => null));
   $("unstarted").hidden = true;
   $("form").hidden = false;
 }
@@ -36,6 +37,7 @@ function fillLanguages() {
 
 const refresh = () => {
   $("start").disabled = busy || !wave || Boolean(stopRecording);
+  $("device").disabled = busy;
   $("file").disabled = busy || Boolean(stopRecording);
   $("record").disabled = busy || !canRecord;
 };
@@ -70,14 +72,18 @@ function startWorker() {
   return answer("ready");
 }
 
+function stopWorker() {
+  worker?.terminate();
+  worker = undefined;
+  loaded = false;
+}
+
 // The worker's next message of a kind. After an error the runtime cannot be started again in the same worker.
 function answer(kind) {
   return new Promise((resolve, reject) => {
     const fail = (message) => {
-      worker.terminate();
-      worker = undefined;
       reject(Object.assign(new Error(message), { whileLoading: !loaded }));
-      loaded = false;
+      stopWorker();
     };
     worker.onmessage = ({ data }) => {
       if (data.kind === "loading") showLoading(data.loaded);
@@ -126,7 +132,7 @@ async function transcribe() {
     part = [i + 1, parts.length];
     if (loaded) showPart();
     const found = answer("text");
-    worker.postMessage({ wave: samples, language, most: tokenLimit(samples.length / RATE, language) });
+    worker.postMessage({ wave: samples, language, most: tokenLimit(samples.length / RATE, language), device: $("device").value });
     const { text, seconds: more } = await found;
     texts.push(text);
     seconds += more;
@@ -168,6 +174,11 @@ $("form").addEventListener("submit", async (event) => {
 });
 
 $("file").addEventListener("change", () => $("file").files[0] && take($("file").files[0], "file-problem"));
+
+$("device").addEventListener("change", () => {
+  stopWorker(); // the next one loads the model for the other device
+  $("device-note").hidden = $("device").value !== "webgpu";
+});
 
 $("record").addEventListener("click", async () => {
   if (stopRecording) return stopRecording();

@@ -26,16 +26,16 @@ function counted(response) {
 }
 
 let loading;
-async function load() {
+async function load(device) {
   const runtime = await env.fetch("library/ort-wasm-simd-threaded.asyncify.wasm");
   env.backends.onnx.wasm.wasmBinary = await runtime.arrayBuffer();
   // packed graphs have the names of fp32, whatever their precision
-  const model = await WhisperForConditionalGeneration.from_pretrained("model", { dtype: "fp32", device: "wasm" });
+  const model = await WhisperForConditionalGeneration.from_pretrained("model", { dtype: "fp32", device });
   return { model, processor: await AutoProcessor.from_pretrained("model"), tokenizer: await AutoTokenizer.from_pretrained("model") };
 }
 
-async function transcribe({ wave, language, most }) {
-  loading ??= load();
+async function transcribe({ wave, language, most, device }) {
+  loading ??= load(device);
   const { model, processor, tokenizer } = await loading;
   postMessage({ kind: "loaded" });
   const started = performance.now();
