@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from export.assembly import browser_site
 from export.assembly.browser_site import LIBRARY, pack_site
+from export.assembly.teacher import teacher_bundle
 from export.verification.clients import transformers_js
 from tests.browser import CHROMIUM, open_page
 from tests.conftest import tone
@@ -159,22 +160,14 @@ def transcribe(page, path, timeout=400):
     return page.text_content("#text")
 
 
-@pytest.fixture(scope="module")
-def teacher_bundle(tmp_path_factory):
-    from export.assembly.build import export_bundle
-    from workbench.models.resolve import resolve_teacher
-
-    folder = tmp_path_factory.mktemp("teacher") / "bundle"
-    return export_bundle(resolve_teacher("whisper-base"), folder, ["fp32", "int8"])
-
-
 @needs_library
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
 @pytest.mark.slow
-def test_a_browser_writes_what_node_writes_and_asks_no_other_host(teacher_bundle, tmp_path):
-    site = pack_site(teacher_bundle, tmp_path / "site", "int8")
+def test_a_browser_writes_what_node_writes_and_asks_no_other_host(tmp_path):
+    bundle = teacher_bundle("whisper-base", ["fp32", "int8"])
+    site = pack_site(bundle, tmp_path / "site", "int8")
     clips = [u for u in open_corpus("prompts-en", "test") if 2 < u.seconds < 5][:2]
-    node = transformers_js.open_client(teacher_bundle, "int8", 1)
+    node = transformers_js.open_client(bundle, "int8", 1)
     # two threads in the second run: the headers that the documentation names isolate the page
     isolation = [("Cross-Origin-Opener-Policy", "same-origin"), ("Cross-Origin-Embedder-Policy", "require-corp")]
     for clip, headers in zip(clips, ([], isolation), strict=True):
