@@ -126,15 +126,23 @@ def pack(
     bundle: Annotated[Path, typer.Argument(help="Folder of the whole bundle.", file_okay=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", **FOLDER)],
     client: Annotated[
-        str, typer.Option("--for", help="The runtime: edge, sherpa_onnx, onnx_asr, optimum or transformers_js.")
+        str,
+        typer.Option(
+            "--for",
+            help="The runtime: edge, sherpa_onnx, onnx_asr, optimum or transformers_js; browser: a static page that transcribes.",
+        ),
     ] = "edge",
     precision: Annotated[str, typer.Option(help="One of the bundle's; its last by default.")] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
 ) -> None:
     """Copy the part of a bundle that one runtime needs, in one precision: the folder that goes to the device."""
+    from export.assembly.browser_site import pack_site
     from export.assembly.pack import pack as write
 
-    folder = write(bundle, output, client, precision, overwrite)
+    if client == "browser":
+        folder = pack_site(bundle, output, precision, overwrite)
+    else:
+        folder = write(bundle, output, client, precision, overwrite)
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6
     typer.echo(f"{folder} ({size:.1f} MB)")
 
