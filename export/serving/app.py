@@ -155,8 +155,8 @@ async def _events(found: AsyncIterator[Segment], seconds: float, metrics: Metric
             if segment.transcript.text:
                 yield delta_event(segment, first=not segments)
                 segments.append(segment)
-    except (ApiError, AudioError, BundleError) as error:
-        known = error if isinstance(error, ApiError) else _not_transcribable(error)
+    except Exception as error:  # noqa: BLE001  told to the client, and logged if it is a bug
+        known = _as_api_error(error)
         metrics.errors.labels(known.code).inc()
         yield event(known.body)
         return
@@ -168,8 +168,14 @@ def _model(name: str, created: int) -> dict[str, object]:
     return {"id": name, "object": "model", "created": created, "owned_by": "distill-workbench"}
 
 
-def _not_transcribable(error: AudioError | BundleError) -> ApiError:
-    return ApiError(400, str(error), "cannot_transcribe", "file")
+def _as_api_error(error: Exception) -> ApiError:
+    """What a client is told of an error; a bug is logged and not described to the client."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, AudioError | BundleError):
+        return ApiError(400, str(error), "cannot_transcribe", "file")
+    log.error("a bug in the workbench; please report it", exc_info=error)
+    return ApiError(500, "The server failed; its log says why.", "internal_error")
 
 
 def _report_errors(app: FastAPI, metrics: Metrics) -> None:
@@ -179,8 +185,8 @@ def _report_errors(app: FastAPI, metrics: Metrics) -> None:
         metrics.errors.labels(error.code).inc()
         return error.response()
 
-    async def of_ours(_: Request, error: Exception) -> JSONResponse:
-        return answered(error if isinstance(error, ApiError) else _not_transcribable(error))  # type: ignore[arg-type]  # the two below
+    async def of_others(_: Request, error: Exception) -> JSONResponse:
+        return answered(_as_api_error(error))
 
     async def of_values(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)  # noqa: S101  for mypy
@@ -196,12 +202,7 @@ def _report_errors(app: FastAPI, metrics: Metrics) -> None:
             ApiError(error.status_code, str(error.detail), STATUS_CODES.get(error.status_code, "invalid_request"))
         )
 
-    async def of_bugs(_: Request, error: Exception) -> JSONResponse:
-        log.error("a bug in the workbench; please report it", exc_info=error)
-        return answered(ApiError(500, "The server failed; its log says why.", "internal_error"))
-
-    for kind in (ApiError, AudioError, BundleError):
-        app.add_exception_handler(kind, of_ours)
+    for kind in (ApiError, AudioError, BundleError, Exception):
+        app.add_exception_handler(kind, of_others)
     app.add_exception_handler(RequestValidationError, of_values)
     app.add_exception_handler(HTTPException, of_http)
-    app.add_exception_handler(Exception, of_bugs)

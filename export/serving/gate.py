@@ -66,6 +66,10 @@ class Gate:
                 self.metrics.latency.observe(time.monotonic() - began)
         except ApiError as error:
             await self._refuse(error, scope, receive, noted)
+        except Exception:  # a bug, which is answered outside of this middleware
+            status = status or 500
+            self.metrics.latency.observe(time.monotonic() - began)
+            raise
         finally:
             self.metrics.requests.labels(status or "none").inc()
             log.info("%s %s, %.2f s", TRANSCRIPTIONS, status or "no answer", time.monotonic() - began)

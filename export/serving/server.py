@@ -20,6 +20,7 @@ from export.edge.recognizer import AUTO
 from export.serving.app import build
 from export.serving.options import ServerOptions
 from workbench.core.errors import UserError, did_you_mean
+from workbench.core.machine.host import usable_cpus
 
 LAST_SECONDS = 2  # after which connections are cut when the server ends
 
@@ -34,7 +35,7 @@ def serve(bundle: Path, options: ServerOptions, host: str, port: int) -> None:
         timeout_graceful_shutdown=LAST_SECONDS,
     )  # fmt: skip
     try:
-        run(_Server(config, app))
+        run(_Server(config, app, options))
     except KeyboardInterrupt:
         pass  # the usual way to end it
     finally:
@@ -46,7 +47,7 @@ def serve(bundle: Path, options: ServerOptions, host: str, port: int) -> None:
 
 def open_recognizers(bundle: Path, options: ServerOptions) -> list[Recognizer]:
     """One recognizer for each worker, warmed up: a graph's first run is slow. Raises UserError."""
-    threads = options.threads or max(1, (os.cpu_count() or 1) // options.workers)
+    threads = options.threads or max(1, usable_cpus() // options.workers)
     try:
         manifest = read_manifest(bundle)
         precision = options.precision or manifest.precisions[-1]
@@ -77,8 +78,9 @@ def run(server: _Server) -> None:
 class _Server(uvicorn.Server):
     """Says when it is ready, and closes the pool as soon as it is asked to end."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, options: ServerOptions) -> None:
         super().__init__(config)
+        self.access = "key required" if options.api_key else "no key required"
         self.pool = app.state.pool
         self.loop: asyncio.AbstractEventLoop | None = None
 
@@ -88,7 +90,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-            sys.stderr.write(f"serving on http://{host}:{self.config.port}/v1; end it with Ctrl-C\n")
+            sys.stderr.write(f"serving on http://{host}:{self.config.port}/v1, {self.access}; end it with Ctrl-C\n")
             sys.stderr.flush()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -12,6 +12,9 @@ import httpx
 import numpy as np
 import pytest
 
+from export.edge import Recognizer
+from export.serving.options import ServerOptions
+from export.serving.server import open_recognizers
 from tests.serving.conftest import free_port, wav_bytes
 from workbench.audio.decode import write_flac
 from workbench.cli import app as cli
@@ -42,6 +45,7 @@ def process(bundle, *options, code=None):
                     break
             assert lines, "it said nothing"
             assert f"http://127.0.0.1:{port}/v1" in lines[-1], lines
+            server.said = lines[-1]
             yield server, f"http://127.0.0.1:{port}"
         finally:
             server.kill()
@@ -103,11 +107,10 @@ def run(monkeypatch, capsys, *words):
 
 def test_what_keeps_it_from_starting_is_a_line(exported, monkeypatch, capsys):
     monkeypatch.setattr("export.serving.server.run", lambda _: pytest.fail("it serves"))
-    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     monkeypatch.setenv("EMPTY_KEY", " ")
     for words, said in (
-        (["--api-key", "NO_SUCH_KEY"], "no such environment variable"),
-        (["--api-key", "EMPTY_KEY"], "no such environment variable, or it is empty"),
+        (["--api-key", "sk-secret"], "--api-key: no such environment variable"),
+        (["--api-key", "EMPTY_KEY"], "--api-key: the environment variable is empty"),
         (["--precision", "int9"], "did you mean 'int8'?"),
         (["--language", "xx"], "known: auto, en, es"),
         (["--workers", "0"], "'--workers'"),
@@ -117,6 +120,7 @@ def test_what_keeps_it_from_starting_is_a_line(exported, monkeypatch, capsys):
         assert status == 2
         assert re.search(r"^error: |^Error: ", error, re.MULTILINE | re.IGNORECASE)
         assert said in " ".join(error.replace("│", " ").split())
+        assert "sk-secret" not in error
 
 
 def test_missing_packages_are_named(exported):
@@ -132,11 +136,44 @@ def test_the_key_comes_from_the_environment(exported, monkeypatch):
     for variables, words in (
         ({"WORKBENCH_API_KEY": "one", "OTHER": "two"}, []),
         ({"WORKBENCH_API_KEY": "one", "OTHER": "two"}, ["--api-key", "OTHER"]),
-        ({"WORKBENCH_API_KEY": ""}, []),
+        ({}, []),
     ):
+        monkeypatch.delenv("WORKBENCH_API_KEY", raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", ["workbench", "serve", str(exported), "--port", str(free_port()), *words])
         with pytest.raises(SystemExit, match="0"):
             cli.main()
     assert started == ["one", "two", ""]
+
+
+@pytest.mark.parametrize("value", ["", " ", "\n"])
+def test_a_key_that_is_set_but_blank_does_not_open_the_server(exported, monkeypatch, capsys, value):
+    monkeypatch.setattr("export.serving.server.serve", lambda *_: pytest.fail("it serves"))
+    monkeypatch.setenv("WORKBENCH_API_KEY", value)
+    status, error = run(monkeypatch, capsys, exported, "--port", free_port())
+    assert status == 2
+    assert error == "error: WORKBENCH_API_KEY is empty; set it to the key; unset it to ask for none\n"
+
+
+@pytest.mark.parametrize(("variables", "said"), [({"KEY": "one"}, "key required"), ({}, "no key required")])
+def test_the_first_line_says_whether_a_key_is_asked_for(exported, monkeypatch, variables, said):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with process(exported, *(["--api-key", "KEY"] if variables else [])) as (server, url):
+        assert server.said == f"serving on {url}/v1, {said}; end it with Ctrl-C\n"
+
+
+def test_threads_are_those_of_the_processors_that_it_may_use(exported, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
+    threads = []
+
+    class Noted(Recognizer):
+        def __init__(self, bundle, precision, number, **how):
+            threads.append(number)
+            super().__init__(bundle, precision, 1, **how)
+
+    monkeypatch.setattr("export.serving.server.Recognizer", Noted)
+    open_recognizers(exported, ServerOptions(workers=2, language="en"))
+    assert threads == [3, 3]

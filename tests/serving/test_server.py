@@ -225,7 +225,11 @@ def test_an_upload_that_does_not_end_loses_its_place(server, monkeypatch):
         head = "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n"
         connection.sendall((head + "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n").encode())
         until(lambda: server.app.state.pool.admitted == 1)
-        answer = connection.recv(9999).decode()
+        answer = ""
+        while more := connection.recv(9999).decode():  # head and body may come apart
+            answer += more
+            if "0.5 s" in answer:
+                break
     assert answer.startswith("HTTP/1.1 408 ")
     assert "0.5 s" in answer
     until(lambda: server.app.state.pool.admitted == 0)
@@ -244,26 +248,27 @@ def test_models_and_other_paths(server):
     assert "/v1/audio/transcriptions" in schema["paths"]
 
 
+def metric(client, name):
+    lines = httpx.get(client.url + "/metrics").text.splitlines()
+    return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + " ")), 0.0)
+
+
 def test_health_and_metrics(server, clips):
     health = httpx.get(server.url + "/health").json()
     assert health["status"] == "ok"
     assert (health["model"], health["precision"]) == ("tiny", "int8")
     assert health["queue"] == {"length": 0, "max": 16}
 
-    def metric(name):
-        lines = httpx.get(server.url + "/metrics").text.splitlines()
-        return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + " ")), 0.0)
-
     names = (
         'workbench_requests_total{status="200"}', 'workbench_requests_total{status="404"}',
         'workbench_errors_total{code="model_not_found"}', "workbench_audio_seconds_total", "workbench_request_seconds_count",
     )  # fmt: skip
-    before = {name: metric(name) for name in names}
+    before = {name: metric(server, name) for name in names}
     ask(server, clips[0].content)
     post(server, {"model": "other"})
-    grown = [metric(name) - before[name] for name in names]
+    grown = [metric(server, name) - before[name] for name in names]
     assert grown == pytest.approx([1, 1, 1, clips[0].seconds, 2], abs=0.01)
-    assert metric("workbench_queue_length") == 0
+    assert metric(server, "workbench_queue_length") == 0
 
 
 def test_a_key_is_asked_for(exported, clips):
@@ -367,6 +372,13 @@ def test_a_bug_is_an_error_in_openais_form_without_details(one_worker, monkeypat
     assert answer.status_code == 500
     assert "secret" not in answer.text
     assert answer.json()["error"]["type"] == "server_error"
+    until(lambda: metric(one_worker, 'workbench_requests_total{status="500"}') == 1)
+    assert metric(one_worker, 'workbench_requests_total{status="none"}') == 0
+    assert metric(one_worker, 'workbench_errors_total{code="internal_error"}') == 1
+    assert metric(one_worker, "workbench_request_seconds_count") == 1
+    (event,) = post(one_worker, {"model": "tiny", "stream": "true"}).text.split("\n\n")[:-1]
+    assert json.loads(event.removeprefix("data: "))["error"] == answer.json()["error"]
+    assert metric(one_worker, 'workbench_errors_total{code="internal_error"}') == 2
 
 
 def test_the_language_of_the_server_is_used(exported, clips, recognizer):

@@ -58,11 +58,14 @@ def serve(
     """Serve a bundle through OpenAI's transcription API, without torch."""
     import os
 
-    key = os.environ.get(api_key_variable or KEY_VARIABLE, "").strip()
-    if api_key_variable is not None and not key:
-        raise UserError(
-            f"--api-key {api_key_variable!r}: no such environment variable, or it is empty; set it to the key"
-        )
+    given = os.environ.get(api_key_variable or KEY_VARIABLE)
+    # the value of --api-key is not repeated in an error: it may be the key itself
+    if given is None and api_key_variable is not None:
+        raise UserError("--api-key: no such environment variable; expected the name of the one that holds the key")
+    key = (given or "").strip()
+    if given is not None and not key:  # a secret that failed to arrive must not open the server to everybody
+        where = KEY_VARIABLE if api_key_variable is None else "--api-key: the environment variable"
+        raise UserError(f"{where} is empty; set it to the key" + "; unset it to ask for none" * (not api_key_variable))
     check_address(host, port)
     try:
         from export.serving.options import ServerOptions
