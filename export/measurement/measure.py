@@ -19,7 +19,7 @@ from export.measurement.curves import curves_of_run
 from export.measurement.flops import read_sizes
 from export.measurement.latency import BenchmarkResult, System
 from export.measurement.robustness import check_robustness
-from export.measurement.rows import abridged_rows, graphs_of, system_row, total_ms
+from export.measurement.rows import abridged_rows, graphs_of, system_row
 from export.measurement.timing import time_on
 from export.verification.clients import has_graphs_of
 from workbench.core.atomic import recover
@@ -224,7 +224,7 @@ def _section(
         row["wer_difference"] = paired_difference(texts, *hypotheses, part.languages, unit="wer")
         row["cer_difference"] = paired_difference(texts, *hypotheses, part.languages, unit="cer")
         row["speedup"] = round(rows[0]["latency_ms"]["p50"] / row["latency_ms"]["p50"], 2)
-        ratios = [a / b for a, b in zip(total_ms(timed[0]), total_ms(found), strict=True)]
+        ratios = [a / b for a, b in zip(timed[0].total_ms, found.total_ms, strict=True)]
         row["speedup_per_clip_p50"] = round(float(np.median(ratios)), 2)
     return {
         "corpus": {

@@ -7,16 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from export.measurement.content import Curves, Loss, Section, SystemRow
+from export.measurement.content import LOSSES, Curves, Section, SystemRow
 from export.measurement.latency import STAGES
-from export.measurement.verdict import Interval, median_interval, total_ms
+from export.measurement.verdict import Interval, clip_latencies, median_interval
 from workbench.core.plots import FAINT, INK, legend_below, new_figure, plain_log_ticks, series_colour, series_marker
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LOSSES: tuple[Loss, ...] = ("loss", "task", "distillation", "matching")
 LONGEST_LABEL = 32
 MOST_CLIPS = 300  # in the plot of latency by length
 
@@ -41,7 +40,7 @@ def points_of(section: Section, named: Callable[[str], str] = lambda name: name)
     for row in section["systems"]:
         rate, bounds = (row["cer"], row["cer_ci"]) if unit == "cer" else (row["wer"], row["wer_ci"])
         interval = (bounds[0], bounds[1]) if bounds else None
-        spread = median_interval(total_ms(section, row["name"]))
+        spread = median_interval(clip_latencies(section, row["name"]))
         teacher = row["kind"] == "teacher"
         out.append(Point(label_of(named(row["name"])), teacher, rate, interval, row, row["latency_ms"]["p50"], spread))
     return out
@@ -141,7 +140,7 @@ def latency_by_length(section: Section, named: Callable[[str], str]) -> Figure:
     with new_figure() as (figure, (axes,)):
         everything: list[float] = []
         for number, system in enumerate(section["systems"]):
-            ms = [max(float(t), 1e-3) for t in total_ms(section, system["name"])[::every]]
+            ms = [max(float(t), 1e-3) for t in clip_latencies(section, system["name"])[::every]]
             everything += ms
             teacher = system["kind"] == "teacher"
             axes.plot(

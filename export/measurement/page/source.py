@@ -195,7 +195,7 @@ _system = fields(
     name=_written, kind=choice("teacher", "student"), precision=text, runtime=_written, parameters=_count, size_mb=_amount,
     substitutions=_count, deletions=_count, insertions=_count, loops=_count, latency_ms=fields(p50=_positive, p95=_positive),
     stages_ms=mapping(text, _amount), rtfx=_amount, load_ms=_amount, peak_rss_mb=_amount, speedup_=_positive, wer_difference_=_difference,
-    cer_difference_=_difference, by_language=mapping(text, fields(clips=_count, **_rates)), **_rates,
+    cer_difference_=_difference, by_language=mapping(text, fields(clips=_count, **_rates)), graphs_sha256_=mapping(_written, _written), **_rates,
 )  # fmt: skip
 _clip = fields(
     id=_written, seconds=_amount, language=text, reference=_written, hypotheses=mapping(_written, _written, 1),
