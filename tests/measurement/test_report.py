@@ -10,7 +10,15 @@ import pytest
 
 from export.measurement.page import Source, read_sources, write_page
 from export.measurement.page.errors import MOST_CLIPS, wrong_clips
-from export.measurement.page.plots import front
+from export.measurement.page.plots import (
+    LONGEST_LABEL,
+    front,
+    labels_of,
+    latency_by_length,
+    points_of,
+    stage_shares,
+    trade_offs,
+)
 from tests.browser import CHROMIUM, open_page
 from tests.conftest import ROOT
 from workbench.cli import app as cli
@@ -192,6 +200,27 @@ def test_runs_of_one_name_are_told_apart(run, tmp_path):
 def test_the_front_is_what_no_other_beats():
     points = [(3.0, 1.0), (1.0, 3.0), (2.0, 2.0), (2.5, 2.5), (4.0, 1.0)]
     assert front(points) == [1, 2, 0]
+
+
+def test_long_names_keep_what_tells_them_apart(report):
+    long = "whisper-small-to-tiny: whisper-small-to-tiny"
+    first, second = labels_of([f"{long} int8", f"{long} fp32"])
+    assert (first[-5:], second[-5:]) == (" int8", " fp32")
+    in_the_middle = labels_of([f"studies/{'a' * 20}{seed}: {'b' * 20} int8" for seed in (1, 2)])
+    assert [label[-4:] for label in in_the_middle] == [" (1)", " (2)"]
+    assert max(map(len, [first, second, *in_the_middle])) <= LONGEST_LABEL
+    assert labels_of(["int8", "fp32"]) == ["int8", "fp32"]
+    bars = stage_shares(report, lambda _: "the same").axes[0]
+    assert len({patch.get_y() for patch in bars.patches}) == len(report["systems"])  # not over each other
+
+
+def test_names_with_an_underscore_stand_in_the_legends(report):
+    for figure in (
+        trade_offs(points_of(report, lambda name: f"_{name}"), "wer")[0][0],
+        latency_by_length(report, lambda name: f"_{name}"),
+    ):
+        said = {text.get_text().strip() for text in figure.legends[0].get_texts()}
+        assert {f"_{system['name']}" for system in report["systems"]} <= said
 
 
 def cut(report, *path):
