@@ -88,8 +88,8 @@ def measure(
 
     def show(report: Report) -> None:
         folders = {open_manifest(bundle).name: bundle.resolve().parent for bundle in bundles}
-        known = {part.corpus: part.utterances for part in parts}
-        write_page([Source(output.resolve().name, report, folders, known)], output / "report.html")
+        # without recordings, which may be private: `workbench report` puts them in where that is wanted
+        write_page([Source(output.resolve().name, report, folders)], output / "report.html", audio_clips=0)
 
     _check_report(report_path)
     threads = threads or usable_cpus()
@@ -151,9 +151,12 @@ def _command(
 
 
 def _check_report(path: Path) -> None:
-    """Raise UserError if a file that is not our report would be overwritten."""
+    """Raise UserError if a file that is not our report would be overwritten; `workbench report` may have written the page alone."""
+    from export.measurement.page import is_page
+
     recover(path.parent)
-    if not path.exists() and not path.with_suffix(".html").exists():
+    page = path.with_suffix(".html")
+    if not path.exists() and (not page.exists() or is_page(page)):
         return
     found = read_json(path, "a report") if path.is_file() else None
     if not isinstance(found, dict) or not {"schema", "key", "systems"} <= found.keys():
