@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from export.measurement.content import Report
+from export.measurement.content import Report, SystemRow
 from export.measurement.verdict import (
     ACCEPTABLE,
     Student,
+    above_unusable,
     choose,
     compare,
     finding,
@@ -39,29 +40,39 @@ def conclude(run: str, report: Report) -> Conclusion:
     if choice.student is not None:
         kind, first = "ship", f"Ship {short(choice.student)}: {in_words(choice.student)}."
         lines += [f"Judged on {_clips(report)}.{' ' if choice.reason else ''}{choice.reason}"]
-    elif all(s.unusable for s in students):
-        rates = ", ".join(f"{short(s)} {s.row['cer'] if s.unit == 'cer' else s.row['wer']:.0f} %" for s in students)
-        kind, first = (
-            "none",
-            f"Ship none of these: more than half of what each writes is wrong ({students[0].unit.upper()} {rates}).",
-        )
-    elif all(s.finding == "worse" for s in students):
-        kind, first = "none", "Ship none of these in the teacher's place: each is worse than the teacher."
-    elif any(s.finding in ACCEPTABLE and not s.unusable for s in students):
-        kind, first = (
-            "none",
-            "Ship none of these: those that are no worse than the teacher are neither shown to be faster nor smaller.",
-        )
     else:
-        usable = " and right more often than wrong" if any(s.unusable for s in students) else ""
-        first = f"Ship none of these yet: none is shown to be no worse than the teacher{usable} on {_clips(report)}."
-        kind = "unsure"
+        kind, first = _nothing_to_ship(students, report)
     lines += [f"{short(s)}: {in_words(s)}." for s in students if s is not choice.student]
     shown = choice.student or max(students, key=lambda s: s.speedup)
     lines += _elsewhere(shown, report) + _loops(shown, report)
     if kind == "unsure":
         lines.append("More clips narrow an interval: measure on a larger test set before deciding.")
     return Conclusion(kind, first, lines, choice.student)
+
+
+def _nothing_to_ship(students: Sequence[Student], report: Report) -> tuple[str, str]:
+    """Kind and first sentence where no student can be shipped: `none` only if more clips would not help any of them."""
+    useless = above_unusable(students[0].unit)
+    if all(s.unusable for s in students):
+        rates = ", ".join(f"{short(s)} {s.row['cer'] if s.unit == 'cer' else s.row['wer']:.0f} %" for s in students)
+        return "none", f"Ship none of these: each is shown to be unusable, with a {useless} ({rates})."
+    no_gain = any(s.finding in ACCEPTABLE and not s.unusable for s in students)
+    if any(s.finding == "cannot be told" and not s.unusable for s in students):
+        if no_gain:
+            why = "those that are no worse than the teacher are neither shown to be faster nor smaller; of others it cannot be told whether they are worse"
+            return "unsure", f"Ship none of these yet: {why}."
+        besides = f" but the unusable ({useless})" if any(s.finding in ACCEPTABLE for s in students) else ""
+        return (
+            "unsure",
+            f"Ship none of these yet: none{besides} is shown to be no worse than the teacher on {_clips(report)}.",
+        )
+    if no_gain:
+        return (
+            "none",
+            "Ship none of these: those that are no worse than the teacher are neither shown to be faster nor smaller.",
+        )
+    unusable = f" or unusable ({useless})" if any(s.unusable for s in students) else ""
+    return "none", f"Ship none of these in the teacher's place: each is worse than the teacher{unusable}."
 
 
 def short(student: Student) -> str:
@@ -127,13 +138,27 @@ def incomparable(reports: Sequence[Report]) -> str:
     """Why runs cannot be compared with each other; empty where they can."""
     first = reports[0]
     for other in reports[1:]:
-        if other["systems"][0]["name"] != first["systems"][0]["name"]:
+        teachers = first["systems"][0], other["systems"][0]
+        if teachers[0]["name"] != teachers[1]["name"] or _graphs(teachers[0]) != _graphs(teachers[1]):
             return "their teachers differ"
         if not same_clips(first, other):
             return "they were measured on different clips"
         if (other["host"]["cpu"], other["threads"]) != (first["host"]["cpu"], first["threads"]):
             return "they were measured on different machines or with different numbers of threads"
+        if _wrote(first) != _wrote(other):
+            return "their teachers' transcripts or scores differ"
     return ""
+
+
+def _graphs(row: SystemRow) -> list[str]:
+    """Checksums of a system's graphs: two teachers may have one name."""
+    return sorted(row.get("graphs_sha256", {}).values())
+
+
+def _wrote(report: Report) -> tuple[list[str], float, float]:
+    """What the teacher wrote, and its error rates."""
+    teacher = report["systems"][0]
+    return [clip["hypotheses"][teacher["name"]] for clip in report["clips"]], teacher["wer"], teacher["cer"]
 
 
 def _of_run(student: Student) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict, get_args
 
 from export.edge.bundle.content import Corpus, Host, Measured
 
 SCHEMA = 3  # of report.json
 Loss = Literal["loss", "task", "distillation", "matching"]
+LOSSES: tuple[Loss, ...] = get_args(Loss)
 
 
 class Scores(TypedDict):

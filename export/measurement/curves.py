@@ -11,7 +11,6 @@ from workbench.core.errors import UserError
 from workbench.core.files import json_lines
 
 POINTS = 300  # per curve in the report; longer ones are averaged down
-LOSSES: tuple[Loss, ...] = ("loss", "task", "distillation", "matching")
 
 
 class _Step(TypedDict, total=False):

@@ -23,6 +23,11 @@ from workbench.evaluation.scoring import is_loop, normalize
 STAGES = ("decode", "detector", "features", "encoder", "first_token", "rest", "detokenize")
 
 
+def total_ms(stages_ms: Mapping[str, float]) -> float:
+    """Latency of a clip, from file to text: the sum of its stages."""
+    return sum(stages_ms.values())
+
+
 @dataclass(frozen=True)
 class System:
     """A bundle in one precision."""
@@ -51,6 +56,11 @@ class BenchmarkResult:
             self.looped[i] or is_loop(normalize(self.hypotheses[i], language), normalize(text, language))
             for i, (text, language) in references.items()
         )
+
+    @property
+    def total_ms(self) -> list[float]:
+        """Latency of each clip, from file to text."""
+        return [total_ms(stages) for stages in self.stages_ms]
 
     def part(self, clips: slice) -> BenchmarkResult:
         """The result on some of the clips; load time and memory are those of the whole run."""

@@ -19,7 +19,7 @@ from export.measurement.curves import curves_of_run
 from export.measurement.flops import read_sizes
 from export.measurement.latency import BenchmarkResult, System
 from export.measurement.robustness import check_robustness
-from export.measurement.rows import abridged_rows, graphs_of, system_row, total_ms
+from export.measurement.rows import abridged_rows, graphs_of, system_row
 from export.measurement.timing import time_on
 from export.verification.clients import has_graphs_of
 from workbench.core.atomic import recover
@@ -88,8 +88,8 @@ def measure(
 
     def show(report: Report) -> None:
         folders = {open_manifest(bundle).name: bundle.resolve().parent for bundle in bundles}
-        known = {part.corpus: part.utterances for part in parts}
-        write_page([Source(output.resolve().name, report, folders, known)], output / "report.html")
+        # without recordings, which may be private: `workbench report` puts them in where that is wanted
+        write_page([Source(output.resolve().name, report, folders)], output / "report.html", audio_clips=0)
 
     _check_report(report_path)
     threads = threads or usable_cpus()
@@ -157,9 +157,12 @@ def _command(
 
 
 def _check_report(path: Path) -> None:
-    """Raise UserError if a file that is not our report would be overwritten."""
+    """Raise UserError if a file that is not our report would be overwritten; `workbench report` may have written the page alone."""
+    from export.measurement.page import is_page
+
     recover(path.parent)
-    if not path.exists() and not path.with_suffix(".html").exists():
+    page = path.with_suffix(".html")
+    if not path.exists() and (not page.exists() or is_page(page)):
         return
     found = read_json(path, "a report") if path.is_file() else None
     if not isinstance(found, dict) or not {"schema", "key", "systems"} <= found.keys():
@@ -230,7 +233,7 @@ def _section(
         row["wer_difference"] = paired_difference(texts, *hypotheses, part.languages, unit="wer")
         row["cer_difference"] = paired_difference(texts, *hypotheses, part.languages, unit="cer")
         row["speedup"] = round(rows[0]["latency_ms"]["p50"] / row["latency_ms"]["p50"], 2)
-        ratios = [a / b for a, b in zip(total_ms(timed[0]), total_ms(found), strict=True)]
+        ratios = [a / b for a, b in zip(timed[0].total_ms, found.total_ms, strict=True)]
         row["speedup_per_clip_p50"] = round(float(np.median(ratios)), 2)
     return {
         "corpus": {

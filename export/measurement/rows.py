@@ -23,7 +23,7 @@ def system_row(system: System, found: BenchmarkResult, utterances: Sequence[Utte
     manifest = open_manifest(system.bundle)
     scores = cast("Scores", score_utterances(utterances, found.hypotheses).as_dict())
     raw = score_utterances(utterances, found.hypotheses, normalized=False)
-    totals = total_ms(found)
+    totals = found.total_ms
     loops = found.loops({i: (u.text, u.language) for i, u in enumerate(utterances)})
     config = read_sizes(system.bundle)
     return {
@@ -79,10 +79,6 @@ def clip_flops(config: Sizes, manifest: Manifest, seconds: float, tokens: int) -
     positions = min(int(50 * heard + 0.5), int(config["max_source_positions"]))
     steps = tokens + len(next(iter(content["tokens"]["prompts"].values())))
     return encoder_flops(config, positions) + sum(token_flops(config, positions, i) for i in range(steps))
-
-
-def total_ms(found: BenchmarkResult) -> list[float]:
-    return [sum(stages.values()) for stages in found.stages_ms]
 
 
 def scores_by_language(utterances: Sequence[Utterance], hypotheses: Sequence[str]) -> dict[str, LanguageScores]:

@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from export.edge.bundle.content import Difference
 from export.measurement.content import Section, SystemRow
+from export.measurement.evidence import Pair, with_enough_evidence
+from export.measurement.latency import total_ms
 from workbench.evaluation.scoring import FEWEST_CLIPS, RESAMPLES, paired_difference
 
-UNUSABLE = (
-    50.0  # percent of errors; a system whose whole interval lies above it recognises nothing, whatever its teacher does
-)
+UNUSABLE = 50.0  # percent of errors; a system whose whole interval lies above it is unusable, whatever its teacher does
 MARGIN = 0.5  # points of WER or CER by which a student may be worse and still counts as no worse
 Finding = Literal["better", "no worse", "worse within the margin", "worse", "cannot be told"]
 ACCEPTABLE: tuple[Finding, ...] = ("better", "no worse", "worse within the margin")
@@ -31,6 +31,7 @@ class Student:
     section: Section
     row: SystemRow
     difference: Difference  # of error rates, student minus teacher
+    differing: int | None  # clips that the difference rests on, where so few that its interval is counted; else None
     speedup_interval: Interval | None  # None with too few clips
 
     @property
@@ -45,7 +46,7 @@ class Student:
 
     @property
     def unusable(self) -> bool:
-        """Whether more than half of what it writes is shown to be wrong."""
+        """Whether its error rate is shown to be above 50 %."""
         interval = self.row["cer_ci"] if self.unit == "cer" else self.row["wer_ci"]
         return interval is not None and interval[0] > UNUSABLE
 
@@ -74,16 +75,22 @@ def students_of(run: str, section: Section) -> list[Student]:
     """Every student of a corpus's section, in the report's order."""
     teacher = section["systems"][0]
     out = []
+    unit = section["corpus"]["headline"]
     for row in section["systems"][1:]:
-        difference = row["cer_difference"] if section["corpus"]["headline"] == "cer" else row["wer_difference"]
+        reported = row["cer_difference"] if unit == "cer" else row["wer_difference"]
+        pairs = [
+            Pair(c["reference"], c["hypotheses"][row["name"]], c["hypotheses"][teacher["name"]], c["language"])
+            for c in section["clips"]
+        ]
+        difference, differing = with_enough_evidence(reported, pairs, unit)
         speed = speedup_interval(section, row["name"], teacher["name"])
-        out.append(Student(run, row["name"], section, row, difference, speed))
+        out.append(Student(run, row["name"], section, row, difference, differing, speed))
     return out
 
 
-def total_ms(section: Section, name: str) -> npt.NDArray[np.float64]:
+def clip_latencies(section: Section, name: str) -> npt.NDArray[np.float64]:
     """A system's latency on each clip, from file to text. [clips], ms"""
-    return np.array([sum(clip["stages_ms"][name].values()) for clip in section["clips"]])
+    return np.array([total_ms(clip["stages_ms"][name]) for clip in section["clips"]])
 
 
 def median_interval(values: npt.NDArray[np.float64]) -> Interval | None:
@@ -93,7 +100,7 @@ def median_interval(values: npt.NDArray[np.float64]) -> Interval | None:
 
 def speedup_interval(section: Section, name: str, teacher: str) -> Interval | None:
     """95 % bootstrap interval of the ratio of median latencies, teacher's to student's, over the same clips; None with too few."""
-    ours, theirs = total_ms(section, name), total_ms(section, teacher)
+    ours, theirs = clip_latencies(section, name), clip_latencies(section, teacher)
     if len(ours) < FEWEST_CLIPS:
         return None
     drawn = _drawn(len(ours))
@@ -118,12 +125,13 @@ def compare(a: Student, b: Student) -> Difference | None:
     """The difference of two students' error rates, a minus b, over the clips that both transcribed; None if those are not the same."""
     if not same_clips(a.section, b.section):
         return None
-    clips, others = a.section["clips"], b.section["clips"]
-    ours, theirs = [c["hypotheses"][a.name] for c in clips], [c["hypotheses"][b.name] for c in others]
-    found = paired_difference(
-        [c["reference"] for c in clips], ours, theirs, [c["language"] for c in clips], unit=a.unit
-    )
-    return {"points": found["points"], "ci": found["ci"]}
+    pairs = [
+        Pair(c["reference"], c["hypotheses"][a.name], d["hypotheses"][b.name], c["language"])
+        for c, d in zip(a.section["clips"], b.section["clips"], strict=True)
+    ]
+    references, ours, theirs, languages = (list(column) for column in zip(*pairs, strict=True))
+    found = paired_difference(references, ours, theirs, languages, unit=a.unit)
+    return with_enough_evidence({"points": found["points"], "ci": found["ci"]}, pairs, a.unit)[0]
 
 
 @dataclass(frozen=True)
@@ -149,8 +157,11 @@ def choose(students: Sequence[Student], named: Callable[[Student], str]) -> Choi
         return Choice(None, "")
     if len(fit) == 1:
         only = "It is the only one that is shown to be no worse than the teacher"
-        if any(s.finding in ACCEPTABLE for s in students if s is not fit[0]):
-            only += ", faster or smaller than it, and right more often than wrong"
+        others = [s for s in students if s.finding in ACCEPTABLE and s is not fit[0]]
+        if not all(gains(s) for s in others):
+            only += ", and faster or smaller than it"
+        if any(s.unusable for s in others):
+            only += f", and not shown to be unusable ({above_unusable(fit[0].unit)})"
         return Choice(fit[0], f"{only}." if len(students) > 1 else "")
     fastest = max(fit, key=lambda s: s.speedup)
     equal = [s for s in fit if s is fastest or _overlap(s.speedup_interval, fastest.speedup_interval)]
@@ -161,6 +172,11 @@ def choose(students: Sequence[Student], named: Callable[[Student], str]) -> Choi
             return Choice(student, f"{_equally_fast(student, equal, named)}, and it makes fewer errors.")
     smallest = min(equal, key=lambda s: (s.row["size_mb"], -s.speedup))
     return Choice(smallest, f"{_equally_fast(smallest, equal, named)}, and none of them is smaller.")
+
+
+def above_unusable(unit: str) -> str:
+    """What counts as unusable, in words."""
+    return f"{unit.upper()} above {UNUSABLE:g} %"
 
 
 def gains(student: Student) -> bool:
@@ -208,9 +224,13 @@ def times(ratio: float) -> str:
 
 def errors_in_words(student: Student) -> str:
     """The difference of error rates with its interval, and what it says."""
-    return (
+    said = (
         f"{rate_difference(student.difference, student.unit)}: {MEANINGS[student.finding].format(**_numbers(student))}"
     )
+    if student.differing is None:
+        return said
+    clips = student.section["corpus"]["clips"]
+    return f"{said} (it makes other numbers of errors on only {student.differing} of {clips} clips, too few for a bootstrap: the interval is Poisson's)"
 
 
 MEANINGS: dict[Finding, str] = {

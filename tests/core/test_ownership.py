@@ -12,6 +12,7 @@ from export.assembly.build import export_bundle
 from export.assembly.pack import pack
 from export.bundle.manifest import BUNDLE, open_manifest, record
 from export.measurement.measure import measure
+from export.measurement.page import write_page
 from export.quantization.int8 import DEFAULTS
 from export.search.search import export_for
 from workbench.cli.app import app
@@ -356,6 +357,12 @@ def test_a_report_of_others_is_not_replaced(exported, tmp_path):
         with pytest.raises(UserError, match="holds a report that `workbench measure` did not write"):
             measure([exported], str(exported), folder)
         assert (folder / name).read_text() == '{"quarter": 3}'
+
+
+def test_a_page_that_report_wrote_does_not_stand_in_the_way_of_measure(exported, tmp_path):
+    write_page([], tmp_path / "report.html")
+    with pytest.raises(UserError, match="absent"):  # the next thing that is looked at
+        measure([exported], str(exported), tmp_path, [str(tmp_path / "absent.jsonl")])
 
 
 def test_a_copy_beside_the_checkpoints_is_no_checkpoint(tmp_path):

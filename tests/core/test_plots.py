@@ -2,7 +2,17 @@
 
 import re
 
-from workbench.core.plots import DARK, LIGHT, as_svg, legend_below, new_figure, plain_log_ticks, series_colour
+from workbench.core.plots import (
+    DARK,
+    LIGHT,
+    as_svg,
+    legend_below,
+    legend_label,
+    new_figure,
+    plain_log_ticks,
+    series_colour,
+    series_marker,
+)
 
 
 def drawn(label="a", **how):
@@ -29,6 +39,17 @@ def test_labels_are_text_whatever_signs_are_in_them():
     svg = as_svg(drawn("$\\frac{</text><script>alert(1)</script>今"), "x")
     assert "<script" not in svg
     assert "$\\frac{&lt;/text&gt;&lt;script&gt;" in svg
+
+
+def test_a_name_that_begins_with_an_underscore_stands_in_the_legend():
+    assert "_mine</text>" in as_svg(drawn(legend_label("_mine")), "x")
+    assert legend_label("mine_") == "mine_"
+
+
+def test_no_two_of_many_series_look_alike_and_none_is_the_star():
+    looks = [(series_colour(i), series_marker(i)) for i in range(56)]
+    assert len(set(looks)) == 56
+    assert "*" not in {marker for _, marker in looks}
 
 
 def test_logarithmic_ticks_are_plain_numbers():

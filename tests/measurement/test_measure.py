@@ -54,6 +54,8 @@ def test_a_measurement_holds_the_promised_fields(bundle, exported, speech, tmp_p
     assert "<svg" in page
     assert "<script" not in page  # self-contained
     assert "learning curves" in page
+    assert "<audio" not in page  # recordings may be private
+    assert "this page was made without recordings; `workbench report` puts them in" in page
     assert "cannot be told" in page  # three clips
     assert "Ship none of these yet" in page
     assert report["command"].endswith(f"--corpus {manifest} --split test --threads 1 --repeats 1")

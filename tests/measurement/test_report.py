@@ -6,15 +6,26 @@ import re
 import shutil
 import sys
 
+import numpy as np
 import pytest
 
-from export.measurement.page import Source, read_sources, write_page
-from export.measurement.page.errors import MOST_CLIPS, wrong_clips
-from export.measurement.page.plots import front
+from export.measurement.page import Source, errors, is_page, read_sources, write_page
+from export.measurement.page.errors import MOST_CLIPS, AudioBudget, errors_html, errors_of, worst_first
+from export.measurement.page.plots import (
+    LONGEST_LABEL,
+    front,
+    labels_of,
+    latency_by_length,
+    points_of,
+    stage_shares,
+    trade_offs,
+)
 from tests.browser import CHROMIUM, open_page
 from tests.conftest import ROOT
 from workbench.cli import app as cli
 from workbench.core.errors import UserError
+from workbench.core.html_page import html_page
+from workbench.evaluation.scoring import clip_errors
 
 REPORT = ROOT / "docs" / "results" / "quickstart" / "report.json"
 EXAMPLE_RUN = ROOT / "docs" / "results" / "studies" / "example-run"
@@ -101,7 +112,7 @@ def test_what_comes_from_outside_is_text(report, run, tmp_path):
 
 
 def test_errors_are_worst_first_and_have_the_measured_audio(run, report, tmp_path):
-    wrong = wrong_clips(report, "quickstart fp32")
+    wrong = worst_first(errors_of(report, "quickstart fp32"))
     assert wrong[0].student - wrong[0].teacher == max(w.student - w.teacher for w in wrong)
     page = page_of([run], tmp_path, audio_clips=2)
     ids = re.findall(r'<div class="clip"><header><b>([^<]*)</b>', page)
@@ -109,9 +120,11 @@ def test_errors_are_worst_first_and_have_the_measured_audio(run, report, tmp_pat
     players = re.findall(r'<b>([^<]*)</b><span>[^<]*</span><audio[^>]*base64,([^"]*)"', page)
     assert [name for name, _ in players] == ids[:2]
     assert all(base64.b64decode(data).startswith(b"fLaC") for _, data in players)
-    assert "Only 2 have audio" in page
+    assert "Only 2 have audio: the page holds at most 2 clips and 6 MB of audio." in page
     assert '<i class="substitution" title="substitution">this</i>' in page
-    assert "<audio" not in page_of([run], tmp_path, audio_clips=0)
+    page = page_of([run], tmp_path, audio_clips=0)
+    assert "<audio" not in page
+    assert "Audio is left out: this page was made without recordings; `workbench report` puts them in" in page
 
 
 def test_audio_of_other_clips_than_the_measured_ones_is_not_shown(run, report, tmp_path):
@@ -121,6 +134,76 @@ def test_audio_of_other_clips_than_the_measured_ones_is_not_shown(run, report, t
     page = page_of([run], tmp_path)
     assert "<audio" not in page
     assert "are others than the measured ones" in page
+
+
+def errors_page(report, budget):
+    student = report["systems"][1]["name"]
+    return errors_html(Source("run", report, {}), report, student, {student: "fp32"}, budget)
+
+
+def test_a_page_that_is_full_says_so_and_not_that_recordings_are_missing(report):
+    page = errors_page(report, AudioBudget(20, 1, room=0))
+    assert "Audio is left out: the page holds at most 20 clips and 6 MB of audio.<" in page
+    assert "not on this machine" not in page
+
+
+def test_missing_and_broken_recordings_are_not_taken_for_a_full_page(report, monkeypatch):
+    found = Source("run", report, {}).clips(report)[0]
+    absent, broken = (one.clip["id"] for one in worst_first(errors_of(report, report["systems"][1]["name"]))[:2])
+    del found[absent]
+
+    def wave(utterance):
+        if utterance.id == broken:
+            raise UserError("x.wav: <not> audio")
+        return np.zeros(16000, np.float32)
+
+    monkeypatch.setattr(Source, "clips", lambda *_: (found, ""))
+    monkeypatch.setattr("workbench.corpus.Utterance.wave", wave)
+    page = errors_page(report, AudioBudget(100, 1))
+    assert "the page holds" not in page
+    assert "have audio: of 1 the recording is not on this machine, or not the measured one; of 1 the recording cannot be read (x.wav: &lt;not&gt; audio)." in page  # fmt: skip
+
+
+def test_what_a_corpus_without_errors_leaves_goes_to_the_next(report):
+    budget = AudioBudget(20, 2)
+    perfect = json.loads(json.dumps(report))
+    for clip in perfect["clips"]:
+        clip["hypotheses"] = dict.fromkeys(clip["hypotheses"], clip["reference"])
+    assert "It has no errors to show" in errors_page(perfect, budget)
+    assert budget.share() == 20
+
+
+def test_errors_of_a_section_are_computed_once(report, monkeypatch):
+    asked = []
+    monkeypatch.setattr(errors, "clip_errors", lambda *clip: asked.append(clip) or clip_errors(*clip))
+    errors_page(report, AudioBudget(0, 1))
+    assert len(asked) == 2 * len(report["clips"])
+
+
+def test_a_run_on_a_stream_and_without_validation_has_its_scores(run, tmp_path):
+    scores = {
+        "teacher": {"name": "whisper-base"},
+        "corpus": {"name": "hf:stream", "clips": None, "seconds": None},
+        "validation": None,
+        "seconds": {"teacher_pass": 12.0, "training": 30.0},
+        "steps": 70,
+        "host": json.loads((run / "report.json").read_text())["host"],
+    }
+    (run / "scores.json").write_text(json.dumps(scores))
+    page = page_of([run], tmp_path, audio_clips=0)
+    assert "no scores.json" not in page
+    assert "was trained from whisper-base on clips that were not counted (a stream) of hf:stream in 70 steps" in page
+    (run / "report.json").unlink()
+    assert "It was not validated in training." in page_of([run], tmp_path)
+
+
+def test_a_page_is_known_as_one(run, tmp_path):
+    page_of([run], tmp_path, audio_clips=0)
+    assert is_page(tmp_path / "page.html")
+    for text in ("", "<title>Report: mine</title>", html_page("Weights: run", "")):
+        (tmp_path / "other.html").write_text(text)
+        assert not is_page(tmp_path / "other.html")
+    assert not is_page(tmp_path / "absent.html")
 
 
 def test_a_page_holds_a_bounded_number_of_clips(run, report, tmp_path):
@@ -192,6 +275,27 @@ def test_runs_of_one_name_are_told_apart(run, tmp_path):
 def test_the_front_is_what_no_other_beats():
     points = [(3.0, 1.0), (1.0, 3.0), (2.0, 2.0), (2.5, 2.5), (4.0, 1.0)]
     assert front(points) == [1, 2, 0]
+
+
+def test_long_names_keep_what_tells_them_apart(report):
+    long = "whisper-small-to-tiny: whisper-small-to-tiny"
+    first, second = labels_of([f"{long} int8", f"{long} fp32"])
+    assert (first[-5:], second[-5:]) == (" int8", " fp32")
+    in_the_middle = labels_of([f"studies/{'a' * 20}{seed}: {'b' * 20} int8" for seed in (1, 2)])
+    assert [label[-4:] for label in in_the_middle] == [" (1)", " (2)"]
+    assert max(map(len, [first, second, *in_the_middle])) <= LONGEST_LABEL
+    assert labels_of(["int8", "fp32"]) == ["int8", "fp32"]
+    bars = stage_shares(report, lambda _: "the same").axes[0]
+    assert len({patch.get_y() for patch in bars.patches}) == len(report["systems"])  # not over each other
+
+
+def test_names_with_an_underscore_stand_in_the_legends(report):
+    for figure in (
+        trade_offs(points_of(report, lambda name: f"_{name}"), "wer")[0][0],
+        latency_by_length(report, lambda name: f"_{name}"),
+    ):
+        said = {text.get_text().strip() for text in figure.legends[0].get_texts()}
+        assert {f"_{system['name']}" for system in report["systems"]} <= said
 
 
 def cut(report, *path):

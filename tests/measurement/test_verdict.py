@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from export.measurement.conclusion import conclude, conclude_all, incomparable
-from export.measurement.verdict import finding, rate_difference, speedup_interval, students_of, times
+from export.measurement.verdict import compare, finding, rate_difference, speedup_interval, students_of, times
 from tests.conftest import ROOT
+from workbench.evaluation.scoring import clip_errors, paired_difference
 
 REPORT = ROOT / "docs" / "results" / "quickstart" / "report.json"
 
@@ -150,9 +152,103 @@ def test_a_student_that_recognises_nothing_is_not_shipped_however_bad_its_teache
     nonsense["systems"][1] |= {"wer": 120.0, "wer_ci": [110.0, 130.0]}
     conclusion = conclude("run", nonsense)
     assert conclusion.kind == "none"
-    assert conclusion.first == "Ship none of these: more than half of what each writes is wrong (WER fp32 120 %)."
+    assert conclusion.first == "Ship none of these: each is shown to be unusable, with a WER above 50 % (fp32 120 %)."
     nonsense["systems"][1] |= {"wer": 51.0, "wer_ci": [49.0, 53.0]}  # not shown to be as bad as that
     assert conclude("run", nonsense).kind == "ship"
+
+
+def test_no_student_is_said_to_be_right_more_often_than_wrong_where_that_is_not_shown(report):
+    usable, useless = report["systems"][1:]
+    usable |= {"wer": 55.0, "wer_ci": [48.0, 62.0], "wer_difference": {"points": -1.0, "ci": [-2.0, 0.1]}}
+    useless |= {"wer": 80.0, "wer_ci": [75.0, 85.0], "wer_difference": {"points": -1.0, "ci": [-2.0, 0.1]}}
+    conclusion = conclude("run", report)
+    assert conclusion.student.row["precision"] == "fp32"
+    assert conclusion.because[0].endswith(
+        "It is the only one that is shown to be no worse than the teacher, and not shown to be unusable (WER above 50 %)."
+    )
+    usable["wer_difference"] = {"points": -1.0, "ci": [-2.0, 0.6]}
+    assert conclude("run", report).first == (
+        "Ship none of these yet: none but the unusable (WER above 50 %) is shown to be no worse than the teacher on 119 clips of prompts-en."
+    )
+    usable["wer_difference"] = {"points": 2.0, "ci": [1.0, 3.0]}
+    conclusion = conclude("run", report)
+    assert (conclusion.kind, conclusion.first) == (
+        "none",
+        "Ship none of these in the teacher's place: each is worse than the teacher or unusable (WER above 50 %).",
+    )
+
+
+def few(report, clips, more=(), fewer=()):
+    """The report's first clips, on which one student writes what its teacher does, but for some words too many or a worse teacher."""
+    report["systems"], report["other_corpora"] = report["systems"][:2], []
+    report["clips"] = report["clips"][:clips]
+    report["corpus"]["clips"] = clips
+    teacher, student = (system["name"] for system in report["systems"])
+    for i, clip in enumerate(report["clips"]):
+        clip["hypotheses"] = dict.fromkeys((teacher, student), clip["reference"])
+        if i in more:
+            clip["hypotheses"][student] += " banana" * more[i]
+        if i in fewer:
+            clip["hypotheses"][teacher] += " banana"
+    columns = [[c["reference"] for c in report["clips"]], *([c["hypotheses"][n] for c in report["clips"]] for n in (student, teacher))]  # fmt: skip
+    report["systems"][1]["wer_difference"] = paired_difference(*columns)
+    words = sum(clip_errors(c["reference"], c["reference"], "en").length for c in report["clips"])
+    (found,) = students_of("run", report)
+    return found, words
+
+
+def test_equal_transcripts_of_few_words_do_not_show_that_a_student_is_no_worse(report):
+    found, words = few(report, 20)
+    assert words == 145
+    assert found.row["wer_difference"]["ci"] == [0.0, 0.0]  # the bootstrap's
+    assert found.difference["ci"] == pytest.approx([-369 / words, 369 / words], abs=0.002)
+    conclusion = conclude("run", report)
+    assert (conclusion.kind, conclusion.student) == ("unsure", None)
+    said = " ".join(conclusion.because)
+    assert "WER 0.00 points (-2.54 to +2.54): whether it is worse than the teacher by more than 0.5 points cannot be told from 20 clips" in said  # fmt: skip
+    assert "other numbers of errors on only 0 of 20 clips, too few for a bootstrap" in said
+
+
+def test_equal_transcripts_of_many_words_do(report):
+    report["clips"] = [clip | {"id": f"{clip['id']}-{i}"} for i in range(2) for clip in report["clips"]]
+    found, words = few(report, 238)
+    assert 369 / words < 0.5
+    assert found.finding == "no worse"
+    assert conclude("run", report).kind == "ship"
+
+
+def test_few_clips_that_differ_show_no_direction(report):
+    # 4 of 119 clips, all in the student's favour: the bootstrap's interval ends below 0, but of 16 such results one is chance
+    found, _ = few(report, 119, fewer=range(4))
+    assert found.row["wer_difference"]["ci"][1] < 0
+    assert found.finding == "cannot be told"
+    found, words = few(report, 119, more={0: 30})  # one clip that loops weighs as much as it may again
+    assert found.difference["ci"][1] == pytest.approx(100 * 5.57 * 30 / words, rel=0.01)
+    found, _ = few(report, 119, fewer=range(6))
+    assert (found.differing, found.finding) == (None, "better")
+
+
+def test_two_students_that_differ_on_few_clips_cannot_be_told_apart(report):
+    few(report, 119, fewer=range(4))
+    teacher, student = students_of("a", report)[0], students_of("b", report)[0]
+    teacher = replace(teacher, name=report["systems"][0]["name"])
+    low, high = compare(student, teacher)["ci"]
+    assert low < 0 < high
+
+
+def test_what_cannot_be_told_of_any_student_is_unsure(report):
+    first, second = report["systems"][1:]
+    first |= {"wer_difference": {"points": 0.0, "ci": [-0.2, 0.2]}, "size_mb": report["systems"][0]["size_mb"]}
+    for clip in report["clips"]:  # as fast as the teacher
+        clip["stages_ms"][first["name"]] = clip["stages_ms"][report["systems"][0]["name"]]
+    assert second["wer_difference"]["ci"][1] > 0.5  # 14.7 times as fast, undecided
+    conclusion = conclude("run", report)
+    assert conclusion.kind == "unsure"
+    assert "of others it cannot be told whether they are worse" in conclusion.first
+    assert any(line.startswith("More clips narrow an interval") for line in conclusion.because)
+    assert conclude_all([conclusion], [report]).kind == "unsure"
+    second["wer_difference"] = {"points": 2.0, "ci": [1.0, 3.0]}
+    assert conclude("run", report).kind == "none"
 
 
 def test_more_loops_than_the_teacher_are_said(report):
@@ -186,6 +282,15 @@ def rename(report, old, new):
 def test_runs_that_cannot_be_compared_are_not(report):
     for change, why in [
         (lambda r: rename(r, r["systems"][0]["name"], "other (teacher)"), "their teachers differ"),
+        (
+            lambda r: r["systems"][0]["graphs_sha256"].update({"onnx/encoder_model.onnx": "0" * 64}),
+            "their teachers differ",
+        ),
+        (
+            lambda r: r["clips"][0]["hypotheses"].update({r["systems"][0]["name"]: "Another."}),
+            "their teachers' transcripts or scores differ",
+        ),
+        (lambda r: r["systems"][0].update(wer=9.0), "their teachers' transcripts or scores differ"),
         (lambda r: r["clips"][0].update(reference="Another."), "different clips"),
         (lambda r: r["host"].update(cpu="another"), "different machines"),
         (lambda r: r.update(threads=7), "different machines or with different numbers of threads"),

@@ -30,7 +30,7 @@ DARK = {
     **{f"series-{i}": colour for i, colour in enumerate(("#58a6ff", "#f0883e", "#3fb950", "#bc8cff", "#f778ba", "#d4b106", "#39c5cf", "#c9c2bb"))},
     **{f"ordered-{i}": colour for i, colour in enumerate(("#79b8ff", "#5a97d0", "#a8a8a8", "#e0a37a", "#ff7b5c"))},
 }  # fmt: skip
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX"  # 7 and 8 colours: no two of 56 series look alike; the star is left for what they are compared with
 STYLE: Any = {  # matplotlib's settings; their type lists every name there is
     "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
     "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK, "axes.titlecolor": INK, "xtick.color": FAINT, "ytick.color": FAINT,
@@ -69,6 +69,11 @@ def series_colour(number: int) -> str:
 def series_marker(number: int) -> str:
     """Marker of a series: colours alone do not tell series apart for everybody, nor in print."""
     return MARKERS[number % len(MARKERS)]
+
+
+def legend_label(name: str) -> str:
+    """A name as a series' label: matplotlib leaves those that begin with an underscore out of legends."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int, title: str | None = None) -> None:

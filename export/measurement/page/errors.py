@@ -22,15 +22,16 @@ LONGEST_WORDS = 12  # of a piece that is inserted: a loop would fill the page
 
 @dataclass
 class AudioBudget:
-    """How much audio a page may still hold, and for how many more corpora, which share it evenly."""
+    """How much audio a page may hold, and for how many more corpora, which share it evenly."""
 
-    clips: int
+    most: int  # clips in the whole page
     corpora: int
-    room: int = MOST_AUDIO_BYTES  # bytes
+    room: int = MOST_AUDIO_BYTES  # bytes that are left
+    spent: int = 0  # clips
 
     def share(self) -> int:
-        """Clips for the next corpus."""
-        mine = -(-self.clips // max(self.corpora, 1))
+        """Clips for the next corpus; to be asked for each, so that what one leaves goes to those after it."""
+        mine = -(-(self.most - self.spent) // max(self.corpora, 1))
         self.corpora -= 1
         return mine
 
@@ -39,13 +40,13 @@ class AudioBudget:
         if len(flac) > self.room:
             return False
         self.room -= len(flac)
-        self.clips -= 1
+        self.spent += 1
         return True
 
 
 @dataclass(frozen=True)
-class WrongClip:
-    """A clip that the student has errors on."""
+class ClipErrors:
+    """How wrong a clip's transcripts are."""
 
     clip: Clip
     student: int  # errors of the student that is looked at
@@ -53,8 +54,8 @@ class WrongClip:
     length: int  # words or characters of the reference
 
 
-def wrong_clips(section: Section, student: str) -> list[WrongClip]:
-    """Clips on which a student has errors: those first where it has most more than the teacher, then by its errors."""
+def errors_of(section: Section, student: str) -> list[ClipErrors]:
+    """Errors of a student and its teacher on every clip, in the report's order."""
     teacher, unit = section["systems"][0]["name"], section["corpus"]["headline"]
     out = []
     for clip in section["clips"]:
@@ -62,39 +63,37 @@ def wrong_clips(section: Section, student: str) -> list[WrongClip]:
             clip_errors(clip["reference"], clip["hypotheses"][name], clip["language"], unit)
             for name in (student, teacher)
         )
-        if ours.total:
-            out.append(WrongClip(clip, ours.total, theirs.total, ours.length))
-    return sorted(out, key=lambda w: (w.teacher - w.student, -w.student, w.clip["id"]))
+        out.append(ClipErrors(clip, ours.total, theirs.total, ours.length))
+    return out
 
 
-def counted(section: Section, student: str) -> str:
+def worst_first(clips: Sequence[ClipErrors]) -> list[ClipErrors]:
+    """Clips on which the student has errors: those first where it has most more than the teacher, then by its errors."""
+    wrong = [one for one in clips if one.student]
+    return sorted(wrong, key=lambda w: (w.teacher - w.student, -w.student, w.clip["id"]))
+
+
+def counted(clips: Sequence[ClipErrors]) -> str:
     """On how many clips a student has more, fewer and as many errors as its teacher, in words."""
-    teacher, unit = section["systems"][0]["name"], section["corpus"]["headline"]
-    more = fewer = 0
-    for clip in section["clips"]:
-        ours, theirs = (
-            clip_errors(clip["reference"], clip["hypotheses"][name], clip["language"], unit).total
-            for name in (student, teacher)
-        )
-        more, fewer = more + (ours > theirs), fewer + (ours < theirs)
-    same = len(section["clips"]) - more - fewer
-    return f"more errors than the teacher on {more} clips, fewer on {fewer}, as many on {same}"
+    more, fewer = sum(c.student > c.teacher for c in clips), sum(c.student < c.teacher for c in clips)
+    return f"more errors than the teacher on {more} clips, fewer on {fewer}, as many on {len(clips) - more - fewer}"
 
 
 def errors_html(source: Source, section: Section, student: str, named: dict[str, str], budget: AudioBudget) -> str:
     """The errors of one corpus. `student` is the system that decides the order, `named` has a short name of each system to show."""
-    wrong = wrong_clips(section, student)
-    said = f"{named[student]} has {counted(section, student)}."
+    share = budget.share()
+    clips = errors_of(section, student)
+    wrong = worst_first(clips)
+    said = f"{named[student]} has {counted(clips)}."
     if not wrong:
         return f"<p>{html.escape(said)} It has no errors to show.</p>"
-    share = budget.share()
     sounds, why = _sounds(source, section, [one.clip["id"] for one in wrong[:MOST_CLIPS]], share, budget)
     rows = [_clip(one, section, named, sounds.get(one.clip["id"], "")) for one in wrong[:MOST_CLIPS]]
     some = len(wrong) > len(rows)
     shown = f"The {len(rows)} worst of {len(wrong)} clips with errors" if some else f"All {len(rows)} clips with errors"
     note = f"{said} {shown}, most errors beyond the teacher's first; every transcript is in report.json."
     if sounds and len(sounds) < len(rows):
-        note += f" Only {len(sounds)} have audio, so that the page stays small."
+        note += f" Only {len(sounds)} have audio: {why}."
     folded = (
         f"<details><summary>{len(rows) - OPEN_CLIPS} more clips</summary>{''.join(rows[OPEN_CLIPS:])}</details>"
         if len(rows) > OPEN_CLIPS
@@ -107,23 +106,40 @@ def errors_html(source: Source, section: Section, student: str, named: dict[str,
 def _sounds(
     source: Source, section: Section, ids: Sequence[str], share: int, budget: AudioBudget
 ) -> tuple[dict[str, str], str]:
-    """Players of the first of some clips, by id, and why there is none if there is none."""
+    """Players of the first of some clips, by id, and why the others have none."""
+    if not budget.most:
+        return {}, "this page was made without recordings; `workbench report` puts them in (--audio 20)"
+    limit = f"the page holds at most {budget.most} clips and {MOST_AUDIO_BYTES / 1e6:g} MB of audio"
     if not share:
-        return {}, "the page was made without, or already holds as much as it may"
+        return {}, limit
     utterances, why = source.clips(section)
+    if not utterances:
+        return {}, why
     out: dict[str, str] = {}
+    full, absent = False, 0
+    broken: list[str] = []
     for name in ids:
         if len(out) == share:
+            full = True
             break
-        if name in utterances:
-            try:
-                flac = flac_bytes(utterances[name].wave())
-            except UserError as error:
-                why = first_line(error)
-                continue
-            if budget.spend(flac):
-                out[name] = player(flac)
-    return out, why or "no recording of these clips is here"
+        if name not in utterances:
+            absent += 1
+            continue
+        try:
+            flac = flac_bytes(utterances[name].wave())
+        except UserError as error:
+            broken.append(first_line(error))
+            continue
+        if budget.spend(flac):
+            out[name] = player(flac)
+        else:
+            full = True
+    reasons = [limit] if full else []
+    if absent:
+        reasons.append(f"of {absent} the recording is not on this machine, or not the measured one")
+    if broken:
+        reasons.append(f"of {len(broken)} the recording cannot be read ({broken[0]})")
+    return out, "; ".join(reasons)
 
 
 _KEY = (
@@ -132,7 +148,7 @@ _KEY = (
 )
 
 
-def _clip(one: WrongClip, section: Section, named: dict[str, str], sound: str) -> str:
+def _clip(one: ClipErrors, section: Section, named: dict[str, str], sound: str) -> str:
     """A clip's box."""
     clip = one.clip
     names = list(named)

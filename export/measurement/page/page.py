@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from export.edge.bundle.content import Host
 from export.measurement.conclusion import Conclusion, conclude, conclude_all, incomparable
@@ -23,6 +23,7 @@ from workbench.core.plots import as_svg
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TITLE = "Report: "  # begins every page's title
 AUDIO_CLIPS = 20  # in a page, by default
 BASIS = (
     f"“No worse” means that the whole 95 % interval lies below +{MARGIN:g} points. Intervals are bootstrap intervals over clips, paired where two systems are "
@@ -53,7 +54,16 @@ def write_page(sources: Sequence[Source], path: Path, audio_clips: int = AUDIO_C
         parts += ["<h2>Sounds without speech</h2>", *_per_run(measured, _unspoken)]
     parts += ["<h2>Training</h2>", *(part for source in sources for part in _training(source))]
     parts += ["<h2>How it was made</h2>", *(part for source in sources for part in _origin(source))]
-    write_text(path, html_page(f"Report: {names}", "\n".join(parts)))
+    write_text(path, html_page(f"{TITLE}{names}", "\n".join(parts)))
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page of `write_page`: it begins as each of them does."""
+    begins = html_page(TITLE, "").partition(TITLE)[0] + TITLE
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(begins.encode())) == begins.encode()
 
 
 def _verdicts(sources: Sequence[Source], reports: Sequence[Report], conclusions: Sequence[Conclusion]) -> list[str]:
@@ -86,7 +96,12 @@ def _verdict(conclusion: Conclusion) -> str:
 def _validation(source: Source) -> str:
     """The validation scores of a run that was not measured."""
     found = [scores["validation"] for folder in source.folders.values() if (scores := scores_of(folder))]
-    return "".join(f" After training: validation WER {v['wer']:.2f} %, CER {v['cer']:.2f} %." for v in found)
+    return "".join(
+        f" After training: validation WER {v['wer']:.2f} %, CER {v['cer']:.2f} %."
+        if v
+        else " It was not validated in training."
+        for v in found
+    )
 
 
 def _results(measured: Sequence[tuple[Source, Report]], conclusions: Sequence[Conclusion]) -> list[str]:
@@ -270,12 +285,19 @@ def _origin(source: Source) -> list[str]:
             out.append(_missing(f"Training of {name}: there is no scores.json of `workbench distill` beside it"))
             continue
         out.append(
-            f"<p>{html.escape(name)} was trained from {html.escape(scores['teacher']['name'])} on {scores['corpus']['clips']} clips "
-            f"({scores['corpus']['seconds']:.0f} s) of {html.escape(scores['corpus']['name'])} in {scores['steps']} steps, "
+            f"<p>{html.escape(name)} was trained from {html.escape(scores['teacher']['name'])} on {_clips_of(scores['corpus'])} "
+            f"of {html.escape(scores['corpus']['name'])} in {scores['steps']} steps, "
             f"{scores['seconds']['training']:.0f} s after {scores['seconds']['teacher_pass']:.0f} s of the teacher's pass, on {html.escape(_host(scores['host']))}.</p>"
             "<p><code>workbench distill recipe.yaml</code>, with the recipe in the run's folder</p>"
         )
     return out
+
+
+def _clips_of(corpus: Mapping[str, Any]) -> str:
+    """How many clips a run was trained on."""
+    if corpus["clips"] is None or corpus["seconds"] is None:
+        return "clips that were not counted (a stream)"
+    return f"{corpus['clips']} clips ({corpus['seconds']:.0f} s)"
 
 
 def _host(host: Host) -> str:

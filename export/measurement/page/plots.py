@@ -7,16 +7,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from export.measurement.content import Curves, Loss, Section, SystemRow
+from export.measurement.content import LOSSES, Curves, Section, SystemRow
 from export.measurement.latency import STAGES
-from export.measurement.verdict import Interval, median_interval, total_ms
-from workbench.core.plots import FAINT, INK, legend_below, new_figure, plain_log_ticks, series_colour, series_marker
+from export.measurement.verdict import Interval, clip_latencies, median_interval
+from workbench.core.plots import (
+    FAINT,
+    INK,
+    legend_below,
+    legend_label,
+    new_figure,
+    plain_log_ticks,
+    series_colour,
+    series_marker,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LOSSES: tuple[Loss, ...] = ("loss", "task", "distillation", "matching")
 LONGEST_LABEL = 32
 MOST_CLIPS = 300  # in the plot of latency by length
 
@@ -41,15 +49,26 @@ def points_of(section: Section, named: Callable[[str], str] = lambda name: name)
     for row in section["systems"]:
         rate, bounds = (row["cer"], row["cer_ci"]) if unit == "cer" else (row["wer"], row["wer_ci"])
         interval = (bounds[0], bounds[1]) if bounds else None
-        spread = median_interval(total_ms(section, row["name"]))
+        spread = median_interval(clip_latencies(section, row["name"]))
         teacher = row["kind"] == "teacher"
-        out.append(Point(label_of(named(row["name"])), teacher, rate, interval, row, row["latency_ms"]["p50"], spread))
+        out.append(Point(named(row["name"]), teacher, rate, interval, row, row["latency_ms"]["p50"], spread))
     return out
 
 
-def label_of(name: str) -> str:
-    """A name as it stands in a plot, which has room for so much."""
-    return name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…"
+def labels_of(names: Sequence[str]) -> list[str]:
+    """Names as they stand in a plot, which has room for so much: cut in the middle, as they end in the precision, and numbered where equal then."""
+    cut = [_cut(name, LONGEST_LABEL) for name in names]
+    return [
+        f"{_cut(name, LONGEST_LABEL - 5)} ({cut[: i + 1].count(label)})" if cut.count(label) > 1 else label
+        for i, (name, label) in enumerate(zip(names, cut, strict=True))
+    ]
+
+
+def _cut(name: str, longest: int) -> str:
+    if len(name) <= longest:
+        return name
+    end = (longest - 1) // 2
+    return f"{name[: longest - 1 - end]}…{name[-end:]}"
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -90,7 +109,8 @@ def _trade_off(
             linestyle=":",
             label="Pareto front",
         )
-        for number, (point, (x, y)) in enumerate(zip(points, places, strict=True)):
+        labels = labels_of([point.name for point in points])
+        for number, (point, name, (x, y)) in enumerate(zip(points, labels, places, strict=True)):
             how: dict[str, Any] = {
                 "color": INK if point.teacher else series_colour(number - 1),
                 "marker": "*" if point.teacher else series_marker(number - 1),
@@ -100,7 +120,7 @@ def _trade_off(
             axes.errorbar(
                 [x], [y], _bars(y, point.rate_interval), _bars(x, spread(point)), capsize=2.5, elinewidth=1, **how
             )
-            axes.plot([x], [y], label=point.name, **how)  # alone in the legend, without its bars
+            axes.plot([x], [y], label=legend_label(name), **how)  # alone in the legend, without its bars
         values = [v for (x, _), p in zip(places, points, strict=True) for v in (x, *(spread(p) or ()))]
         axes.set_xscale("log")
         axes.set_xlim(min(values) / 1.25, max(values) * 1.25)
@@ -120,13 +140,16 @@ def stage_shares(section: Section, named: Callable[[str], str]) -> Figure:
     """Where each system's time goes: a bar of shares, with the sum of the stages' medians."""
     systems = section["systems"]
     with new_figure(height=1.5 + 0.32 * len(systems)) as (figure, (axes,)):
-        labels = [f"{label_of(named(s['name']))}, {sum(s['stages_ms'].values()):.0f} ms" for s in systems]
+        names = labels_of([named(s["name"]) for s in systems])
+        labels = [f"{name}, {sum(s['stages_ms'].values()):.0f} ms" for name, s in zip(names, systems, strict=True)]
+        places = range(len(systems))  # labels as places would lay bars of equal ones over each other
         left = [0.0] * len(systems)
         known = [stage for stage in STAGES if all(stage in s["stages_ms"] for s in systems)]
         for number, stage in enumerate(known):
             share = [100 * s["stages_ms"][stage] / (sum(s["stages_ms"].values()) or 1.0) for s in systems]
-            axes.barh(labels, share, left=left, color=series_colour(number), label=stage.replace("_", " "), height=0.6)
+            axes.barh(places, share, left=left, color=series_colour(number), label=stage.replace("_", " "), height=0.6)
             left = [a + b for a, b in zip(left, share, strict=True)]
+        axes.set_yticks(places, labels)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set(xlabel="share of the time, %", xlim=(0, 100))
@@ -140,12 +163,13 @@ def latency_by_length(section: Section, named: Callable[[str], str]) -> Figure:
     seconds = [clip["seconds"] for clip in section["clips"]][::every]
     with new_figure() as (figure, (axes,)):
         everything: list[float] = []
-        for number, system in enumerate(section["systems"]):
-            ms = [max(float(t), 1e-3) for t in total_ms(section, system["name"])[::every]]
+        labels = labels_of([named(system["name"]) for system in section["systems"]])
+        for number, (system, name) in enumerate(zip(section["systems"], labels, strict=True)):
+            ms = [max(float(t), 1e-3) for t in clip_latencies(section, system["name"])[::every]]
             everything += ms
             teacher = system["kind"] == "teacher"
             axes.plot(
-                seconds, ms, linestyle="none", markersize=3, alpha=0.7, label=label_of(named(system["name"])),
+                seconds, ms, linestyle="none", markersize=3, alpha=0.7, label=legend_label(name),
                 color=INK if teacher else series_colour(number - 1), marker="*" if teacher else series_marker(number - 1),
             )  # fmt: skip
         axes.set_yscale("log")
@@ -201,7 +225,7 @@ def _mark_stages(axes: Axes, curves: Curves) -> None:
         axes.axvline(curves["steps"][i - 1], color=FAINT, linestyle=":", linewidth=1)
     for i in [0, *ends]:
         axes.annotate(
-            label_of(stages[i]),
+            _cut(stages[i], LONGEST_LABEL),
             (curves["steps"][i - 1] if i else curves["steps"][0], 1.01),
             xycoords=("data", "axes fraction"),
             fontsize=8,

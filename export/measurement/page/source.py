@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,9 +27,6 @@ class Source:
     name: str
     report: Report | None  # None where the run was not measured
     folders: Mapping[str, Path]  # by name of the student, the folder of the run that it comes from
-    known: Mapping[str, Sequence[Utterance]] = field(
-        default_factory=dict
-    )  # by corpus, clips that need not be looked for
 
     def curves(self) -> dict[str, Curves]:
         """Learning curves by name of the student: those that the report holds, or else its run's folder; raises UserError for a broken log."""
@@ -43,7 +40,7 @@ class Source:
         """A section's clips by id, those whose recording is on this machine; and why they are left out if none is."""
         corpus = section["corpus"]
         try:
-            utterances = self.known.get(corpus["name"]) or _opened(corpus["name"], corpus["split"])
+            utterances = _opened(corpus["name"], corpus["split"])
         except (UserError, OSError) as error:
             return {}, first_line(error)
         by_id = {u.id: u for u in utterances}
@@ -195,7 +192,7 @@ _system = fields(
     name=_written, kind=choice("teacher", "student"), precision=text, runtime=_written, parameters=_count, size_mb=_amount,
     substitutions=_count, deletions=_count, insertions=_count, loops=_count, latency_ms=fields(p50=_positive, p95=_positive),
     stages_ms=mapping(text, _amount), rtfx=_amount, load_ms=_amount, peak_rss_mb=_amount, speedup_=_positive, wer_difference_=_difference,
-    cer_difference_=_difference, by_language=mapping(text, fields(clips=_count, **_rates)), **_rates,
+    cer_difference_=_difference, by_language=mapping(text, fields(clips=_count, **_rates)), graphs_sha256_=mapping(_written, _written), **_rates,
 )  # fmt: skip
 _clip = fields(
     id=_written, seconds=_amount, language=text, reference=_written, hypotheses=mapping(_written, _written, 1),
@@ -231,6 +228,7 @@ _REPORT = fields(
     training_=mapping(_written, _curves), command_=_written, key_=_written, **_section,
 )  # fmt: skip
 _SCORES = fields(
-    teacher=fields(name=_written), corpus=fields(name=_written, clips=_count, seconds=_amount), steps=_count, host=_host,
-    seconds=fields(training=_amount, teacher_pass=_amount), validation=fields(wer=_amount, cer=_amount),
+    # a stream's clips are not counted, and a run may end without a validation
+    teacher=fields(name=_written), corpus=fields(name=_written, clips=_maybe(_count), seconds=_maybe(_amount)), steps=_count, host=_host,
+    seconds=fields(training=_amount, teacher_pass=_amount), validation=_maybe(fields(wer=_amount, cer=_amount)),
 )  # fmt: skip
