@@ -28,7 +28,9 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def quickstart(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.", **FOLDER)] = Path("runs/quickstart"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.", **FOLDER)] = Path(
+        "runs/quickstart"
+    ),
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, as for distill: for example corpus=my/manifest.jsonl")
     ] = None,
