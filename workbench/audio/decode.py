@@ -56,6 +56,7 @@ def decode(source: Path | bytes | mmap, name: str = "", longest: float = LONGEST
     if not len(wave):
         raise UserError(f"{label}: decodes to no samples; the recording is empty or cut off at its header")
     if power < CANCELLED * float(powers.max()):
+        del wave  # before the next one takes memory
         wave, _, _ = _mixed(source, label, longest, channel=int(powers.argmax()))
     return wave
 
