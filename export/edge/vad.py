@@ -51,7 +51,7 @@ class VoiceActivityDetector:
 
     def __call__(self, wave: Wave) -> npt.NDArray[np.float32]:
         """Probabilities of the frames of a wave, the last one filled up with silence. [samples] -> [frames]"""
-        frames = np.pad(wave, (0, -len(wave) % FRAME)).astype(np.float32).reshape(-1, FRAME)
+        frames = np.pad(wave, (0, -len(wave) % FRAME)).astype(np.float32, copy=False).reshape(-1, FRAME)
         found = [np.zeros(0, np.float32)]
         for i in range(0, len(frames), BLOCK):
             block = frames[i : i + BLOCK]

@@ -21,6 +21,7 @@ from export.serving.answer import answer, delta_event, done_event, event
 from export.serving.audio import read_recording
 from export.serving.errors import STATUS_CODES, ApiError, bad_value
 from export.serving.gate import TRANSCRIPTIONS, Gate
+from export.serving.memory import Place
 from export.serving.metrics import Metrics
 from export.serving.options import ServerOptions
 from export.serving.pool import Pool
@@ -43,7 +44,7 @@ def build(recognizers: Sequence[Recognizer], options: ServerOptions) -> FastAPI:
     one = recognizers[0]
     names = (one.manifest.name, *options.aliases)
     created = int((one.manifest.folder / "bundle.json").stat().st_mtime)
-    pool = Pool(recognizers, options.max_queue)
+    pool = Pool(recognizers, options.max_queue, options.max_seconds)
     metrics = Metrics(pool)
     # no interactive pages: they load scripts from the network
     app = FastAPI(
@@ -71,18 +72,20 @@ def build(recognizers: Sequence[Recognizer], options: ServerOptions) -> FastAPI:
             one, options, language=language, prompt=prompt, response_format=response_format, temperature=temperature,
             stream=stream, chunking_strategy=chunking_strategy, granularities=granularities or (),
         )  # fmt: skip
-        wave = await pool.decode(read_recording, await file.read(), file.filename or "", options.max_seconds)
-        seconds = len(wave) / SAMPLE_RATE
-        found = transcribe(pool, wave, asked, options.beams)
-        if asked.stream:
-            return StreamingResponse(
-                _events(found, seconds, metrics), media_type="text/event-stream", headers=STREAM_HEADERS
-            )
-        segments = await _unless_gone(request, _all(found))
-        if segments is None:
-            return Response(status_code=499)
-        metrics.audio_seconds.inc(seconds)
-        return answer(segments, asked, seconds)
+        place: Place = request.state.place
+
+        async def answered() -> Response:
+            wave = await pool.decode(place, read_recording, file.file, file.filename or "", options.max_seconds)
+            seconds = len(wave) / SAMPLE_RATE
+            found = transcribe(pool, place, wave, asked, options.beams)
+            if asked.stream:
+                events = _events(found, seconds, metrics)
+                return StreamingResponse(events, media_type="text/event-stream", headers=STREAM_HEADERS)
+            segments = [segment async for segment in found if segment.transcript.text]
+            metrics.audio_seconds.inc(seconds)
+            return answer(segments, asked, seconds)
+
+        return await _unless_gone(request, answered()) or Response(status_code=499)
 
     @app.get("/v1/models")
     async def models() -> JSONResponse:
@@ -109,7 +112,9 @@ def build(recognizers: Sequence[Recognizer], options: ServerOptions) -> FastAPI:
     return app
 
 
-async def transcribe(pool: Pool, wave: Wave, asked: TranscriptionRequest, beams: int) -> AsyncIterator[Segment]:
+async def transcribe(
+    pool: Pool, place: Place, wave: Wave, asked: TranscriptionRequest, beams: int
+) -> AsyncIterator[Segment]:
     """Segments of a recording as they are transcribed: one if it fits the model's window, else one for each stretch of speech.
 
     Raises:
@@ -119,16 +124,11 @@ async def transcribe(pool: Pool, wave: Wave, asked: TranscriptionRequest, beams:
     longest = SUBTITLE_SECONDS if asked.format in ("srt", "vtt") else LONGEST
     seconds, how = len(wave) / SAMPLE_RATE, (asked.language, beams, asked.words)
     if seconds <= (pool.window if longest == LONGEST else longest):
-        yield Segment(0.0, seconds, await pool.turn(Recognizer.transcribe, wave, *how))
+        yield Segment(0.0, seconds, await pool.turn(place, Recognizer.transcribe, wave, *how))
         return
-    spans: list[SpeechSpan] = await pool.turn(Recognizer.speech_spans, wave, longest)
+    spans: list[SpeechSpan] = await pool.turn(place, Recognizer.speech_spans, wave, longest)
     for span in spans:
-        yield await pool.turn(Recognizer.transcribe_span, wave, span, *how)
-
-
-async def _all(found: AsyncIterator[Segment]) -> list[Segment]:
-    """The segments that have a text."""
-    return [segment async for segment in found if segment.transcript.text]
+        yield await pool.turn(place, Recognizer.transcribe_span, wave, span, *how)
 
 
 async def _unless_gone(request: Request, work: Coroutine[None, None, T]) -> T | None:
@@ -145,6 +145,7 @@ async def _unless_gone(request: Request, work: Coroutine[None, None, T]) -> T | 
     finally:
         task.cancel()
         watch.cancel()
+        await asyncio.wait((task, watch))  # so that a place is not given up before its work has been told
 
 
 async def _events(found: AsyncIterator[Segment], seconds: float, metrics: Metrics) -> AsyncIterator[str]:

@@ -61,7 +61,8 @@ class Gate:
         try:
             self._check_key(scope)
             self._check_size(Headers(scope=scope))
-            with self.pool.place():
+            with self.pool.place() as place:
+                scope.setdefault("state", {})["place"] = place  # for the route, as `request.state.place`
                 await self.app(scope, self._limited(receive), noted)
                 self.metrics.latency.observe(time.monotonic() - began)
         except ApiError as error:

@@ -15,7 +15,7 @@ class ServerOptions:
     workers: int = 1  # recognizers, each with its own copy of the weights
     threads: int | None = None  # of each worker; the cores are divided among them by default
     max_queue: int = 16  # requests that wait; the next one gets status 429
-    max_seconds: float = 1800.0  # of a recording, which takes 4 MB of memory a minute once decoded
+    max_seconds: float = 1800.0  # of a recording; docs/serving.md says how much memory follows from it
     max_megabytes: float = 100.0  # of a request (10^6 bytes)
     language: str = AUTO  # of requests that name none
     beams: int = 1

@@ -12,12 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from export.edge import Recognizer
+from export.edge.audio import Wave
 from export.serving.errors import ApiError, shutting_down
+from export.serving.memory import Memory, Place
 
 P = ParamSpec("P")
 T = TypeVar("T")
 GRACE = 1.0  # seconds that turns under way have left once the server is closing
-DECODERS = 2  # recordings decoded at a time, because each thread holds on to the memory of its longest one
+DECODERS = 2  # recordings decoded at a time
+BYTES_PER_SECOND = 64_000  # of a decoded recording: 32-bit floats at 16 kHz
+MORE_RECORDINGS = (
+    2  # of the greatest length that are held decoded besides those of the workers; shorter ones, accordingly more
+)
 
 
 class Pool:
@@ -29,10 +35,13 @@ class Pool:
     Args:
         recognizers: the workers.
         max_queue: requests that may wait besides those that are worked on.
+        max_seconds: longest recording.
     """
 
-    def __init__(self, recognizers: Sequence[Recognizer], max_queue: int) -> None:
+    def __init__(self, recognizers: Sequence[Recognizer], max_queue: int, max_seconds: float) -> None:
         self.workers, self.max_queue = len(recognizers), max_queue
+        self.largest = round(max_seconds * BYTES_PER_SECOND)  # bytes of the longest recording, decoded
+        self.memory = Memory((self.workers + MORE_RECORDINGS) * self.largest)
         self.admitted = 0  # requests from their first byte to the last of the answer
         self.window = recognizers[0].window  # seconds that a worker transcribes at once
         self.closing = False
@@ -55,7 +64,7 @@ class Pool:
         return max(0, self.admitted - self.workers)
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self) -> Iterator[Place]:
         """A place for one request; raises ApiError if the queue is full (429) or the server is closing (503)."""
         if self.closing:
             raise shutting_down()
@@ -66,25 +75,35 @@ class Pool:
             )  # fmt: skip
         self.admitted += 1
         began = time.monotonic()
+        place = Place(self.memory)
         try:
-            yield
+            yield place
         finally:
+            place.leave()
             self.admitted -= 1
             self.mean_seconds += 0.1 * (time.monotonic() - began - self.mean_seconds)
 
-    async def decode(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run something that needs no recognizer in a thread."""
+    async def decode(self, place: Place, work: Callable[P, Wave], *args: P.args, **kwargs: P.kwargs) -> Wave:
+        """Run `work`, which decodes a recording, in a thread once there is memory for the longest one; keeps what it takes.
+
+        Raises ApiError (503) if the server is closing.
+        """
         if self.closing:
             raise shutting_down()
-        return await self._result(self._decoders, lambda: work(*args, **kwargs), lambda: None)
+        await place.take(self.largest)
+        wave = await self._result(place, self._decoders, lambda: work(*args, **kwargs), lambda: None)
+        place.keep(wave.nbytes)
+        return wave
 
-    async def turn(self, work: Callable[Concatenate[Recognizer, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def turn(
+        self, place: Place, work: Callable[Concatenate[Recognizer, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """Run `work` with the next recognizer that is free; raises ApiError (503) if the server is closing."""
         if self.closing:
             raise shutting_down()
         recognizer = self._idle.pop() if self._idle else await self._wait()
         return await self._result(
-            self._threads, lambda: work(recognizer, *args, **kwargs), lambda: self._free(recognizer)
+            place, self._threads, lambda: work(recognizer, *args, **kwargs), lambda: self._free(recognizer)
         )
 
     def close(self) -> None:
@@ -93,6 +112,7 @@ class Pool:
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_exception(shutting_down())
+        self.memory.close()
         asyncio.get_running_loop().call_later(GRACE, self._abandon)
 
     def shut(self) -> bool:
@@ -119,13 +139,16 @@ class Pool:
                 return
         self._idle.append(recognizer)
 
-    async def _result(self, threads: ThreadPoolExecutor, work: Callable[[], T], after: Callable[[], None]) -> T:
+    async def _result(
+        self, place: Place, threads: ThreadPoolExecutor, work: Callable[[], T], after: Callable[[], None]
+    ) -> T:
         """Run `work` in a thread and `after` when it has ended, even if nobody waits for the result any more."""
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
 
         def ended(found: T | None, error: BaseException | None) -> None:
             after()
+            place.leave()
             if result.done():  # cancelled, or abandoned
                 return
             if error is not None:
@@ -137,13 +160,15 @@ class Pool:
             found, error = None, None
             self._computing.add(threading.get_ident())
             try:
-                found = work()
+                if not result.done():  # else nobody waits for it any more
+                    found = work()
             except BaseException as caught:  # noqa: BLE001  raised where the result is awaited
                 error = caught
             self._computing.discard(threading.get_ident())
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(ended, found, error)
 
+        place.enter()
         self._running.add(result)
         threads.submit(run)
         try:

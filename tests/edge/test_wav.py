@@ -3,12 +3,14 @@
 import struct
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from export.edge import AudioError, BundleError, read_wav
-from export.edge.audio.resample import Resampler
+from export.edge.audio.resample import Resampler, resample, resampled
+from export.edge.audio.wav import BLOCK, parse_pcm
 from tests.conftest import tone
 from workbench.audio.decode import decode, write_wav
 
@@ -91,9 +93,10 @@ def test_chunks_of_odd_size_are_passed_over_with_or_without_padding(put, pad):
 
 def test_a_file_that_is_cut_off_is_read_as_far_as_it_goes_and_said(put, caplog):
     data = stored(tone(0.2), 1, 16)
-    path = put(riff(form(), chunk(b"data", data[: len(data) // 2 + 1], len(data), pad=False)))
+    content = riff(form(), chunk(b"data", data[: len(data) // 2 + 1], len(data), pad=False))
+    path = put(content, "x\x1b[2J.wav")
     assert len(read_wav(path)) == RATE // 10
-    assert "x.wav: is cut off; it has 0.10 of 0.20 s" in caplog.text
+    assert "x\\x1b[2J.wav: is cut off; it has 0.10 of 0.20 s" in caplog.text
 
 
 def test_channels_that_cancel_each_other_leave_the_loudest(put):
@@ -167,3 +170,31 @@ def test_the_command_goes_on_after_a_file_that_cannot_be_used(exported, tmp_path
 @pytest.mark.parametrize("error", [AudioError, BundleError])
 def test_a_name_that_no_line_can_hold_is_shown_as_its_escape(error):
     assert str(error("a\r\n\x1b[2J\u2028b.wav: nö")) == r"a\r\n\x1b[2J\u2028b.wav: nö"
+
+
+@pytest.mark.parametrize("rate", [8_000, RATE, 44_100])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_blocks_give_the_samples_of_the_whole(rate, channels):
+    samples = np.random.default_rng(0).uniform(-1, 1, (2 * BLOCK + 7, channels)).astype(np.float32)
+    recording = parse_pcm(riff(form(3, channels, rate, 32), chunk(b"data", stored(samples, 3, 32))), "x.wav")
+    np.testing.assert_array_equal(resampled(recording), resample(samples.mean(1), rate))
+
+
+def test_memory_is_that_of_the_result():
+    content = riff(form(1, 2, RATE, 8), chunk(b"data", bytes(range(1, 255)) * 32_000))
+    recording = parse_pcm(content, "x.wav")
+    tracemalloc.start()
+    try:
+        wave = resampled(recording)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < wave.nbytes + 2e6
+
+
+def test_a_value_that_is_not_finite_is_found_in_a_later_block():
+    samples = np.zeros(BLOCK + RATE, np.float32)
+    samples[BLOCK + 8000] = np.nan
+    recording = parse_pcm(riff(form(3, bits=32), chunk(b"data", stored(samples, 3, 32))), "x.wav")
+    with pytest.raises(AudioError, match=f"the first at {(BLOCK + 8000) / RATE:.3f} s"):
+        resampled(recording)

@@ -11,6 +11,7 @@ import openai
 import pytest
 import uvicorn
 
+from export.edge.audio import SAMPLE_RATE, resampled
 from export.edge.audio.wav import parse_pcm
 from export.serving.app import build
 from export.serving.options import ServerOptions
@@ -61,8 +62,8 @@ class Clip:
     seconds: float = field(init=False)
 
     def __post_init__(self):
-        self.wave, rate = parse_pcm(self.content, "clip.wav")
-        self.seconds = len(self.wave) / rate
+        self.wave = resampled(parse_pcm(self.content, "clip.wav"))
+        self.seconds = len(self.wave) / SAMPLE_RATE
 
 
 @pytest.fixture(scope="session")

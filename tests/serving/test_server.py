@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from export.edge import Recognizer, format_segments
-from export.serving import audio, gate
+from export.serving import app, audio, gate, pool
 from tests.conftest import tone, until
 from tests.serving.conftest import Clip, serving, wav_bytes
 from workbench.audio.decode import decode, write_flac
@@ -388,3 +388,53 @@ def test_the_language_of_the_server_is_used(exported, clips, recognizer):
         found = ask(client, content, language="auto", response_format="verbose_json")
         assert found.language == recognizer.transcribe(clips[0].wave, "auto").language
         assert json.loads(found.to_json())["task"] == "transcribe"
+
+
+def test_neither_a_files_name_nor_its_codes_are_logged(server, clips, caplog):
+    assert ask(server, clips[0].content[:-8000], "patient-smith\x1b[2J.wav").text
+    assert "an upload is cut off; it has " in caplog.text
+    assert "patient" not in caplog.text
+    assert "\x1b" not in caplog.text
+
+
+def test_a_client_that_leaves_while_its_recording_is_decoded_is_not_transcribed(one_worker, clips, monkeypatch):
+    go, seen, real = threading.Event(), [], audio.read_recording
+
+    def read(*given):
+        seen.append(given)
+        assert go.wait(60)
+        return real(*given)
+
+    monkeypatch.setattr(app, "read_recording", read)
+    used = one_worker.app.state.pool
+    with pytest.raises(openai.APITimeoutError):
+        ask(one_worker.with_options(timeout=0.5), clips[0].content)
+    until(lambda: used.admitted == 0)
+    assert len(seen) == 1
+    assert used.memory.free == used.memory.most - used.largest  # as long as the thread works
+    go.set()
+    until(lambda: used.memory.free == used.memory.most)
+    assert not one_worker.slow.seen
+
+
+def test_a_recording_is_decoded_once_there_is_memory_for_it(exported, clips, monkeypatch):
+    monkeypatch.setattr(pool, "MORE_RECORDINGS", 0)
+    seen, real = [], audio.read_recording
+    monkeypatch.setattr(app, "read_recording", lambda *given: seen.append(given[1]) or real(*given))
+    with serving(exported, language="en", max_seconds=3) as client, concurrent.futures.ThreadPoolExecutor(2) as threads:
+        slow = Slow(monkeypatch)
+        first = threads.submit(ask, client, clips[0].content, "first.wav")
+        until(lambda: len(slow.seen) == 1)
+        for how in ({}, {"stream": True}):
+            with pytest.raises(openai.APITimeoutError):
+                list(ask(client.with_options(timeout=0.5), clips[1].content, "gone.wav", **how))
+            until(lambda: queue(client) == 0)
+        later = threads.submit(ask, client, clips[2].content, "later.wav")
+        until(lambda: queue(client) == 1)
+        time.sleep(0.2)
+        assert seen == ["first.wav"]
+        slow.go.set()
+        assert first.result().text
+        assert later.result().text
+        assert seen == ["first.wav", "later.wav"]
+        until(lambda: client.app.state.pool.memory.free == client.app.state.pool.memory.most)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from mmap import mmap
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,11 +36,11 @@ class TooLongError(UserError):
     """A recording that is longer than allowed."""
 
 
-def decode(source: Path | bytes, name: str = "", longest: float = LONGEST_RECORDING_HOURS * 3600) -> Wave:
+def decode(source: Path | bytes | mmap, name: str = "", longest: float = LONGEST_RECORDING_HOURS * 3600) -> Wave:
     """Decode a file or encoded bytes of any format PyAV reads, mix to mono, resample to 16 kHz.
 
     Args:
-        source: path of an audio or video file, or its encoded bytes.
+        source: path of an audio or video file, its encoded bytes, or a file mapped into memory.
         name: what to call it in an error; the path by default.
         longest: seconds after which decoding stops with an error, so that a long recording cannot fill the memory.
 
@@ -55,12 +56,13 @@ def decode(source: Path | bytes, name: str = "", longest: float = LONGEST_RECORD
     if not len(wave):
         raise UserError(f"{label}: decodes to no samples; the recording is empty or cut off at its header")
     if power < CANCELLED * float(powers.max()):
+        del wave  # before the next one takes memory
         wave, _, _ = _mixed(source, label, longest, channel=int(powers.argmax()))
     return wave
 
 
 def _mixed(
-    source: Path | bytes, label: str, longest: float, channel: int | None = None
+    source: Path | bytes | mmap, label: str, longest: float, channel: int | None = None
 ) -> tuple[Wave, float, npt.NDArray[np.float64]]:
     """The audio stream as one wave, of one channel or the mean of all; the sum of its squares, and of each channel's."""
     import av
@@ -103,7 +105,7 @@ def _check_rate(rate: int, label: str) -> None:
 
 
 @contextmanager
-def _opened(source: Path | bytes, label: str) -> Iterator[Any]:
+def _opened(source: Path | bytes | mmap, label: str) -> Iterator[Any]:
     """An open recording with an audio stream; what FFmpeg finds wrong with it, now or while it is read, becomes a UserError."""
     import av
 
@@ -116,7 +118,7 @@ def _opened(source: Path | bytes, label: str) -> Iterator[Any]:
         # playlists and other formats that make FFmpeg open further files or addresses are not among the formats
         with av.open(
             # an absolute path, because in a relative one FFmpeg takes what precedes a colon for a protocol
-            str(source.absolute()) if isinstance(source, Path) else io.BytesIO(source),
+            str(source.absolute()) if isinstance(source, Path) else _readable(source),
             metadata_errors="ignore",
             options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
         ) as container:
@@ -137,6 +139,14 @@ def _opened(source: Path | bytes, label: str) -> Iterator[Any]:
         raise UserError(
             f"{label}: changes its sample rate or channels in the middle ({error}); convert it to WAV"
         ) from None
+
+
+def _readable(content: bytes | mmap) -> io.BytesIO | mmap:
+    """Encoded bytes as a file at its beginning."""
+    if isinstance(content, bytes):
+        return io.BytesIO(content)
+    content.seek(0)
+    return content
 
 
 def probe_seconds(source: Path | bytes) -> float:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .wav import RATES, AudioError, read_pcm
+from .wav import RATES, AudioError, Pcm, open_pcm
 
-__all__ = ["SAMPLE_RATE", "AudioError", "Resampler", "Wave", "read_wav", "resample"]
+__all__ = ["SAMPLE_RATE", "AudioError", "Resampler", "Wave", "read_wav", "resample", "resampled"]
 SAMPLE_RATE = 16_000  # hz
 SINC_ZEROS = 16  # zero crossings of the resampling filter on each side
 MAX_TAPS = 1 << 21  # filter taps that are computed at a time, 16 MB for each of a handful of temporary arrays
@@ -26,8 +26,25 @@ def read_wav(path: str | Path) -> Wave:
     Raises:
         AudioError: no such file, not PCM WAV, a rate out of bounds, no samples, or samples that are not finite.
     """
-    samples, rate = read_pcm(path)
-    return resample(samples, rate)
+    return resampled(open_pcm(path))
+
+
+def resampled(recording: Pcm) -> Wave:
+    """An open WAV file at 16 kHz [samples]; besides the result it takes a few MB, whatever the file's size. Raises as `Pcm.blocks`."""
+    resampler = Resampler(recording.rate)
+    wave = np.empty(int(recording.frames * SAMPLE_RATE / recording.rate), np.float32)
+    at = 0
+    for block in recording.blocks():
+        at += _put(wave, at, resampler(block))
+    _put(wave, at, resampler.finish())
+    return wave
+
+
+def _put(wave: Wave, at: int, part: Wave) -> int:
+    """Write samples into a wave as far as it goes; returns their number."""
+    there = wave[at : at + len(part)]
+    there[:] = part[: len(there)]
+    return len(there)
 
 
 def resample(samples: Wave, rate: int) -> Wave:
