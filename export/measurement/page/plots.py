@@ -151,14 +151,12 @@ def stage_shares(section: Section, named: Callable[[str], str]) -> Figure:
     with new_figure(height=1.5 + 0.32 * len(systems)) as (figure, (axes,)):
         names = labels_of([named(s["name"]) for s in systems])
         labels = [f"{name}, {sum(s['stages_ms'].values()):.0f} ms" for name, s in zip(names, systems, strict=True)]
-        places = range(len(systems))  # labels as places would lay bars of equal ones over each other
         left = [0.0] * len(systems)
         known = [stage for stage in STAGES if all(stage in s["stages_ms"] for s in systems)]
         for number, stage in enumerate(known):
             share = [100 * s["stages_ms"][stage] / (sum(s["stages_ms"].values()) or 1.0) for s in systems]
-            axes.barh(places, share, left=left, color=series_colour(number), label=stage.replace("_", " "), height=0.6)
+            axes.barh(labels, share, left=left, color=series_colour(number), label=stage.replace("_", " "), height=0.6)
             left = [a + b for a, b in zip(left, share, strict=True)]
-        axes.set_yticks(places, labels)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set(xlabel="share of the time, %", xlim=(0, 100))
