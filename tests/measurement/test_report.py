@@ -289,6 +289,17 @@ def test_long_names_keep_what_tells_them_apart(report):
     assert len({patch.get_y() for patch in bars.patches}) == len(report["systems"])  # not over each other
 
 
+def test_long_names_do_not_stick_out_of_the_plots(report):
+    def named(name):
+        return f"whisper-small-to-tiny-and-more: {name}"
+
+    for figure in (trade_offs(points_of(report, named), "wer")[0][0], latency_by_length(report, named)):
+        figure.draw_without_rendering()
+        legend = figure.legends[0].get_window_extent()
+        assert legend.x0 >= 0
+        assert legend.x1 <= figure.bbox.x1
+
+
 def test_names_with_an_underscore_stand_in_the_legends(report):
     for figure in (
         trade_offs(points_of(report, lambda name: f"_{name}"), "wer")[0][0],

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LONGEST_LABEL = 32
+LONGEST_IN_COLUMNS = 24  # longer labels have no room beside each other in a legend
 MOST_CLIPS = 300  # in the plot of latency by length
 
 
@@ -64,6 +65,13 @@ def labels_of(names: Sequence[str]) -> list[str]:
     ]
 
 
+def _legend(labels: Sequence[str]) -> tuple[int, float]:
+    """Columns of a legend of systems, and by how many inches it makes the figure higher."""
+    if max(map(len, labels)) <= LONGEST_IN_COLUMNS:
+        return 2, 0.0
+    return 1, 0.085 * len(labels)
+
+
 def _cut(name: str, longest: int) -> str:
     if len(name) <= longest:
         return name
@@ -98,7 +106,9 @@ def _trade_off(
     of: Callable[[Point], float],
     spread: Callable[[Point], Interval | None],
 ) -> Figure:
-    with new_figure(height=3.4) as (figure, (axes,)):
+    labels = labels_of([point.name for point in points])
+    columns, more = _legend(labels)
+    with new_figure(height=3.4 + more) as (figure, (axes,)):
         places = [(of(p), p.rate) for p in points]
         best = front(places)
         axes.step(
@@ -109,7 +119,6 @@ def _trade_off(
             linestyle=":",
             label="Pareto front",
         )
-        labels = labels_of([point.name for point in points])
         for number, (point, name, (x, y)) in enumerate(zip(points, labels, places, strict=True)):
             how: dict[str, Any] = {
                 "color": INK if point.teacher else series_colour(number - 1),
@@ -127,7 +136,7 @@ def _trade_off(
         plain_log_ticks(axes.xaxis, [min(values) / 1.25, max(values) * 1.25])
         axes.set_ylim(bottom=0)
         axes.set(xlabel=f"{label} (log)", ylabel=f"{unit.upper()}, %")
-        legend_below(figure, axes, 2)
+        legend_below(figure, axes, columns)
     return figure
 
 
@@ -142,14 +151,12 @@ def stage_shares(section: Section, named: Callable[[str], str]) -> Figure:
     with new_figure(height=1.5 + 0.32 * len(systems)) as (figure, (axes,)):
         names = labels_of([named(s["name"]) for s in systems])
         labels = [f"{name}, {sum(s['stages_ms'].values()):.0f} ms" for name, s in zip(names, systems, strict=True)]
-        places = range(len(systems))  # labels as places would lay bars of equal ones over each other
         left = [0.0] * len(systems)
         known = [stage for stage in STAGES if all(stage in s["stages_ms"] for s in systems)]
         for number, stage in enumerate(known):
             share = [100 * s["stages_ms"][stage] / (sum(s["stages_ms"].values()) or 1.0) for s in systems]
-            axes.barh(places, share, left=left, color=series_colour(number), label=stage.replace("_", " "), height=0.6)
+            axes.barh(labels, share, left=left, color=series_colour(number), label=stage.replace("_", " "), height=0.6)
             left = [a + b for a, b in zip(left, share, strict=True)]
-        axes.set_yticks(places, labels)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set(xlabel="share of the time, %", xlim=(0, 100))
@@ -161,9 +168,10 @@ def latency_by_length(section: Section, named: Callable[[str], str]) -> Figure:
     """Each system's latency on each clip against the clip's length; of many clips, some that are evenly spread in the corpus."""
     every = -(-len(section["clips"]) // MOST_CLIPS)
     seconds = [clip["seconds"] for clip in section["clips"]][::every]
-    with new_figure() as (figure, (axes,)):
+    labels = labels_of([named(system["name"]) for system in section["systems"]])
+    columns, more = _legend(labels)
+    with new_figure(height=3.1 + more) as (figure, (axes,)):
         everything: list[float] = []
-        labels = labels_of([named(system["name"]) for system in section["systems"]])
         for number, (system, name) in enumerate(zip(section["systems"], labels, strict=True)):
             ms = [max(float(t), 1e-3) for t in clip_latencies(section, system["name"])[::every]]
             everything += ms
@@ -175,7 +183,7 @@ def latency_by_length(section: Section, named: Callable[[str], str]) -> Figure:
         axes.set_yscale("log")
         plain_log_ticks(axes.yaxis, everything)
         axes.set(xlabel="seconds of speech", ylabel="latency, ms (log)", xlim=(0, None))
-        legend_below(figure, axes, 2)
+        legend_below(figure, axes, columns)
     return figure
 
 
