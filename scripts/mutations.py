@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("workbench", "export", "demo", "tests", "recipes", "docs", "pyproject.toml")
+COPIED = ("workbench", "export", "demo", "tests", "docs", "pyproject.toml")
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from export.edge import Recognizer
 from export.optimum.environment import environment
 from export.verification.clients import unavailable_reason
 from export.verification.verify import verify_bundle
-from tests.conftest import ROOT
 from workbench.audio.decode import write_wav
+from workbench.config.shipped import FOLDER
 from workbench.corpus import open_corpus
 from workbench.evaluation.scoring import score
 from workbench.models.resolve import resolve_teacher
@@ -213,7 +213,7 @@ def test_a_narrow_student_with_learnt_weights_writes_the_same_in_every_client(tm
     almkd = "stages.decoder.weighting={name: almkd, start_epoch: 0, update_every: 1, steps_per_update: 2}"
     short = ["max_clips=8", "stages.encoder.epochs=1", "stages.decoder.epochs=2", almkd]
     more = ["student.decoder_layers=[0,5]", "student.vocabulary=corpus", f"output={tmp_path / 'run'}"]
-    student = distill(load_recipe(ROOT / "recipes" / "quickstart.yaml", [*short, *more]))
+    student = distill(load_recipe(FOLDER / "quickstart.yaml", [*short, *more]))
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert 1_000 < scores["student"]["vocabulary"] < 6_000
     bundle = export_bundle(student, tmp_path / "bundle", ["fp32"])

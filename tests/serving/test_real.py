@@ -12,6 +12,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
+    from export.assembly.alignment import alignment_clips
     from export.assembly.build import export_bundle
     from workbench.models.resolve import resolve_teacher
 
@@ -20,7 +21,8 @@ def server(tmp_path_factory):
     ):  # comparing tensors with torch takes most of an export; other tests do it
         patch.setattr("export.verification.parity.check_tensors", lambda *_: {})
         folder = tmp_path_factory.mktemp("bundles") / "whisper-base"
-        export_bundle(resolve_teacher("whisper-base"), folder, ["fp32"], "whisper-base")
+        heads = alignment_clips("prompts-en")  # which word times come from
+        export_bundle(resolve_teacher("whisper-base"), folder, ["fp32"], "whisper-base", aligned=heads)
     with serving(folder, language="en", workers=1) as client:
         client.name = client.models.list().data[0].id
         yield client

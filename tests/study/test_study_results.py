@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.conftest import ROOT, load_script
+from workbench.config.shipped import FOLDER
 from workbench.core.errors import UserError
 from workbench.study.plan import load_study
 
@@ -22,7 +23,7 @@ def test_the_published_figures_are_what_the_script_computes(script, monkeypatch,
     monkeypatch.chdir(ROOT)
     kept = sorted((RESULTS / "studies" / name).glob("seed-*.hypotheses.jsonl.gz"))
     assert kept
-    file = ROOT / "recipes" / "studies" / name / "study.yaml"
+    file = FOLDER / "studies" / name / "study.yaml"
     found, _ = script.results(load_study(file), file, kept)
     published = json.loads((RESULTS / f"study_{name}.json").read_text("utf-8"))
     for key in ("primary", "hypothesis_4", "arms", "teacher", "by_language", "primary_runs_missing", "runs"):
@@ -30,7 +31,7 @@ def test_the_published_figures_are_what_the_script_computes(script, monkeypatch,
 
 
 def test_transcripts_without_the_teachers_and_of_an_earlier_form_are_refused(script):
-    file = ROOT / "recipes" / "studies" / "d" / "tune.yaml"
+    file = FOLDER / "studies" / "d" / "tune.yaml"
     with pytest.raises(UserError, match="no transcripts of the teacher"):
         script.results(load_study(file), file, [RESULTS / "studies" / "d" / "tune.hypotheses.jsonl.gz"])
     with pytest.raises(UserError, match="earlier version"):

@@ -6,7 +6,7 @@ const $ = (id) => document.getElementById(id);
 const tell = (id, message = "") => { $(id).textContent = message; $(id).hidden = !message; };
 const megabytes = (bytes) => Math.round(bytes / 1e6);
 
-let site, worker, wave, stopRecording, busy = false, loaded = false, taken = 0;
+let site, worker, wave, stopRecording, busy = false, asking = false, loaded = false, taken = 0;
 let canRecord = true;
 let part; // of the recording, [number, of how many]
 
@@ -36,7 +36,7 @@ function fillLanguages() {
 }
 
 const refresh = () => {
-  $("start").disabled = busy || !wave || Boolean(stopRecording);
+  $("start").disabled = busy || !wave || asking || Boolean(stopRecording);
   $("device").disabled = busy;
   $("file").disabled = busy || Boolean(stopRecording);
   $("record").disabled = busy || !canRecord;
@@ -46,6 +46,7 @@ async function take(blob, problem) {
   for (const id of ["file-problem", "record-problem", "start-problem"]) tell(id);
   const number = ++taken; // another file may be chosen while this one is decoded
   wave = undefined;
+  $("result").hidden = true; // it is another recording's
   refresh();
   if (blob.size > MOST_MEGABYTES * 1e6) tell(problem, `This file has ${megabytes(blob.size)} MB; this page takes up to ${MOST_MEGABYTES} MB.`);
   else try {
@@ -183,6 +184,8 @@ $("device").addEventListener("change", () => {
 $("record").addEventListener("click", async () => {
   if (stopRecording) return stopRecording();
   tell("record-problem");
+  asking = true;
+  refresh();
   $("record").disabled = true; // until the visitor has answered the browser's question
   try {
     stopRecording = await record((blob) => {
@@ -198,6 +201,7 @@ $("record").addEventListener("click", async () => {
       ? "The browser was not allowed to use the microphone. Allow it in the address bar, then try again."
       : "No microphone was found. Connect one, or choose a file.");
   }
+  asking = false;
   refresh();
 });
 
