@@ -1,13 +1,16 @@
 """The demo: differences as WER counts them, every system on one clip, and the page clicked through in a browser."""
 
+import time
+
 import numpy as np
 import pytest
 
 from demo.clip.cards import cards, said_html, status
-from demo.clip.difference import as_html, differences, split_words
+from demo.clip.difference import as_html, differences, marked_html, split_words
 from demo.clip.tally import Tally
 from demo.clip.transcribe import Comparison, Outcome, compare, load_clip
 from demo.languages import language_choices
+from demo.limits import REFERENCE_CHARACTERS
 from demo.live import Live
 from demo.systems import Systems
 from export.edge import Transcript, Word
@@ -57,6 +60,21 @@ def test_marks_are_the_edits_of_wer(reference, text):
     assert [kinds.count(k) for k in ("substitution", "deletion", "insertion")] == [
         counted.substitutions, counted.deletions, counted.insertions,
     ]  # fmt: skip
+
+
+def test_the_longest_reference_is_compared_in_linear_time_and_only_once():
+    characters = [chr(0x4E00 + i % 3000) for i in range(REFERENCE_CHARACTERS)]
+    reference, text = "".join(characters), "".join(characters[::2])
+    begun = time.process_time()
+    pieces = differences(reference, text, "zh")
+    assert time.process_time() - begun < 3  # 14 s when each missing character looked at all others
+    assert [p.kind for p in pieces].count("deletion") == REFERENCE_CHARACTERS // 2
+    assert "".join(p.text for p in pieces) == reference
+    outcomes = {"teacher": Outcome("teacher", text, runs=({"encoder": 1.0},))}
+    comparison = Comparison("teacher", 1.0, "zh", reference, 1, outcomes)
+    marked_html.cache_clear()
+    assert cards(comparison) == cards(comparison)
+    assert marked_html.cache_info().misses == 1
 
 
 def test_a_deletion_stands_where_the_word_is_missing():
@@ -135,7 +153,6 @@ def test_students_answer_first_then_the_teacher_then_all_run_again(systems):
 
 def test_no_two_systems_work_on_clips_at_the_same_time(systems, monkeypatch):
     import threading
-    import time
 
     busy, most, lock = 0, 0, threading.Lock()
 
