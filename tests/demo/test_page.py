@@ -14,6 +14,7 @@ import threading
 import types
 from pathlib import Path
 
+import gradio
 import httpx
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from demo import live, live_tab
 from demo.app import build, launch
 from demo.clip.cards import cards, problem_html, status
 from demo.clip.downloads import as_csv, as_json, as_srt
+from demo.clip.tab import clip_tab
 from demo.clip.tally import Tally
 from demo.clip.transcribe import Comparison, Outcome, compare
 from demo.limits import DemoLimits, private_folder, sweep
@@ -309,6 +311,24 @@ def test_what_comes_from_outside_is_text_in_the_page(systems):
         assert "<img" not in tally.as_html(evil.teacher)
     assert "<img" not in problem_html(UserError(EVIL))
     assert "<img" not in cards(dataclasses.replace(step, outcomes={EVIL: Outcome(EVIL, problem=EVIL)}))
+
+
+def test_a_systems_name_is_escaped_before_it_answers(tmp_path):
+    says = types.SimpleNamespace(
+        window=30.0, prompts={"en": []}, model=types.SimpleNamespace(has_alignment_heads=False),
+        transcribe=lambda *_, **__: Transcript("x", "en", (), {"encoder": 1.0}, True),
+    )  # fmt: skip
+    evil = Systems({"teacher": says, EVIL: says})
+    with gradio.Blocks() as blocks:
+        clip_tab(evil, [], [], LIMITS)
+    run = next(one.fn for one in blocks.fns.values() if one.name == "run")
+    write_wav(tmp_path / "clip.wav", tone(1.0))
+    with private_folder(1):
+        steps = list(run(str(tmp_path / "clip.wav"), "", "en", None))
+    shown = [value for step in steps for value in step if isinstance(value, str)]
+    assert any("is transcribing" in value for value in shown)
+    assert not any("<img" in value for value in shown)
+    evil.close()
 
 
 def test_a_table_holds_no_formula_and_says_what_failed():
