@@ -196,7 +196,7 @@ def test_one_unit_counts_all_clips_of_a_split(shared):
     )
     clips = [Utterance("a", b"", "open doors", 1.0, "en"), Utterance("b", b"", "你好吗", 1.0, "zh")]
     run = CorpusRun(systems, clips)
-    outcomes = {name: Outcome(name, "open door", runs=({"encoder": 1.0},)) for name in systems.recognizers}
+    outcomes = {name: Outcome(name, "open", runs=({"encoder": 1.0},)) for name in systems.recognizers}
     found = Comparison(systems.teacher, 1.0, "en", "open doors", 1, outcomes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus_run, "compare", lambda *_, **__: [found])
