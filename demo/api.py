@@ -11,7 +11,7 @@ from demo.clip.downloads import as_json
 from demo.clip.tab import usable
 from demo.clip.transcribe import RUNS, compare, load_clip
 from demo.corpus.run import CorpusRun
-from demo.limits import DemoLimits
+from demo.limits import CLIPS, DemoLimits
 from demo.systems import Systems
 from export.bundle.manifest import size_mb
 from workbench.core.errors import UserError
@@ -62,16 +62,19 @@ def add_endpoints(systems: Systems, corpus_run: CorpusRun, limits: DemoLimits) -
         runs = gr.Number(RUNS, label="runs")
         found = gr.JSON(label="result")
 
-        def endpoint(name: str, work: Callable[..., Any], inputs: list[gr.components.Component], what: str) -> None:
-            gr.Button(name).click(
-                work, inputs, found, api_name=name, api_description=what, concurrency_limit=limits.at_once
-            )
+        def endpoint(
+            name: str, work: Callable[..., Any], inputs: list[gr.components.Component], what: str, **limited: Any
+        ) -> None:
+            gr.Button(name).click(work, inputs, found, api_name=name, api_description=what, **limited)
+
+        transcribes: dict[str, Any] = {"concurrency_limit": limits.at_once, "concurrency_id": CLIPS}
 
         endpoint("systems", describe, [], "The teacher (first) and the students of this page.")
-        endpoint("transcribe", one, [audio, language, system], "A clip by one system; the first student by default.")
+        endpoint("transcribe", one, [audio, language, system], "A clip by one system; the first student by default.",
+                 **transcribes)  # fmt: skip
         endpoint(
             "compare", both, [audio, reference, language, runs],
-            "A clip by every system, with errors if there is a reference, and median times.",
+            "A clip by every system, with errors if there is a reference, and median times.", **transcribes,
         )  # fmt: skip
         endpoint("corpus", corpus_run.as_json, [], "What is known so far of the whole split, worst clips first.")
 

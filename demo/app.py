@@ -20,6 +20,7 @@ from demo.browser_security import STATIC, BrowserSecurity
 from demo.clip.tab import clip_tab
 from demo.corpus.audio import CorpusAudio
 from demo.corpus.run import CorpusRun
+from demo.corpus.tab import TITLE as CORPUS
 from demo.corpus.tab import corpus_tab
 from demo.guard import Guard, fetch_nothing
 from demo.limits import DemoLimits, private_folder
@@ -74,15 +75,16 @@ def build(
     with gr.Blocks(title=TITLE, delete_cache=(max(1, keep // 10), keep)) as page:
         gr.Markdown(f"# {TITLE}\nThe same speech, transcribed by each system in turn on this machine.")
         gr.HTML(header(systems, corpus, note), elem_id="measured")
-        with gr.Tab("A clip"):
-            clip_tab(systems, choose_examples(clips), likely, limits)
-        with gr.Tab("Live"):
-            visitors = live_tab(page, systems, likely, limits)
-        with gr.Tab("Corpus"):
-            corpus_tab(page, run, corpus)
-        if systems.students:
-            with gr.Tab("Blind A/B"):
-                blind_tab(run, limits.at_once)
+        with gr.Tabs() as tabs:
+            with gr.Tab("A clip"):
+                clip_tab(systems, choose_examples(clips), likely, limits)
+            with gr.Tab("Live"):
+                visitors = live_tab(page, systems, likely, limits)
+            with gr.Tab(CORPUS):
+                corpus_tab(tabs, run, corpus)
+            if systems.students:
+                with gr.Tab("Blind A/B"):
+                    blind_tab(run, limits.at_once)
         add_endpoints(systems, run, limits)
     # api_open=False: direct API calls would bypass the queue
     page.queue(max_size=limits.waiting, default_concurrency_limit=OTHER_EVENTS, api_open=False)

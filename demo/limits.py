@@ -13,6 +13,7 @@ from pathlib import Path
 
 REFERENCE_CHARACTERS = 20_000  # of the reference transcript: alignment time grows with its square
 SWEEPS_SECONDS = 30.0
+CLIPS = "clips"  # Gradio's `concurrency_id` of all events that transcribe a recording, so that they share one limit
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from workbench.core.errors import UserError
 from workbench.core.files import read_json
 
 EXPLAINED = "The times further down are measured on this machine, now."
+DAMAGED = (UserError, LookupError, TypeError, ValueError, AttributeError)  # what a file of another form raises
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,13 @@ def measured(manifest: Manifest, precision: str) -> Measured | None:
 
     A report.json beside the bundle counts only if it was made of the same graphs.
     """
-    if (found := manifest.content.get("measurement")) is not None:
-        for row in found["systems"]:
-            if row["precision"] == precision:
-                return Measured(row, found["corpus"], found["host"]["cpu"])
+    try:
+        if (found := manifest.content.get("measurement")) is not None:
+            for row in found["systems"]:
+                if row["precision"] == precision:
+                    return _checked(Measured(row, found["corpus"], found["host"]["cpu"]))
+    except DAMAGED as error:
+        logging.warning("the measurement in %s is not used: %s", manifest.folder / "bundle.json", error)
     return _report(manifest, precision)
 
 
@@ -50,10 +54,17 @@ def _report(manifest: Manifest, precision: str) -> Measured | None:
             made_of = row["graphs_sha256"]
             if row["precision"] == precision and made_of and all(graphs.get(g) == made_of[g] for g in made_of):
                 float(row["wer"]), float(row["size_mb"]), float(row["latency_ms"]["p50"])
-                return Measured(row, content["corpus"], str(content["host"]["cpu"]))
-    except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:
+                return _checked(Measured(row, content["corpus"], str(content["host"]["cpu"])))
+    except DAMAGED as error:
         logging.warning("%s is not used: %s", path, error)
     return None
+
+
+def _checked(found: Measured) -> Measured:
+    """The same, after everything that is shown of it has been formatted once; raises one of `DAMAGED` where it cannot."""
+    _figures(found)
+    _source(found)
+    return found
 
 
 def report_pages(systems: Systems) -> list[Path]:

@@ -18,6 +18,7 @@ from workbench.core.errors import UserError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+FEW = 8  # languages that a message lists
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Systems:
     def open(
         bundles: Sequence[Path], teacher: str, precision: str | None, threads: int | None, vad: bool | None = None
     ) -> Systems:
-        """Open bundles, with their speech detector unless `vad` is False; raises UserError for a damaged bundle or two of the same name."""
+        """Open bundles, with their speech detector unless `vad` is False; raises UserError for a damaged bundle, two of the same name, or no common language."""
         wanted = [(teacher_bundle(teacher), "fp32", "teacher, fp32"), *((bundle, precision, "") for bundle in bundles)]
         opened: dict[str, Recognizer] = {}
         try:
@@ -93,4 +94,16 @@ class Systems:
                 recognizer.transcribe(silence, language, vad=False)
         except BundleError as error:
             raise UserError(str(error)) from None
-        return Systems(opened)
+        systems = Systems(opened)
+        if not systems.languages:
+            systems.close()
+            each = "; ".join(f"{name}: {_languages(one)}" for name, one in opened.items())
+            raise UserError(
+                f"the systems have no language in common ({each}); show students of the teacher's languages"
+            )
+        return systems
+
+
+def _languages(recognizer: Recognizer) -> str:
+    codes = sorted(recognizer.prompts)
+    return ", ".join(codes) if len(codes) <= FEW else f"{len(codes)} languages"

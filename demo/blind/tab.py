@@ -13,6 +13,7 @@ from demo.blind.preferences import Choice, Pair, Preference, count, draw_pair
 from demo.clip.cards import problem_html
 from demo.clip.downloads import link, served_folder
 from demo.corpus.run import CorpusRun
+from demo.limits import CLIPS
 from workbench.core.errors import UserError
 
 INTRO = (
@@ -26,7 +27,7 @@ class Judging:
     """A visitor's preferences, kept by the server until an hour after the page is closed."""
 
     preferences: list[Preference] = field(default_factory=list)
-    judged: set[int] = field(default_factory=set)
+    judged: dict[str, set[int]] = field(default_factory=dict)  # by student: clips that are not drawn again
     pair: Pair | None = None  # waits for a preference
 
 
@@ -39,7 +40,8 @@ def blind_tab(run: CorpusRun, at_once: int) -> None:
         judging = judging or Judging()
         student = student if student in systems.students else first
         try:
-            judging.pair = draw_pair(run, student, judging.judged, random.SystemRandom())
+            judged = judging.judged.setdefault(student, set())
+            judging.pair = draw_pair(run, student, judged, random.SystemRandom())
         except UserError as error:
             judging.pair = None
             return problem_html(error), judging, *_buttons(active=False)
@@ -48,11 +50,13 @@ def blind_tab(run: CorpusRun, at_once: int) -> None:
             return f"<p>{text}</p>", judging, *_buttons(active=False)
         return pair_html(judging.pair), judging, *_buttons(active=True)
 
-    def judge(choice: Choice, judging: Judging | None) -> tuple[object, ...]:
+    def judge(choice: Choice, student: str, judging: Judging | None) -> tuple[object, ...]:
         if judging is None or judging.pair is None:
             return gr.skip(), gr.skip(), gr.skip(), *_buttons(active=False)
         pair, judging.pair = judging.pair, None
-        judging.judged.add(pair.clip)
+        if student not in pair.names:  # another one was chosen while this pair was drawn
+            return "", gr.skip(), judging, *_buttons(active=False)
+        judging.judged.setdefault(student, set()).add(pair.clip)
         judging.preferences.append(Preference(pair, choice))
         return (
             pair_html(pair, judging.preferences[-1]),
@@ -73,18 +77,23 @@ def blind_tab(run: CorpusRun, at_once: int) -> None:
             for name, text in (("A", "A is better"), ("B", "B is better"), ("none", "No preference"))
         ]
     counts = gr.HTML(elem_id="blind-counts")
-    drawing.click(
-        draw, [student, judging], [shown, judging, *buttons], api_visibility="private", concurrency_limit=at_once
+    draws = drawing.click(
+        draw,
+        [student, judging],
+        [shown, judging, *buttons],
+        api_visibility="private",
+        concurrency_limit=at_once,
+        concurrency_id=CLIPS,
     )
-    # a pair of another student is not judged
+    # a pair of another student is not judged, nor shown when it comes late
     student.change(lambda one: ("", Judging(one.preferences, one.judged), *_buttons(active=False)), judging,
-                   [shown, judging, *buttons], api_visibility="private")  # fmt: skip
+                   [shown, judging, *buttons], api_visibility="private", cancels=[draws])  # fmt: skip
     choices: tuple[Choice, ...] = ("A", "B", "none")
     for button, choice in zip(buttons, choices, strict=True):
         fixed = gr.State(choice)
         button.click(
             judge,
-            [fixed, judging],
+            [fixed, student, judging],
             [shown, counts, judging, *buttons],
             api_visibility="private",
             show_progress="hidden",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 
-from demo.clip.difference import KINDS, as_html, differences, split_words
+from demo.clip.difference import KINDS, as_html, marked_html, split_words, units
 from demo.clip.transcribe import STAGES, Comparison, Outcome
-from workbench.evaluation.scoring import headline
+from workbench.evaluation.scoring import headline, normalize
 
 MEANINGS = {
     "substitution": "another word than in the reference",
@@ -40,11 +40,10 @@ def said_html(comparison: Comparison, outcome: Outcome) -> str:
     """A transcript as it was written, marked against the reference, or else against the teacher's."""
     teacher = comparison.outcomes.get(comparison.teacher)
     if comparison.reference:
-        marked = differences(comparison.reference, outcome.text, comparison.language, outcome.words)
-        return as_html(marked)
+        return marked_html(comparison.reference, outcome.text, comparison.language, outcome.words)
     if teacher is None or teacher.problem or outcome is teacher:
         return as_html(split_words(outcome.text, comparison.language, outcome.words))
-    return as_html(differences(teacher.text, outcome.text, comparison.language, outcome.words), "teacher")
+    return marked_html(teacher.text, outcome.text, comparison.language, outcome.words, "teacher")
 
 
 def _card(comparison: Comparison, outcome: Outcome, slowest: float, links: str) -> str:
@@ -105,11 +104,9 @@ def _verdict(comparison: Comparison, outcome: Outcome) -> str:
         return "no reference: the teacher may be wrong, too"
     if comparison.teacher not in comparison.outcomes:
         return ""
-    differs = any(
-        piece.kind
-        for piece in differences(comparison.outcomes[comparison.teacher].text, outcome.text, comparison.language)
-    )
-    return "differs from the teacher" if differs else "the same words as the teacher"
+    texts = comparison.outcomes[comparison.teacher].text, outcome.text
+    ours, theirs = (units(normalize(text, comparison.language), comparison.language) for text in texts)
+    return "the same words as the teacher" if ours == theirs else "differs from the teacher"
 
 
 def _legend(comparison: Comparison) -> str:

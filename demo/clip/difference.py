@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import html
+import itertools
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
 from typing import Literal
 
 from export.edge import Word
@@ -88,16 +90,16 @@ def differences(standard: str, text: str, language: str = "en", words: Sequence[
             before = our_owners[edit.place][0] if edit.place < len(ours) else len(pieces)
             missing.setdefault(before, []).append(edit.wanted)
         elif edit.kind is not None and edit.said is not None:
+            expected = " ".join(wanted[i] for i in their_owners[edit.wanted]) if edit.wanted is not None else ""
             for owner in our_owners[edit.said]:
-                expected = " ".join(wanted[i] for i in their_owners[edit.wanted]) if edit.wanted is not None else ""
                 if pieces[owner].kind != "substitution":  # of several kinds in one word the first substitution is shown
                     pieces[owner] = replace(pieces[owner], kind=edit.kind, expected=expected)
     out: list[Piece] = []
     between = " " if spaced(language) else ""
+    sizes = Counter(i for owners in their_owners for i in owners)
     for i in range(len(pieces) + 1):
-        out += [
-            Piece(one, "deletion", gap=between) for one in _as_written(missing.get(i, []), theirs, wanted, their_owners)
-        ]
+        gone = missing.get(i, [])
+        out += [Piece(one, "deletion", gap=between) for one in _as_written(gone, theirs, wanted, their_owners, sizes)]
         out += pieces[i : i + 1]
     return out
 
@@ -129,37 +131,66 @@ def _owned(raw: Sequence[str], text: str, language: str) -> tuple[list[str], lis
     A normalizer reads several words at once ("twenty one" is 21), so the words normalized one by one are matched with the text normalized
     as a whole; where both differ, all words of that stretch own all its units.
     """
-    alone = [(unit, i) for i, word in enumerate(raw) for unit in units(normalize(word, language), language)]
+    alone = [(unit, i) for i, word in enumerate(raw) for unit in units(_normalized_word(word, language), language)]
     whole = units(normalize(text, language), language)
     owners: list[tuple[int, ...]] = []
-    for tag, a, b, c, d in SequenceMatcher(None, [unit for unit, _ in alone], whole, autojunk=False).get_opcodes():
-        if tag == "equal":
-            owners += [(alone[k][1],) for k in range(a, b)]
+    before = 0  # index among `alone` of the unit before a stretch
+    for agrees, stretch in itertools.groupby(edits([u for u, _ in alone], whole), key=lambda edit: edit.kind is None):
+        steps = list(stretch)
+        here = [edit.wanted for edit in steps if edit.wanted is not None]
+        if agrees:
+            owners += [(alone[k][1],) for k in here]
         else:
-            mine = tuple(sorted({i for _, i in alone[a:b]}))
-            nearest = alone[max(a - 1, 0)][1] if alone else 0
-            owners += [mine or (nearest,)] * (d - c)
+            mine = tuple(sorted({alone[k][1] for k in here}))
+            nearest = alone[before][1] if alone else 0
+            owners += [mine or (nearest,)] * sum(edit.said is not None for edit in steps)
+        before = max([before, *here])
     return whole, owners
 
 
+@functools.lru_cache(maxsize=1 << 14)
+def _normalized_word(word: str, language: str) -> str:
+    return normalize(word, language)
+
+
 def _as_written(
-    missing: Sequence[int], theirs: Sequence[str], wanted: Sequence[str], owners: Sequence[tuple[int, ...]]
+    missing: Sequence[int],
+    theirs: Sequence[str],
+    wanted: Sequence[str],
+    owners: Sequence[tuple[int, ...]],
+    sizes: Mapping[int, int],
 ) -> list[str]:
-    """Missing units as the standard writes them; normalized where only a part of a written word is missing."""
-    gone = set(missing)
+    """Missing units as the standard writes them; normalized where only a part of a written word is missing.
+
+    Args:
+        missing: indices of units of the standard.
+        theirs: the standard's units.
+        wanted: the standard's words as they were written.
+        owners: the written words that each unit comes from.
+        sizes: number of units that come from each written word.
+    """
+    gone = Counter(i for unit in missing for i in owners[unit])
     out: list[str] = []
     shown: set[int] = set()
     for unit in missing:
         for i in owners[unit]:
             if i in shown:
                 continue
-            if all(u in gone for u, own in enumerate(owners) if i in own):
+            if gone[i] == sizes[i]:
                 out.append(wanted[i])
                 shown.add(i)
             else:
                 out.append(theirs[unit])
                 break
     return out
+
+
+@functools.lru_cache(maxsize=256)
+def marked_html(
+    standard: str, text: str, language: str, words: tuple[Word, ...] = (), against: str = "reference"
+) -> str:
+    """`differences` as HTML, kept for the next time, because a page is drawn after every run of every system."""
+    return as_html(differences(standard, text, language, words), against)
 
 
 def as_html(pieces: Sequence[Piece], against: str = "reference") -> str:

@@ -22,6 +22,7 @@ from workbench.evaluation.scoring import headline, normalize
 from workbench.text.normalizers import normalizer_name, spaced
 
 CUE_SECONDS, CUE_CHARACTERS = 6.0, 80  # longest subtitle
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -40,10 +41,10 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "role": "teacher" if outcome.name == comparison.teacher else "student",
                 "text": outcome.text,
                 "normalized": normalize(outcome.text, comparison.language),
-                "complete": outcome.complete,
+                "complete": outcome.complete and not outcome.problem,
                 "problem": outcome.problem,
                 "words": [asdict(word) for word in outcome.words],
-                "latency_ms": round(outcome.latency_ms, 2),  # median of the runs
+                "latency_ms": round(outcome.latency_ms, 2) if outcome.runs else None,  # median of the runs
                 "runs_ms": [round(ms, 2) for ms in outcome.runs_ms],
                 "stages_ms": {stage: round(ms, 2) for stage, ms in outcome.stages_ms.items()},
                 "speedup": None if speedup is None else round(speedup, 3),
@@ -60,16 +61,23 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """One row per system."""
-    fields = ["name", "role", "text", "reference", "language", "seconds", "latency_ms", "speedup", "substitutions", "deletions",
-              "insertions", "length"]  # fmt: skip
+    """One row per system; a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    fields = ["name", "role", "text", "reference", "language", "seconds", "latency_ms", "speedup", headline(comparison.language),
+              "substitutions", "deletions", "insertions", "length", "complete", "problem"]  # fmt: skip
     content = as_json(comparison)
     out = io.StringIO()
     table = csv.DictWriter(out, fields, extrasaction="ignore")
     table.writeheader()
     shared = {key: content[key] for key in ("reference", "language", "seconds")}
-    table.writerows({**row, **shared, **(row["errors"] or {})} for row in content["systems"])
+    for system in content["systems"]:
+        row = {**system, **shared, **(system["errors"] or {})}
+        table.writerow({field: _cell(value) for field, value in row.items()})
     return out.getvalue()
+
+
+def _cell(value: object) -> object:
+    """A text that no spreadsheet computes (https://owasp.org/www-community/attacks/CSV_Injection); anything else as it is."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def as_srt(outcome: Outcome, language: str) -> str:

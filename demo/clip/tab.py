@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
-import numpy.typing as npt
 
 from demo.clip.cards import cards, problem_html, status
 from demo.clip.downloads import write_downloads, write_player
 from demo.clip.tally import Tally
 from demo.clip.transcribe import compare, load_clip
 from demo.languages import language_choices
-from demo.limits import REFERENCE_CHARACTERS, DemoLimits
+from demo.limits import CLIPS, REFERENCE_CHARACTERS, DemoLimits
 from demo.systems import Systems
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.core.errors import UserError
@@ -26,19 +25,9 @@ INTRO = (
     "Choose an example, upload a clip (WAV, MP3, M4A, OGG, WebM, FLAC, ...) or record one. The students answer first, the teacher when it "
     "is ready; then each runs again, one at a time, and medians are shown. **Click a word to hear it.**"
 )
-Skipped = dict[str, object]  # what gr.skip() is: leave this output as it is
 
 
-@dataclass(frozen=True)
-class ClipInputs:
-    """The tab's inputs, which the API shares."""
-
-    audio: gr.Audio
-    reference: gr.Textbox
-    language: gr.Dropdown
-
-
-def clip_tab(systems: Systems, examples: Sequence[Utterance], likely: Sequence[str], limits: DemoLimits) -> ClipInputs:
+def clip_tab(systems: Systems, examples: Sequence[Utterance], likely: Sequence[str], limits: DemoLimits) -> None:
     """Lay out the tab.
 
     Args:
@@ -51,13 +40,18 @@ def clip_tab(systems: Systems, examples: Sequence[Utterance], likely: Sequence[s
         (f"{u.text[:70]}{'…' if len(u.text) > 70 else ''} ({u.seconds:.1f} s)", i) for i, u in enumerate(examples)
     ]
 
-    def choose(number: int | None) -> tuple[tuple[int, npt.NDArray[np.int16]] | None, str, str | Skipped]:
+    def choose(number: int | None) -> tuple[object, ...]:
+        unchanged = gr.skip()
         if number is None:
-            return None, "", gr.skip()
+            return None, "", unchanged, unchanged, unchanged
         utterance = examples[number]
+        try:
+            wave = utterance.wave()
+        except UserError as error:  # the clip before stays, and no example is chosen
+            return unchanged, unchanged, unchanged, None, problem_html(error)
         # Passed as samples, which Gradio writes to its own folder: it does not serve files of the corpus, wherever they are.
-        samples = (np.clip(utterance.wave(), -1, 1) * 32767).astype(np.int16)
-        return (SAMPLE_RATE, samples), utterance.text, utterance.language
+        samples = (np.clip(wave, -1, 1) * 32767).astype(np.int16)
+        return (SAMPLE_RATE, samples), utterance.text, utterance.language, unchanged, ""
 
     def run(path: str | None, reference: str, language: str, tally: Tally | None) -> Iterator[tuple[Any, ...]]:
         skip = gr.skip()
@@ -71,7 +65,7 @@ def clip_tab(systems: Systems, examples: Sequence[Utterance], likely: Sequence[s
         yield (
             "",
             write_player(wave),
-            f"{systems.students[0] if systems.students else systems.teacher} is transcribing …",
+            f"{html.escape((systems.students or [systems.teacher])[0])} is transcribing …",
             "",
             "",
             skip,
@@ -123,9 +117,15 @@ def clip_tab(systems: Systems, examples: Sequence[Utterance], likely: Sequence[s
     answers = [problem, player, progress, shown, files]
     running = button.click(
         run, [audio, reference, language, tally], [*answers, rates, tally], api_name="run_clip", api_visibility="undocumented",
-        concurrency_limit=limits.at_once, show_progress="hidden",
+        concurrency_limit=limits.at_once, concurrency_id=CLIPS, show_progress="hidden",
     )  # fmt: skip
-    example.input(choose, example, [audio, reference, language], api_name="choose", api_visibility="undocumented")
+    example.input(
+        choose,
+        example,
+        [audio, reference, language, example, problem],
+        api_name="choose",
+        api_visibility="undocumented",
+    )
     audio.input(
         lambda: (None, ""), None, [example, reference], api_visibility="private"
     )  # an upload has no known transcript
@@ -134,7 +134,6 @@ def clip_tab(systems: Systems, examples: Sequence[Utterance], likely: Sequence[s
         [audio.change, reference.input, language.input], lambda: [""] * len(answers), None, answers, cancels=[running],
         show_progress="hidden", queue=False, api_visibility="private",
     )  # fmt: skip
-    return ClipInputs(audio, reference, language)
 
 
 def usable(path: str | None, reference: str, limits: DemoLimits) -> Path:

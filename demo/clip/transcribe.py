@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,9 +32,11 @@ class Outcome:
 
     @property
     def stages_ms(self) -> dict[str, float]:
-        """Stages of the run with the median latency, which therefore add up to it."""
+        """Stages of the run with the median latency, which add up to it; of an even number of runs, the mean of the two in the middle."""
         ordered = sorted(self.runs, key=lambda run: sum(run.values()))
-        return ordered[(len(ordered) - 1) // 2] if ordered else {}
+        middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
+        stages = dict.fromkeys(stage for run in middle for stage in run)
+        return {stage: sum(run.get(stage, 0.0) for run in middle) / len(middle) for stage in stages}
 
     @property
     def latency_ms(self) -> float:
@@ -168,9 +169,3 @@ def _segments(
 def seconds(wave: Wave) -> float:
     """Length of a wave in seconds."""
     return len(wave) / SAMPLE_RATE
-
-
-def median_speedup(comparisons: Sequence[Comparison], name: str) -> float | None:
-    """Median over clips of a system's speed-up; None where there is none."""
-    found = [speedup for one in comparisons if (speedup := one.speedup(name)) is not None]
-    return statistics.median(found) if found else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 from collections.abc import Sequence
 from typing import Any
@@ -11,14 +12,17 @@ from demo.corpus.run import CorpusRun, Row
 from workbench.evaluation.scoring import FEWEST_CLIPS, normalize
 
 SHOWN = 25  # clips at a time; a page of hundreds is slow on a phone
+LAG = 0.05  # share of the clips that the scores of a run that is going on may lack
+BODIES = 2000  # entries kept, of a few kilobytes each
 
 
 def summary_html(run: CorpusRun) -> str:
     """Each system's scores so far."""
-    rows = "".join(_summary_row(entry) for entry in run.summary())
-    if not rows:
+    scores = run.summary(LAG if run.running else 0.0)
+    if not scores:
         return ""
-    unit = run.summary()[0]["unit"].upper()
+    rows = "".join(_summary_row(entry) for entry in scores)
+    unit = scores[0]["unit"].upper()
     heads = (
         "system",
         f"{unit} %",
@@ -52,10 +56,13 @@ def progress_html(run: CorpusRun) -> str:
     """How far the run is, as a bar and in words."""
     if not run.wanted:
         return ""
-    state = "transcribing …" if run.running else "done"
+    if run.running:
+        state = "pausing after this clip …" if run.paused else "transcribing …"
+    else:
+        state = "paused" if run.paused else "done"
     return (
-        f'<progress max="{max(run.wanted, 1)}" value="{run.at}" aria-label="clips transcribed"></progress> '
-        f"{run.at} of {max(run.wanted, run.at)} clips, {state}; the split has {len(run.clips)}"
+        f'<progress max="{run.wanted}" value="{run.at}" aria-label="clips transcribed"></progress> '
+        f"{run.at} of {run.wanted} clips, {state}; the split has {len(run.clips)}"
     )
 
 
@@ -66,8 +73,9 @@ def worst_html(run: CorpusRun, system: str, kind: Kind | None, shown: int = SHOW
     if not rows:
         return f"<p>No {what} of {html.escape(system)} in the clips done so far.</p>" if run.rows else ""
     more = f" The first {shown} are shown." if len(rows) > shown else ""
+    counted = " Errors are counted in characters." if run.unit == "cer" else ""
     clips = "1 clip" if len(rows) == 1 else f"{len(rows)} clips"
-    out = [f"<p>{clips} with {what} of {html.escape(system)}, worst first.{more}</p>"]
+    out = [f"<p>{clips} with {what} of {html.escape(system)}, worst first.{more}{counted}</p>"]
     out += [entry_html(run, row, system) for row in rows[:shown]]
     return "".join(out)
 
@@ -82,7 +90,17 @@ def entry_html(run: CorpusRun, row: Row, system: str) -> str:
     )
     language = html.escape(row.clip.language)
     text = row.clip.text if len(row.clip.text) <= 90 else row.clip.text[:89] + "…"
-    names = [*run.systems.students, run.systems.teacher]
+    body = _body(row, (*run.systems.students, run.systems.teacher))
+    return (
+        f'<details class="entry" data-entry="{row.number}"><summary><b>{100 * errors.total / errors.length:.0f} %</b> ({kinds}) '
+        f'<span lang="{language}">{html.escape(text)}</span> <small>{row.clip.seconds:.1f} s</small></summary>{body}</details>'
+    )
+
+
+@functools.lru_cache(maxsize=BODIES)
+def _body(row: Row, names: tuple[str, ...]) -> str:
+    """What an entry shows when it is opened; kept, because a list is drawn again and again while a run goes on."""
+    language = html.escape(row.clip.language)
     said = "".join(
         f'<p><b>{html.escape(name)}</b></p><div class="said" lang="{language}" dir="auto" role="group" aria-label="transcript of {html.escape(name)}">'
         + (
@@ -95,10 +113,8 @@ def entry_html(run: CorpusRun, row: Row, system: str) -> str:
         for name in names
     )
     return (
-        f'<details class="entry" data-entry="{row.number}"><summary><b>{100 * errors.total / errors.length:.0f} %</b> ({kinds}) '
-        f'<span lang="{language}">{html.escape(text)}</span> <small>{row.clip.seconds:.1f} s</small></summary>'
         f'<audio controls preload="none" src="clip/{row.number}.wav" aria-label="clip {html.escape(row.clip.id)}"></audio>'
-        f"{said}{aligned_html(row, names)}</details>"
+        f"{said}{aligned_html(row, names)}"
     )
 
 

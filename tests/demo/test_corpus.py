@@ -1,17 +1,26 @@
 """A whole split: run once for all, worst clips first, by kind of error, aligned."""
 
 import re
+import threading
+from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 
 from demo.blind.preferences import Pair, Preference, count, draw_pair
-from demo.blind.tab import Judging, counts_html, pair_html
+from demo.blind.tab import Judging, blind_tab, counts_html, pair_html
 from demo.clip.transcribe import Comparison, Outcome
+from demo.corpus import run as corpus_run
+from demo.corpus import table
 from demo.corpus.run import CorpusRun, Row
+from demo.corpus.tab import corpus_tab
 from demo.corpus.table import aligned_html, progress_html, summary_html, worst_html
 from demo.limits import private_folder
+from tests.browser import open_page
 from tests.conftest import tone, until
+from tests.demo.serving import needs_browser, served
 from workbench.audio.decode import write_wav
+from workbench.core.errors import UserError
 from workbench.corpus import Utterance, open_corpus
 
 EVIL = "<img src=x>"
@@ -104,6 +113,132 @@ def test_a_split_is_transcribed_once_and_goes_on_where_it_stopped(shared, tmp_pa
     assert all(len(o.runs) == 1 for row in run.rows for o in row.comparison.outcomes.values())
 
 
+def test_a_visitor_is_sent_what_has_changed_with_the_choices_of_the_moment(run, monkeypatch):
+    with gr.Blocks() as page, gr.Tabs() as tabs, gr.Tab("Corpus"):
+        corpus_tab(tabs, run, "a corpus")
+    functions = list(page.fns.values())
+    assert not any(one.types_generator for one in functions)  # none lasts as long as the run
+    draw = next(one.fn for one in functions if ("tick" in {event for _, event in one.targets}))
+    teacher, student = run.systems.recognizers
+    unchanged = gr.skip()
+    run.at, run.wanted = len(run.rows), 30
+    monkeypatch.setattr(run, "_thread", threading.current_thread())
+    progress, _, listed, drawn = draw(student, "any error", 25)
+    assert "4 of 30 clips, transcribing" in progress
+    assert "3 clips with errors" in listed
+    assert draw(student, "any error", 25, drawn) == (unchanged,) * 4
+    assert f"1 clip with errors of {teacher}" in draw(teacher, "any error", 25, drawn)[2]  # another choice, at once
+    for number in range(5, 15):
+        written(run, f"word {number}", "word", "word")
+        run.at = number
+        progress, _, listed, drawn = draw(student, "any error", 25, drawn)
+        assert f"{number} of 30 clips" in progress
+        assert (listed == unchanged) == (number < 14)  # drawn when ten clips have come
+    written(run, "the last", "last one", "last one")
+    run.at = run.wanted = 15
+    monkeypatch.setattr(run, "_thread", None)
+    _, _, listed, drawn = draw(student, "any error", 25, drawn)
+    assert "14 clips with errors" in listed
+    assert draw(student, "any error", 25, drawn) == (unchanged,) * 4
+
+
+def test_scores_of_a_run_that_goes_on_are_computed_now_and_then(run, monkeypatch):
+    computed = []
+    scores = run._scores
+    monkeypatch.setattr(run, "_scores", lambda rows: computed.append(len(rows)) or scores(rows))
+    for _ in range(60):
+        written(run, "open the door", "open the door", "open the door")
+        for _ in range(3):
+            run.summary(0.1)
+    assert computed[0] == 5
+    assert computed[-1] >= 60 / 1.1
+    assert len(computed) < 30
+    run.summary()
+    assert computed[-1] == 64
+
+
+def test_an_entry_is_drawn_once(run, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(table, "aligned_html", lambda row, _: drawn.append(row.number) or "")
+    student = run.systems.students[0]
+    assert worst_html(run, student, None) == worst_html(run, student, None)
+    assert drawn == [2, 3, 0]
+
+
+def test_a_pause_is_no_end(shared, monkeypatch):
+    gate, begun = threading.Event(), threading.Event()
+    clips = [Utterance(str(n), b"", "words", 1.0) for n in range(5)]
+    run = CorpusRun(shared, clips)
+
+    def waiting(number):
+        begun.set()
+        assert gate.wait(10)
+        raise UserError("this clip has no row")
+
+    monkeypatch.setattr(run, "_row", waiting)
+    run.start(5)
+    assert begun.wait(10)
+    run.stop()
+    assert "0 of 5 clips, pausing after this clip" in progress_html(run)
+    gate.set()
+    until(lambda: not run.running)
+    assert "1 of 5 clips, paused" in progress_html(run)
+    run.start(3)
+    until(lambda: not run.running)
+    assert "3 of 3 clips, done" in progress_html(run)
+    run.stop()
+    assert "3 of 3 clips, done" in progress_html(run)
+
+
+def test_one_unit_counts_all_clips_of_a_split(shared):
+    systems = SimpleNamespace(
+        recognizers=shared.recognizers, teacher=shared.teacher, students=shared.students, languages=["en", "zh"]
+    )
+    clips = [Utterance("a", b"", "open doors", 1.0, "en"), Utterance("b", b"", "你好吗", 1.0, "zh")]
+    run = CorpusRun(systems, clips)
+    outcomes = {name: Outcome(name, "open", runs=({"encoder": 1.0},)) for name in systems.recognizers}
+    found = Comparison(systems.teacher, 1.0, "en", "open doors", 1, outcomes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus_run, "compare", lambda *_, **__: [found])
+        patch.setattr(Utterance, "wave", lambda _: tone(1.0))
+        run.rows.append(run._row(0))
+    (entry, _) = run.summary()
+    assert (entry["unit"], entry["headline"]) == ("cer", "cer")
+    assert entry["cer"] == pytest.approx(100 * sum(entry["kinds"].values()) / len("open doors"))
+    assert "counted in characters" in worst_html(run, systems.teacher, None)
+
+
+@needs_browser
+@pytest.mark.slow
+def test_whoever_looked_before_the_run_began_sees_it_and_choices_made_meanwhile_stay(shared):
+    clips = [u for u in open_corpus("prompts-en", "test") if 1 < u.seconds < 2][:12]
+    teacher, student = shared.recognizers
+    with served(shared, clips) as url, open_page(url) as (watching, _):
+        watching.get_by_role("tab", name="Corpus").click()
+        starting = watching.context.browser.new_page()
+        starting.goto(url)
+        starting.get_by_role("tab", name="Corpus").click()
+        starting.click("#corpus-start")
+        watching.get_by_text(re.compile(f"clips? with errors of {re.escape(student)}")).wait_for(timeout=60_000)
+        watching.click("#corpus-system input")
+        watching.get_by_role("option", name=teacher).click()
+        of_teacher = re.compile(f"errors of {re.escape(teacher)}")
+        watching.get_by_text(of_teacher).wait_for(timeout=60_000)
+        watching.get_by_text("12 of 12 clips, done").wait_for(timeout=60_000)
+        watching.wait_for_timeout(2000)
+        assert of_teacher.search(watching.locator("#corpus-worst").inner_text())
+        assert student in starting.locator("#corpus-worst").inner_text()
+        asked = []
+        watching.on("request", lambda request: asked.append(request.url))
+        watching.wait_for_timeout(2500)
+        assert asked
+        watching.get_by_role("tab", name="A clip").click()
+        watching.wait_for_timeout(1500)
+        asked.clear()
+        watching.wait_for_timeout(2500)
+        assert not asked  # only who looks at the tab asks for news
+
+
 def preferences(student, teacher, wins, losses, undecided=0):
     pair = Pair(0, "a", "en", EVIL, (student, teacher), (EVIL, "b"))
     return [Preference(pair, c) for c, n in (("A", wins), ("B", losses), ("none", undecided)) for _ in range(n)]
@@ -133,6 +268,35 @@ def test_a_pair_does_not_tell_whose_it_is_until_it_is_judged():
         assert "75 %" in shown
         (saved,) = folder.glob("*/preferences.json")
         assert saved.read_text().count('"preferred": "s"') == 3
+
+
+def test_what_was_judged_of_one_student_is_drawn_for_another(run, monkeypatch):
+    teacher, student = run.systems.recognizers
+    other = "other (int8)"
+    for row in run.rows:
+        row.comparison.outcomes[other] = Outcome(other, f"{row.clip.text} more", runs=({"encoder": 1.0},))
+    run.clips = [row.clip for row in run.rows]
+    run.systems = SimpleNamespace(
+        recognizers=[teacher, student, other], teacher=teacher, students=[student, other], languages=["en"]
+    )
+    with gr.Blocks() as page:
+        blind_tab(run, 1)
+    events = {one.name: one for one in page.fns.values()}
+    draw, judge = events["draw"].fn, events["judge"].fn
+    judging = Judging()
+    for _ in run.rows:
+        shown, judging, *_ = draw(student, judging)
+        assert "blind" in shown or "<audio" in shown
+        judge("A", student, judging)
+    assert "No other clip" in draw(student, judging)[0]
+    assert judging.judged == {student: {0, 1, 2, 3}}
+    draw(other, judging)
+    assert judging.pair.names in ((other, teacher), (teacher, other))
+    assert judge("A", student, judging)[0] == ""  # it came after another student had been chosen
+    assert len(judging.preferences) == 4
+    changed = next(one for one in page.fns.values() if "change" in {event for _, event in one.targets})
+    cancelled = {n for one in page.fns.values() if one.targets == changed.targets for n in one.cancels}
+    assert {page.fns[n].name for n in cancelled} == {"draw"}
 
 
 def test_only_clips_that_differ_are_drawn_and_in_random_order(run):

@@ -1,5 +1,6 @@
 """The header: figures of this very bundle, from its manifest or the report beside it, and what is shown without a student."""
 
+import dataclasses
 import json
 import shutil
 
@@ -30,7 +31,7 @@ def beside(exported, tmp_path):
             "precision": "int8", "graphs_sha256": graphs, "wer": 2.1, "wer_ci": [0.87, 3.83], "headline": "wer", "size_mb": 77.0,
             "latency_ms": {"p50": 68.0, "p95": 408.0}, "speedup": 14.7, "wer_difference": {"points": -1.26, "ci": [-2.89, 0.51]}, **changes,
         }  # fmt: skip
-        corpus = {"name": f"prompts-en {EVIL}", "split": "test", "clips": 119}
+        corpus = row.pop("corpus", {"name": f"prompts-en {EVIL}", "split": "test", "clips": 119})
         (tmp_path / "report.json").write_text(
             json.dumps({"systems": [row], "corpus": corpus, "host": {"cpu": "a CPU"}})
         )
@@ -38,6 +39,13 @@ def beside(exported, tmp_path):
         return bundle
 
     return write
+
+
+def test_a_damaged_measurement_in_the_manifest_is_not_used(exported):
+    manifest = open_manifest(exported)
+    row = {"precision": "int8", "wer": 2.1, "wer_ci": [1.0]}
+    content = {**manifest.content, "measurement": {"systems": [row], "corpus": {}, "host": {"cpu": "a CPU"}}}
+    assert measured(dataclasses.replace(manifest, content=content), "int8") is None
 
 
 def open_systems(bundle, exported):
@@ -69,6 +77,11 @@ def test_the_report_beside_a_bundle_is_shown_and_escaped(beside, exported):
         {"precision": "fp32"},
         {"wer": None},
         {"latency_ms": []},
+        {"corpus": {}},
+        {"wer_ci": [1.0]},
+        {"wer_ci": 5},
+        {"wer_difference": {"ci": [-1.0, 1.0]}},
+        {"wer_difference": "none"},
     ],
 )
 def test_a_report_about_other_graphs_or_a_damaged_one_is_not_used(beside, exported, changes):
@@ -92,9 +105,8 @@ def test_a_report_reaches_nothing_not_even_the_page(beside, exported):
     answer: httpx.Response = served.get("/report/0")
     assert answer.text.startswith("<title>report")
     policy = answer.headers["content-security-policy"]
-    assert policy.startswith("sandbox allow-scripts;")
-    assert "default-src 'none'" in policy
-    assert "allow-same-origin" not in policy
+    assert policy.startswith("sandbox; default-src 'none';")  # a script could send the visitor elsewhere
+    assert "script-src" not in policy
     assert served.get("/report/1").status_code == 404
 
 

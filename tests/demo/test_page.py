@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import contextlib
+import csv
 import dataclasses
+import io
 import json
 import os
 import re
@@ -12,6 +14,7 @@ import threading
 import types
 from pathlib import Path
 
+import gradio
 import httpx
 import numpy as np
 import pytest
@@ -19,9 +22,10 @@ import pytest
 from demo import live, live_tab
 from demo.app import build, launch
 from demo.clip.cards import cards, problem_html, status
-from demo.clip.downloads import as_srt
+from demo.clip.downloads import as_csv, as_json, as_srt
+from demo.clip.tab import clip_tab
 from demo.clip.tally import Tally
-from demo.clip.transcribe import Outcome, compare
+from demo.clip.transcribe import Comparison, Outcome, compare
 from demo.limits import DemoLimits, private_folder, sweep
 from demo.live import Live, Visitors
 from demo.systems import Systems
@@ -52,6 +56,8 @@ def page(systems, tmp_path_factory):
         Utterance(id="a", audio=corpus / "clip.wav", text=text, language="en", seconds=1.0)
         for text in ("hello", EVIL, EVIL)
     ]
+    write_wav(corpus / "damaged.wav", tone(1.0))
+    examples.append(dataclasses.replace(examples[0], id="damaged", audio=corpus / "damaged.wav", seconds=2.0))
     visitors = []
 
     class Seen(Visitors):
@@ -69,6 +75,7 @@ def page(systems, tmp_path_factory):
         launch(blocks, "127.0.0.1", port, LIMITS, prevent_thread_lock=True, quiet=True)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}/gradio_api", timeout=60) as client:
             client.corpus, client.folder, client.visitors = corpus, folder, visitors[0]
+            client.blocks, client.examples = blocks.blocks, examples
             client.numbers = {fn.api_name: number for number, fn in blocks.blocks.fns.items()}
             yield client
         blocks.blocks.close()
@@ -108,7 +115,7 @@ def speech(seconds, rate=16000):
 
 
 def test_an_example_works_from_any_folder_and_examples_of_one_text_are_told_apart(page):
-    kind, (clip, reference, language) = ask(page, "choose", 0)
+    kind, (clip, reference, language, *_) = ask(page, "choose", 0)
     assert (kind, reference, language) == ("complete", "hello", "en")
     assert Path(clip["path"]).is_relative_to(page.folder)
     kind, (problem, shown) = ask(page, "run_clip", clip, reference, language)
@@ -151,8 +158,37 @@ def test_clips_are_served_by_number_whole_or_in_part(page):
     part = page.get(f"{root}clip/0.wav", headers={"Range": "bytes=4-7"})
     assert (part.status_code, part.content) == (206, whole.content[4:8])
     assert page.get(f"{root}clip/0.wav", headers={"Range": "bytes=99999999-"}).status_code == 416
-    for other in ("clip/3.wav", "clip/-1.wav", "clip/..%2fclip.wav", "report/0", "clip/99999999999.wav"):
+    for other in ("clip/4.wav", "clip/-1.wav", "clip/..%2fclip.wav", "report/0", "clip/99999999999.wav"):
         assert page.get(root + other).status_code == 404, other
+
+
+def test_another_corpus_on_the_same_port_is_not_played_from_the_browsers_cache(page):
+    address = str(page.base_url).removesuffix("gradio_api/") + "clip/0.wav"
+    whole = page.get(address)
+    assert "no-cache" in whole.headers["cache-control"]
+    version = whole.headers["etag"]
+    same = page.get(address, headers={"If-None-Match": version})
+    assert (same.status_code, same.content) == (304, b"")
+    assert page.get(address, headers={"If-None-Match": '"of another corpus"'}).content == whole.content
+    part = {"Range": "bytes=4-7"}
+    assert page.get(address, headers={**part, "If-Range": version}).status_code == 206
+    assert page.get(address, headers={**part, "If-Range": '"of another corpus"'}).content == whole.content
+
+
+def test_all_that_transcribes_shares_one_limit(page):
+    limits = {}
+    for function in page.blocks.fns.values():
+        limits.setdefault(function.concurrency_id, set()).add(function.name)
+    assert limits["clips"] == {"run", "one", "both", "draw"}
+
+
+def test_an_example_that_cannot_be_read_is_said(page):
+    page.examples[3].audio.write_bytes(b"no sound")
+    kind, (clip, reference, _, example, problem) = ask(page, "choose", 3)
+    assert kind == "complete"
+    assert "damaged.wav" in problem
+    assert example is None
+    assert (clip, reference) != (None, "")  # what was there stays
 
 
 def test_no_run_is_kept_in_the_visitors_browser(page):
@@ -275,6 +311,46 @@ def test_what_comes_from_outside_is_text_in_the_page(systems):
         assert "<img" not in tally.as_html(evil.teacher)
     assert "<img" not in problem_html(UserError(EVIL))
     assert "<img" not in cards(dataclasses.replace(step, outcomes={EVIL: Outcome(EVIL, problem=EVIL)}))
+
+
+def test_a_systems_name_is_escaped_before_it_answers(tmp_path):
+    says = types.SimpleNamespace(
+        window=30.0, prompts={"en": []}, model=types.SimpleNamespace(has_alignment_heads=False),
+        transcribe=lambda *_, **__: Transcript("x", "en", (), {"encoder": 1.0}, True),
+    )  # fmt: skip
+    evil = Systems({"teacher": says, EVIL: says})
+    with gradio.Blocks() as blocks:
+        clip_tab(evil, [], [], LIMITS)
+    run = next(one.fn for one in blocks.fns.values() if one.name == "run")
+    write_wav(tmp_path / "clip.wav", tone(1.0))
+    with private_folder(1):
+        steps = list(run(str(tmp_path / "clip.wav"), "", "en", None))
+    shown = [value for step in steps for value in step if isinstance(value, str)]
+    assert any("is transcribing" in value for value in shown)
+    assert not any("<img" in value for value in shown)
+    evil.close()
+
+
+def test_a_table_holds_no_formula_and_says_what_failed():
+    runs = ({"encoder": 1.0},)
+    outcomes = {
+        "-teacher": Outcome("-teacher", "=HYPERLINK(1)", runs=runs, complete=False),
+        "b": Outcome("b", problem="@failed"),
+        "c": Outcome("c", "no formula", runs=runs),
+    }
+    comparison = Comparison("-teacher", 1.0, "en", "+one two", 1, outcomes)
+    first, failed, last = csv.DictReader(io.StringIO(as_csv(comparison)))
+    assert (first["name"], first["text"], first["reference"]) == ("'-teacher", "'=HYPERLINK(1)", "'+one two")
+    assert (first["complete"], first["problem"], first["latency_ms"]) == ("False", "", "1.0")
+    assert float(first["wer"]) > 0
+    assert (failed["text"], failed["latency_ms"], failed["complete"], failed["problem"]) == (
+        "",
+        "",
+        "False",
+        "'@failed",
+    )
+    assert (last["text"], last["complete"]) == ("no formula", "True")
+    assert as_json(comparison)["systems"][1]["latency_ms"] is None
 
 
 def test_subtitles_are_cut_between_words():
