@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +80,8 @@ def check_options(files: Sequence[Path], options: TranscribeOptions) -> None:
             )
         return
     targets = [_target(path, options) for path in files]
-    for target in targets:
-        if targets.count(target) > 1:
+    for target, times in Counter(targets).items():
+        if times > 1:
             raise UserError(
                 f"{target}: would be written for several recordings of one name; transcribe them into different folders"
             )

@@ -145,6 +145,18 @@ def recipe(tiny_checkpoint: Path, cache: Path, speech: Callable[..., Path], tmp_
     return make
 
 
+def with_more_tokens(checkpoint: Path, folder: Path) -> None:
+    """Write a checkpoint whose vocabulary is eight tokens larger."""
+    from transformers import WhisperForConditionalGeneration
+
+    other = WhisperForConditionalGeneration.from_pretrained(checkpoint)
+    other.resize_token_embeddings(other.config.vocab_size + 8)
+    other.save_pretrained(folder)
+    for path in checkpoint.glob("*.json"):
+        if not (folder / path.name).exists():
+            shutil.copyfile(path, folder / path.name)
+
+
 def load_script(name: str) -> Any:
     """The module of a file in scripts/."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")

@@ -102,12 +102,14 @@ class MeasureOptions:
     robustness: bool = True  # also count what is written for silence, noise and music
 
 
-def distill(recipe: str | Path, overrides: Mapping[str, object] | None = None, *, restart: bool = False) -> Run:
+def distill(
+    recipe: str | Path, overrides: Mapping[str, object] | Sequence[str] | None = None, *, restart: bool = False
+) -> Run:
     """Train a student from a recipe, or resume a killed run.
 
     Args:
         recipe: a YAML file, or a name as listed by `workbench recipes`.
-        overrides: values by dotted key, such as {"stages.decoder.epochs": 2}.
+        overrides: values by dotted key, such as {"stages.decoder.epochs": 2}, or `key=value` texts.
         restart: delete what the run folder holds and start over.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,57 @@ def clip_tab(systems: Systems, examples: Sequence[Utterance], likely: Sequence[s
     labels = [
         (f"{u.text[:70]}{'…' if len(u.text) > 70 else ''} ({u.seconds:.1f} s)", i) for i, u in enumerate(examples)
     ]
+    gr.Markdown(INTRO)
+    tally = gr.State(Tally())
+    with gr.Row():
+        with gr.Column():
+            example = gr.Dropdown(labels, value=None, label="Example with a known transcript", elem_id="example")
+            audio = gr.Audio(
+                sources=["upload", "microphone"],
+                type="filepath",
+                label=f"Clip (up to {limits.longest_seconds / 60:g} min, {limits.upload_mb} MB)",
+                elem_id="clip",
+                buttons=["download"],  # Gradio's share button uploads a recording to another site
+            )
+            problem = gr.HTML(elem_id="problem")
+        with gr.Column():
+            reference = gr.Textbox(
+                label="Reference transcript (leave empty if unknown)",
+                max_length=REFERENCE_CHARACTERS,
+                lines=2,
+                elem_id="reference",
+            )
+            language = languages(systems, likely)
+            button = gr.Button("Transcribe", variant="primary", elem_id="transcribe")
+    progress = gr.HTML(elem_id="status", elem_classes="status")
+    player = gr.HTML(elem_id="player")
+    shown = gr.HTML(elem_id="results")
+    files = gr.HTML(elem_id="files")
+    rates = gr.HTML(elem_id="tally")
+    answers = [problem, player, progress, shown, files]
+    running = button.click(
+        _transcriber(systems, limits), [audio, reference, language, tally], [*answers, rates, tally], api_name="run_clip", api_visibility="undocumented",
+        concurrency_limit=limits.at_once, concurrency_id=CLIPS, show_progress="hidden",
+    )  # fmt: skip
+    example.input(
+        _chooser(examples),
+        example,
+        [audio, reference, language, example, problem],
+        api_name="choose",
+        api_visibility="undocumented",
+    )
+    audio.input(
+        lambda: (None, ""), None, [example, reference], api_visibility="private"
+    )  # an upload has no known transcript
+    # Old answers are about another clip: they vanish, and what is still running stops.
+    gr.on(
+        [audio.change, reference.input, language.input], lambda: [""] * len(answers), None, answers, cancels=[running],
+        show_progress="hidden", queue=False, api_visibility="private",
+    )  # fmt: skip
+
+
+def _chooser(examples: Sequence[Utterance]) -> Callable[[int | None], tuple[object, ...]]:
+    """What choosing an example does: clip, reference and language are filled in, or the problem is told beside it."""
 
     def choose(number: int | None) -> tuple[object, ...]:
         unchanged = gr.skip()
@@ -52,6 +103,14 @@ def clip_tab(systems: Systems, examples: Sequence[Utterance], likely: Sequence[s
         # Passed as samples, which Gradio writes to its own folder: it does not serve files of the corpus, wherever they are.
         samples = (np.clip(wave, -1, 1) * 32767).astype(np.int16)
         return (SAMPLE_RATE, samples), utterance.text, utterance.language, unchanged, ""
+
+    return choose
+
+
+def _transcriber(
+    systems: Systems, limits: DemoLimits
+) -> Callable[[str | None, str, str, Tally | None], Iterator[tuple[Any, ...]]]:
+    """What the button does: the clip is transcribed by one system after another, and each answer is shown when it is there."""
 
     def run(path: str | None, reference: str, language: str, tally: Tally | None) -> Iterator[tuple[Any, ...]]:
         skip = gr.skip()
@@ -87,53 +146,7 @@ def clip_tab(systems: Systems, examples: Sequence[Utterance], likely: Sequence[s
                 tally,
             )
 
-    gr.Markdown(INTRO)
-    tally = gr.State(Tally())
-    with gr.Row():
-        with gr.Column():
-            example = gr.Dropdown(labels, value=None, label="Example with a known transcript", elem_id="example")
-            audio = gr.Audio(
-                sources=["upload", "microphone"],
-                type="filepath",
-                label=f"Clip (up to {limits.longest_seconds / 60:g} min, {limits.upload_mb} MB)",
-                elem_id="clip",
-                buttons=["download"],  # Gradio's share button uploads a recording to another site
-            )
-            problem = gr.HTML(elem_id="problem")
-        with gr.Column():
-            reference = gr.Textbox(
-                label="Reference transcript (leave empty if unknown)",
-                max_length=REFERENCE_CHARACTERS,
-                lines=2,
-                elem_id="reference",
-            )
-            language = languages(systems, likely)
-            button = gr.Button("Transcribe", variant="primary", elem_id="transcribe")
-    progress = gr.HTML(elem_id="status", elem_classes="status")
-    player = gr.HTML(elem_id="player")
-    shown = gr.HTML(elem_id="results")
-    files = gr.HTML(elem_id="files")
-    rates = gr.HTML(elem_id="tally")
-    answers = [problem, player, progress, shown, files]
-    running = button.click(
-        run, [audio, reference, language, tally], [*answers, rates, tally], api_name="run_clip", api_visibility="undocumented",
-        concurrency_limit=limits.at_once, concurrency_id=CLIPS, show_progress="hidden",
-    )  # fmt: skip
-    example.input(
-        choose,
-        example,
-        [audio, reference, language, example, problem],
-        api_name="choose",
-        api_visibility="undocumented",
-    )
-    audio.input(
-        lambda: (None, ""), None, [example, reference], api_visibility="private"
-    )  # an upload has no known transcript
-    # Old answers are about another clip: they vanish, and what is still running stops.
-    gr.on(
-        [audio.change, reference.input, language.input], lambda: [""] * len(answers), None, answers, cancels=[running],
-        show_progress="hidden", queue=False, api_visibility="private",
-    )  # fmt: skip
+    return run
 
 
 def usable(path: str | None, reference: str, limits: DemoLimits) -> Path:

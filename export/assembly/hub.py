@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,10 @@ from workbench.config.recipe import load_recipe
 from workbench.core.errors import UserError, first_line
 from workbench.core.files import read_object
 from workbench.models import check_folder
-from workbench.models.resolve import list_teachers
+from workbench.models.resolve import BUILT_IN
+from workbench.run.folder import CHECKPOINT_FILE
 
-# what a checkpoint consists of; whatever else lies in its folder stays there
-CHECKPOINT_FILE = re.compile(
-    r"(config|generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|vocab|added_tokens|special_tokens_map"
-    r"|normalizer|workbench)\.json|merges\.txt|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
-)
+FEATURES = "processor_config.json"  # which transformers 5 writes
 BASE_MODELS = {"whisper-base": "openai/whisper-base", "whisper-tiny.en": "openai/whisper-tiny.en"}  # the built-in ones
 REMEDIES = {  # by status
     401: "log in with `hf auth login`, with a token that may write",
@@ -85,7 +81,8 @@ def files_of(folder: Path) -> list[str]:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: holds neither bundle.json nor config.json; expected a bundle or a student")
     check_folder(folder)
-    return sorted(p.name for p in folder.iterdir() if p.is_file() and CHECKPOINT_FILE.fullmatch(p.name))
+    names = [path.name for path in folder.iterdir() if path.is_file()]  # what else lies there stays there
+    return sorted(name for name in names if name == FEATURES or CHECKPOINT_FILE.fullmatch(name))
 
 
 def hub_card(folder: Path) -> str:
@@ -147,8 +144,7 @@ def _yaml(
 
 def _licence(teacher: str) -> str:
     """The hub's name of a known teacher's licence, which its student inherits."""
-    known = {row["name"]: str(row["licence"]).lower() for row in list_teachers()}
-    return known.get(teacher, "other").replace("?", "other")
+    return BUILT_IN[teacher].licence.lower() if teacher in BUILT_IN else "other"
 
 
 def _checkpoint_card(folder: Path) -> str:

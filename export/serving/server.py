@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -35,9 +36,8 @@ def serve(bundle: Path, options: ServerOptions, host: str, port: int) -> None:
         timeout_graceful_shutdown=LAST_SECONDS,
     )  # fmt: skip
     try:
-        run(_Server(config, app, options))
-    except KeyboardInterrupt:
-        pass  # the usual way to end it
+        with contextlib.suppress(KeyboardInterrupt):  # the usual way to end it
+            run(_Server(config, app, options))
     finally:
         if app.state.pool.shut():  # a graph that runs cannot be stopped, and Python would wait for its thread
             sys.stdout.flush()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.conftest import DECODER
-from tests.training.test_targets_and_training import killed_at, same, weights
+from tests.training.test_targets_and_training import resumes_to_the_same_bits
 from workbench.core.errors import UserError
 from workbench.run.checkpoints import TrainingState
 from workbench.training.stage import StageTrainer
@@ -72,12 +72,7 @@ def test_the_clean_prediction_is_that_of_the_clip_without_noise_and_masks(recipe
 
 def test_the_loss_of_a_step_has_the_term_with_its_factor_and_resumes_to_the_same_bits(recipe, monkeypatch):
     given = {"stages": stage(micro_batches=2), "augment": NOISE, "checkpoint_minutes": 1e-9}
-    whole, killed = recipe("whole", **given), recipe("killed", **given)
-    distill(whole)
-    with killed_at(monkeypatch, 2):
-        distill(killed)
-    distill(killed)
-    assert same(weights(whole.output), weights(killed.output))
+    whole = resumes_to_the_same_bits(recipe, monkeypatch, **given)
     for line in steps(whole):
         plain = 0.5 * line["task"] + 0.5 * line["distillation"]
         assert line["loss"] == pytest.approx(plain + 2 * line["consistency"], rel=1e-4)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import workbench.training.stage
-from tests.conftest import DECODER, ENCODER, ROOT
+from tests.conftest import DECODER, ENCODER, ROOT, with_more_tokens
 from tests.training.test_targets_and_training import killed_at, same, weights
 from workbench.core.errors import UserError
 from workbench.core.machine.memory import Peak
@@ -248,14 +247,7 @@ def test_a_student_of_another_checkpoint_learns_too(recipe, tmp_path):
 
 
 def test_a_student_that_cannot_learn_from_the_teacher_is_refused(recipe, tiny_checkpoint, tmp_path):
-    from transformers import WhisperForConditionalGeneration
-
-    other = WhisperForConditionalGeneration.from_pretrained(tiny_checkpoint)
-    other.resize_token_embeddings(other.config.vocab_size + 8)
-    other.save_pretrained(tmp_path / "other")
-    for path in tiny_checkpoint.glob("*.json"):
-        if not (tmp_path / "other" / path.name).exists():
-            shutil.copyfile(path, tmp_path / "other" / path.name)
+    with_more_tokens(tiny_checkpoint, tmp_path / "other")
     with pytest.raises(UserError, match=r"student vocabulary .* they use different tokenizers"):
         distill(recipe(student={"init_from": str(tmp_path / "other")}))
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.conftest import DECODER
 from tests.training.test_engine import gradients_of_a_step
-from tests.training.test_targets_and_training import killed_at, same, weights
+from tests.training.test_targets_and_training import resumes_to_the_same_bits
 from workbench.config.additions import MixupRecipe
 from workbench.config.sections import DivergenceRecipe
 from workbench.core.errors import UserError
@@ -20,7 +20,7 @@ from workbench.run.checkpoints import TrainingState
 from workbench.training.stage import StageTrainer
 from workbench.training.step.losses import StageProgress, StepSize
 from workbench.training.step.mixup import Mix, draw_mix
-from workbench.training.trainer import Trainer, distill
+from workbench.training.trainer import Trainer
 
 ALWAYS = {"fraction": 1.0, "alpha": 2.0}
 
@@ -106,12 +106,7 @@ def test_the_loss_is_the_papers_sum_over_mixed_clips(recipe, trainable):
 def test_a_mixed_step_in_parts_is_logged_and_resumes_to_the_same_bits(recipe, monkeypatch):
     given = {"stages": stage(mixup={"fraction": 0.5}, micro_batches=2, batch_seconds=12.0, epochs=3,
                              on_policy={"fraction": 0.3}), "checkpoint_minutes": 1e-9}  # fmt: skip
-    whole, killed = recipe("whole", **given), recipe("killed", **given)
-    distill(whole)
-    with killed_at(monkeypatch, 2):
-        distill(killed)
-    distill(killed)
-    assert same(weights(whole.output), weights(killed.output))
+    whole = resumes_to_the_same_bits(recipe, monkeypatch, **given)
     lines = steps(whole)
     assert all(0 <= line["mixed"] <= 1 and line["mixed"] + line["on_policy"] <= 1 for line in lines)
     assert len({line["mixed"] for line in lines}) > 1

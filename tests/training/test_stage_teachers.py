@@ -7,9 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import WhisperForConditionalGeneration
 
-from tests.conftest import DECODER, ENCODER
+from tests.conftest import DECODER, ENCODER, with_more_tokens
 from tests.training.test_targets_and_training import killed_at, same, weights
 from workbench.core.errors import UserError
 from workbench.training.trainer import distill
@@ -133,12 +132,7 @@ def test_what_has_no_effect_or_cannot_work_is_refused(recipe, weaker, tiny_check
             recipe("bad", **changes)
         assert "\n" not in str(error.value)
     recipe("good", stages={"s": {**plain, "teacher": weaker, "encoder_matching": 1.0, "trainable": "all"}})
-    other = WhisperForConditionalGeneration.from_pretrained(tiny_checkpoint)
-    other.resize_token_embeddings(other.config.vocab_size + 8)
-    other.save_pretrained(tmp_path / "other")
-    for path in tiny_checkpoint.glob("*.json"):
-        if not (tmp_path / "other" / path.name).exists():
-            shutil.copyfile(path, tmp_path / "other" / path.name)
+    with_more_tokens(tiny_checkpoint, tmp_path / "other")
     with pytest.raises(
         UserError, match=r"stages.s.teacher: .*other' has a vocabulary of 271 tokens, .* share a tokenizer"
     ):

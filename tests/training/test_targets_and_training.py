@@ -52,6 +52,17 @@ def killed_at(monkeypatch, number):
     monkeypatch.setattr(workbench.training.stage.StageTrainer, "step", step)
 
 
+def resumes_to_the_same_bits(recipe, monkeypatch, **given):
+    """A run that is killed after its second step and resumed writes the weights of one that is not; returns the latter."""
+    whole, killed = recipe("whole", **given), recipe("killed", **given)
+    distill(whole)
+    with killed_at(monkeypatch, 2):
+        distill(killed)
+    distill(killed)
+    assert same(weights(whole.output), weights(killed.output))
+    return whole
+
+
 def test_a_run_leaves_what_it_promises(recipe):
     parsed = recipe()
     student = distill(parsed)

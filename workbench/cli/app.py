@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench import __version__
-from workbench.cli import export, quickstart, research, serve, train
+from workbench.cli import evaluate, export, quickstart, research, serve, train
 from workbench.cli.command import INTERRUPTED, Command, JsonFile, print_error, write_results
 from workbench.core.errors import UserError, system_error_message
 
@@ -103,7 +103,7 @@ def doctor(json_file: JsonFile = None) -> None:
         raise typer.Exit(1)
 
 
-for commands in (quickstart, train, export, serve, research):
+for commands in (quickstart, train, export, evaluate, serve, research):
     commands.add_commands(app)
 for group in (app, *(info.typer_instance for info in app.registered_groups if info.typer_instance)):
     for registered in group.registered_commands:

@@ -59,6 +59,14 @@ def check_address(host: str, port: int) -> None:
 FOLDER: dict[str, Any] = {"file_okay": False, "callback": check_writable}  # for an option that names an output
 FILE: dict[str, Any] = {"dir_okay": False, "callback": check_writable}
 
+Threads = Annotated[int | None, typer.Option(help="Threads of each system; all cores by default.", min=1, max=1024)]
+Corpus = Annotated[
+    str | None,
+    typer.Option(
+        help="Built-in name, manifest, folder with a manifest, or hf:ID[:CONFIG]; by default that of the bundle's run, else prompts-en."
+    ),
+]
+Split = Annotated[str, typer.Option(help="train, validation or test.")]
 JsonFile = Annotated[
     Path | None,
     typer.Option("--json", help="Also write the results as JSON; `-`: to standard output, instead of tables.", **FILE),

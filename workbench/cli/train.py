@@ -27,12 +27,9 @@ def distill(
     ] = False,
 ) -> None:
     """Train a student from a recipe, or resume a killed run."""
-    from workbench.config.recipe import load_recipe
+    from workbench import api
 
-    parsed = load_recipe(recipe, overrides)
-    from workbench.training.trainer import distill as run
-
-    typer.echo(run(parsed, restart))
+    typer.echo(api.distill(recipe, overrides, restart=restart).student)
 
 
 def plan(

@@ -29,8 +29,8 @@ _OWN = re.compile(
     r"|distill-workbench/(.+/)?(events\.out\.tfevents\.[^/]+|hparams\.yml)"  # of TensorBoard
 )
 _STUDENTS = ("student", "best")
-# what a run from before there were records has in its students' folders
-_OLD_STUDENT = re.compile(
+# what a checkpoint consists of; a run from before there were records has nothing else in its students' folders
+CHECKPOINT_FILE = re.compile(
     r"(config|generation_config|preprocessor_config|tokenizer|tokenizer_config|vocab|added_tokens|special_tokens_map"
     r"|normalizer|workbench)\.json|merges\.txt|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
 )
@@ -40,7 +40,7 @@ _PASSING = ("best", "checkpoints", "encoded", "weights")
 
 def _own(run: Path) -> IsOwnFile:
     students = {
-        name: CHECKPOINT.own(run / name) or (lambda file: bool(_OLD_STUDENT.fullmatch(file))) for name in _STUDENTS
+        name: CHECKPOINT.own(run / name) or (lambda file: bool(CHECKPOINT_FILE.fullmatch(file))) for name in _STUDENTS
     }
 
     def own(name: str) -> bool:
