@@ -281,7 +281,7 @@ def figures(folder, name):
     return [row[name] for row in rows if name in row]
 
 
-SHARDED = ROOT / "tests" / "distill" / "sharded.py"
+SHARDED = Path(__file__).with_name("sharded.py")
 
 
 @pytest.mark.slow
