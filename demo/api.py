@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from demo.clip.downloads import as_json
-from demo.clip.tab import usable
+from demo.clip.tab import usable, usable_hotwords
 from demo.clip.transcribe import RUNS, compare, load_clip
 from demo.corpus.run import CorpusRun
 from demo.limits import CLIPS, DemoLimits
@@ -35,22 +35,24 @@ def add_endpoints(systems: Systems, corpus_run: CorpusRun, limits: DemoLimits) -
             for name, one in systems.recognizers.items()
         ]
 
-    def answer(path: str | None, reference: str, language: str, runs: float, names: list[str] | None) -> dict[str, Any]:
+    def answer(
+        path: str | None, reference: str, language: str, runs: float, names: list[str] | None, hotwords: str | None
+    ) -> dict[str, Any]:
         try:
             runs, reference = runs or 0, reference or ""  # a client may send null
             _check(systems, language, runs, names or [])
-            clip = usable(path, reference, limits)
+            clip, expected = usable(path, reference, limits), usable_hotwords(hotwords)
             wave = systems.decoding.submit(load_clip, clip, limits.longest_seconds).result()
-            *_, found = compare(systems, wave, reference.strip(), language, int(runs), names)
+            *_, found = compare(systems, wave, reference.strip(), language, int(runs), names, hotwords=expected)
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
         return as_json(found)
 
-    def both(audio: str | None, reference: str, language: str, runs: float) -> dict[str, Any]:
-        return answer(audio, reference, language, runs, None)
+    def both(audio: str | None, reference: str, language: str, runs: float, hotwords: str) -> dict[str, Any]:
+        return answer(audio, reference, language, runs, None, hotwords)
 
-    def one(audio: str | None, language: str, system: str) -> dict[str, Any]:
-        content = answer(audio, "", language, 1, [system or (systems.students or [systems.teacher])[0]])
+    def one(audio: str | None, language: str, system: str, hotwords: str) -> dict[str, Any]:
+        content = answer(audio, "", language, 1, [system or (systems.students or [systems.teacher])[0]], hotwords)
         return {**content["systems"][0], "seconds": content["seconds"], "language": content["language"]}
 
     first = "en" if "en" in systems.languages else systems.languages[0]
@@ -59,6 +61,7 @@ def add_endpoints(systems: Systems, corpus_run: CorpusRun, limits: DemoLimits) -
         reference = gr.Textbox("", label="reference")
         language = gr.Textbox(first, label="language")
         system = gr.Textbox("", label="system")
+        hotwords = gr.Textbox("", label="hotwords")
         runs = gr.Number(RUNS, label="runs")
         found = gr.JSON(label="result")
 
@@ -70,10 +73,10 @@ def add_endpoints(systems: Systems, corpus_run: CorpusRun, limits: DemoLimits) -
         transcribes: dict[str, Any] = {"concurrency_limit": limits.at_once, "concurrency_id": CLIPS}
 
         endpoint("systems", describe, [], "The teacher (first) and the students of this page.")
-        endpoint("transcribe", one, [audio, language, system], "A clip by one system; the first student by default.",
+        endpoint("transcribe", one, [audio, language, system, hotwords], "A clip by one system; the first student by default.",
                  **transcribes)  # fmt: skip
         endpoint(
-            "compare", both, [audio, reference, language, runs],
+            "compare", both, [audio, reference, language, runs, hotwords],
             "A clip by every system, with errors if there is a reference, and median times.", **transcribes,
         )  # fmt: skip
         endpoint("corpus", corpus_run.as_json, [], "What is known so far of the whole split, worst clips first.")

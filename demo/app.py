@@ -15,6 +15,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from demo.api import add_endpoints
+from demo.blind.preferences import check_preferences_file
 from demo.blind.tab import blind_tab
 from demo.browser_security import STATIC, BrowserSecurity
 from demo.clip.tab import clip_tab
@@ -58,8 +59,9 @@ class Page:
 
 
 def build(
-    systems: Systems, clips: Sequence[Utterance], limits: DemoLimits, corpus: str = "a corpus", note: str = ""
-) -> Page:
+    systems: Systems, clips: Sequence[Utterance], limits: DemoLimits, corpus: str = "a corpus", note: str = "",
+    preferences: Path | None = None,
+) -> Page:  # fmt: skip
     """Build the page.
 
     Args:
@@ -68,6 +70,7 @@ def build(
         limits: bounds on each visitor's requests.
         corpus: the corpus's name.
         note: what is shown, in a sentence, where nobody chose it.
+        preferences: file that visitors' preferences are appended to.
     """
     keep = round(60 * limits.keep_minutes)
     likely = [code for code, _ in Counter(u.language for u in clips).most_common()]
@@ -84,7 +87,7 @@ def build(
                 corpus_tab(tabs, run, corpus)
             if systems.students:
                 with gr.Tab("Blind A/B"):
-                    blind_tab(run, limits.at_once)
+                    blind_tab(run, limits.at_once, preferences)
         add_endpoints(systems, run, limits)
     # api_open=False: direct API calls would bypass the queue
     page.queue(max_size=limits.waiting, default_concurrency_limit=OTHER_EVENTS, api_open=False)
@@ -150,13 +153,15 @@ def launch(page: Page, host: str, port: int, limits: DemoLimits, **options: Unpa
 
 def serve(
     bundles: Sequence[Path], teacher: str, corpus: str, precision: str | None, host: str, port: int, threads: int | None,
-    vad: bool | None = None, limits: DemoLimits | None = None,
+    vad: bool | None = None, limits: DemoLimits | None = None, preferences: Path | None = None,
 ) -> None:  # fmt: skip
-    """Open the systems and serve the page until interrupted; raises UserError if the port is taken.
+    """Open the systems and serve the page until interrupted; raises UserError if the port is taken, or preferences cannot be kept.
 
     Without bundles the teacher is shown beside itself, quantized.
     """
     limits, note = limits or DemoLimits(), ""
+    if preferences is not None:
+        check_preferences_file(preferences)
     if not bundles:
         precision = precision or "int8"
         bundles = [teacher_bundle(teacher, ["fp32", precision])]
@@ -167,7 +172,7 @@ def serve(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads are removed however the server ends
     try:
         with private_folder(limits.keep_minutes):
-            page = build(systems, clips, limits, corpus, note)
+            page = build(systems, clips, limits, corpus, note, preferences)
             launch(page, host, port, limits)
     except OSError as error:
         raise UserError(f"port {port} on {host} cannot be used ({error}); choose another with --port") from None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REFERENCE_CHARACTERS = 20_000  # of the reference transcript: alignment time grows with its square
+HOTWORD_CHARACTERS = 2_000  # of all hotwords together
 SWEEPS_SECONDS = 30.0
 CLIPS = "clips"  # Gradio's `concurrency_id` of all events that transcribe a recording, so that they share one limit
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.edge import FORMATS, AudioError, BundleError, Recognizer, Segment, Transcript, format_segments
+from export.edge.decoding.hotwords import DEFAULT_SCORE, read_hotwords
 from export.edge.recognizer import LONGEST
 from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave, check_length, decode
 from workbench.core.errors import UserError, did_you_mean
@@ -28,6 +29,8 @@ class TranscribeOptions:
     output_format: str = "text"  # one of FORMATS
     beams: int = 1  # 1 is greedy
     words: bool = False  # the time of each word, in JSON; bundles only
+    hotwords: Path | None = None  # file of names and terms that are likely to be said; bundles only
+    hotwords_score: float = DEFAULT_SCORE  # in nats a token
     folder: Path | None = None  # where a file is written for each recording
     overwrite: bool = False  # whether it may replace one
 
@@ -95,15 +98,20 @@ def open_bundle(bundle: Path, options: TranscribeOptions, precision: str | None,
         recognizer = Recognizer(bundle, precision, threads, frugal=True)
         if options.language != "auto" and options.language not in recognizer.prompts:
             raise UserError(f"--language {options.language!r}{did_you_mean(options.language, recognizer.prompts)}")
+        hotwords = None
+        if options.hotwords:
+            hotwords = recognizer.new_hotwords(read_hotwords(options.hotwords), options.hotwords_score)
     except BundleError as error:
         raise UserError(str(error)) from None
+
+    how = (options.beams, options.words, hotwords)
 
     def transcribe(wave: Wave, name: str) -> list[Segment]:
         try:
             if len(wave) > recognizer.window * SAMPLE_RATE:
-                return list(recognizer.segments(wave, options.language, beams=options.beams, words=options.words))
+                return list(recognizer.segments(wave, options.language, LONGEST, *how))
             check_length(wave, name)
-            said = recognizer.transcribe(wave, options.language, options.beams, options.words)
+            said = recognizer.transcribe(wave, options.language, *how[:2], hotwords=hotwords)
         except BundleError as error:
             raise UserError(str(error)) from None
         return [Segment(0.0, len(wave) / SAMPLE_RATE, said)]

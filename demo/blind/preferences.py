@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from demo.clip.transcribe import compare
 from demo.corpus.run import CorpusRun
+from workbench.core.errors import UserError
 from workbench.evaluation.scoring import normalize
 
 Choice = Literal["A", "B", "none"]
+_appending = threading.Lock()  # visitors share the file
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,30 @@ class Count:
     def decided(self) -> int:
         """Preferences for one of the two."""
         return self.wins + self.losses
+
+
+def check_preferences_file(path: Path) -> None:
+    """Raise UserError if preferences cannot be appended to a file: it is something else, or cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+        content = path.read_text("utf-8")
+        ours = not content or (content.endswith("\n") and "choice" in json.loads(content.splitlines()[-1]))
+    except OSError as error:
+        raise UserError(f"--preferences {path}: {error.strerror}; choose another file") from None
+    except (ValueError, TypeError):
+        ours = False
+    if not ours:
+        raise UserError(f"--preferences {path}: holds something else than preferences; choose another file")
+
+
+def append_preference(path: Path, preference: Preference) -> None:
+    """Append a preference to a file as one line of JSON."""
+    line = json.dumps(
+        {"time": datetime.now(UTC).isoformat(timespec="seconds"), **preference.as_dict()}, ensure_ascii=False
+    )
+    with _appending, path.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
 
 
 def count(preferences: Sequence[Preference], system: str, other: str) -> Count:

@@ -6,10 +6,11 @@ import html
 import json
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import gradio as gr
 
-from demo.blind.preferences import Choice, Pair, Preference, count, draw_pair
+from demo.blind.preferences import Choice, Pair, Preference, append_preference, count, draw_pair
 from demo.clip.cards import problem_html
 from demo.clip.downloads import link, served_folder
 from demo.corpus.run import CorpusRun
@@ -31,8 +32,14 @@ class Judging:
     pair: Pair | None = None  # waits for a preference
 
 
-def blind_tab(run: CorpusRun, at_once: int) -> None:
-    """Lay out the tab; `at_once` bounds the visitors whose clips are drawn at the same time."""
+def blind_tab(run: CorpusRun, at_once: int, keep: Path | None = None) -> None:
+    """Lay out the tab.
+
+    Args:
+        run: the split that clips are drawn from.
+        at_once: bounds the visitors whose clips are drawn at the same time.
+        keep: file to which every preference of every visitor is appended, a JSON object a line.
+    """
     systems = run.systems
     first = systems.students[0]
 
@@ -58,6 +65,8 @@ def blind_tab(run: CorpusRun, at_once: int) -> None:
             return "", gr.skip(), judging, *_buttons(active=False)
         judging.judged.setdefault(student, set()).add(pair.clip)
         judging.preferences.append(Preference(pair, choice))
+        if keep is not None:
+            append_preference(keep, judging.preferences[-1])
         return (
             pair_html(pair, judging.preferences[-1]),
             counts_html(judging, systems.teacher),

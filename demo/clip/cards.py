@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 
-from demo.clip.difference import KINDS, as_html, marked_html, split_words, units
+from demo.clip.difference import as_html, marked_html, split_words
 from demo.clip.transcribe import STAGES, Comparison, Outcome
+from workbench.evaluation.alignment import KINDS, units
 from workbench.evaluation.scoring import headline, normalize
 
 MEANINGS = {

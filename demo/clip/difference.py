@@ -9,14 +9,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from export.edge import Word
+from workbench.evaluation.alignment import Kind, edits, units
 from workbench.evaluation.scoring import normalize
 from workbench.text.normalizers import spaced
-
-Kind = Literal["substitution", "insertion", "deletion"]
-KINDS: tuple[Kind, ...] = ("substitution", "deletion", "insertion")
 
 
 @dataclass(frozen=True)
@@ -29,42 +26,6 @@ class Piece:
     gap: str = " "  # what stands before it
     start: float | None = None  # seconds
     end: float | None = None
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One step of the cheapest way from a normalized standard to a normalized transcript."""
-
-    kind: Kind | None
-    wanted: int | None  # index among the standard's units; None for an insertion
-    said: int | None  # index among the transcript's; None for a deletion
-    place: int  # index among the transcript's units before which a deletion belongs
-
-
-def units(text: str, language: str) -> list[str]:
-    """What a normalized text is compared by: words, or characters where a language does not separate words."""
-    return text.split() if spaced(language) else [c for c in text if not c.isspace()]
-
-
-def edits(wanted: Sequence[str], said: Sequence[str]) -> list[Edit]:
-    """The edits that WER (or CER) counts, in order, agreements among them."""
-    import jiwer
-
-    found: list[Edit] = []
-    # private-use characters stand for the units: jiwer splits at spaces, and a unit may be any text
-    codes: dict[str, str] = {}
-    as_text = [" ".join(codes.setdefault(unit, chr(0xF0000 + len(codes))) for unit in side) for side in (wanted, said)]
-    for chunk in jiwer.process_words([as_text[0]], [as_text[1]]).alignments[0]:
-        length = max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
-        for i in range(length):
-            ref, hyp = chunk.ref_start_idx + i, chunk.hyp_start_idx + i
-            if chunk.type == "delete":
-                found.append(Edit("deletion", ref, None, chunk.hyp_start_idx))
-            elif chunk.type == "insert":
-                found.append(Edit("insertion", None, hyp, hyp))
-            else:
-                found.append(Edit("substitution" if chunk.type == "substitute" else None, ref, hyp, hyp))
-    return found
 
 
 def differences(standard: str, text: str, language: str = "en", words: Sequence[Word] = ()) -> list[Piece]:

@@ -15,8 +15,9 @@ from demo.clip.downloads import write_downloads, write_player
 from demo.clip.tally import Tally
 from demo.clip.transcribe import compare, load_clip
 from demo.languages import language_choices
-from demo.limits import CLIPS, REFERENCE_CHARACTERS, DemoLimits
+from demo.limits import CLIPS, HOTWORD_CHARACTERS, REFERENCE_CHARACTERS, DemoLimits
 from demo.systems import Systems
+from export.edge.decoding.hotwords import parse_hotwords
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.core.errors import UserError
 from workbench.corpus import Utterance
@@ -60,6 +61,11 @@ def clip_tab(systems: Systems, examples: Sequence[Utterance], likely: Sequence[s
                 elem_id="reference",
             )
             language = languages(systems, likely)
+            hotwords = gr.Textbox(
+                label="Hotwords: names and terms to expect, between commas (optional)",
+                max_length=HOTWORD_CHARACTERS,
+                elem_id="hotwords",
+            )
             button = gr.Button("Transcribe", variant="primary", elem_id="transcribe")
     progress = gr.HTML(elem_id="status", elem_classes="status")
     player = gr.HTML(elem_id="player")
@@ -68,7 +74,7 @@ def clip_tab(systems: Systems, examples: Sequence[Utterance], likely: Sequence[s
     rates = gr.HTML(elem_id="tally")
     answers = [problem, player, progress, shown, files]
     running = button.click(
-        _transcriber(systems, limits), [audio, reference, language, tally], [*answers, rates, tally], api_name="run_clip", api_visibility="undocumented",
+        _transcriber(systems, limits), [audio, reference, language, hotwords, tally], [*answers, rates, tally], api_name="run_clip", api_visibility="undocumented",
         concurrency_limit=limits.at_once, concurrency_id=CLIPS, show_progress="hidden",
     )  # fmt: skip
     example.input(
@@ -83,7 +89,7 @@ def clip_tab(systems: Systems, examples: Sequence[Utterance], likely: Sequence[s
     )  # an upload has no known transcript
     # Old answers are about another clip: they vanish, and what is still running stops.
     gr.on(
-        [audio.change, reference.input, language.input], lambda: [""] * len(answers), None, answers, cancels=[running],
+        [audio.change, reference.input, language.input, hotwords.input], lambda: [""] * len(answers), None, answers, cancels=[running],
         show_progress="hidden", queue=False, api_visibility="private",
     )  # fmt: skip
 
@@ -109,14 +115,16 @@ def _chooser(examples: Sequence[Utterance]) -> Callable[[int | None], tuple[obje
 
 def _transcriber(
     systems: Systems, limits: DemoLimits
-) -> Callable[[str | None, str, str, Tally | None], Iterator[tuple[Any, ...]]]:
+) -> Callable[[str | None, str, str, str, Tally | None], Iterator[tuple[Any, ...]]]:
     """What the button does: the clip is transcribed by one system after another, and each answer is shown when it is there."""
 
-    def run(path: str | None, reference: str, language: str, tally: Tally | None) -> Iterator[tuple[Any, ...]]:
+    def run(
+        path: str | None, reference: str, language: str, hotwords: str, tally: Tally | None
+    ) -> Iterator[tuple[Any, ...]]:
         skip = gr.skip()
         tally, reference = tally or Tally(), reference or ""  # a client may send null
         try:
-            clip = usable(path, reference, limits)
+            clip, expected = usable(path, reference, limits), usable_hotwords(hotwords)
             wave = systems.decoding.submit(load_clip, clip, limits.longest_seconds).result()
         except UserError as error:
             yield problem_html(error), "", "", "", "", skip, skip
@@ -130,7 +138,7 @@ def _transcriber(
             skip,
             skip,
         )
-        for comparison in compare(systems, wave, reference.strip(), language):
+        for comparison in compare(systems, wave, reference.strip(), language, hotwords=expected):
             if not comparison.done:
                 yield skip, skip, status(comparison), cards(comparison), skip, skip, skip
                 continue
@@ -160,6 +168,14 @@ def usable(path: str | None, reference: str, limits: DemoLimits) -> Path:
             f"The reference transcript has {len(reference)} characters; expected at most {REFERENCE_CHARACTERS}."
         )
     return Path(path)
+
+
+def usable_hotwords(text: str | None) -> list[str]:
+    """The hotwords that a visitor gave; raises UserError for too long a text."""
+    text = text or ""  # a client may send null
+    if len(text) > HOTWORD_CHARACTERS:
+        raise UserError(f"The hotwords have {len(text)} characters; expected at most {HOTWORD_CHARACTERS}.")
+    return parse_hotwords(text)
 
 
 def languages(systems: Systems, likely: Sequence[str]) -> gr.Dropdown:

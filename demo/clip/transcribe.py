@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from demo.systems import Systems
-from export.edge import AudioError, BundleError, Recognizer, Segment, Transcript, Word
+from export.edge import AudioError, BundleError, Hotwords, Recognizer, Segment, Transcript, Word
 from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave, check_length, decode, is_silent
 from workbench.core.errors import UserError
 from workbench.evaluation.scoring import Errors, clip_errors, headline
@@ -96,6 +96,7 @@ def compare(
     runs: int = RUNS,
     names: Sequence[str] | None = None,
     words: bool = True,
+    hotwords: Sequence[str] = (),
 ) -> Iterator[Comparison]:
     """Transcribe a clip with each system in turn, students first; yields what is known after each run.
 
@@ -107,13 +108,14 @@ def compare(
         runs: of each system; each one's second run follows the first run of all others.
         names: the systems to run, all by default.
         words: also compute word times where the bundle can.
+        hotwords: names and terms to expect, given to every system.
     """
     wanted = [name for name in (*systems.students, systems.teacher) if names is None or name in names]
     runs = 1 if seconds(wave) > LONGEST_SECONDS else runs
     found: dict[str, Outcome] = {}
     for number in range(runs):
         for place, name in enumerate(wanted):
-            outcome = _timed(systems, name, wave, language, words and number == 0)
+            outcome = _timed(systems, name, wave, language, words and number == 0, hotwords)
             before = found.get(name)
             if before is None:
                 found[name] = outcome
@@ -125,12 +127,13 @@ def compare(
             yield Comparison(systems.teacher, seconds(wave), language, reference, runs, ordered, waiting, last)
 
 
-def _timed(systems: Systems, name: str, wave: Wave, language: str, words: bool) -> Outcome:
+def _timed(systems: Systems, name: str, wave: Wave, language: str, words: bool, hotwords: Sequence[str]) -> Outcome:
     """One run of one system; what goes wrong becomes the outcome's problem, so that the others still answer."""
     recognizer = systems.recognizers[name]
     words = words and recognizer.model.has_alignment_heads
     try:
-        segments = _segments(systems, name, recognizer, wave, language, words)
+        ready = recognizer.new_hotwords(hotwords) if hotwords else None
+        segments = _segments(systems, name, recognizer, wave, language, words, ready)
     except (AudioError, BundleError) as error:
         return Outcome(name, problem=str(error))
     except Exception:
@@ -156,13 +159,14 @@ def _timed(systems: Systems, name: str, wave: Wave, language: str, words: bool) 
 
 
 def _segments(
-    systems: Systems, name: str, recognizer: Recognizer, wave: Wave, language: str, words: bool
-) -> list[Segment]:
+    systems: Systems, name: str, recognizer: Recognizer, wave: Wave, language: str, words: bool,
+    hotwords: Hotwords | None,
+) -> list[Segment]:  # fmt: skip
     """Transcribe a short clip in one turn, a long recording stretch by stretch, one turn each."""
     if seconds(wave) <= recognizer.window:
-        said: Transcript = systems.turn(name, recognizer.transcribe, wave, language, words=words)
+        said: Transcript = systems.turn(name, recognizer.transcribe, wave, language, words=words, hotwords=hotwords)
         return [Segment(0.0, seconds(wave), said)]
-    segments = recognizer.segments(wave, language, words=words)
+    segments = recognizer.segments(wave, language, words=words, hotwords=hotwords)
     return list(iter(lambda: systems.turn(name, next, segments, None), None))
 
 

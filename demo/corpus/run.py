@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from demo.clip.difference import KINDS, Kind
 from demo.clip.transcribe import Comparison, compare
 from demo.systems import Systems
 from workbench.core.errors import UserError
 from workbench.corpus import Utterance
+from workbench.evaluation.alignment import KINDS, Kind
 from workbench.evaluation.scoring import Errors, clip_errors, headline, paired_difference, score
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import gradio as gr
 
-from demo.clip.difference import KINDS, Kind
 from demo.corpus.run import CorpusRun
 from demo.corpus.table import SHOWN, progress_html, summary_html, worst_html
+from workbench.evaluation.alignment import KINDS, Kind
 
 REFRESH_SECONDS = 1.0
 LIST_EVERY = 10  # clips after which the list of the worst ones is drawn anew

@@ -7,8 +7,9 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from demo.clip.difference import KINDS, Kind, as_html, differences, edits, units
+from demo.clip.difference import as_html, differences
 from demo.corpus.run import CorpusRun, Row
+from workbench.evaluation.alignment import KINDS, Kind, edits, units
 from workbench.evaluation.scoring import FEWEST_CLIPS, normalize
 
 SHOWN = 25  # clips at a time; a page of hundreds is slow on a phone

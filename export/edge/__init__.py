@@ -12,6 +12,7 @@ A copy of this package is inside every bundle, and is importable from the workbe
 from . import no_telemetry  # isort: skip  # noqa: F401  before anything that imports onnxruntime
 from .audio.resample import AudioError, read_wav
 from .bundle.manifest import BundleError, Manifest, read_manifest
+from .decoding.hotwords import Hotwords, read_hotwords
 from .formats import FORMATS, format_segments
 from .recognizer import Recognizer
 from .stream import PartialTranscript, Stream
@@ -22,6 +23,7 @@ __all__ = [
     "FORMATS",
     "AudioError",
     "BundleError",
+    "Hotwords",
     "Manifest",
     "PartialTranscript",
     "Recognizer",
@@ -30,6 +32,7 @@ __all__ = [
     "Transcript",
     "Word",
     "format_segments",
+    "read_hotwords",
     "read_manifest",
     "read_wav",
 ]

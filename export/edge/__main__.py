@@ -9,8 +9,9 @@ import re
 import sys
 from pathlib import Path
 
-from . import FORMATS, AudioError, BundleError, Recognizer, Segment, format_segments, read_wav
+from . import FORMATS, AudioError, BundleError, Hotwords, Recognizer, Segment, format_segments, read_hotwords, read_wav
 from .audio.resample import SAMPLE_RATE
+from .decoding.hotwords import DEFAULT_SCORE, MAX_SCORE
 from .recognizer import LONGEST
 
 MOST = 1024  # threads, or beams
@@ -60,6 +61,15 @@ def arguments() -> argparse.ArgumentParser:
         help="with --provider cuda: capture the decoder's step, for clips of one length",
     )
     parser.add_argument("--beams", type=_count, default=1, help="beams of the search; 1 is greedy, and the fastest")
+    parser.add_argument(
+        "--hotwords", type=_path, metavar="FILE", help="names and terms that are likely to be said, one a line"
+    )
+    parser.add_argument(
+        "--hotwords-score",
+        type=_score,
+        default=DEFAULT_SCORE,
+        help=f"how much likelier they are made, in nats a token; {DEFAULT_SCORE:g} by default",
+    )
     parser.add_argument("--words", action="store_true", help="also the time of each word, in JSON")
     parser.add_argument("--format", choices=FORMATS, default="text", help="subtitles and JSON have times")
     detector = parser.add_mutually_exclusive_group()
@@ -109,6 +119,16 @@ def _seconds(value: str) -> float:
     return seconds
 
 
+def _score(value: str) -> float:
+    try:
+        score = float(value)
+    except ValueError:
+        score = math.nan
+    if not 0 < score <= MAX_SCORE:
+        raise argparse.ArgumentTypeError(f"{value!r}: expected a number above 0, at most {MAX_SCORE:g}")
+    return score
+
+
 def _run(args: argparse.Namespace) -> int:
     """Transcribe the files; returns the exit status."""
     try:
@@ -122,6 +142,7 @@ def _run(args: argparse.Namespace) -> int:
             cuda_graphs=args.cuda_graphs,
             vad=False if args.no_vad else None,
         )
+        hotwords = args.hotwords and recognizer.new_hotwords(read_hotwords(args.hotwords), args.hotwords_score)
     except BundleError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -131,7 +152,7 @@ def _run(args: argparse.Namespace) -> int:
     failed = 0
     for name in args.files:
         try:
-            segments = _segments(recognizer, name, args)
+            segments = _segments(recognizer, name, args, hotwords)
         except (AudioError, BundleError) as error:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201
             failed += 1
@@ -150,14 +171,15 @@ def _run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _segments(recognizer: Recognizer, name: str, args: argparse.Namespace) -> list[Segment]:
+def _segments(recognizer: Recognizer, name: str, args: argparse.Namespace, hotwords: Hotwords | None) -> list[Segment]:
     """The segments of a file; a short one is a single segment unless cutting was asked for."""
     wave = read_wav(name)
     seconds = len(wave) / SAMPLE_RATE
     longest = LONGEST if args.longest is None else args.longest
     if args.vad or seconds > recognizer.window or (args.longest is not None and seconds > longest):
-        return list(recognizer.segments(wave, args.language, longest, args.beams, args.words))
-    return [Segment(0.0, seconds, recognizer.transcribe(wave, args.language, args.beams, args.words))]
+        return list(recognizer.segments(wave, args.language, longest, args.beams, args.words, hotwords))
+    said = recognizer.transcribe(wave, args.language, args.beams, args.words, hotwords=hotwords)
+    return [Segment(0.0, seconds, said)]
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from .bundle.manifest import BundleError, Manifest, read_manifest
 from .bundle.tokens import Detokenizer
 from .clock import Clock
 from .decoding.decoder import Hypothesis, beam_search, greedy
+from .decoding.hotwords import DEFAULT_SCORE, Hotwords
 from .decoding.model import SpeechModel
 from .decoding.sessions import Provider
 from .transcript import Segment, Transcript
@@ -70,8 +71,9 @@ class Recognizer:
         self._cutter = self.detector  # for recordings, opened when one needs it
 
     def transcribe(
-        self, wave: Wave, language: str = "en", beams: int = 1, words: bool = False, vad: bool = True
-    ) -> Transcript:
+        self, wave: Wave, language: str = "en", beams: int = 1, words: bool = False, vad: bool = True,
+        hotwords: Hotwords | None = None,
+    ) -> Transcript:  # fmt: skip
         """Transcribe one utterance, [samples] at 16 kHz, of at most 30 s.
 
         Args:
@@ -80,6 +82,7 @@ class Recognizer:
             beams: beams of the search; 1 is greedy.
             words: also compute word times, which takes one more pass over the transcript.
             vad: False where speech is known to be there; the recogniser's detector is then skipped.
+            hotwords: names and terms to expect, from `new_hotwords`.
 
         Returns:
             The transcript; its text is empty if the detector finds no speech.
@@ -93,9 +96,11 @@ class Recognizer:
         clock = Clock()
         if vad and not self._spoken(wave, clock):
             return Transcript("", language, (), clock.laps, True)
-        return self._transcribed([wave], [seconds], language, beams, words, clock)[0]
+        return self._transcribed([wave], [seconds], language, beams, words, clock, hotwords)[0]
 
-    def transcribe_batch(self, waves: Sequence[Wave], language: str = "en", most: int = 16) -> list[Transcript]:
+    def transcribe_batch(
+        self, waves: Sequence[Wave], language: str = "en", most: int = 16, hotwords: Hotwords | None = None
+    ) -> list[Transcript]:
         """Transcribe utterances, each of at most 30 s, in batches; transcripts are returned in the order given.
 
         Clips of about the same length are batched together, because a batch is as long as its longest clip. That pays on a GPU, hardly on a CPU.
@@ -104,6 +109,7 @@ class Recognizer:
             waves: the utterances, [samples] each.
             language: ISO 639-1 code, or `auto` to detect each one's.
             most: clips in a batch.
+            hotwords: as for `transcribe`.
 
         Raises:
             AudioError, BundleError: as `transcribe`.
@@ -118,13 +124,16 @@ class Recognizer:
             batch = [i for i in batch if i not in found]
             if not batch:
                 continue
-            said = self._transcribed([waves[i] for i in batch], [seconds[i] for i in batch], language)
+            said = self._transcribed(
+                [waves[i] for i in batch], [seconds[i] for i in batch], language, hotwords=hotwords
+            )
             found |= zip(batch, said, strict=True)
         return [found[i] for i in range(len(waves))]
 
     def segments(
-        self, wave: Wave, language: str = "en", longest: float = LONGEST, beams: int = 1, words: bool = False
-    ) -> Iterator[Segment]:
+        self, wave: Wave, language: str = "en", longest: float = LONGEST, beams: int = 1, words: bool = False,
+        hotwords: Hotwords | None = None,
+    ) -> Iterator[Segment]:  # fmt: skip
         """Transcribe a recording of any length, one stretch of speech after another; silence is skipped.
 
         Args:
@@ -133,6 +142,7 @@ class Recognizer:
             longest: seconds of the longest stretch, 2 to 30.
             beams: as for `transcribe`.
             words: as for `transcribe`; their times are the recording's.
+            hotwords: as for `transcribe`.
 
         Raises:
             AudioError: the recording is empty or holds values that are not finite, or `longest` is out of range.
@@ -140,7 +150,7 @@ class Recognizer:
         """
         self._allowed(language, words)
         for span in self.speech_spans(wave, longest):
-            yield self.transcribe_span(wave, span, language, beams, words)
+            yield self.transcribe_span(wave, span, language, beams, words, hotwords)
 
     def speech_spans(self, wave: Wave, longest: float = LONGEST) -> list[SpeechSpan]:
         """The stretches of speech that `segments` transcribes; raises as it does."""
@@ -152,17 +162,22 @@ class Recognizer:
         return find_speech(wave, self._cutter, longest)
 
     def transcribe_span(
-        self, wave: Wave, span: SpeechSpan, language: str = "en", beams: int = 1, words: bool = False
-    ) -> Segment:
+        self, wave: Wave, span: SpeechSpan, language: str = "en", beams: int = 1, words: bool = False,
+        hotwords: Hotwords | None = None,
+    ) -> Segment:  # fmt: skip
         """Transcribe one stretch of speech of a recording; word times are the recording's. Arguments and errors as for `segments`."""
         begin = span.start / SAMPLE_RATE
-        said = self.transcribe(wave[span.start : span.end], language, beams, words, vad=False)
+        said = self.transcribe(wave[span.start : span.end], language, beams, words, False, hotwords)
         later = tuple(word.later(begin) for word in said.words)
         return Segment(begin, span.end / SAMPLE_RATE, replace(said, words=later))
 
     def new_detector(self) -> VoiceActivityDetector:
         """The bundle's speech detector; raises BundleError if it has none."""
         return VoiceActivityDetector(self.manifest.speech_detector())
+
+    def new_hotwords(self, words: Sequence[str], score: float = DEFAULT_SCORE) -> Hotwords:
+        """Names and terms to expect, as `transcribe` takes them; raises BundleError as `Hotwords` does."""
+        return Hotwords(words, self.detokenize, score)
 
     def _batches(self, seconds: Sequence[float], most: int) -> Iterator[list[int]]:
         """Indices of clips that are batched together, the shortest first."""
@@ -178,7 +193,7 @@ class Recognizer:
 
     def _transcribed(
         self, waves: Sequence[Wave], seconds: Sequence[float], language: str, beams: int = 1, words: bool = False,
-        clock: Clock | None = None,
+        clock: Clock | None = None, hotwords: Hotwords | None = None,
     ) -> list[Transcript]:  # fmt: skip
         """Transcribe clips of about one length as one batch, or one clip with beams."""
         clock = clock or Clock()
@@ -191,9 +206,9 @@ class Recognizer:
         limits = [self.manifest.token_limit(s, code) for s, code in zip(seconds, languages, strict=True)]
         decoder, end = self.model.decoder(cross_kv, len(prompts[0]) + max(limits), beams), self.model.end_token
         if beams > 1:
-            written = [beam_search(decoder, prompts[0], limits[0], end, beams)]
+            written = [beam_search(decoder, prompts[0], limits[0], end, beams, hotwords)]
         else:
-            written = greedy(decoder, prompts, limits, end, lambda: clock.lap("first_token"))
+            written = greedy(decoder, prompts, limits, end, lambda: clock.lap("first_token"), hotwords)
         clock.lap("rest")
         texts = [self.detokenize(one.tokens) for one in written]
         clock.lap("detokenize")
@@ -206,11 +221,13 @@ class Recognizer:
             for text, code, one, said in zip(texts, languages, written, timed, strict=True)
         ]
         return [
-            self._continued(wave, said, beams, words) if said.looped else said
+            self._continued(wave, said, beams, words, hotwords) if said.looped else said
             for wave, said in zip(waves, found, strict=True)
         ]
 
-    def _continued(self, wave: Wave, said: Transcript, beams: int, words: bool) -> Transcript:
+    def _continued(
+        self, wave: Wave, said: Transcript, beams: int, words: bool, hotwords: Hotwords | None = None
+    ) -> Transcript:
         """Extend a transcript that ends in a loop by the speech after the repetition that is kept.
 
         This needs the alignment heads, which tell where that repetition ends, and the speech detector, which tells whether there is
@@ -224,9 +241,8 @@ class Recognizer:
         rest = rest_after(wave, attention, self.detector, self.window)
         if rest is None:
             return said
-        return join_transcripts(
-            said, self.transcribe(rest, said.language, beams, words), (len(wave) - len(rest)) / SAMPLE_RATE
-        )
+        later = self.transcribe(rest, said.language, beams, words, hotwords=hotwords)
+        return join_transcripts(said, later, (len(wave) - len(rest)) / SAMPLE_RATE)
 
     def _words(
         self, samples: int, cross_kv: Sequence[ort.OrtValue], prompt: list[int], written: Hypothesis, language: str

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from export.edge import AudioError, BundleError, Recognizer, Segment
+from export.edge import AudioError, BundleError, Hotwords, Recognizer, Segment, read_hotwords
 from export.edge.audio import SAMPLE_RATE, Wave
 from export.edge.recognizer import LONGEST
 from export.edge.vad import SpeechSpan
@@ -27,6 +27,7 @@ from export.serving.options import ServerOptions
 from export.serving.pool import Pool
 from export.serving.request import REPEATED, TranscriptionRequest, check_fields, check_model, checked
 from workbench import __version__
+from workbench.core.errors import UserError
 
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold events back
 SUBTITLE_SECONDS = 7.0  # longest cue of subtitles, so that it can be read
@@ -40,10 +41,14 @@ def build(recognizers: Sequence[Recognizer], options: ServerOptions) -> FastAPI:
     Args:
         recognizers: one for each worker, of the same bundle and precision.
         options: what the server is started with.
+
+    Raises:
+        UserError: the file of hotwords cannot be used.
     """
     one = recognizers[0]
     names = (one.manifest.name, *options.aliases)
     created = int((one.manifest.folder / "bundle.json").stat().st_mtime)
+    default_hotwords = _default_hotwords(one, options)
     pool = Pool(recognizers, options.max_queue, options.max_seconds)
     metrics = Metrics(pool)
     # no interactive pages: they load scripts from the network
@@ -64,13 +69,16 @@ def build(recognizers: Sequence[Recognizer], options: ServerOptions) -> FastAPI:
         temperature: Annotated[float, Form(description="0")] = 0.0,
         stream: Annotated[bool, Form(description="Server-sent events")] = False,
         chunking_strategy: Annotated[str, Form(description="auto")] = "",
+        hotwords: Annotated[
+            str, Form(description="Names and terms to expect, between commas; not in OpenAI's API")
+        ] = "",
         granularities: Annotated[list[str] | None, Form(alias=REPEATED, description="word, segment")] = None,
     ) -> Response:
         check_fields([name for name, _ in (await request.form()).multi_items()])
         check_model(model, names)
         asked = checked(
             one, options, language=language, prompt=prompt, response_format=response_format, temperature=temperature,
-            stream=stream, chunking_strategy=chunking_strategy, granularities=granularities or (),
+            stream=stream, chunking_strategy=chunking_strategy, granularities=granularities or (), hotwords=hotwords, default_hotwords=default_hotwords,
         )  # fmt: skip
         place: Place = request.state.place
 
@@ -112,6 +120,16 @@ def build(recognizers: Sequence[Recognizer], options: ServerOptions) -> FastAPI:
     return app
 
 
+def _default_hotwords(recognizer: Recognizer, options: ServerOptions) -> Hotwords | None:
+    """Those of requests that name none."""
+    if options.hotwords is None:
+        return None
+    try:
+        return recognizer.new_hotwords(read_hotwords(options.hotwords), options.hotwords_score)
+    except BundleError as error:
+        raise UserError(str(error)) from None
+
+
 async def transcribe(
     pool: Pool, place: Place, wave: Wave, asked: TranscriptionRequest, beams: int
 ) -> AsyncIterator[Segment]:
@@ -123,12 +141,13 @@ async def transcribe(
     """
     longest = SUBTITLE_SECONDS if asked.format in ("srt", "vtt") else LONGEST
     seconds, how = len(wave) / SAMPLE_RATE, (asked.language, beams, asked.words)
+    hotwords = asked.hotwords
     if seconds <= (pool.window if longest == LONGEST else longest):
-        yield Segment(0.0, seconds, await pool.turn(place, Recognizer.transcribe, wave, *how))
+        yield Segment(0.0, seconds, await pool.turn(place, Recognizer.transcribe, wave, *how, hotwords=hotwords))
         return
     spans: list[SpeechSpan] = await pool.turn(place, Recognizer.speech_spans, wave, longest)
     for span in spans:
-        yield await pool.turn(place, Recognizer.transcribe_span, wave, span, *how)
+        yield await pool.turn(place, Recognizer.transcribe_span, wave, span, *how, hotwords)
 
 
 async def _unless_gone(request: Request, work: Coroutine[None, None, T]) -> T | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from export.edge.decoding.hotwords import DEFAULT_SCORE
 from export.edge.recognizer import AUTO
 
 
@@ -19,6 +21,8 @@ class ServerOptions:
     max_megabytes: float = 100.0  # of a request (10^6 bytes)
     language: str = AUTO  # of requests that name none
     beams: int = 1
+    hotwords: Path | None = None  # file of those of requests that name none
+    hotwords_score: float = DEFAULT_SCORE  # of all requests, in nats a token
     vad: bool | None = None  # False turns the speech detector off for clips of up to 30 s
     aliases: tuple[str, ...] = ()  # further names of the model
     ignore_prompt: bool = False  # otherwise a request with a prompt is refused

@@ -7,7 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from export.edge import Recognizer
+from export.edge import BundleError, Hotwords, Recognizer
+from export.edge.decoding.hotwords import parse_hotwords
 from export.edge.recognizer import AUTO
 from export.serving.errors import ApiError, bad_value
 from export.serving.options import ServerOptions
@@ -17,9 +18,10 @@ ResponseFormat = Literal["json", "verbose_json", "text", "srt", "vtt"]
 FORMATS: tuple[ResponseFormat, ...] = get_args(ResponseFormat)
 STREAMED = ("json", "text")  # formats in which a transcript can be streamed
 GRANULARITIES = ("segment", "word")
+MAX_HOTWORDS = 500  # of a request; they are made ready while other requests wait
 REPEATED = "timestamp_granularities[]"
 FIELDS = (
-    "file", "model", "language", "prompt", "response_format", "temperature", "stream", "chunking_strategy", REPEATED,
+    "file", "model", "language", "prompt", "response_format", "temperature", "stream", "chunking_strategy", REPEATED, "hotwords",
 )  # fmt: skip
 
 
@@ -32,6 +34,7 @@ class TranscriptionRequest:
     segments: bool  # in verbose_json
     words: bool
     stream: bool
+    hotwords: Hotwords | None
 
 
 def check_fields(names: Sequence[str]) -> None:
@@ -55,9 +58,12 @@ def check_model(model: str, known: Collection[str]) -> None:
 
 def checked(
     recognizer: Recognizer, options: ServerOptions, *, language: str, prompt: str, response_format: str, temperature: float,
-    stream: bool, chunking_strategy: str, granularities: Sequence[str],
+    stream: bool, chunking_strategy: str, granularities: Sequence[str], hotwords: str, default_hotwords: Hotwords | None,
 ) -> TranscriptionRequest:  # fmt: skip
-    """Check the values of the fields of OpenAI's API that have the same names; raises ApiError (400) at the first that is not supported."""
+    """Check the values of the fields of OpenAI's API that have the same names, and `hotwords`, which it lacks.
+
+    Raises ApiError (400) at the first that is not supported.
+    """
     if response_format not in FORMATS:
         raise bad_value(
             "response_format", f"response_format is {response_format[:100]!r}; expected {_any_of(FORMATS)}."
@@ -93,7 +99,20 @@ def checked(
         not granularities or "segment" in granularities,
         words,
         stream,
+        _hotwords(recognizer, hotwords, options.hotwords_score) or default_hotwords,
     )
+
+
+def _hotwords(recognizer: Recognizer, text: str, score: float) -> Hotwords | None:
+    """Hotwords of a request; None if it has none."""
+    if not (words := parse_hotwords(text)):
+        return None
+    if len(words) > MAX_HOTWORDS:
+        raise bad_value("hotwords", f"hotwords: there are {len(words)}; expected at most {MAX_HOTWORDS} (a longer list can be given to the server, with --hotwords).")  # fmt: skip
+    try:
+        return recognizer.new_hotwords(words, score)
+    except BundleError as error:
+        raise bad_value("hotwords", f"hotwords: {error}.") from None
 
 
 def _any_of(names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ FIND = """async () => (await axe.run(document, {resultTypes: ["violations"]})).v
 @needs_browser
 @pytest.mark.skipif(not AXE.is_file(), reason="no axe-core here; npm ci --prefix tests/demo/node")
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark"), (390, "light")])
+@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (1280, "dark"), (390, "dark"), (390, "light")])
 def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_screen(exported, width, theme):
     from playwright.sync_api import sync_playwright
 

@@ -1,6 +1,7 @@
 """The page's named endpoints, called as docs/demo.md shows."""
 
 import concurrent.futures
+import string
 
 import pytest
 from gradio_client import Client, handle_file
@@ -95,3 +96,13 @@ def test_twenty_clients_at_once_all_get_an_answer(address, clip):
     texts = {tuple(system["text"] for system in one["systems"]) for one in found}
     assert len(texts) == 1
     assert all(len(system["runs_ms"]) == 1 for one in found for system in one["systems"])
+
+
+def test_hotwords_are_given_to_every_system(client, clip):
+    plain = client.predict(audio=handle_file(str(clip.audio)), runs=1, api_name="/compare")
+    found = client.predict(
+        audio=handle_file(str(clip.audio)), runs=1, hotwords=",".join(string.ascii_letters), api_name="/compare"
+    )
+    assert [s["text"] for s in found["systems"]] != [s["text"] for s in plain["systems"]]
+    with pytest.raises(AppError, match="hotwords have 2001 characters"):
+        client.predict(audio=handle_file(str(clip.audio)), hotwords="a" * 2001, api_name="/compare")

@@ -1,5 +1,6 @@
 """A whole split: run once for all, worst clips first, by kind of error, aligned."""
 
+import json
 import re
 import threading
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from demo.blind.preferences import Pair, Preference, count, draw_pair
+from demo.blind.preferences import Pair, Preference, check_preferences_file, count, draw_pair
 from demo.blind.tab import Judging, blind_tab, counts_html, pair_html
 from demo.clip.transcribe import Comparison, Outcome
 from demo.corpus import run as corpus_run
@@ -268,6 +269,33 @@ def test_a_pair_does_not_tell_whose_it_is_until_it_is_judged():
         assert "75 %" in shown
         (saved,) = folder.glob("*/preferences.json")
         assert saved.read_text().count('"preferred": "s"') == 3
+
+
+def test_preferences_of_all_visitors_are_appended_to_a_file(run, tmp_path):
+    kept = tmp_path / "new" / "preferences.jsonl"
+    check_preferences_file(kept)
+    with gr.Blocks() as page:
+        blind_tab(run, 1, kept)
+    events = {one.name: one for one in page.fns.values()}
+    student = run.systems.students[0]
+    pair = Pair(0, "clip", "en", "a reference", (student, run.systems.teacher), ("one text", "another"))
+    for choice in ("A", "none"):
+        events["judge"].fn(choice, student, Judging(pair=pair))
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert [line["choice"] for line in lines] == ["A", "none"]
+    assert lines[0]["preferred"] == lines[0]["names"][0]
+    assert set(lines[0]["names"]) == {student, run.systems.teacher}
+    check_preferences_file(kept)  # of an earlier page
+
+
+@pytest.mark.parametrize("content", ["words\n", '{"choice": "A"}', '{"text": "a"}\n', "[1]\n", "3\n"])
+def test_preferences_are_appended_to_no_other_file(content, tmp_path):
+    (tmp_path / "file").write_text(content)
+    with pytest.raises(UserError, match="holds something else than preferences"):
+        check_preferences_file(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == content
+    with pytest.raises(UserError, match="choose another file"):
+        check_preferences_file(tmp_path)
 
 
 def test_what_was_judged_of_one_student_is_drawn_for_another(run, monkeypatch):

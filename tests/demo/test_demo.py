@@ -53,7 +53,7 @@ def test_words_are_shown_as_written_and_compared_normalized():
     ],
 )
 def test_marks_are_the_edits_of_wer(reference, text):
-    from demo.clip.difference import edits, units
+    from workbench.evaluation.alignment import edits, units
     from workbench.evaluation.scoring import normalize
 
     kinds = [edit.kind for edit in edits(*(units(normalize(t, "en"), "en") for t in (reference, text)))]

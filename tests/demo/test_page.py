@@ -90,7 +90,7 @@ def upload(page, name, content):
 
 def ask(page, name, *data):
     """Call the page as its API is called: "complete" or "error", and what comes back; of a clip, its problem and its cards."""
-    data = (*data, None) if name == "run_clip" else data  # the session's tally
+    data = (*data, "", None) if name == "run_clip" else data  # hotwords, and the session's tally
     event = page.post(f"/call/{name}", json={"data": data}).json()["event_id"]
     text = page.get(f"/call/{name}/{event}").text
     shown = [json.loads(line) for line in re.findall(r"^event: generating\ndata: (.*)$", text, re.M)]

@@ -97,7 +97,7 @@ class Fake:
     def __call__(self, wave):
         return np.full(-(-len(wave) // 512), self.speech, np.float32)
 
-    def transcribe(self, wave, *_):
+    def transcribe(self, wave, *_, **__):
         self.given.append(len(wave))
         return Transcript("and more.", "en", (7, 8), {"rest": 1.0}, True, words=(Word("and", 0.5, 0.75),))
 

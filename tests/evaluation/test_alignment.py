@@ -11,8 +11,8 @@ def test_words_stand_under_the_words_that_they_are_scored_against():
     assert first[1] == ("a", "substitution")
     assert first[4] == ("now", "insertion")
     assert second[2] == ("", "deletion")
-    assert second[4] == ("", "")  # the gap is the first one's
-    assert [kind for _, kind in second].count("") == 5
+    assert second[4] == ("", None)  # the gap is the first one's
+    assert [kind for _, kind in second].count(None) == 5
 
 
 def test_errors_are_as_many_as_are_scored():

@@ -112,3 +112,22 @@ def test_one_bad_file_does_not_stop_the_others(exported, clips, tmp_path, monkey
 def test_wrong_options_are_said_before_a_model_is_loaded(options, said, tmp_path):
     with pytest.raises(UserError, match=said):
         list(transcribe_files([tmp_path / "a.wav", tmp_path / "b.wav"], "no-such-model", options))
+
+
+def test_hotwords_are_a_bundles(exported, clips, tmp_path, capsys, monkeypatch):
+    (path,) = files_of(clips[:1], tmp_path)
+    words = tmp_path / "words.txt"
+    words.write_text("zebra\n")
+    options = TranscribeOptions("en", hotwords=words, hotwords_score=20)
+    (found,) = transcribe_files([path], exported, options, "fp32", 1)
+    assert "zebra" in found.lower()
+    for wrong, said in [
+        (["--hotwords", str(words)], "--hotwords: needs a bundle"),
+        (["--bundle", str(exported), "--hotwords-score", "3"], "--hotwords-score: there are no hotwords"),
+        (["--bundle", str(exported), "--hotwords", str(tmp_path / "none.txt")], "none.txt: cannot be read"),
+    ]:
+        monkeypatch.setattr("sys.argv", ["workbench", "transcribe", str(path), *wrong])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err

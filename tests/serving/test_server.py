@@ -18,6 +18,7 @@ from export.serving import app, audio, gate, pool
 from tests.conftest import tone, until
 from tests.serving.conftest import Clip, serving, wav_bytes
 from workbench.audio.decode import decode, write_flac
+from workbench.core.errors import UserError
 
 PAUSE, GROUPS = np.zeros(8_000, np.float32), np.zeros(48_000, np.float32)  # within groups of clips, and between
 
@@ -438,3 +439,26 @@ def test_a_recording_is_decoded_once_there_is_memory_for_it(exported, clips, mon
         assert later.result().text
         assert seen == ["first.wav", "later.wav"]
         until(lambda: client.app.state.pool.memory.free == client.app.state.pool.memory.most)
+
+
+def test_hotwords_of_a_request_come_before_those_of_the_server(exported, clips, recognizer, tmp_path):
+    (tmp_path / "words.txt").write_text("zebra\n")
+    with serving(exported, language="en", hotwords=tmp_path / "words.txt", hotwords_score=20.0) as client:
+        mine = {"extra_body": {"hotwords": "quokka, yak"}}
+        for given, words in ({}, ["zebra"]), (mine, ["quokka", "yak"]):
+            said = recognizer.transcribe(clips[0].wave, "en", hotwords=recognizer.new_hotwords(words, 20))
+            assert words[0] in said.text.lower()
+            assert ask(client, clips[0].content, **given).text == said.text
+        for hotwords, wrong in ("a," * 101, "101 bytes"), (",".join(map(str, range(501))), "there are 501"):
+            hotwords = "a" * 101 if "bytes" in wrong else hotwords
+            answer = post(client, {"model": "tiny", "hotwords": hotwords})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "hotwords")
+            assert wrong in answer.json()["error"]["message"]
+
+
+def test_a_wrong_file_of_hotwords_is_said_before_anything_is_served(exported, tmp_path):
+    with (
+        pytest.raises(UserError, match=r"none\.txt: cannot be read"),
+        serving(exported, hotwords=tmp_path / "none.txt"),
+    ):
+        pass

@@ -66,6 +66,14 @@ Corpus = Annotated[
         help="Built-in name, manifest, folder with a manifest, or hf:ID[:CONFIG]; by default that of the bundle's run, else prompts-en."
     ),
 ]
+Hotwords = Annotated[
+    Path | None,
+    typer.Option(help="Text file of names and terms that are likely to be said, one a line.", dir_okay=False),
+]
+HotwordsScore = Annotated[
+    float | None,
+    typer.Option(help="How much likelier hotwords are made, in nats a token; 2 by default.", min=0.1, max=20),
+]
 Split = Annotated[str, typer.Option(help="train, validation or test.")]
 JsonFile = Annotated[
     Path | None,

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.command import FILE, FOLDER, Corpus, JsonFile, Split, Threads, check_address, write_results
+from workbench.cli.command import (
+    FILE,
+    FOLDER,
+    Corpus,
+    Hotwords,
+    HotwordsScore,
+    JsonFile,
+    Split,
+    Threads,
+    check_address,
+    write_results,
+)
 from workbench.core.errors import UserError, did_you_mean
 
 
@@ -38,19 +49,28 @@ def transcribe(
     precision: Annotated[str | None, typer.Option(help="With --bundle: one of its own; its first by default.")] = None,
     words: Annotated[bool, typer.Option("--words", help="With --bundle: the time of each word, in JSON.")] = False,
     beams: Annotated[int, typer.Option(help="1 is greedy, and the fastest.", min=1, max=20)] = 1,
+    hotwords: Hotwords = None,
+    hotwords_score: HotwordsScore = None,
     threads: Annotated[int | None, typer.Option(help="With --bundle; all cores by default.", min=1, max=1024)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace transcripts in --output.")] = False,
 ) -> None:
     """Transcribe recordings, with the built-in teacher or an exported student."""
+    from export.edge.decoding.hotwords import DEFAULT_SCORE
     from export.transcription import TranscribeOptions, transcribe_files
 
     if bundle is None and (precision or words or threads):
         raise UserError("--precision, --words and --threads are a bundle's; name one with --bundle")
+    if bundle is None and hotwords:
+        raise UserError("--hotwords: needs a bundle; export the model and name the bundle with --bundle")
+    if hotwords_score is not None and hotwords is None:
+        raise UserError("--hotwords-score: there are no hotwords; name their file with --hotwords")
     if bundle and model:
         raise UserError("--bundle and --model: give one of the two")
     if overwrite and output is None:
         raise UserError("--overwrite replaces transcripts in a folder; name it with -o")
-    options = TranscribeOptions(language, output_format, beams, words, output, overwrite)
+    options = TranscribeOptions(
+        language, output_format, beams, words, hotwords, hotwords_score or DEFAULT_SCORE, output, overwrite
+    )
     for text in transcribe_files(files, bundle or model or "whisper-base", options, precision, threads):
         typer.echo(text)
 
@@ -165,6 +185,12 @@ def demo(
         int, typer.Option("--max-live", "--live", min=1, help="Visitors who may speak at the same time.")
     ] = 4,
     keep_minutes: Annotated[float, typer.Option(min=0.1, help="Minutes until a recording is removed.")] = 10,
+    preferences: Annotated[
+        Path | None,
+        typer.Option(
+            help="File that visitors' blind preferences are appended to, a JSON object a line.", dir_okay=False
+        ),
+    ] = None,
 ) -> None:
     """Serve the side-by-side page: teacher and students on the same clip."""
     from demo.app import serve
@@ -183,4 +209,4 @@ def demo(
             raise UserError(f"{bundle}: --precision {precision!r}{did_you_mean(precision, manifest.precisions)}")
     scored_clips(corpus, "test")
     limits = DemoLimits(longest, upload_mb, at_once, waiting, live, keep_minutes)
-    serve(bundles or [], against, corpus, precision, host, port, threads, None if vad else False, limits)
+    serve(bundles or [], against, corpus, precision, host, port, threads, None if vad else False, limits, preferences)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.command import check_address
+from workbench.cli.command import Hotwords, HotwordsScore, check_address
 from workbench.core.errors import UserError
 
 KEY_VARIABLE = "WORKBENCH_API_KEY"
@@ -36,6 +36,8 @@ def serve(
         str, typer.Option(help="ISO 639-1 code for requests that name none; auto detects it.")
     ] = "auto",
     beams: Annotated[int, typer.Option(help="Beams of the search; 1 is greedy, and the fastest.", min=1, max=1024)] = 1,
+    hotwords: Hotwords = None,
+    hotwords_score: HotwordsScore = None,
     vad: Annotated[
         bool,
         typer.Option("--vad/--no-vad", help="Give no text for clips in which the speech detector finds no speech."),
@@ -68,12 +70,13 @@ def serve(
         raise UserError(f"{where} is empty; set it to the key" + "; unset it to ask for none" * (not api_key_variable))
     check_address(host, port)
     try:
+        from export.edge.decoding.hotwords import DEFAULT_SCORE
         from export.serving.options import ServerOptions
         from export.serving.server import serve as run
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; pip install 'distill-workbench[cpu,serve]'") from None
     options = ServerOptions(
-        precision, workers, threads, max_queue, max_seconds, max_megabytes, language, beams, None if vad else False,
-        tuple(alias or ()), ignore_prompt, key,
+        precision, workers, threads, max_queue, max_seconds, max_megabytes, language, beams, hotwords,
+        hotwords_score or DEFAULT_SCORE, None if vad else False, tuple(alias or ()), ignore_prompt, key,
     )  # fmt: skip
     run(bundle, options, host, port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,11 @@ class Detokenizer:
         # one byte string and its pieces' ends: as separate objects they would take twenty times the memory
         self.joined = b"".join(pieces)
         self.ends = np.cumsum([0, *map(len, pieces)], dtype=np.int32)
+
+    @cached_property
+    def ids(self) -> dict[bytes, int]:
+        """Tokens by their bytes, without those that stand for none."""
+        return {spelled: i for i in range(len(self.ends) - 1) if (spelled := self.bytes_of(i))}
 
     def bytes_of(self, token: int) -> bytes:
         """Bytes that a token stands for; empty for a special or unknown one."""

@@ -51,7 +51,7 @@ class CapturedSession(DecoderSession):
         if tokens.shape[1] != 1:
             return super().__call__(tokens)
         self.token.update_inplace(np.ascontiguousarray(tokens, np.int64))
-        self.offset.update_inplace(np.full(self.rows, self.done, np.int64))
+        self.offset.update_inplace(self.done.copy())
         self.session.run_with_iobinding(self.fixed, self.options)
         self.done += 1
         logits: npt.NDArray[np.float32] = self.logits.numpy()
@@ -87,5 +87,5 @@ class CapturedShapes:
         if shape not in self.sessions:
             self.sessions[shape] = CapturedSession(self.step, cross_kv, self.max_length, len(self.sessions) + 1)
         found = self.sessions[shape]
-        found.done = 0
+        found.done[:] = 0
         return found

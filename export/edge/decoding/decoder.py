@@ -16,6 +16,7 @@ import onnxruntime as ort
 
 from ..bundle.fields import check_shape
 from ..bundle.manifest import BundleError
+from .hotwords import START, HotwordPath, Hotwords, with_gains
 from .sessions import as_bundle_errors, as_value, device_of
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -58,7 +59,8 @@ class DecoderSession:
         layers, clips, _, width = fitting(cross_kv, wanted)
         if (needed := 2 * layers * clips * beams * max_length * width * 4) > MAX_CACHE:
             raise BundleError(f"the decoder's caches would take {needed} bytes; expected at most {MAX_CACHE}")
-        self.session, self.binding, self.done, self.rows = session, session.io_binding(), 0, clips * beams
+        self.session, self.binding, self.rows = session, session.io_binding(), clips * beams
+        self.done = np.zeros(self.rows, np.int64)  # tokens in each row's caches
         self.cross_kv: list[ort.OrtValue] = []  # a binding does not keep the values bound to it alive
         self.caches: dict[str, ort.OrtValue] = {}
         device = device_of(session)
@@ -91,7 +93,7 @@ class DecoderSession:
 
     def __call__(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Logits after some more tokens. [rows, tokens] -> [rows, vocabulary]"""
-        given = np.ascontiguousarray(tokens, np.int64), np.full(self.rows, self.done, np.int64)
+        given = np.ascontiguousarray(tokens, np.int64), self.done.copy()
         with as_bundle_errors("the bundle's step graph does not run"):
             self.binding.bind_cpu_input("input_ids", given[0])
             self.binding.bind_cpu_input("offset", given[1])
@@ -147,6 +149,7 @@ def greedy(
     limits: Sequence[int],
     end: int,
     first: Callable[[], None] = lambda: None,
+    hotwords: Hotwords | None = None,
 ) -> list[Hypothesis]:
     """Write the likeliest token of each clip until its end or its limit.
 
@@ -156,21 +159,29 @@ def greedy(
         limits: most tokens of each clip.
         end: the token that ends a transcript.
         first: called when the first token of every clip has been computed.
+        hotwords: words whose tokens are made likelier.
     """
     tokens = np.array(prompts, np.int64)
     written: list[list[int]] = [[] for _ in prompts]
     found: list[Hypothesis | None] = [None] * len(prompts)
+    paths = [HotwordPath(hotwords) for _ in prompts] if hotwords else []
     while True:
-        chosen = decoder(tokens).argmax(-1)
+        logits = decoder(tokens)
+        chosen = logits.argmax(-1)
         if not any(written):
             first()
-        for row, token in enumerate(chosen):
+        for row in range(len(prompts)):
             if found[row] is not None:
+                decoder.done[row] -= tokens.shape[1]  # it waits for the others
                 continue
-            if token == end:
+            if paths:
+                chosen[row], replaced = paths[row].choose(logits[row], end)
+                decoder.done[row] -= replaced
+                del written[row][len(written[row]) - replaced :]
+            if chosen[row] == end:
                 found[row] = Hypothesis(written[row], True)
                 continue
-            written[row].append(int(token))
+            written[row].append(int(chosen[row]))
             if len(written[row]) >= limits[row]:
                 found[row] = stopped(written[row])
         if all(found):
@@ -178,7 +189,9 @@ def greedy(
         tokens = chosen[:, None]
 
 
-def beam_search(decoder: DecoderSession, prompt: Sequence[int], limit: int, end: int, beams: int) -> Hypothesis:
+def beam_search(
+    decoder: DecoderSession, prompt: Sequence[int], limit: int, end: int, beams: int, hotwords: Hotwords | None = None
+) -> Hypothesis:
     """Write the likeliest transcript of one clip that beam search finds, by mean log-probability of its tokens and the end.
 
     Args:
@@ -187,12 +200,16 @@ def beam_search(decoder: DecoderSession, prompt: Sequence[int], limit: int, end:
         limit: most tokens.
         end: the token that ends a transcript.
         beams: number of hypotheses kept; the search stops when as many have ended.
+        hotwords: words whose tokens are made likelier.
     """
     likely = log_softmax(decoder(np.array([prompt] * beams, np.int64)))[:1]  # the rows are still alike
     scores = np.zeros(1)
     written: list[list[int]] = [[]]
     ended: list[tuple[float, Hypothesis]] = []
+    places = [START]
     while True:
+        if hotwords:
+            likely = with_gains(likely, places, hotwords, end)
         totals = scores[:, None] + likely  # [beams, vocabulary]
         count = min(2 * beams, totals.size)
         best = np.argpartition(totals, -count, axis=None)[-count:]
@@ -216,6 +233,8 @@ def beam_search(decoder: DecoderSession, prompt: Sequence[int], limit: int, end:
         scores = np.array([total for total, _, _ in kept])
         scores[beams - to_spare :] = -np.inf
         written = [tokens for _, _, tokens in kept]
+        if hotwords:
+            places = [hotwords.after(places[row], tokens[-1]) for _, row, tokens in kept]
         likely = log_softmax(decoder(np.array([[tokens[-1]] for tokens in written], np.int64)))
 
 

@@ -174,7 +174,7 @@ def _column(column: Column) -> str:
     return f"<span{' class=long' if long else ''}><i>{html.escape(column.reference)}</i>{cells}</span>"
 
 
-def _cell(text: str, kind: Kind) -> str:
+def _cell(text: str, kind: Kind | None) -> str:
     if not kind:
         return f"<i>{html.escape(text)}</i>"
     sign = {"substitution": "", "insertion": "+ ", "deletion": "–"}[kind]
