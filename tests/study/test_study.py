@@ -105,11 +105,15 @@ def test_a_failing_arm_does_not_stop_the_others_and_is_named(study, tmp_path):
     }
     found = workbench(study(arms=arms, seeds=[1]))
     assert found.returncode == 2
-    assert "1 run(s) failed" in found.stderr
+    assert "1 of 3 runs failed (" in found.stderr
+    assert "broken/seed-1: error: " in found.stderr
     assert "Traceback" not in found.stderr
     assert len(list((tmp_path / "study").rglob("result.json"))) == 2
     log = next((tmp_path / "study").rglob("broken/seed-1/log.txt")).read_text()
     assert "one before the last" in log
+    table = workbench(tmp_path / "study.yaml", "--table")
+    assert table.returncode == 0
+    assert "broken/seed-1 has begun and is not finished: error: " in table.stderr
 
 
 def test_arms_share_everything_but_their_overrides(study):

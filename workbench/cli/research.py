@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 from workbench.cli.command import FILE, FOLDER
 from workbench.core.errors import UserError, did_you_mean
 
+log = logging.getLogger("workbench")
 corpus_app = typer.Typer(help="Build a corpus that the package does not ship.", no_args_is_help=True)
 
 
@@ -142,7 +144,7 @@ def study(
         return
     from workbench.study.report import print_table, write
     from workbench.study.results import collect
-    from workbench.study.runner import run_study
+    from workbench.study.runner import failed_before, reason, run_study
 
     if not table:
         prepare(parsed)
@@ -154,6 +156,8 @@ def study(
     options = [f"--{field} {value}" for field, values in wanted.items() for value in values or []]
     if not table:  # whatever of the study is done, so that running a part of it again loses nothing of the table
         chosen, options = everything, []
+    for trial in failed_before(parsed, chosen):
+        log.warning("%s has begun and is not finished: %s", trial.name, reason(parsed, trial))
     results = collect(parsed, chosen, " ".join(["workbench study", str(shown), *options]))
     print_table(parsed, results)
     for path in write(parsed, chosen, results):

@@ -8,6 +8,7 @@ import queue
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
@@ -64,19 +65,34 @@ def _run_study(study: Study, file: Path, parallel: int, chosen: list[Trial]) -> 
                     trial = running.pop(future)
                     if future.result():
                         failed.append(trial)
-                        log.warning("%s failed; see %s", trial.name, study.output / trial.name / "log.txt")
+                        log.warning("%s failed: %s", trial.name, reason(study, trial))
                     table.show(list(running.values()))
         except KeyboardInterrupt:
             waiting.clear()  # the processes have been interrupted, too, and can be resumed
             raise
     if failed:
-        first = study.output / failed[0].name / "log.txt"
-        raise UserError(f"{len(failed)} run(s) failed, the first is {failed[0].name}; see {first}, then run again")
+        each = "; ".join(f"{trial.name}: {reason(study, trial)}" for trial in failed)
+        raise UserError(
+            f"{len(failed)} of {len(chosen)} runs failed ({each}); their log.txt says more; run the study again to go on"
+        )
 
 
 def result_file(study: Study, trial: Trial) -> Path:
     """Where a run's result is."""
     return study.output / trial.name / "result.json"
+
+
+def reason(study: Study, trial: Trial) -> str:
+    """The last line of a failed run's log."""
+    lines = (study.output / trial.name / "log.txt").read_text("utf-8", "replace").split("\n")
+    return next(
+        (line.strip()[:300] for line in reversed(lines) if line.strip()), "it was killed before it wrote anything"
+    )
+
+
+def failed_before(study: Study, chosen: Sequence[Trial]) -> list[Trial]:
+    """Runs that have begun and have no result; those of a study that is running now are among them."""
+    return [t for t in chosen if (study.output / t.name / "log.txt").is_file() and not result_file(study, t).is_file()]
 
 
 def shared_out(parallel: int) -> list[frozenset[int]]:
