@@ -48,6 +48,21 @@ def test_the_operations_of_a_step_are_six_a_parameter_and_position():
     assert 6 * encoder * positions / 1e12 < tflop < 2 * 6 * encoder * positions / 1e12
 
 
+def test_teachers_that_run_in_the_steps_or_teach_one_stage_count():
+    plain, running = (
+        plan(a_recipe(**stage), "h100-80gb", 1, 100, 20.0, 0.35) for stage in ({}, {"on_policy": {"fraction": 0.5}})
+    )
+    small = parameters(meta_model("whisper-small"))
+    # its weights in fp32, and in bf16 under autocast
+    assert running.stages[0].fixed_gb - plain.stages[0].fixed_gb == pytest.approx(6 * small / 1e9)
+    assert running.targets_gb > plain.targets_gb  # its encoder's states
+    two = plan(a_recipe(teacher="openai/whisper-medium"), "h100-80gb", 1, 100, 20.0, 0.35)
+    medium = parameters(meta_model("whisper-medium"))
+    assert two.teacher_parameters == small + medium
+    assert two.teacher_hours > 3 * plain.teacher_hours
+    assert two.stages[0].fixed_gb == plain.stages[0].fixed_gb
+
+
 @pytest.mark.slow
 def test_more_devices_cost_less_time_and_smaller_ones_hold_less():
     one, eight = (plan(a_recipe(), "h100-80gb", n, 100, 20.0, 0.35) for n in (1, 8))

@@ -7,6 +7,7 @@ added up as it is saved. The share of a device's peak that is reached cannot be 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,7 @@ class CostEstimate:
     corpus_hours: float
     clip_seconds: float
     efficiency: float
-    teacher_parameters: int
+    teacher_parameters: int  # of all teachers
     student_parameters: int
     teacher_tflop_a_clip: float
     teacher_hours: float
@@ -105,7 +106,8 @@ def plan(
     """
     hardware = open_device(device)
     flops = hardware.tflops[recipe.precision] * 1e12 * efficiency * devices
-    teacher = meta_model(recipe.teacher)
+    teachers = {name: meta_model(name) for name in recipe.teachers}
+    teacher = teachers[recipe.teacher]
     initial = recipe.student.init_from
     student = meta_student(teacher if initial is None else meta_model(initial), recipe.student)
     check_pair(student.config, teacher.config, recipe.matched_keys(recipe.teacher))
@@ -116,8 +118,9 @@ def plan(
     if recipe.student.encoder_low_rank_variance is not None:
         log.info("student.encoder_low_rank_variance: estimated unfactorized; the ranks are known only from the clips")
     clips = corpus_hours * 3600 / clip_seconds
-    teacher_flop = teacher_pass_flop(teacher, clip_seconds)
-    states = any(s.encoder_matching for s in recipe.stages.values())
+    teacher_flop = sum(teacher_pass_flop(one, clip_seconds) for one in teachers.values())
+    # a teacher whose decoder runs in the steps reads its encoder's states from disk
+    states = any(s.encoder_matching or s.runs_teacher for s in recipe.stages.values())
     targets = recipe.targets
     settings = TargetSettings(
         "",
@@ -131,21 +134,20 @@ def plan(
     from workbench.corpus import Utterance
 
     clip = Utterance("", b"", "", clip_seconds)
-    a_clip = audio_bytes([clip.seconds]) + estimated_bytes(
-        [clip],
-        settings,
-        teacher.config.d_model,
-        teacher.config.vocab_size,
-        positions_of,
+    a_clip = audio_bytes([clip.seconds]) + sum(
+        estimated_bytes([clip], settings, one.config.d_model, one.config.vocab_size, positions_of)
+        for one in teachers.values()
     )
     stages = [
         _stage_plan(
-            name, stage, student, recipe, clips, clip_seconds, hardware.memory_gb, devices, flops, parameters(teacher)
+            name, stage, student, recipe, clips, clip_seconds, hardware.memory_gb, devices, flops, _in_memory(recipe, name, teachers)
         )
         for name, stage in recipe.stages.items()
-    ]
+    ]  # fmt: skip
+    if running := [name for name, stage in recipe.stages.items() if stage.runs_teacher]:
+        log.info("stages %s: the operations of the teacher's decoder in the steps are not counted", ", ".join(running))
     return CostEstimate(
-        device, devices, recipe.precision, corpus_hours, clip_seconds, efficiency, parameters(teacher),
+        device, devices, recipe.precision, corpus_hours, clip_seconds, efficiency, sum(map(parameters, teachers.values())),
         parameters(student), teacher_flop / 1e12, clips * teacher_flop / flops / 3600, clips * a_clip / 1e9, stages,
     )  # fmt: skip
 
@@ -179,16 +181,24 @@ def meta_student(source: WhisperForConditionalGeneration, recipe: StudentRecipe)
         return build_student(source, recipe)
 
 
+def _in_memory(recipe: Recipe, stage: str, teachers: Mapping[str, nn.Module]) -> int:
+    """Parameters of the teachers that stay in memory in a stage: those of a stream, and one whose decoder runs in the steps."""
+    names = {recipe.teacher, *recipe.more_teachers} if recipe.stream else set()
+    if recipe.stages[stage].runs_teacher:
+        names.add(recipe.teacher_of(stage))
+    return sum(parameters(teachers[name]) for name in names)
+
+
 def _stage_plan(
     name: str, stage: Stage, model: nn.Module, recipe: Recipe, clips: float, clip_seconds: float, memory_gb: float,
-    devices: int, flops: float, teacher_parameters: int,
+    devices: int, flops: float, teachers_in_memory: int,
 ) -> StageCost:  # fmt: skip
     # what a step needs of the family
     shapes: Any = SimpleNamespace(encode=encode, logits=decoder_logits, part_of=part_of)
     student = StudentModule(model, shapes, stage)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # weights in fp32, for each trained one a gradient and AdamW's two moments; under autocast a bf16 copy of the weights
-    copies = parameters(model) + (teacher_parameters if recipe.stream else 0)  # a stream's teacher stays in memory
+    copies = parameters(model) + teachers_in_memory
     fixed = 4 * copies + 12 * trained + (2 * copies if recipe.precision == "bf16" else 0)
     seconds = min(clip_seconds + recipe.trailing_silence.train_max, WINDOW_SECONDS)
     one, flop = step_cost(student, stage, recipe, seconds, 1)
