@@ -1,4 +1,4 @@
-"""A bundle against faster-whisper, onnx-asr, Optimum and whisper.cpp: latency, WER, size and memory on the same clips, in turns.
+"""A bundle against faster-whisper, onnx-asr, Optimum, whisper.cpp and Moonshine: latency, WER, size and memory on the same clips, in turns.
 
 Every clip goes to each system in turn, each in a process of its own with the same threads; the time is from samples to text.
 Ratios are of median latencies, against the quicker of a peer's greedy and beam runs.
@@ -145,6 +145,7 @@ def _figures(systems: list[dict[str, Any]], ours: str) -> dict[str, float]:
     return {
         "speedup_vs_faster_whisper_base": round(ratio("faster-whisper base"), 2),
         "speedup_vs_faster_whisper_tiny": round(ratio("faster-whisper tiny"), 2),
+        "speedup_vs_moonshine_tiny": round(ratio("Moonshine tiny"), 2),
         "speedup_vs_teacher": round(teacher["p50_ms"] / us["p50_ms"], 2),
         "wer": us["wer"],
         "wer_best_peer": min((s["wer"] for s in peers), default=float("nan")),

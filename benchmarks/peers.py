@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -40,19 +43,21 @@ class Peer:
 
 
 def prepare(folder: Path, sources: Container[str]) -> dict[str, Path]:
-    """Make what some peers read, unless it is there: CTranslate2 folders, the plain export, a ggml file."""
+    """Make what some peers read, unless it is there: CTranslate2 folders, the plain export, a ggml file, Moonshine's model."""
     from ggml import write_ggml
 
     from workbench.core.atomic import atomic_folder
     from workbench.models.resolve import fetch_ctranslate2, resolve_teacher
 
-    made = {"ct2_base": BASE, "ct2_tiny": TINY, "plain": BASE, "ggml": BASE}
+    made = {"ct2_base": BASE, "ct2_tiny": TINY, "plain": BASE, "ggml": BASE, "moonshine": ""}
     for name, model in made.items():
         if name not in sources or (folder / name).is_dir():
             continue
         with atomic_folder(folder / name) as new:
             if name.startswith("ct2"):
                 _complete(fetch_ctranslate2(model, new))
+            elif name == "moonshine":
+                shutil.copytree(_moonshine().get_model_path("tiny-en"), new, dirs_exist_ok=True)
             elif name == "plain":
                 _plain_export(resolve_teacher(model), new)
             else:
@@ -69,6 +74,9 @@ def size_mb(source: Path) -> float:
         "decoder_model_merged.onnx",
         "tokenizer.json",
         "vocab.json",
+        "encoder_model.ort",
+        "decoder_model_merged.ort",
+        "tokenizer.bin",
     )
     return sum(p.stat().st_size for p in source.iterdir() if p.name in kept) / 1e6
 
@@ -128,6 +136,23 @@ def whisper_cpp(shortened: bool) -> Callable[[Path, int], Transcribe]:
     return opened
 
 
+def moonshine(source: Path, threads: int) -> Transcribe:
+    """Moonshine tiny, in 8 bits, with the speech detector that its package has on; it has no option for threads, so it gets as many cores."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    package = _moonshine()
+    model = package.Transcriber(str(source), package.ModelArch.TINY)
+    return lambda wave: " ".join(
+        line.text for line in model.transcribe_without_streaming(wave.tolist(), SAMPLE_RATE).lines
+    )
+
+
+def _moonshine() -> ModuleType:
+    # its import opens the microphone's library, which a server lacks
+    sys.modules.setdefault("sounddevice", ModuleType("sounddevice"))
+    return importlib.import_module("moonshine_voice")
+
+
 PEERS = {
     "faster-whisper base int8, greedy": Peer("faster-whisper", "ct2_base", faster_whisper(1)),
     "faster-whisper base int8, beam 5": Peer("faster-whisper", "ct2_base", faster_whisper(5)),
@@ -137,6 +162,7 @@ PEERS = {
     "Optimum base, plain export": Peer("optimum-onnx", "plain", optimum, apart=True),
     "whisper.cpp base fp16": Peer("pywhispercpp", "ggml", whisper_cpp(False)),
     "whisper.cpp base fp16, audio_ctx": Peer("pywhispercpp", "ggml", whisper_cpp(True)),
+    "Moonshine tiny, 8 bits": Peer("moonshine-voice", "moonshine", moonshine),
 }
 
 
