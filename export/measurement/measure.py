@@ -22,12 +22,13 @@ from export.measurement.robustness import check_robustness
 from export.measurement.rows import abridged_rows, graphs_of, system_row
 from export.measurement.timing import time_on
 from export.verification.clients import has_graphs_of
+from workbench.config.named_corpora import is_dataset
 from workbench.core.atomic import recover
 from workbench.core.errors import UserError
 from workbench.core.files import read_json, write_json
 from workbench.core.hashing import hash_json
 from workbench.core.machine.host import describe_host, usable_cpus
-from workbench.corpus import Utterance, corpus_identity, open_corpus
+from workbench.corpus import Utterance, corpus_identity, open_corpus, same_corpus
 from workbench.evaluation.scoring import headline, normalizers_of, paired_difference
 
 log = logging.getLogger("workbench")
@@ -172,7 +173,7 @@ def _check_report(path: Path) -> None:
 
 
 def _clips(corpus: str, split: str, limit: int | None) -> Clips:
-    found = open_corpus(corpus, split, limit if corpus.startswith("hf:") else None)
+    found = open_corpus(corpus, split, limit if is_dataset(corpus) else None)
     scored = [u for u in found if u.scored][:limit]
     if not scored:
         raise UserError(f"corpus {corpus!r}: all clips of split {split!r} are marked as not scorable")
@@ -265,6 +266,6 @@ def trained_on(corpus: str, bundles: Sequence[Path]) -> bool | None:
     """Whether any of the bundles' students was trained on a corpus's training split; None if a bundle does not record it."""
     here = corpus_identity(corpus)
     said = [(open_manifest(bundle).content.get("run") or {}).get("corpora") for bundle in bundles]
-    if any(here in corpora for corpora in said if corpora):
+    if any(same_corpus(here, other) for corpora in said for other in corpora or []):
         return True
     return None if any(corpora is None for corpora in said) else False

@@ -25,6 +25,7 @@ INTERRUPT_MESSAGES = {
     "pack": STARTS_OVER,
     "prune": STARTS_OVER,
     "prompts": STARTS_OVER,
+    "download": STARTS_OVER,
     "verify": STARTS_OVER,
     "measure": STARTS_OVER,
 }
@@ -63,7 +64,7 @@ Threads = Annotated[int | None, typer.Option(help="Threads of each system; all c
 Corpus = Annotated[
     str | None,
     typer.Option(
-        help="Built-in name, manifest, folder with a manifest, or hf:ID[:CONFIG]; by default that of the bundle's run, else prompts-en."
+        help="A name as listed by `workbench corpus names`, manifest, folder with a manifest, or hf:ID[:CONFIG]; by default that of the bundle's run, else prompts-en."
     ),
 ]
 Split = Annotated[str, typer.Option(help="train, validation or test.")]

@@ -77,7 +77,7 @@ def measure(
     corpus: Annotated[
         list[str] | None,
         typer.Option(
-            help="By default that of the bundle's run, else prompts-en; repeatable: each further corpus gets its own section."
+            help="As listed by `workbench corpus names`, or a manifest; by default that of the bundle's run, else prompts-en. Repeatable: each further corpus gets its own section."
         ),
     ] = None,
     split: Split = "test",

@@ -12,6 +12,7 @@ from export.edge.bundle.fields import Check, array, choice, fields, integer, map
 from export.measurement.content import SCHEMA, Curves, Report, Section
 from export.measurement.curves import curves_of_run
 from export.measurement.robustness import SPEECHLESS
+from workbench.config.named_corpora import is_dataset
 from workbench.core.errors import UserError, first_line
 from workbench.core.files import read_object
 from workbench.corpus import Utterance, open_corpus
@@ -53,7 +54,7 @@ def _same(utterance: Utterance, clip: Mapping[str, Any]) -> bool:
 
 
 def _opened(corpus: str, split: str) -> Sequence[Utterance]:
-    if corpus.startswith("hf:"):
+    if is_dataset(corpus):
         raise UserError(f"{corpus} is a hub's dataset, which is not fetched for a report")
     return open_corpus(corpus, split)
 
