@@ -18,6 +18,7 @@ from export.measurement.content import SCHEMA, Report, Section
 from export.measurement.curves import curves_of_run
 from export.measurement.flops import read_sizes
 from export.measurement.latency import BenchmarkResult, System
+from export.measurement.leaderboard import preset_corpora, scored_by_leaderboard
 from export.measurement.robustness import check_robustness
 from export.measurement.rows import abridged_rows, graphs_of, system_row
 from export.measurement.timing import time_on
@@ -60,6 +61,7 @@ def measure(
     repeats: int = 1,
     again: bool = False,
     robustness: bool = True,
+    preset: str = "",
 ) -> Report:
     """Measure every precision of some bundles, and their teacher in fp32 at 30 s in the same ONNX runtime.
 
@@ -74,6 +76,7 @@ def measure(
         repeats: passes over each clip; the median counts.
         again: measure again even if report.json already holds this measurement.
         robustness: also run every system on sounds without speech (`export/measurement/robustness.py`).
+        preset: a leaderboard whose test sets are measured in place of `corpora`, and by whose protocol they are scored, too.
 
     Returns:
         The report's content (docs/measuring.md describes it).
@@ -83,6 +86,7 @@ def measure(
     """
     from export.measurement.page import Source, write_page
 
+    corpora = preset_corpora(preset) if preset else corpora
     if len(set(corpora)) < len(corpora):
         raise UserError(f"--corpus {' --corpus '.join(corpora)}: a corpus is named twice; name each once")
     report_path = output / "report.json"
@@ -102,6 +106,9 @@ def measure(
         known = cast("Report", read_json(report_path, "a report"))
         if known.get("key") == key:
             log.info("%s holds this measurement; add --remeasure to repeat it", report_path)
+            if preset and "leaderboard" not in known:
+                known["leaderboard"] = scored_by_leaderboard(known, limit)
+                write_json(report_path, known)
             show(known)
             return known
     timed = time_on(systems, utterances, threads, repeats)
@@ -109,7 +116,8 @@ def measure(
     report: Report = {
         "schema": SCHEMA,
         "key": key,
-        "command": _command(bundles, teacher, corpora, split, limit, threads, repeats, robustness),
+        "command": _command(bundles, teacher, [] if preset else corpora, split, limit, threads, repeats, robustness)
+        + (f" --preset {preset}" if preset else ""),
         "host": describe_host(),
         "threads": threads,
         "repeats": repeats,
@@ -124,6 +132,8 @@ def measure(
         report["robustness"] = check_robustness(systems, first, parts[0].utterances, threads)
     curves = {open_manifest(bundle).name: curves_of_run(bundle.resolve().parent) for bundle in bundles}
     report["training"] = {name: found for name, found in curves.items() if found}
+    if preset:
+        report["leaderboard"] = scored_by_leaderboard(report, limit)
     write_json(report_path, report)
     show(report)
     for bundle in bundles:

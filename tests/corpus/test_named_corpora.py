@@ -1,16 +1,11 @@
 """Public corpora by name, read from local folders that are laid out as the hub's datasets are; the hub itself is not asked."""
 
-import io
 import logging
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from datasets import Audio, Features, Value
 from typer.testing import CliRunner
 
-from tests.conftest import tone
-from workbench.audio.decode import write_wav
+from tests.hub_copies import clip
 from workbench.cli.app import app
 from workbench.config.named_corpora import NAMED, hub_dataset, is_dataset
 from workbench.core.errors import UserError
@@ -19,39 +14,6 @@ from workbench.corpus.download import download
 from workbench.corpus.hub import Stream
 from workbench.corpus.sources import meta_split
 from workbench.text.languages import language_code
-
-
-@pytest.fixture
-def copies(tmp_path, monkeypatch):
-    """Writes datasets as OWNER/NAME into the folder of copies; a file's split is the name of its folder or the beginning of its own."""
-    monkeypatch.setenv("WORKBENCH_DATASETS", str(tmp_path / "copies"))
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-    def write(name, files, configs=None):
-        folder = tmp_path / "copies" / name
-        for place, rows in files.items():
-            (folder / place).parent.mkdir(parents=True, exist_ok=True)
-            table = {column: [row[column] for row in rows] for column in rows[0]}
-            kinds = {c: Audio() if c == "audio" else Value("int64" if isinstance(v[0], int) else "string") for c, v in table.items()}  # fmt: skip
-            pq.write_table(pa.table(table, schema=Features(kinds).arrow_schema), folder / place)
-        if configs:
-            lines = ["---", "configs:"]
-            for config, splits in configs.items():
-                lines += [f"- config_name: {config}", "  data_files:"]
-                lines += [
-                    part for split, path in splits.items() for part in (f"  - split: {split}", f"    path: {path}")
-                ]
-            (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
-        return folder
-
-    return write
-
-
-def clip(seconds=1.0, **columns):
-    file = io.BytesIO()
-    write_wav(file, tone(seconds))
-    return {"audio": {"bytes": file.getvalue(), "path": None}, **columns}
-
 
 LIBRISPEECH = (
     "train.clean.100", "train.clean.360", "train.other.500", "validation.clean", "validation.other", "test.clean", "test.other",

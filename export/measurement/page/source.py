@@ -223,10 +223,15 @@ _host = fields(
     memory_gb=_amount,
     versions=mapping(_written, _written),
 )
+_leaderboard = fields(
+    preset=_written, version=_written, source=_written, normalizer=_written, clips=mapping(_written, _count),
+    not_scored=mapping(_written, _count), differs=array(_written, 0, 100),
+    systems=mapping(_written, fields(wer=mapping(_written, _amount), average_wer=_amount, rtfx=_amount)),
+)  # fmt: skip
 _REPORT = fields(
     host=_host,
     threads=integer(1, 100_000), repeats=integer(1, MOST), other_corpora=array(fields(**_section), 0, 1000), robustness_=_robustness,
-    training_=mapping(_written, _curves), command_=_written, key_=_written, **_section,
+    training_=mapping(_written, _curves), leaderboard_=_leaderboard, command_=_written, key_=_written, **_section,
 )  # fmt: skip
 _SCORES = fields(
     # a stream's clips are not counted, and a run may end without a validation
