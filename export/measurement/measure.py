@@ -29,6 +29,7 @@ from workbench.core.errors import UserError
 from workbench.core.files import read_json, write_json
 from workbench.core.hashing import hash_json
 from workbench.core.machine.host import describe_host, usable_cpus
+from workbench.core.progress import step
 from workbench.corpus import Utterance, corpus_identity, open_corpus, same_corpus
 from workbench.evaluation.scoring import headline, normalizers_of, paired_difference
 
@@ -127,9 +128,9 @@ def measure(
         "other_corpora": sections[1:],
     }
     if robustness:
-        log.info("testing robustness on silence, noise, music and very short clips")
-        first = [found.part(slice(len(parts[0].utterances))) for found in timed]
-        report["robustness"] = check_robustness(systems, first, parts[0].utterances, threads)
+        with step("testing robustness on silence, noise, music and very short clips"):
+            first = [found.part(slice(len(parts[0].utterances))) for found in timed]
+            report["robustness"] = check_robustness(systems, first, parts[0].utterances, threads)
     curves = {open_manifest(bundle).name: curves_of_run(bundle.resolve().parent) for bundle in bundles}
     report["training"] = {name: found for name, found in curves.items() if found}
     if preset:

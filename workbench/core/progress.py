@@ -58,6 +58,19 @@ def at_terminal() -> bool:
     return sys.stderr.isatty() and not console().is_dumb_terminal
 
 
+@contextmanager
+def step(what: str, *values: object) -> Iterator[None]:
+    """A part of the work that cannot be counted: a line in the log when it begins, and a running clock at a terminal until it ends.
+
+    Args:
+        what: the line, with %-places for `values` as in logging.
+        values: what stands in its places.
+    """
+    logging.getLogger("workbench").info(what, *values)
+    with Progress(what % values if values else what, None):
+        yield
+
+
 def hide() -> None:
     """Draw no bar and print no line from now on."""
     Progress.hidden = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -14,6 +15,7 @@ from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, SHORTEST_SECOND
 from workbench.config.named_corpora import HubDataset, hub_dataset
 from workbench.core.errors import UserError
 from workbench.core.hashing import cache_key
+from workbench.core.progress import Progress
 from workbench.corpus.manifests import LeftOut, is_missing
 from workbench.corpus.opening import OpenedSplit, encoded_audio, open_split, reading
 from workbench.corpus.utterance import Utterance
@@ -36,7 +38,13 @@ def read_dataset(source: str, split: str, limit: int | None = None) -> list[Utte
     Raises:
         UserError: the dataset cannot be opened, or has no audio or no transcript column, or no row with both; or a row's language is not a language.
     """
-    found = list(dataset_clips(source, split, limit))
+    found = []
+    with Progress(
+        f"reading {source} {split}", None, shown=os.environ.get("RANK", "0") == "0"
+    ) as bar:  # one of several processes
+        for clip in dataset_clips(source, split, limit):
+            found.append(clip)
+            bar.advance()
     if not found:
         raise UserError(f"corpus {source}: its split {split!r} holds no row with audio and text")
     return found
