@@ -1,6 +1,7 @@
 """Public corpora by name, read from local folders that are laid out as the hub's datasets are; the hub itself is not asked."""
 
 import logging
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -13,6 +14,7 @@ from workbench.corpus import corpus_identity, open_corpus, same_corpus, scored_c
 from workbench.corpus.download import download
 from workbench.corpus.hub import Stream
 from workbench.corpus.sources import meta_split
+from workbench.labelling.recordings import audio_clips
 from workbench.text.languages import language_code
 
 LIBRISPEECH = (
@@ -232,3 +234,11 @@ def test_what_is_no_public_corpus_is_not_downloaded(tmp_path):
     with pytest.raises(UserError, match="`workbench corpus names` lists them"):
         download("prompts-en", tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_what_needs_files_says_how_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="first run: workbench corpus download librispeech:100 -o FOLDER"):
+        audio_clips(Path("librispeech:100"), tmp_path / "labels.jsonl")
+    result = CliRunner().invoke(app, ["corpus", "derive", "ami", "-o", "mine"])
+    assert "write it to disk with `workbench corpus download`" in str(result.exception)

@@ -69,7 +69,9 @@ def derive(sources: Sequence[str], how: Derivation, output: Path) -> Path:
     names: list[str] = []
     for source in sources:
         if is_dataset(source):
-            raise UserError(f"corpus {source!r}: only a manifest or a built-in corpus can be derived from")
+            raise UserError(
+                f"corpus {source!r}: only a manifest or a built-in corpus can be derived from; write it to disk with `workbench corpus download`"
+            )
         found.append(find_corpus(source))
         names.append(corpus_identity(source)["name"])
         if names[-1] in names[:-1]:
