@@ -188,3 +188,13 @@ def until(met, seconds=60):
     while not met():
         assert time.monotonic() < end, "it never came true"
         time.sleep(0.02)
+
+
+@pytest.fixture
+def copies(tmp_path, monkeypatch):
+    """Writes datasets of the hub, as OWNER/NAME, into the folder of copies that the environment names."""
+    from tests.hub_copies import write_copy
+
+    monkeypatch.setenv("WORKBENCH_DATASETS", str(tmp_path / "copies"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    return lambda name, files, configs=None: write_copy(tmp_path / "copies" / name, files, configs)

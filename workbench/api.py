@@ -100,6 +100,7 @@ class MeasureOptions:
     repeats: int = 1  # passes over each clip, of which the median counts
     remeasure: bool = False  # even if report.json is up to date
     robustness: bool = True  # also count what is written for silence, noise and music
+    preset: str = ""  # a leaderboard's protocol in place of corpora: open-asr-leaderboard
 
 
 def distill(
@@ -229,12 +230,14 @@ def measure(
     for path in paths:
         open_manifest(path)  # before a folder is made for the report
     chosen = options or MeasureOptions()
+    if chosen.preset and (corpora or chosen.split != "test"):
+        raise UserError("--preset names test sets of its own; leave out --corpus and --split")
     teacher = against or teacher_of_run(paths[0])
     folder = Path(output) if output else paths[0].resolve().parent
     with output_lock(folder / "report.json"):
         report = run(
             paths, teacher, folder, list(corpora) or [corpus_of_run(paths[0])], chosen.split, chosen.clips,
-            chosen.threads, chosen.repeats, chosen.remeasure, chosen.robustness,
+            chosen.threads, chosen.repeats, chosen.remeasure, chosen.robustness, chosen.preset,
         )  # fmt: skip
     return Measurement(folder, report)
 

@@ -33,6 +33,7 @@ from workbench.core.files import write_json
 from workbench.core.locks import output_lock
 from workbench.core.machine.host import describe_host
 from workbench.core.ownership import check_output, check_replaceable, replacing
+from workbench.core.progress import step
 from workbench.corpus import Utterance
 from workbench.models.resolve import fingerprint
 from workbench.models.students import parameters
@@ -109,14 +110,16 @@ def export_bundle(
         _pruned(checkpoint, vocabulary, texts, output) as (read, lost),
         replacing(output, BUNDLE) as folder,
     ):
-        family = Whisper(read)
-        model = family.load()
+        with step("reading %s", checkpoint):
+            family = Whisper(read)
+            model = family.load()
         _check_sizes(checkpoint, model)
         check_free_space(output.parent, parameters(model) * 3 * (4 + len(parsed)), "the bundle")
         graphs = folder / "onnx"
         graphs.mkdir()
         silence = origin.margin_seconds if origin.length == "true" else WINDOW_SECONDS
-        alignment = find_alignment(model, family, aligned, silence)
+        with step("choosing the attention heads for word times"):
+            alignment = find_alignment(model, family, aligned, silence)
         heads = alignment["heads"]
         _write_graphs(model, family, origin, graphs, parsed, options, calibration, heads, through)
         write_client_files(read, family, folder, heads)
@@ -128,10 +131,11 @@ def export_bundle(
         content |= {"speech_detector": copy_detector(graphs), "alignment": alignment}
         # what the check reads; checksums are computed once, when all files are final
         write_json(folder / "bundle.json", content)
-        log.info("checking tensors against torch")
-        content["parity"] = check_tensors(folder, model, family, precisions)
+        with step("checking tensors against torch"):
+            content["parity"] = check_tensors(folder, model, family, precisions)
         write_card(folder, content)
-        write_manifest(folder, content)
+        with step("computing checksums"):
+            write_manifest(folder, content)
     return output
 
 
@@ -196,20 +200,21 @@ def _write_graphs(
     from export.graphs.names import ENCODER, QUANTIZED
     from export.quantization.quantize import quantize
 
-    log.info("exporting graphs")
-    export_graphs(model, family, folder, margin_frames(origin.length, origin.margin_seconds), heads, through)
+    with step("exporting graphs"):
+        export_graphs(model, family, folder, margin_frames(origin.length, origin.margin_seconds), heads, through)
     used = {(graph, p.encoder if graph == ENCODER else p.decoder) for p in precisions for graph in QUANTIZED}
     static = any(scheme.name == "int8_static" for _, scheme in used)
     features = calibration_features(origin.checkpoint, calibration) if static else []
     fp32 = Scheme("fp32")
     todo = [(graph, scheme) for graph, scheme in sorted(used, key=str) if scheme != fp32]
     for number, (graph, scheme) in enumerate(todo, 1):
-        log.info("quantizing, %d of %d: %s in %s", number, len(todo), graph, scheme.label)
-        quantize(folder / graph, scheme, options, features)
+        with step("quantizing, %d of %d: %s in %s", number, len(todo), graph, scheme.label):
+            quantize(folder / graph, scheme, options, features)
     for graph in QUANTIZED:
         if (graph, fp32) not in used:
             (folder / graph).unlink()
-    lint_graphs(folder)
+    with step("checking the graphs"):
+        lint_graphs(folder)
 
 
 def calibration_features(checkpoint: Path, waves: Sequence[Wave]) -> list[npt.NDArray[np.float32]]:

@@ -128,6 +128,27 @@ class Curves(TypedDict):
     validation: list[ValidationPoint]
 
 
+class LeaderboardRow(TypedDict):
+    """A system by a leaderboard's protocol."""
+
+    wer: dict[str, float]  # by set
+    average_wer: float  # their plain mean
+    rtfx: float  # seconds of audio over seconds of inference, all sets together
+
+
+class Leaderboard(TypedDict):
+    """A measurement by the protocol of a leaderboard."""
+
+    preset: str
+    version: str
+    source: str  # code of the protocol
+    normalizer: str
+    clips: dict[str, int]  # by set
+    not_scored: dict[str, int]  # clips whose reference is empty after normalization, by set
+    systems: dict[str, LeaderboardRow]  # by name
+    differs: list[str]  # sentences: what differs from how the leaderboard measures
+
+
 class Report(Section):
     """A whole report: the first corpus, and all others."""
 
@@ -140,3 +161,4 @@ class Report(Section):
     other_corpora: list[Section]
     robustness: NotRequired[Robustness]
     training: NotRequired[dict[str, Curves]]  # by name of the student
+    leaderboard: NotRequired[Leaderboard]  # if it was measured with --preset

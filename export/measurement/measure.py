@@ -18,16 +18,19 @@ from export.measurement.content import SCHEMA, Report, Section
 from export.measurement.curves import curves_of_run
 from export.measurement.flops import read_sizes
 from export.measurement.latency import BenchmarkResult, System
+from export.measurement.leaderboard import preset_corpora, scored_by_leaderboard
 from export.measurement.robustness import check_robustness
 from export.measurement.rows import abridged_rows, graphs_of, system_row
 from export.measurement.timing import time_on
 from export.verification.clients import has_graphs_of
+from workbench.config.named_corpora import is_dataset
 from workbench.core.atomic import recover
 from workbench.core.errors import UserError
 from workbench.core.files import read_json, write_json
 from workbench.core.hashing import hash_json
 from workbench.core.machine.host import describe_host, usable_cpus
-from workbench.corpus import Utterance, corpus_identity, open_corpus
+from workbench.core.progress import step
+from workbench.corpus import Utterance, corpus_identity, open_corpus, same_corpus
 from workbench.evaluation.scoring import headline, normalizers_of, paired_difference
 
 log = logging.getLogger("workbench")
@@ -59,6 +62,7 @@ def measure(
     repeats: int = 1,
     again: bool = False,
     robustness: bool = True,
+    preset: str = "",
 ) -> Report:
     """Measure every precision of some bundles, and their teacher in fp32 at 30 s in the same ONNX runtime.
 
@@ -73,6 +77,7 @@ def measure(
         repeats: passes over each clip; the median counts.
         again: measure again even if report.json already holds this measurement.
         robustness: also run every system on sounds without speech (`export/measurement/robustness.py`).
+        preset: a leaderboard whose test sets are measured in place of `corpora`, and by whose protocol they are scored, too.
 
     Returns:
         The report's content (docs/measuring.md describes it).
@@ -82,6 +87,7 @@ def measure(
     """
     from export.measurement.page import Source, write_page
 
+    corpora = preset_corpora(preset) if preset else corpora
     if len(set(corpora)) < len(corpora):
         raise UserError(f"--corpus {' --corpus '.join(corpora)}: a corpus is named twice; name each once")
     report_path = output / "report.json"
@@ -101,6 +107,9 @@ def measure(
         known = cast("Report", read_json(report_path, "a report"))
         if known.get("key") == key:
             log.info("%s holds this measurement; add --remeasure to repeat it", report_path)
+            if preset and "leaderboard" not in known:
+                known["leaderboard"] = scored_by_leaderboard(known, limit)
+                write_json(report_path, known)
             show(known)
             return known
     timed = time_on(systems, utterances, threads, repeats)
@@ -108,7 +117,8 @@ def measure(
     report: Report = {
         "schema": SCHEMA,
         "key": key,
-        "command": _command(bundles, teacher, corpora, split, limit, threads, repeats, robustness),
+        "command": _command(bundles, teacher, [] if preset else corpora, split, limit, threads, repeats, robustness)
+        + (f" --preset {preset}" if preset else ""),
         "host": describe_host(),
         "threads": threads,
         "repeats": repeats,
@@ -118,11 +128,13 @@ def measure(
         "other_corpora": sections[1:],
     }
     if robustness:
-        log.info("testing robustness on silence, noise, music and very short clips")
-        first = [found.part(slice(len(parts[0].utterances))) for found in timed]
-        report["robustness"] = check_robustness(systems, first, parts[0].utterances, threads)
+        with step("testing robustness on silence, noise, music and very short clips"):
+            first = [found.part(slice(len(parts[0].utterances))) for found in timed]
+            report["robustness"] = check_robustness(systems, first, parts[0].utterances, threads)
     curves = {open_manifest(bundle).name: curves_of_run(bundle.resolve().parent) for bundle in bundles}
     report["training"] = {name: found for name, found in curves.items() if found}
+    if preset:
+        report["leaderboard"] = scored_by_leaderboard(report, limit)
     write_json(report_path, report)
     show(report)
     for bundle in bundles:
@@ -172,7 +184,7 @@ def _check_report(path: Path) -> None:
 
 
 def _clips(corpus: str, split: str, limit: int | None) -> Clips:
-    found = open_corpus(corpus, split, limit if corpus.startswith("hf:") else None)
+    found = open_corpus(corpus, split, limit if is_dataset(corpus) else None)
     scored = [u for u in found if u.scored][:limit]
     if not scored:
         raise UserError(f"corpus {corpus!r}: all clips of split {split!r} are marked as not scorable")
@@ -265,6 +277,6 @@ def trained_on(corpus: str, bundles: Sequence[Path]) -> bool | None:
     """Whether any of the bundles' students was trained on a corpus's training split; None if a bundle does not record it."""
     here = corpus_identity(corpus)
     said = [(open_manifest(bundle).content.get("run") or {}).get("corpora") for bundle in bundles]
-    if any(here in corpora for corpora in said if corpora):
+    if any(same_corpus(here, other) for corpora in said for other in corpora or []):
         return True
     return None if any(corpora is None for corpora in said) else False

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from export.edge.bundle.content import Difference
 from export.measurement.content import LanguageScores, Report, Section, SystemRow
+from export.measurement.leaderboard import print_leaderboard
 from export.measurement.robustness import hallucination_rate
 from workbench.core.tables import print_rows
 
@@ -95,6 +96,8 @@ def print_table(report: Report) -> None:
     for title, section in sections(report):
         about = f"{title}: {described(section)}, {report['threads']} threads"
         print_rows(columns(section), rows(section), about, normalizers(section))
+    if "leaderboard" in report:
+        print_leaderboard(report["leaderboard"])
     if "robustness" in report:
         header, *body = robustness_rows(report)
         print_rows(header, body, "sounds without speech: clips on which text was written (words), loops")

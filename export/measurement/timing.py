@@ -8,7 +8,7 @@ from pathlib import Path
 
 from export.measurement.latency import BenchmarkResult, System, time_systems
 from workbench.audio.decode import write_wav
-from workbench.core.progress import Progress
+from workbench.core.progress import Progress, step
 from workbench.corpus import Utterance
 
 
@@ -18,8 +18,9 @@ def time_on(
     """Time systems on a corpus's clips, interleaved (see `time_systems`)."""
     with tempfile.TemporaryDirectory() as temporary:
         wavs = []
-        for i, utterance in enumerate(utterances):
-            wavs.append((Path(temporary) / f"{i}.wav", utterance.language))
-            write_wav(wavs[-1][0], utterance.wave())
+        with step("reading %d clips", len(utterances)):
+            for i, utterance in enumerate(utterances):
+                wavs.append((Path(temporary) / f"{i}.wav", utterance.language))
+                write_wav(wavs[-1][0], utterance.wave())
         with Progress("measuring", len(utterances) * len(systems) * repeats) as progress:
             return time_systems(systems, wavs, threads, repeats=repeats, progress=lambda n: progress.advance(n))

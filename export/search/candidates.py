@@ -18,6 +18,7 @@ from export.quantization.quantize import quantize
 from export.search.rows import Row
 from export.search.sensitivity import Probe
 from workbench.core.files import read_json, write_json
+from workbench.core.progress import Progress
 from workbench.corpus import Utterance
 from workbench.evaluation.scoring import score_utterances
 
@@ -60,11 +61,13 @@ class Candidates:
         log.info("sensitivity of the %s's %d layers in %s", part, count, scheme.name)
         probe = Probe(self.bundle, part, clips[:SENSITIVITY_CLIPS])
         errors = []
-        for layer in range(count):
-            others = tuple(i for i in range(count) if i != layer)
-            system = self.add(quantize_only(part, Scheme(scheme.name, others)))
-            errors.append(round(probe.error(system.precision), 5))
-            self.content["precisions"].pop(system.precision)
+        with Progress(f"layers of the {part} in {scheme.name}", count) as progress:
+            for layer in range(count):
+                others = tuple(i for i in range(count) if i != layer)
+                system = self.add(quantize_only(part, Scheme(scheme.name, others)))
+                errors.append(round(probe.error(system.precision), 5))
+                self.content["precisions"].pop(system.precision)
+                progress.advance()
         write_json(self.bundle / "bundle.json", self.content)
         return errors
 

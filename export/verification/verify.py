@@ -33,7 +33,7 @@ from export.verification.clients import client_module, has_graphs_of, is_exact, 
 from export.verification.clients.protocol import ClipFile, Job, Outcome
 from workbench.core.errors import UserError, last_line
 from workbench.core.machine.children import killed_with_parent
-from workbench.core.progress import Progress
+from workbench.core.progress import Progress, step
 from workbench.corpus import Utterance
 from workbench.evaluation.scoring import score_utterances
 
@@ -84,7 +84,8 @@ def verify_bundle(
                 log.info("client %s is not installed; %s", name, remedy)
                 continue
             jobs += [(name, precision) for precision in manifest.precisions]
-        clips = _write_clips(utterances, Path(temporary))
+        with step("reading %d clips", len(utterances)):
+            clips = _write_clips(utterances, Path(temporary))
         reference = _torch_reference(checkpoint, bundle, clips, manifest.content, Path(temporary))
         with Progress("verifying", len(jobs)) as progress:
             for name, precision in jobs:
@@ -136,8 +137,9 @@ def _torch_reference(
 
         (folder / "pruned").mkdir()
         checkpoint = prune_like(checkpoint, bundle, folder / "pruned")
-    family = Whisper(checkpoint)
-    model = family.load()
+    with step("reading %s", checkpoint):
+        family = Whisper(checkpoint)
+        model = family.load()
     decode = partial(text_of, family.tokenizer)
     margin = margin_frames(content["length"], content["margin_seconds"])
     out = []

@@ -16,6 +16,8 @@ import yaml
 import export.edge.__main__ as edge
 from tests.conftest import ROOT
 from workbench.cli import app as cli
+from workbench.cli.command import INTERRUPT_MESSAGES
+from workbench.cli.groups import GROUPS
 
 OUTPUTS = {"output", "json_file"}
 FREE_TEXT = {"name", "alias"}  # any text will do
@@ -273,3 +275,24 @@ EARLIER_OPTIONS = {
 def test_options_keep_their_earlier_names(path):
     known = {option for parameter in COMMANDS[path].params for option in parameter.opts}
     assert set(EARLIER_OPTIONS[path]) <= known
+
+
+def test_a_command_with_many_options_shows_them_in_groups_with_their_defaults():
+    for path, command in COMMANDS.items():
+        options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
+        grouped = {p.name: p.rich_help_panel for p in options if p.rich_help_panel}
+        assert len(options) - len(grouped) <= 7, path  # what stands under "Options"
+        named = {name for names in GROUPS.get(path[-1], {}).values() for name in names}
+        assert named == set(grouped), path
+        for option in options:
+            known = (
+                option.default is None or option.default in ("", [], False) or option.required or option.show_default
+            )
+            assert known, (path, option.name)
+    assert {path[-1] for path in COMMANDS} >= set(GROUPS)
+
+
+def test_every_command_that_writes_says_on_ctrl_c_what_was_kept():
+    writing = {path[-1] for path, command in COMMANDS.items() if "output" in {p.name for p in command.params}}
+    assert writing <= set(INTERRUPT_MESSAGES)
+    assert set(INTERRUPT_MESSAGES) <= {path[-1] for path in COMMANDS}

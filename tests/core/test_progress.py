@@ -32,9 +32,9 @@ log.warning("ours at the end")
 LINES = [f"{who} {i}" for i in range(2) for who in ("ours", "a library's", "file.py:1: UserWarning: a warning")]
 
 
-def at_a_terminal(**environment):
+def at_a_terminal(script=SCRIPT, **environment):
     master, slave = pty.openpty()
-    started = subprocess.Popen([sys.executable, "-c", SCRIPT], stderr=slave, env={**os.environ, "COLUMNS": "100", **environment})  # fmt: skip
+    started = subprocess.Popen([sys.executable, "-c", script], stderr=slave, env={**os.environ, "COLUMNS": "100", **environment})  # fmt: skip
     os.close(slave)
     shown = b""
     try:
@@ -80,3 +80,29 @@ def test_hidden_progress_says_nothing(monkeypatch, capsys):
     with progress.Progress("clips", 2) as bar:
         bar.advance(2)
     assert "clips: 2/2" in capsys.readouterr().err
+
+
+STEP = """
+import logging, sys, time
+logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO)
+from workbench.core.progress import step
+with step("quantizing %s", "the encoder"):
+    logging.getLogger("workbench").warning("a warning")
+    time.sleep(1.5)
+"""
+
+
+def test_a_step_is_a_line_in_a_log_and_has_a_running_clock_at_a_terminal():
+    done = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == ["quantizing the encoder", "a warning"]
+    shown = at_a_terminal(STEP, TERM="xterm")
+    assert "0:00:01" in shown
+    assert re.search(r"(\n|\x1b\[2K)a warning *\r\n", shown)
+
+
+def test_what_has_no_known_end_is_counted(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
+    with progress.Progress("reading", None) as bar:
+        bar.advance()
+        bar.advance(2, "more")
+    assert capsys.readouterr().err.splitlines() == ["reading: 1", "reading: 3  more"]

@@ -46,7 +46,7 @@ def test_rows_without_text_or_audio_are_counted_and_left_out(dataset, caplog):
     with caplog.at_level(logging.WARNING, "workbench"):
         assert [u.text for u in open_corpus(source, "train")] == ["Hello.", "Bye."]
     assert "left out: 4 rows have no text or no audio (null, NaN), the first: row 0, field 'text'" in caplog.text
-    (window,) = Stream(source.removeprefix("hf:"), 1, 0, 1, 60.0).windows()
+    (window,) = Stream(source, 1, 0, 1, 60.0).windows()
     assert sorted(u.text for u in window) == ["Bye.", "Hello."]
 
 
@@ -146,7 +146,7 @@ def test_a_text_that_is_a_list_is_refused_with_its_row(dataset):
 
 
 def test_a_clip_of_many_bytes_is_refused_with_the_bound(dataset, monkeypatch):
-    monkeypatch.setattr("workbench.corpus.hub.MAX_CLIP_BYTES", 1000)
+    monkeypatch.setattr("workbench.corpus.opening.MAX_CLIP_BYTES", 1000)
     with pytest.raises(UserError, match="a clip has more than 1,000 bytes"):
         open_corpus(dataset([{"audio": clip(), "text": "x"}]), "train")
 

@@ -44,7 +44,7 @@ def joined(lists):
 
 def test_windows_hold_the_stream_once_and_can_be_entered_anywhere(dataset):
     def windows(first=0, seed=1, rank=0, ranks=1):
-        return ids(Stream(str(dataset), seed, rank, ranks, 8.0).windows(first))
+        return ids(Stream(f"hf:{dataset}", seed, rank, ranks, 8.0).windows(first))
 
     whole = windows()
     assert len(whole) > 2
@@ -62,7 +62,7 @@ def test_a_clip_keeps_its_id_when_the_stream_is_shuffled_anew(tmp_path, dataset)
         pq.write_table(pq.read_table(path).drop_columns("id"), path)
 
     def texts(seed):
-        return {u.id: u.text for window in Stream(str(dataset), seed, 0, 1, 8.0).windows() for u in window}
+        return {u.id: u.text for window in Stream(f"hf:{dataset}", seed, 0, 1, 8.0).windows() for u in window}
 
     first = texts(1)
     orders = [list(texts(seed)) for seed in range(2, 6)]

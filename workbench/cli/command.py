@@ -10,11 +10,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from workbench.cli.groups import group_options
 from workbench.core.errors import UserError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
 CAN_RESUME = "interrupted; what was saved is kept: run the same command again to resume"
 STARTS_OVER = "interrupted; unfinished work is discarded: run the same command again to start over"
+KEEPS_FINISHED = (
+    "interrupted; finished transcripts are kept: run it again for the other files, or with --overwrite for all"
+)
+NOT_PUBLISHED = "interrupted; the upload is one commit at its end, so nothing was published: run the same command again"
+# what is true of each command that takes long or writes something; others only look something up, or run until they are stopped
 INTERRUPT_MESSAGES = {
     "quickstart": CAN_RESUME,
     "distill": CAN_RESUME,
@@ -25,8 +31,14 @@ INTERRUPT_MESSAGES = {
     "pack": STARTS_OVER,
     "prune": STARTS_OVER,
     "prompts": STARTS_OVER,
+    "download": STARTS_OVER,
     "verify": STARTS_OVER,
     "measure": STARTS_OVER,
+    "derive": STARTS_OVER,
+    "report": STARTS_OVER,
+    "weights": STARTS_OVER,
+    "transcribe": KEEPS_FINISHED,
+    "push": NOT_PUBLISHED,
 }
 
 
@@ -63,7 +75,7 @@ Threads = Annotated[int | None, typer.Option(help="Threads of each system; all c
 Corpus = Annotated[
     str | None,
     typer.Option(
-        help="Built-in name, manifest, folder with a manifest, or hf:ID[:CONFIG]; by default that of the bundle's run, else prompts-en."
+        help="A name as listed by `workbench corpus names`, manifest, folder with a manifest, or hf:ID[:CONFIG]; by default that of the bundle's run, else prompts-en."
     ),
 ]
 Hotwords = Annotated[
@@ -95,7 +107,11 @@ def write_results(json_file: Path | None, content: object) -> bool:
 
 
 class Command(TyperCommand):
-    """A command whose values are checked beyond their types."""
+    """A command whose options are grouped in its help, and whose values are checked beyond their types."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        group_options(self.name, self.params)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As in typer, but an empty or NaN value is a usage error: it would silently mean something else."""

@@ -97,7 +97,7 @@ def measure(
     corpus: Annotated[
         list[str] | None,
         typer.Option(
-            help="By default that of the bundle's run, else prompts-en; repeatable: each further corpus gets its own section."
+            help="As listed by `workbench corpus names`, or a manifest; by default that of the bundle's run, else prompts-en. Repeatable: each further corpus gets its own section."
         ),
     ] = None,
     split: Split = "test",
@@ -110,13 +110,19 @@ def measure(
     robustness: Annotated[
         bool, typer.Option(help="Also count what is written for silence, noise, music and tenths of a second.")
     ] = True,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="open-asr-leaderboard: the test sets and the scoring of that leaderboard as of 2025, in place of --corpus."
+        ),
+    ] = "",
     json_file: JsonFile = None,
 ) -> None:
     """Measure WER, latency, memory and size of bundles against their teacher, interleaved on the same clips."""
     from export.measurement.tables import print_table
     from workbench import api
 
-    options = api.MeasureOptions(split, clips, threads, repeats, again, robustness)
+    options = api.MeasureOptions(split, clips, threads, repeats, again, robustness, preset)
     measured = api.measure(bundles, against, output, corpora=corpus or [], options=options)
     if write_results(json_file, measured.report):
         return

@@ -9,11 +9,13 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.command import FILE, FOLDER
+from workbench.cli.command import FILE, FOLDER, JsonFile, write_results
 from workbench.core.errors import UserError, did_you_mean
 
 log = logging.getLogger("workbench")
-corpus_app = typer.Typer(help="Build a corpus that the package does not ship.", no_args_is_help=True)
+corpus_app = typer.Typer(
+    help="List corpora by name, and build those that the package does not ship.", no_args_is_help=True
+)
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -26,6 +28,43 @@ def add_commands(app: typer.Typer) -> None:
 @corpus_app.callback()
 def _corpus() -> None:
     """A group, so that more corpora can be added."""
+
+
+@corpus_app.command()
+def names(json_file: JsonFile = None) -> None:
+    """List the names that a corpus can be given by: the built-in ones and public ones, which are streamed from the Hugging Face hub."""
+    from workbench.core.tables import print_rows
+    from workbench.corpus.sources import list_names
+
+    found = list_names()
+    if write_results(json_file, found):
+        return
+    shown = [(row["name"], row["parts"], row["splits"], row["what"]) for row in found]
+    print_rows(("name", "parts", "splits", "what"), shown, prose=True)
+    typer.echo(
+        "A part follows a colon: fleurs:hi_in. Also: a manifest's path, or hf:ID[:CONFIG] for any dataset of the hub."
+    )
+
+
+@corpus_app.command()
+def download(
+    source: Annotated[
+        str, typer.Argument(help="A public corpus's name, as listed by `workbench corpus names`, or hf:ID[:CONFIG].")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write, which then is a corpus.", **FOLDER)],
+    split: Annotated[
+        list[str] | None, typer.Option(help="train, validation or test; repeatable; all that it has by default.")
+    ] = None,
+    clips: Annotated[int | None, typer.Option(help="At most this many clips of each split.", min=1)] = None,
+) -> None:
+    """Write a public corpus's recordings and a manifest into a folder: for labelling, deriving, and training without a network."""
+    from workbench.corpus import SPLITS
+    from workbench.corpus.download import download as run
+
+    for one in split or []:
+        if one not in SPLITS:
+            raise UserError(f"--split {one!r}{did_you_mean(one, SPLITS)}")
+    typer.echo(run(source, output, tuple(dict.fromkeys(split or ())), clips))
 
 
 @corpus_app.command()

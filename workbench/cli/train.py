@@ -62,7 +62,12 @@ def plan(
 
 
 def label(
-    source: Annotated[Path, typer.Argument(help="Folder of audio files, or a manifest; its text is the reference.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of audio files, or a manifest, whose text is the reference; of a public corpus: what `workbench corpus download` wrote."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Manifest to write (JSONL).", **FILE)],
     teacher: Annotated[
         str, typer.Option(help="The model that transcribes: a name as listed by `workbench teachers`.")

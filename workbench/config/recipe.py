@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from workbench.config.additions import DecoderMatchingRecipe, MixupRecipe, TeacherAdapterRecipe
 from workbench.config.base import Section
+from workbench.config.named_corpora import is_dataset
 from workbench.config.renamed import current_key, use_current_names
 from workbench.config.sections import (
     TARGETS_OF,
@@ -181,7 +182,7 @@ class Recipe(Section):
             raise ValueError(
                 "a stream takes neither more_corpora nor augment.speed_factors nor augment.concatenate_seconds"
             )
-        if not self.corpus.startswith("hf:"):
+        if not is_dataset(self.corpus):
             raise ValueError(f"corpus {self.corpus!r} cannot be streamed; expected hf:ID, or leave `stream` out")
         return self
 

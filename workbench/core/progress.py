@@ -58,20 +58,36 @@ def at_terminal() -> bool:
     return sys.stderr.isatty() and not console().is_dumb_terminal
 
 
+@contextmanager
+def step(what: str, *values: object) -> Iterator[None]:
+    """A part of the work that cannot be counted: a line in the log when it begins, and a running clock at a terminal until it ends.
+
+    Args:
+        what: the line, with %-places for `values` as in logging.
+        values: what stands in its places.
+    """
+    logging.getLogger("workbench").info(what, *values)
+    with Progress(what % values if values else what, None):
+        yield
+
+
 def hide() -> None:
     """Draw no bar and print no line from now on."""
     Progress.hidden = True
 
 
 class Progress:
-    """A bar named after the work; silent on ranks that are not the main one. One begun within another is drawn below it."""
+    """A bar named after the work; silent on ranks that are not the main one. One begun within another is drawn below it.
+
+    Where the total is not known beforehand (None), what is done is counted.
+    """
 
     hidden = False  # in this process
     _shared: Bars | None = None  # rich's display, in which each bar that is drawn has a line
     _drawn = 0
     _stack = ExitStack()
 
-    def __init__(self, name: str, total: int, shown: bool = True, done: int = 0) -> None:
+    def __init__(self, name: str, total: int | None, shown: bool = True, done: int = 0) -> None:
         self.name, self.total, self.done = name, total, done
         self.shown = shown and not Progress.hidden
         self.first, self.started, self.spoke = done, time.monotonic(), time.monotonic()
@@ -88,15 +104,18 @@ class Progress:
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Count steps as done; `note` is shown beside the bar."""
-        self.done = min(self.done + steps, self.total)
+        self.done = self.done + steps if self.total is None else min(self.done + steps, self.total)
         if Progress._shared is not None and self.task is not None:
             Progress._shared.update(self.task, completed=self.done, note=note)
         elif self.shown and (time.monotonic() - self.spoke > SECONDS_BETWEEN_LINES or self.done == self.total):
             self.spoke = time.monotonic()
-            pace = (self.spoke - self.started) / max(self.done - self.first, 1)
-            left = pace * (self.total - self.done)
-            line = f"{self.name}: {self.done}/{self.total}, {left:.0f} s left  {note}"
-            print(line.rstrip(), file=sys.stderr, flush=True)  # noqa: T201
+            print(f"{self.name}: {self._so_far()}  {note}".rstrip(), file=sys.stderr, flush=True)  # noqa: T201
+
+    def _so_far(self) -> str:
+        if self.total is None:
+            return f"{self.done}"
+        pace = (time.monotonic() - self.started) / max(self.done - self.first, 1)
+        return f"{self.done}/{self.total}, {pace * (self.total - self.done):.0f} s left"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -5,6 +5,7 @@ from workbench.corpus.sources import (
     open_corpus,
     recipe_meta_set,
     recipe_training_set,
+    same_corpus,
     scored_clips,
     training_set,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "open_corpus",
     "recipe_meta_set",
     "recipe_training_set",
+    "same_corpus",
     "scored_clips",
     "training_set",
 ]

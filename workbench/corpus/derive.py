@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from workbench.config.named_corpora import is_dataset
 from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import write_json, write_jsonl
 from workbench.core.ownership import IsOwnFile, OutputKind, check_replaceable, replacing
@@ -67,8 +68,10 @@ def derive(sources: Sequence[str], how: Derivation, output: Path) -> Path:
     found: list[Path] = []
     names: list[str] = []
     for source in sources:
-        if source.startswith("hf:"):
-            raise UserError(f"corpus {source!r}: only a manifest or a built-in corpus can be derived from")
+        if is_dataset(source):
+            raise UserError(
+                f"corpus {source!r}: only a manifest or a built-in corpus can be derived from; write it to disk with `workbench corpus download`"
+            )
         found.append(find_corpus(source))
         names.append(corpus_identity(source)["name"])
         if names[-1] in names[:-1]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.audio.decode import LONGEST_SECONDS
+from workbench.config.named_corpora import LIST_COMMAND, NAMED, hub_dataset, is_dataset
 from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import expand_user
 from workbench.core.hashing import cache_dir, cached_sha256
@@ -45,11 +46,39 @@ def find_corpus(source: str) -> Path:
             raise UserError(
                 f"corpus {source!r} is not built yet; run: workbench corpus prompts --language {language}{more}"
             )
-        known = [*BUILT_IN, *BUILDABLE]
-        raise UserError(f"corpus {source!r}: neither a path nor a built-in corpus{did_you_mean(source, known)}")
+        raise UserError(
+            f"corpus {source!r}: neither a path nor a corpus's name{did_you_mean(source, corpus_names())}; {LIST_COMMAND}"
+        )
     folder = path if path.is_dir() else path.parent
     check_current(folder, folder.resolve().name)
     return path
+
+
+def corpus_names() -> list[str]:
+    """Names that a corpus can be given by: the built-in ones, those that can be built, and the public ones."""
+    return [*BUILT_IN, *BUILDABLE, *NAMED]
+
+
+def list_names() -> list[dict[str, str]]:
+    """A row for each name: its parts, splits, what it is, and the dataset that it comes from."""
+    every = ", ".join(SPLITS)
+    rows = [{"name": name, "parts": "", "splits": every, "what": "English telephone prompts of one speaker; in the package", "dataset": ""} for name in BUILT_IN]  # fmt: skip
+    rows += [{"name": name, "parts": "", "splits": every, "what": "telephone prompts; built by `workbench corpus prompts`", "dataset": ""} for name in BUILDABLE]  # fmt: skip
+    for name, corpus in NAMED.items():
+        parts = [part for part in corpus.variants if part]
+        several = f"{len(parts)}, such as {corpus.example}" if corpus.example else ", ".join(parts)
+        splits = {split for dataset in corpus.variants.values() for split in dataset.splits or ()}
+        datasets = sorted({dataset.id for dataset in corpus.variants.values()})
+        rows.append(
+            {
+                "name": name,
+                "parts": several,
+                "splits": ", ".join(s for s in SPLITS if s in splits),
+                "what": corpus.what,
+                "dataset": ", ".join(datasets),
+            }
+        )
+    return rows
 
 
 def corpus_identity(source: str) -> dict[str, str]:
@@ -58,18 +87,33 @@ def corpus_identity(source: str) -> dict[str, str]:
     Raises:
         UserError: no such corpus.
     """
-    if source.startswith("hf:"):
-        return {"name": source}
+    if is_dataset(source):
+        return {"name": hub_dataset(source).source}
     manifest = find_manifest(find_corpus(source))
     name = source if "/" not in source else manifest.parent.resolve().name
     return {"name": name, "manifest_sha256": cached_sha256(manifest)}
+
+
+def same_corpus(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two identities are of one corpus; of datasets, whether they hold the same recordings, whatever their names and parts."""
+    if is_dataset(one["name"]) and is_dataset(other["name"]):
+        # taken from the name, since a bundle of an earlier version records no more
+        return _recordings(one["name"]) == _recordings(other["name"])
+    return dict(one) == dict(other)
+
+
+def _recordings(source: str) -> str:
+    try:
+        return hub_dataset(source).recordings
+    except UserError:  # a name of another version
+        return source
 
 
 def open_corpus(source: str, split: str, limit: int | None = None) -> list[Utterance]:
     """Open one split of a corpus.
 
     Args:
-        source: a built-in name (`prompts-en`), the path of a manifest or of a folder that holds one, or `hf:ID[:CONFIG]`.
+        source: a built-in name (`prompts-en`), a public corpus's (`librispeech`, `fleurs:hi_in`), the path of a manifest or of a folder that holds one, or `hf:ID[:CONFIG]`.
         split: train, validation or test; or meta, if the corpus has such a part.
         limit: at most this many utterances, the first ones.
 
@@ -78,8 +122,8 @@ def open_corpus(source: str, split: str, limit: int | None = None) -> list[Utter
     """
     if split not in (*SPLITS, META):
         raise UserError(f"corpus split {split!r}{did_you_mean(split, SPLITS)}")
-    if source.startswith("hf:"):
-        return _within_window(read_dataset(source.removeprefix("hf:"), split, limit))
+    if is_dataset(source):
+        return read_dataset(source, split, limit)
     return _of_split(read_manifest(find_corpus(source)), source, split, limit)
 
 
@@ -110,7 +154,7 @@ def scored_clips(source: str, split: str, limit: int | None = None) -> list[Utte
     Raises:
         UserError: as `open_corpus`, or all clips of the split are marked.
     """
-    return _scored(open_corpus(source, split, limit if source.startswith("hf:") else None), source, split)[:limit]
+    return _scored(open_corpus(source, split, limit if is_dataset(source) else None), source, split)[:limit]
 
 
 def _scored(utterances: Sequence[Utterance], source: str, split: str) -> list[Utterance]:
@@ -127,7 +171,7 @@ def meta_split(source: str, limit: int | None = None) -> list[Utterance]:
     A weighting that looks ahead learns its weights on them instead of on the validation split, and does not train on them. Every other
     run does, so that no system has speech of its own that the others do not have.
     """
-    if source.startswith("hf:"):
+    if is_dataset(source):
         return []
     return _meta_clips(read_manifest(find_corpus(source)))[:limit]
 
@@ -138,7 +182,7 @@ def _meta_clips(everything: Sequence[Utterance]) -> list[Utterance]:
 
 def _training_clips(source: str, meta: bool, limit: int | None = None) -> list[Utterance]:
     """The scored clips of the training split and, if they are wanted, of the meta split after them; a manifest is read once."""
-    if source.startswith("hf:") or not meta:
+    if is_dataset(source) or not meta:
         return scored_clips(source, "train", limit)
     everything = read_manifest(find_corpus(source))
     train = _scored(_of_split(everything, source, "train"), source, "train")

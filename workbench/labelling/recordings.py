@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NotRequired
 
 from workbench.audio.decode import probe_seconds
+from workbench.config.named_corpora import is_dataset
 from workbench.core.errors import UserError
 from workbench.core.locks import lock_of
 from workbench.core.ownership import audio_of, report_of
@@ -41,6 +42,10 @@ def audio_clips(source: Path, manifest: Path) -> tuple[list[Utterance], list[Unf
         UserError: nothing there, or a manifest that cannot be used.
     """
     unfit: list[Unfit] = []
+    if not source.exists() and is_dataset(str(source)):
+        raise UserError(
+            f"{source}: is streamed, and labels are made of files; first run: workbench corpus download {source} -o FOLDER"
+        )
     if not source.is_dir() or _has_manifest(source):
         clips = read_manifest(source, transcribed=False)
     else:

@@ -18,6 +18,7 @@ from torch import nn
 
 from workbench.cache.decoded_audio import audio_bytes
 from workbench.cache.teacher_targets import TargetSettings, estimated_bytes
+from workbench.config.named_corpora import is_dataset
 from workbench.config.recipe import Recipe
 from workbench.config.sections import Stage, StudentRecipe
 from workbench.core.errors import UserError
@@ -224,7 +225,7 @@ def corpus_size(recipe: Recipe) -> tuple[float, float]:
     """
     from workbench.corpus import recipe_training_set
 
-    if recipe.stream is not None or recipe.corpus.startswith("hf:"):
+    if recipe.stream is not None or is_dataset(recipe.corpus):
         raise UserError(f"corpus {recipe.corpus!r}: its size is not known here; give --hours and --clip-seconds")
     clips = recipe_training_set(recipe)
     seconds = sum(u.seconds for u in clips)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from workbench.config.named_corpora import is_dataset
 from workbench.config.recipe import Recipe, load_recipe
 from workbench.core.files import read_json
 from workbench.core.hashing import hash_json
@@ -42,7 +43,7 @@ def inputs_of(
 
 def read_inputs(recipe: Recipe) -> dict[str, str]:
     """`inputs_of` with the clips read from the corpora; a hub's are left out, since they would have to be fetched."""
-    if recipe.corpus.startswith("hf:") or any(other.startswith("hf:") for other in recipe.more_corpora):
+    if any(is_dataset(source) for source in (recipe.corpus, *recipe.more_corpora)):
         return {what: value for what, value in inputs_of(recipe, None, ()).items() if "clips" not in what}
     train = recipe_training_set(recipe)
     return inputs_of(

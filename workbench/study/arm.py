@@ -25,6 +25,7 @@ from workbench.models.resolve import fingerprint, resolve_teacher
 from workbench.run.folder import delete_run_files
 from workbench.run.inputs import changed_run, clips_sha256
 from workbench.study.current import discard_stale, read_result, result_inputs
+from workbench.study.overlap import check_strangers
 from workbench.study.plan import Study, Trial, arm_recipe, folder_of
 from workbench.training.trainer import distill
 
@@ -35,8 +36,9 @@ def prepare(study: Study) -> None:
     """Train the student that all arms start from, if the study names one; what is finished is left alone.
 
     Raises:
-        UserError: the student there was trained by another recipe, or on other speech.
+        UserError: the student there was trained by another recipe, or on other speech; or a clip of `test_also` is trained on.
     """
+    check_strangers(study)
     if study.prepare is not None:
         from workbench.config.recipe import load_recipe
 

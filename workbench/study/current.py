@@ -37,9 +37,15 @@ def _inputs(content: str) -> dict[str, str]:
     return read_inputs(parse_recipe({"stages": {"one": stage}, **json.loads(content), "output": "run"}, "study"))
 
 
-@functools.lru_cache
 def _clips_of(corpus: str, split: str, limit: int | None) -> str:
-    return clips_sha256(scored_clips(corpus, split, limit))
+    return _read_clips(corpus, split, limit)[0]
+
+
+@functools.lru_cache
+def _read_clips(corpus: str, split: str, limit: int | None) -> tuple[str, list[str]]:
+    """Hash of a split's clips, and the speaker of each."""
+    clips = scored_clips(corpus, split, limit)
+    return clips_sha256(clips), [clip.speaker for clip in clips]
 
 
 def stale_reason(study: Study, trial: Trial, result: Mapping[str, Any]) -> str | None:
@@ -70,7 +76,24 @@ def read_result(study: Study, trial: Trial) -> dict[str, Any] | None:
     if reason := stale_reason(study, trial, found):
         log.warning("%s: its result is stale: %s", trial.name, reason)
         return None
+    _take_speakers(study, trial, found)
     return found
+
+
+def _take_speakers(study: Study, trial: Trial, result: dict[str, Any]) -> None:
+    """Give a result's clips the speakers that their corpora name now.
+
+    No run depends on who speaks: splits that were made by speaker stand in the clips, and other clips make it stale. Intervals do, since
+    whole speakers are drawn, and a corpus may have been given its speakers after the run.
+    """
+    limit = arm_recipe(study, trial).max_clips
+    scored = {trial.corpus: result[study.split], **result.get("test_also", {})}
+    for corpus, content in scored.items():
+        if corpus not in (trial.corpus, *study.test_also):
+            continue
+        speakers = _read_clips(corpus, study.split, limit)[1]
+        if len(speakers) == len(content["references"]):  # a version that recorded no clips may have scored others
+            content["speakers"] = speakers
 
 
 def read_results(study: Study, chosen: Sequence[Trial]) -> dict[Trial, dict[str, Any]]:

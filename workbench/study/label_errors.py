@@ -16,6 +16,7 @@ import numpy.typing as npt
 import typer
 
 from workbench.audio.player import flac_bytes, player
+from workbench.config.named_corpora import is_dataset
 from workbench.config.recipe import Recipe, load_recipe
 from workbench.config.weightings import parse_controls
 from workbench.core.errors import UserError, first_line
@@ -109,7 +110,7 @@ class RunWeights:
     @functools.cached_property
     def corrupted(self) -> set[str] | None:
         """Ids whose transcripts were corrupted on purpose, if the corpus records them."""
-        if self.recipe.corpus.startswith("hf:"):
+        if is_dataset(self.recipe.corpus):
             return None
         try:
             place = find_corpus(self.recipe.corpus)

@@ -83,7 +83,7 @@ class StageDatasets:
         seconds = 3600 * recipe.stream.window_hours
         folder = context.folder / f"stream-{rank:03d}"
         for passed in range(progress.stream_pass, stage.epochs):
-            stream = Stream(recipe.corpus.removeprefix("hf:"), recipe.seed + passed, rank, world_size, seconds)
+            stream = Stream(recipe.corpus, recipe.seed + passed, rank, world_size, seconds)
             windows = iter(stream.windows(progress.stream_window))
             while processes.all_reduce_min((found := next(windows, None)) is not None):
                 assert found is not None  # noqa: S101  every process has one

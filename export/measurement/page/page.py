@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from export.edge.bundle.content import Host
 from export.measurement.conclusion import Conclusion, conclude, conclude_all, incomparable
 from export.measurement.content import Report, Section
+from export.measurement.leaderboard import leaderboard_rows, leaderboard_title
 from export.measurement.page import plots
 from export.measurement.page.errors import MOST_STUDENTS, AudioBudget, errors_html
 from export.measurement.page.source import Source, scores_of
@@ -48,6 +49,8 @@ def write_page(sources: Sequence[Source], path: Path, audio_clips: int = AUDIO_C
     parts += _verdicts(sources, [r for _, r in measured], conclusions)
     if measured:
         parts += ["<h2>Results</h2>", *_results(measured, conclusions)]
+        if any("leaderboard" in report for _, report in measured):
+            parts += ["<h2>By the Open ASR Leaderboard’s protocol</h2>", *_per_run(measured, _leaderboard)]
         parts += ["<h2>The trade-off</h2>", *_trade_offs(measured)]
         parts += ["<h2>Where the time goes</h2>", *_per_run(measured, _times)]
         parts += [_errors(source, report, c, budget) for (source, report), c in zip(measured, conclusions, strict=True)]
@@ -210,6 +213,16 @@ def _errors(source: Source, report: Report, conclusion: Conclusion, budget: Audi
         for _, section in sections(report)
     ]
     return "\n".join(out)
+
+
+def _leaderboard(report: Report) -> str:
+    if "leaderboard" not in report:
+        return '<p class="missing">Left out: it was measured without <code>--preset</code>.</p>'
+    found = report["leaderboard"]
+    head, *body = leaderboard_rows(found)
+    title = html.escape(f"{leaderboard_title(found)}; {found['normalizer']}; {found['source']}")
+    differs = "".join(f"<li>{html.escape(line)}</li>" for line in found["differs"])
+    return f'<p class="note">{title}</p>{html_table(head, body)}<ul>{differs}</ul>'
 
 
 def _unspoken(report: Report) -> str:

@@ -12,6 +12,7 @@ from export.edge.bundle.fields import Check, array, choice, fields, integer, map
 from export.measurement.content import SCHEMA, Curves, Report, Section
 from export.measurement.curves import curves_of_run
 from export.measurement.robustness import SPEECHLESS
+from workbench.config.named_corpora import is_dataset
 from workbench.core.errors import UserError, first_line
 from workbench.core.files import read_object
 from workbench.corpus import Utterance, open_corpus
@@ -53,7 +54,7 @@ def _same(utterance: Utterance, clip: Mapping[str, Any]) -> bool:
 
 
 def _opened(corpus: str, split: str) -> Sequence[Utterance]:
-    if corpus.startswith("hf:"):
+    if is_dataset(corpus):
         raise UserError(f"{corpus} is a hub's dataset, which is not fetched for a report")
     return open_corpus(corpus, split)
 
@@ -222,10 +223,15 @@ _host = fields(
     memory_gb=_amount,
     versions=mapping(_written, _written),
 )
+_leaderboard = fields(
+    preset=_written, version=_written, source=_written, normalizer=_written, clips=mapping(_written, _count),
+    not_scored=mapping(_written, _count), differs=array(_written, 0, 100),
+    systems=mapping(_written, fields(wer=mapping(_written, _amount), average_wer=_amount, rtfx=_amount)),
+)  # fmt: skip
 _REPORT = fields(
     host=_host,
     threads=integer(1, 100_000), repeats=integer(1, MOST), other_corpora=array(fields(**_section), 0, 1000), robustness_=_robustness,
-    training_=mapping(_written, _curves), command_=_written, key_=_written, **_section,
+    training_=mapping(_written, _curves), leaderboard_=_leaderboard, command_=_written, key_=_written, **_section,
 )  # fmt: skip
 _SCORES = fields(
     # a stream's clips are not counted, and a run may end without a validation
