@@ -35,7 +35,7 @@ def corpora(tmp_path):
             for number, split, speaker in clips
         ]
         (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        current._read_clips.cache_clear()
+        current._clips_of.cache_clear()
         return str(folder / "manifest.jsonl")
 
     return write

@@ -22,11 +22,11 @@ log = logging.getLogger("workbench")
 def result_inputs(study: Study, recipe: Recipe) -> dict[str, str]:
     """What a trial's result is computed from besides its recipe: the run's inputs and the clips that it is scored on."""
     split = study.split
-    also = {f"{split} clips of {other}": _clips_of(other, split, recipe.max_clips) for other in study.test_also}
+    also = {f"{split} clips of {other}": _clips_of(other, split, recipe.max_clips)[0] for other in study.test_also}
     # stages decide an input only where a weighting looks ahead, on other clips than it trains on, or where one names its teacher
     deciding = recipe.looks_ahead or any(stage.teacher for stage in recipe.stages.values())
     content = recipe.model_dump_json(exclude={"output"} if deciding else {"output", "stages"})
-    return {**_inputs(content), f"{split} clips": _clips_of(recipe.corpus, split, recipe.max_clips), **also}
+    return {**_inputs(content), f"{split} clips": _clips_of(recipe.corpus, split, recipe.max_clips)[0], **also}
 
 
 @functools.lru_cache
@@ -37,12 +37,8 @@ def _inputs(content: str) -> dict[str, str]:
     return read_inputs(parse_recipe({"stages": {"one": stage}, **json.loads(content), "output": "run"}, "study"))
 
 
-def _clips_of(corpus: str, split: str, limit: int | None) -> str:
-    return _read_clips(corpus, split, limit)[0]
-
-
 @functools.lru_cache
-def _read_clips(corpus: str, split: str, limit: int | None) -> tuple[str, list[str]]:
+def _clips_of(corpus: str, split: str, limit: int | None) -> tuple[str, list[str]]:
     """Hash of a split's clips, and the speaker of each."""
     clips = scored_clips(corpus, split, limit)
     return clips_sha256(clips), [clip.speaker for clip in clips]
@@ -91,7 +87,7 @@ def _take_speakers(study: Study, trial: Trial, result: dict[str, Any]) -> None:
     for corpus, content in scored.items():
         if corpus not in (trial.corpus, *study.test_also):
             continue
-        speakers = _read_clips(corpus, study.split, limit)[1]
+        speakers = _clips_of(corpus, study.split, limit)[1]
         if len(speakers) == len(content["references"]):  # a version that recorded no clips may have scored others
             content["speakers"] = speakers
 
