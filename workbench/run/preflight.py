@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from workbench.audio.decode import LONGEST_SECONDS
+from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE
 from workbench.config.recipe import Recipe
 from workbench.core.errors import UserError
 from workbench.corpus import Utterance
 from workbench.corpus.batching import plan_steps
+from workbench.losses.ctc import frames_needed
 from workbench.models import Family
 from workbench.weighting import inactive_reason
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+log = logging.getLogger("workbench")
+NAMED = 10  # clips or characters that a warning names
 
 
 def check_trackers(recipe: Recipe) -> None:
@@ -54,6 +60,42 @@ def check_sharding(accelerator: Accelerator) -> None:
         raise UserError("FSDP version 1 is not supported; set `fsdp_version: 2` in the accelerate configuration")
     if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
         raise UserError("DeepSpeed is not supported; use FSDP 2, which shards the same way (docs/scale.md)")
+
+
+def alignable(utterances: Sequence[Utterance], family: Family, silence: float) -> list[Utterance]:
+    """The clips whose transcript a CTC head has frames for; those without are left out, counted and named. All of them for other heads.
+
+    Args:
+        utterances: clips to train on.
+        family: the student's.
+        silence: seconds of silence that follow each clip at least.
+
+    Raises:
+        UserError: no clip is left.
+    """
+    if family.objective != "ctc" or not utterances:
+        return list(utterances)
+    lacking = Counter(c for u in utterances for c in family.lacking(u.text))
+    if lacking:
+        log.warning(
+            "the vocabulary lacks %d letters and digits of the transcripts, which are left out of the labels: %s",
+            lacking.total(), ", ".join(f"{char} {count}" for char, count in lacking.most_common(NAMED)),
+        )  # fmt: skip
+    tokens = family.tokens([u.text for u in utterances], [u.language for u in utterances]).labels
+    needed = frames_needed(tokens).tolist()
+    frames = [family.positions(round((u.seconds + silence) * SAMPLE_RATE)) for u in utterances]
+    kept = [u for u, count, there in zip(utterances, needed, frames, strict=True) if count <= there]
+    if len(kept) < len(utterances):
+        out = [u.id for u, count, there in zip(utterances, needed, frames, strict=True) if count > there]
+        log.warning(
+            "%d of %d clips have more tokens than frames, so CTC cannot align them; they are left out: %s%s",
+            len(out), len(utterances), ", ".join(out[:NAMED]), " ..." if len(out) > NAMED else "",
+        )  # fmt: skip
+    if not kept:
+        raise UserError(
+            "no clip has as many frames as its transcript has tokens; check that texts and recordings belong together"
+        )
+    return kept
 
 
 def check_transcripts(utterances: Sequence[Utterance], family: Family) -> None:
