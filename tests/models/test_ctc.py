@@ -163,7 +163,7 @@ def test_upper_case_characters_and_words(tmp_path):
 def test_lower_case_and_a_blank_at_the_end(tmp_path):
     names = ["|", *"abc'", "[UNK]", "[PAD]"]
     folder = write_checkpoint(tmp_path / "c", "wav2vec2", vocab_size=9, pad_token_id=6)
-    write_tokens(folder, names, pad_token={"content": "[PAD]"}, unk_token="[UNK]", do_lower_case=False)
+    write_tokens(folder, names, pad_token={"content": "[PAD]"}, unk_token="[UNK]", do_lower_case=False)  # noqa: S106
     (folder / "added_tokens.json").write_text(json.dumps({"<s>": 7, "</s>": 8}))
     tokens = open_family(folder).ctc_tokens
     assert (tokens.blank, tokens.case, [p for p in tokens.pieces if p]) == (6, "lower", [b" ", b"a", b"b", b"c", b"'"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import WhisperConfig
 
 MODEL_TYPE = "whisper_ctc"
+UNITS: tuple[Units, ...] = ("characters", "bytes", "bpe")
 ARCHITECTURE = "WhisperEncoderForCTC"
 LAYERS = "model.encoder.layers."
 # keys of Whisper's configuration that the encoder has
@@ -101,9 +102,10 @@ def check_folder(folder: Path) -> tuple[WhisperConfig, Units]:
     check_settings(folder)
     path = folder / "config.json"
     content = read_object(path, "a checkpoint's configuration")
-    units = content.get("units")
-    if units not in get_args(Units):
-        raise UserError(f"{path}: units is {str(units)[:60]}; expected {' or '.join(get_args(Units))}")
+    named = content.get("units")
+    units = next((known for known in UNITS if known == named), None)
+    if units is None:
+        raise UserError(f"{path}: units is {str(named)[:60]}; expected {' or '.join(UNITS)}")
     config = _config({key: content[key] for key in KEYS if key in content}, path)
     source, features = feature_settings(folder)
     for key, expected in {**FEATURES, "feature_size": config.num_mel_bins}.items():
