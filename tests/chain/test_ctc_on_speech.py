@@ -18,9 +18,9 @@ def test_the_encoder_of_whisper_base_learns_to_write_characters(speech, cache, t
     teacher = resolve_teacher("whisper-base")
     monkeypatch.setenv("WORKBENCH_CACHE", str(cache))
     content = {
-        "output": str(tmp_path / "run"), "teacher": str(teacher), "corpus": str(speech(8)),
+        "output": str(tmp_path / "run"), "teacher": str(teacher), "corpus": str(speech(5)),
         "student": {"encoder_layers": 3, "ctc": "characters"},
-        "stages": {"ctc": {**FROM_LABELS, "epochs": 30, "learning_rate": 3e-4, "batch_seconds": 8.0}}, "validate_every": 30,
+        "stages": {"ctc": {**FROM_LABELS, "epochs": 80, "learning_rate": 3e-4, "batch_seconds": 5.0}}, "validate_every": 80,
     }  # fmt: skip
     run = parse_recipe(content, "test")
     family = open_family(distill(run))

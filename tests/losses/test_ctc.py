@@ -177,3 +177,39 @@ def test_cross_entropy_is_as_it_was():
     assert torch.equal(
         CrossEntropy().task(logits, predictions), torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     )
+
+
+def test_a_batch_of_silence_alone():
+    logits = torch.randn(5, VOCABULARY, requires_grad=True)
+    index = torch.tensor([0, 0, 1, 1, 1])
+    losses = ctc_losses(logits, torch.empty(2, 0, dtype=torch.int64), index, 0)
+    expected = -per_utterance(logits.log_softmax(-1)[:, 0], index, 2) * torch.tensor([2, 3])
+    torch.testing.assert_close(per_utterance(losses, index, 2), expected)
+    losses.sum().backward()
+    assert bool(logits.grad.any())
+
+
+def test_targets_are_fitted_to_the_students_frames():
+    from workbench.cache.teacher_targets import ClipTargets
+    from workbench.training.step.frames import aligned_and_taught, at_frames
+
+    mine = ClipTargets(
+        torch.tensor([[1, 0], [2, 0], [0, 3]], dtype=torch.int32), torch.rand(3, 2), torch.rand(3), None, 0.5,
+        torch.tensor([1, 2, 0], dtype=torch.int32),
+    )  # fmt: skip
+    longer, shorter, same = (at_frames(mine, n) for n in (5, 2, 3))
+    assert longer.top_ids.tolist() == [[1, 0], [2, 0], [0, 3], [-1, -1], [-1, -1]]
+    assert longer.aligned.tolist() == [1, 2, 0, -1, -1]
+    assert torch.equal(same.top_logits, mine.top_logits)
+    aligned, taught = aligned_and_taught([[longer, shorter]])
+    assert aligned.tolist() == [1, 2, 0, -1, -1, 1, 2]
+    assert taught.tolist() == [[True] * 3 + [False] * 2 + [True] * 2]
+    for none in (  # a teacher that was not asked, and one without a CTC head
+        ClipTargets(torch.empty(2, 0, dtype=torch.int32), torch.empty(2, 0), torch.zeros(2), None, 0.0, torch.full((2,), -1, dtype=torch.int32)),
+        ClipTargets(torch.ones(9, 4, dtype=torch.int32), torch.ones(9, 4), torch.ones(9), None, 0.0),
+    ):  # fmt: skip
+        fitted = at_frames(none, 4)
+        assert (fitted.top_ids.shape, fitted.log_normalizer.shape) == ((4, 0), (4,))
+        aligned, taught = aligned_and_taught([[fitted]])
+        assert aligned.tolist() == [-1] * 4
+        assert not taught.numel()

@@ -19,6 +19,7 @@ from workbench.weighting import inactive_reason
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import Tensor
 
 log = logging.getLogger("workbench")
 NAMED = 10  # clips or characters that a warning names
@@ -81,8 +82,7 @@ def alignable(utterances: Sequence[Utterance], family: Family, silence: float) -
             "the vocabulary lacks %d letters and digits of the transcripts, which are left out of the labels: %s",
             lacking.total(), ", ".join(f"{char} {count}" for char, count in lacking.most_common(NAMED)),
         )  # fmt: skip
-    tokens = family.tokens([u.text for u in utterances], [u.language for u in utterances]).labels
-    needed = frames_needed(tokens).tolist()
+    needed = [int(frames_needed(_labels(u, family))) for u in utterances]
     frames = [family.positions(round((u.seconds + silence) * SAMPLE_RATE)) for u in utterances]
     kept = [u for u, count, there in zip(utterances, needed, frames, strict=True) if count <= there]
     if len(kept) < len(utterances):
@@ -107,8 +107,13 @@ def check_transcripts(utterances: Sequence[Utterance], family: Family) -> None:
     for utterance in utterances:
         if utterance.language in known and len(utterance.text.encode()) < fits:
             continue
-        try:
-            family.tokens([utterance.text], [utterance.language])
-        except UserError as error:
-            raise UserError(f"{utterance.place}: {error}") from None
+        _labels(utterance, family)
         known.add(utterance.language)
+
+
+def _labels(utterance: Utterance, family: Family) -> Tensor:
+    """A clip's labels [1, tokens]; raises UserError, which names the clip, where the model cannot write its transcript."""
+    try:
+        return family.tokens([utterance.text], [utterance.language]).labels
+    except UserError as error:
+        raise UserError(f"{utterance.place}: {error}") from None
