@@ -20,7 +20,7 @@ def test_the_encoder_of_whisper_base_learns_to_write_characters(speech, cache, t
     content = {
         "output": str(tmp_path / "run"), "teacher": str(teacher), "corpus": str(speech(5)),
         "student": {"encoder_layers": 3, "ctc": "characters"},
-        "stages": {"ctc": {**FROM_LABELS, "epochs": 80, "learning_rate": 3e-4, "batch_seconds": 5.0}}, "validate_every": 80,
+        "stages": {"ctc": {**FROM_LABELS, "epochs": 60, "learning_rate": 3e-4, "batch_seconds": 5.0}}, "validate_every": 60,
     }  # fmt: skip
     run = parse_recipe(content, "test")
     family = open_family(distill(run))

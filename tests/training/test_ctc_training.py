@@ -20,6 +20,8 @@ from workbench.evaluation.transcribe import validate
 from workbench.labelling.filters import LabelFilters
 from workbench.labelling.pseudo_labels import LabelSettings, label
 from workbench.models import open_family
+from workbench.study.arm import run_arm, score_teacher, teacher_scores
+from workbench.study.plan import load_study, trials
 from workbench.training.trainer import distill
 
 ALL = {"trainable": "all", "epochs": 2, "learning_rate": 1e-3, "batch_seconds": 6.0}
@@ -227,6 +229,28 @@ def test_a_teacher_with_a_ctc_head_labels(ctc, tmp_path):
         )
     with pytest.raises(UserError, match="is decoded greedily"):
         label(tmp_path / "speech.jsonl", tmp_path / "l3.jsonl", LabelSettings(run.teacher, beams=5), LabelFilters())
+
+
+def test_an_arm_of_a_study_is_scored_beside_its_teacher(ctc, tmp_path):
+    run = ctc()
+    content = {
+        "output": str(tmp_path / "study"), "corpora": [run.corpus], "seeds": [1], "baseline": "constant",
+        "recipe": {"teacher": run.teacher, "student": {"encoder_layers": 2}, "trailing_silence": SILENCE,
+                   "stages": {"all": {**ALL, "epochs": 1}}},
+        "arms": {"constant": {"stages.all.weighting": {"name": "fixed", "alpha": 0.2}},
+                 "adakd": {"stages.all.weighting": {"name": "adakd"}}},
+    }  # fmt: skip
+    (tmp_path / "study.yaml").write_text(json.dumps(content))
+    study = load_study(tmp_path / "study.yaml")
+    score_teacher(study, run.corpus)
+    teacher = teacher_scores(study, run.corpus)
+    found = [run_arm(study, trial) for trial in trials(study)]
+    assert [one["arm"] for one in found] == ["constant", "adakd"]
+    assert len(teacher["hypotheses"]) == len(found[0][study.split]["hypotheses"]) == 6
+    assert (
+        found[0][study.split]["hypotheses"] != found[1][study.split]["hypotheses"]
+        or found[0]["validation"] != found[1]["validation"]
+    )
 
 
 # --- a Whisper encoder with a CTC head

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave
 from workbench.core.errors import UserError
 from workbench.core.files import read_object
+from workbench.models.ctc.refusals import check_recipe
 from workbench.models.ctc.students import check_width
 from workbench.models.ctc.tokens import CtcTokens, collapse
 from workbench.models.protocol import Family, LayerOutputs, ObjectiveName, Tokens, Transcript
@@ -230,28 +231,7 @@ class CtcFamily:
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Raise UserError for what needs a decoder, or is not supported with a CTC head."""
-        student = recipe.student
-        for key in ("decoder_layers", "vocabulary"):
-            if (value := getattr(student, key)) != "all":
-                raise UserError(f"student.{key} is {value}; a student with a CTC head has no decoder, leave it out")
-        for key in ("pool_after", "encoder_low_rank_variance"):
-            if getattr(student, key) is not None:
-                raise UserError(f"student.{key} is not supported for a student with a CTC head; leave it out")
-        if self.reads_waves and (recipe.augment.frequency_masks or recipe.augment.time_masks):
-            raise UserError(
-                "augment: the student reads waves, not mels, which frequency_masks and time_masks blank; leave them out, or add noise"
-            )
-        for name, stage in recipe.stages.items():
-            for key in ("on_policy", "decoder_matching", "teacher_adapter", "mixup"):
-                if getattr(stage, key) is not None:
-                    raise UserError(
-                        f"stages.{name}.{key} needs a decoder, which a student with a CTC head has not; leave it out"
-                    )
-            if stage.weighting.get("self_teacher") == "intermediate":
-                raise UserError(
-                    f"stages.{name}.weighting: self_teacher intermediate teaches an earlier decoder layer, which a student with a CTC head "
-                    "has not; use ema, snapshot or previous_epoch"
-                )
+        check_recipe(recipe, self.reads_waves)
 
     def check_pair(self, student: nn.Module, teacher: nn.Module, matched: Sequence[str]) -> None:
         """Raise UserError if states of both are to be compared and differ in width."""

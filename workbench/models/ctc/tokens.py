@@ -11,15 +11,19 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from workbench.core.errors import UserError
+from workbench.core.errors import UserError, first_line
 from workbench.core.files import read_json, read_object
 from workbench.models.protocol import IGNORE_INDEX, Tokens
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Units = Literal["characters", "bytes", "bpe"]
 Case = Literal["keep", "lower", "upper"]
@@ -43,14 +47,21 @@ class CtcTokens:
     lower: bool = False  # whether what is written is put in lower case
     split: Callable[[str], Sequence[str]] = field(default=list, compare=False)  # for bpe: names of the tokens of a text
 
+    @cached_property
+    def _by_piece(self) -> dict[bytes, int]:
+        return {piece: i for i, piece in enumerate(self.pieces) if piece}
+
+    @cached_property
+    def _by_name(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.names) if self.pieces[i]}
+
     def encode(self, text: str) -> list[int]:
         """Ids of a transcript. Of characters, those that the vocabulary lacks are left out: see `lacking`."""
-        ids = {piece: i for i, piece in enumerate(self.pieces) if piece}
+        ids, known = self._by_piece, self._by_name
         if self.units == "characters":
             return [ids[char.encode()] for char in self.readable(text) if char.encode() in ids]
         if self.units == "bytes":
             return [ids[bytes([byte])] for byte in unicodedata.normalize("NFC", text).strip().encode()]
-        known = {name: i for i, name in enumerate(self.names) if self.pieces[i]}
         out: list[int] = []
         for name in self.split(text):  # a token that was not kept is spelled in bytes, all of which are
             out += [known[name]] if name in known else [known[char] for char in name]
@@ -65,7 +76,7 @@ class CtcTokens:
         """Letters and digits of a text that the vocabulary lacks."""
         if self.units != "characters":
             return []
-        known = set(self.pieces)
+        known = self._by_piece
         return [c for c in self.readable(text) if c.encode() not in known and unicodedata.category(c)[0] in "LN"]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -170,21 +181,27 @@ def byte_signs() -> dict[int, str]:
     return {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
-def _bpe_splitter(folder: Path) -> Callable[[str], Sequence[str]]:
-    """A function from a text to the names of its tokens, with the space that Whisper writes before the first word."""
+@dataclass(frozen=True)
+class BpeSplitter:
+    """Cuts a text into the names of its tokens, with the space that Whisper writes before the first word."""
+
+    tokenizer: Tokenizer
+
+    def __call__(self, text: str) -> Sequence[str]:
+        """Names of the tokens."""
+        names: list[str] = self.tokenizer.encode(" " + text.strip(), add_special_tokens=False).tokens
+        return names
+
+
+def _bpe_splitter(folder: Path) -> BpeSplitter:
+    """The splitter of a Whisper's tokenizer.json."""
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        return BpeSplitter(Tokenizer.from_file(str(path)))
     except Exception as error:  # noqa: BLE001  # the tokenizers library raises nothing narrower
-        raise UserError(f"{path}: cannot be loaded ({error}); copy the original checkpoint's") from None
-
-    def split(text: str) -> Sequence[str]:
-        names: list[str] = tokenizer.encode(" " + text.strip(), add_special_tokens=False).tokens
-        return names
-
-    return split
+        raise UserError(f"{path}: cannot be loaded ({first_line(error)}); copy the original checkpoint's") from None
 
 
 def _piece(name: str, units: Units) -> bytes:
