@@ -23,8 +23,7 @@ from workbench.cache.tensor_shards import Item, ShardStore, missing_by_shard
 from workbench.core.disk import check_free_space
 from workbench.core.hashing import cache_folder, cache_key
 from workbench.corpus import Utterance
-from workbench.losses.criterion import Ctc, Predictions, criterion_of
-from workbench.losses.ctc import aligned_tokens
+from workbench.losses.criterion import Predictions, criterion_of
 from workbench.losses.soft_targets import (
     StoredTargets,
     TargetKind,
@@ -236,23 +235,20 @@ def _teacher_pass(
     predicted = family.predicted(on_device, attention_mask)
     logits = family.logits(teacher, states, on_device, attention_mask=attention_mask).float()  # [labels, vocabulary]
     counts, utterance_index = predicted.sum(1).tolist(), predicted.nonzero()[:, 0]
-    criterion, aligned = criterion_of(family), None
-    if isinstance(criterion, Ctc):
-        aligned = aligned_tokens(logits, on_device.labels, utterance_index, criterion.blank).int().cpu()
-        labels = aligned.to(device)
-    else:
-        labels = on_device.labels[predicted]
+    criterion = criterion_of(family)
+    labels = criterion.labels(logits, on_device.labels, predicted)
     losses = criterion.task(logits, Predictions(on_device.labels, labels, utterance_index))
     out = []
     pieces = zip(torch.split(logits, counts), torch.split(losses.cpu(), counts), strict=True)
-    alignments = [None] * len(counts) if aligned is None else torch.split(aligned, counts)
+    alignments = torch.split(labels.int().cpu(), counts)
     for i, (own, loss) in enumerate(pieces):
         # the seed is the clip's own, so that a cache holds the same tokens whoever computes it
         seed = int(settings.key(batch[i])[:12], 16)
         ids, values, log_normalizer = (kept.cpu() for kept in _kept(own, settings, seed))
         kept = family.positions(len(waves[i]) + round(settings.margin * SAMPLE_RATE))
         clip_states = states[i, :kept].half().cpu() if settings.states else None
-        out.append(ClipTargets(ids, values, log_normalizer, clip_states, float(loss.mean()), alignments[i]))
+        aligned = alignments[i] if settings.frames else None
+        out.append(ClipTargets(ids, values, log_normalizer, clip_states, float(loss.mean()), aligned))
     return out
 
 

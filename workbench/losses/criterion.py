@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from workbench.config.sections import DivergenceRecipe
-from workbench.losses.ctc import ctc_losses, frame_weights
+from workbench.losses.ctc import aligned_tokens, ctc_losses, frame_weights
 from workbench.losses.divergences import SampledTargets, SoftTargets, distillation, task_and_distillation_losses
 from workbench.losses.objectives import cross_entropy
 from workbench.models.protocol import Family
@@ -30,6 +30,21 @@ class Predictions:
 
 class Criterion(Protocol):
     """Losses at each prediction, in fp32, whose means over an utterance's predictions are the utterance's losses."""
+
+    separable: ClassVar[bool]  # whether a prediction's task loss depends on its own logits and label alone
+
+    def labels(self, logits: Tensor, transcripts: Tensor, predicted: Tensor) -> Tensor:
+        """The label of each prediction, of a CTC head what it aligns to each frame itself.
+
+        Args:
+            logits: a model's [predictions, vocabulary].
+            transcripts: int64 [utterances, tokens], negative where there is none.
+            predicted: where the predictions are, as `Family.predicted`.
+
+        Returns:
+            int64 [predictions], -1 where nothing can be aligned.
+        """
+        ...
 
     def task(self, logits: Tensor, predictions: Predictions) -> Tensor:
         """Task loss. logits: [predictions, vocabulary] -> [predictions]"""
@@ -75,6 +90,12 @@ class Criterion(Protocol):
 class CrossEntropy:
     """Each label by itself: cross-entropy, and the divergence from the teacher's distribution."""
 
+    separable: ClassVar[bool] = True
+
+    def labels(self, logits: Tensor, transcripts: Tensor, predicted: Tensor) -> Tensor:
+        """The labels of the transcripts themselves."""
+        return transcripts[predicted]
+
     def task(self, logits: Tensor, predictions: Predictions) -> Tensor:
         """Cross-entropy of each label."""
         return cross_entropy(logits, predictions.labels)
@@ -108,7 +129,12 @@ class CrossEntropy:
 class Ctc:
     """Whole utterances: CTC over all alignments, and the divergence at each frame with frames that are blank counting less; see ctc.py."""
 
+    separable: ClassVar[bool] = False
     blank: int
+
+    def labels(self, logits: Tensor, transcripts: Tensor, predicted: Tensor) -> Tensor:
+        """The likeliest token at each frame given the transcript."""
+        return aligned_tokens(logits, transcripts, predicted.nonzero()[:, 0], self.blank)
 
     def task(self, logits: Tensor, predictions: Predictions) -> Tensor:
         """The utterance's CTC loss per token, at each of its frames."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from workbench.corpus import Utterance
 from workbench.evaluation.transcribe import EncodedClips
-from workbench.losses.criterion import CrossEntropy, Predictions
+from workbench.losses.criterion import Predictions
 from workbench.models.protocol import Family, Tokens
 from workbench.training.step.batches import Batch
 from workbench.training.step.losses import Objective, StageProgress, losses_by_token
@@ -106,8 +106,8 @@ class StudentMetaBatches:
         return residual
 
     def _residual_of(self, predictions: Predictions) -> Callable[[Tensor], Tensor] | None:
-        """The same as a function of the logits, where it is not that of cross-entropy."""
-        if isinstance(self.objective.criterion, CrossEntropy):
+        """The same as a function of the logits, where a prediction's loss depends on others' logits too."""
+        if self.objective.criterion.separable:
             return None
         return partial(self._residual, predictions)
 
@@ -140,7 +140,7 @@ class StudentMetaBatches:
         utterance_index = predicted.nonzero()[:, 0]
         counts = (tokens.labels >= 0).sum(1).clamp(min=1)
         weight = label_shares(utterance_index, len(group), self.average_over, counts)
-        if isinstance(self.objective.criterion, CrossEntropy):
+        if self.objective.criterion.separable:
             labels = tokens.labels[predicted]
         else:  # the loss is the whole utterance's
             labels = torch.full_like(utterance_index, -1)
