@@ -204,6 +204,7 @@ def test_clips_that_cannot_be_aligned_are_left_out_and_named(ctc, caplog):
     }
     assert first["id"] not in trained
     assert len(trained) == 5
+    assert distill(run) == run.output / "student"  # the corpus is the same as before
 
 
 def test_a_teacher_with_a_ctc_head_labels(ctc, tmp_path):

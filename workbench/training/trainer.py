@@ -119,6 +119,8 @@ class Trainer:
         self._open_accelerator()
         self._open_models()
         self._open_folder(restart)
+        # not before, since the run's inputs are all clips of the corpus
+        self.train_set = alignable(self.train_set, self.family, recipe.trailing_silence.train_min)
 
     def _read_corpus(self) -> None:
         recipe = self.recipe
@@ -153,7 +155,6 @@ class Trainer:
         self.calibration = calibration_clips(recipe, self.train_set, self.validation_set)
         self.model = initial_student(recipe, self.teachers, self.family, self.calibration)
         check_transcripts([*self.train_set, *self.validation_set, *self.meta_set], self.family)
-        self.train_set = alignable(self.train_set, self.family, recipe.trailing_silence.train_min)
 
     def _open_folder(self, restart: bool) -> None:
         recipe = self.recipe
