@@ -56,6 +56,8 @@ class Speller(nn.Module):
 
 class Toy:
     name = "toy"
+    objective = "cross_entropy"
+    blank = None
     window_seconds = 20.0
     samples_per_position = STEP
     eos_token_id = END
@@ -110,6 +112,30 @@ class Toy:
     def positions(self, samples):
         return -(-samples // STEP)
 
+    def samples(self, positions):
+        return positions * STEP
+
+    def attention_mask(self, samples, seconds):
+        return None
+
+    def predicted(self, tokens, attention_mask):
+        return tokens.labels != IGNORE_INDEX
+
+    def lacking(self, text):
+        return []
+
+    def same_tokens(self, other):
+        return other.name == self.name
+
+    def check_recipe(self, recipe):
+        pass
+
+    def check_origin(self, origin, where):
+        assert origin.name == self.name
+
+    def token_and_feature_files(self):
+        return [p for p in self.folder.iterdir() if p.suffix in (".json", ".txt")]
+
     def pooling(self, model):
         return 1
 
@@ -122,7 +148,7 @@ class Toy:
             row[: len(wave)] = torch.from_numpy(wave[: padded.shape[1]])
         return self.spectrum(padded.to(device))
 
-    def spectrum(self, padded):
+    def spectrum(self, padded, samples=None):
         return padded.unflatten(1, (-1, STEP)).transpose(1, 2)
 
     def tokens(self, texts, languages):
@@ -176,7 +202,7 @@ class Toy:
         return 12 + int(20 * seconds)
 
     @torch.no_grad()
-    def transcribe(self, model, states, seconds, languages, beams=1):
+    def transcribe(self, model, states, seconds, languages, beams=1, attention_mask=None):
         out = []
         for row, length, language in zip(states, seconds, languages, strict=True):
             step, token, ids = self.incremental_decoder(model, row[None]), BEGIN, []
@@ -189,5 +215,5 @@ class Toy:
             out.append(Transcript("".join(ALPHABET[i - FIRST] for i in ids), 0.0))
         return out
 
-    def decode(self, model, states, seconds, languages):
+    def decode(self, model, states, seconds, languages, attention_mask=None):
         return [found.text for found in self.transcribe(model, states, seconds, languages)]

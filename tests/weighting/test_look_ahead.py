@@ -322,3 +322,66 @@ def test_normalized_gradients_have_the_root_mean_square_1():
     gradient = torch.randn(2, 5)
     assert normalized(gradient, "rms").square().mean().item() == pytest.approx(1.0)
     assert normalized(gradient, "raw") is gradient
+
+
+@pytest.mark.parametrize("average_over", ["utterances", "tokens"])
+@pytest.mark.parametrize("rate", [1e-3, 0.3])
+def test_of_ctc_they_are_autograds_too(rate, average_over):
+    """Frames in place of labels: the task loss is the whole utterance's, and so is the outer one."""
+    from functools import partial
+
+    from workbench.losses.criterion import Ctc, Predictions
+
+    torch.manual_seed(0)
+    size, ctc = 5, Ctc(0)
+    weight = torch.randn(size, WIDTH)
+    index, held_index = torch.tensor([0, 0, 0, 1, 1, 1, 1]), torch.tensor([0, 0, 1, 1, 1])
+    texts, held_texts = torch.tensor([[1, 2], [3, -100]]), torch.tensor([[4, -100], [1, 1]])
+    hidden, held_hidden = torch.randn(7, WIDTH), torch.randn(5, WIDTH)
+    teacher = torch.randn(7, size).softmax(-1)
+    counts, held_counts = ((t >= 0).sum(1) for t in (texts, held_texts))
+
+    def mean(losses, owner, tokens):
+        each = per_utterance(losses, owner, 2)
+        return (each * tokens).sum() / tokens.sum() if average_over == "tokens" else each.mean()
+
+    def ctc_of(logits, owner, transcripts):
+        """The same losses by torch alone, which can be differentiated twice."""
+        rows = torch.split(logits.log_softmax(-1), torch.bincount(owner).tolist())
+        each = []
+        for row, text in zip(rows, transcripts, strict=True):
+            ids = text[text >= 0]
+            paths = torch.cartesian_prod(*[torch.arange(size)] * len(row)).view(-1, len(row))
+            fits = [p for p in paths if [v for v in p.unique_consecutive().tolist() if v] == ids.tolist()]
+            found = torch.stack([row[torch.arange(len(row)), p].sum() for p in fits])
+            each.append((-found.logsumexp(0) / len(ids)).expand(len(row)))
+        return torch.cat(each)
+
+    def losses_of(logits):
+        kl = (teacher * (teacher.log() - logits.log_softmax(-1))).sum(-1)
+        return torch.stack([ctc_of(logits, index, texts), kl])
+
+    weights = torch.rand(2, 2, requires_grad=True)
+    theta = weight.clone().requires_grad_()
+    loss = mean((weights[:, index] * losses_of(hidden @ theta.t())).sum(0), index, counts)
+    (step,) = torch.autograd.grad(loss, theta, create_graph=True)
+    outer = mean(ctc_of(held_hidden @ (theta - rate * step).t(), held_index, held_texts), held_index, held_counts)
+    (expected,) = torch.autograd.grad(outer, weights)
+
+    def residual(predictions, logits):
+        at = logits.detach().requires_grad_()
+        return torch.autograd.grad(ctc.task(at, predictions).sum(), at)[0]
+
+    logits = (hidden @ weight.t()).requires_grad_()
+    own, held_own = (Predictions(t, torch.full_like(i, -1), i) for t, i in ((texts, index), (held_texts, held_index)))
+    kl = torch.autograd.grad((teacher * (teacher.log() - logits.log_softmax(-1))).sum(), logits)[0]
+    batch = TrainBatch(
+        ["a", "b"], hidden, torch.stack([residual(own, logits), kl]), index, logits.detach(), own.labels,
+        label_shares(index, 2, average_over, counts), partial(residual, own),
+    )  # fmt: skip
+    held = ValidationBatch(
+        held_hidden, held_hidden @ weight.t(), held_own.labels,
+        label_shares(held_index, 2, average_over, held_counts), partial(residual, held_own),
+    )  # fmt: skip
+    found = weight_gradients(*(restrict_to_moved_tokens(batch, [held])[0], held), weights.detach(), rate)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)

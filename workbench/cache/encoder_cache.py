@@ -86,9 +86,8 @@ def encode_clips(
             groups.setdefault(min(-(-positions // BUCKET) * BUCKET, longest), []).append(key)
         items: list[tuple[Item, dict[str, Tensor]]] = []
         for positions, group in sorted(groups.items()):
-            features = family.features(
-                [waves[key] for key in group], positions * family.samples_per_position / SAMPLE_RATE, device
-            )
+            seconds = family.samples(positions) / SAMPLE_RATE
+            features = torch.cat([family.features([waves[key]], seconds, device) for key in group])
             states = family.encode(model, features)
             items += [({"key": key}, {"states": s.half()}) for key, s in zip(group, states, strict=True)]
         store.write(rank, items)

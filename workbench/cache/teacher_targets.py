@@ -23,7 +23,7 @@ from workbench.cache.tensor_shards import Item, ShardStore, missing_by_shard
 from workbench.core.disk import check_free_space
 from workbench.core.hashing import cache_folder, cache_key
 from workbench.corpus import Utterance
-from workbench.losses.objectives import cross_entropy
+from workbench.losses.criterion import Predictions, criterion_of
 from workbench.losses.soft_targets import (
     StoredTargets,
     TargetKind,
@@ -33,6 +33,7 @@ from workbench.losses.soft_targets import (
     top_k_targets,
 )
 from workbench.models.protocol import IGNORE_INDEX, Family
+from workbench.models.states import encode_waves
 
 log = logging.getLogger("workbench")
 FORMAT = 2  # raise when what is read of the shards changes
@@ -48,7 +49,8 @@ class ClipTargets:
     top_logits: Tensor  # fp32 [labels, k]
     log_normalizer: Tensor  # fp32 [labels]: logsumexp(logits / temperature)
     states: Tensor | None  # fp16 [positions, width]
-    task_loss: float  # mean cross-entropy of the labels under the teacher
+    task_loss: float  # the teacher's own: mean cross-entropy of the labels, or CTC loss per token
+    aligned: Tensor | None = None  # int32 [frames], of a CTC teacher: what it aligns to each frame, -1 if nothing
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class TargetSettings:
     trained_silence: float | None = None
     kind: TargetKind = "top_k"
     samples: int = 0  # tokens drawn from the rest, with kind `sampled`
+    frames: bool | None = None  # a CTC teacher's: there are targets at each frame, not at each label
 
     def key(self, utterance: Utterance) -> str:
         """Key of a clip's targets."""
@@ -115,7 +118,7 @@ class TargetCache:
     def read(self, key: str, states: bool = True) -> ClipTargets:
         """Read a clip's targets, the states only if wanted; raises UserError if its shard is damaged."""
         states = states and self.settings.states
-        names = [*TENSORS, *(["states"] if states else [])]
+        names = [*TENSORS, *(["states"] if states else []), *(["aligned"] if self.settings.frames else [])]
         found = dict(zip(names, self._store_of(key).read(key, names), strict=True))
         return ClipTargets(
             found["top_ids"],
@@ -123,6 +126,7 @@ class TargetCache:
             found["log_normalizer"],
             found.get("states"),
             self.task_loss(key),
+            found.get("aligned"),
         )
 
 
@@ -174,7 +178,7 @@ def compute_targets(
     for batch, waves in zip(batches, prefetch_waves([[ordered[i] for i in b] for b in batches]), strict=True):
         asked = [ordered[i] for i in batch]
         if teacher is None:
-            clips = _unasked(family, asked)
+            clips = _unasked(family, asked, bool(settings.frames))
         else:
             clips = _teacher_pass(teacher, family, asked, waves, settings, device)
         for i, clip in zip(batch, clips, strict=True):
@@ -195,7 +199,7 @@ def compute_targets(
         progress(len(batch))
 
 
-def _unasked(family: Family, batch: Sequence[Utterance]) -> list[ClipTargets]:
+def _unasked(family: Family, batch: Sequence[Utterance], frames: bool) -> list[ClipTargets]:
     """Empty targets for the right number of labels."""
     tokens = family.tokens([u.text for u in batch], [u.language for u in batch])
     counts = (tokens.labels != IGNORE_INDEX).sum(1).tolist()
@@ -206,6 +210,7 @@ def _unasked(family: Family, batch: Sequence[Utterance]) -> list[ClipTargets]:
             torch.zeros(count),
             None,
             math.nan,
+            torch.full((count,), -1, dtype=torch.int32) if frames else None,
         )
         for count in counts
     ]
@@ -226,19 +231,24 @@ def _teacher_pass(
     seconds = family.input_seconds(waves)
     if settings.states:  # the student's states are compared with these, however little silence the teacher needs
         seconds = max(seconds, max(map(len, waves)) / SAMPLE_RATE + settings.margin)
-    states = family.encode(teacher, family.features(waves, seconds, device))
-    logits = family.logits(teacher, states, on_device).float()  # [labels, vocabulary]
-    losses = cross_entropy(logits, on_device.labels[on_device.labels != IGNORE_INDEX])
-    counts = (tokens.labels != IGNORE_INDEX).sum(1).tolist()
+    states, attention_mask = encode_waves(family, teacher, waves, seconds, device)
+    predicted = family.predicted(on_device, attention_mask)
+    logits = family.logits(teacher, states, on_device, attention_mask=attention_mask).float()  # [labels, vocabulary]
+    counts, utterance_index = predicted.sum(1).tolist(), predicted.nonzero()[:, 0]
+    criterion = criterion_of(family)
+    labels = criterion.labels(logits, on_device.labels, predicted)
+    losses = criterion.task(logits, Predictions(on_device.labels, labels, utterance_index))
     out = []
     pieces = zip(torch.split(logits, counts), torch.split(losses.cpu(), counts), strict=True)
+    alignments = torch.split(labels.int().cpu(), counts)
     for i, (own, loss) in enumerate(pieces):
         # the seed is the clip's own, so that a cache holds the same tokens whoever computes it
         seed = int(settings.key(batch[i])[:12], 16)
         ids, values, log_normalizer = (kept.cpu() for kept in _kept(own, settings, seed))
         kept = family.positions(len(waves[i]) + round(settings.margin * SAMPLE_RATE))
         clip_states = states[i, :kept].half().cpu() if settings.states else None
-        out.append(ClipTargets(ids, values, log_normalizer, clip_states, float(loss.mean())))
+        aligned = alignments[i] if settings.frames else None
+        out.append(ClipTargets(ids, values, log_normalizer, clip_states, float(loss.mean()), aligned))
     return out
 
 
@@ -257,11 +267,11 @@ def estimated_bytes(
     vocabulary: int,
     positions_of: Callable[[int], int],
 ) -> int:
-    """Size on disk: the targets of each token at about 5 tokens per second, and the states if they are kept."""
+    """Size on disk: the targets of each frame or of each token at about 5 tokens per second, and the states if they are kept."""
     total = 0
     a_label = bytes_per_label(settings.kind, settings.top_k, settings.samples, vocabulary)
     for utterance in utterances:
         positions = positions_of(round((utterance.seconds + settings.margin) * SAMPLE_RATE))
         total += positions * width * 2 if settings.states else 0
-        total += int(5 * utterance.seconds + 5) * a_label
+        total += (positions if settings.frames else int(5 * utterance.seconds + 5)) * a_label
     return total

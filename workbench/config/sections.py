@@ -31,6 +31,11 @@ class StudentRecipe(Section):
         lt=1,
         description="share of the variance of each encoder linear layer's outputs to keep, for example 0.99; a layer for which a low enough rank suffices becomes two low-rank ones",
     )
+    ctc: Literal["characters", "bytes", "bpe"] | None = Field(
+        None,
+        description="with a Whisper teacher: the student is its encoder with a CTC head and no decoder, which writes lower-case characters, "
+        "bytes, or the teacher's tokens that the corpus needs",
+    )
     init_from: str | None = Field(
         None, description="checkpoint whose layers are copied instead of the teacher's; named as a teacher is"
     )
@@ -75,6 +80,9 @@ TARGETS_OF: dict[str, tuple[str, ...]] = {
 }
 
 
+BLANK_WEIGHT = 0.2
+
+
 class DivergenceRecipe(Section):
     """Distillation loss of a label; see workbench/losses/divergences.py."""
 
@@ -88,6 +96,12 @@ class DivergenceRecipe(Section):
         description="scale the loss so that in each micro-batch its gradient with respect to the logits is as large as forward KL's",
     )
     teacher_scale: float = Field(1.0, gt=0, description="for logit_mse: factor of the teacher's logits")
+    blank_weight: float = Field(
+        BLANK_WEIGHT,
+        ge=0,
+        le=1,
+        description="[our interpretation] for CTC students: weight of a frame at which teacher and student are both sure of the blank; 1 counts all frames alike",
+    )
 
     @model_validator(mode="after")
     def _matched_to_another(self) -> DivergenceRecipe:

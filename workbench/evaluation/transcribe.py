@@ -16,6 +16,7 @@ from workbench.core.locks import output_lock
 from workbench.corpus import Utterance
 from workbench.evaluation.scoring import score
 from workbench.models import Family
+from workbench.models.states import encode_waves
 
 BATCH_CLIPS = 32
 MAX_KEPT_BYTES = 1 << 30  # of encoder states in memory; beyond it they are recomputed each time
@@ -80,10 +81,16 @@ class EncodedClips:
         else:
             waves = [self.utterances[i].wave() for i in batch]
             seconds = [len(wave) / SAMPLE_RATE for wave in waves]
-            states = self.family.encode(model, self.family.features(waves, max(seconds) + self.margin, device))
+            states, _ = encode_waves(self.family, model, waves, max(seconds) + self.margin, device)
         if self.caches_states:
             self._kept[key] = states, seconds
         return states, seconds
+
+    def attention_mask(self, seconds: Sequence[float], device: torch.device) -> Tensor | None:
+        """Positions that each clip of a batch has, given the clips' seconds; as `Family.attention_mask`."""
+        samples = [round(each * SAMPLE_RATE) for each in seconds]
+        mask = self.family.attention_mask(samples, max(seconds) + self.margin)
+        return None if mask is None else mask.to(device)
 
     def _name(self, batch: Sequence[int]) -> str:
         """Key of a batch in the store; without one audio need not be hashed."""
@@ -129,7 +136,9 @@ def validate_encoded(model: nn.Module, clips: EncodedClips) -> SplitTranscripts:
     hypotheses = [""] * len(clips.utterances)
     for batch in clips.batches:
         states, seconds = clips.states(model, batch)
-        found = clips.family.decode(model, states, seconds, [clips.utterances[i].language for i in batch])
+        languages = [clips.utterances[i].language for i in batch]
+        mask = clips.attention_mask(seconds, states.device)
+        found = clips.family.decode(model, states, seconds, languages, attention_mask=mask)
         for i, text in zip(batch, found, strict=True):
             hypotheses[i] = text
     return SplitTranscripts([u.text for u in clips.utterances], hypotheses, [u.language for u in clips.utterances])

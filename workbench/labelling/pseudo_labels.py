@@ -45,6 +45,7 @@ from workbench.labelling.segmentation import (
 )
 from workbench.models import Family, open_family
 from workbench.models.resolve import fingerprint, resolve_teacher
+from workbench.models.states import encode_waves
 
 log = logging.getLogger("workbench")
 
@@ -203,10 +204,12 @@ def _labels(
             waves = [wave for _, wave in usable]
             seconds = [len(wave) / SAMPLE_RATE for wave in waves]
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                states = family.encode(model, family.features(waves, family.input_seconds(waves), device))
+                states, attention_mask = encode_waves(family, model, waves, family.input_seconds(waves), device)
                 told = family.languages(model, states) if settings.language == "auto" else None
                 languages = [code for code, _ in told] if told else [settings.language or u.language for u, _ in usable]
-                found = family.transcribe(model, states, seconds, languages, settings.beams)
+                found = family.transcribe(
+                    model, states, seconds, languages, settings.beams, attention_mask=attention_mask
+                )
             for i, (clip, _) in enumerate(usable):
                 out.append((clip, {"text": found[i].text, "confidence": found[i].log_probability,
                                    "seconds": seconds[i], "language": languages[i],

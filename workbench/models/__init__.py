@@ -18,7 +18,26 @@ def _whisper() -> type[Family]:
     return Whisper
 
 
-FAMILIES: dict[str, Callable[[], type[Family]]] = {"whisper": _whisper}  # by a checkpoint's `model_type`
+def _waves() -> type[Family]:
+    from workbench.models.ctc.wave_family import WaveCtc
+
+    return WaveCtc
+
+
+def _whisper_ctc() -> type[Family]:
+    from workbench.models.ctc.whisper_family import WhisperCtc
+
+    return WhisperCtc
+
+
+# by a checkpoint's `model_type`
+FAMILIES: dict[str, Callable[[], type[Family]]] = {
+    "whisper": _whisper,
+    "wav2vec2": _waves,
+    "hubert": _waves,
+    "wavlm": _waves,
+    "whisper_ctc": _whisper_ctc,
+}
 
 
 def open_family(folder: Path) -> Family:

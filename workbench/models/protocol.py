@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,21 @@ from workbench.audio.decode import Wave
 from workbench.config.sections import StudentRecipe
 from workbench.models.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    from workbench.config.recipe import Recipe
+
 IGNORE_INDEX = -100  # label at positions without a loss, as in transformers
 Part = Literal["encoder", "decoder", "constant"]  # of a model; what is constant is never trained
+# what a model predicts, and its task loss: each next token given the ones before it, or one token or blank at each encoder position
+ObjectiveName = Literal["cross_entropy", "ctc"]
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Decoder inputs and labels of a batch under teacher forcing."""
+    """Decoder inputs and labels of a batch under teacher forcing; without a decoder, the transcripts alone."""
 
-    inputs: Tensor  # int64 [utterances, tokens]: prompt, then the transcript
-    labels: Tensor  # int64 [utterances, tokens]: transcript, then the end; IGNORE_INDEX elsewhere
+    inputs: Tensor  # int64 [utterances, tokens]: prompt, then the transcript; without a decoder [utterances, 0]
+    labels: Tensor  # int64 [utterances, tokens]: transcript, then the end if there is one; IGNORE_INDEX elsewhere
 
     def to(self, device: torch.device) -> Tokens:
         """Copy to a device."""
@@ -56,6 +61,8 @@ class Family(Protocol):
     """A checkpoint of some family: its features and tokens, and how its models are run."""
 
     name: str
+    objective: ObjectiveName
+    blank: int | None  # id of the blank; None unless the objective is `ctc`
     folder: Path
     config: object  # transformers configuration
     eos_token_id: int  # id that ends a transcript
@@ -93,6 +100,22 @@ class Family(Protocol):
         """Write a model's weights and configuration into a folder."""
         ...
 
+    def token_and_feature_files(self) -> Sequence[Path]:
+        """Files that describe tokens and features, which are copied beside a student's weights where `save` has not written them."""
+        ...
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Raise UserError for a setting that a student of this family cannot be trained with."""
+        ...
+
+    def check_origin(self, origin: Family, where: str) -> None:
+        """Raise UserError, which begins with `where`, if a student cannot begin with the layers of `origin`'s model."""
+        ...
+
+    def same_tokens(self, other: Family) -> bool:
+        """Whether another checkpoint's ids stand for the same tokens, so that one can learn from the other's distribution."""
+        ...
+
     def build_student(self, model: nn.Module, recipe: StudentRecipe) -> nn.Module:
         """Copy some of a model's layers, weights included; raises UserError for layers that it does not have."""
         ...
@@ -119,6 +142,29 @@ class Family(Protocol):
         """Number of encoder positions, before any pooling, that a wave of this length touches."""
         ...
 
+    def samples(self, positions: int) -> int:
+        """Most samples of a wave that has this number of encoder positions."""
+        ...
+
+    def attention_mask(self, samples: Sequence[int], seconds: float) -> Tensor | None:
+        """Encoder positions that each of some clips has, read in one batch: the others are the padding of shorter clips.
+
+        Args:
+            samples: length of each clip.
+            seconds: input length: each clip is followed by as much silence as the longest one.
+
+        Returns:
+            bool [clips, positions]; None where all silence is part of a clip, as Whisper was trained.
+        """
+        ...
+
+    def predicted(self, tokens: Tokens, attention_mask: Tensor | None) -> Tensor:
+        """Where a batch's predictions are: at labels, or with a CTC head at encoder positions.
+
+        -> bool [utterances, tokens], or [utterances, states]
+        """
+        ...
+
     def pooling(self, model: nn.Module) -> int:
         """Encoder positions per state: 1, or 2 if neighbours are pooled."""
         ...
@@ -137,15 +183,27 @@ class Family(Protocol):
         ...
 
     def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:
-        """Pad waves with silence to `seconds` and compute features. -> [clips, mels, frames]"""
+        """Pad waves with silence to `seconds` and compute features. -> [clips, mels, frames]; of waves [clips, 2, samples]"""
         ...
 
-    def spectrum(self, padded: Tensor) -> Tensor:
-        """Features of waves padded to one length. [clips, samples] -> [clips, mels, frames]"""
+    def spectrum(self, padded: Tensor, samples: Tensor) -> Tensor:
+        """Features of waves padded to one length.
+
+        Args:
+            padded: [clips, samples].
+            samples: length of each clip without the silence after it, int64 [clips].
+
+        Returns:
+            As `features`.
+        """
         ...
 
     def tokens(self, texts: Sequence[str], languages: Sequence[str]) -> Tokens:
         """Tokenize transcripts for teacher forcing."""
+        ...
+
+    def lacking(self, text: str) -> list[str]:
+        """Letters and digits of a transcript that the vocabulary lacks, so that `tokens` leaves them out."""
         ...
 
     def encode(
@@ -164,7 +222,7 @@ class Family(Protocol):
         checkpointing: bool = False,
         early_layer: int | None = None,
     ) -> Tensor:
-        """Logits at the labelled positions, in order of utterance and position. -> [labels, vocabulary]
+        """Logits where `predicted` says, in order of utterance and position. -> [labels, vocabulary]
 
         With `early_layer` [2 * labels, vocabulary]: the logits after that decoder layer come last.
         """
@@ -249,14 +307,27 @@ class Family(Protocol):
         """Most tokens that the transcript of a clip of this length may have."""
         ...
 
-    def decode(self, model: nn.Module, states: Tensor, seconds: Sequence[float], languages: Sequence[str]) -> list[str]:
-        """Transcribe encoder states."""
+    def decode(
+        self,
+        model: nn.Module,
+        states: Tensor,
+        seconds: Sequence[float],
+        languages: Sequence[str],
+        attention_mask: Tensor | None = None,
+    ) -> list[str]:
+        """Transcribe encoder states; `attention_mask` is as for `transcribe`."""
         ...
 
     def transcribe(
-        self, model: nn.Module, states: Tensor, seconds: Sequence[float], languages: Sequence[str], beams: int = 1
+        self,
+        model: nn.Module,
+        states: Tensor,
+        seconds: Sequence[float],
+        languages: Sequence[str],
+        beams: int = 1,
+        attention_mask: Tensor | None = None,
     ) -> list[Transcript]:
-        """Transcribe encoder states, greedily or with a beam."""
+        """Transcribe encoder states, greedily or with a beam; `attention_mask` is what the method of this name returned."""
         ...
 
     def languages(self, model: nn.Module, states: Tensor) -> list[tuple[str, float]]:

@@ -249,7 +249,8 @@ def _from_hub(name: str) -> Path:
 
     patterns = ["*.json", "*.txt", "*.safetensors", "*.model"]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=patterns))
+        # MMS has a file of adapters for each of a thousand languages, none of which is supported
+        folder = Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["adapter.*.safetensors"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"teacher {name!r} is not a folder here{did_you_mean(name, BUILT_IN)}, and could not be fetched from the model hub ({first_line(error, 1000)})"
@@ -289,5 +290,9 @@ def _on_disk() -> list[Path]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     converted = [p.parent for p in _converted_root().glob("ctranslate2-*/source.json")]
-    snapshots = [p.parent for p in Path(HF_HUB_CACHE).glob("models--*whisper*/snapshots/*/config.json")]
+    snapshots = {
+        path.parent
+        for kind in ("whisper", "wav2vec2", "hubert", "wavlm", "mms", "xls-r")
+        for path in Path(HF_HUB_CACHE).glob(f"models--*{kind}*/snapshots/*/config.json")
+    }
     return sorted(converted) + sorted(snapshots)

@@ -52,9 +52,9 @@ def save_student(model: nn.Module, family: Family, folder: Path, margin: float) 
     """Write a student as a checkpoint of its family with its tokenizer; `workbench.json` says how much silence it expects."""
     with disk_errors(folder), atomic_folder(folder) as temporary:
         family.save(model, temporary)
-        for path in family.folder.iterdir():
+        for path in family.token_and_feature_files():
             # what describes tokens and features is the teacher's; weights and configuration are the student's own
-            if path.suffix in (".json", ".txt") and not (temporary / path.name).exists() and path.name != "source.json":
+            if not (temporary / path.name).exists():
                 shutil.copyfile(path, temporary / path.name)
         settings = {"schema": 1, "length": "true", "margin_seconds": margin}
         write_json(temporary / "workbench.json", settings)

@@ -105,6 +105,10 @@ def plan(
     Raises:
         UserError: an unknown device or model, or a student that does not fit its teacher.
     """
+    if recipe.student.ctc is not None:
+        raise UserError(
+            "student.ctc: the cost of students with a CTC head is not estimated; leave it out for an upper bound"
+        )
     hardware = open_device(device)
     flops = hardware.tflops[recipe.precision] * 1e12 * efficiency * devices
     teachers = {name: meta_model(name) for name in recipe.teachers}

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from workbench.audio.decode import LONGEST_SECONDS
+from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE
 from workbench.config.recipe import Recipe
 from workbench.core.errors import UserError
 from workbench.corpus import Utterance
 from workbench.corpus.batching import plan_steps
+from workbench.losses.ctc import frames_needed
 from workbench.models import Family
 from workbench.weighting import inactive_reason
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import Tensor
+
+log = logging.getLogger("workbench")
+NAMED = 10  # clips or characters that a warning names
 
 
 def check_trackers(recipe: Recipe) -> None:
@@ -56,6 +63,41 @@ def check_sharding(accelerator: Accelerator) -> None:
         raise UserError("DeepSpeed is not supported; use FSDP 2, which shards the same way (docs/scale.md)")
 
 
+def alignable(utterances: Sequence[Utterance], family: Family, silence: float) -> list[Utterance]:
+    """The clips whose transcript a CTC head has frames for; those without are left out, counted and named. All of them for other heads.
+
+    Args:
+        utterances: clips to train on.
+        family: the student's.
+        silence: seconds of silence that follow each clip at least.
+
+    Raises:
+        UserError: no clip is left.
+    """
+    if family.objective != "ctc" or not utterances:
+        return list(utterances)
+    lacking = Counter(c for u in utterances for c in family.lacking(u.text))
+    if lacking:
+        log.warning(
+            "the vocabulary lacks %d letters and digits of the transcripts, which are left out of the labels: %s",
+            lacking.total(), ", ".join(f"{char} {count}" for char, count in lacking.most_common(NAMED)),
+        )  # fmt: skip
+    needed = [int(frames_needed(_labels(u, family))) for u in utterances]
+    frames = [family.positions(round((u.seconds + silence) * SAMPLE_RATE)) for u in utterances]
+    kept = [u for u, count, there in zip(utterances, needed, frames, strict=True) if count <= there]
+    if len(kept) < len(utterances):
+        out = [u.id for u, count, there in zip(utterances, needed, frames, strict=True) if count > there]
+        log.warning(
+            "%d of %d clips have more tokens than frames, so CTC cannot align them; they are left out: %s%s",
+            len(out), len(utterances), ", ".join(out[:NAMED]), " ..." if len(out) > NAMED else "",
+        )  # fmt: skip
+    if not kept:
+        raise UserError(
+            "no clip has as many frames as its transcript has tokens; check that texts and recordings belong together"
+        )
+    return kept
+
+
 def check_transcripts(utterances: Sequence[Utterance], family: Family) -> None:
     """Raise UserError naming the first clip whose language the model does not support, or whose text is too long for its decoder."""
     known: set[str] = set()
@@ -65,8 +107,13 @@ def check_transcripts(utterances: Sequence[Utterance], family: Family) -> None:
     for utterance in utterances:
         if utterance.language in known and len(utterance.text.encode()) < fits:
             continue
-        try:
-            family.tokens([utterance.text], [utterance.language])
-        except UserError as error:
-            raise UserError(f"{utterance.place}: {error}") from None
+        _labels(utterance, family)
         known.add(utterance.language)
+
+
+def _labels(utterance: Utterance, family: Family) -> Tensor:
+    """A clip's labels [1, tokens]; raises UserError, which names the clip, where the model cannot write its transcript."""
+    try:
+        return family.tokens([utterance.text], [utterance.language]).labels
+    except UserError as error:
+        raise UserError(f"{utterance.place}: {error}") from None

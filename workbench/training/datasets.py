@@ -17,6 +17,7 @@ from workbench.corpus import Utterance
 from workbench.corpus.hub import Stream
 from workbench.run.checkpoints import Timers, TrainingProgress
 from workbench.run.folder import delete_run_files
+from workbench.run.preflight import alignable
 from workbench.training.context import RunContext
 from workbench.training.teaching.teacher_ensemble import TeacherEnsemble
 
@@ -87,6 +88,7 @@ class StageDatasets:
             windows = iter(stream.windows(progress.stream_window))
             while processes.all_reduce_min((found := next(windows, None)) is not None):
                 assert found is not None  # noqa: S101  every process has one
+                found = alignable(found, context.family, recipe.trailing_silence.train_min)
                 with timers.timing("teacher"):
                     dataset = self._teachers.labelled(
                         found, folder / "targets", "window's targets", rank=0, world_size=1, ask=asks_teacher()

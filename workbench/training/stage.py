@@ -17,6 +17,7 @@ from workbench.core.machine.memory import Peak, peak_of
 from workbench.core.progress import Progress
 from workbench.corpus.batching import StepPlan, padding_share
 from workbench.evaluation.transcribe import EncodedClips
+from workbench.losses.criterion import criterion_of
 from workbench.run import checkpoints
 from workbench.run.checkpoints import TrainingState
 from workbench.training.context import RunContext
@@ -194,7 +195,11 @@ class StageTrainer:
             self.meta_clips = self.validation.meta_clips(self.name, self.stage.trainable == "decoder")
             self._fill(self.meta_clips, singly=True)
         self.objective = Objective(
-            self.stage, context.recipe.targets.temperature, weighting, context.teachers[self.name].weights
+            self.stage,
+            context.recipe.targets.temperature,
+            weighting,
+            context.teachers[self.name].weights,
+            criterion_of(context.family),
         )
         return self.objective
 

@@ -23,19 +23,56 @@ from workbench.training.teaching.teacher_ensemble import TeacherEnsemble
 log = logging.getLogger("workbench")
 
 
-def initial_student(recipe: Recipe, teachers: TeacherEnsemble, calibration: Sequence[Utterance]) -> nn.Module:
+def student_family(recipe: Recipe, teachers: TeacherEnsemble, texts: Sequence[str]) -> Family:
+    """The student's family: the teacher's, or with `student.ctc` that of a Whisper encoder with a CTC head.
+
+    Args:
+        recipe: the run's recipe.
+        teachers: all teachers.
+        texts: of the training set; none for a stream.
+
+    Raises:
+        UserError: the recipe has a setting that such a student cannot be trained with, or a stage whose losses need another teacher.
+    """
+    family = teachers.families[0]
+    if recipe.student.ctc is not None:
+        if family.name != "whisper":
+            raise UserError(
+                f"student.ctc is {recipe.student.ctc}, but teacher {recipe.teacher!r} is no Whisper, whose encoder the student would have; "
+                "leave it out: the student has the teacher's head"
+            )
+        from workbench.models.ctc.whisper_family import WhisperCtc
+
+        family = WhisperCtc.over(family, recipe.student, texts)
+    family.check_recipe(recipe)
+    for name, stage in recipe.stages.items():
+        if stage.ignores_targets:
+            continue
+        for number in teachers.members(name):
+            if not family.same_tokens(teachers.families[number]):
+                raise UserError(
+                    f"stages.{name}.weighting: teacher {teachers.names[number]!r} does not predict the student's tokens, so there is no distribution "
+                    "to learn from; set weighting: {name: fixed, alpha: 0}, which learns from the corpus's transcripts alone (the teacher's, "
+                    "if `workbench label` wrote them), or choose a teacher with the same CTC vocabulary"
+                )
+    return family
+
+
+def initial_student(
+    recipe: Recipe, teachers: TeacherEnsemble, family: Family, calibration: Sequence[Utterance]
+) -> nn.Module:
     """The student with all its teacher's tokens, before it is trained.
 
     Args:
         recipe: the run's recipe.
-        teachers: the first one's family is the student's.
+        teachers: all teachers.
+        family: the student's.
         calibration: clips that decide which of the encoder's linear layers are factorized.
 
     Raises:
         UserError: `student.init_from` is of another family, or the student does not match its teacher.
     """
-    family = teachers.families[0]
-    model: nn.Module = family.build_student(_origin(recipe, teachers), recipe.student)
+    model: nn.Module = family.build_student(_origin(recipe, teachers, family), recipe.student)
     if recipe.student.encoder_low_rank_variance is not None:
         _compress(family, model, recipe, calibration)
     for name, teacher in zip(teachers.names, teachers.models, strict=True):
@@ -50,16 +87,14 @@ def initial_student(recipe: Recipe, teachers: TeacherEnsemble, calibration: Sequ
     return model
 
 
-def _origin(recipe: Recipe, teachers: TeacherEnsemble) -> nn.Module:
+def _origin(recipe: Recipe, teachers: TeacherEnsemble, family: Family) -> nn.Module:
     """The model that the student's layers are copied from."""
     if recipe.student.init_from is None:
         return teachers.models[0]
-    source, wanted = resolve_teacher(recipe.student.init_from), teachers.families[0].name
-    if (family := open_family(source)).name != wanted:
-        raise UserError(
-            f"student.init_from {str(source)!r} is a {family.name} model, the teacher a {wanted} one; expected one family"
-        )
-    return family.load()
+    source = resolve_teacher(recipe.student.init_from)
+    origin = open_family(source)
+    family.check_origin(origin, f"student.init_from {str(source)!r}")
+    return origin.load()
 
 
 def _compress(family: Family, model: nn.Module, recipe: Recipe, calibration: Sequence[Utterance]) -> None:

@@ -33,11 +33,11 @@ from workbench.run.folder import check_run, delete_run_files, delete_temporary_f
 from workbench.run.inputs import FILE as INPUTS
 from workbench.run.inputs import changed_recipe, changed_run, inputs_of
 from workbench.run.log import RunLog
-from workbench.run.preflight import check_schedules, check_sharding, check_trackers, check_transcripts
+from workbench.run.preflight import alignable, check_schedules, check_sharding, check_trackers, check_transcripts
 from workbench.training.context import RunContext
 from workbench.training.datasets import StageDatasets
 from workbench.training.stage import StageTrainer
-from workbench.training.student import corpus_vocabulary, initial_student
+from workbench.training.student import corpus_vocabulary, initial_student, student_family
 from workbench.training.teaching.stage_teachers import prepared_teachers, weighed_teachers
 from workbench.training.teaching.teacher_ensemble import TeacherEnsemble
 from workbench.training.validation import Validation
@@ -119,6 +119,8 @@ class Trainer:
         self._open_accelerator()
         self._open_models()
         self._open_folder(restart)
+        # not before, since the run's inputs are all clips of the corpus
+        self.train_set = alignable(self.train_set, self.family, recipe.trailing_silence.train_min)
 
     def _read_corpus(self) -> None:
         recipe = self.recipe
@@ -149,9 +151,9 @@ class Trainer:
     def _open_models(self) -> None:
         recipe = self.recipe
         self.teachers = TeacherEnsemble(recipe, self.accelerator)
-        self.family = self.teachers.families[0]
+        self.family = student_family(recipe, self.teachers, [u.text for u in self.train_set])
         self.calibration = calibration_clips(recipe, self.train_set, self.validation_set)
-        self.model = initial_student(recipe, self.teachers, self.calibration)
+        self.model = initial_student(recipe, self.teachers, self.family, self.calibration)
         check_transcripts([*self.train_set, *self.validation_set, *self.meta_set], self.family)
 
     def _open_folder(self, restart: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -22,10 +22,12 @@ class TrainBatch:
     logits: Tensor  # [labels, vocabulary]
     labels: Tensor  # int64 [labels]
     share: Tensor  # [labels]: of each label in the batch's loss, see `label_shares`
+    # derivative of each label's task loss as a function of all logits, where it is not that of cross-entropy
+    residual_of: Callable[[Tensor], Tensor] | None = None
 
     def as_validation(self) -> ValidationBatch:
         """The batch's own labels in place of validation labels, for an outer loss that includes training loss."""
-        return ValidationBatch(self.hidden, self.logits, self.labels, self.share)
+        return ValidationBatch(self.hidden, self.logits, self.labels, self.share, self.residual_of)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class ValidationBatch:
     logits: Tensor  # [labels, vocabulary]
     labels: Tensor  # int64 [labels]
     weight: Tensor  # [labels]: share of each label in the outer loss
+    residual_of: Callable[[Tensor], Tensor] | None = None  # as in TrainBatch
 
 
 class MetaBatches(Protocol):

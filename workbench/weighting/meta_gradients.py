@@ -43,8 +43,11 @@ def weight_gradients(batch: TrainBatch, validation: ValidationBatch, weights: Te
     # the vocabulary is the long axis: the losses are summed by the product, not before it
     mixture = (kernel[:, None] * shares).flatten(1)  # [validation labels, losses * labels]
     ahead = torch.addmm(validation.logits.float(), mixture, batch.residuals.flatten(0, 1), alpha=-rate)
-    pull = ahead.softmax(-1)  # [validation labels, vocabulary]
-    pull[torch.arange(len(pull), device=pull.device), validation.labels] -= 1
+    if validation.residual_of is not None:
+        pull = validation.residual_of(ahead)  # [validation labels, vocabulary]
+    else:
+        pull = ahead.softmax(-1)
+        pull[torch.arange(len(pull), device=pull.device), validation.labels] -= 1
     # [labels, vocabulary]: the validation gradient projected on each training label
     mixed = (kernel * validation.weight[:, None]).t() @ pull
     inner = torch.einsum("tv,ltv->lt", mixed, batch.residuals)  # [losses, labels]
@@ -68,11 +71,22 @@ def outer_gradients(
     return found
 
 
-def label_shares(utterance_index: Tensor, utterances: int, average_over: str) -> Tensor:
-    """Share of each label in a batch's loss, which is averaged over `utterances` or `tokens`. utterance_index: [labels] -> [labels]"""
-    if average_over == "tokens":
-        return torch.full_like(utterance_index, 1 / max(len(utterance_index), 1), dtype=torch.float32)
+def label_shares(utterance_index: Tensor, utterances: int, average_over: str, tokens: Tensor | None = None) -> Tensor:
+    """Share of each label in a batch's loss, which is averaged over `utterances` or `tokens`.
+
+    Args:
+        utterance_index: utterance of each label, or of each frame of a CTC head, int64 [labels].
+        utterances: how many there are.
+        average_over: as in a stage.
+        tokens: tokens of each utterance, where they are not its labels, int64 [utterances].
+
+    Returns:
+        [labels].
+    """
     counts = torch.bincount(utterance_index, minlength=utterances)
+    if average_over == "tokens":
+        tokens = counts if tokens is None else tokens
+        return (tokens / counts.clamp(min=1) / tokens.sum().clamp(min=1))[utterance_index]
     return 1.0 / (counts[utterance_index] * utterances)
 
 
@@ -82,8 +96,11 @@ def restrict_to_moved_tokens(
     """The same look-ahead over the tokens that the step moves, with all others merged into one whose logit stays.
 
     A partly trained student gives most tokens almost no probability: a hundredth of Whisper's vocabulary is left, and gradients
-    change by less than a thousandth of their norm (docs/decisions/0011).
+    change by less than a thousandth of their norm (docs/decisions/0011). The vocabulary of a CTC head is small, and its loss needs the
+    tokens of whole transcripts: it is left as it is.
     """
+    if batch.residual_of is not None:
+        return batch, list(outer)
     largest = batch.residuals.abs().amax((0, 1))  # [vocabulary]
     moved = largest > MIN_RESIDUAL * largest.max()
     kept = moved.nonzero()[:, 0]

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from workbench.audio.decode import SAMPLE_RATE, Wave
-from workbench.config.sections import StudentRecipe
+from workbench.config.sections import BLANK_WEIGHT, StudentRecipe
 from workbench.core.errors import UserError
 from workbench.core.files import read_object
-from workbench.models.protocol import IGNORE_INDEX, LayerOutputs, Part, Tokens, Transcript
+from workbench.models.protocol import IGNORE_INDEX, Family, LayerOutputs, ObjectiveName, Part, Tokens, Transcript
 from workbench.models.vocabulary import Vocabulary
 from workbench.models.whisper.decoding import IncrementalDecoder, beam_scored, greedy_scored
 from workbench.models.whisper.forward.layers import as_whisper, decoder_of
@@ -47,6 +47,8 @@ from workbench.models.whisper.students import build_student, check_pair
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperTokenizer
 
+    from workbench.config.recipe import Recipe
+
 WINDOW_SECONDS = 30.0
 
 
@@ -73,6 +75,8 @@ class Whisper:
     """Whisper's specifics: features, tokens, unpadded encoder, teacher-forced logits, greedy decoding."""
 
     name = "whisper"
+    objective: ObjectiveName = "cross_entropy"
+    blank: int | None = None
     window_seconds = WINDOW_SECONDS
     samples_per_position = SAMPLES_PER_POSITION
 
@@ -177,6 +181,38 @@ class Whisper:
         """Number of encoder positions (20 ms each) that a wave of this length touches."""
         return positions_of(samples)
 
+    def samples(self, positions: int) -> int:
+        """Most samples of a wave that has this number of encoder positions."""
+        return positions * SAMPLES_PER_POSITION
+
+    def attention_mask(self, samples: Sequence[int], seconds: float) -> None:
+        """None: the silence after a clip is part of it, however long."""
+
+    def predicted(self, tokens: Tokens, attention_mask: Tensor | None) -> Tensor:
+        """At every label. -> bool [utterances, tokens]"""
+        return tokens.labels != IGNORE_INDEX
+
+    def token_and_feature_files(self) -> Sequence[Path]:
+        """The checkpoint's JSON and text files, of which those of its model are written again."""
+        return [p for p in self.folder.iterdir() if p.suffix in (".json", ".txt") and p.name != "source.json"]
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Raise UserError for `blank_weight`, which acts on CTC students alone."""
+        for name, stage in recipe.stages.items():
+            if stage.divergence.blank_weight != BLANK_WEIGHT:
+                raise UserError(
+                    f"stages.{name}.divergence.blank_weight would have no effect: this student has no CTC head; leave it out"
+                )
+
+    def check_origin(self, origin: Family, where: str) -> None:
+        """Raise UserError unless it is a Whisper, too."""
+        if origin.name != self.name:
+            raise UserError(f"{where} is a {origin.name} model, the student a {self.name} one; expected one family")
+
+    def same_tokens(self, other: Family) -> bool:
+        """Whether it is a Whisper with as many tokens."""
+        return other.name == self.name and other.vocabulary_size == self.vocabulary_size
+
     def pooling(self, model: nn.Module) -> int:
         """Encoder positions per state: 1, or 2 if neighbours are pooled."""
         return 2 if pool_after(as_whisper(model).config) else 1
@@ -212,7 +248,7 @@ class Whisper:
         return min(max(map(len, waves)) / SAMPLE_RATE + self.silence, self.window_seconds)
 
     @torch.no_grad()
-    def spectrum(self, padded: Tensor) -> Tensor:
+    def spectrum(self, padded: Tensor, samples: Tensor | None = None) -> Tensor:
         """Log-mel features of waves padded to one length, in fp32. [clips, samples] -> [clips, mels, frames]"""
         with torch.autocast(padded.device.type, enabled=False):  # a power spectrum does not fit into 8 bits of mantissa
             features: Tensor = self.frontend.to(padded.device)(padded)
@@ -235,6 +271,10 @@ class Whisper:
         if self.vocabulary is not None:
             inputs, labels = ([self.vocabulary.map_ids(row) for row in rows] for rows in (inputs, labels))
         return Tokens(pad(inputs, True, self.eos_token_id), pad(labels, True, IGNORE_INDEX))
+
+    def lacking(self, text: str) -> list[str]:
+        """None: its tokens can write any text."""
+        return []
 
     def encode(
         self, model: nn.Module, features: Tensor, attention_mask: Tensor | None = None, checkpointing: bool = False
@@ -312,12 +352,25 @@ class Whisper:
         """Most tokens that a transcript of a clip of this length in this language may have."""
         return min(TOKENS_AT_LEAST + int(max_tokens_per_second(language) * seconds), self.most_tokens)
 
-    def decode(self, model: nn.Module, states: Tensor, seconds: Sequence[float], languages: Sequence[str]) -> list[str]:
+    def decode(
+        self,
+        model: nn.Module,
+        states: Tensor,
+        seconds: Sequence[float],
+        languages: Sequence[str],
+        attention_mask: Tensor | None = None,
+    ) -> list[str]:
         """Transcribe encoder states greedily. states: [utterances, positions, width]"""
         return [found.text for found in self.transcribe(model, states, seconds, languages)]
 
     def transcribe(
-        self, model: nn.Module, states: Tensor, seconds: Sequence[float], languages: Sequence[str], beams: int = 1
+        self,
+        model: nn.Module,
+        states: Tensor,
+        seconds: Sequence[float],
+        languages: Sequence[str],
+        beams: int = 1,
+        attention_mask: Tensor | None = None,
     ) -> list[Transcript]:
         """Transcribe encoder states greedily or with a beam. states: [utterances, positions, width]"""
         prompts = [self.prompt(language) for language in languages]

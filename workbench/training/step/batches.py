@@ -18,9 +18,11 @@ from workbench.cache.encoder_cache import trailing_silence_of
 from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.config.recipe import Recipe
 from workbench.corpus.batching import StepPlan
+from workbench.losses.criterion import Predictions
 from workbench.losses.divergences import SampledTargets, SoftTargets
 from workbench.losses.soft_targets import TargetKind
 from workbench.models.protocol import IGNORE_INDEX, Family, Tokens
+from workbench.training.step.frames import aligned_and_taught, at_frames
 
 LABEL_BUCKET = 8  # labels are padded to a multiple of it, so that few shapes occur
 POSITION_BUCKET = 25  # encoder positions (0.5 s) that a compiled step's audio is padded to a multiple of
@@ -28,15 +30,18 @@ POSITION_BUCKET = 25  # encoder positions (0.5 s) that a compiled step's audio i
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch. Labelled positions of all utterances are flattened, in order of utterance and position."""
+    """One micro-batch. Labelled positions of all utterances are flattened, in order of utterance and position.
+
+    Of a model with a CTC head, the labelled positions are the frames: it predicts at each one.
+    """
 
     ids: list[str]
     waves: Tensor  # fp32 [utterances, samples], padded; empty where `encoded` replaces them
     inputs: Tensor  # int64 [utterances, tokens]
     labels: Tensor  # int64 [utterances, tokens]
-    labelled: Tensor  # int64 [labels]: flat indices of the labelled positions in [utterances * tokens]
+    labelled: Tensor  # int64 [labels]: flat indices of the labelled positions in [utterances * tokens], or of frames
     utterance_index: Tensor  # int64 [labels]: utterance of each labelled position
-    label_counts: Tensor  # int64 [utterances]
+    label_counts: Tensor  # int64 [utterances]: tokens that count in an average over tokens
     teacher_states: (
         Tensor  # fp32 [utterances, positions, width]: the teacher's, zero-padded; empty if no loss uses them
     )
@@ -54,6 +59,11 @@ class Batch:
     # fp32 [utterances, samples]: the waves without noise; empty where no loss uses them
     clean_waves: Tensor = field(default_factory=lambda: torch.empty(0))
     temperature: float = 1.0  # temperature at which sampled targets were drawn, and at which the others are used
+    samples: Tensor = field(default_factory=lambda: torch.empty(0))  # int64 [utterances]: of each clip in `waves`
+    # int64 [labels], of frames: what the first teacher aligns to each, -1 if nothing; empty where labels are predicted
+    aligned: Tensor = field(default_factory=lambda: torch.empty(0))
+    # bool [teachers, labels], of frames: which of them a teacher has targets for; empty: all
+    taught: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def tokens(self) -> Tokens:
@@ -70,8 +80,16 @@ class Batch:
         return SoftTargets(ids, values, number)
 
     def flat_labels(self) -> Tensor:
-        """The labels of all utterances in order. -> int64 [labels]"""
-        return self.labels.flatten().index_select(0, self.labelled)
+        """The labels of all utterances in order; of frames, what is aligned to them. -> int64 [labels]"""
+        return self.aligned if self.aligned.numel() else self.labels.flatten().index_select(0, self.labelled)
+
+    def predictions(self) -> Predictions:
+        """What the labelled positions are compared with."""
+        return Predictions(self.labels, self.flat_labels(), self.utterance_index)
+
+    def taught_by(self, teacher: int) -> Tensor | None:
+        """Where a teacher has targets, bool [labels]; None: everywhere."""
+        return self.taught[teacher] if self.taught.numel() else None
 
     def to(self, device: torch.device) -> Batch:
         """Copy the tensors to a device; from pinned memory the copies do not block."""
@@ -130,25 +148,30 @@ class MicroBatches(Dataset[Batch]):
         everyone = [targets, *([cache.read(dataset.keys[i], states=False) for i in clips] for cache in others)]
         tokens = self.family.tokens([u.text for u in utterances], [u.language for u in utterances])
         tokens = Tokens(_bucketed(tokens.inputs, self.family.eos_token_id), _bucketed(tokens.labels, IGNORE_INDEX))
-        counts = torch.tensor([len(t.log_normalizer) for t in targets])
         states = [t.states.float() for t in targets if t.states is not None]
         if self.plan.pooled:
             states = [self.family.pooled(row[None])[0] for row in states]
-        waves, clean, encoded = torch.empty(0), torch.empty(0), torch.empty(0)
+        waves, clean, encoded, samples = torch.empty(0), torch.empty(0), torch.empty(0), torch.empty(0)
         if encoded_by is None:
-            waves, clean, lengths = self._waves(clips, seed)
+            waves, clean, samples, lengths = self._waves(clips, seed)
         else:
             found = [encoded_by.read(dataset.keys[i], ["states"])[0] for i in clips]
             encoded, lengths = torch.nn.utils.rnn.pad_sequence(found, batch_first=True), [len(s) for s in found]
         attention_mask = torch.arange(self._padded(max(lengths)))[None] < torch.tensor(lengths)[:, None]
+        predicted = self.family.predicted(tokens, attention_mask)
+        aligned, taught = torch.empty(0), torch.empty(0)
+        if self.family.objective == "ctc":
+            frames = predicted.sum(1).tolist()
+            everyone = [[at_frames(t, n) for t, n in zip(said, frames, strict=True)] for said in everyone]
+            aligned, taught = aligned_and_taught(everyone)
         return Batch(
             ids=[u.id for u in utterances],
             waves=waves,
             inputs=tokens.inputs,
             labels=tokens.labels,
-            labelled=tokens.labelled(),
-            utterance_index=torch.repeat_interleave(torch.arange(len(utterances)), counts),
-            label_counts=counts,
+            labelled=predicted.flatten().nonzero()[:, 0],
+            utterance_index=predicted.nonzero()[:, 0],
+            label_counts=(tokens.labels != IGNORE_INDEX).sum(1).clamp(min=1),
             teacher_states=torch.nn.utils.rnn.pad_sequence(states, batch_first=True) if states else torch.empty(0),
             teacher_state_lengths=torch.tensor([len(s) for s in states]),
             student_states=encoded,
@@ -162,6 +185,9 @@ class MicroBatches(Dataset[Batch]):
             kind=self.recipe.targets.kind,
             temperature=self.recipe.targets.temperature,
             clean_waves=clean,
+            samples=samples,
+            aligned=aligned,
+            taught=taught,
         )
 
     def _kept(self, values: Tensor) -> Tensor:
@@ -175,8 +201,8 @@ class MicroBatches(Dataset[Batch]):
     def _narrow(self, ids: Tensor) -> Tensor:
         return ids if self.family.vocabulary is None else self.family.vocabulary.map_ids(ids)
 
-    def _waves(self, clips: Sequence[int], seed: tuple[int, ...]) -> tuple[Tensor, Tensor, list[int]]:
-        """Padded waves [utterances, samples], the same without noise if wanted, and the encoder positions that each clip has with its silence."""
+    def _waves(self, clips: Sequence[int], seed: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+        """Padded waves [utterances, samples], the same without noise if wanted, each clip's samples, and its encoder positions with its silence."""
         window = self._window()
         positions, heard = [], [self.dataset.samples(i) for i in clips]
         for i, samples_of in zip(clips, heard, strict=True):
@@ -184,13 +210,13 @@ class MicroBatches(Dataset[Batch]):
                 SAMPLE_RATE * trailing_silence_of(self.dataset.keys[i], self.recipe.trailing_silence, self.plan.seed)
             )
             positions.append(min(self.family.positions(len(samples_of) + silence), window))
-        samples = min(self._padded(max(positions)), window) * self.family.samples_per_position
+        samples = self.family.samples(min(self._padded(max(positions)), window))
         waves = torch.zeros(len(clips), samples)
         lengths = torch.tensor([min(len(own), samples) for own in heard])
         for row, own, length in zip(waves, heard, lengths.tolist(), strict=True):
             row[:length] = to_wave(own[:length])
         noisy = add_noise(waves, lengths, self.recipe.augment, np.random.default_rng([*seed, 1]))
-        return noisy, waves if self.plan.clean else torch.empty(0), positions
+        return noisy, waves if self.plan.clean else torch.empty(0), lengths, positions
 
     def _window(self) -> int:
         """Encoder positions of the longest clip."""

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from workbench.config.sections import Stage
-from workbench.losses.divergences import SoftTargets, distillation, task_and_distillation_losses
-from workbench.losses.objectives import cross_entropy, per_utterance, state_mse
+from workbench.losses.criterion import Criterion, CrossEntropy
+from workbench.losses.divergences import SoftTargets
+from workbench.losses.objectives import per_utterance, state_mse
 from workbench.training.step.batches import Batch
 from workbench.training.step.mixup import mixed_losses
 from workbench.weighting import Weighting, WeightingInput, Weights
@@ -34,6 +35,7 @@ class Objective:
     temperature: float  # tau of the distillation loss
     weighting: Weighting
     shares: tuple[float, ...] = (1.0,)  # of each teacher in the distillation loss, adding up to 1
+    criterion: Criterion = CrossEntropy()  # noqa: RUF009  how both losses are computed; it has no state
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def step_losses(
         epochs=progress.epochs,
         by_teacher=each_teacher.detach(),
         utterance_index=batch.utterance_index,
-        teacher_right=theirs == batch.flat_labels(),
+        teacher_right=(theirs == batch.flat_labels()) & (theirs >= 0),
     )
     weights = weighting(weighed)
     if batch.is_real:
@@ -138,8 +140,10 @@ def step_losses(
     loss = loss + ((each * batch.label_counts).sum() / size.tokens if by_tokens else each.sum() / size.utterances)
     if not batch.is_real:
         loss = loss * 0.0
-    disagreements = (logits.detach()[: len(theirs)].argmax(-1) != theirs).sum()
+    disagreements = ((logits.detach()[: len(theirs)].argmax(-1) != theirs) & (theirs >= 0)).sum()
     compared = len(theirs) if batch.top_ids.shape[-1] else 0  # the teacher does not run once the student teaches itself
+    if (taught := batch.taught_by(0)) is not None:
+        compared = int(taught.sum())
     return StepLosses(
         loss, task.detach(), weighed.distillation, logged_matching(matching, stage), task_weight, alpha, disagreements,
         compared, weights.log,
@@ -165,16 +169,23 @@ def losses_by_token(
     adapted: SoftTargets | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Task loss of each label [labels], and distillation loss from each teacher [teachers, labels]."""
-    labels, temperature = batch.flat_labels(), objective.temperature
+    predictions, temperature, criterion = batch.predictions(), objective.temperature, objective.criterion
     divergence = objective.weighting.divergence(objective.stage.divergence, progress.fraction)
     plan = objective.weighting.self_teacher
-    last, early = logits[: len(labels)], logits[len(labels) :]
+    last, early = logits[: len(batch.utterance_index)], logits[len(batch.utterance_index) :]
     if self_targets is not None and plan is not None:
         pupil = early if len(early) else last
-        return cross_entropy(last, labels), distillation(pupil, self_targets, divergence, plan.temperature)[None]
+        own_loss = criterion.distillation(pupil, predictions, self_targets, divergence, plan.temperature)
+        return criterion.task(last, predictions), own_loss[None]
+    if not batch.top_ids.shape[-1] and adapted is None:  # no teacher has targets for this student
+        task = criterion.task(last, predictions)
+        return task, torch.zeros_like(task)[None].expand(len(batch.top_ids), -1)
     own = batch.targets(0) if adapted is None else adapted
-    task, first = task_and_distillation_losses(last, labels, own, divergence, temperature)
-    more = [distillation(last, batch.targets(m), divergence, temperature) for m in range(1, len(batch.top_ids))]
+    task, first = criterion.task_and_distillation(last, predictions, own, divergence, temperature, batch.taught_by(0))
+    more = [
+        criterion.distillation(last, predictions, batch.targets(m), divergence, temperature, batch.taught_by(m))
+        for m in range(1, len(batch.top_ids))
+    ]
     return task, torch.stack([first, *more])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from workbench.corpus import Utterance
 from workbench.evaluation.transcribe import EncodedClips
-from workbench.models.protocol import Family
+from workbench.losses.criterion import Predictions
+from workbench.models.protocol import Family, Tokens
 from workbench.training.step.batches import Batch
 from workbench.training.step.losses import Objective, StageProgress, losses_by_token
 from workbench.weighting.meta_batches import TrainBatch, ValidationBatch
@@ -84,16 +86,30 @@ class StudentMetaBatches:
         # a label's loss depends on its own logits alone, so one backward pass gives every label's residual
         _, by_teacher = losses_by_token(logits, batch, self.objective, self.progress)
         residuals = [torch.autograd.grad(row.sum(), logits, retain_graph=True)[0] for row in by_teacher]
-        labels = batch.flat_labels()
+        predictions = batch.predictions()
         return TrainBatch(
             batch.ids,
             hidden,
-            torch.stack([_task_residual(logits, labels), *residuals]),
+            torch.stack([self._residual(predictions, logits), *residuals]),
             batch.utterance_index,
             logits.detach(),
-            labels,
-            label_shares(batch.utterance_index, len(batch.ids), self.average_over),
+            predictions.labels,
+            label_shares(batch.utterance_index, len(batch.ids), self.average_over, batch.label_counts),
+            self._residual_of(predictions),
         )
+
+    def _residual(self, predictions: Predictions, logits: Tensor) -> Tensor:
+        """Derivative of each prediction's task loss with respect to its logits. [labels, vocabulary] -> [labels, vocabulary]"""
+        with torch.enable_grad():
+            at = logits.detach().float().requires_grad_()
+            residual: Tensor = torch.autograd.grad(self.objective.criterion.task(at, predictions).sum(), at)[0]
+        return residual
+
+    def _residual_of(self, predictions: Predictions) -> Callable[[Tensor], Tensor] | None:
+        """The same as a function of the logits, where a prediction's loss depends on others' logits too."""
+        if self.objective.criterion.separable:
+            return None
+        return partial(self._residual, predictions)
 
     def _validation_in_turn(self) -> Iterator[ValidationBatch]:
         made: list[ValidationBatch] = []
@@ -109,29 +125,34 @@ class StudentMetaBatches:
         parts = [self._validation_batch(group) for group in _groups(self.validation, self.family)]
         utterances = len(self.validation.utterances)
         if self.average_over == "tokens":
-            size = [len(part.labels) / sum(len(p.labels) for p in parts) for part in parts]
+            counts = [self._tokens_of(group) for group in _groups(self.validation, self.family)]
+            size = [count / sum(counts) for count in counts]
         else:
             size = [len(group) / utterances for group in _groups(self.validation, self.family)]
         return [replace(part, weight=part.weight * s) for part, s in zip(parts, size, strict=True)]
 
     @torch.no_grad()
     def _validation_batch(self, group: Sequence[int]) -> ValidationBatch:
-        utterances: list[Utterance] = [self.validation.utterances[i] for i in group]
-        tokens = self.family.tokens([u.text for u in utterances], [u.language for u in utterances]).to(self.device)
+        tokens = self._tokens(group).to(self.device)
         states, attention_mask = self.validation.padded(self.model, group)
         hidden = self.family.hidden(self.model, states, tokens, None, attention_mask)
-        utterance_index = (tokens.labels >= 0).nonzero()[:, 0]
-        weight = label_shares(utterance_index, len(group), self.average_over)
-        labels = tokens.labels[tokens.labels >= 0]
-        return ValidationBatch(hidden, self.family.project(self.model, hidden), labels, weight)
+        predicted = self.family.predicted(tokens, attention_mask)
+        utterance_index = predicted.nonzero()[:, 0]
+        counts = (tokens.labels >= 0).sum(1).clamp(min=1)
+        weight = label_shares(utterance_index, len(group), self.average_over, counts)
+        if self.objective.criterion.separable:
+            labels = tokens.labels[predicted]
+        else:  # the loss is the whole utterance's
+            labels = torch.full_like(utterance_index, -1)
+        residual_of = self._residual_of(Predictions(tokens.labels, labels, utterance_index))
+        return ValidationBatch(hidden, self.family.project(self.model, hidden), labels, weight, residual_of)
 
+    def _tokens(self, group: Sequence[int]) -> Tokens:
+        utterances: list[Utterance] = [self.validation.utterances[i] for i in group]
+        return self.family.tokens([u.text for u in utterances], [u.language for u in utterances])
 
-@torch.no_grad()
-def _task_residual(logits: Tensor, labels: Tensor) -> Tensor:
-    """Derivative of cross-entropy with respect to the logits. [labels, vocabulary] -> [labels, vocabulary]"""
-    residual = logits.softmax(-1)
-    residual[torch.arange(len(labels), device=labels.device), labels] -= 1
-    return residual
+    def _tokens_of(self, group: Sequence[int]) -> int:
+        return int((self._tokens(group).labels >= 0).sum())
 
 
 def _groups(validation: EncodedClips, family: Family) -> Iterator[list[int]]:

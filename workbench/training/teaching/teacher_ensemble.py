@@ -45,7 +45,7 @@ class TeacherEnsemble:
         self._rates: dict[int, float] = {}  # validation WER in percent, by number
         first = self.families[0]
         for name, family in zip(self.names[1:], self.families[1:], strict=True):
-            if family.vocabulary_size != first.vocabulary_size:
+            if not first.same_tokens(family):
                 stages = (f"stages.{stage}.teacher" for stage in recipe.stages if recipe.teacher_of(stage) == name)
                 raise UserError(
                     f"{next(stages, 'more_teachers')}: {name!r} has a vocabulary of {family.vocabulary_size:,} tokens, "
@@ -75,6 +75,7 @@ class TeacherEnsemble:
             self.families[number].trained_silence,
             targets.kind,
             targets.samples if targets.kind == "sampled" else 0,
+            True if self.families[number].objective == "ctc" else None,
         )
 
     def labelled(

@@ -55,7 +55,7 @@ class AnnealingKD(Weighting):
 
     def divergence(self, chosen: DivergenceRecipe, progress: float) -> DivergenceRecipe:
         """Mean squared error of the logits, which is part of the method."""
-        return DivergenceRecipe(name="logit_mse", teacher_scale=self.scale(progress))
+        return DivergenceRecipe(name="logit_mse", teacher_scale=self.scale(progress), blank_weight=chosen.blank_weight)
 
     def __call__(self, inputs: WeightingInput) -> Weights:
         """Weight by phase alone."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -102,7 +102,7 @@ def feature_settings(folder: Path) -> tuple[Path, dict[str, object]]:
     return path, settings
 
 
-def check_settings(folder: Path) -> None:
+def check_settings(folder: Path, classes: Mapping[str, Sequence[str]] = CLASSES) -> None:
     """Raise UserError if a JSON file of a checkpoint or bundle names code to load, or a file to read in place of its own."""
     for path in sorted(folder.glob("*.json")):
         if path.name.startswith("."):
@@ -116,6 +116,8 @@ def check_settings(folder: Path) -> None:
             named = next((part for part in NAMES_CODE if part in key), None)
             if named == "attn_implementation" and value in ATTENTION:
                 continue
+            if named == "kernel" and _all(value if isinstance(value, list) else [value], _is_int):
+                continue  # the width of a convolution
             if named and not (value is None or isinstance(value, bool)):
                 raise UserError(
                     f"{path}: {key} is {_short(value)}, which names code to load, and no code of a checkpoint is run; "
@@ -125,8 +127,8 @@ def check_settings(folder: Path) -> None:
                 raise UserError(
                     f"{path}: {key} is {_short(value)}; a checkpoint's files are found by their names, delete the key"
                 )
-            if key in CLASSES and value is not None and value not in CLASSES[key]:
-                raise UserError(f"{path}: {key} is {_short(value)}; expected {' or '.join(CLASSES[key])}")
+            if key in classes and value is not None and value not in classes[key]:
+                raise UserError(f"{path}: {key} is {_short(value)}; expected {' or '.join(classes[key])}")
 
 
 def generation_config(folder: Path, config: WhisperConfig) -> GenerationConfig:

@@ -86,7 +86,7 @@ def check_weights(folder: Path, config: WhisperConfig) -> None:
         "of another shape": sorted(name for name, shape in expected.items() if found.get(name, shape) != shape),
     }
     if any(problems.values()):
-        said = "; ".join(f"{len(names)} tensors {what}: {_some(names)}" for what, names in problems.items() if names)
+        said = "; ".join(f"{len(names)} tensors {what}: {some_of(names)}" for what, names in problems.items() if names)
         raise UserError(
             f"{folder}: weights and config.json do not match ({said}); download or save the checkpoint again"
         )
@@ -116,7 +116,7 @@ def load_whisper_weights(
     wanted = set(model.state_dict())
     state, ignored = {}, []
     for path in weight_files(folder):
-        with _opened(path) as file:
+        with opened(path) as file:
             prefix = _prefix(file.keys())
             for key in file.keys():  # noqa: SIM118  # no dictionary
                 if (name := prefix + key) not in wanted:
@@ -134,7 +134,7 @@ def load_whisper_weights(
     model.generation_config = generation
     if ignored:
         log.warning(
-            "%s: %d tensors are not Whisper's and are ignored: %s", folder, len(ignored), _some(sorted(ignored))
+            "%s: %d tensors are not Whisper's and are ignored: %s", folder, len(ignored), some_of(sorted(ignored))
         )
     loaded: WhisperForConditionalGeneration = model.eval()
     return loaded
@@ -144,7 +144,7 @@ def _tensors(folder: Path) -> dict[str, tuple[list[int], str]]:
     """Shape and type of every tensor in a checkpoint's files, by its name in the whole model."""
     found: dict[str, tuple[list[int], str]] = {}
     for path in weight_files(folder):
-        with _opened(path) as file:
+        with opened(path) as file:
             prefix = _prefix(file.keys())
             for key in file.keys():  # noqa: SIM118  # no dictionary
                 part = file.get_slice(key)
@@ -153,7 +153,8 @@ def _tensors(folder: Path) -> dict[str, tuple[list[int], str]]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[TensorFile]:
+def opened(path: Path) -> Iterator[TensorFile]:
+    """A file of weights; raises UserError for one that is cut off or damaged."""
     from safetensors import SafetensorError, safe_open
 
     check_not_lfs_pointer(path)
@@ -172,6 +173,7 @@ def _prefix(keys: Iterable[str]) -> str:
     return "" if any(key.startswith(("model.", "proj_out.")) for key in keys) else "model."
 
 
-def _some(names: list[str]) -> str:
+def some_of(names: list[str]) -> str:
+    """The first of some tensors' names, for a message."""
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,60 @@
+"""Tiny random checkpoints with a CTC head, as transformers saves them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ'"
+NAMES = ["<pad>", "<s>", "</s>", "<unk>", "|", *LETTERS]
+TINY = {
+    "vocab_size": len(NAMES), "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
+    "conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, "pad_token_id": 0,
+    "initializer_range": 0.2,
+}  # fmt: skip
+KINDS = (
+    "wav2vec2",
+    "wav2vec2-layer",
+    "hubert",
+    "wavlm",
+)  # the second as the large models are: layer norms, padding masked
+
+
+def write_checkpoint(folder: Path, kind: str, seed: int = 0, **changes: object) -> Path:
+    """Write a random model of a kind, with its preprocessor's settings and vocabulary."""
+    import torch
+    import transformers
+
+    name = kind.split("-")[0]
+    config_class, model_class = {
+        "wav2vec2": (transformers.Wav2Vec2Config, transformers.Wav2Vec2ForCTC),
+        "hubert": (transformers.HubertConfig, transformers.HubertForCTC),
+        "wavlm": (transformers.WavLMConfig, transformers.WavLMForCTC),
+    }[name]
+    large = (
+        {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+        if kind.endswith("layer")
+        else {}
+    )
+    torch.manual_seed(seed)
+    model = model_class(config_class(**{**TINY, **large, **changes})).eval()
+    with torch.no_grad():
+        for parameter in model.lm_head.parameters():
+            parameter.mul_(3)  # sure enough for the letters to differ
+    model.save_pretrained(folder)
+    write_tokens(folder)
+    settings = {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "sampling_rate": 16000, "padding_value": 0.0,
+        "do_normalize": True, "return_attention_mask": bool(large),
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def write_tokens(folder: Path, names: list[str] | None = None, **settings: object) -> None:
+    """Write a vocabulary as Wav2Vec2CTCTokenizer saves it."""
+    names = NAMES if names is None else names
+    (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    told = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>",
+            "eos_token": "</s>", "word_delimiter_token": "|", "do_lower_case": False}  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps({**told, **settings}))
