@@ -6,10 +6,11 @@ import logging
 from collections.abc import Sequence
 
 from workbench.config.named_corpora import is_dataset
+from workbench.config.recipe import load_recipe
 from workbench.core.errors import UserError
 from workbench.corpus import Utterance, scored_clips
 from workbench.corpus.sources import meta_split
-from workbench.study.plan import Study
+from workbench.study.plan import Study, arm_recipe, trials
 
 log = logging.getLogger("workbench")
 SHOWN = 3  # speakers, in a warning
@@ -27,12 +28,16 @@ def check_strangers(study: Study) -> None:
     if not study.test_also:
         return
     limit = study.recipe.get("max_clips")
-    trained = dict.fromkeys(study.corpora, limit) | dict.fromkeys(study.recipe.get("more_corpora", []))
-    here = {name: _trained_clips(name, most) for name, most in trained.items() if not is_dataset(name)}
+    recipes = [arm_recipe(study, trial) for trial in trials(study)]
+    if study.prepare is not None:
+        recipes.append(load_recipe(study.prepare))
+    trained = {(recipe.corpus, recipe.max_clips) for recipe in recipes}
+    trained |= {(name, None) for recipe in recipes for name in recipe.more_corpora}
+    here = [(name, _trained_clips(name, most)) for name, most in sorted(trained, key=str) if not is_dataset(name)]
     for other in study.test_also:
         tested = {clip.audio_sha256(): clip for clip in scored_clips(other, study.split, limit)}
         speakers = {clip.speaker for clip in tested.values() if clip.speaker}
-        for name, clips in here.items():
+        for name, clips in here:
             if both := [clip for clip in clips if clip.audio_sha256() in tested]:
                 raise UserError(
                     f"test_also names {other!r}, of which {len(both)} clips are in the training speech of {name!r}, the first: "
