@@ -65,12 +65,12 @@ def download(source: str, output: Path, splits: tuple[str, ...] = (), limit: int
 
 def _there(dataset: HubDataset, splits: tuple[str, ...], *, required: bool) -> tuple[str, ...]:
     """The splits that can be opened, tried before anything is written; raises UserError if none can, or one that is required."""
-    there = []
+    there: list[str] = []
     for split in splits:
         try:
             open_split(dataset, split)
         except UserError as error:
-            if required or split == splits[-1] and not there:
+            if required or (split == splits[-1] and not there):
                 raise
             log.warning("%s; it is left out", error)
         else:
