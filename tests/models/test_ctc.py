@@ -250,6 +250,6 @@ def test_a_bundle_of_one_is_not_written_yet(tmp_path):
     from export.assembly.build import export_bundle
 
     folder = write_checkpoint(tmp_path / "c", "wav2vec2")
-    with pytest.raises(UserError, match="a 'wav2vec2' model; expected a 'whisper' checkpoint"):
+    with pytest.raises(UserError, match="models are not exported yet"):
         export_bundle(folder, tmp_path / "bundle", ["fp32"], "c")
     assert not (tmp_path / "bundle").exists()

@@ -10,7 +10,7 @@ from workbench.config.recipe import load_recipe
 from workbench.core.errors import UserError
 from workbench.corpus import Utterance, scored_clips
 from workbench.corpus.sources import meta_split
-from workbench.study.plan import Study, arm_recipe, trials
+from workbench.study.plan import Study
 
 log = logging.getLogger("workbench")
 SHOWN = 3  # speakers, in a warning
@@ -28,11 +28,12 @@ def check_strangers(study: Study) -> None:
     if not study.test_also:
         return
     limit = study.recipe.get("max_clips")
-    recipes = [arm_recipe(study, trial) for trial in trials(study)]
+    trained: set[tuple[str, int | None]] = {(name, limit) for name in study.corpora}
+    for settings in (study.recipe, *study.students.values(), *study.arms.values()):
+        trained |= {(name, None) for name in settings.get("more_corpora", [])}
     if study.prepare is not None:
-        recipes.append(load_recipe(study.prepare))
-    trained = {(recipe.corpus, recipe.max_clips) for recipe in recipes}
-    trained |= {(name, None) for recipe in recipes for name in recipe.more_corpora}
+        first = load_recipe(study.prepare)
+        trained |= {(first.corpus, first.max_clips), *((name, None) for name in first.more_corpora)}
     here = [(name, _trained_clips(name, most)) for name, most in sorted(trained, key=str) if not is_dataset(name)]
     for other in study.test_also:
         tested = {clip.audio_sha256(): clip for clip in scored_clips(other, study.split, limit)}
