@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ..bundle.manifest import BundleError
 from ..bundle.tokens import Detokenizer, is_unspaced, is_within_word
 
-DEFAULT_SCORE = 2.0  # chosen on clips of other speakers; docs/hotwords.md has the figures
+DEFAULT_SCORE = 2.0  # chosen on clips of other speakers than the test; docs/hotwords.md has the figures
 MAX_WORDS = 5000
 MAX_BYTES = 100  # of a word in UTF-8
 MAX_SCORE = 20.0
