@@ -77,7 +77,9 @@ def check_preferences_file(path: Path) -> None:
     except (ValueError, TypeError):
         ours = False
     if not ours:
-        raise UserError(f"--preferences {path}: holds something else than preferences; choose another file")
+        raise UserError(
+            f"--preferences {path}: holds something else than preferences, or its last line is cut off; choose another file"
+        )
 
 
 def append_preference(path: Path, preference: Preference) -> None:

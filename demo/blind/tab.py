@@ -64,9 +64,19 @@ def blind_tab(run: CorpusRun, at_once: int, keep: Path | None = None) -> None:
         if student not in pair.names:  # another one was chosen while this pair was drawn
             return "", gr.skip(), judging, *_buttons(active=False)
         judging.judged.setdefault(student, set()).add(pair.clip)
-        judging.preferences.append(Preference(pair, choice))
-        if keep is not None:
-            append_preference(keep, judging.preferences[-1])
+        preference = Preference(pair, choice)
+        try:
+            if keep is not None:
+                append_preference(keep, preference)
+        except OSError as error:
+            judging.pair = pair
+            return (
+                problem_html(f"The preference could not be kept ({error.strerror})."),
+                gr.skip(),
+                judging,
+                *_buttons(active=True),
+            )
+        judging.preferences.append(preference)
         return (
             pair_html(pair, judging.preferences[-1]),
             counts_html(judging, systems.teacher),

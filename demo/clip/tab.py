@@ -138,21 +138,24 @@ def _transcriber(
             skip,
             skip,
         )
-        for comparison in compare(systems, wave, reference.strip(), language, hotwords=expected):
-            if not comparison.done:
-                yield skip, skip, status(comparison), cards(comparison), skip, skip, skip
-                continue
-            files, of_systems = write_downloads(comparison)
-            tally.add(wave, comparison)
-            yield (
-                skip,
-                skip,
-                status(comparison),
-                cards(comparison, of_systems),
-                files,
-                tally.as_html(systems.teacher),
-                tally,
-            )
+        try:
+            for comparison in compare(systems, wave, reference.strip(), language, hotwords=expected):
+                if not comparison.done:
+                    yield skip, skip, status(comparison), cards(comparison), skip, skip, skip
+                    continue
+                files, of_systems = write_downloads(comparison)
+                tally.add(wave, comparison)
+                yield (
+                    skip,
+                    skip,
+                    status(comparison),
+                    cards(comparison, of_systems),
+                    files,
+                    tally.as_html(systems.teacher),
+                    tally,
+                )
+        except UserError as error:  # hotwords that a system cannot write
+            yield problem_html(error), "", "", "", "", skip, skip
 
     return run
 

@@ -109,13 +109,17 @@ def compare(
         names: the systems to run, all by default.
         words: also compute word times where the bundle can.
         hotwords: names and terms to expect, given to every system.
+
+    Raises:
+        UserError: a system cannot write the hotwords.
     """
     wanted = [name for name in (*systems.students, systems.teacher) if names is None or name in names]
     runs = 1 if seconds(wave) > LONGEST_SECONDS else runs
     found: dict[str, Outcome] = {}
+    ready = _ready_hotwords(systems, wanted, hotwords)
     for number in range(runs):
         for place, name in enumerate(wanted):
-            outcome = _timed(systems, name, wave, language, words and number == 0, hotwords)
+            outcome = _timed(systems, name, wave, language, words and number == 0, ready.get(name))
             before = found.get(name)
             if before is None:
                 found[name] = outcome
@@ -127,13 +131,22 @@ def compare(
             yield Comparison(systems.teacher, seconds(wave), language, reference, runs, ordered, waiting, last)
 
 
-def _timed(systems: Systems, name: str, wave: Wave, language: str, words: bool, hotwords: Sequence[str]) -> Outcome:
+def _ready_hotwords(systems: Systems, names: Sequence[str], words: Sequence[str]) -> dict[str, Hotwords]:
+    """Hotwords for each system; raises UserError where one cannot write them."""
+    if not words:
+        return {}
+    try:
+        return {name: systems.turn(name, systems.recognizers[name].new_hotwords, words) for name in names}
+    except BundleError as error:
+        raise UserError(str(error)) from None
+
+
+def _timed(systems: Systems, name: str, wave: Wave, language: str, words: bool, hotwords: Hotwords | None) -> Outcome:
     """One run of one system; what goes wrong becomes the outcome's problem, so that the others still answer."""
     recognizer = systems.recognizers[name]
     words = words and recognizer.model.has_alignment_heads
     try:
-        ready = recognizer.new_hotwords(hotwords) if hotwords else None
-        segments = _segments(systems, name, recognizer, wave, language, words, ready)
+        segments = _segments(systems, name, recognizer, wave, language, words, hotwords)
     except (AudioError, BundleError) as error:
         return Outcome(name, problem=str(error))
     except Exception:

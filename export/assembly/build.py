@@ -35,6 +35,7 @@ from workbench.core.machine.host import describe_host
 from workbench.core.ownership import check_output, check_replaceable, replacing
 from workbench.core.progress import step
 from workbench.corpus import Utterance
+from workbench.models import has_ctc_head
 from workbench.models.resolve import fingerprint
 from workbench.models.students import parameters
 from workbench.models.whisper.family import WINDOW_SECONDS, Whisper
@@ -92,6 +93,8 @@ def export_bundle(
     precisions = [p.name for p in parsed]
     check_exporter(through)
     check_output(output, [checkpoint])
+    if has_ctc_head(checkpoint):
+        raise UserError(f"{checkpoint}: is a model with a CTC head; such models are not exported yet")
     check_files(checkpoint)
     origin = find_origin(checkpoint, name)
     source = fingerprint(checkpoint)

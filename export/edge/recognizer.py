@@ -68,6 +68,7 @@ class Recognizer:
         self.window, self.prompts = self.model.window, self.model.prompts  # seconds; token ids by language
         wanted = bool(self.manifest.content.get("speech_detector")) if vad is None else vad
         self.detector = self.new_detector() if wanted else None  # for clips
+        self._suppressed: set[int] | None = None  # tokens, found out when hotwords are made
         self._cutter = self.detector  # for recordings, opened when one needs it
 
     def transcribe(
@@ -177,7 +178,9 @@ class Recognizer:
 
     def new_hotwords(self, words: Sequence[str], score: float = DEFAULT_SCORE) -> Hotwords:
         """Names and terms to expect, as `transcribe` takes them; raises BundleError as `Hotwords` does."""
-        return Hotwords(words, self.detokenize, score)
+        if self._suppressed is None:
+            self._suppressed = self.model.suppressed_tokens()
+        return Hotwords(words, self.detokenize, score, self._suppressed)
 
     def _batches(self, seconds: Sequence[float], most: int) -> Iterator[list[int]]:
         """Indices of clips that are batched together, the shortest first."""

@@ -61,8 +61,12 @@ def scored_by_leaderboard(report: Report, limit: int | None) -> Leaderboard:
     found = {part["corpus"]["name"]: part for part in (report, *report["other_corpora"])}
     parts = {name: [c for c in found[corpus]["clips"] if _scored(c)] for name, corpus in SETS.items()}
     every = [clip for clips in parts.values() for clip in clips]
+    if not every:
+        raise UserError("--preset: none of the clips is scored by the leaderboard; measure more of each set (--clips)")
     differs = [f"{_machine(report)}, one clip at a time, ONNX in the precision that is named.", *DIFFERS]
     if limit is not None:
+        if empty := [name for name, clips in parts.items() if not clips]:
+            differs.insert(0, f"Without {', '.join(empty)}, of which no measured clip is scored.")
         differs.insert(0, f"Only the first {limit} clips of each set were measured (--clips).")
     return {
         "preset": NAME,
@@ -77,7 +81,7 @@ def scored_by_leaderboard(report: Report, limit: int | None) -> Leaderboard:
 
 
 def _row(system: str, parts: Mapping[str, list[Clip]], every: list[Clip]) -> LeaderboardRow:
-    wer = {name: _wer(system, clips) for name, clips in parts.items()}
+    wer = {name: _wer(system, clips) for name, clips in parts.items() if clips}
     # from the wave to the text: the leaderboard's clock starts when the file is decoded
     ms = sum(total_ms(clip["stages_ms"][system]) - clip["stages_ms"][system]["decode"] for clip in every)
     return {
@@ -120,10 +124,19 @@ def leaderboard_rows(found: Leaderboard) -> list[tuple[str, ...]]:
     return [
         head,
         *(
-            (name, f"{row['average_wer']:.2f}", f"{row['rtfx']:.2f}", *(f"{wer:.2f}" for wer in row["wer"].values()))
+            (
+                name,
+                f"{row['average_wer']:.2f}",
+                f"{row['rtfx']:.2f}",
+                *(_shown(row["wer"].get(part)) for part in found["clips"]),
+            )
             for name, row in found["systems"].items()
         ),
     ]
+
+
+def _shown(wer: float | None) -> str:
+    return "–" if wer is None else f"{wer:.2f}"
 
 
 def leaderboard_title(found: Leaderboard) -> str:

@@ -76,8 +76,8 @@ def build(recognizers: Sequence[Recognizer], options: ServerOptions) -> FastAPI:
     ) -> Response:
         check_fields([name for name, _ in (await request.form()).multi_items()])
         check_model(model, names)
-        asked = checked(
-            one, options, language=language, prompt=prompt, response_format=response_format, temperature=temperature,
+        asked = await asyncio.to_thread(  # hotwords take a moment
+            checked, one, options, language=language, prompt=prompt, response_format=response_format, temperature=temperature,
             stream=stream, chunking_strategy=chunking_strategy, granularities=granularities or (), hotwords=hotwords, default_hotwords=default_hotwords,
         )  # fmt: skip
         place: Place = request.state.place

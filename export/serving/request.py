@@ -18,7 +18,7 @@ ResponseFormat = Literal["json", "verbose_json", "text", "srt", "vtt"]
 FORMATS: tuple[ResponseFormat, ...] = get_args(ResponseFormat)
 STREAMED = ("json", "text")  # formats in which a transcript can be streamed
 GRANULARITIES = ("segment", "word")
-MAX_HOTWORDS = 500  # of a request; they are made ready while other requests wait
+MAX_HOTWORDS = 5000  # characters in a request
 REPEATED = "timestamp_granularities[]"
 FIELDS = (
     "file", "model", "language", "prompt", "response_format", "temperature", "stream", "chunking_strategy", REPEATED, "hotwords",
@@ -105,10 +105,11 @@ def checked(
 
 def _hotwords(recognizer: Recognizer, text: str, score: float) -> Hotwords | None:
     """Hotwords of a request; None if it has none."""
-    if not (words := parse_hotwords(text)):
+    words = parse_hotwords(text)
+    if not words:
         return None
-    if len(words) > MAX_HOTWORDS:
-        raise bad_value("hotwords", f"hotwords: there are {len(words)}; expected at most {MAX_HOTWORDS} (a longer list can be given to the server, with --hotwords).")  # fmt: skip
+    if len(text) > MAX_HOTWORDS:
+        raise bad_value("hotwords", f"hotwords: {len(text)} characters; expected at most {MAX_HOTWORDS} (a longer list can be given to the server, with --hotwords).")  # fmt: skip
     try:
         return recognizer.new_hotwords(words, score)
     except BundleError as error:

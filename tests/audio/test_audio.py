@@ -217,7 +217,7 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path):
     (tmp_path / "zero.wav").symlink_to("/dev/zero")
     for path in (tmp_path / "fifo.wav", tmp_path / "zero.wav", tmp_path):
         for use in (decode, probe_seconds):
-            with pytest.raises(UserError, match="is not a regular file"):
+            with pytest.raises(UserError, match=r"is not a regular file|is a folder"):
                 use(path)
     for name in ("x" * 300, "a\0b"):
         with pytest.raises(UserError, match="no such audio file"):

@@ -19,7 +19,7 @@ from workbench.cli import app as cli
 from workbench.cli.command import INTERRUPT_MESSAGES
 from workbench.cli.groups import GROUPS
 
-OUTPUTS = {"output", "json_file"}
+OUTPUTS = {"preferences", "output", "json_file"}
 FREE_TEXT = {"name", "alias"}  # any text will do
 ALSO = {"against", "bundle"}  # given although they have a default, which would be fetched or takes long to open
 NONE = "nonesuch"

@@ -103,6 +103,9 @@ def test_hotwords_are_given_to_every_system(client, clip):
     found = client.predict(
         audio=handle_file(str(clip.audio)), runs=1, hotwords=",".join(string.ascii_letters), api_name="/compare"
     )
-    assert [s["text"] for s in found["systems"]] != [s["text"] for s in plain["systems"]]
+    for before, after in zip(plain["systems"], found["systems"], strict=True):
+        assert before["text"] != after["text"], before["name"]
+    with pytest.raises(AppError, match=r"hotword 1 .* has 200 bytes"):
+        client.predict(audio=handle_file(str(clip.audio)), hotwords="a" * 200, api_name="/compare")
     with pytest.raises(AppError, match="hotwords have 2001 characters"):
         client.predict(audio=handle_file(str(clip.audio)), hotwords="a" * 2001, api_name="/compare")

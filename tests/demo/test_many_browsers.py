@@ -42,4 +42,5 @@ def test_twenty_browsers_at_once_all_get_their_answers(exported):
     assert set(problems) == {""}
     # the example that each chose, and nobody else's
     assert [len(set(texts[first::2])) for first in range(2)] == [1, 1]
+    assert texts[0] != texts[1]
     assert all(len(text) == 2 for text in texts)

@@ -142,7 +142,7 @@ def test_without_a_bundle_the_teacher_is_shown_beside_itself(exported, monkeypat
     monkeypatch.setattr(app, "launch", lambda page, *_: shown.append(page))
     monkeypatch.setattr(app, "build", lambda *given: shown.append(given) or build(*given))
     app.serve([], str(exported), "prompts-en", None, "127.0.0.1", 1, 1, None, DemoLimits())
-    (systems, _, _, corpus, note), _ = shown
+    (systems, _, _, corpus, note, _), _ = shown
     assert list(systems.recognizers) == ["tiny (teacher, fp32)", "tiny (int8)"]
     assert corpus == "prompts-en"
     assert "beside itself" in note

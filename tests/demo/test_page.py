@@ -324,7 +324,7 @@ def test_a_systems_name_is_escaped_before_it_answers(tmp_path):
     run = next(one.fn for one in blocks.fns.values() if one.name == "run")
     write_wav(tmp_path / "clip.wav", tone(1.0))
     with private_folder(1):
-        steps = list(run(str(tmp_path / "clip.wav"), "", "en", None))
+        steps = list(run(str(tmp_path / "clip.wav"), "", "en", "", None))
     shown = [value for step in steps for value in step if isinstance(value, str)]
     assert any("is transcribing" in value for value in shown)
     assert not any("<img" in value for value in shown)

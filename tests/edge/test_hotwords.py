@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from export.edge import BundleError, Recognizer, read_hotwords
+from export.edge.bundle.tokens import Detokenizer
+from export.edge.decoding import hotwords as hotwords_module
 from export.edge.decoding.decoder import beam_search, greedy
 from export.edge.decoding.hotwords import START, HotwordPath, Hotwords, parse_hotwords
 from tests.conftest import ROOT, tone
@@ -19,13 +21,11 @@ PIECES = [b"", b" Mc", b"Kin", b"ley", b" Mac", b"M", b"c", b" K", b" the", b'"'
 IDS = {piece: i for i, piece in enumerate(PIECES) if piece}
 
 
-class Vocabulary:
-    """Tokens as `Detokenizer` has them."""
+class Vocabulary(Detokenizer):
+    """These tokens in place of a file's."""
 
-    ids = IDS
-
-    def bytes_of(self, token):
-        return PIECES[token]
+    def __init__(self):
+        self.joined, self.ends = b"".join(PIECES), np.cumsum([0, *map(len, PIECES)])
 
 
 def hotwords(*words, score=2.0):
@@ -61,21 +61,21 @@ class Scripted:
 
 
 def gained(words, tokens):
-    """The sum of what tokens gain, and what of it is lost where the text goes on differently."""
+    """The sum of what tokens gain."""
     place, total = START, 0.0
     for token in tokens:
         moves = {t: g for one in words.moves(place) for t, g in zip(one.tokens.tolist(), one.gains, strict=True)}
         assert token in moves
         total, place = total + moves[token], words.after(place, token)
-    return total, words.unfinished(place)
+    return total
 
 
 def test_a_word_gains_as_many_scores_as_the_fewest_tokens_that_spell_it():
     words = hotwords("McKinley")
-    assert gained(words, spell(b" Mc", b"Kin", b"ley")) == (6.0, 0.0)
-    assert gained(words, spell(b" Mc", b"Kin")) == (4.0, 4.0)
+    assert gained(words, spell(b" Mc", b"Kin", b"ley")) == 6.0
+    assert gained(words, spell(b" Mc", b"Kin")) == 4.0
     # at the start of a text it may stand without a space, and any division into tokens gains the same
-    assert gained(words, spell(b"M", b"c", b"Kin", b"ley")) == (8.0, 0.0)
+    assert gained(words, spell(b"M", b"c", b"Kin", b"ley")) == 8.0
     assert hotwords("McKinley", score=0.5).gained[-1] == 2.0
 
 
@@ -85,11 +85,14 @@ def test_a_word_begins_at_a_space_or_after_opening_punctuation_unless_its_script
     assert IDS[b"M"] in words.moves(START)[1].tokens
     assert set(words.moves(inside)[1].tokens.tolist()) == set(spell(b" Mc", b" "))
     assert IDS[b"M"] in words.moves(words.after(inside, IDS[b'"']))[1].tokens
+    assert (
+        IDS[b"M"] in words.moves(words.after(inside, IDS[b"\xe6\x9d\xb1"]))[1].tokens
+    )  # after a script without spaces
     assert IDS[b"\xe6\x9d\xb1"] in hotwords("東京").moves(inside)[1].tokens
 
 
 def test_a_word_in_lower_case_counts_with_a_capital_too():
-    assert gained(hotwords("kinley"), spell(b"Kin", b"ley")) == (4.0, 0.0)
+    assert gained(hotwords("kinley"), spell(b"Kin", b"ley")) == 4.0
     assert IDS[b" the"] in hotwords("the").moves(START)[1].tokens
 
 
@@ -125,6 +128,66 @@ def test_no_hotword_is_begun_where_the_text_ends():
     likely = {(): {IDS[b" the"]: 0.0}, tuple(spell(b" the")): {END: -0.5, IDS[b" Mc"]: -0.6}}
     found = greedy(Scripted(likely), [[1]], [9], END, hotwords=hotwords("McKinley", score=20))[0]
     assert found.tokens == spell(b" the")
+
+
+def test_no_hotword_is_continued_where_the_text_ends():
+    likely = {(): {IDS[b" the"]: 0.0}, tuple(spell(b" the")): {END: -0.2, IDS[b" K"]: -2.0}}
+    for search in (
+        lambda words: greedy(Scripted(likely), [[1]], [9], END, hotwords=words)[0],
+        lambda words: beam_search(Scripted(likely, 3), [1], 9, END, 3, words),
+    ):
+        assert search(hotwords("the Kley", score=20)).tokens == spell(b" the")
+
+
+def test_a_word_that_only_begins_with_a_hotword_is_taken_back():
+    likely = {
+        (): {IDS[b" Mac"]: -0.2, IDS[b" Mc"]: -1.0},
+        tuple(spell(b" Mc")): {IDS[b"Kin"]: -0.1},
+        tuple(spell(b" Mac")): {IDS[b" the"]: -0.1},
+    }
+    assert greedy(Scripted(likely), [[1]], [9], END, hotwords=hotwords("Mc"))[0].tokens == spell(b" Mac", b" the")
+    likely[tuple(spell(b" Mc"))] = {IDS[b" the"]: -0.1}
+    assert greedy(Scripted(likely), [[1]], [9], END, hotwords=hotwords("Mc"))[0].tokens == spell(b" Mc", b" the")
+    # in a beam its gain is lost with the next letter, and kept with a space
+    likely = {
+        (): {IDS[b" Mac"]: -0.2, IDS[b" Mc"]: -1.0},
+        **{tuple(spell(first)): {IDS[b"Kin"]: -0.1} for first in (b" Mc", b" Mac")},
+    }
+    found = [
+        beam_search(Scripted({**likely, **changed}, 2), [1], 9, END, 2, hotwords("Mc")).tokens
+        for changed in ({}, {tuple(spell(b" Mc")): {IDS[b" the"]: -0.1}})
+    ]
+    assert found == [spell(b" Mac", b"Kin"), spell(b" Mc", b" the")]
+
+
+def test_a_hotword_that_the_limit_cuts_off_is_taken_back():
+    likely = {
+        (): {IDS[b" Mac"]: -0.2, IDS[b" Mc"]: -1.0},
+        tuple(spell(b" Mc")): {IDS[b"Kin"]: -0.1},
+        tuple(spell(b" Mac")): {IDS[b" the"]: -0.1},
+    }
+    plain = greedy(Scripted(likely), [[1]], [2], END)[0]
+    assert greedy(Scripted(likely), [[1]], [2], END, hotwords=hotwords("McKinley"))[0] == plain
+    assert plain.tokens == spell(b" Mac", b" the")
+
+
+def test_a_clip_takes_back_only_so_much(monkeypatch):
+    """A model that begins a hotword at every token and never completes it."""
+
+    class Luring(Scripted):
+        calls = 0
+
+        def after(self, text):
+            self.calls += 1
+            inside = text and text[-1] in spell(b" Mc", b"Kin")
+            return super().after(()) if not inside else np.where(np.arange(len(PIECES)) == text[-1] + 1, 0, -20.0)
+
+    likely = {(): {IDS[b" the"]: -0.1, IDS[b" Mc"]: -1.0}}
+    monkeypatch.setattr(hotwords_module, "MAX_TAKEN_BACK", 5)
+    decoder = Luring(likely)
+    found = greedy(decoder, [[1]], [20], END, hotwords=hotwords("McKinley the the the M"))[0]
+    assert found == greedy(Luring(likely), [[1]], [20], END)[0]
+    assert decoder.calls < 20 + 2 * 7
 
 
 def random_decoder(seed, rows=1):
@@ -175,18 +238,18 @@ def test_a_wide_beam_finds_the_text_that_is_likeliest_with_its_hotwords(seed):
     words, decoder = hotwords("McKinley", "KK", score=1.5), random_decoder(seed)
 
     def score(tokens):
-        total, place = 0.0, START
+        total, place, unfinished = 0.0, START, 0.0
         for i, token in enumerate((*tokens, END)):
             likely = decoder.after(tokens[:i])
-            onward, begin = words.moves(place)
-            total += float(likely[token])
+            own, (onward, begin) = float(likely[token]), words.moves(place)
             if token in onward.tokens:
-                total += onward.gains[onward.tokens.tolist().index(token)]
+                gain = min(float(onward.gains[onward.tokens.tolist().index(token)]), -own)
             else:
-                total -= words.unfinished(place)
+                gain, total, unfinished = 0.0, total - unfinished, 0.0
                 if token in begin.tokens and likely.argmax() != END:
-                    total += begin.gains[begin.tokens.tolist().index(token)]
+                    gain = min(float(begin.gains[begin.tokens.tolist().index(token)]), -own)
             place = words.after(place, token)
+            total, unfinished = total + own + gain, 0.0 if words.ends[place.node] else unfinished + gain
         return total / (len(tokens) + 1)
 
     texts = [t for n in range(4) for t in itertools.product(range(1, len(PIECES)), repeat=n)]
@@ -194,6 +257,14 @@ def test_a_wide_beam_finds_the_text_that_is_likeliest_with_its_hotwords(seed):
     found = beam_search(random_decoder(seed, 400), [1], 4, END, 400, words)
     if len(found.tokens) < 4:
         assert score(tuple(found.tokens)) == pytest.approx(score(best), abs=1e-4)
+
+
+def test_a_long_text_with_a_hotword_is_not_cut_short_by_its_gain():
+    """Every token is nearly certain, so the mean would fall with each one if the hotword's gain raised it above 0."""
+    text = spell(b" Mc", b"Kin", b"ley", *[b" the"] * 8)
+    likely = {tuple(text[:i]): {token: -0.05, END: -1.5 if i == 4 else -30} for i, token in enumerate(text)}
+    found = beam_search(Scripted(likely, 2), [1], 20, END, 2, hotwords("McKinley", score=5))
+    assert found.tokens == text
 
 
 def test_a_row_that_goes_back_continues_as_if_it_had_never_gone_further(exported):
@@ -215,6 +286,9 @@ def test_a_row_that_goes_back_continues_as_if_it_had_never_gone_further(exported
 
 def test_what_cannot_be_a_hotword_is_said():
     for words, problem in [
+        ("the", "expected a list of texts"),
+        ([5], "expected a list of texts"),
+        (["\ud800x"], "is not Unicode text"),
         ([], "0 hotwords; expected 1 to 5000"),
         (["the"] * 5001, "5001 hotwords"),
         (["the", " "], r"hotword 2 \(''\) has 0 bytes"),
@@ -228,10 +302,19 @@ def test_what_cannot_be_a_hotword_is_said():
             hotwords("the", score=score)
 
 
+def test_what_the_model_never_writes_is_no_way_to_spell_a_hotword(exported):
+    with pytest.raises(BundleError, match="lacks tokens for 'Mac'"):
+        Hotwords(["Mac"], Vocabulary(), suppressed=spell(b" Mac"))
+    recognizer = Recognizer(exported, "fp32", 1, vad=False)
+    always = json.loads((exported / "generation_config.json").read_text())["suppress_tokens"]
+    assert always
+    assert recognizer.model.suppressed_tokens() == set(always)
+
+
 def test_a_file_of_hotwords(tmp_path):
     path = tmp_path / "words.txt"
-    path.write_bytes("\ufeffNew York\r\n\nMünchen, Ada\nAda\n".encode())
-    assert read_hotwords(path) == ["New York", "München", "Ada"]
+    path.write_bytes("\ufeffNew York\r\n\nWashington, D.C.\nAda\nAda\n".encode())
+    assert read_hotwords(path) == ["New York", "Washington, D.C.", "Ada"]
     assert parse_hotwords(" a ,b\nc") == ["a", "b", "c"]
     path.write_bytes(b"\n \n")
     with pytest.raises(BundleError, match="holds no hotwords"):
@@ -253,7 +336,8 @@ def test_the_runtime_alone_takes_hotwords(exported, tmp_path):
         command = [sys.executable, "-m", "edge", "--bundle", str(exported), "--precision", "fp32", "--no-vad", *options]
         return subprocess.run([*command, "tone.wav"], cwd=tmp_path, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(ROOT / "export")})  # fmt: skip
 
-    assert edge("--hotwords", "words.txt", "--hotwords-score", "20").returncode == 0
+    assert "hello" in edge("--hotwords", "words.txt", "--hotwords-score", "20").stdout.lower()
+    assert "hello" not in edge().stdout.lower()
     wrong = edge("--hotwords", "none.txt")
     assert (wrong.returncode, wrong.stderr) == (2, "error: none.txt: cannot be read (No such file or directory)\n")
     assert "expected a number above 0, at most 20" in edge("--hotwords", "words.txt", "--hotwords-score", "0").stderr

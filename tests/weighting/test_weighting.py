@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from workbench.config.sections import DivergenceRecipe
 from workbench.core.errors import UserError
 from workbench.weighting import TeacherStatistics, WeightingInput, build_weighting, known_weightings, parse_settings
 
@@ -255,9 +256,9 @@ def test_conditional_takes_the_teacher_where_it_is_right():
 
 def test_annealing_kd_raises_the_teachers_logits_then_leaves_them():
     weighting = build(name="annealing_kd", phase1=0.5, max_temperature=4)
-    scales = [weighting.divergence(None, p).teacher_scale for p in (0.0, 0.13, 0.26, 0.38, 0.49)]
+    scales = [weighting.divergence(DivergenceRecipe(), p).teacher_scale for p in (0.0, 0.13, 0.26, 0.38, 0.49)]
     assert scales == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert weighting.divergence(None, 0.0).name == "logit_mse"
+    assert weighting.divergence(DivergenceRecipe(), 0.0).name == "logit_mse"
     early, late = weighting(inputs(progress=0.49)), weighting(inputs(progress=0.5))
     assert (early.task[0], early.distillation[0], late.task[0], late.distillation[0]) == (0, 1, 1, 0)
 

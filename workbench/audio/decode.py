@@ -111,6 +111,8 @@ def _opened(source: Path | bytes | mmap, label: str) -> Iterator[Any]:
 
     if isinstance(source, Path) and not os.path.isfile(source):  # noqa: PTH113  # false also for names that no file can have
         what = "is not a regular file" if os.path.exists(source) else "no such audio file"  # noqa: PTH110
+        if os.path.isdir(source):  # noqa: PTH112
+            what = "is a folder; name the files in it"
         raise UserError(f"{label}: {what}")
     if not (source.stat().st_size if isinstance(source, Path) else source):
         raise UserError(f"{label}: the audio file is empty")

@@ -193,9 +193,7 @@ def demo(
     keep_minutes: Annotated[float, typer.Option(min=0.1, help="Minutes until a recording is removed.")] = 10,
     preferences: Annotated[
         Path | None,
-        typer.Option(
-            help="File that visitors' blind preferences are appended to, a JSON object a line.", dir_okay=False
-        ),
+        typer.Option(help="File that visitors' blind preferences are appended to, a JSON object a line.", **FILE),
     ] = None,
 ) -> None:
     """Serve the side-by-side page: teacher and students on the same clip."""

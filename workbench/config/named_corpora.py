@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from workbench.core.errors import UserError, did_you_mean
 
@@ -290,12 +291,14 @@ def hub_dataset(source: str) -> HubDataset:
     """The dataset that a source names; `is_dataset` says whether it names one.
 
     Raises:
-        UserError: no such name or variant, or a corpus that the hub does not hold.
+        UserError: no such name or variant, a corpus that the hub does not hold, or a folder here has the name, too.
     """
     if source.startswith("hf:"):
         name, _, config = source.removeprefix("hf:").partition(":")
         return HubDataset(source, name, config)
     name, _, variant = source.partition(":")
+    if Path(source).is_dir():
+        raise UserError(f"corpus {source!r}: is a public corpus's name and a folder here; write ./{source} for the folder, or work in another one for the public corpus")  # fmt: skip
     if name in NOT_ON_THE_HUB:
         raise UserError(f"corpus {source!r}: {NOT_ON_THE_HUB[name]}")
     if name not in NAMED:

@@ -5,11 +5,12 @@ For what needs files (`workbench label`, `workbench corpus derive`), for trainin
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from workbench.config.named_corpora import hub_dataset, is_dataset
+from workbench.config.named_corpora import HubDataset, hub_dataset, is_dataset
 from workbench.core.disk import disk_errors
 from workbench.core.errors import UserError
 from workbench.core.files import write_json, write_jsonl
@@ -17,8 +18,10 @@ from workbench.core.locks import output_lock
 from workbench.core.ownership import IsOwnFile, OutputKind, check_replaceable, replacing
 from workbench.core.progress import Progress
 from workbench.corpus.hub import dataset_clips
+from workbench.corpus.opening import open_split
 from workbench.corpus.utterance import SPLITS, Utterance
 
+log = logging.getLogger("workbench")
 RECORD_FILE = "downloaded.json"
 _SUFFIXES = {b"fLaC": ".flac", b"RIFF": ".wav", b"OggS": ".ogg", b"ID3": ".mp3"}  # by how a file begins
 
@@ -49,6 +52,7 @@ def download(source: str, output: Path, splits: tuple[str, ...] = (), limit: int
     dataset = hub_dataset(source)
     wanted = splits or tuple(split for split in SPLITS if dataset.splits is None or split in dataset.splits)
     check_replaceable(output, DOWNLOADED)
+    wanted = _there(dataset, wanted, required=bool(splits) or dataset.splits is not None)
     with output_lock(output), replacing(output, DOWNLOADED) as folder, disk_errors(output):
         rows = [row for split in wanted for row in _written(source, split, limit, folder)]
         times = Counter(row["id"] for row in rows)
@@ -57,6 +61,21 @@ def download(source: str, output: Path, splits: tuple[str, ...] = (), limit: int
         write_jsonl(folder / "manifest.jsonl", rows)
         write_json(folder / RECORD_FILE, {"schema": 1, "corpus": source, "dataset": dataset.id, "splits": wanted, "clips": limit})  # fmt: skip
     return output
+
+
+def _there(dataset: HubDataset, splits: tuple[str, ...], *, required: bool) -> tuple[str, ...]:
+    """The splits that can be opened, tried before anything is written; raises UserError if none can, or one that is required."""
+    there: list[str] = []
+    for split in splits:
+        try:
+            open_split(dataset, split)
+        except UserError as error:
+            if required or (split == splits[-1] and not there):
+                raise
+            log.warning("%s; it is left out", error)
+        else:
+            there.append(split)
+    return tuple(there)
 
 
 def _written(source: str, split: str, limit: int | None, folder: Path) -> Iterator[dict[str, object]]:

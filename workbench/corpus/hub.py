@@ -29,7 +29,7 @@ def read_dataset(source: str, split: str, limit: int | None = None) -> list[Utte
     """Stream one split of a dataset (`hf:ID`, `hf:ID:CONFIG` or a public corpus's name) into utterances.
 
     The encoded audio of the clips read is held in memory; `limit` bounds how many. Clips that are too short or too long for Whisper's window
-    are left out with a warning, except those of the leaderboard's sets, which are cut at 30 s. An id that occurs again gets its row's number.
+    are left out with a warning, except those of the leaderboard's sets, which are cut at 30 s. An id that occurs again gets a number.
 
     Raises:
         UserError: the dataset cannot be opened, or has no audio or no transcript column, or no row with both; or a row's language is not a language.

@@ -29,6 +29,7 @@ FIELDS = {
     "scored": ("scored",),
     "speaker": ("speaker", "speaker_id", "client_id"),
 }
+MANIFEST_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 MANIFEST_NAMES = (
     "manifest.jsonl", "manifest.csv", "manifest.tsv", "manifest.json",
     "metadata.jsonl", "metadata.csv", "metadata.tsv", "validated.tsv",
@@ -44,7 +45,10 @@ def find_manifest(path: Path) -> Path:
         for name in MANIFEST_NAMES:
             if (path / name).is_file():
                 return path / name
-        raise UserError(f"{path}: holds no manifest; expected one of {', '.join(MANIFEST_NAMES)} in it")
+        raise UserError(
+            f"{path}: holds no manifest; expected one of {', '.join(MANIFEST_NAMES)} in it "
+            "(of recordings without transcripts, `workbench label` makes one)"
+        )
     if not path.is_file():
         raise UserError(f"{path}: no such manifest; expected a .jsonl, .json, .csv or .tsv file, or a folder that holds one")  # fmt: skip
     return path

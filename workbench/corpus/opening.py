@@ -153,7 +153,7 @@ def encoded_audio(clip: EncodedAudio | str | None, opened: OpenedSplit) -> bytes
             return None
         folder = opened.folder
         *archives, place = path.split("::")  # what it is packed in comes last
-        here = folder is not None and Path(place).resolve().is_relative_to(folder.resolve())
+        here = folder is not None and "://" not in place and Path(place).resolve().is_relative_to(folder.resolve())
         packed = all(part.partition("://")[0] in ARCHIVES for part in archives)
         if not packed or not (here or place.startswith("hf://")):
             raise UserError(f"{opened.name}: a row names the file {path!r}, which is not one of the dataset's")

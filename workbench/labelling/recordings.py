@@ -12,7 +12,7 @@ from workbench.config.named_corpora import is_dataset
 from workbench.core.errors import UserError
 from workbench.core.locks import lock_of
 from workbench.core.ownership import audio_of, report_of
-from workbench.corpus.manifests import MANIFEST_NAMES, read_manifest
+from workbench.corpus.manifests import MANIFEST_NAMES, MANIFEST_SUFFIXES, read_manifest
 from workbench.corpus.utterance import Recording, Utterance
 from workbench.models import Family
 
@@ -45,6 +45,11 @@ def audio_clips(source: Path, manifest: Path) -> tuple[list[Utterance], list[Unf
     if not source.exists() and is_dataset(str(source)):
         raise UserError(
             f"{source}: is streamed, and labels are made of files; first run: workbench corpus download {source} -o FOLDER"
+        )
+    if source.is_file() and source.suffix.lower() not in MANIFEST_SUFFIXES:
+        raise UserError(
+            f"{source}: is one file; expected a folder of recordings, or a manifest ({', '.join(MANIFEST_SUFFIXES)}); "
+            "`workbench transcribe` takes single recordings"
         )
     if not source.is_dir() or _has_manifest(source):
         clips = read_manifest(source, transcribed=False)

@@ -9,7 +9,7 @@ from workbench.core.errors import UserError
 from workbench.core.files import read_object
 from workbench.models.protocol import Family
 
-__all__ = ["FAMILIES", "Family", "check_folder", "open_family"]
+__all__ = ["FAMILIES", "Family", "check_folder", "has_ctc_head", "open_family"]
 
 
 def _whisper() -> type[Family]:
@@ -48,6 +48,12 @@ def open_family(folder: Path) -> Family:
 def check_folder(folder: Path) -> None:
     """Raise UserError for a checkpoint folder that is not supported, or whose files are inconsistent."""
     _family_of(folder).check(folder)
+
+
+def has_ctc_head(folder: Path) -> bool:
+    """Whether a checkpoint folder is of a family without a decoder."""
+    kind = read_object(folder / "config.json", "a checkpoint's configuration").get("model_type")
+    return kind in FAMILIES and kind != "whisper"
 
 
 def _family_of(folder: Path) -> type[Family]:

@@ -24,6 +24,7 @@ from workbench.config.sections import Stage, StudentRecipe
 from workbench.core.errors import UserError
 from workbench.core.files import expand_user
 from workbench.core.tables import print_rows
+from workbench.models import has_ctc_head
 from workbench.models.resolve import resolve_teacher
 from workbench.models.students import parameters
 from workbench.models.whisper.family import WINDOW_SECONDS, part_of
@@ -109,6 +110,9 @@ def plan(
         raise UserError(
             "student.ctc: the cost of students with a CTC head is not estimated; leave it out for an upper bound"
         )
+    for name in recipe.teachers:
+        if expand_user(name).is_dir() and has_ctc_head(expand_user(name)):
+            raise UserError(f"teacher {name}: has a CTC head; the cost of such models is not estimated yet")
     hardware = open_device(device)
     flops = hardware.tflops[recipe.precision] * 1e12 * efficiency * devices
     teachers = {name: meta_model(name) for name in recipe.teachers}

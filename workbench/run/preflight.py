@@ -63,16 +63,19 @@ def check_sharding(accelerator: Accelerator) -> None:
         raise UserError("DeepSpeed is not supported; use FSDP 2, which shards the same way (docs/scale.md)")
 
 
-def alignable(utterances: Sequence[Utterance], family: Family, silence: float) -> list[Utterance]:
+def alignable(
+    utterances: Sequence[Utterance], family: Family, silence: float, *, stream: bool = False
+) -> list[Utterance]:
     """The clips whose transcript a CTC head has frames for; those without are left out, counted and named. All of them for other heads.
 
     Args:
         utterances: clips to train on.
         family: the student's.
         silence: seconds of silence that follow each clip at least.
+        stream: whether they are a window of a stream, of which clips in another script are left out, too, and all of them may be.
 
     Raises:
-        UserError: no clip is left.
+        UserError: no clip is left, or a transcript is in another script.
     """
     if family.objective != "ctc" or not utterances:
         return list(utterances)
@@ -82,6 +85,8 @@ def alignable(utterances: Sequence[Utterance], family: Family, silence: float) -
             "the vocabulary lacks %d letters and digits of the transcripts, which are left out of the labels: %s",
             lacking.total(), ", ".join(f"{char} {count}" for char, count in lacking.most_common(NAMED)),
         )  # fmt: skip
+    if stream:
+        utterances = _writable(utterances, family)
     needed = [int(frames_needed(_labels(u, family))) for u in utterances]
     frames = [family.positions(round((u.seconds + silence) * SAMPLE_RATE)) for u in utterances]
     kept = [u for u, count, there in zip(utterances, needed, frames, strict=True) if count <= there]
@@ -91,10 +96,25 @@ def alignable(utterances: Sequence[Utterance], family: Family, silence: float) -
             "%d of %d clips have more tokens than frames, so CTC cannot align them; they are left out: %s%s",
             len(out), len(utterances), ", ".join(out[:NAMED]), " ..." if len(out) > NAMED else "",
         )  # fmt: skip
-    if not kept:
+    if not kept and not stream:
         raise UserError(
             "no clip has as many frames as its transcript has tokens; check that texts and recordings belong together"
         )
+    return kept
+
+
+def _writable(utterances: Sequence[Utterance], family: Family) -> list[Utterance]:
+    """The clips whose transcripts the model can write; the others are counted in a warning."""
+    kept, first = [], ""
+    for utterance in utterances:
+        try:
+            _labels(utterance, family)
+        except UserError as error:
+            first = first or str(error)
+        else:
+            kept.append(utterance)
+    if first:
+        log.warning("%d of %d clips are left out, the first: %s", len(utterances) - len(kept), len(utterances), first)
     return kept
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from workbench.config.named_corpora import is_dataset
+from workbench.config.recipe import load_recipe
 from workbench.core.errors import UserError
 from workbench.corpus import Utterance, scored_clips
 from workbench.corpus.sources import meta_split
@@ -27,12 +28,17 @@ def check_strangers(study: Study) -> None:
     if not study.test_also:
         return
     limit = study.recipe.get("max_clips")
-    trained = dict.fromkeys(study.corpora, limit) | dict.fromkeys(study.recipe.get("more_corpora", []))
-    here = {name: _trained_clips(name, most) for name, most in trained.items() if not is_dataset(name)}
+    trained: set[tuple[str, int | None]] = {(name, limit) for name in study.corpora}
+    for settings in (study.recipe, *study.students.values(), *study.arms.values()):
+        trained |= {(name, None) for name in settings.get("more_corpora", [])}
+    if study.prepare is not None:
+        first = load_recipe(study.prepare)
+        trained |= {(first.corpus, first.max_clips), *((name, None) for name in first.more_corpora)}
+    here = [(name, _trained_clips(name, most)) for name, most in sorted(trained, key=str) if not is_dataset(name)]
     for other in study.test_also:
         tested = {clip.audio_sha256(): clip for clip in scored_clips(other, study.split, limit)}
         speakers = {clip.speaker for clip in tested.values() if clip.speaker}
-        for name, clips in here.items():
+        for name, clips in here:
             if both := [clip for clip in clips if clip.audio_sha256() in tested]:
                 raise UserError(
                     f"test_also names {other!r}, of which {len(both)} clips are in the training speech of {name!r}, the first: "

@@ -88,7 +88,7 @@ class StageDatasets:
             windows = iter(stream.windows(progress.stream_window))
             while processes.all_reduce_min((found := next(windows, None)) is not None):
                 assert found is not None  # noqa: S101  every process has one
-                found = alignable(found, context.family, recipe.trailing_silence.train_min)
+                found = alignable(found, context.family, recipe.trailing_silence.train_min, stream=True)
                 with timers.timing("teacher"):
                     dataset = self._teachers.labelled(
                         found, folder / "targets", "window's targets", rank=0, world_size=1, ask=asks_teacher()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from .fields import check_vocabulary
 from .manifest import BundleError, read_json
+
+# letters of scripts without spaces: Thai, Lao, Tibetan, Burmese, Khmer, kana, Chinese characters
+UNSPACED = ((0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0x20000, 0x2FFFF))  # fmt: skip
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -17,6 +22,17 @@ def byte_alphabet() -> dict[str, int]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+
+
+def is_within_word(character: str) -> bool:
+    """Whether a word goes on after a character, or before it: a letter, a digit, a sign on one, or a part of one (U+FFFD)."""
+    inside = character.isalnum() or character == "\ufffd" or unicodedata.category(character).startswith("M")
+    return inside and not is_unspaced(character)
+
+
+def is_unspaced(character: str) -> bool:
+    """Whether a character's script has no spaces between words."""
+    return any(low <= ord(character) <= high for low, high in UNSPACED)
 
 
 class Detokenizer:
@@ -51,6 +67,17 @@ class Detokenizer:
     def ids(self) -> dict[bytes, int]:
         """Tokens by their bytes, without those that stand for none."""
         return {spelled: i for i in range(len(self.ends) - 1) if (spelled := self.bytes_of(i))}
+
+    @cached_property
+    def prefixes(self) -> set[bytes]:
+        """All that tokens begin with."""
+        return {spelled[:size] for spelled in self.ids for size in range(len(spelled) + 1)}
+
+    @cached_property
+    def within_word(self) -> npt.NDArray[np.bool_]:
+        """Whether each token would continue a word before it. -> [tokens]"""
+        begins = (self.bytes_of(i).decode("utf-8", "replace")[:1] for i in range(len(self.ends) - 1))
+        return np.array([bool(first) and is_within_word(first) for first in begins])
 
     def bytes_of(self, token: int) -> bytes:
         """Bytes that a token stands for; empty for a special or unknown one."""

@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from ..bundle.fields import check_shape
 from ..bundle.manifest import BundleError
-from .hotwords import START, HotwordPath, Hotwords, with_gains
+from .hotwords import BeamPlaces, HotwordPath, Hotwords
 from .sessions import as_bundle_errors, as_value, device_of
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -182,6 +182,10 @@ def greedy(
                 found[row] = Hypothesis(written[row], True)
                 continue
             written[row].append(int(chosen[row]))
+            if len(written[row]) >= limits[row] and paths and paths[row].fork:  # a hotword that the limit cuts off
+                chosen[row], replaced = paths[row].take_back()
+                decoder.done[row] -= replaced - 1  # the last one has not been read yet
+                written[row][len(written[row]) - replaced :] = [int(chosen[row])]
             if len(written[row]) >= limits[row]:
                 found[row] = stopped(written[row])
         if all(found):
@@ -206,10 +210,10 @@ def beam_search(
     scores = np.zeros(1)
     written: list[list[int]] = [[]]
     ended: list[tuple[float, Hypothesis]] = []
-    places = [START]
+    places = BeamPlaces(hotwords, end) if hotwords else None
     while True:
-        if hotwords:
-            likely = with_gains(likely, places, hotwords, end)
+        if places:
+            likely = places.raised(likely)
         totals = scores[:, None] + likely  # [beams, vocabulary]
         count = min(2 * beams, totals.size)
         best = np.argpartition(totals, -count, axis=None)[-count:]
@@ -233,8 +237,8 @@ def beam_search(
         scores = np.array([total for total, _, _ in kept])
         scores[beams - to_spare :] = -np.inf
         written = [tokens for _, _, tokens in kept]
-        if hotwords:
-            places = [hotwords.after(places[row], tokens[-1]) for _, row, tokens in kept]
+        if places:
+            places.go_on([(row, tokens[-1]) for _, row, tokens in kept])
         likely = log_softmax(decoder(np.array([[tokens[-1]] for tokens in written], np.int64)))
 
 

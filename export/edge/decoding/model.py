@@ -13,10 +13,11 @@ from ..audio import SAMPLE_RATE, Wave
 from ..bundle import BundleError, Manifest
 from ..clock import Clock
 from .cuda_graphs import CapturedShapes
-from .decoder import DecoderSession
+from .decoder import DTYPES, DecoderSession
 from .memory import trim_while_loading
-from .sessions import Provider, as_value, check_sessions, open_sessions, run_on_device, session_options
+from .sessions import Provider, as_value, check_sessions, device_of, open_sessions, run_on_device, session_options
 
+MASKED = -5e3  # logits below are masked (-1e4 is added to them)
 POSITION_SAMPLES = 320  # samples of one encoder position: 20 ms
 
 
@@ -102,6 +103,17 @@ class SpeechModel:
         """Logits after the prompt, lowered at suppressed tokens. -> [1, vocabulary]"""
         prompt = np.array([self.prompts[language]], np.int64)
         return DecoderSession(self.step, cross_kv, prompt.shape[1])(prompt)
+
+    def suppressed_tokens(self) -> set[int]:
+        """Tokens that the decoder never writes, whatever it hears: their logits are masked in its graph."""
+        shape = {i.name: i.shape for i in self.step.get_inputs()}
+        dtype = DTYPES[next(i.type for i in self.step.get_inputs() if i.name == "cross_k.0")]
+        layers = sum(name.startswith("cross_k.") for name in shape)
+        silence = [as_value(np.zeros((layers, 1, 2, shape["cross_k.0"][2]), dtype), device_of(self.step)) for _ in "kv"]
+        decoder = DecoderSession(self.step, silence, 2)
+        first = np.array([[next(iter(self.prompts.values()))[0]]], np.int64)
+        decoder(first)  # some tokens are masked at the beginning alone
+        return {int(token) for token in np.flatnonzero(decoder(first)[0] < MASKED)}
 
     def detect_languages(self, cross_kv: Sequence[ort.OrtValue]) -> list[str]:
         """Each clip's language: the one whose token is likeliest after the prompt's first token; for a model of one language, that language."""

@@ -125,7 +125,8 @@ def read_tokens(folder: Path, blank: int, size: int, units: Units = "characters"
     for name, i in table.items():
         names[i] = name
     special = {_content(value) for key, value in settings.items() if key.endswith("_token")} - {""}
-    delimiter = _content(settings.get("word_delimiter_token", DELIMITER))
+    # only characters have one: a byte-pair token may be a bar itself
+    delimiter = _content(settings.get("word_delimiter_token", DELIMITER)) if units == "characters" else None
     pad = _content(settings.get("pad_token", BLANK))
     if table.get(pad, blank) != blank:
         raise UserError(

@@ -92,6 +92,10 @@ def base_of(model: nn.Module) -> Any:
 def _convolved(layers: Sequence[Any], features: Tensor) -> Tensor:
     """The convolutions over the waves. [clips, 2, samples] -> [clips, channels, frames]"""
     hidden, lengths = features[:, :1], features[:, 1].sum(1)
+    shortest = 1  # samples of one frame
+    for layer in reversed(list(layers)):
+        shortest = (shortest - 1) * layer.conv.stride[0] + layer.conv.kernel_size[0]
+    hidden = torch.nn.functional.pad(hidden, (0, max(0, shortest - hidden.shape[-1])))
     for layer in layers:
         norm = getattr(layer, "layer_norm", None)
         if isinstance(norm, nn.GroupNorm) and bool((lengths < features.shape[2]).any()):

@@ -79,7 +79,11 @@ def check_checkpoint(folder: Path) -> WhisperConfig:
 
 
 def check_files(folder: Path) -> None:
-    """Raise UserError if a checkpoint folder lacks a file that every use of it needs."""
+    """Raise UserError if a checkpoint folder is another model's, or lacks a file that every use of it needs."""
+    if (folder / "config.json").is_file():
+        kind = read_object(folder / "config.json", "a checkpoint's configuration").get("model_type")
+        if isinstance(kind, str) and kind != "whisper":
+            raise UserError(f"{folder}: a {_short(kind)} model; expected a 'whisper' checkpoint")
     missing = [name for name in REQUIRED if not (folder / name).is_file()]
     if not any((folder / name).is_file() for name in FEATURES_FILES):
         missing.append(FEATURES_FILES[0])
