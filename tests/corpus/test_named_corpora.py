@@ -1,5 +1,7 @@
 """Public corpora by name, read from local folders that are laid out as the hub's datasets are; the hub itself is not asked."""
 
+import importlib.metadata
+import importlib.util
 import logging
 from pathlib import Path
 
@@ -53,6 +55,10 @@ def test_librispeech_reads_the_parts_that_its_names_mean(librispeech, name, spli
     assert len(found[0].wave()) == 16000
 
 
+@pytest.mark.skipif(
+    importlib.metadata.version("datasets").startswith("4.0.") and importlib.util.find_spec("soundfile") is None,
+    reason="datasets 4.0 asks for soundfile where it joins parts",
+)
 def test_several_parts_are_streamed_each_process_its_share(librispeech):
     def ids(rank, ranks):
         return [u.text for window in Stream("librispeech", 1, rank, ranks, 60.0).windows() for u in window]

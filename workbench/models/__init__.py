@@ -52,6 +52,8 @@ def check_folder(folder: Path) -> None:
 
 def has_ctc_head(folder: Path) -> bool:
     """Whether a checkpoint folder is of a family without a decoder."""
+    if not (folder / "config.json").is_file():
+        return False
     kind = read_object(folder / "config.json", "a checkpoint's configuration").get("model_type")
     return kind in FAMILIES and kind != "whisper"
 
