@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from .audio.resample import SAMPLE_RATE, AudioError, Wave
 from .bundle.manifest import BundleError, Manifest, read_manifest
 from .bundle.tokens import Detokenizer
 from .clock import Clock
-from .decoding.decoder import Hypothesis, beam_search, greedy
+from .decoding.decoder import Hypothesis, beam_search
+from .decoding.drafted import greedy_with_draft
+from .decoding.drafts import Draft
 from .decoding.hotwords import DEFAULT_SCORE, Hotwords
 from .decoding.model import SpeechModel
 from .decoding.sessions import Provider
@@ -73,7 +76,7 @@ class Recognizer:
 
     def transcribe(
         self, wave: Wave, language: str = "en", beams: int = 1, words: bool = False, vad: bool = True,
-        hotwords: Hotwords | None = None,
+        hotwords: Hotwords | None = None, draft: Draft | None = None,
     ) -> Transcript:  # fmt: skip
         """Transcribe one utterance, [samples] at 16 kHz, of at most 30 s.
 
@@ -84,6 +87,8 @@ class Recognizer:
             words: also compute word times, which takes one more pass over the transcript.
             vad: False where speech is known to be there; the recogniser's detector is then skipped.
             hotwords: names and terms to expect, from `new_hotwords`.
+            draft: proposes tokens, of which the decoder checks many in one pass. The text is the same, in less time if the draft is good
+                (decoding/drafts.py). Ignored with beams, with hotwords, and by bundles whose decoder takes no drafts.
 
         Returns:
             The transcript; its text is empty if the detector finds no speech.
@@ -97,7 +102,7 @@ class Recognizer:
         clock = Clock()
         if vad and not self._spoken(wave, clock):
             return Transcript("", language, (), clock.laps, True)
-        return self._transcribed([wave], [seconds], language, beams, words, clock, hotwords)[0]
+        return self._transcribed([wave], [seconds], language, beams, words, clock, hotwords, draft)[0]
 
     def transcribe_batch(
         self, waves: Sequence[Wave], language: str = "en", most: int = 16, hotwords: Hotwords | None = None
@@ -196,7 +201,7 @@ class Recognizer:
 
     def _transcribed(
         self, waves: Sequence[Wave], seconds: Sequence[float], language: str, beams: int = 1, words: bool = False,
-        clock: Clock | None = None, hotwords: Hotwords | None = None,
+        clock: Clock | None = None, hotwords: Hotwords | None = None, draft: Draft | None = None,
     ) -> list[Transcript]:  # fmt: skip
         """Transcribe clips of about one length as one batch, or one clip with beams."""
         clock = clock or Clock()
@@ -211,7 +216,10 @@ class Recognizer:
         if beams > 1:
             written = [beam_search(decoder, prompts[0], limits[0], end, beams, hotwords)]
         else:
-            written = greedy(decoder, prompts, limits, end, lambda: clock.lap("first_token"), hotwords)
+            if draft is not None and not self.model.takes_drafts:
+                draft = None
+            lap = partial(clock.lap, "first_token")
+            written = greedy_with_draft(decoder, prompts, limits, end, lap, hotwords, draft)
         clock.lap("rest")
         texts = [self.detokenize(one.tokens) for one in written]
         clock.lap("detokenize")

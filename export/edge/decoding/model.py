@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from ..bundle import BundleError, Manifest
 from ..clock import Clock
 from .cuda_graphs import CapturedShapes
 from .decoder import DTYPES, DecoderSession
+from .drafted import passes_agree
 from .memory import trim_while_loading
 from .sessions import Provider, as_value, check_sessions, device_of, open_sessions, run_on_device, session_options
 
@@ -103,6 +105,11 @@ class SpeechModel:
         """Logits after the prompt, lowered at suppressed tokens. -> [1, vocabulary]"""
         prompt = np.array([self.prompts[language]], np.int64)
         return DecoderSession(self.step, cross_kv, prompt.shape[1])(prompt)
+
+    @cached_property
+    def takes_drafts(self) -> bool:
+        """Whether its decoder can check the tokens of a draft in one pass; found out by a few passes, once."""
+        return passes_agree(self.step)
 
     def suppressed_tokens(self) -> set[int]:
         """Tokens that the decoder never writes, whatever it hears: their logits are masked in its graph."""

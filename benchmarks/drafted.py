@@ -1,0 +1,191 @@
+"""What decoding with drafts saves: passes and time of the decoder with and without, on clips and in streams.
+
+    python benchmarks/drafted.py --bundle BUNDLE --precision fp32 --corpus CORPUS --json FILE
+
+Drafts of clips: `lookup` (n-grams of the text so far), `right` (the text itself, which no draft can beat). Streams: each clip is fed as a live
+signal whose partial texts are drafts of the next. With and without alternate; times are medians over `--repeats`. Texts must be equal.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from common import arguments, finish
+
+OPTIONS = {
+    "bundle": ("", "folder of a bundle"),
+    "precision": ("fp32", "one that it has"),
+    "corpus": ("prompts-en", "an English corpus"),
+    "split": ("test", "of the corpus"),
+    "clips": (40, "drawn at random"),
+    "repeats": (3, "of every measurement"),
+    "threads": (2, "of the runtime"),
+}
+SIZES = (1, 2, 4, 8, 16, 32)  # tokens of a pass
+EVERY = 0.5  # seconds between partial texts, as in export/edge/stream.py
+Tokens = Sequence[int]
+
+
+class Right:
+    """Proposes the text itself."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.tokens = tokens
+
+    def __call__(self, written: Tokens) -> Tokens:
+        return self.tokens[len(written) :]
+
+
+class Decoding:
+    """A bundle's decoder alone: greedy, from the encoder's output."""
+
+    def __init__(self, recognizer: Any) -> None:
+        self.recognizer, self.model = recognizer, recognizer.model
+
+    def encoded(self, wave: Any) -> tuple[Any, int]:
+        """The encoder's output, and the most tokens."""
+        return self.model.cross_kv([wave]), self.recognizer.manifest.token_limit(len(wave) / 16_000, "en")
+
+    def run(self, cross_kv: Any, limit: int, draft: Any, counts: Any = None) -> tuple[list[int], float]:
+        """Tokens, and ms."""
+        from export.edge.decoding.drafted import greedy_with_draft
+
+        started = time.perf_counter()
+        prompt = self.model.prompts["en"]
+        decoder = self.model.decoder(cross_kv, len(prompt) + limit)
+        (found,) = greedy_with_draft(decoder, [prompt], [limit], self.model.end_token, draft=draft, counts=counts)
+        return found.tokens, 1000 * (time.perf_counter() - started)
+
+
+class Passes:
+    """Counts what a draft is asked, which is once a pass, and what it answers."""
+
+    def __init__(self, draft: Any) -> None:
+        self.draft, self.count = draft, 0
+
+    def __call__(self, written: Tokens) -> Tokens:
+        self.count += 1
+        return self.draft(written) if self.draft else []
+
+
+def main() -> None:
+    """Measure and print the figures."""
+    options = arguments(__doc__, **OPTIONS)
+    from export.edge import Recognizer
+    from workbench.corpus import scored_clips
+
+    recognizer = Recognizer(options.bundle, options.precision, options.threads, vad=False)
+    if not recognizer.model.takes_drafts:
+        raise SystemExit(f"--precision {options.precision}: this decoder takes no drafts")
+    found = scored_clips(options.corpus, options.split)
+    chosen = sorted(np.random.default_rng(1).permutation(len(found))[: options.clips].tolist())
+    decoding = Decoding(recognizer)
+    decoding.run(*decoding.encoded(found[chosen[0]].wave()), None)  # the first run is slower
+    rows = []
+    for i in chosen:
+        wave = found[i].wave()
+        rows.append({"id": found[i].id, "seconds": len(wave) / 16_000, **clip(decoding, wave, options.repeats),
+                     "stream": stream(decoding, wave, options.repeats)})  # fmt: skip
+        print({k: v for k, v in rows[-1].items() if k != "stream"}, flush=True)
+    costs = pass_costs(decoding, found[chosen[0]].wave(), 5 * options.repeats)
+    finish(options.json, {**figures(rows), **costs}, rows, bundle=recognizer.manifest.name, precision=options.precision,
+           corpus=options.corpus, split=options.split, threads=options.threads)  # fmt: skip
+
+
+def clip(decoding: Decoding, wave: Any, repeats: int) -> dict[str, Any]:
+    """One clip decoded without and with each draft, in turns."""
+    from export.edge.decoding.drafted import DraftCounts
+    from export.edge.decoding.drafts import PromptLookup
+
+    cross_kv, limit = decoding.encoded(wave)
+    plain, _ = decoding.run(cross_kv, limit, None)
+    makers = {"without": lambda: None, "lookup": PromptLookup, "right": lambda: Right(plain)}
+    times: dict[str, list[float]] = {name: [] for name in makers}
+    counts = {name: DraftCounts() for name in makers}
+    same = True
+    for _ in range(repeats):
+        for name, make in makers.items():
+            tokens, ms = decoding.run(cross_kv, limit, make(), counts[name])
+            times[name].append(ms)
+            same = same and tokens == plain
+    row: dict[str, Any] = {"tokens": len(plain) + 1, "same": same}
+    for name in makers:
+        row[f"{name}_ms"] = statistics.median(times[name])
+        if name != "without":
+            row[f"{name}_passes"] = counts[name].passes / repeats
+            row[f"{name}_given_up"] = counts[name].given_up / repeats
+    return row
+
+
+def stream(decoding: Decoding, wave: Any, repeats: int) -> dict[str, Any]:
+    """The decoder on each beginning of a clip, as a stream has it; the encoder's time is the same with and without."""
+    from export.edge.decoding.drafts import EarlierText
+
+    ends = [*range(int(EVERY * 16_000), len(wave), int(EVERY * 16_000)), len(wave)]
+    encoded = [decoding.encoded(wave[:end]) for end in ends]
+    times: dict[str, list[float]] = {"without": [], "with": []}
+    passes = plain_passes = tokens_in_all = 0
+    texts: dict[str, list[list[int]]] = {}
+    for _ in range(repeats):
+        for name in times:
+            texts[name], ms, passes = [], 0.0, 0
+            for cross_kv, limit in encoded:
+                earlier = texts[name][-1] if texts[name] else []
+                draft = Passes(EarlierText(earlier)) if name == "with" and earlier else None
+                tokens, took = decoding.run(cross_kv, limit, draft)
+                texts[name].append(tokens)
+                ms += took
+                passes += draft.count if draft else len(tokens) + 1
+            times[name].append(ms)
+            if name == "without":
+                plain_passes = passes
+    tokens_in_all = sum(len(tokens) + 1 for tokens in texts["with"])
+    return {"texts": len(ends), "tokens": tokens_in_all, "same": texts["with"] == texts["without"], "without_passes": plain_passes,
+            "with_passes": passes, **{f"{name}_ms": statistics.median(each) for name, each in times.items()}}  # fmt: skip
+
+
+def pass_costs(decoding: Decoding, wave: Any, repeats: int) -> dict[str, float]:
+    """Median ms of a pass over some tokens, in turns."""
+    cross_kv, _ = decoding.encoded(wave)
+    decoder = decoding.model.decoder(cross_kv, 64)
+    times: dict[int, list[float]] = {size: [] for size in SIZES}
+    generator = np.random.default_rng(0)
+    for _ in range(repeats):
+        for size in SIZES:
+            decoder.done[:] = 8
+            tokens = generator.integers(0, decoding.model.end_token, (1, size))
+            started = time.perf_counter()
+            decoder.several(tokens, size)
+            times[size].append(1000 * (time.perf_counter() - started))
+    return {f"pass_over_{size}_ms": statistics.median(each) for size, each in times.items()}
+
+
+def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Sums over clips."""
+
+    def total(name: str, key: str = "") -> float:
+        return sum(float((row[key] if key else row)[name]) for row in rows)
+
+    out = {
+        "same_percent": 100 * sum(row["same"] and row["stream"]["same"] for row in rows) / len(rows),
+        "tokens_a_clip": total("tokens") / len(rows),
+        "decoder_ms_a_clip": total("without_ms") / len(rows),
+    }
+    for name in ("lookup", "right"):
+        out[f"{name}_tokens_a_pass"] = total("tokens") / total(f"{name}_passes")
+        out[f"{name}_times_as_fast"] = total("without_ms") / total(f"{name}_ms")
+        out[f"{name}_given_up"] = total(f"{name}_given_up")
+    out["stream_texts_a_clip"] = total("texts", "stream") / len(rows)
+    out["stream_passes_fewer"] = total("without_passes", "stream") / total("with_passes", "stream")
+    out["stream_decoder_ms_a_text"] = total("without_ms", "stream") / total("texts", "stream")
+    out["stream_decoder_ms_a_text_with"] = total("with_ms", "stream") / total("texts", "stream")
+    out["stream_times_as_fast"] = total("without_ms", "stream") / total("with_ms", "stream")
+    return out
+
+
+if __name__ == "__main__":
+    main()
