@@ -4,6 +4,7 @@
 
 Drafts of clips: `lookup` (n-grams of the text so far), `right` (the text itself, which no draft can beat). Streams: each clip is fed as a live
 signal whose partial texts are drafts of the next. With and without alternate; times are medians over `--repeats`. Texts must be equal.
+Of a decoder that takes no drafts, only by how much its logits differ between one pass over a text and passes over single tokens.
 """
 
 from __future__ import annotations
@@ -61,17 +62,6 @@ class Decoding:
         return found.tokens, 1000 * (time.perf_counter() - started)
 
 
-class Passes:
-    """Counts what a draft is asked, which is once a pass, and what it answers."""
-
-    def __init__(self, draft: Any) -> None:
-        self.draft, self.count = draft, 0
-
-    def __call__(self, written: Tokens) -> Tokens:
-        self.count += 1
-        return self.draft(written) if self.draft else []
-
-
 def main() -> None:
     """Measure and print the figures."""
     options = arguments(__doc__, **OPTIONS)
@@ -79,21 +69,42 @@ def main() -> None:
     from workbench.corpus import scored_clips
 
     recognizer = Recognizer(options.bundle, options.precision, options.threads, vad=False)
-    if not recognizer.model.takes_drafts:
-        raise SystemExit(f"--precision {options.precision}: this decoder takes no drafts")
     found = scored_clips(options.corpus, options.split)
     chosen = sorted(np.random.default_rng(1).permutation(len(found))[: options.clips].tolist())
     decoding = Decoding(recognizer)
     decoding.run(*decoding.encoded(found[chosen[0]].wave()), None)  # the first run is slower
-    rows = []
+    rows: list[dict[str, Any]] = []
     for i in chosen:
         wave = found[i].wave()
-        rows.append({"id": found[i].id, "seconds": len(wave) / 16_000, **clip(decoding, wave, options.repeats),
-                     "stream": stream(decoding, wave, options.repeats)})  # fmt: skip
-        print({k: v for k, v in rows[-1].items() if k != "stream"}, flush=True)
-    costs = pass_costs(decoding, found[chosen[0]].wave(), 5 * options.repeats)
-    finish(options.json, {**figures(rows), **costs}, rows, bundle=recognizer.manifest.name, precision=options.precision,
+        row = {"id": found[i].id, "seconds": len(wave) / 16_000, **differences(decoding, wave)}
+        if recognizer.model.takes_drafts:
+            row |= {**clip(decoding, wave, options.repeats), "stream": stream(decoding, wave, options.repeats)}
+        rows.append(row)
+        print({k: v for k, v in row.items() if k != "stream"}, flush=True)
+    out = {
+        "logits_differ_by": max(row["logits_differ_by"] for row in rows),
+        "likeliest_tokens_that_differ": sum(row["likeliest_tokens_that_differ"] for row in rows),
+    }
+    if recognizer.model.takes_drafts:
+        out |= figures(rows) | pass_costs(decoding, found[chosen[0]].wave(), 5 * options.repeats)
+    finish(options.json, out, rows, bundle=recognizer.manifest.name, precision=options.precision,
            corpus=options.corpus, split=options.split, threads=options.threads)  # fmt: skip
+
+
+def differences(decoding: Decoding, wave: Any) -> dict[str, Any]:
+    """The logits of a clip's text from one pass, against those from passes over single tokens; suppressed tokens left out."""
+    cross_kv, limit = decoding.encoded(wave)
+    text, _ = decoding.run(cross_kv, limit, None)
+    prompt = decoding.model.prompts["en"]
+    decoder = decoding.model.decoder(cross_kv, len(prompt) + limit)
+    single = [decoder(np.array([read]))[0].copy() for read in (prompt, *([token] for token in text))]
+    decoder.done[:] = 0
+    together = decoder.several(np.array([[*prompt, *text]]), len(single))[0]
+    said = np.stack(single) > -5e3
+    return {
+        "logits_differ_by": float(np.abs(together - np.stack(single))[said].max()),
+        "likeliest_tokens_that_differ": int((together.argmax(1) != np.stack(single).argmax(1)).sum()),
+    }
 
 
 def clip(decoding: Decoding, wave: Any, repeats: int) -> dict[str, Any]:
@@ -123,23 +134,26 @@ def clip(decoding: Decoding, wave: Any, repeats: int) -> dict[str, Any]:
 
 def stream(decoding: Decoding, wave: Any, repeats: int) -> dict[str, Any]:
     """The decoder on each beginning of a clip, as a stream has it; the encoder's time is the same with and without."""
+    from export.edge.decoding.drafted import DraftCounts
     from export.edge.decoding.drafts import EarlierText
 
     ends = [*range(int(EVERY * 16_000), len(wave), int(EVERY * 16_000)), len(wave)]
     encoded = [decoding.encoded(wave[:end]) for end in ends]
     times: dict[str, list[float]] = {"without": [], "with": []}
-    passes = plain_passes = tokens_in_all = 0
+    passes = plain_passes = 0
     texts: dict[str, list[list[int]]] = {}
     for _ in range(repeats):
         for name in times:
             texts[name], ms, passes = [], 0.0, 0
             for cross_kv, limit in encoded:
                 earlier = texts[name][-1] if texts[name] else []
-                draft = Passes(EarlierText(earlier)) if name == "with" and earlier else None
-                tokens, took = decoding.run(cross_kv, limit, draft)
+                draft = EarlierText(earlier) if name == "with" and earlier else None
+                counts = DraftCounts()
+                tokens, took = decoding.run(cross_kv, limit, draft, counts)
                 texts[name].append(tokens)
                 ms += took
-                passes += draft.count if draft else len(tokens) + 1
+                again = draft is None or counts.given_up
+                passes += counts.passes + (len(tokens) + 1 if again else 0)
             times[name].append(ms)
             if name == "without":
                 plain_passes = passes
