@@ -12,6 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ OPTIONS = {
     "clips": (40, "drawn at random"),
     "repeats": (3, "of every measurement"),
     "threads": (2, "of the runtime"),
+    "older": ("", "a step graph without drafts, whose passes over one token are timed in turns with this bundle's"),
 }
 SIZES = (1, 2, 4, 8, 16, 32)  # tokens of a pass
 EVERY = 0.5  # seconds between partial texts, as in export/edge/stream.py
@@ -86,7 +88,7 @@ def main() -> None:
         "likeliest_tokens_that_differ": sum(row["likeliest_tokens_that_differ"] for row in rows),
     }
     if recognizer.model.takes_drafts:
-        out |= figures(rows) | pass_costs(decoding, found[chosen[0]].wave(), 5 * options.repeats)
+        out |= figures(rows) | pass_costs(decoding, found[chosen[0]].wave(), 10 * options.repeats, options.older)
     finish(options.json, out, rows, bundle=recognizer.manifest.name, precision=options.precision,
            corpus=options.corpus, split=options.split, threads=options.threads)  # fmt: skip
 
@@ -133,12 +135,14 @@ def clip(decoding: Decoding, wave: Any, repeats: int) -> dict[str, Any]:
 
 
 def stream(decoding: Decoding, wave: Any, repeats: int) -> dict[str, Any]:
-    """The decoder on each beginning of a clip, as a stream has it; the encoder's time is the same with and without."""
+    """The decoder on each beginning of a clip, as a stream has it. The encoder's time, features included, is the same with and without."""
     from export.edge.decoding.drafted import DraftCounts
     from export.edge.decoding.drafts import EarlierText
 
     ends = [*range(int(EVERY * 16_000), len(wave), int(EVERY * 16_000)), len(wave)]
+    started = time.perf_counter()
     encoded = [decoding.encoded(wave[:end]) for end in ends]
+    encoder_ms = 1000 * (time.perf_counter() - started)
     times: dict[str, list[float]] = {"without": [], "with": []}
     passes = plain_passes = 0
     texts: dict[str, list[list[int]]] = {}
@@ -158,24 +162,32 @@ def stream(decoding: Decoding, wave: Any, repeats: int) -> dict[str, Any]:
             if name == "without":
                 plain_passes = passes
     tokens_in_all = sum(len(tokens) + 1 for tokens in texts["with"])
-    return {"texts": len(ends), "tokens": tokens_in_all, "same": texts["with"] == texts["without"], "without_passes": plain_passes,
+    return {"texts": len(ends), "encoder_ms": encoder_ms, "tokens": tokens_in_all, "same": texts["with"] == texts["without"], "without_passes": plain_passes,
             "with_passes": passes, **{f"{name}_ms": statistics.median(each) for name, each in times.items()}}  # fmt: skip
 
 
-def pass_costs(decoding: Decoding, wave: Any, repeats: int) -> dict[str, float]:
-    """Median ms of a pass over some tokens, in turns."""
+def pass_costs(decoding: Decoding, wave: Any, repeats: int, older: str) -> dict[str, float]:
+    """Median ms of a pass over some tokens, in turns, and of a pass over one in another graph."""
+    from export.edge.decoding.decoder import DecoderSession
+    from export.edge.decoding.sessions import open_session, session_options
+
     cross_kv, _ = decoding.encoded(wave)
-    decoder = decoding.model.decoder(cross_kv, 64)
-    times: dict[int, list[float]] = {size: [] for size in SIZES}
+    new = decoding.model.decoder(cross_kv, 64)
+    passes: dict[str, tuple[DecoderSession, int]] = {f"pass_over_{size}_ms": (new, size) for size in SIZES}
+    if older:
+        threads = decoding.recognizer.model.step.get_session_options().intra_op_num_threads
+        step = open_session(Path(older), session_options(threads), ["CPUExecutionProvider"])
+        passes["older_graph_pass_ms"] = DecoderSession(step, cross_kv, 64), 1
+    times: dict[str, list[float]] = {name: [] for name in passes}
     generator = np.random.default_rng(0)
     for _ in range(repeats):
-        for size in SIZES:
+        for name, (decoder, size) in passes.items():
             decoder.done[:] = 8
             tokens = generator.integers(0, decoding.model.end_token, (1, size))
             started = time.perf_counter()
             decoder.several(tokens, size)
-            times[size].append(1000 * (time.perf_counter() - started))
-    return {f"pass_over_{size}_ms": statistics.median(each) for size, each in times.items()}
+            times[name].append(1000 * (time.perf_counter() - started))
+    return {name: statistics.median(each) for name, each in times.items()}
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -195,6 +207,7 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
         out[f"{name}_given_up"] = total(f"{name}_given_up")
     out["stream_texts_a_clip"] = total("texts", "stream") / len(rows)
     out["stream_passes_fewer"] = total("without_passes", "stream") / total("with_passes", "stream")
+    out["stream_encoder_ms_a_text"] = total("encoder_ms", "stream") / total("texts", "stream")
     out["stream_decoder_ms_a_text"] = total("without_ms", "stream") / total("texts", "stream")
     out["stream_decoder_ms_a_text_with"] = total("with_ms", "stream") / total("texts", "stream")
     out["stream_times_as_fast"] = total("without_ms", "stream") / total("with_ms", "stream")

@@ -20,9 +20,7 @@ from .hotwords import BeamPlaces, HotwordPath, Hotwords
 from .sessions import as_bundle_errors, as_value, device_of
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-PROJECT_FROM = (
-    "project_from"  # the step graph's input that asks for the logits of several positions; older bundles lack it
-)
+PROJECT_FROM = "project_from"  # the step graph's input for logits of several positions; older bundles lack it
 # excludes a run from CUDA graph capture (cuda_graphs.py) in sessions that capture; others ignore it
 NOT_CAPTURED = ort.RunOptions()
 NOT_CAPTURED.add_run_config_entry("gpu_graph_id", "-1")
