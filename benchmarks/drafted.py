@@ -90,7 +90,7 @@ def main() -> None:
     if recognizer.model.takes_drafts:
         out |= figures(rows) | pass_costs(decoding, found[chosen[0]].wave(), 10 * options.repeats, options.older)
     finish(options.json, out, rows, bundle=recognizer.manifest.name, precision=options.precision,
-           corpus=options.corpus, split=options.split, threads=options.threads)  # fmt: skip
+           corpus=Path(options.corpus).name, split=options.split, threads=options.threads)  # fmt: skip
 
 
 def differences(decoding: Decoding, wave: Any) -> dict[str, Any]:
