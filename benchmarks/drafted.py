@@ -88,7 +88,9 @@ def main() -> None:
         "likeliest_tokens_that_differ": sum(row["likeliest_tokens_that_differ"] for row in rows),
     }
     if recognizer.model.takes_drafts:
-        out |= figures(rows) | pass_costs(decoding, found[chosen[0]].wave(), 10 * options.repeats, options.older)
+        out |= figures(rows) | pass_costs(decoding, found[chosen[0]].wave(), 10 * options.repeats)
+    if options.older:
+        out |= against_older(decoding, found[chosen[0]].wave(), 100 * options.repeats, options.older)
     finish(options.json, out, rows, bundle=recognizer.manifest.name, precision=options.precision,
            corpus=Path(options.corpus).name, split=options.split, threads=options.threads)  # fmt: skip
 
@@ -166,28 +168,47 @@ def stream(decoding: Decoding, wave: Any, repeats: int) -> dict[str, Any]:
             "with_passes": passes, **{f"{name}_ms": statistics.median(each) for name, each in times.items()}}  # fmt: skip
 
 
-def pass_costs(decoding: Decoding, wave: Any, repeats: int, older: str) -> dict[str, float]:
-    """Median ms of a pass over some tokens, in turns, and of a pass over one in another graph."""
+def pass_costs(decoding: Decoding, wave: Any, repeats: int) -> dict[str, float]:
+    """Median ms of a pass over some tokens, in turns."""
+    cross_kv, _ = decoding.encoded(wave)
+    decoder = decoding.model.decoder(cross_kv, 64)
+    times: dict[int, list[float]] = {size: [] for size in SIZES}
+    for _ in range(repeats):
+        for size in SIZES:
+            times[size].append(one_pass(decoder, size)[0])
+    return {f"pass_over_{size}_ms": statistics.median(each) for size, each in times.items()}
+
+
+def against_older(decoding: Decoding, wave: Any, repeats: int, older: str) -> dict[str, float]:
+    """A pass over one token in this graph and in an older one, in turns, either first: median ms, and ms of the processor's time."""
     from export.edge.decoding.decoder import DecoderSession
     from export.edge.decoding.sessions import open_session, session_options
 
     cross_kv, _ = decoding.encoded(wave)
-    new = decoding.model.decoder(cross_kv, 64)
-    passes: dict[str, tuple[DecoderSession, int]] = {f"pass_over_{size}_ms": (new, size) for size in SIZES}
-    if older:
-        threads = decoding.recognizer.model.step.get_session_options().intra_op_num_threads
-        step = open_session(Path(older), session_options(threads), ["CPUExecutionProvider"])
-        passes["older_graph_pass_ms"] = DecoderSession(step, cross_kv, 64), 1
-    times: dict[str, list[float]] = {name: [] for name in passes}
-    generator = np.random.default_rng(0)
-    for _ in range(repeats):
-        for name, (decoder, size) in passes.items():
-            decoder.done[:] = 8
-            tokens = generator.integers(0, decoding.model.end_token, (1, size))
-            started = time.perf_counter()
-            decoder.several(tokens, size)
-            times[name].append(1000 * (time.perf_counter() - started))
-    return {name: statistics.median(each) for name, each in times.items()}
+    threads = decoding.model.step.get_session_options().intra_op_num_threads
+    step = open_session(Path(older), session_options(threads), ["CPUExecutionProvider"])
+    decoders = {
+        "one_pass": decoding.model.decoder(cross_kv, 64),
+        "older_graph_pass": DecoderSession(step, cross_kv, 64),
+    }
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in decoders}
+    for i in range(repeats):
+        for name in decoders if i % 2 else reversed(decoders):
+            times[name].append(one_pass(decoders[name], 1))
+    return {
+        f"{name}_{kind}": statistics.median(one[j] for one in each)
+        for name, each in times.items()
+        for j, kind in enumerate(("ms", "cpu_ms"))
+    }
+
+
+def one_pass(decoder: Any, size: int) -> tuple[float, float]:
+    """Ms of a pass over random tokens, and ms of the processor's time."""
+    decoder.done[:] = 8
+    tokens = np.random.default_rng(size).integers(0, 1000, (1, size))
+    started, cpu = time.perf_counter(), time.process_time()
+    decoder.several(tokens, size)
+    return 1000 * (time.perf_counter() - started), 1000 * (time.process_time() - cpu)
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
