@@ -22,6 +22,7 @@ from .sessions import as_value, device_of
 
 ROUNDING = 1e-4  # of logits, which are about 20: what passes over one token and over several may differ by
 TOLERANCE = 1e-3  # of two tokens' logits, closer than which they could change places
+MOST = 32  # proposed tokens that one pass checks, which bounds the memory for their logits, and the time that a bad draft takes
 CHECKED = 8  # tokens that are read in one pass and one by one
 POSITIONS = 50  # of the encoder's states for that
 
@@ -79,7 +80,7 @@ def _drafted(
     unread = list(prompt)
     while True:
         # of the tokens up to the limit the last one need not be read
-        proposed = _usable(draft(written), limit - len(written) - 1, decoder.vocabulary)
+        proposed = _usable(draft(written), min(MOST, limit - len(written) - 1), decoder.vocabulary)
         logits = decoder.several(np.array([[*unread, *proposed]], np.int64), 1 + len(proposed))[0]
         counts.passes += 1
         counts.proposed += len(proposed)
