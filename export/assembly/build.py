@@ -63,7 +63,7 @@ def export_bundle(
     aligned: Sequence[Utterance] = (),
     through: str = "workbench",
 ) -> Path:
-    """Export a Whisper checkpoint folder as a bundle and check its tensors against torch.
+    """Export a checkpoint folder, of a Whisper or of a model with a CTC head, as a bundle and check its tensors against torch.
 
     Args:
         checkpoint: a student's or any transformers Whisper folder.
@@ -94,7 +94,13 @@ def export_bundle(
     check_exporter(through)
     check_output(output, [checkpoint])
     if has_ctc_head(checkpoint):
-        raise UserError(f"{checkpoint}: is a model with a CTC head; such models are not exported yet")
+        from export.assembly.ctc import export_ctc_bundle
+
+        if vocabulary or through != "workbench":
+            raise UserError(
+                f"{checkpoint}: has a CTC head and no decoder; leave out --vocabulary and --decoder-exporter"
+            )
+        return export_ctc_bundle(checkpoint, output, parsed, name, overwrite, options, _described(options, parsed))
     check_files(checkpoint)
     origin = find_origin(checkpoint, name)
     source = fingerprint(checkpoint)

@@ -16,7 +16,8 @@ from export.edge.bundle.tokens import Detokenizer
 from workbench.core.errors import UserError
 from workbench.core.files import read_object
 from workbench.core.hashing import sha256
-from workbench.models.whisper.loading.checkpoint import check_settings
+from workbench.models.ctc.checkpoint import CLASSES as CTC_CLASSES
+from workbench.models.whisper.loading.checkpoint import CLASSES, check_settings
 
 OWN_RUNTIME = Path(__file__).parents[1] / "edge"
 # What `workbench export` writes; nothing else belongs in a bundle, whether listed or not.
@@ -26,6 +27,7 @@ WRITTEN = re.compile(
 # What file managers leave behind (macOS a `._NAME` beside each file on a foreign disk): no runtime reads it.
 BY_OTHERS = re.compile(r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini")
 
+CTC_TYPES = ("wav2vec2", "hubert")
 HUB_CARD = "README.md"  # at the top of what was downloaded from a hub; no runtime reads it
 
 
@@ -40,15 +42,17 @@ def inspect(manifest: Manifest) -> None:
             raise BundleError(f"{path}: bundle.json does not list it; {_remedy(path)}")
         manifest.path(name)  # no link, no pipe
     manifest.check()
+    ctc = manifest.content.get("ctc")
     for path in found:
         if path.suffix == ".onnx":
             check_graph(path)
-        elif path.name == "vocab.json":
+        elif path.relative_to(manifest.folder).as_posix() == (ctc["pieces"] if ctc else "vocab.json"):
             Detokenizer(path)
-    check_settings(manifest.folder)
+    check_settings(manifest.folder, CTC_CLASSES if ctc else CLASSES)
     config = manifest.folder / "config.json"
-    if config.is_file() and (kind := read_object(config, "a bundle's configuration").get("model_type")) != "whisper":
-        raise UserError(f"{config}: model_type is {abbreviated(kind)}; expected 'whisper'")
+    expected = CTC_TYPES if ctc else ("whisper",)
+    if config.is_file() and (kind := read_object(config, "a bundle's configuration").get("model_type")) not in expected:
+        raise UserError(f"{config}: model_type is {abbreviated(kind)}; expected {' or '.join(map(repr, expected))}")
 
 
 def check_names(manifest: Manifest) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
-from export.edge.bundle.fields import fields, integer, mapping, number, text
+from export.edge.bundle.fields import array, fields, integer, mapping, number, text
 from export.edge.bundle.manifest import BundleError, read_json
 from workbench.core.errors import UserError
 from workbench.models.whisper.low_rank import ranks_of
@@ -21,6 +21,10 @@ SIZES = fields(
     max_source_positions=integer(1, LARGEST),
     vocab_size=integer(1, 1 << 20),
 )
+CTC_SIZES = fields(
+    hidden_size=integer(1, LARGEST), intermediate_size=integer(1, LARGEST), num_hidden_layers=integer(1, 1024), vocab_size=integer(2, 1 << 20),
+    num_mel_bins_=integer(1, LARGEST), num_conv_pos_embeddings_=integer(1, LARGEST), num_conv_pos_embedding_groups_=integer(1, LARGEST),
+)  # fmt: skip
 OPTIONAL_SIZES = {"pool_after": number(0, 1024), "encoder_ranks": mapping(text, integer(1, LARGEST))}
 
 
@@ -53,6 +57,39 @@ def read_sizes(bundle: Path) -> Sizes:
         said = str(error)
         raise UserError(said if str(path) in said else f"{path}: {said}; export the bundle again") from None
     return found
+
+
+def ctc_flops(bundle: Path, samples: int) -> int:
+    """Operations of a model with a CTC head for a wave of so many samples, silence included: convolutions, layers, head.
+
+    Raises:
+        UserError: the bundle's config.json lacks a size.
+    """
+    path = bundle / "config.json"
+    try:
+        config = cast("dict[str, Any]", read_json(path))
+        CTC_SIZES("configuration", config)
+        width, ffn = config["hidden_size"], config["intermediate_size"]
+        convolutions, positions, channels = 0, samples, 1
+        if "num_mel_bins" in config:  # a Whisper's encoder
+            positions = -(-samples // 320)
+            convolutions = 2 * 3 * width * (2 * positions * config["num_mel_bins"] + positions * width)
+        else:
+            for key in ("conv_dim", "conv_kernel", "conv_stride"):
+                array(integer(1, LARGEST), 1, 16)(key, config.get(key))
+            for wide, kernel, stride in zip(
+                config["conv_dim"], config["conv_kernel"], config["conv_stride"], strict=True
+            ):
+                positions = max((positions - kernel) // stride + 1, 1)
+                convolutions += 2 * positions * wide * channels * kernel
+                channels = wide
+            kernel, groups = config.get("num_conv_pos_embeddings", 128), config.get("num_conv_pos_embedding_groups", 16)
+            convolutions += 2 * positions * (channels * width + width * width * kernel // groups)
+    except (BundleError, ValueError) as error:
+        said = str(error)
+        raise UserError(said if str(path) in said else f"{path}: {said}; export the bundle again") from None
+    layer = 2 * positions * (4 * width**2 + 2 * width * ffn) + 4 * positions**2 * width
+    return int(convolutions + config["num_hidden_layers"] * layer + 2 * positions * width * config["vocab_size"])
 
 
 def encoder_flops(config: Sizes, positions: int) -> int:

@@ -16,6 +16,7 @@ from export.bundle.inspection import changed_runtime
 from export.bundle.manifest import open_manifest, record
 from export.edge import read_wav
 from export.edge.bundle.content import Content, Verification, VerifiedClient
+from export.edge.bundle.fields import CTC
 from export.graphs.padding import trim_or_pad_silence
 from export.verification.agreement import (
     MIN_EQUAL,
@@ -29,7 +30,14 @@ from export.verification.agreement import (
     wer_budget,
     within_budget,
 )
-from export.verification.clients import client_module, has_graphs_of, is_exact, known_clients, unavailable_reason
+from export.verification.clients import (
+    client_module,
+    has_graphs_of,
+    is_exact,
+    known_clients,
+    needs_of,
+    unavailable_reason,
+)
 from export.verification.clients.protocol import ClipFile, Job, Outcome
 from workbench.core.errors import UserError, last_line
 from workbench.core.machine.children import killed_with_parent
@@ -76,6 +84,11 @@ def verify_bundle(
     jobs: list[tuple[str, str]] = []
     with tempfile.TemporaryDirectory() as temporary:
         for name in names:
+            if needs_of(manifest, name) is None:
+                absent[name] = (
+                    f"it does not read bundles of the family {manifest.content['family']} with these tokens and features"
+                )
+                continue
             if not has_graphs_of(manifest, name):
                 absent[name] = f"the bundle was packed for {manifest.packed_for}"
                 continue
@@ -132,6 +145,11 @@ def _torch_reference(
         raise UserError(
             f"{checkpoint}: is not the checkpoint that the bundle was exported from; name that one with --checkpoint"
         )
+    if content["family"] == CTC:
+        from export.verification.ctc import ctc_reference
+
+        with step("reading %s", checkpoint):
+            return ctc_reference(checkpoint, clips)
     if content.get("vocabulary"):
         from export.bundle.vocabulary import prune_like
 

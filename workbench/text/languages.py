@@ -56,6 +56,11 @@ def whisper_knows(code: str) -> bool:
     return code in _whisper_codes()
 
 
+def whisper_codes() -> list[str]:
+    """Codes of all languages that some Whisper model supports."""
+    return sorted(_whisper_codes())
+
+
 @functools.cache
 def _whisper_names() -> Mapping[str, str]:
     from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE

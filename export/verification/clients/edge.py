@@ -14,6 +14,7 @@ from workbench.audio.decode import Wave
 
 EXACT = True
 GRAPHS, FILES = ("frontend", "encoder", "step"), ("vocab.json", "onnx/speech_detector.onnx")
+CTC = ("ctc",), ("pieces.json", "onnx/speech_detector.onnx")
 REQUIRES, INSTALL = "onnxruntime", "pip install onnxruntime"
 
 

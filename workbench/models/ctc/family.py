@@ -36,6 +36,7 @@ class CtcFamily:
     ctc_tokens: CtcTokens
     trained_silence: float | None
     reads_waves: bool  # and not mels
+    normalize = False  # whether each wave is brought to mean 0 and variance 1
 
     def __init__(self, folder: Path, config: Any, ctc_tokens: CtcTokens, silence: float | None) -> None:
         self.folder, self.config, self.ctc_tokens, self.trained_silence = folder, config, ctc_tokens, silence

@@ -96,9 +96,10 @@ def _convolved(layers: Sequence[Any], features: Tensor) -> Tensor:
     for layer in reversed(list(layers)):
         shortest = (shortest - 1) * layer.conv.stride[0] + layer.conv.kernel_size[0]
     hidden = torch.nn.functional.pad(hidden, (0, max(0, shortest - hidden.shape[-1])))
+    padded = bool((lengths < hidden.shape[-1]).any())
     for layer in layers:
         norm = getattr(layer, "layer_norm", None)
-        if isinstance(norm, nn.GroupNorm) and bool((lengths < features.shape[2]).any()):
+        if isinstance(norm, nn.GroupNorm) and padded:
             hidden = layer.conv(hidden)
             frames = (lengths - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
             hidden = layer.activation(_normed(hidden, frames.clamp(min=1), norm))
