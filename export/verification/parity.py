@@ -13,7 +13,6 @@ import torch
 
 from export.edge.bundle.manifest import Manifest, read_manifest
 from export.graphs.build import margin_frames
-from export.graphs.names import GRAPH_FILES
 from export.graphs.padding import WINDOW_FRAMES, trim_or_pad_silence
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.core.errors import UserError
@@ -63,7 +62,7 @@ def _compare(manifest: Manifest, scenes: Sequence[_Scene], precision: str) -> di
     options.log_severity_level = 3
     sessions = {
         part: ort.InferenceSession(str(manifest.graph(part, precision)), options, providers=["CPUExecutionProvider"])
-        for part in GRAPH_FILES
+        for part in manifest.content["precisions"][precision]
     }
     worst: dict[str, float] = {}
     for scene in scenes:
