@@ -35,7 +35,7 @@ from workbench.core.machine.host import describe_host
 from workbench.core.ownership import check_output, check_replaceable, replacing
 from workbench.core.progress import step
 from workbench.corpus import Utterance
-from workbench.models import has_ctc_head
+from workbench.models import check_not_run, has_ctc_head
 from workbench.models.resolve import fingerprint
 from workbench.models.students import parameters
 from workbench.models.whisper.family import WINDOW_SECONDS, Whisper
@@ -93,6 +93,7 @@ def export_bundle(
     precisions = [p.name for p in parsed]
     check_exporter(through)
     check_output(output, [checkpoint])
+    check_not_run(checkpoint)
     if has_ctc_head(checkpoint):
         from export.assembly.ctc import export_ctc_bundle
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
-from export.edge.bundle.fields import array, fields, integer, mapping, number, text
+from export.bundle.manifest import open_manifest
+from export.edge.bundle.fields import CTC, array, fields, integer, mapping, number, text
 from export.edge.bundle.manifest import BundleError, read_json
 from workbench.core.errors import UserError
 from workbench.models.whisper.low_rank import ranks_of
 
+SECOND = 16_000  # samples
 LARGEST = 65_536  # of a width or length
 SIZES = fields(
     d_model=integer(1, LARGEST),
@@ -57,6 +59,14 @@ def read_sizes(bundle: Path) -> Sizes:
         said = str(error)
         raise UserError(said if str(path) in said else f"{path}: {said}; export the bundle again") from None
     return found
+
+
+def check_sizes(bundle: Path) -> None:
+    """Raise UserError where a bundle's config.json lacks what operations are counted from."""
+    if open_manifest(bundle).content["family"] == CTC:
+        ctc_flops(bundle, SECOND)
+    else:
+        read_sizes(bundle)
 
 
 def ctc_flops(bundle: Path, samples: int) -> int:

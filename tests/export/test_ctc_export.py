@@ -19,6 +19,7 @@ from export.edge.decoding.ctc import CtcPath, greedy_path, words_of
 from export.graphs.ctc import ctc_graph
 from export.graphs.names import IN_FP32
 from export.measurement.flops import ctc_flops
+from export.measurement.measure import measure
 from export.quantization.int8 import DEFAULTS
 from export.search.search import export_for
 from export.verification.clients import unavailable_reason
@@ -369,6 +370,25 @@ def test_operations_are_those_of_the_graph(bundle_of, kind):
     heard = samples + round(manifest.content["margin_seconds"] * 16_000)
     assert ctc_flops(bundle, heard) == pytest.approx(total, rel=0.01)
     assert size_mb(manifest, "fp32") > size_mb(manifest, "int8") > 0
+
+
+def test_it_is_measured_like_others(bundle_of, exported, speech, tmp_path):
+    bundle = shutil.copytree(bundle_of("whisper"), tmp_path / "bundle")
+    found = measure([bundle], str(exported), tmp_path / "report", [str(speech(3))], threads=1, robustness=False)
+    rows = {row["precision"]: row for row in found["systems"] if row["kind"] == "student"}
+    assert set(rows) == {"fp32", "int8"}
+    assert all(
+        row["gflop"] > 0 and row["stages_ms"]["encoder"] > 0 == row["stages_ms"]["rest"] for row in rows.values()
+    )
+    assert rows["int8"]["size_mb"] < rows["fp32"]["size_mb"]
+    assert "an encoder with a CTC head" in (bundle / "MODEL_CARD.md").read_text()
+    config = json.loads((bundle / "config.json").read_text())
+    del config["hidden_size"]
+    (bundle / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UserError, match=r"config\.json: field configuration\.'hidden_size' is missing; export the bundle again"
+    ):
+        ctc_flops(bundle, 16_000)
 
 
 @pytest.mark.slow
