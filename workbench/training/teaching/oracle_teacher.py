@@ -157,7 +157,7 @@ def _train(
     write_json(folder / REPORT, report)
     write_tensors(folder, WEIGHTS, oracle.state_dict())
     delete_run_files(context.folder, f"{FOLDER}/{name}/states")
-    (folder / f"{TRAINING}.safetensors").unlink()
+    (folder / f"{TRAINING}.safetensors").unlink(missing_ok=True)
 
 
 def oracle_reports(run: Path, stages: Sequence[str]) -> dict[str, dict[str, object]]:
