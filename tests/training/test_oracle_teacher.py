@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-import workbench.training.teaching.oracle_teacher as oracle_teacher
-import workbench.training.teaching.oracle_training as oracle_training
+import workbench.training.oracle.fit as oracle_training
+import workbench.training.oracle.teacher as oracle_teacher
 from tests.training.conftest import ACTIVE, ALL
 from tests.training.test_targets_and_training import killed_at, same, weights
 from workbench.config.additions import OracleTeacherRecipe
@@ -21,8 +21,8 @@ from workbench.corpus.batching import StepPlan
 from workbench.models import open_family
 from workbench.models.ctc.oracle import OracleTeacher
 from workbench.models.states import encode_waves
+from workbench.training.oracle.fit import measured, oracle_losses, train_oracle
 from workbench.training.stage import StageTrainer
-from workbench.training.teaching.oracle_training import measured, oracle_losses, train_oracle
 from workbench.training.trainer import Trainer, distill
 
 BLANK, SIZE = 0, 12

@@ -43,7 +43,7 @@ class IntermediateCtcRecipe(Section):
 
 
 class OracleTeacherRecipe(Section):
-    """A teacher of a CTC student that reads the transcript, trained before its stage; see workbench/training/teaching/oracle_teacher.py."""
+    """A teacher of a CTC student that reads the transcript, trained before its stage; see workbench/training/oracle/teacher.py."""
 
     epochs: int = Field(
         20, ge=1, description="of the teacher's own training, on the student's encoder as it is before the stage"

@@ -36,9 +36,9 @@ from workbench.run.log import RunLog
 from workbench.run.preflight import alignable, check_schedules, check_sharding, check_trackers, check_transcripts
 from workbench.training.context import RunContext
 from workbench.training.datasets import StageDatasets
+from workbench.training.oracle.teacher import oracle_reports, with_oracle
 from workbench.training.stage import StageTrainer
 from workbench.training.student import corpus_vocabulary, initial_student, student_family
-from workbench.training.teaching.oracle_teacher import oracle_reports, with_oracle
 from workbench.training.teaching.stage_teachers import prepared_teachers, weighed_teachers
 from workbench.training.teaching.teacher_ensemble import TeacherEnsemble
 from workbench.training.validation import Validation

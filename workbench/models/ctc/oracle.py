@@ -92,7 +92,8 @@ class OracleTeacher(nn.Module):
     @staticmethod
     def _by_head(x: Tensor) -> Tensor:
         """[clips, rows, width] -> [clips, heads, rows, width / heads]"""
-        return x.unflatten(2, (HEADS, -1)).transpose(1, 2)
+        rows: Tensor = x.unflatten(2, (HEADS, -1))
+        return rows.transpose(1, 2)
 
 
 class _ReadsTranscripts:

@@ -95,7 +95,7 @@ def train_oracle(
         folder: where the file of its last epoch is.
     """
     optimizer = torch.optim.AdamW(oracle.parameters(), lr=settings.learning_rate, weight_decay=0.0)
-    names = {parameter: name for name, parameter in oracle.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in oracle.named_parameters()}
     begun = _resumed(oracle, optimizer, names, folder)
     total, step = sum(map(len, plan)), sum(map(len, plan[:begun]))
     with Progress("oracle teacher", total, done=step) as progress:

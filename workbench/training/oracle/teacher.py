@@ -36,7 +36,7 @@ from workbench.models.ctc.oracle import OracleTeacher, oracle_family
 from workbench.run import checkpoints
 from workbench.run.folder import delete_run_files
 from workbench.training.context import RunContext
-from workbench.training.teaching.oracle_training import TRAINING, Clips, measured, train_oracle, write_tensors
+from workbench.training.oracle.fit import TRAINING, Clips, measured, train_oracle, write_tensors
 from workbench.weighting import needs_uncertainty
 
 log = logging.getLogger("workbench")
