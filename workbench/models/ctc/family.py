@@ -129,6 +129,21 @@ class CtcFamily:
         """Encoder states [clips, positions, width]."""
         raise NotImplementedError
 
+    def encode_with_early(
+        self,
+        model: nn.Module,
+        features: Tensor,
+        layer: int,
+        attention_mask: Tensor | None = None,
+        checkpointing: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Encoder states, and those after an earlier layer. -> twice [clips, positions, width]"""
+        raise NotImplementedError
+
+    def encoder_depth(self, model: nn.Module) -> int:
+        """How many layers the encoder has."""
+        raise NotImplementedError
+
     def hidden(
         self,
         model: nn.Module,
