@@ -15,7 +15,7 @@ from export.assembly.current import ExportOptions, is_current
 from export.assembly.detector import copy_detector
 from export.assembly.origin import Origin, find_origin
 from export.bundle.card import write_card
-from export.bundle.ctc import runtimes_of
+from export.bundle.ctc import PIECES, runtimes_of
 from export.bundle.inspection import OWN_RUNTIME
 from export.bundle.manifest import BUNDLE, write_manifest
 from export.edge.bundle.content import Content
@@ -40,7 +40,7 @@ from workbench.core.progress import step
 from workbench.corpus import open_corpus
 from workbench.models import open_family
 from workbench.models.ctc.family import CtcFamily
-from workbench.models.ctc.tokens import BLANK, DELIMITER, VOCABULARY
+from workbench.models.ctc.tokens import DELIMITER, VOCABULARY, CtcTokens
 from workbench.models.resolve import fingerprint
 from workbench.models.students import parameters
 from workbench.text.languages import whisper_codes
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 log = logging.getLogger("workbench")
-PIECES = "pieces.json"  # what our own runtime reads: the bytes that each token stands for
+BLANKS = ("<blk>", "<eps>", "<blank>")  # names that sherpa-onnx takes for the blank
 SCHEMES = ("fp32", "fp16", "int8", "w8", "q4")
 # a Whisper's encoder has no class of its own in transformers: its graph is called as wav2vec2's is
 CALLED_AS: dict[str, Any] = {"model_type": "wav2vec2", "architectures": ["Wav2Vec2ForCTC"]}
@@ -86,6 +86,7 @@ def export_ctc_bundle(
     assert isinstance(found, CtcFamily)  # noqa: S101  the caller has looked
     family = found
     check_architecture(family)
+    check_spellings(family.ctc_tokens)
     origin = find_origin(checkpoint, name)
     source = fingerprint(checkpoint)
     names = [precision.name for precision in precisions]
@@ -186,10 +187,8 @@ def _write_tokenizer(family: CtcFamily, folder: Path) -> None:
     """The vocabulary as Hugging Face's tokenizers read it, in Python and in JavaScript."""
     tokens = family.ctc_tokens
     write_json(folder / VOCABULARY, tokens.by_name())
-    blank = tokens.names[tokens.blank] or BLANK
-    delimiter = next(
-        (name for name, piece in zip(tokens.names, tokens.pieces, strict=True) if piece == b" "), DELIMITER
-    )
+    blank = tokens.names[tokens.blank]
+    delimiter = next(name for name, piece in zip(tokens.names, tokens.pieces, strict=True) if piece == b" ")
     special = sorted({i for i, piece in enumerate(tokens.pieces) if not piece and tokens.names[i]} - {tokens.blank})
     spoken = {"pad_token": blank, "unk_token": blank, "bos_token": None, "eos_token": None}
     write_json(
@@ -251,6 +250,7 @@ def _manifest(
             "lower": family.ctc_tokens.lower,
             "units": family.ctc_tokens.units,
             "normalizes": family.normalize,
+            "plain": _is_plain(family.ctc_tokens),
         },
         "decoding": {"tokens_at_least": 1, "tokens_per_second": 50.0, "most_tokens": positions},
         "run": origin.run,
@@ -259,14 +259,35 @@ def _manifest(
     }
 
 
+def _is_plain(tokens: CtcTokens) -> bool:
+    """Whether the tokenizers of other runtimes spell every token as ours does: they know one token between words, a named blank, and no lower case."""
+    spoken = [name for name, piece in zip(tokens.names, tokens.pieces, strict=True) if piece and piece != b" "]
+    spaces = sum(piece == b" " for piece in tokens.pieces)
+    strange = any(name == DELIMITER or any(char.isspace() for char in name) or name in BLANKS for name in spoken)
+    return bool(tokens.names[tokens.blank]) and spaces == 1 and not strange and not tokens.lower
+
+
+def check_spellings(tokens: CtcTokens) -> None:
+    """Raise UserError where two tokens stand for the same text: a text would not say which was written."""
+    seen: dict[bytes, int] = {}
+    for i, piece in enumerate(tokens.pieces):
+        if piece and piece in seen:
+            both = f"{tokens.names[seen[piece]]!r} and {tokens.names[i]!r}"
+            raise UserError(f"{VOCABULARY}: {both} stand for the same text; such a vocabulary is not exported")
+        seen[piece] = i
+
+
 def _languages(origin: Origin) -> list[str]:
-    """Languages that a student was trained on, if its run and its corpus are still there; else all that have a code."""
+    """Languages that a student was trained on; all that have a code where that is not known, so that none is refused."""
     recipe = origin.checkpoint.resolve().parent / "recipe.yaml"
-    try:
+    if recipe.is_file():
         parsed = load_recipe(recipe)
-        spoken = {
-            clip.language for source in (parsed.corpus, *parsed.more_corpora) for clip in open_corpus(source, "train")
-        }
-        return sorted(spoken) or whisper_codes()
-    except UserError:
-        return whisper_codes()
+        sources = (parsed.corpus, *parsed.more_corpora)
+        try:
+            return (
+                sorted({clip.language for source in sources for clip in open_corpus(source, "train")})
+                or whisper_codes()
+            )
+        except UserError as error:
+            log.warning("the languages of the model are not known, so every language's code is accepted: %s", error)
+    return whisper_codes()

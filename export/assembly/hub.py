@@ -8,6 +8,7 @@ from typing import Any
 
 from export.assembly.origin import published_name
 from export.bundle.card import card
+from export.bundle.ctc import runtimes_of
 from export.bundle.manifest import open_manifest
 from export.edge.bundle.content import Content, MeasuredCorpus
 from export.edge.bundle.fields import CTC
@@ -108,8 +109,10 @@ def _front_matter(content: Content) -> str:
     ]
     languages = sorted(content["tokens"]["prompts"])
     spoken = sorted({code for corpus in measured for code in corpus["corpus"].get("normalizers", {})}) or languages
-    kind = "ctc" if content["family"] == CTC else "whisper"
-    return _yaml(content["name"], teacher, spoken, [kind, "onnx", "onnxruntime", "transformers.js"], "onnx", results)
+    ctc = content["family"] == CTC
+    in_browsers = ["transformers.js"] if not ctc or "transformers_js" in runtimes_of(content) else []
+    tags = ["ctc" if ctc else "whisper", "onnx", "onnxruntime", *in_browsers]
+    return _yaml(content["name"], teacher, spoken, tags, "onnx", results)
 
 
 def _result(corpus: MeasuredCorpus, precision: str, rate: str, value: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from export.bundle.manifest import open_manifest
 from export.edge.bundle.content import Content, Measured, MeasuredCorpus
 from export.edge.bundle.manifest import BundleError, Manifest
 from export.graphs.names import GRAPH_FILES
-from export.verification.clients import client_module, needs_of
+from export.verification.clients import client_module, needs_of, unreadable_reason
 from workbench.core.errors import UserError
 
 
@@ -41,9 +41,7 @@ def open_part(bundle: Path, client: str, precision: str = "", runtime: bool = Tr
     client_module(client)
     needs = needs_of(manifest, client)
     if needs is None:
-        raise UserError(
-            f"{bundle}: {client} does not read bundles of the family {manifest.content['family']} with these tokens and features"
-        )
+        raise UserError(f"{bundle}: {client} does not read it: {unreadable_reason(manifest, client)}")
     precision = precision or manifest.precisions[-1]
     try:
         check_names(manifest)

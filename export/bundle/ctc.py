@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from export.edge.bundle.content import Content
 
+PIECES = "pieces.json"  # what our own runtime reads: the bytes that each token stands for
 
-def runtimes_of(content: Content) -> set[str]:
-    """Names of the runtimes that read this model.
+
+def unread_reason(content: Content, runtime: str) -> str | None:
+    """Why a runtime does not read this model; None if it does.
 
     Hugging Face's have a tokenizer for characters alone. sherpa-onnx normalises the wave, which changes nothing only where the graph does so,
-    too, and takes token 0 for the blank.
+    too, takes token 0 for the blank, and reads names without white space.
     """
     ctc = content["ctc"]
+    if runtime == "edge":
+        return None
+    if runtime not in ("optimum", "transformers_js", "sherpa_onnx"):
+        return "it has no reader of models with a CTC head"
     if ctc.get("units") != "characters":
-        return {"edge"}
-    found = {"edge", "optimum", "transformers_js"}
-    return found | {"sherpa_onnx"} if ctc.get("normalizes") and ctc["blank"] == 0 else found
+        return f"it reads vocabularies of characters alone, and this model writes {ctc.get('units')}"
+    if not ctc.get("plain"):
+        return "its tokenizer would spell some of this vocabulary's tokens otherwise"
+    if runtime == "sherpa_onnx" and not ctc.get("normalizes"):
+        return "it normalises the wave, and this model expects it as it is"
+    if runtime == "sherpa_onnx" and ctc["blank"] != 0:
+        return f"it takes token 0 for the blank, which is token {ctc['blank']} here"
+    return None
+
+
+def runtimes_of(content: Content) -> set[str]:
+    """Names of the runtimes that read this model."""
+    known = ("edge", "optimum", "transformers_js", "sherpa_onnx")
+    return {name for name in known if unread_reason(content, name) is None}

@@ -25,6 +25,7 @@ from .vad import SpeechSpan, VoiceActivityDetector, anybody_speaks, find_speech
 from .words import Word, timed_words
 
 AUTO = "auto"  # as a language: detect it
+UNDETERMINED = "und"  # ISO 639-2: a language that is not known
 LONGEST = 28.0  # seconds of a stretch of a recording
 SPREAD_SECONDS = 0.4  # by how much clips of one batch may differ in length: shorter ones get up to that much more silence than they would alone
 
@@ -231,10 +232,11 @@ class Recognizer:
     ) -> list[Transcript]:  # fmt: skip
         """Transcribe clips of about one length as one batch, or one clip with beams."""
         clock = clock or Clock()
-        if (
-            self.ctc is not None
-        ):  # one clip after the other: what follows a clip in a batch would change what is written
-            spoken = next(iter(self.prompts)) if language == AUTO and len(self.prompts) == 1 else language
+        if self.ctc is not None:
+            spoken = language
+            if language == AUTO:  # which of several it was, nothing here can tell
+                spoken = next(iter(self.prompts)) if len(self.prompts) == 1 else UNDETERMINED
+            # one clip after the other: what follows a clip in a batch would change what is written
             heard = [self.ctc.transcribe(wave, clock, spoken, words) for wave in waves]
             return [Transcript(text, spoken, ids, clock.laps, True, False, timed) for text, ids, timed in heard]
         cross_kv = self.model.cross_kv(waves, clock)

@@ -32,11 +32,10 @@ from export.verification.agreement import (
 )
 from export.verification.clients import (
     client_module,
-    has_graphs_of,
     is_exact,
     known_clients,
-    needs_of,
     unavailable_reason,
+    unreadable_reason,
 )
 from export.verification.clients.protocol import ClipFile, Job, Outcome
 from workbench.core.errors import UserError, last_line
@@ -71,7 +70,7 @@ def verify_bundle(
         The record: for each client and precision whether it passed, its equal clips, and its WER beside torch's.
 
     Raises:
-        UserError: a bundle that fails its checksums, another checkpoint, or an unknown client.
+        UserError: a bundle that fails its checksums, another checkpoint, an unknown client, or none that reads it.
     """
     for name in clients:
         client_module(name)  # fail early on an unknown name
@@ -84,19 +83,17 @@ def verify_bundle(
     jobs: list[tuple[str, str]] = []
     with tempfile.TemporaryDirectory() as temporary:
         for name in names:
-            if needs_of(manifest, name) is None:
-                absent[name] = (
-                    f"it does not read bundles of the family {manifest.content['family']} with these tokens and features"
-                )
-                continue
-            if not has_graphs_of(manifest, name):
-                absent[name] = f"the bundle was packed for {manifest.packed_for}"
+            if reason := unreadable_reason(manifest, name):
+                absent[name] = reason
+                log.info("client %s does not read this bundle: %s", name, reason)
                 continue
             if remedy := unavailable_reason(name):
                 absent[name] = remedy
                 log.info("client %s is not installed; %s", name, remedy)
                 continue
             jobs += [(name, precision) for precision in manifest.precisions]
+        if clients and not jobs and (unread := [name for name in names if unreadable_reason(manifest, name)]):
+            raise UserError(f"{bundle}: {unread[0]} does not read it: {absent[unread[0]]}")
         with step("reading %d clips", len(utterances)):
             clips = _write_clips(utterances, Path(temporary))
         reference = _torch_reference(checkpoint, bundle, clips, manifest.content, Path(temporary))

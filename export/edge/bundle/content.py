@@ -36,6 +36,7 @@ class Ctc(TypedDict):
     # for the workbench
     units: NotRequired[str]  # what tokens are: characters, bytes or bpe
     normalizes: NotRequired[bool]  # whether the graph brings each wave to mean 0 and variance 1
+    plain: NotRequired[bool]  # whether other tokenizers spell every token as ours does
 
 
 class Alignment(TypedDict, total=False):

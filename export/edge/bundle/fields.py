@@ -221,6 +221,7 @@ FIELDS: dict[str, Check] = {
         lower_=choice(True, False),
         units_=choice("characters", "bytes", "bpe"),
         normalizes_=choice(True, False),
+        plain_=choice(True, False),
     ),
     "alignment": fields(heads_=array(array(integer(0, 1000), 2, 2), 0, 1000)),
     **dict.fromkeys(("run", "vocabulary", "int8", "host", "parity", "verification", "measurement", "search"), anything),

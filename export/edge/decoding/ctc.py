@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from ..audio import SAMPLE_RATE, Wave
 from ..bundle import BundleError, Manifest
-from ..bundle.tokens import Detokenizer
+from ..bundle.tokens import Detokenizer, is_unspaced
 from ..clock import Clock
 from ..words import WITHOUT_SPACES, Word
 from .memory import trim_while_loading
@@ -62,7 +62,7 @@ class CtcModel:
         self.detokenize = Detokenizer(manifest.path(content["pieces"]))
         self.silence_after = float(manifest.content["margin_seconds"])  # seconds, which the graph appends
         self.window = float(manifest.content["window_seconds"])  # seconds
-        size = check_session(self.session, graphs[GRAPH].name, manifest)
+        self.size = size = check_session(self.session, graphs[GRAPH].name, manifest)  # of the vocabulary
         if self.blank >= size:
             raise BundleError(
                 f"{manifest.folder}: bundle.json says that token {self.blank} is the blank, but there are {size}"
@@ -72,7 +72,13 @@ class CtcModel:
         """Logits of one utterance, [samples] at 16 kHz. -> [positions, vocabulary]"""
         given = {"input_values": as_value(np.ascontiguousarray(wave[None], np.float32))}
         found: npt.NDArray[np.float32] = run_on_device(self.session, given, ["logits"])[0].numpy()
-        if found.ndim != 3 or found.shape[0] != 1 or not np.isfinite(found).all():
+        if (
+            found.ndim != 3
+            or found.shape[0] != 1
+            or found.shape[1] < 1
+            or found.shape[2] != self.size
+            or not np.isfinite(found).all()
+        ):
             raise BundleError(
                 f"{self.name}: its graph gives logits of shape {found.shape}, or none that are finite; expected [1, positions, vocabulary]"
             )
@@ -114,7 +120,7 @@ def words_of(path: CtcPath, bytes_of: Callable[[int], bytes], each_character: bo
     Args:
         path: the tokens and their positions.
         bytes_of: bytes of each token.
-        each_character: whether each character is a word, as in scripts without spaces.
+        each_character: whether each character of a script without spaces is a word.
     """
     found: list[tuple[bytes, int, int]] = []
     inside = False
@@ -122,7 +128,10 @@ def words_of(path: CtcPath, bytes_of: Callable[[int], bytes], each_character: bo
         spelled = bytes_of(token)
         inside = inside and not spelled[:1].isspace()
         if inside and each_character:
-            inside = "\ufffd" in found[-1][0].decode("utf-8", "replace")  # the character is not complete yet
+            said, after = found[-1][0].decode("utf-8", "replace"), spelled.decode("utf-8", "replace")
+            # a part of a character continues it, and letters and digits of other scripts stay together
+            apart = any(c == "\ufffd" or is_unspaced(c) for c in (said[-1:], after[:1]) if c)
+            inside = "\ufffd" in said or not apart
         if not (body := spelled.strip()):
             continue
         if inside:

@@ -14,6 +14,7 @@ from export.verification.clients.registry import (
     known_clients,
     needs_of,
     unavailable_reason,
+    unreadable_reason,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "known_clients",
     "needs_of",
     "unavailable_reason",
+    "unreadable_reason",
 ]

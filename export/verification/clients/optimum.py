@@ -57,9 +57,7 @@ class OptimumClient:
 
     def transcribe(self, wave: Wave, language: str) -> Transcription:
         """Transcribe one utterance at its own length plus the margin, or at 30 s."""
-        if (
-            self.ctc
-        ):  # the graph adds the silence; the text is that of the likeliest tokens, by the bundle's own tokenizer
+        if self.ctc:  # the graph adds the silence
             samples = base64.b64encode(np.asarray(wave, "<f4").tobytes()).decode()
             answer = self.process.ask(samples=samples)
             return Transcription(str(answer["text"]).strip(), tuple(answer["tokens"]))

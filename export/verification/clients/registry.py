@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from export.bundle.ctc import runtimes_of
+from export.bundle.ctc import unread_reason
 from export.edge.bundle.fields import CTC
 from export.edge.bundle.manifest import Manifest
 from export.verification.clients.protocol import Client
@@ -59,7 +59,14 @@ def needs_of(manifest: Manifest, name: str) -> Needs | None:
     module = client_module(name)
     if manifest.content["family"] != CTC:
         return Needs(module.GRAPHS, module.FILES)
-    return Needs(*module.CTC) if name in runtimes_of(manifest.content) else None
+    return None if unread_reason(manifest.content, name) else Needs(*module.CTC)
+
+
+def unreadable_reason(manifest: Manifest, name: str) -> str | None:
+    """Why a runtime cannot read a bundle; None if it can."""
+    if manifest.content["family"] == CTC and (reason := unread_reason(manifest.content, name)):
+        return reason
+    return None if has_graphs_of(manifest, name) else f"the bundle was packed for {manifest.packed_for}"
 
 
 def has_graphs_of(manifest: Manifest, name: str) -> bool:
