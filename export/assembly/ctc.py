@@ -190,14 +190,16 @@ def _write_tokenizer(family: CtcFamily, folder: Path) -> None:
     blank = tokens.names[tokens.blank]
     delimiter = next(name for name, piece in zip(tokens.names, tokens.pieces, strict=True) if piece == b" ")
     special = sorted({i for i, piece in enumerate(tokens.pieces) if not piece and tokens.names[i]} - {tokens.blank})
-    spoken = {"pad_token": blank, "unk_token": blank, "bos_token": None, "eos_token": None}
+    named = dict.fromkeys(("pad_token", "unk_token"), blank) | dict.fromkeys(
+        ("bos_token", "eos_token")
+    )  # the latter two: none
     write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "Wav2Vec2CTCTokenizer",
             "word_delimiter_token": delimiter,
             "do_lower_case": tokens.lower,
-            **spoken,
+            **named,
         },
     )
     added = [
