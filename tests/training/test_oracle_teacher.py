@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -290,7 +291,11 @@ def test_it_teaches_a_student_that_reads_waves_and_after_another_stage(ctc, over
 
     run = ctc(kind="wavlm", stage={"oracle_teacher": ORACLE, "weighting": {"name": "adakd"}})
     distill(run)
-    assert all(line["distillation"] > 0 for line in steps(run))
+    alone = ctc("alone", kind="wavlm", stage={"weighting": {"name": "adakd"}})
+    distill(alone)
+    taught, untaught = ([line["distillation"] for line in steps(one)] for one in (run, alone))
+    assert all(loss > 0 for loss in taught)
+    assert taught != untaught  # by the oracle, not by the teacher that the student has besides
     given = {**ALL, "weighting": {"name": "adakd"}, "oracle_teacher": ORACLE, "intermediate_ctc": {"layer": 0}}
     later = over_whisper("later", stages={"encoder": ENCODER, "ctc": given})
     distill(later)
@@ -358,6 +363,36 @@ def epoch_steps(run):
     }  # fmt: skip
     assert len(lengths) == 1
     return lengths.pop()
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_does_not_take_up_the_oracle_of_other_transcripts(
+    taught, monkeypatch
+):
+    run = taught()
+    revive = killed_in(monkeypatch, oracle_teacher, "compute_targets", 1)
+    with pytest.raises(Killed):
+        distill(run)
+    revive()
+    manifest = Path(run.corpus)
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows[0]["text"], rows[1]["text"] = rows[1]["text"], rows[0]["text"]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="other training clips"):
+        distill(run)
+
+
+def test_an_oracle_of_another_student_is_refused(tmp_path):
+    own, other = OracleTeacher(16, 30, 32, 0), OracleTeacher(16, 31, 32, 0)
+    with pytest.raises(UserError, match="holds the oracle teacher of another student; run the command with --restart"):
+        oracle_training.load_oracle(own, other.state_dict(), tmp_path)
+
+
+def test_with_one_clip_nothing_is_said_of_other_speech(taught):
+    run = taught(max_clips=1)
+    distill(run)
+    report = json.loads((run.output / "scores.json").read_text())["oracle_teachers"]["ctc"]
+    assert report["loss_on_other_speech"] is None
+    assert report["loss"] > 0
 
 
 def test_lost_targets_of_a_stage_that_has_begun_are_an_error(taught, monkeypatch):

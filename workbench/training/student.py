@@ -46,6 +46,8 @@ def student_family(recipe: Recipe, teachers: TeacherEnsemble, texts: Sequence[st
 
         family = WhisperCtc.over(family, recipe.student, texts)
     family.check_recipe(recipe)
+    if family.objective != "ctc":
+        check_without_ctc(recipe)
     for name, stage in recipe.stages.items():
         if stage.ignores_targets or stage.oracle_teacher is not None:
             continue
@@ -57,6 +59,16 @@ def student_family(recipe: Recipe, teachers: TeacherEnsemble, texts: Sequence[st
                     "if `workbench label` wrote them), set oracle_teacher: {}, or choose a teacher with the same CTC vocabulary"
                 )
     return family
+
+
+def check_without_ctc(recipe: Recipe) -> None:
+    """Raise UserError for what acts on students with a CTC head alone."""
+    for name, stage in recipe.stages.items():
+        for key in ("intermediate_ctc", "oracle_teacher"):
+            if getattr(stage, key) is not None:
+                raise UserError(
+                    f"stages.{name}.{key} needs a student with a CTC head; leave it out, or set student.ctc"
+                )
 
 
 def initial_student(

@@ -36,6 +36,7 @@ from workbench.run.log import RunLog
 from workbench.run.preflight import alignable, check_schedules, check_sharding, check_trackers, check_transcripts
 from workbench.training.context import RunContext
 from workbench.training.datasets import StageDatasets
+from workbench.training.oracle.teacher import FOLDER as ORACLE
 from workbench.training.oracle.teacher import oracle_reports, with_oracle
 from workbench.training.stage import StageTrainer
 from workbench.training.student import corpus_vocabulary, initial_student, student_family
@@ -161,7 +162,9 @@ class Trainer:
         recipe = self.recipe
         train = self.train_set if recipe.stream is None else None
         inputs = inputs_of(recipe, train, self.validation_set, self.meta_set)
-        if not restart and checkpoints.latest(self.folder / "checkpoints") is not None:
+        # an oracle teacher is made before the first checkpoint, from the same inputs
+        begun = checkpoints.latest(self.folder / "checkpoints") is not None or (self.folder / ORACLE).is_dir()
+        if not restart and begun:
             _check_inputs(self.folder, changed_run(self.folder, recipe, inputs))
         wait_for_all()  # all have compared before the main process writes
         if self.processes.is_main:

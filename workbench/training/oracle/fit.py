@@ -15,6 +15,7 @@ from workbench.cache.tensor_shards import ShardStore
 from workbench.config.additions import OracleTeacherRecipe
 from workbench.core.atomic import atomic_path
 from workbench.core.disk import disk_errors
+from workbench.core.errors import UserError
 from workbench.core.progress import Progress
 from workbench.corpus.batching import StepPlan
 from workbench.losses.criterion import Predictions, criterion_of
@@ -128,8 +129,18 @@ def _resumed(oracle: OracleTeacher, optimizer: torch.optim.Optimizer, names: Map
         value = saved.pop(full_name)
         # AdamW's count of steps is on the CPU
         optimizer.state[parameters[name]][key] = value if value.dim() == 0 else value.to(parameters[name].device)
-    oracle.load_state_dict(saved)
+    load_oracle(oracle, saved, folder)
     return done
+
+
+def load_oracle(oracle: OracleTeacher, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Take over weights that were written before; raises UserError for those of another student."""
+    try:
+        oracle.load_state_dict(dict(tensors))
+    except RuntimeError:
+        raise UserError(
+            f"{folder}: holds the oracle teacher of another student; run the command with --restart"
+        ) from None
 
 
 def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -142,10 +153,11 @@ def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> Non
 
 
 @torch.no_grad()
-def measured(oracle: OracleTeacher, clips: Clips) -> dict[str, float]:
+def measured(oracle: OracleTeacher, clips: Clips) -> dict[str, float | None]:
     """Loss per token of some clips: with their transcripts, without them, and with the transcripts on another clip's speech.
 
-    A teacher that listens has a high loss on another clip's speech; one that copies the text has the same.
+    A teacher that listens has a high loss on another clip's speech; one that copies the text has the same. That loss is None where no
+    transcript fits into another clip.
     """
     utterances = clips.dataset.utterances
     order = sorted(range(len(utterances)), key=lambda i: (utterances[i].seconds, utterances[i].id))
@@ -163,9 +175,9 @@ def measured(oracle: OracleTeacher, clips: Clips) -> dict[str, float]:
         found.append([float(loss) for loss in losses])
     # a text that needs more frames than the other speech has cannot be aligned there, and has the loss 0
     loss, without, swapped = np.array(found).T
-    fits = swapped > 0
+    fits = swapped > 0 if len(chosen) > 1 else np.zeros(1, bool)
     return {
         "loss": round(float(loss.mean()), 4),
         "loss_without_text": round(float(without.mean()), 4),
-        "loss_on_other_speech": round(float(swapped[fits].mean()), 4) if fits.any() else 0.0,
+        "loss_on_other_speech": round(float(swapped[fits].mean()), 4) if fits.any() else None,
     }

@@ -6,7 +6,7 @@ student's encoder is the teacher's, where the paper trains one of its own; it is
 silence after each clip; its targets are those of the clip with the longest silence, so that the student has a target at each frame; and
 a weighting that looks at the teacher's loss sees the oracle's, which knows the transcript.
 
-All is in the run's folder until the run ends: `oracle/STAGE/training.safetensors` after each of its epochs, so that a killed run resumes,
+All but the uncertainty's cache is in the run's folder until the run ends: `oracle/STAGE/training.safetensors` after each of its epochs, so that a killed run resumes,
 then `oracle.safetensors`, `report.json`, `targets`, and `uncertainty.json` where the weighting asks for it.
 """
 
@@ -36,7 +36,7 @@ from workbench.models.ctc.oracle import OracleTeacher, oracle_family
 from workbench.run import checkpoints
 from workbench.run.folder import delete_run_files
 from workbench.training.context import RunContext
-from workbench.training.oracle.fit import TRAINING, Clips, measured, train_oracle, write_tensors
+from workbench.training.oracle.fit import TRAINING, Clips, load_oracle, measured, train_oracle, write_tensors
 from workbench.weighting import needs_uncertainty
 
 log = logging.getLogger("workbench")
@@ -73,7 +73,7 @@ def with_oracle(context: RunContext, number: int, name: str, whole: LabelledData
         if processes.is_main:
             _train(context, number, name, whole, model, oracle)
         wait_for_all()
-    oracle.load_state_dict(checkpoints.load_tensors(folder, WEIGHTS))
+    load_oracle(oracle, checkpoints.load_tensors(folder, WEIGHTS), folder)
     oracle.requires_grad_(False)
     silence = recipe.trailing_silence.train_max
     reader = oracle_family(family, oracle, silence)
@@ -101,7 +101,13 @@ def with_oracle(context: RunContext, number: int, name: str, whole: LabelledData
         path = folder / UNCERTAINTY
         if not processes.broadcast(path.is_file()):
             _check_begun(folder, name, begun)
-            found = processes.gather_dict(measure_uncertainty(model, reader, taught, targets, rank, world_size))
+            with (
+                Progress("oracle teacher's uncertainty", len(whole.keys), processes.is_main) as progress,
+                accelerator.autocast(),
+            ):
+                advance = partial(_advance, progress, world_size)
+                measured_here = measure_uncertainty(model, reader, taught, targets, rank, world_size, advance)
+            found = processes.gather_dict(measured_here)
             if processes.is_main:
                 write_json(path, found)
             wait_for_all()
@@ -144,11 +150,12 @@ def _train(
     ]
     train_oracle(oracle, clips, plan, settings, seed, folder)
     report = measured(oracle, clips)
+    elsewhere = report["loss_on_other_speech"]
     log.info(
-        "oracle teacher of stage %s: CTC loss per token %.3f with the transcripts, %.3f without them, %.3f with the transcripts on another clip's speech",
-        name, report["loss"], report["loss_without_text"], report["loss_on_other_speech"],
+        "oracle teacher of stage %s: CTC loss per token %.3f with the transcripts, %.3f without them, %s with the transcripts on another clip's speech",
+        name, report["loss"], report["loss_without_text"], "not measured" if elsewhere is None else f"{elsewhere:.3f}",
     )  # fmt: skip
-    if len(whole.utterances) > 1 and report["loss_on_other_speech"] < COPIES_BELOW * report["loss"]:
+    if elsewhere is not None and elsewhere < COPIES_BELOW * (report["loss"] or 0.0):
         log.warning(
             "oracle teacher of stage %s: the transcripts fit another clip's speech nearly as well as their own, so it says little about what is "
             "heard when; raise oracle_teacher.epochs, or hidden_text",
