@@ -9,7 +9,6 @@ from typing import Any
 
 from export.assembly.part import Part, open_part
 from export.bundle.card import card
-from export.edge.bundle.fields import CTC
 from export.verification.clients import transformers_js
 from workbench.core.errors import UserError
 from workbench.core.files import read_json, write_json, write_text
@@ -50,7 +49,7 @@ def pack_site(bundle: Path, output: Path, precision: str = "", overwrite: bool =
         raise UserError(f"{output}: exists; choose another -o, or add --overwrite")
     check_replaceable(output, SITE, [bundle])
     part = open_part(bundle, "transformers_js", precision, runtime=False)
-    if part.content["family"] == CTC:
+    if part.manifest.has_ctc_head:
         raise UserError(
             f"{bundle}: its model has a CTC head, and the page is for models with a decoder; pack it for transformers_js instead"
         )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -18,21 +17,20 @@ from export.bundle.card import write_card
 from export.bundle.ctc import PIECES, runtimes_of
 from export.bundle.inspection import OWN_RUNTIME
 from export.bundle.manifest import BUNDLE, write_manifest
-from export.edge.bundle.content import Content
+from export.edge.bundle.content import Content, Int8
 from export.edge.bundle.fields import CTC as FAMILY
 from export.edge.bundle.manifest import FORMAT
-from export.edge.bundle.tokens import byte_alphabet
 from export.graphs.ctc import check_architecture, ctc_graph
 from export.graphs.lint import LARGEST, lint_graphs
-from export.graphs.names import CTC
+from export.graphs.names import CTC, WAVE_ENCODERS
 from export.quantization.int8 import Int8Options
 from export.quantization.precisions import Precision, Scheme
-from export.quantization.quantize import quantize
+from export.quantization.quantize import nodes_in_fp32, quantize
 from workbench import __version__
 from workbench.config.recipe import load_recipe
 from workbench.core.disk import check_free_space
 from workbench.core.errors import UserError
-from workbench.core.files import write_json, write_text
+from workbench.core.files import read_object, write_json, write_text
 from workbench.core.locks import output_lock
 from workbench.core.machine.host import describe_host
 from workbench.core.ownership import check_replaceable, replacing
@@ -40,7 +38,7 @@ from workbench.core.progress import step
 from workbench.corpus import open_corpus
 from workbench.models import open_family
 from workbench.models.ctc.family import CtcFamily
-from workbench.models.ctc.tokens import DELIMITER, VOCABULARY, CtcTokens
+from workbench.models.ctc.tokens import DELIMITER, VOCABULARY, CtcTokens, byte_signs
 from workbench.models.resolve import fingerprint
 from workbench.models.students import parameters
 from workbench.text.languages import whisper_codes
@@ -52,7 +50,7 @@ log = logging.getLogger("workbench")
 BLANKS = ("<blk>", "<eps>", "<blank>")  # names that sherpa-onnx takes for the blank
 SCHEMES = ("fp32", "fp16", "int8", "w8", "q4")
 # a Whisper's encoder has no class of its own in transformers: its graph is called as wav2vec2's is
-CALLED_AS: dict[str, Any] = {"model_type": "wav2vec2", "architectures": ["Wav2Vec2ForCTC"]}
+CALLED_AS: dict[str, Any] = {"model_type": WAVE_ENCODERS[0], "architectures": ["Wav2Vec2ForCTC"]}
 
 
 def export_ctc_bundle(
@@ -62,7 +60,7 @@ def export_ctc_bundle(
     name: str,
     overwrite: bool,
     options: Int8Options,
-    int8: Any,
+    int8: Int8 | None,
 ) -> Path:
     """Export a checkpoint with a CTC head as a bundle, and check its logits against torch's.
 
@@ -146,7 +144,7 @@ def _write_graphs(
     for precision in precisions:
         if precision.encoder != fp32:
             with step("quantizing: %s", precision.name):
-                quantize(folder / CTC, precision.encoder, options)
+                quantize(folder / CTC, precision.encoder, options, leave=nodes_in_fp32(graph))
     if not any(precision.encoder == fp32 for precision in precisions):
         (folder / CTC).unlink()
     with step("checking the graphs"):
@@ -155,8 +153,8 @@ def _write_graphs(
 
 def _write_client_files(family: CtcFamily, folder: Path, runtimes: set[str]) -> None:
     tokens = family.ctc_tokens
-    alphabet = {byte: sign for sign, byte in byte_alphabet().items()}
-    pieces = {"".join(alphabet[byte] for byte in piece): i for i, piece in enumerate(tokens.pieces) if piece}
+    signs = byte_signs()
+    pieces = {"".join(signs[byte] for byte in piece): i for i, piece in enumerate(tokens.pieces) if piece}
     write_json(folder / PIECES, pieces)
     shutil.copytree(OWN_RUNTIME, folder / "edge", ignore=shutil.ignore_patterns("__pycache__"))
     write_json(folder / "config.json", _config(family))
@@ -173,7 +171,7 @@ def _write_client_files(family: CtcFamily, folder: Path, runtimes: set[str]) -> 
 def _config(family: CtcFamily) -> dict[str, Any]:
     """What Hugging Face's runtimes read of a model before they call its graph."""
     if family.reads_waves:
-        return cast("dict[str, Any]", json.loads((family.folder / "config.json").read_text("utf-8")))
+        return read_object(family.folder / "config.json", "a checkpoint's configuration")
     config = family.config
     sizes = {
         "hidden_size": config.d_model, "num_hidden_layers": config.encoder_layers, "num_attention_heads": config.encoder_attention_heads,
@@ -190,16 +188,13 @@ def _write_tokenizer(family: CtcFamily, folder: Path) -> None:
     blank = tokens.names[tokens.blank]
     delimiter = next(name for name, piece in zip(tokens.names, tokens.pieces, strict=True) if piece == b" ")
     special = sorted({i for i, piece in enumerate(tokens.pieces) if not piece and tokens.names[i]} - {tokens.blank})
-    named = dict.fromkeys(("pad_token", "unk_token"), blank) | dict.fromkeys(
-        ("bos_token", "eos_token")
-    )  # the latter two: none
+    named = {"pad": blank, "unk": blank, "bos": None, "eos": None}
     write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "Wav2Vec2CTCTokenizer",
             "word_delimiter_token": delimiter,
-            "do_lower_case": tokens.lower,
-            **named,
+            **{f"{name}_token": token for name, token in named.items()},
         },
     )
     added = [
@@ -286,10 +281,8 @@ def _languages(origin: Origin) -> list[str]:
         parsed = load_recipe(recipe)
         sources = (parsed.corpus, *parsed.more_corpora)
         try:
-            return (
-                sorted({clip.language for source in sources for clip in open_corpus(source, "train")})
-                or whisper_codes()
-            )
+            spoken = {clip.language for source in sources for clip in open_corpus(source, "train")}
+            return sorted(spoken) or whisper_codes()
         except UserError as error:
             log.warning("the languages of the model are not known, so every language's code is accepted: %s", error)
     return whisper_codes()

@@ -11,7 +11,7 @@ from export.bundle.manifest import open_manifest
 from export.edge.bundle.content import Content, Measured, MeasuredCorpus
 from export.edge.bundle.manifest import BundleError, Manifest
 from export.graphs.names import GRAPH_FILES
-from export.verification.clients import client_module, needs_of, unreadable_reason
+from export.verification.clients import needs_of, unreadable_reason
 from workbench.core.errors import UserError
 
 
@@ -38,7 +38,6 @@ def open_part(bundle: Path, client: str, precision: str = "", runtime: bool = Tr
         UserError: the bundle is damaged or has no such precision, or the runtime is unknown.
     """
     manifest = open_manifest(bundle)
-    client_module(client)
     needs = needs_of(manifest, client)
     if needs is None:
         raise UserError(f"{bundle}: {client} does not read it: {unreadable_reason(manifest, client)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from export.bundle.ctc import runtimes_of
@@ -10,6 +11,11 @@ from export.edge.bundle.fields import CTC
 from workbench.core.files import write_text
 
 CARD = "MODEL_CARD.md"
+OPTIMUM = """Optimum, in a separate environment, because its ONNX package requires transformers below 4.58:
+
+    python -m venv ~/optimum-onnx
+    ~/optimum-onnx/bin/pip install 'optimum-onnx[onnxruntime]==0.1.0'
+"""
 
 
 def card(content: Content) -> str:
@@ -116,11 +122,7 @@ def _usage(content: Content) -> str:
     stream.accept_waveform(16_000, np.concatenate([wave[80:0:-1], wave]))
     recognizer.decode_stream(stream)
     print(stream.result.text)""",
-        "optimum": f"""Optimum, in a separate environment, because its ONNX package requires transformers below 4.58:
-
-    python -m venv ~/optimum-onnx
-    ~/optimum-onnx/bin/pip install 'optimum-onnx[onnxruntime]==0.1.0'
-
+        "optimum": f"""{OPTIMUM}
 Then, in `~/optimum-onnx/bin/python`:
 
     from edge import read_wav
@@ -139,7 +141,7 @@ Then, in `~/optimum-onnx/bin/python`:
     console.log((await transcribe(samples)).text);  // Float32Array at 16 kHz""",
     }
     if content["family"] == CTC:
-        all_of_them = _ctc_usage(content, all_of_them["edge"])
+        all_of_them = _ctc_usage(content, all_of_them)
     if packed:
         said = f"Packed for {packed} in {precision}; the graphs have the default names that runtimes look for (`dtype: fp32` in transformers.js)."
         return f"## Use\n\n{said}\n\n{all_of_them[packed.removesuffix('_30s')]}"
@@ -152,10 +154,10 @@ Then, in `~/optimum-onnx/bin/python`:
     return "\n\n".join(["## Use", said, *all_of_them.values()])
 
 
-def _ctc_usage(content: Content, edge: str) -> dict[str, str]:
+def _ctc_usage(content: Content, others: Mapping[str, str]) -> dict[str, str]:
     """How a model with a CTC head is called in each runtime that reads it."""
     known = {
-        "edge": edge,
+        **others,
         "sherpa_onnx": """sherpa-onnx, which normalises the wave as the model expects:
 
     import sherpa_onnx
@@ -165,11 +167,7 @@ def _ctc_usage(content: Content, edge: str) -> dict[str, str]:
     stream.accept_waveform(16_000, read_wav("speech.wav"))
     recognizer.decode_stream(stream)
     print(stream.result.text)""",
-        "optimum": """Optimum, in a separate environment, because its ONNX package requires transformers below 4.58:
-
-    python -m venv ~/optimum-onnx
-    ~/optimum-onnx/bin/pip install 'optimum-onnx[onnxruntime]==0.1.0'
-
+        "optimum": f"""{OPTIMUM}
 Then, in `~/optimum-onnx/bin/python`, one clip at a time:
 
     from edge import read_wav
@@ -179,11 +177,6 @@ Then, in `~/optimum-onnx/bin/python`, one clip at a time:
     processor = Wav2Vec2Processor.from_pretrained(".")
     inputs = processor(read_wav("speech.wav"), sampling_rate=16_000, return_tensors="pt")
     print(processor.batch_decode(model(inputs.input_values).logits.argmax(-1))[0])""",
-        "transformers_js": """transformers.js, with this folder inside the current one:
-
-    import { pipeline } from "@huggingface/transformers";
-    const transcribe = await pipeline("automatic-speech-recognition", FOLDER, { dtype: "fp32" });
-    console.log((await transcribe(samples)).text);  // Float32Array at 16 kHz""",
     }
     runtimes = runtimes_of(content)
     return {name: said for name, said in known.items() if name in runtimes}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from export.edge.bundle.content import Content
 
+READERS = ("edge", "optimum", "transformers_js", "sherpa_onnx")  # runtimes that read some models with a CTC head
 PIECES = "pieces.json"  # what our own runtime reads: the bytes that each token stands for
 
 
@@ -16,7 +17,7 @@ def unread_reason(content: Content, runtime: str) -> str | None:
     ctc = content["ctc"]
     if runtime == "edge":
         return None
-    if runtime not in ("optimum", "transformers_js", "sherpa_onnx"):
+    if runtime not in READERS:
         return "it has no reader of models with a CTC head"
     if ctc.get("units") != "characters":
         return f"it reads vocabularies of characters alone, and this model writes {ctc.get('units')}"
@@ -31,5 +32,4 @@ def unread_reason(content: Content, runtime: str) -> str | None:
 
 def runtimes_of(content: Content) -> set[str]:
     """Names of the runtimes that read this model."""
-    known = ("edge", "optimum", "transformers_js", "sherpa_onnx")
-    return {name for name in known if unread_reason(content, name) is None}
+    return {name for name in READERS if unread_reason(content, name) is None}

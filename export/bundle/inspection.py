@@ -13,6 +13,7 @@ from pathlib import Path
 from export.edge.bundle.fields import abbreviated
 from export.edge.bundle.manifest import BundleError, Manifest, check_graph
 from export.edge.bundle.tokens import Detokenizer
+from export.graphs.names import WAVE_ENCODERS
 from workbench.core.errors import UserError
 from workbench.core.files import read_object
 from workbench.core.hashing import sha256
@@ -27,7 +28,6 @@ WRITTEN = re.compile(
 # What file managers leave behind (macOS a `._NAME` beside each file on a foreign disk): no runtime reads it.
 BY_OTHERS = re.compile(r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini")
 
-CTC_TYPES = ("wav2vec2", "hubert")
 HUB_CARD = "README.md"  # at the top of what was downloaded from a hub; no runtime reads it
 
 
@@ -42,15 +42,14 @@ def inspect(manifest: Manifest) -> None:
             raise BundleError(f"{path}: bundle.json does not list it; {_remedy(path)}")
         manifest.path(name)  # no link, no pipe
     manifest.check()
-    ctc = manifest.content.get("ctc")
     for path in found:
         if path.suffix == ".onnx":
             check_graph(path)
-        elif path.relative_to(manifest.folder).as_posix() == (ctc["pieces"] if ctc else "vocab.json"):
+        elif path.relative_to(manifest.folder).as_posix() == manifest.vocabulary:
             Detokenizer(path)
-    check_settings(manifest.folder, CTC_CLASSES if ctc else CLASSES)
+    check_settings(manifest.folder, CTC_CLASSES if manifest.has_ctc_head else CLASSES)
     config = manifest.folder / "config.json"
-    expected = CTC_TYPES if ctc else ("whisper",)
+    expected = WAVE_ENCODERS if manifest.has_ctc_head else ("whisper",)
     if config.is_file() and (kind := read_object(config, "a bundle's configuration").get("model_type")) not in expected:
         raise UserError(f"{config}: model_type is {abbreviated(kind)}; expected {' or '.join(map(repr, expected))}")
 

@@ -11,7 +11,6 @@ from typing import Unpack, cast
 from export.bundle.card import CARD, card
 from export.bundle.recorded import check_recorded
 from export.edge.bundle.content import Content, Recorded
-from export.edge.bundle.fields import CTC
 from export.edge.bundle.manifest import BundleError, Manifest, read_manifest
 from workbench.core.atomic import recover
 from workbench.core.errors import UserError
@@ -112,15 +111,6 @@ def write_manifest(folder: Path, content: Content) -> None:
 
 def size_mb(manifest: Manifest, precision: str) -> float:
     """Megabytes (10^6 bytes) that a device needs for one precision with our own runtime: its graphs and the vocabulary."""
-    paths = [manifest.graph(part, precision) for part in runtime_parts(manifest.content)]
-    return sum(p.stat().st_size for p in [*paths, manifest.path(vocabulary_file(manifest.content))]) / 1e6
-
-
-def runtime_parts(content: Content) -> tuple[str, ...]:
-    """The graphs that our own runtime opens."""
-    return ("ctc",) if content["family"] == CTC else ("frontend", "encoder", "step")
-
-
-def vocabulary_file(content: Content) -> str:
-    """The vocabulary that our own runtime reads."""
-    return content["ctc"]["pieces"] if content["family"] == CTC else "vocab.json"
+    parts = ("ctc",) if manifest.has_ctc_head else ("frontend", "encoder", "step")
+    paths = [*(manifest.graph(part, precision) for part in parts), manifest.path(manifest.vocabulary)]
+    return sum(path.stat().st_size for path in paths) / 1e6

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Container
 from pathlib import Path
 
-from export.edge.bundle.fields import CTC
 from export.edge.bundle.manifest import Manifest
 from export.graphs.names import GRAPH_FILES
 
@@ -27,6 +26,6 @@ class BundleView:
         for path in manifest.folder.resolve().iterdir():
             if path.is_file():
                 (self.folder / path.name).symlink_to(path)
-        parts = ("ctc",) if manifest.content["family"] == CTC else ("encoder", "decoder")
+        parts = ("ctc",) if manifest.has_ctc_head else ("encoder", "decoder")
         for part in parts:
             (self.folder / graphs / GRAPH_FILES[part]).symlink_to(manifest.graph(part, precision))

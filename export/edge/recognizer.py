@@ -11,7 +11,6 @@ import onnxruntime as ort
 
 from .after_loop import join_transcripts, rest_after
 from .audio.resample import SAMPLE_RATE, AudioError, Wave
-from .bundle.fields import CTC
 from .bundle.manifest import BundleError, Manifest, read_manifest
 from .bundle.tokens import Detokenizer
 from .clock import Clock
@@ -66,7 +65,7 @@ class Recognizer:
         self.precision = precision or self.manifest.precisions[0]
         self._whisper: SpeechModel | None = None
         self.ctc: CtcModel | None = None  # where the model has a CTC head instead of a decoder
-        if self.manifest.content["family"] == CTC:
+        if self.manifest.has_ctc_head:
             if cuda_graphs:
                 raise BundleError(
                     f"{self.manifest.name}: has a CTC head and no decoder; CUDA graphs are for a decoder's steps"
@@ -77,7 +76,7 @@ class Recognizer:
             self._whisper = SpeechModel(
                 self.manifest, self.precision, threads, providers, check=check, frugal=frugal, spin=spin, cuda_graphs=cuda_graphs
             )  # fmt: skip
-            self.detokenize = Detokenizer(self.manifest.path("vocab.json"), self.manifest.added)
+            self.detokenize = Detokenizer(self.manifest.path(self.manifest.vocabulary), self.manifest.added)
         self.window = float(self.manifest.content["window_seconds"])
         self.prompts = self.manifest.content["tokens"]["prompts"]  # token ids by language
         wanted = bool(self.manifest.content.get("speech_detector")) if vad is None else vad
@@ -213,12 +212,9 @@ class Recognizer:
     def _batches(self, seconds: Sequence[float], most: int) -> Iterator[list[int]]:
         """Indices of clips that are batched together, the shortest first."""
         batch: list[int] = []
+        padded = self.manifest.content["length"] == "padded"
         for i in sorted(range(len(seconds)), key=lambda i: seconds[i]):
-            far = (
-                batch
-                and not (self._whisper and self._whisper.pads_to_window)
-                and seconds[i] - seconds[batch[0]] > SPREAD_SECONDS
-            )
+            far = batch and not padded and seconds[i] - seconds[batch[0]] > SPREAD_SECONDS
             if len(batch) == most or far:
                 yield batch
                 batch = []

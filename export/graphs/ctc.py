@@ -13,7 +13,7 @@ from onnx import ModelProto
 from torch import nn
 
 from export.graphs.encoder import convolution, encoder_nodes, log_mel_nodes, size_of
-from export.graphs.names import IN_FP32
+from export.graphs.names import IN_FP32, WAVE_ENCODERS
 from export.graphs.parts import attend, gelu, split_heads
 from export.graphs.writer import FLOAT, Writer
 from workbench.audio.decode import SAMPLE_RATE
@@ -60,7 +60,7 @@ def check_architecture(family: CtcFamily) -> None:
     if not family.reads_waves:
         return
     config = family.config
-    if config.model_type not in ("wav2vec2", "hubert"):
+    if config.model_type not in WAVE_ENCODERS:
         raise UserError(
             f"{family.folder}: {config.model_type} models are not exported yet; wav2vec2 and HuBERT ones are"
         )

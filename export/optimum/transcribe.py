@@ -48,18 +48,25 @@ def main(graphs: str, bundle: str, threads: str, kind: str = "") -> None:
         raise
 
 
+def session_options(threads: int) -> Any:
+    """How the graphs are run; 0 threads leave the number to onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+    return options
+
+
 class CtcRecognizer:
     """A bundle in `ORTModelForCTC` with its own processor."""
 
     def __init__(self, graphs: str, bundle: str, threads: int) -> None:
-        import onnxruntime
         from optimum.onnxruntime import ORTModelForCTC
         from transformers import Wav2Vec2Processor
 
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if threads:
-            options.intra_op_num_threads = threads
+        options = session_options(threads)
         self.model: Any = ORTModelForCTC.from_pretrained(graphs, session_options=options, trust_remote_code=False)
         self.processor: Any = Wav2Vec2Processor.from_pretrained(bundle, trust_remote_code=False)
         self.blank = self.processor.tokenizer.pad_token_id
@@ -77,14 +84,10 @@ class Recognizer:
     """A bundle in `ORTModelForSpeechSeq2Seq` with its own processor."""
 
     def __init__(self, graphs: str, bundle: str, threads: int) -> None:
-        import onnxruntime
         from optimum.onnxruntime import ORTModelForSpeechSeq2Seq
         from transformers import GenerationConfig, WhisperProcessor
 
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if threads:
-            options.intra_op_num_threads = threads
+        options = session_options(threads)
         # optimum-onnx 0.1.0 expects a second decoder file if one is named, so a quantized merged decoder cannot be loaded by its name. It also looks for the generation config beside the graphs, so that is passed in.
         self.model: Any = ORTModelForSpeechSeq2Seq.from_pretrained(
             graphs,

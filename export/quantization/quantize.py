@@ -31,7 +31,11 @@ def calibration_clips(corpus: str) -> list[Wave]:
 
 
 def quantize(
-    source: Path, scheme: Scheme, options: Int8Options, calibration: Sequence[npt.NDArray[np.float32]] = ()
+    source: Path,
+    scheme: Scheme,
+    options: Int8Options,
+    calibration: Sequence[npt.NDArray[np.float32]] = (),
+    leave: Sequence[str] = (),
 ) -> Path:
     """Write a quantized graph beside the fp32 one.
 
@@ -40,6 +44,7 @@ def quantize(
         scheme: the target scheme, other than fp32.
         options: options of the quantizers.
         calibration: features [1, mels, frames] of calibration clips, for static int8.
+        leave: names of nodes that stay in fp32, besides the layers that the scheme keeps.
 
     Returns:
         The new graph's path.
@@ -48,25 +53,25 @@ def quantize(
         UserError: the graph lacks a layer to leave out, or static int8 has no calibration clips.
     """
     target = source.parent / scheme.file(source.name)
-    model = onnx.load(source, load_external_data=False)
-    leave = nodes_in_fp32(model)
+    left = list(leave)
     if scheme.kept:
+        model = onnx.load(source, load_external_data=False)
         for layer in scheme.kept:
             if not (nodes := nodes_of_layers(model, [layer])):
                 raise UserError(
                     f"--precision {scheme.label!r}: {source.name} has no layer {layer}; they are numbered from 0"
                 )
-            leave += nodes
+            left += nodes
     if scheme.name == "int8":
-        quantize_dynamic(source, target, options, leave)
+        quantize_dynamic(source, target, options, left)
     elif scheme.name == "int8_static":
         if not calibration:
             raise UserError("int8_static needs calibration clips; name a corpus with --corpus")
-        quantize_static(source, target, options, calibration, leave)
+        quantize_static(source, target, options, calibration, left)
     elif scheme.name in BITS:
-        quantize_weights(source, target, BITS[scheme.name], options.symmetric, leave)
+        quantize_weights(source, target, BITS[scheme.name], options.symmetric, left)
     elif scheme.name == "fp16":
-        _halve(source, target, keep_inputs="step" not in source.name, leave=leave)
+        _halve(source, target, keep_inputs="step" not in source.name, leave=left)
         return target
     model = onnx.load(target)
     store_in_half(model)
@@ -111,11 +116,11 @@ def _keep_between(model: onnx.ModelProto, kept: set[str]) -> None:
         if node.name in kept:
             for i, name in enumerate(node.input):
                 node.input[i] = exact.get(name, name)
+    while unused := _unused_casts(graph):
+        for node in unused:
+            graph.node.remove(node)
+
+
+def _unused_casts(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
-    for node in [node for node in graph.node if node.output[0] in exact and node.output[0] not in used]:
-        graph.node.remove(node)
-    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
-    for node in [
-        n for n in graph.node if n.op_type == "Cast" and n.input[0] in exact.values() and n.output[0] not in used
-    ]:
-        graph.node.remove(node)
+    return [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in used]

@@ -79,12 +79,13 @@ def verify_bundle(
         log.warning("%s: edge/ differs from the workbench's version: %s; the workbench runs its own copy", bundle, ", ".join(changed))  # fmt: skip
     names = list(clients) or known_clients()
     results: list[VerifiedClient] = []
+    unread: dict[str, str] = {}
     absent: dict[str, str] = {}
     jobs: list[tuple[str, str]] = []
     with tempfile.TemporaryDirectory() as temporary:
         for name in names:
             if reason := unreadable_reason(manifest, name):
-                absent[name] = reason
+                unread[name] = reason
                 log.info("client %s does not read this bundle: %s", name, reason)
                 continue
             if remedy := unavailable_reason(name):
@@ -92,8 +93,10 @@ def verify_bundle(
                 log.info("client %s is not installed; %s", name, remedy)
                 continue
             jobs += [(name, precision) for precision in manifest.precisions]
-        if clients and not jobs and (unread := [name for name in names if unreadable_reason(manifest, name)]):
-            raise UserError(f"{bundle}: {unread[0]} does not read it: {absent[unread[0]]}")
+        if clients and unread and not jobs:
+            raise UserError(
+                f"{bundle}: " + "; ".join(f"{name} does not read it: {why}" for name, why in unread.items())
+            )
         with step("reading %d clips", len(utterances)):
             clips = _write_clips(utterances, Path(temporary))
         reference = _torch_reference(checkpoint, bundle, clips, manifest.content, Path(temporary))
@@ -117,7 +120,7 @@ def verify_bundle(
         "corpus": corpus,
         "clips": len(utterances),
         "clients": results,
-        "not_installed": absent,
+        "not_installed": {**unread, **absent},
     }
     record(bundle, verification=verification)
     return verification

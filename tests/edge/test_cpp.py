@@ -19,8 +19,8 @@ from export.assembly.build import export_bundle
 from export.edge import Recognizer, read_wav
 from tests.conftest import ROOT
 from tests.edge.test_wav import chunk, form, riff, stored
-from tests.export.test_ctc_export import in_silence, over_whisper
 from tests.malformed import REFUSED, copied
+from tests.models.ctc_checkpoints import in_silence, over_whisper
 from workbench.audio.decode import write_wav
 from workbench.corpus import open_corpus
 

@@ -21,7 +21,7 @@ from export.edge.decoding.ctc import CtcPath, greedy_path, words_of
 from export.edge.decoding.sessions import as_value
 from export.graphs.ctc import ctc_graph
 from export.graphs.names import IN_FP32
-from export.measurement.flops import ctc_flops
+from export.measurement.flops import ctc_flops, read_ctc_sizes
 from export.measurement.measure import measure
 from export.quantization.int8 import DEFAULTS
 from export.search.search import export_for
@@ -29,39 +29,15 @@ from export.verification.clients import unavailable_reason
 from export.verification.ctc import torch_logits
 from export.verification.verify import verify_bundle
 from tests.conftest import tone
-from tests.models.ctc_checkpoints import NAMES, write_checkpoint, write_tokens
+from tests.models.ctc_checkpoints import NAMES, in_silence, over_whisper, write_checkpoint, write_tokens
 from workbench.audio.decode import write_wav
-from workbench.config.sections import StudentRecipe
 from workbench.core.errors import UserError
 from workbench.corpus import open_corpus
 from workbench.models import open_family
 from workbench.models.ctc.tokens import collapse
-from workbench.models.ctc.whisper_family import WhisperCtc
 
 KINDS = ("wav2vec2", "wav2vec2-layer", "hubert", "whisper")
 SPECIAL = [NAMES.index(name) for name in ("<s>", "</s>", "<unk>")]
-
-
-def over_whisper(tiny_checkpoint, folder, units="characters"):
-    """The encoder of the tiny Whisper with a random head, as a student's checkpoint."""
-    whisper = open_family(tiny_checkpoint)
-    recipe = StudentRecipe.model_validate({"encoder_layers": 2, "ctc": units})
-    family = WhisperCtc.over(whisper, recipe, ["press nine, or wait", "it's three"])
-    torch.manual_seed(0)
-    model = family.build_student(whisper.load(), recipe)
-    with torch.no_grad():
-        model.lm_head.weight.mul_(30)
-    folder.mkdir(parents=True)
-    family.save(model, folder)
-    for path in family.token_and_feature_files():
-        shutil.copyfile(path, folder / path.name)
-    return folder
-
-
-def in_silence(folder, seconds=0.4):
-    """Marked as a student that was trained with silence after its clips."""
-    (folder / "workbench.json").write_text(json.dumps({"schema": 1, "length": "true", "margin_seconds": seconds}))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +275,7 @@ def test_two_tokens_for_one_text_are_refused(tmp_path):
 
 
 def test_a_precision_that_gives_no_numbers_is_refused(made, tmp_path, monkeypatch):
-    def broken(source, scheme, options):
+    def broken(source, scheme, options, **_):
         model = onnx.load(source)
         weight = next(w for w in model.graph.initializer if w.name == "head.bias")
         weight.CopyFrom(onnx.numpy_helper.from_array(np.full(weight.dims, np.nan, np.float32), weight.name))
@@ -414,36 +390,28 @@ def test_an_export_that_is_there_is_left(made, bundle_of):
 
 @pytest.mark.parametrize("kind", ["wav2vec2", "whisper"])
 def test_operations_are_those_of_the_graph(bundle_of, kind):
-    """Against a count over the graph's own products, whose shapes onnxruntime's profile would give."""
-    bundle = bundle_of(kind)
-    manifest = open_manifest(bundle)
-    samples = 32_000
-    model = onnx.load(manifest.graph("ctc", "fp32"))
-    wanted = [
-        n.output[0]
-        for n in model.graph.node
-        if n.op_type in ("MatMul", "Conv") and not n.name.startswith(f"{IN_FP32}MatMul")
-    ]
-    weights = {w.name: list(w.dims) for w in model.graph.initializer}
-    for name in wanted:
-        model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    """Against a count over the products that the graph computes, the features' apart."""
     import onnxruntime
 
+    bundle, samples = bundle_of(kind), 32_000
+    manifest = open_manifest(bundle)
+    model = onnx.load(manifest.graph("ctc", "fp32"))
+    weights = {w.name: tuple(w.dims) for w in model.graph.initializer}
+    features = {"basis", "filters"}
+    products = [n for n in model.graph.node if n.op_type in ("MatMul", "Conv") and not features & set(n.input)]
+    wanted = sorted({name for n in products for name in (n.input[0], n.output[0])})
+    for name in wanted:
+        model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    found = dict(zip(wanted, session.run(wanted, {"input_values": np.zeros((1, samples), np.float32)}), strict=True))
+    found = session.run(wanted, {"input_values": np.zeros((1, samples), np.float32)})
+    shapes = {name: value.shape for name, value in zip(wanted, found, strict=True)}
     total = 0
-    for node in model.graph.node:
-        if node.output[0] not in found or "basis" in node.input:
-            continue
-        out = found[node.output[0]]
-        if node.op_type == "Conv":
-            total += 2 * out.size * int(np.prod(weights[node.input[1]][1:]))
-        elif node.input[1] in weights:
-            total += 2 * out.size * weights[node.input[1]][0]
-        else:
-            total += 2 * out.size * (16 if out.shape[-1] == out.shape[-2] else out.shape[-2])
+    for node in products:
+        # channels and kernel of a convolution; the width of what a matrix multiplies
+        each = weights[node.input[1]][1:] if node.op_type == "Conv" else shapes[node.input[0]][-1:]
+        total += 2 * int(np.prod(shapes[node.output[0]]) * np.prod(each))
     heard = samples + round(manifest.content["margin_seconds"] * 16_000)
-    assert ctc_flops(bundle, heard) == pytest.approx(total, rel=0.01)
+    assert ctc_flops(read_ctc_sizes(bundle), heard) == pytest.approx(total, rel=0.01)
     assert size_mb(manifest, "fp32") > size_mb(manifest, "int8") > 0
 
 
@@ -463,7 +431,7 @@ def test_it_is_measured_like_others(bundle_of, exported, speech, tmp_path):
     with pytest.raises(
         UserError, match=r"config\.json: field configuration\.'hidden_size' is missing; export the bundle again"
     ):
-        ctc_flops(bundle, 16_000)
+        read_ctc_sizes(bundle)
 
 
 @pytest.mark.slow

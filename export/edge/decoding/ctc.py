@@ -55,30 +55,25 @@ class CtcModel:
         graphs = {GRAPH: manifest.graph(GRAPH, precision)}
         if check:
             inside = graphs[GRAPH].relative_to(manifest.folder.resolve()).as_posix()
-            manifest.check([content["pieces"], inside])
+            manifest.check([manifest.vocabulary, inside])
         with trim_while_loading() if frugal else nullcontext():
             self.session = open_sessions(graphs, session_options(threads, spin), providers, False)[GRAPH]
         self.name, self.blank, self.lower = manifest.name, int(content["blank"]), bool(content.get("lower"))
-        self.detokenize = Detokenizer(manifest.path(content["pieces"]))
+        self.detokenize = Detokenizer(manifest.path(manifest.vocabulary))
         self.silence_after = float(manifest.content["margin_seconds"])  # seconds, which the graph appends
         self.window = float(manifest.content["window_seconds"])  # seconds
-        self.size = size = check_session(self.session, graphs[GRAPH].name, manifest)  # of the vocabulary
-        if self.blank >= size:
+        self.size = check_session(self.session, graphs[GRAPH].name, manifest)  # of the vocabulary
+        if self.blank >= self.size:
             raise BundleError(
-                f"{manifest.folder}: bundle.json says that token {self.blank} is the blank, but there are {size}"
+                f"{manifest.folder}: bundle.json says that token {self.blank} is the blank, but there are {self.size}"
             )
 
     def logits(self, wave: Wave) -> npt.NDArray[np.float32]:
         """Logits of one utterance, [samples] at 16 kHz. -> [positions, vocabulary]"""
         given = {"input_values": as_value(np.ascontiguousarray(wave[None], np.float32))}
         found: npt.NDArray[np.float32] = run_on_device(self.session, given, ["logits"])[0].numpy()
-        if (
-            found.ndim != 3
-            or found.shape[0] != 1
-            or found.shape[1] < 1
-            or found.shape[2] != self.size
-            or not np.isfinite(found).all()
-        ):
+        fits = found.ndim == 3 and found.shape[0] == 1 and found.shape[1] >= 1 and found.shape[2] == self.size
+        if not fits or not np.isfinite(found).all():
             raise BundleError(
                 f"{self.name}: its graph gives logits of shape {found.shape}, or none that are finite; expected [1, positions, vocabulary]"
             )

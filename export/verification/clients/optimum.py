@@ -13,7 +13,6 @@ import numpy as np
 
 from export.bundle.manifest import CHECKPOINT_FILES
 from export.bundle.view import BundleView
-from export.edge.bundle.fields import CTC as FAMILY
 from export.edge.bundle.manifest import read_manifest
 from export.optimum.environment import environment
 from export.verification.clients.protocol import HUGGING_FACE, Transcription
@@ -44,22 +43,21 @@ class OptimumClient:
 
     def __init__(self, bundle: Path, precision: str, threads: int | None, always_30_s: bool = False) -> None:
         self.manifest = read_manifest(bundle)
-        self.ctc = self.manifest.content["family"] == FAMILY
+        self.ctc = self.manifest.has_ctc_head
         check_settings(bundle, CTC_CLASSES if self.ctc else CLASSES)
         self.padded = always_30_s or self.manifest.content["length"] == "padded"
         # Optimum finds graphs only under their standard names
         self.view = BundleView(self.manifest, precision, graphs=".")
-        places = (str(self.view.folder), str(bundle.resolve()), *(["ctc"] if self.ctc else []))
+        places = (str(self.view.folder), str(bundle.resolve()))
         there = environment()
-        command = there.command("transcribe.py", *places[:2], str(threads or 0), *places[2:])
+        command = there.command("transcribe.py", *places, str(threads or 0), *(["ctc"] if self.ctc else []))
         self.process = JsonProcess("Optimum's process", command, there.variables())
         self.version = str(self.process.ready["version"])
 
     def transcribe(self, wave: Wave, language: str) -> Transcription:
         """Transcribe one utterance at its own length plus the margin, or at 30 s."""
         if self.ctc:  # the graph adds the silence
-            samples = base64.b64encode(np.asarray(wave, "<f4").tobytes()).decode()
-            answer = self.process.ask(samples=samples)
+            answer = self.process.ask(samples=_encoded(wave))
             return Transcription(str(answer["text"]).strip(), tuple(answer["tokens"]))
         how: dict[str, str | list[int]] = {"language": language}
         limit = self.manifest.token_limit(len(wave) / SAMPLE_RATE, language)
@@ -68,10 +66,13 @@ class OptimumClient:
             positions = -(-round(len(wave) + margin * SAMPLE_RATE) // SAMPLES_A_POSITION)
             wave = np.pad(wave, (0, max(0, positions * SAMPLES_A_POSITION - len(wave))))
             how = {"prompt": self.manifest.content["tokens"]["prompts"][language]}
-        samples = base64.b64encode(np.asarray(wave, "<f4").tobytes()).decode()
-        ids = self.process.ask(samples=samples, most=limit, **how)["tokens"]
+        ids = self.process.ask(samples=_encoded(wave), most=limit, **how)["tokens"]
         tokens = tuple(i for i in ids if self.manifest.is_text(i))
         return Transcription(str(self.process.ask(decode=tokens)["text"]).strip(), tokens)
+
+
+def _encoded(wave: Wave) -> str:
+    return base64.b64encode(np.asarray(wave, "<f4").tobytes()).decode()
 
 
 def open_client(bundle: Path, precision: str, threads: int | None) -> OptimumClient:

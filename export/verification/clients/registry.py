@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import NamedTuple
 
 from export.bundle.ctc import unread_reason
-from export.edge.bundle.fields import CTC
 from export.edge.bundle.manifest import Manifest
 from export.verification.clients.protocol import Client
 from workbench.core.errors import UserError, did_you_mean
@@ -57,14 +56,14 @@ def is_exact(name: str) -> bool:
 def needs_of(manifest: Manifest, name: str) -> Needs | None:
     """Which graphs and files a runtime reads from a bundle; None if it does not read such models."""
     module = client_module(name)
-    if manifest.content["family"] != CTC:
+    if not manifest.has_ctc_head:
         return Needs(module.GRAPHS, module.FILES)
     return None if unread_reason(manifest.content, name) else Needs(*module.CTC)
 
 
 def unreadable_reason(manifest: Manifest, name: str) -> str | None:
     """Why a runtime cannot read a bundle; None if it can."""
-    if manifest.content["family"] == CTC and (reason := unread_reason(manifest.content, name)):
+    if manifest.has_ctc_head and (reason := unread_reason(manifest.content, name)):
         return reason
     return None if has_graphs_of(manifest, name) else f"the bundle was packed for {manifest.packed_for}"
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from export.edge.bundle.fields import CTC as FAMILY
 from export.edge.bundle.manifest import read_manifest
 from export.verification.clients.protocol import Transcription
 from workbench.audio.decode import SAMPLE_RATE, Wave
@@ -36,7 +35,7 @@ class SherpaClient:
     def __init__(self, bundle: Path, precision: str, threads: int | None) -> None:
         self.manifest, self.precision, self.threads = read_manifest(bundle), precision, threads
         self.version = version("sherpa-onnx")
-        self.ctc = self.manifest.content["family"] == FAMILY
+        self.ctc = self.manifest.has_ctc_head
         self.recognizers: dict[str, Any] = {}
 
     def transcribe(self, wave: Wave, language: str) -> Transcription:

@@ -10,7 +10,6 @@ import numpy as np
 
 from export.bundle.manifest import CHECKPOINT_FILES
 from export.bundle.view import BundleView, is_found
-from export.edge.bundle.fields import CTC as FAMILY
 from export.edge.bundle.manifest import read_manifest
 from export.verification.clients.protocol import HUGGING_FACE, Transcription
 from export.verification.json_process import JsonProcess
@@ -48,7 +47,7 @@ class TransformersJsClient:
             "fp32" if self.view else DTYPES[precision],
             str(threads or 1),
         ]
-        self.ctc = self.manifest.content["family"] == FAMILY
+        self.ctc = self.manifest.has_ctc_head
         self.node = JsonProcess("node", [*command, "ctc"] if self.ctc else command)
         self.version = str(self.node.ready["version"])
 

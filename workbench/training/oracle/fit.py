@@ -123,12 +123,8 @@ def _resumed(oracle: OracleTeacher, optimizer: torch.optim.Optimizer, names: Map
         return 0
     saved = checkpoints.load_tensors(folder, TRAINING)
     done = int(saved.pop("epoch"))
-    parameters = {name: parameter for parameter, name in names.items()}
-    for full_name in [name for name in saved if "::" in name]:
-        name, _, key = full_name.partition("::")
-        value = saved.pop(full_name)
-        # AdamW's count of steps is on the CPU
-        optimizer.state[parameters[name]][key] = value if value.dim() == 0 else value.to(parameters[name].device)
+    moments = {name: saved.pop(name) for name in list(saved) if "::" in name}
+    checkpoints.restore_moments(moments, optimizer, names, fused=False)
     load_oracle(oracle, saved, folder)
     return done
 
