@@ -29,7 +29,7 @@ def add_endpoints(systems: Systems, corpus_run: CorpusRun, limits: DemoLimits) -
                 "role": "teacher" if name == systems.teacher else "student",
                 "precision": one.precision,
                 "size_mb": round(size_mb(one.manifest, one.precision), 1),
-                "word_times": one.model.has_alignment_heads,
+                "word_times": one.times_words,
                 "languages": sorted(one.prompts),
             }
             for name, one in systems.recognizers.items()

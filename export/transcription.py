@@ -15,6 +15,7 @@ from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave, check_len
 from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import write_text
 from workbench.core.progress import Progress
+from workbench.text.languages import did_you_mean_language
 
 log = logging.getLogger("workbench")
 SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "json": ".json"}
@@ -97,7 +98,9 @@ def open_bundle(bundle: Path, options: TranscribeOptions, precision: str | None,
     try:
         recognizer = Recognizer(bundle, precision, threads, frugal=True)
         if options.language != "auto" and options.language not in recognizer.prompts:
-            raise UserError(f"--language {options.language!r}{did_you_mean(options.language, recognizer.prompts)}")
+            raise UserError(
+                f"--language {options.language!r}{did_you_mean_language(options.language, recognizer.prompts)}"
+            )
         hotwords = None
         if options.hotwords:
             hotwords = recognizer.new_hotwords(read_hotwords(options.hotwords), options.hotwords_score)

@@ -131,7 +131,7 @@ def export(
     """Export a checkpoint as a bundle, and verify it in every installed runtime.
 
     Args:
-        student: a student, or any transformers Whisper checkpoint, as a folder.
+        student: a student, or any checkpoint of a Whisper or a CTC model, as a folder.
         output: folder of the bundle.
         precision: precisions, the clients' default first.
         corpus: clips to calibrate, search and verify on; by default those of the run that made the student.

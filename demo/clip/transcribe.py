@@ -144,7 +144,7 @@ def _ready_hotwords(systems: Systems, names: Sequence[str], words: Sequence[str]
 def _timed(systems: Systems, name: str, wave: Wave, language: str, words: bool, hotwords: Hotwords | None) -> Outcome:
     """One run of one system; what goes wrong becomes the outcome's problem, so that the others still answer."""
     recognizer = systems.recognizers[name]
-    words = words and recognizer.model.has_alignment_heads
+    words = words and recognizer.times_words
     try:
         segments = _segments(systems, name, recognizer, wave, language, words, hotwords)
     except (AudioError, BundleError) as error:

@@ -49,6 +49,10 @@ def pack_site(bundle: Path, output: Path, precision: str = "", overwrite: bool =
         raise UserError(f"{output}: exists; choose another -o, or add --overwrite")
     check_replaceable(output, SITE, [bundle])
     part = open_part(bundle, "transformers_js", precision, runtime=False)
+    if part.manifest.has_ctc_head:
+        raise UserError(
+            f"{bundle}: its model has a CTC head, and the page is for models with a decoder; pack it for transformers_js instead"
+        )
     library = {name: _package_file(path) for name, path in LIBRARY.items()}
     page = {path.name: path for path in sorted(PAGE.iterdir()) if path.is_file()}
     model = {f"models/model/{name}": path for name, path in part.files.items()}

@@ -35,7 +35,7 @@ from workbench.core.machine.host import describe_host
 from workbench.core.ownership import check_output, check_replaceable, replacing
 from workbench.core.progress import step
 from workbench.corpus import Utterance
-from workbench.models import has_ctc_head
+from workbench.models import check_not_run, has_ctc_head
 from workbench.models.resolve import fingerprint
 from workbench.models.students import parameters
 from workbench.models.whisper.family import WINDOW_SECONDS, Whisper
@@ -63,7 +63,7 @@ def export_bundle(
     aligned: Sequence[Utterance] = (),
     through: str = "workbench",
 ) -> Path:
-    """Export a Whisper checkpoint folder as a bundle and check its tensors against torch.
+    """Export a checkpoint folder, of a Whisper or of a model with a CTC head, as a bundle and check its tensors against torch.
 
     Args:
         checkpoint: a student's or any transformers Whisper folder.
@@ -93,8 +93,15 @@ def export_bundle(
     precisions = [p.name for p in parsed]
     check_exporter(through)
     check_output(output, [checkpoint])
+    check_not_run(checkpoint)
     if has_ctc_head(checkpoint):
-        raise UserError(f"{checkpoint}: is a model with a CTC head; such models are not exported yet")
+        from export.assembly.ctc import export_ctc_bundle
+
+        if vocabulary or through != "workbench":
+            raise UserError(
+                f"{checkpoint}: has a CTC head and no decoder; leave out --vocabulary and --decoder-exporter"
+            )
+        return export_ctc_bundle(checkpoint, output, parsed, name, overwrite, options, _described(options, parsed))
     check_files(checkpoint)
     origin = find_origin(checkpoint, name)
     source = fingerprint(checkpoint)

@@ -8,8 +8,10 @@ from typing import Any
 
 from export.assembly.origin import published_name
 from export.bundle.card import card
+from export.bundle.ctc import runtimes_of
 from export.bundle.manifest import open_manifest
 from export.edge.bundle.content import Content, MeasuredCorpus
+from export.edge.bundle.fields import CTC
 from workbench.config.recipe import load_recipe
 from workbench.core.errors import UserError, first_line
 from workbench.core.files import read_object
@@ -107,9 +109,10 @@ def _front_matter(content: Content) -> str:
     ]
     languages = sorted(content["tokens"]["prompts"])
     spoken = sorted({code for corpus in measured for code in corpus["corpus"].get("normalizers", {})}) or languages
-    return _yaml(
-        content["name"], teacher, spoken, ["whisper", "onnx", "onnxruntime", "transformers.js"], "onnx", results
-    )
+    ctc = content["family"] == CTC
+    in_browsers = ["transformers.js"] if not ctc or "transformers_js" in runtimes_of(content) else []
+    tags = ["ctc" if ctc else "whisper", "onnx", "onnxruntime", *in_browsers]
+    return _yaml(content["name"], teacher, spoken, tags, "onnx", results)
 
 
 def _result(corpus: MeasuredCorpus, precision: str, rate: str, value: float) -> dict[str, Any]:

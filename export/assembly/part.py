@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from export.bundle.manifest import open_manifest
 from export.edge.bundle.content import Content, Measured, MeasuredCorpus
 from export.edge.bundle.manifest import BundleError, Manifest
 from export.graphs.names import GRAPH_FILES
-from export.verification.clients import client_module
+from export.verification.clients import needs_of, unreadable_reason
 from workbench.core.errors import UserError
 
 
@@ -37,25 +38,27 @@ def open_part(bundle: Path, client: str, precision: str = "", runtime: bool = Tr
         UserError: the bundle is damaged or has no such precision, or the runtime is unknown.
     """
     manifest = open_manifest(bundle)
-    needs = client_module(client)
+    needs = needs_of(manifest, client)
+    if needs is None:
+        raise UserError(f"{bundle}: {client} does not read it: {unreadable_reason(manifest, client)}")
     precision = precision or manifest.precisions[-1]
     try:
         check_names(manifest)
         # under their fp32 names, so that no runtime needs to be given the precision
-        graphs = {f"onnx/{GRAPH_FILES[part]}": manifest.graph(part, precision) for part in needs.GRAPHS}
-        files = {name: manifest.path(name) for name in needs.FILES if (bundle / name).is_file()}
+        graphs = {f"onnx/{GRAPH_FILES[part]}": manifest.graph(part, precision) for part in needs.graphs}
+        files = {name: manifest.path(name) for name in needs.files if (bundle / name).is_file()}
         edge = [name for name in manifest.content["files"] if runtime and name.startswith("edge/")]
         copied = {**files, **graphs, **{name: manifest.path(name) for name in edge}}
         manifest.check([path.relative_to(bundle.resolve()).as_posix() for path in copied.values()])
     except BundleError as error:
         raise UserError(str(error)) from None
-    return Part(manifest, precision, copied, _content(manifest, client, precision))
+    return Part(manifest, precision, copied, _content(manifest, client, precision, needs.graphs))
 
 
-def _content(manifest: Manifest, client: str, precision: str) -> Content:
+def _content(manifest: Manifest, client: str, precision: str, graphs: Sequence[str]) -> Content:
     """What remains of the manifest's content."""
     content: Content = {**manifest.content, "packed_for": client}
-    content["precisions"] = {precision: {part: f"onnx/{GRAPH_FILES[part]}" for part in client_module(client).GRAPHS}}
+    content["precisions"] = {precision: {part: f"onnx/{GRAPH_FILES[part]}" for part in graphs}}
     content["parity"] = {precision: (manifest.content.get("parity") or {}).get(precision)}
     if verification := content.get("verification"):
         kept = [c for c in verification["clients"] if c["client"] == client and c["precision"] == precision]

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from export.bundle.ctc import runtimes_of
 from export.edge.bundle.content import Content, Measurement, Verification
+from export.edge.bundle.fields import CTC
 from workbench.core.files import write_text
 
 CARD = "MODEL_CARD.md"
+OPTIMUM = """Optimum, in a separate environment, because its ONNX package requires transformers below 4.58:
+
+    python -m venv ~/optimum-onnx
+    ~/optimum-onnx/bin/pip install 'optimum-onnx[onnxruntime]==0.1.0'
+"""
 
 
 def card(content: Content) -> str:
@@ -31,7 +39,7 @@ def _sections(content: Content) -> list[str]:
     )
     sections = [
         f"# {content['name']}",
-        f"Speech recognition, Whisper family, {content['parameters'] / 1e6:.1f} M parameters; {origin}. {length}",
+        f"Speech recognition, {'an encoder with a CTC head' if content['family'] == CTC else 'Whisper family'}, {content['parameters'] / 1e6:.1f} M parameters; {origin}. {length}",
         f"Exported by distill-workbench {content['workbench']}. The weights derive from the teacher's, and so does their licence: keep its notice. Checksums of every file are in bundle.json.",
     ]
     if vocabulary := content.get("vocabulary"):
@@ -114,11 +122,7 @@ def _usage(content: Content) -> str:
     stream.accept_waveform(16_000, np.concatenate([wave[80:0:-1], wave]))
     recognizer.decode_stream(stream)
     print(stream.result.text)""",
-        "optimum": f"""Optimum, in a separate environment, because its ONNX package requires transformers below 4.58:
-
-    python -m venv ~/optimum-onnx
-    ~/optimum-onnx/bin/pip install 'optimum-onnx[onnxruntime]==0.1.0'
-
+        "optimum": f"""{OPTIMUM}
 Then, in `~/optimum-onnx/bin/python`:
 
     from edge import read_wav
@@ -136,6 +140,8 @@ Then, in `~/optimum-onnx/bin/python`:
     const transcribe = await pipeline("automatic-speech-recognition", FOLDER, { dtype: "fp32" });
     console.log((await transcribe(samples)).text);  // Float32Array at 16 kHz""",
     }
+    if content["family"] == CTC:
+        all_of_them = _ctc_usage(content, all_of_them)
     if packed:
         said = f"Packed for {packed} in {precision}; the graphs have the default names that runtimes look for (`dtype: fp32` in transformers.js)."
         return f"## Use\n\n{said}\n\n{all_of_them[packed.removesuffix('_30s')]}"
@@ -146,3 +152,31 @@ Then, in `~/optimum-onnx/bin/python`:
         return f"## Use\n\n{part}, whose model card says how to call it.\n\n{all_of_them['edge']}"
     said = f"Run from this folder. Each reads fp32 here; {part} in another precision."
     return "\n\n".join(["## Use", said, *all_of_them.values()])
+
+
+def _ctc_usage(content: Content, others: Mapping[str, str]) -> dict[str, str]:
+    """How a model with a CTC head is called in each runtime that reads it."""
+    known = {
+        **others,
+        "sherpa_onnx": """sherpa-onnx, which normalises the wave as the model expects:
+
+    import sherpa_onnx
+    from edge import read_wav
+    recognizer = sherpa_onnx.OfflineRecognizer.from_omnilingual_asr_ctc("onnx/model.onnx", "tokens.txt")
+    stream = recognizer.create_stream()
+    stream.accept_waveform(16_000, read_wav("speech.wav"))
+    recognizer.decode_stream(stream)
+    print(stream.result.text)""",
+        "optimum": f"""{OPTIMUM}
+Then, in `~/optimum-onnx/bin/python`, one clip at a time:
+
+    from edge import read_wav
+    from optimum.onnxruntime import ORTModelForCTC
+    from transformers import Wav2Vec2Processor
+    model = ORTModelForCTC.from_pretrained(".", subfolder="onnx", file_name="model.onnx")
+    processor = Wav2Vec2Processor.from_pretrained(".")
+    inputs = processor(read_wav("speech.wav"), sampling_rate=16_000, return_tensors="pt")
+    print(processor.batch_decode(model(inputs.input_values).logits.argmax(-1))[0])""",
+    }
+    runtimes = runtimes_of(content)
+    return {name: said for name, said in known.items() if name in runtimes}

@@ -13,10 +13,12 @@ from pathlib import Path
 from export.edge.bundle.fields import abbreviated
 from export.edge.bundle.manifest import BundleError, Manifest, check_graph
 from export.edge.bundle.tokens import Detokenizer
+from export.graphs.names import WAVE_ENCODERS
 from workbench.core.errors import UserError
 from workbench.core.files import read_object
 from workbench.core.hashing import sha256
-from workbench.models.whisper.loading.checkpoint import check_settings
+from workbench.models.ctc.checkpoint import CLASSES as CTC_CLASSES
+from workbench.models.whisper.loading.checkpoint import CLASSES, check_settings
 
 OWN_RUNTIME = Path(__file__).parents[1] / "edge"
 # What `workbench export` writes; nothing else belongs in a bundle, whether listed or not.
@@ -43,12 +45,13 @@ def inspect(manifest: Manifest) -> None:
     for path in found:
         if path.suffix == ".onnx":
             check_graph(path)
-        elif path.name == "vocab.json":
+        elif path.relative_to(manifest.folder).as_posix() == manifest.vocabulary:
             Detokenizer(path)
-    check_settings(manifest.folder)
+    check_settings(manifest.folder, CTC_CLASSES if manifest.has_ctc_head else CLASSES)
     config = manifest.folder / "config.json"
-    if config.is_file() and (kind := read_object(config, "a bundle's configuration").get("model_type")) != "whisper":
-        raise UserError(f"{config}: model_type is {abbreviated(kind)}; expected 'whisper'")
+    expected = WAVE_ENCODERS if manifest.has_ctc_head else ("whisper",)
+    if config.is_file() and (kind := read_object(config, "a bundle's configuration").get("model_type")) not in expected:
+        raise UserError(f"{config}: model_type is {abbreviated(kind)}; expected {' or '.join(map(repr, expected))}")
 
 
 def check_names(manifest: Manifest) -> None:

@@ -110,6 +110,7 @@ def write_manifest(folder: Path, content: Content) -> None:
 
 
 def size_mb(manifest: Manifest, precision: str) -> float:
-    """Megabytes (10^6 bytes) that a device needs for one precision with our own runtime: three graphs and the vocabulary."""
-    paths = [manifest.graph(part, precision) for part in ("frontend", "encoder", "step")]
-    return sum(p.stat().st_size for p in [*paths, manifest.path("vocab.json")]) / 1e6
+    """Megabytes (10^6 bytes) that a device needs for one precision with our own runtime: its graphs and the vocabulary."""
+    parts = ("ctc",) if manifest.has_ctc_head else ("frontend", "encoder", "step")
+    paths = [*(manifest.graph(part, precision) for part in parts), manifest.path(manifest.vocabulary)]
+    return sum(path.stat().st_size for path in paths) / 1e6

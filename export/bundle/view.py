@@ -19,12 +19,13 @@ class BundleView:
     """A temporary folder of links to a bundle's files; it lasts as long as this object."""
 
     def __init__(self, manifest: Manifest, precision: str, graphs: str = "onnx") -> None:
-        """Link everything; `graphs` is the subfolder for the encoder and the merged decoder."""
+        """Link everything; `graphs` is the subfolder for the graphs that Hugging Face's runtimes read."""
         self._temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.folder = Path(self._temporary.name) / "bundle"
         (self.folder / graphs).mkdir(parents=True)
         for path in manifest.folder.resolve().iterdir():
             if path.is_file():
                 (self.folder / path.name).symlink_to(path)
-        for part in ("encoder", "decoder"):
+        parts = ("ctc",) if manifest.has_ctc_head else ("encoder", "decoder")
+        for part in parts:
             (self.folder / graphs / GRAPH_FILES[part]).symlink_to(manifest.graph(part, precision))

@@ -124,6 +124,14 @@ class Bundle {
           tokens.refuse("adds a word that is not a string, or whose id is not below " + std::to_string(MOST_TOKENS));
         added_[static_cast<size_t>(std::stol(id))] = entry.value().get<std::string>();
       }
+    ctc_ = all.text("family") == "ctc";
+    if (ctc_ != all.has("ctc")) all.refuse("has a field 'ctc' and another family, or the reverse");
+    if (ctc_) {
+      const auto ctc = all.inside("ctc");
+      blank_ = ctc.whole("blank", 0, MOST_TOKENS - 1);
+      vocabulary_ = ctc.text("pieces");
+      if (ctc.has("lower") && ctc.at("lower") != false) ctc.refuse("has 'lower', which this example does not support");
+    }
     const auto caps = all.inside("decoding");
     least_ = caps.whole("tokens_at_least", 1, MOST_WRITTEN);
     most_ = caps.whole("most_tokens", 1, MOST_WRITTEN);
@@ -183,6 +191,14 @@ class Bundle {
   const std::map<size_t, std::string>& added() const { return added_; }
 
   int64_t end() const { return end_; }
+
+  // Whether the model has a CTC head instead of a decoder, and then the token that stands for nothing.
+  bool ctc() const { return ctc_; }
+  int64_t blank() const { return blank_; }
+
+  // The file that says what bytes each token stands for.
+  std::filesystem::path vocabulary() const { return path(vocabulary_); }
+
   double window() const { return window_; }
 
   // Seconds of input for a clip: the clip plus a margin of silence, or the full window.
@@ -200,7 +216,9 @@ class Bundle {
 
   std::filesystem::path folder_;
   nlohmann::json content_;
-  bool padded_ = false;
+  bool padded_ = false, ctc_ = false;
+  int64_t blank_ = 0;
+  std::string vocabulary_ = "vocab.json";
   double window_ = 0, margin_ = 0, rate_ = 0;
   int64_t end_ = 0, least_ = 0, most_ = 0;
   std::map<std::string, std::vector<int64_t>> prompts_;

@@ -1,4 +1,5 @@
-// Greedy recognition with a bundle's graphs in ONNX Runtime: frontend, encoder, then a decoder that updates its caches in place. One clip at a time.
+// Greedy recognition with a bundle's graphs in ONNX Runtime: frontend, encoder, then a decoder that updates its caches in place; or the one
+// graph of a model with a CTC head. One clip at a time.
 #pragma once
 
 #include <onnxruntime_cxx_api.h>
@@ -17,10 +18,14 @@ class Recognizer {
   Recognizer(const Bundle& bundle, const std::string& precision, int threads)
       : bundle_(bundle),
         environment_(ORT_LOGGING_LEVEL_FATAL, "transcribe"),
-        detokenize_(bundle.path("vocab.json"), bundle.added()),
-        frontend_(open(bundle.graph("frontend", precision), threads)),
-        encoder_(open(bundle.graph("encoder", precision), threads)),
-        step_(open(bundle.graph("step", precision), threads)) {
+        detokenize_(bundle.vocabulary(), bundle.added()) {
+    if (bundle.ctc()) {
+      ctc_ = open(bundle.graph("ctc", precision), threads);
+      return;
+    }
+    frontend_ = open(bundle.graph("frontend", precision), threads);
+    encoder_ = open(bundle.graph("encoder", precision), threads);
+    step_ = open(bundle.graph("step", precision), threads);
     for (size_t i = 0; i < step_.GetInputCount(); ++i) {
       const auto name = step_.GetInputNameAllocated(i, allocator_);
       if (std::string(name.get()) != "cache_k.0") continue;
@@ -37,6 +42,7 @@ class Recognizer {
     if (seconds > bundle_.window())
       throw Error("the clip lasts " + std::to_string(seconds) + " s; expected at most " +
                   std::to_string(static_cast<int>(bundle_.window())) + " s");
+    if (bundle_.ctc()) return spelled(wave, language);
     const auto positions = static_cast<size_t>(std::ceil(std::round(bundle_.heard(seconds) * RATE) / POSITION));
     wave.resize(positions * POSITION);  // trailing silence, as in training
 
@@ -74,6 +80,38 @@ class Recognizer {
     for (size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] > 0 && shape[i] <= most[i];
     if (!fits) throw Error(std::string(name) + " has an unexpected shape or type; export the bundle again");
     return shape;
+  }
+
+  // The likeliest token at each position, repetitions once and blanks left out. The graph adds the silence.
+  std::string spelled(std::vector<float>& wave, const std::string& language) {
+    bundle_.prompt(language);  // refuses a language that the bundle does not name
+    if (wave.empty()) throw Error("the clip has no samples");
+    const int64_t shape[] = {1, static_cast<int64_t>(wave.size())};
+    const auto waves = Ort::Value::CreateTensor<float>(memory_, wave.data(), wave.size(), shape, 2);
+    const auto outputs = run(ctc_, "input_values", waves, {"logits"});
+    const auto found = shape_of(outputs[0], "logits", {1, 3000, MOST_TOKENS});  // clips, positions, vocabulary
+    const int64_t vocabulary = found[2];
+    if (bundle_.blank() >= vocabulary) throw Error("the vocabulary is smaller than bundle.json's blank; export the bundle again");
+    const float* scores = outputs[0].GetTensorData<float>();
+    std::vector<int64_t> tokens;
+    int64_t before = -1;
+    for (int64_t position = 0; position < found[1]; ++position, scores += vocabulary) {
+      const int64_t token = std::max_element(scores, scores + vocabulary) - scores;
+      if (token != before && token != bundle_.blank()) tokens.push_back(token);
+      before = token;
+    }
+    return single_spaced(detokenize_(tokens));
+  }
+
+  // With one space for each stretch of white space; of Unicode's, that of ASCII.
+  static std::string single_spaced(const std::string& text) {
+    std::string out;
+    for (const char c : text) {
+      const bool space = c == ' ' || (c >= '\t' && c <= '\r') || (c >= 0x1c && c <= 0x1f);
+      if (!space) out += c;
+      else if (!out.empty() && out.back() != ' ') out += ' ';
+    }
+    return out.substr(0, out.find_last_not_of(' ') + 1);
   }
 
   // Greedy decoding until the end token or the limit; a loop that reaches the limit is cut to one repetition.
@@ -157,5 +195,5 @@ class Recognizer {
   Ort::AllocatorWithDefaultOptions allocator_;
   Ort::MemoryInfo memory_ = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
   Detokenizer detokenize_;
-  Ort::Session frontend_, encoder_, step_;
+  Ort::Session frontend_{nullptr}, encoder_{nullptr}, step_{nullptr}, ctc_{nullptr};
 };

@@ -15,6 +15,7 @@ from .audio.resample import SAMPLE_RATE, AudioError, Wave
 from .bundle.manifest import BundleError, Manifest, read_manifest
 from .bundle.tokens import Detokenizer
 from .clock import Clock
+from .decoding.ctc import CtcModel
 from .decoding.decoder import Hypothesis, beam_search
 from .decoding.drafted import greedy_with_draft
 from .decoding.drafts import Draft
@@ -26,6 +27,7 @@ from .vad import SpeechSpan, VoiceActivityDetector, anybody_speaks, find_speech
 from .words import Word, timed_words
 
 AUTO = "auto"  # as a language: detect it
+UNDETERMINED = "und"  # ISO 639-2: a language that is not known
 LONGEST = 28.0  # seconds of a stretch of a recording
 SPREAD_SECONDS = 0.4  # by how much clips of one batch may differ in length: shorter ones get up to that much more silence than they would alone
 
@@ -64,15 +66,38 @@ class Recognizer:
     ) -> None:
         self.manifest: Manifest = read_manifest(bundle)
         self.precision = precision or self.manifest.precisions[0]
-        self.model = SpeechModel(
-            self.manifest, self.precision, threads, providers, check=check, frugal=frugal, spin=spin, cuda_graphs=cuda_graphs
-        )  # fmt: skip
-        self.detokenize = Detokenizer(self.manifest.path("vocab.json"), self.manifest.added)
-        self.window, self.prompts = self.model.window, self.model.prompts  # seconds; token ids by language
+        self._whisper: SpeechModel | None = None
+        self.ctc: CtcModel | None = None  # where the model has a CTC head instead of a decoder
+        if self.manifest.has_ctc_head:
+            if cuda_graphs:
+                raise BundleError(
+                    f"{self.manifest.name}: has a CTC head and no decoder; CUDA graphs are for a decoder's steps"
+                )
+            self.ctc = CtcModel(self.manifest, self.precision, threads, providers, check, frugal, spin)
+            self.detokenize = self.ctc.detokenize
+        else:
+            self._whisper = SpeechModel(
+                self.manifest, self.precision, threads, providers, check=check, frugal=frugal, spin=spin, cuda_graphs=cuda_graphs
+            )  # fmt: skip
+            self.detokenize = Detokenizer(self.manifest.path(self.manifest.vocabulary), self.manifest.added)
+        self.window = float(self.manifest.content["window_seconds"])
+        self.prompts = self.manifest.content["tokens"]["prompts"]  # token ids by language
         wanted = bool(self.manifest.content.get("speech_detector")) if vad is None else vad
         self.detector = self.new_detector() if wanted else None  # for clips
         self._suppressed: set[int] | None = None  # tokens, found out when hotwords are made
         self._cutter = self.detector  # for recordings, opened when one needs it
+
+    @property
+    def model(self) -> SpeechModel:
+        """The encoder and decoder; raises BundleError for a model without a decoder."""
+        if self._whisper is None:
+            raise BundleError(f"{self.manifest.name}: has a CTC head and no decoder")
+        return self._whisper
+
+    @property
+    def times_words(self) -> bool:
+        """Whether word times can be asked for."""
+        return self.ctc is not None or self.model.has_alignment_heads
 
     def transcribe(
         self, wave: Wave, language: str = "en", beams: int = 1, words: bool = False, vad: bool = True,
@@ -95,10 +120,11 @@ class Recognizer:
 
         Raises:
             AudioError: the wave is empty, too long, or holds values that are not finite.
-            BundleError: the model does not support the language, or has no alignment heads for word times.
+            BundleError: the model does not support the language, has no alignment heads for word times, or has a CTC head, which takes
+                neither beams nor hotwords.
         """
         seconds = self._checked(wave)
-        self._allowed(language, words)
+        self._allowed(language, words, beams, hotwords)
         clock = Clock()
         if vad and not self._spoken(wave, clock):
             return Transcript("", language, (), clock.laps, True)
@@ -122,7 +148,7 @@ class Recognizer:
         """
         found: dict[int, Transcript] = {}
         seconds = [self._checked(wave) for wave in waves]
-        self._allowed(language)
+        self._allowed(language, hotwords=hotwords)
         clock = Clock()
         unspoken = [i for i, wave in enumerate(waves) if not self._spoken(wave, clock)]
         found |= {i: Transcript("", language, (), clock.laps, True) for i in unspoken}
@@ -154,7 +180,7 @@ class Recognizer:
             AudioError: the recording is empty or holds values that are not finite, or `longest` is out of range.
             BundleError: the model does not support the language, or the bundle has no speech detector.
         """
-        self._allowed(language, words)
+        self._allowed(language, words, beams, hotwords)
         for span in self.speech_spans(wave, longest):
             yield self.transcribe_span(wave, span, language, beams, words, hotwords)
 
@@ -183,6 +209,7 @@ class Recognizer:
 
     def new_hotwords(self, words: Sequence[str], score: float = DEFAULT_SCORE) -> Hotwords:
         """Names and terms to expect, as `transcribe` takes them; raises BundleError as `Hotwords` does."""
+        self._without_hotwords()
         if self._suppressed is None:
             self._suppressed = self.model.suppressed_tokens()
         return Hotwords(words, self.detokenize, score, self._suppressed)
@@ -190,8 +217,9 @@ class Recognizer:
     def _batches(self, seconds: Sequence[float], most: int) -> Iterator[list[int]]:
         """Indices of clips that are batched together, the shortest first."""
         batch: list[int] = []
+        padded = self.manifest.content["length"] == "padded"
         for i in sorted(range(len(seconds)), key=lambda i: seconds[i]):
-            far = batch and not self.model.pads_to_window and seconds[i] - seconds[batch[0]] > SPREAD_SECONDS
+            far = batch and not padded and seconds[i] - seconds[batch[0]] > SPREAD_SECONDS
             if len(batch) == most or far:
                 yield batch
                 batch = []
@@ -205,6 +233,13 @@ class Recognizer:
     ) -> list[Transcript]:  # fmt: skip
         """Transcribe clips of about one length as one batch, or one clip with beams."""
         clock = clock or Clock()
+        if self.ctc is not None:
+            spoken = language
+            if language == AUTO:  # which of several it was, nothing here can tell
+                spoken = next(iter(self.prompts)) if len(self.prompts) == 1 else UNDETERMINED
+            # one clip after the other: what follows a clip in a batch would change what is written
+            heard = [self.ctc.transcribe(wave, clock, spoken, words) for wave in waves]
+            return [Transcript(text, spoken, ids, clock.laps, True, False, timed) for text, ids, timed in heard]
         cross_kv = self.model.cross_kv(waves, clock)
         languages = [language] * len(waves)
         if language == AUTO:
@@ -275,10 +310,18 @@ class Recognizer:
             raise AudioError("the wave holds values that are not finite")
         return seconds
 
-    def _allowed(self, language: str, words: bool = False) -> None:
+    def _allowed(self, language: str, words: bool = False, beams: int = 1, hotwords: Hotwords | None = None) -> None:
         self._known(language)
-        if words and not self.model.has_alignment_heads:
+        if words and not self.times_words:
             raise BundleError(f"{self.manifest.name}: has no alignment heads for word times")
+        if self.ctc is not None and beams > 1:
+            raise BundleError(f"{self.manifest.name}: has a CTC head, which is decoded greedily; leave the beams out")
+        if hotwords is not None:
+            self._without_hotwords()
+
+    def _without_hotwords(self) -> None:
+        if self.ctc is not None:
+            raise BundleError(f"{self.manifest.name}: has a CTC head, which takes no hotwords; leave them out")
 
     def _spoken(self, wave: Wave, clock: Clock) -> bool:
         """Whether the detector finds speech; True where there is no detector."""

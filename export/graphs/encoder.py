@@ -14,8 +14,8 @@ from torch import nn
 
 from export.graphs.padding import LEAST, NEAR_FLOOR, WINDOW_FRAMES
 from export.graphs.parts import attend, feed_forward, gelu, split_heads
-from export.graphs.writer import FLOAT, INT64, Writer
-from workbench.models.whisper.forward.layers import EncoderLayer, decoder_of, encoder_of
+from export.graphs.writer import FLOAT, INT64, Attribute, Writer
+from workbench.models.whisper.forward.layers import Encoder, EncoderLayer, decoder_of, encoder_of
 from workbench.models.whisper.forward.log_mel import DYNAMIC_RANGE, HOP_LENGTH, N_FFT, LogMel
 from workbench.models.whisper.forward.pooling import pool_after
 
@@ -40,18 +40,7 @@ def encoder_graph(model: WhisperForConditionalGeneration, margin: int | None) ->
     width, layers = int(config.d_model), len(decoder.layers)
     w = Writer()
     features = w.input("input_features", FLOAT, ["batch_size", int(config.num_mel_bins), "frames"])
-    x = _as_trained(w, features, margin)
-    for name in ("conv1", "conv2"):
-        x = gelu(w, _convolution(w, name, getattr(encoder, name), x))
-    x = w.add("Transpose", x, perm=[0, 2, 1])  # [batch, positions, width]
-    positions = w.constant("positions", encoder.embed_positions.weight.detach().numpy())
-    x = w.add("Add", x, w.add("Slice", positions, w.integers(0), _size(w, x, 1), w.integers(0)))
-    pools = pool_after(config)
-    for i, layer in enumerate(encoder.layers):
-        x = _layer(w, f"layers.{i}", layer, x)
-        if i + 1 == pools:
-            x = _pooled(w, x)
-    x = w.norm("norm", encoder.layer_norm, x, to="last_hidden_state")
+    x = encoder_nodes(w, encoder, pool_after(config), _as_trained(w, features, margin), to="last_hidden_state")
     attentions = [layer.encoder_attn for layer in decoder.layers]
     for kind in "kv":
         each = [w.linear(f"cross_{kind}.{i}", getattr(a, f"{kind}_proj"), x) for i, a in enumerate(attentions)]
@@ -61,26 +50,54 @@ def encoder_graph(model: WhisperForConditionalGeneration, margin: int | None) ->
     return w.model("encoder", OPSET)
 
 
+def encoder_nodes(w: Writer, encoder: Encoder, pools: int | None, features: str, to: str = "") -> str:
+    """Whisper's encoder as nodes. [clips, mels, an even number of frames] -> [clips, positions, width]
+
+    Args:
+        w: the graph.
+        encoder: a WhisperEncoder.
+        pools: the layer after which states are pooled, from `pool_after`.
+        features: log-mel features.
+        to: the name of the result.
+    """
+    x = features
+    for name in ("conv1", "conv2"):
+        x = gelu(w, convolution(w, name, getattr(encoder, name), x))
+    x = w.add("Transpose", x, perm=[0, 2, 1])  # [batch, positions, width]
+    positions = w.constant("positions", encoder.embed_positions.weight.detach().numpy())
+    x = w.add("Add", x, w.add("Slice", positions, w.integers(0), size_of(w, x, 1), w.integers(0)))
+    for i, layer in enumerate(encoder.layers):
+        x = _layer(w, f"layers.{i}", layer, x)
+        if i + 1 == pools:
+            x = _pooled(w, x)
+    return w.norm("norm", encoder.layer_norm, x, to=to)
+
+
 def frontend_graph(mels: int) -> ModelProto:
     """Log-mel features as a graph, equal to `LogMel`: waves [batch_size, samples] -> input_features [batch_size, mels, frames]."""
-    module = LogMel(mels)
     w = Writer()
-    waves = w.add("Unsqueeze", w.input("waves", FLOAT, ["batch_size", "samples"]), w.integers(1))
+    log_mel_nodes(w, mels, w.input("waves", FLOAT, ["batch_size", "samples"]), to="input_features")
+    w.output("input_features", FLOAT, ["batch_size", mels, "frames"])
+    return w.model("frontend", OPSET)
+
+
+def log_mel_nodes(w: Writer, mels: int, waves: str, to: str = "") -> str:
+    """Log-mel features as nodes. [clips, samples] -> [clips, mels, frames]"""
+    module = LogMel(mels)
+    waves = w.add("Unsqueeze", waves, w.integers(1))
     half = N_FFT // 2
     padded = w.add("Pad", waves, w.integers(0, 0, half, 0, 0, half), mode="reflect")
     basis = w.constant("basis", module.basis.numpy())
     spectrum = w.add("Conv", padded, basis, kernel_shape=[N_FFT], strides=[HOP_LENGTH])  # [batch, 2 * bins, frames + 1]
     spectrum = w.add("Slice", spectrum, w.integers(0), w.integers(-1), w.integers(2))
     power = w.add("Mul", spectrum, spectrum)
-    power = w.add("Add", *w.split("Split", power, to=["real", "imaginary"], axis=1, num_outputs=2))
+    power = w.add("Add", *w.split("Split", power, to=[f"{w.begin}real", f"{w.begin}imaginary"], axis=1, num_outputs=2))
     mel = w.add("MatMul", w.constant("filters", module.filters.numpy()), power)
     log = w.add("Log", w.add("Clip", mel, w.constant("least", np.float32(1e-10))))
     log = w.add("Mul", log, w.constant("to_log10", np.float32(1 / np.log(10))))
     floor = w.add("Sub", w.add("ReduceMax", log, w.integers(1, 2)), w.constant("range", np.float32(DYNAMIC_RANGE)))
     raised = w.add("Add", w.add("Max", log, floor), w.constant("four", np.float32(4)))
-    w.add("Div", raised, w.constant("four", np.float32(4)), to="input_features")
-    w.output("input_features", FLOAT, ["batch_size", mels, "frames"])
-    return w.model("frontend", OPSET)
+    return w.add("Div", raised, w.constant("four", np.float32(4)), to=to)
 
 
 def _as_trained(w: Writer, features: str, margin: int | None) -> str:
@@ -93,13 +110,13 @@ def _as_trained(w: Writer, features: str, margin: int | None) -> str:
     floor = w.add("Where", all_zero, w.constant("silence", np.float32(LEAST)), floor)
     features = w.add("Where", zero, floor, features)
     if margin is None:
-        missing = w.add("Sub", w.integers(WINDOW_FRAMES), _size(w, features, 2))
+        missing = w.add("Sub", w.integers(WINDOW_FRAMES), size_of(w, features, 2))
         filling = w.add("Concat", w.add("Shape", features, start=0, end=2), missing, axis=0)
         return w.add("Concat", features, w.add("Expand", floor, filling), axis=2)
     loudest = w.add("ReduceMax", features, w.integers(1), keepdims=0)  # [clips, frames]
     floor = w.add("Squeeze", floor, w.integers(2))
     heard = w.add("Greater", loudest, w.add("Add", floor, w.constant("near_floor", np.float32(NEAR_FLOOR))))
-    frames = w.add("Squeeze", _size(w, features, 2))
+    frames = w.add("Squeeze", size_of(w, features, 2))
     numbers = w.add("Range", w.constant("one", np.array(1)), w.add("Add", frames, w.constant("one", np.array(1))), w.constant("one", np.array(1)))  # fmt: skip
     last = w.add("ReduceMax", w.add("Mul", w.cast(heard, INT64), numbers), w.integers(0, 1), keepdims=0)
     kept = w.add("Div", w.add("Add", last, w.constant("margin", np.array(margin + 1))), w.constant("two", np.array(2)))
@@ -126,14 +143,22 @@ def _pooled(w: Writer, x: str) -> str:
     return w.add("Div", w.add("Add", first, second), w.constant("2.0", np.float32(2)))
 
 
-def _convolution(w: Writer, name: str, layer: nn.Conv1d, x: str) -> str:
-    assert layer.bias is not None  # noqa: S101  both of Whisper's have one
-    weight = w.constant(f"{name}.weight", layer.weight.detach().numpy())
-    bias = w.constant(f"{name}.bias", layer.bias.detach().numpy())
+def convolution(w: Writer, name: str, layer: nn.Conv1d, x: str) -> str:
+    """A torch Conv1d. [clips, channels, frames] -> [clips, channels, frames]"""
+    given = [w.constant(f"{name}.weight", layer.weight.detach().numpy())]
+    if layer.bias is not None:
+        given.append(w.constant(f"{name}.bias", layer.bias.detach().numpy()))
     pad = int(layer.padding[0])
-    return w.add("Conv", x, weight, bias, kernel_shape=list(layer.kernel_size), strides=list(layer.stride), pads=[pad, pad])  # fmt: skip
+    how: dict[str, Attribute] = {
+        "kernel_shape": list(layer.kernel_size),
+        "strides": list(layer.stride),
+        "pads": [pad, pad],
+    }
+    if layer.groups > 1:
+        how["group"] = layer.groups
+    return w.split("Conv", x, *given, to=[w.name_of("Conv")], **how)[0]
 
 
-def _size(w: Writer, x: str, axis: int) -> str:
+def size_of(w: Writer, x: str, axis: int) -> str:
     """The size of an axis, int64 [1]."""
     return w.add("Shape", x, start=axis, end=axis + 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from export.graphs.names import DECODER, ENCODER, FRONTEND, SHERPA, STEP
+from export.graphs.names import CTC, DECODER, ENCODER, FRONTEND, SHERPA, STEP
 from workbench.core.errors import UserError
 
 HIGHEST_OPSET = {
@@ -17,6 +17,7 @@ HIGHEST_OPSET = {
     ENCODER: 18,
     DECODER: 18,
     SHERPA: 17,  # sherpa-onnx ships its own onnxruntime
+    CTC: 18,
     STEP: 24,  # TensorScatter; only our own runtime reads it
 }
 DOMAINS = {"", "com.microsoft", "com.ms.internal.nhwc"}  # operator sets in every build of onnxruntime
@@ -29,6 +30,7 @@ FREE_AXES: dict[str, dict[str, tuple[int, ...]]] = {
         "input_ids": (0, 1), "encoder_hidden_states": (0, 1), "past_key_values": (0, 2), "logits": (0, 1), "present": (0, 2),
     },
     STEP: {"input_ids": (0, 1), "offset": (0,), "cache_": (0, 1), "cross_": (0, 1), "logits": (0,), "next_": (0, 1)},
+    CTC: {"input_values": (0, 1), "logits": (0, 1)},
     SHERPA: {"tokens": (0, 1), "in_n_layer_self": (1,), "n_layer_cross": (1, 2), "logits": (0,), "out_n_layer_self": (1,)},
 }  # fmt: skip
 

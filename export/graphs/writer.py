@@ -58,7 +58,11 @@ class Writer:
 
     def add(self, op: str, *inputs: str, to: str = "", **attributes: Attribute) -> str:
         """Add a node with one output, named `to` or after its operator."""
-        return self.split(op, *inputs, to=[to or f"{self.begin}{op}_{len(self.nodes)}"], **attributes)[0]
+        return self.split(op, *inputs, to=[to or self.name_of(op)], **attributes)[0]
+
+    def name_of(self, op: str) -> str:
+        """The name that the next node's output gets, after its operator."""
+        return f"{self.begin}{op}_{len(self.nodes)}"
 
     def cast(self, x: str, kind: int) -> str:
         """Cast a tensor to another type."""

@@ -1,13 +1,15 @@
-"""Floating-point operations of a Whisper model, from its dimensions; a multiply-add counts as two."""
+"""Floating-point operations of a model, from its dimensions; a multiply-add counts as two."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
-from export.edge.bundle.fields import fields, integer, mapping, number, text
-from export.edge.bundle.manifest import BundleError, read_json
+from export.edge.bundle.fields import Check, array, fields, integer, mapping, number, text
+from export.edge.bundle.manifest import BundleError, Manifest, read_json
 from workbench.core.errors import UserError
+from workbench.models.whisper.forward.log_mel import SAMPLES_PER_POSITION
 from workbench.models.whisper.low_rank import ranks_of
 
 LARGEST = 65_536  # of a width or length
@@ -21,6 +23,12 @@ SIZES = fields(
     max_source_positions=integer(1, LARGEST),
     vocab_size=integer(1, 1 << 20),
 )
+CTC_SIZES = fields(
+    hidden_size=integer(1, LARGEST), intermediate_size=integer(1, LARGEST), num_hidden_layers=integer(1, 1024), vocab_size=integer(2, 1 << 20),
+    num_mel_bins_=integer(1, LARGEST), num_conv_pos_embeddings_=integer(1, LARGEST), num_conv_pos_embedding_groups_=integer(1, LARGEST),
+)  # fmt: skip
+_LAYERS = array(integer(1, LARGEST), 1, 16)
+CONVOLUTIONS = fields(conv_dim=_LAYERS, conv_kernel=_LAYERS, conv_stride=_LAYERS)
 OPTIONAL_SIZES = {"pool_after": number(0, 1024), "encoder_ranks": mapping(text, integer(1, LARGEST))}
 
 
@@ -39,20 +47,78 @@ class Sizes(TypedDict):
     encoder_ranks: NotRequired[dict[str, int] | None]  # by name, for layers that were factorized into two thinner ones
 
 
-def read_sizes(bundle: Path) -> Sizes:
+class CtcSizes(TypedDict):
+    """The same of a bundle whose model has a CTC head: a Whisper's encoder has mels, the others convolutions over the wave."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    vocab_size: int
+    num_mel_bins: NotRequired[int]
+    conv_dim: NotRequired[list[int]]
+    conv_kernel: NotRequired[list[int]]
+    conv_stride: NotRequired[list[int]]
+    num_conv_pos_embeddings: NotRequired[int]
+    num_conv_pos_embedding_groups: NotRequired[int]
+
+
+def sizes_of(manifest: Manifest) -> Sizes | CtcSizes:
     """Read a bundle's config.json and check its dimensions; raises UserError."""
+    return read_ctc_sizes(manifest.folder) if manifest.has_ctc_head else read_sizes(manifest.folder)
+
+
+def read_sizes(bundle: Path) -> Sizes:
+    """The dimensions of a Whisper; raises UserError."""
+    return cast("Sizes", _checked(bundle / "config.json", SIZES, OPTIONAL_SIZES))
+
+
+def read_ctc_sizes(bundle: Path) -> CtcSizes:
+    """The dimensions of a model with a CTC head; raises UserError."""
     path = bundle / "config.json"
+    found = cast("CtcSizes", _checked(path, CTC_SIZES, {}))
+    if "num_mel_bins" not in found:
+        _checked(path, CONVOLUTIONS, {})
+        if len({len(found["conv_dim"]), len(found["conv_kernel"]), len(found["conv_stride"])}) > 1:
+            raise UserError(f"{path}: conv_dim, conv_kernel and conv_stride differ in length; export the bundle again")
+    return found
+
+
+def _checked(path: Path, sizes: Check, optional: Mapping[str, Check]) -> Mapping[str, object]:
     try:
         config = read_json(path)
-        SIZES("configuration", config)
-        found = cast("Sizes", config)
-        for field, check in OPTIONAL_SIZES.items():
+        sizes("configuration", config)
+        found = cast("Mapping[str, object]", config)
+        for field, check in optional.items():
             if (value := found.get(field)) is not None:
                 check(field, value)
     except (BundleError, ValueError) as error:
         said = str(error)
         raise UserError(said if str(path) in said else f"{path}: {said}; export the bundle again") from None
     return found
+
+
+def ctc_flops(config: CtcSizes, samples: int) -> int:
+    """Operations of a model with a CTC head: convolutions, layers, head.
+
+    Args:
+        config: a bundle's config.json.
+        samples: of the wave, the silence after it included.
+    """
+    width, ffn = config["hidden_size"], config["intermediate_size"]
+    if "num_mel_bins" in config:  # a Whisper's encoder
+        positions = -(-samples // SAMPLES_PER_POSITION)
+        convolutions = 2 * 3 * width * (2 * positions * config["num_mel_bins"] + positions * width)
+    else:
+        convolutions, positions, channels = 0, samples, 1
+        layers = zip(config["conv_dim"], config["conv_kernel"], config["conv_stride"], strict=True)
+        for wide, kernel, stride in layers:
+            positions = max((positions - kernel) // stride + 1, 1)
+            convolutions += 2 * positions * wide * channels * kernel
+            channels = wide
+        kernel, groups = config.get("num_conv_pos_embeddings", 128), config.get("num_conv_pos_embedding_groups", 16)
+        convolutions += 2 * positions * (channels * width + width * width * kernel // groups)
+    layer = 2 * positions * (4 * width**2 + 2 * width * ffn) + 4 * positions**2 * width
+    return convolutions + config["num_hidden_layers"] * layer + 2 * positions * width * config["vocab_size"]
 
 
 def encoder_flops(config: Sizes, positions: int) -> int:

@@ -16,7 +16,7 @@ from export.bundle.manifest import open_manifest, record
 from export.edge.bundle.content import Corpus, Measurement
 from export.measurement.content import SCHEMA, Report, Section
 from export.measurement.curves import curves_of_run
-from export.measurement.flops import read_sizes
+from export.measurement.flops import sizes_of
 from export.measurement.latency import BenchmarkResult, System
 from export.measurement.leaderboard import preset_corpora, scored_by_leaderboard
 from export.measurement.robustness import check_robustness
@@ -200,7 +200,7 @@ def _systems(bundles: Sequence[Path], teacher: str) -> list[System]:
             raise UserError(
                 f"{bundle}: was packed for {manifest.packed_for}, but measuring needs our own runtime's graphs; measure the full bundle"
             )
-        read_sizes(bundle)
+        sizes_of(manifest)  # before hours of work, whether they are there
         systems += [System(f"{manifest.name} {p}", "student", bundle, p) for p in manifest.precisions]
     if len({s.name for s in systems}) < len(systems):
         raise UserError("two of the bundles have the same name and precision; export them with different --name")

@@ -12,7 +12,7 @@ from export.bundle.manifest import open_manifest, size_mb
 from export.edge.bundle.content import Measured
 from export.edge.bundle.manifest import Manifest
 from export.measurement.content import LanguageScores, Scores, Section, SystemRow
-from export.measurement.flops import Sizes, encoder_flops, read_sizes, token_flops
+from export.measurement.flops import CtcSizes, Sizes, ctc_flops, encoder_flops, sizes_of, token_flops
 from export.measurement.latency import STAGES, BenchmarkResult, System
 from workbench.core.machine.host import describe_host
 from workbench.corpus import Utterance
@@ -25,7 +25,7 @@ def system_row(system: System, found: BenchmarkResult, utterances: Sequence[Utte
     raw = score_utterances(utterances, found.hypotheses, normalized=False)
     totals = found.total_ms
     loops = found.loops({i: (u.text, u.language) for i, u in enumerate(utterances)})
-    config = read_sizes(system.bundle)
+    config = sizes_of(manifest)
     return {
         "name": system.name,
         "kind": system.kind,
@@ -72,9 +72,13 @@ def system_row(system: System, found: BenchmarkResult, utterances: Sequence[Utte
     }
 
 
-def clip_flops(config: Sizes, manifest: Manifest, seconds: float, tokens: int) -> float:
-    """Operations for a clip: encoder, prompt and every token."""
+def clip_flops(config: Sizes | CtcSizes, manifest: Manifest, seconds: float, tokens: int) -> float:
+    """Operations for a clip: encoder, prompt and every token; of a model with a CTC head, encoder and head."""
     content = manifest.content
+    if manifest.has_ctc_head:
+        heard = min(seconds + content["margin_seconds"], content["window_seconds"])
+        return ctc_flops(cast("CtcSizes", config), round(heard * content.get("sample_rate", 16_000)))
+    config = cast("Sizes", config)
     heard = seconds + content["margin_seconds"] if content["length"] == "true" else content["window_seconds"]
     positions = min(int(50 * heard + 0.5), int(config["max_source_positions"]))
     steps = tokens + len(next(iter(content["tokens"]["prompts"].values())))

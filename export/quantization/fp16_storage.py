@@ -12,6 +12,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.graphs.edit import branches
+from export.graphs.names import IN_FP32
 
 MIN_BYTES = 4096  # smaller weights are not worth a Cast node
 LARGEST = 6e4  # just below the largest fp16 value
@@ -20,7 +21,12 @@ PRODUCTS = ("MatMul", "Gemm")
 
 def store_in_half(model: ModelProto) -> int:
     """Convert a graph's weights in place; returns how many were stored as fp16."""
-    kept = {name for node in _nodes(model) if node.op_type in PRODUCTS for name in node.input}
+    kept = {
+        name
+        for node in _nodes(model)
+        if node.op_type in PRODUCTS or node.name.startswith(IN_FP32)
+        for name in node.input
+    }
     casts = []
     for weight in list(model.graph.initializer):
         if weight.data_type != TensorProto.FLOAT or weight.name in kept or weight.ByteSize() < MIN_BYTES:

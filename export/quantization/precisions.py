@@ -9,6 +9,16 @@ from workbench.core.errors import UserError, did_you_mean
 
 # File name suffixes, following transformers.js and Optimum where they define one.
 SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized", "int8_static": "_int8", "w8": "_w8", "q4": "_q4"}
+ALSO_CALLED = {
+    "int4": "q4",
+    "4bit": "q4",
+    "q4f16": "q4",
+    "q8": "int8",
+    "8bit": "int8",
+    "half": "fp16",
+    "float16": "fp16",
+    "float32": "fp32",
+}
 ENCODER_ONLY = ("int8_static",)  # the decoder's caches would need calibrated ranges of their own
 WITH_LAYERS = ("int8", "int8_static", "w8", "q4")
 
@@ -67,7 +77,8 @@ def _scheme(part: str, text: str) -> Scheme:
     name, *layers = part.split("-")
     if name not in SUFFIXES:
         where = "" if part == text else f": {name!r}"
-        raise UserError(f"--precision {text!r}{where}{did_you_mean(name, SUFFIXES)}")
+        called = f"; its name here is {ALSO_CALLED[name]!r}" if name in ALSO_CALLED else did_you_mean(name, SUFFIXES)
+        raise UserError(f"--precision {text!r}{where}{called}")
     if layers and (name not in WITH_LAYERS or not all(layer.isdigit() for layer in layers)):
         raise UserError(f"--precision {text!r}: expected numbers of layers to leave in fp32 after a quantized scheme")
     return Scheme(name, tuple(sorted({int(layer) for layer in layers})))

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
 from export.graphs.edit import nodes_of_layers, rename_in_branches
+from export.graphs.names import IN_FP32
 from export.quantization.fp16_storage import store_in_half
 from export.quantization.int8 import Int8Options, quantize_dynamic, quantize_static
 from export.quantization.precisions import Scheme
@@ -30,7 +31,11 @@ def calibration_clips(corpus: str) -> list[Wave]:
 
 
 def quantize(
-    source: Path, scheme: Scheme, options: Int8Options, calibration: Sequence[npt.NDArray[np.float32]] = ()
+    source: Path,
+    scheme: Scheme,
+    options: Int8Options,
+    calibration: Sequence[npt.NDArray[np.float32]] = (),
+    leave: Sequence[str] = (),
 ) -> Path:
     """Write a quantized graph beside the fp32 one.
 
@@ -39,6 +44,7 @@ def quantize(
         scheme: the target scheme, other than fp32.
         options: options of the quantizers.
         calibration: features [1, mels, frames] of calibration clips, for static int8.
+        leave: names of nodes that stay in fp32, besides the layers that the scheme keeps.
 
     Returns:
         The new graph's path.
@@ -47,7 +53,7 @@ def quantize(
         UserError: the graph lacks a layer to leave out, or static int8 has no calibration clips.
     """
     target = source.parent / scheme.file(source.name)
-    leave: list[str] = []
+    left = list(leave)
     if scheme.kept:
         model = onnx.load(source, load_external_data=False)
         for layer in scheme.kept:
@@ -55,17 +61,17 @@ def quantize(
                 raise UserError(
                     f"--precision {scheme.label!r}: {source.name} has no layer {layer}; they are numbered from 0"
                 )
-            leave += nodes
+            left += nodes
     if scheme.name == "int8":
-        quantize_dynamic(source, target, options, leave)
+        quantize_dynamic(source, target, options, left)
     elif scheme.name == "int8_static":
         if not calibration:
             raise UserError("int8_static needs calibration clips; name a corpus with --corpus")
-        quantize_static(source, target, options, calibration, leave)
+        quantize_static(source, target, options, calibration, left)
     elif scheme.name in BITS:
-        quantize_weights(source, target, BITS[scheme.name], options.symmetric, leave)
+        quantize_weights(source, target, BITS[scheme.name], options.symmetric, left)
     elif scheme.name == "fp16":
-        _halve(source, target, keep_inputs="step" not in source.name)
+        _halve(source, target, keep_inputs="step" not in source.name, leave=left)
         return target
     model = onnx.load(target)
     store_in_half(model)
@@ -73,7 +79,12 @@ def quantize(
     return target
 
 
-def _halve(source: Path, target: Path, keep_inputs: bool) -> None:
+def nodes_in_fp32(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that stay in fp32 in every precision: the features in a graph that reads waves."""
+    return [node.name for node in model.graph.node if node.name.startswith(IN_FP32)]
+
+
+def _halve(source: Path, target: Path, keep_inputs: bool, leave: Sequence[str] = ()) -> None:
     """Convert all weights and products to fp16. Graphs for other runtimes keep fp32 inputs and outputs; our own runtime passes fp16 caches."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -81,7 +92,35 @@ def _halve(source: Path, target: Path, keep_inputs: bool) -> None:
     rename_in_branches(model)
     # the encoder returns keys and values in fp32; converting them to fp16 would need a copy through the host
     ours = ["logits", *(i.name for i in model.graph.input if i.name.startswith("cross_"))]
-    half = convert_float_to_float16(model, keep_io_types=True if keep_inputs else ours)
+    half = convert_float_to_float16(
+        model, keep_io_types=True if keep_inputs else ours, node_block_list=list(leave) or None
+    )
+    if leave:
+        _keep_between(half, set(leave))
     # the converter appends the input casts after the nodes that read them
     ordered = TopologicalSortPass()(ir.from_proto(half)).model
     onnx.save(ir.to_proto(ordered), target)
+
+
+def _keep_between(model: onnx.ModelProto, kept: set[str]) -> None:
+    """Let nodes that stay in fp32 hand each other fp32: the converter rounds what one gives another to fp16 and back."""
+    graph = model.graph
+    by_output = {output: node for node in graph.node for output in node.output}
+    exact: dict[str, str] = {}  # what a cast to fp32 gives, and what it would give without the rounding
+    for node in graph.node:
+        narrow = by_output.get(node.input[0]) if node.op_type == "Cast" else None
+        source = by_output.get(narrow.input[0]) if narrow is not None and narrow.op_type == "Cast" else None
+        if source is not None and source.name in kept and narrow is not None:
+            exact[node.output[0]] = narrow.input[0]
+    for node in graph.node:
+        if node.name in kept:
+            for i, name in enumerate(node.input):
+                node.input[i] = exact.get(name, name)
+    while unused := _unused_casts(graph):
+        for node in unused:
+            graph.node.remove(node)
+
+
+def _unused_casts(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    return [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in used]

@@ -32,6 +32,7 @@ from workbench.core.machine.host import describe_host, has_int8_dot_product, usa
 from workbench.core.ownership import check_output, check_replaceable
 from workbench.corpus import Utterance, scored_clips
 from workbench.evaluation.scoring import paired_difference
+from workbench.models import has_ctc_head
 from workbench.models.resolve import fingerprint
 
 log = logging.getLogger("workbench")
@@ -206,6 +207,10 @@ def export_for(
     Raises:
         UserError: budget, device or checkpoint cannot be used, the folder holds something else, or nothing meets the budget.
     """
+    if has_ctc_head(checkpoint):
+        raise UserError(
+            f"{checkpoint}: has a CTC head; the search is for models with a decoder, name --precision instead of --budget"
+        )
     through = how.get("through", "workbench")
     check_exporter(through)
     check_output(output, [checkpoint])

@@ -91,7 +91,7 @@ def checked(
     if granularities and response_format != "verbose_json":
         raise bad_value(REPEATED, f"{REPEATED}: response_format is {response_format!r}; expected 'verbose_json'.")
     words = "word" in granularities
-    if words and not recognizer.model.has_alignment_heads:
+    if words and not recognizer.times_words:
         raise bad_value(REPEATED, "This model has no alignment heads for word times; leave 'word' out.")
     return TranscriptionRequest(
         language,

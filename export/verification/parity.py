@@ -13,10 +13,9 @@ import torch
 
 from export.edge.bundle.manifest import Manifest, read_manifest
 from export.graphs.build import margin_frames
-from export.graphs.names import GRAPH_FILES
 from export.graphs.padding import WINDOW_FRAMES, trim_or_pad_silence
 from export.graphs.step import PROJECT_FROM
-from workbench.audio.decode import SAMPLE_RATE
+from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.core.errors import UserError
 from workbench.models.whisper.family import Whisper
 from workbench.models.whisper.forward.passes import encode
@@ -64,11 +63,13 @@ def _compare(manifest: Manifest, scenes: Sequence[_Scene], precision: str) -> di
     options.log_severity_level = 3
     sessions = {
         part: ort.InferenceSession(str(manifest.graph(part, precision)), options, providers=["CPUExecutionProvider"])
-        for part in GRAPH_FILES
+        for part in manifest.content["precisions"][precision]
     }
     worst: dict[str, float] = {}
     for scene in scenes:
         for name, difference in _differences(sessions, scene).items():
+            if not np.isfinite(difference):
+                raise UserError(not_comparable(manifest.folder, name, precision))
             worst[name] = max(worst.get(name, 0.0), difference)
             if precision == "fp32" and not difference <= TOLERANCE:
                 raise UserError(
@@ -76,6 +77,25 @@ def _compare(manifest: Manifest, scenes: Sequence[_Scene], precision: str) -> di
                     f"{len(scene.waves)} clips of {scene.seconds} s; expected at most {TOLERANCE:.0e}; please report this checkpoint"
                 )
     return {name: float(f"{value:.2e}") for name, value in worst.items()}
+
+
+def not_comparable(folder: Path, name: str, precision: str) -> str:
+    """What is said of a graph that gives no numbers, which fp16 may, or a tensor of another shape."""
+    return f"{folder}: {name} of the {precision} graph have values that are not finite, or another shape than torch's; choose other precisions"
+
+
+def noise_bursts(generator: np.random.Generator, clips: int, seconds: float) -> Wave:
+    """Clips that come and go like speech. -> [clips, samples]"""
+    waves: Wave = generator.normal(0, 0.1, (clips, round(seconds * SAMPLE_RATE))).astype(np.float32)
+    waves *= np.abs(np.sin(np.arange(waves.shape[1]) / 4000.0)).astype(np.float32)
+    return waves
+
+
+def relative_difference(ours: npt.NDArray[np.floating], theirs: npt.NDArray[np.floating]) -> float:
+    """The largest difference relative to the largest value of `theirs`; infinite for another shape, not a number where `ours` are none."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float(np.abs(ours - theirs).max() / max(float(np.abs(theirs).max()), 1e-9))
 
 
 class _Scene:
@@ -87,8 +107,7 @@ class _Scene:
     ) -> None:
         self.seconds = seconds
         generator = np.random.default_rng(0)
-        self.waves = generator.normal(0, 0.1, (clips, round(seconds * SAMPLE_RATE))).astype(np.float32)
-        self.waves *= np.abs(np.sin(np.arange(self.waves.shape[1]) / 4000.0)).astype(np.float32)
+        self.waves = noise_bursts(generator, clips, seconds)
         features = family.features(list(self.waves), seconds)
         states = encode(model, trim_or_pad_silence(features, margin))
         prompt = family.prompt("en")
@@ -105,15 +124,15 @@ class _Scene:
 
     def differ(self, logits: Floats, token: int) -> float:
         """Relative difference of logits [clips, vocabulary] from torch's at position `token`."""
-        return _relative(logits[:, self.said], self.logits[:, token][:, self.said])
+        return relative_difference(logits[:, self.said], self.logits[:, token][:, self.said])
 
 
 def _differences(sessions: Mapping[str, InferenceSession], scene: _Scene) -> dict[str, float]:
     names = ["n_layer_cross_k", "n_layer_cross_v", "last_hidden_state"]
     keys, values, states = _run(sessions["encoder"], names, {"input_features": scene.features})
     found = {
-        "features": _relative(_run(sessions["frontend"], None, {"waves": scene.waves})[0], scene.features),
-        "encoder": _relative(states, scene.states),
+        "features": relative_difference(_run(sessions["frontend"], None, {"waves": scene.waves})[0], scene.features),
+        "encoder": relative_difference(states, scene.states),
         "merged decoder": _largest(scene, _merged(sessions["decoder"], scene)),
         "step decoder": _largest(scene, _stepped(sessions["step"], scene, keys, values)),
         "step decoder, in one pass": _largest(scene, _in_one_pass(sessions["step"], scene, keys, values)),
@@ -124,7 +143,7 @@ def _differences(sessions: Mapping[str, InferenceSession], scene: _Scene) -> dic
     heard = _run(sessions["encoder"], ["last_hidden_state"], {"input_features": padded})[0]
     # padding by the runtime may lengthen the states by the margin at most
     found["padding"] = (
-        _relative(heard[:, : scene.states.shape[1]], scene.states)
+        relative_difference(heard[:, : scene.states.shape[1]], scene.states)
         if scene.margin is None
         else float(heard.shape[1] - scene.states.shape[1] > scene.margin)
     )
@@ -215,9 +234,3 @@ def _as_sherpa(decoder: InferenceSession, scene: _Scene, keys: Floats, values: F
         logits, *own = _run(decoder, None, dict(zip(inputs, given, strict=True)))
         found.append(logits[:, -1])
     return found
-
-
-def _relative(ours: Floats, theirs: Floats) -> float:
-    if ours.shape != theirs.shape:
-        return float("inf")
-    return float(np.abs(ours - theirs).max() / max(float(np.abs(theirs).max()), 1e-9))

@@ -16,6 +16,7 @@ from export.bundle.inspection import changed_runtime
 from export.bundle.manifest import open_manifest, record
 from export.edge import read_wav
 from export.edge.bundle.content import Content, Verification, VerifiedClient
+from export.edge.bundle.fields import CTC
 from export.graphs.padding import trim_or_pad_silence
 from export.verification.agreement import (
     MIN_EQUAL,
@@ -29,7 +30,13 @@ from export.verification.agreement import (
     wer_budget,
     within_budget,
 )
-from export.verification.clients import client_module, has_graphs_of, is_exact, known_clients, unavailable_reason
+from export.verification.clients import (
+    client_module,
+    is_exact,
+    known_clients,
+    unavailable_reason,
+    unreadable_reason,
+)
 from export.verification.clients.protocol import ClipFile, Job, Outcome
 from workbench.core.errors import UserError, last_line
 from workbench.core.machine.children import killed_with_parent
@@ -63,7 +70,7 @@ def verify_bundle(
         The record: for each client and precision whether it passed, its equal clips, and its WER beside torch's.
 
     Raises:
-        UserError: a bundle that fails its checksums, another checkpoint, or an unknown client.
+        UserError: a bundle that fails its checksums, another checkpoint, an unknown client, or none that reads it.
     """
     for name in clients:
         client_module(name)  # fail early on an unknown name
@@ -72,18 +79,24 @@ def verify_bundle(
         log.warning("%s: edge/ differs from the workbench's version: %s; the workbench runs its own copy", bundle, ", ".join(changed))  # fmt: skip
     names = list(clients) or known_clients()
     results: list[VerifiedClient] = []
+    unread: dict[str, str] = {}
     absent: dict[str, str] = {}
     jobs: list[tuple[str, str]] = []
     with tempfile.TemporaryDirectory() as temporary:
         for name in names:
-            if not has_graphs_of(manifest, name):
-                absent[name] = f"the bundle was packed for {manifest.packed_for}"
+            if reason := unreadable_reason(manifest, name):
+                unread[name] = reason
+                log.info("client %s does not read this bundle: %s", name, reason)
                 continue
             if remedy := unavailable_reason(name):
                 absent[name] = remedy
                 log.info("client %s is not installed; %s", name, remedy)
                 continue
             jobs += [(name, precision) for precision in manifest.precisions]
+        if clients and unread and not jobs:
+            raise UserError(
+                f"{bundle}: " + "; ".join(f"{name} does not read it: {why}" for name, why in unread.items())
+            )
         with step("reading %d clips", len(utterances)):
             clips = _write_clips(utterances, Path(temporary))
         reference = _torch_reference(checkpoint, bundle, clips, manifest.content, Path(temporary))
@@ -107,7 +120,7 @@ def verify_bundle(
         "corpus": corpus,
         "clips": len(utterances),
         "clients": results,
-        "not_installed": absent,
+        "not_installed": {**unread, **absent},
     }
     record(bundle, verification=verification)
     return verification
@@ -132,6 +145,11 @@ def _torch_reference(
         raise UserError(
             f"{checkpoint}: is not the checkpoint that the bundle was exported from; name that one with --checkpoint"
         )
+    if content["family"] == CTC:
+        from export.verification.ctc import ctc_reference
+
+        with step("reading %s", checkpoint):
+            return ctc_reference(checkpoint, clips)
     if content.get("vocabulary"):
         from export.bundle.vocabulary import prune_like
 

@@ -3,7 +3,7 @@
 import pytest
 
 from workbench.core.errors import UserError
-from workbench.text.languages import language_code
+from workbench.text.languages import did_you_mean_language, language_code
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,10 @@ def test_what_is_no_language_is_refused(given):
 def test_a_misspelt_name_is_met_with_the_nearest():
     with pytest.raises(UserError, match="did you mean 'english'"):
         language_code("englich")
+
+
+def test_a_language_by_its_name_is_told_its_code():
+    assert did_you_mean_language("english", ["en", "de"]) == "; its code is 'en'"
+    assert did_you_mean_language("deu", ["en", "de"]) == "; its code is 'de'"
+    assert did_you_mean_language("french", ["en", "de"]) == "; the model knows de, en"
+    assert did_you_mean_language("qqqq", ["en", "de"]) == "; known: de, en"

@@ -295,7 +295,7 @@ def test_the_private_folder_goes_with_the_page(tmp_path, monkeypatch):
 def test_what_comes_from_outside_is_text_in_the_page(systems):
     class Says:
         window, prompts = 30.0, {"en": []}
-        model = types.SimpleNamespace(has_alignment_heads=True)
+        times_words = True
 
         def transcribe(self, *_, **__):
             return Transcript(EVIL, "en", (), {"encoder": 1.0}, True, words=(Word(EVIL, 0, 1),))
@@ -315,7 +315,7 @@ def test_what_comes_from_outside_is_text_in_the_page(systems):
 
 def test_a_systems_name_is_escaped_before_it_answers(tmp_path):
     says = types.SimpleNamespace(
-        window=30.0, prompts={"en": []}, model=types.SimpleNamespace(has_alignment_heads=False),
+        window=30.0, prompts={"en": []}, times_words=False,
         transcribe=lambda *_, **__: Transcript("x", "en", (), {"encoder": 1.0}, True),
     )  # fmt: skip
     evil = Systems({"teacher": says, EVIL: says})
@@ -367,7 +367,7 @@ def test_a_long_recording_lets_a_short_one_in_between():
 
     class Slow:
         window, prompts = 1.0, {"en": []}
-        model = types.SimpleNamespace(has_alignment_heads=False)
+        times_words = False
 
         def transcribe(self, *_, **__):
             order.append("short")

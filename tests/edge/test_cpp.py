@@ -3,6 +3,7 @@
 It is built with sanitizers, which end it at the first read or write out of bounds and at undefined behaviour.
 """
 
+import json
 import os
 import random
 import shutil
@@ -14,10 +15,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from export.assembly.build import export_bundle
 from export.edge import Recognizer, read_wav
 from tests.conftest import ROOT
 from tests.edge.test_wav import chunk, form, riff, stored
 from tests.malformed import REFUSED, copied
+from tests.models.ctc_checkpoints import in_silence, over_whisper
 from workbench.audio.decode import write_wav
 from workbench.corpus import open_corpus
 
@@ -64,6 +67,34 @@ def test_it_writes_what_the_python_runtime_writes(program, exported, precision, 
     assert all(texts)
     # a random model writes bytes that are no text, too; they are replaced on both sides
     assert done.stdout == "".join(f"{path}\t{text}\n" for path, text in zip(clips, texts, strict=True))
+
+
+@pytest.mark.parametrize("units", ["characters", "bytes"])
+def test_it_reads_a_model_with_a_ctc_head(program, tiny_checkpoint, tmp_path, units):
+    student = in_silence(over_whisper(tiny_checkpoint, tmp_path / "student", units))
+    bundle = export_bundle(student, tmp_path / "bundle", ["fp32", "int8"])
+    clips = [tmp_path / f"{i}.wav" for i in range(3)]
+    for path, one in zip(clips, open_corpus("prompts-en", "validation"), strict=False):
+        write_wav(path, one.wave()[: 4 * 16000])
+    for precision in ("fp32", "int8"):
+        recognizer = Recognizer(bundle, precision, 2, vad=False)
+        done = run(program, bundle, *clips, "--precision", precision, "--threads", 2)
+        assert done.returncode == 0, done.stderr
+        texts = [recognizer.transcribe(read_wav(path)).text for path in clips]
+        assert all(texts)
+        # random bytes spell white space of all kinds
+        assert (
+            done.stdout.split() == "".join(f"{path}\t{text}\n" for path, text in zip(clips, texts, strict=True)).split()
+        )
+    content = json.loads((bundle / "bundle.json").read_text())
+    for change, said in (
+        ({"family": "whisper"}, "another family"),
+        ({"ctc": {**content["ctc"], "blank": 999}}, "bundle.json's blank"),
+    ):
+        (bundle / "bundle.json").write_text(json.dumps({**content, **change}))
+        done = run(program, bundle, clips[0])
+        assert done.returncode in (1, 2)
+        assert said in done.stderr
 
 
 def test_channels_are_averaged_and_a_short_clip_is_read(program, exported, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ'"
@@ -58,3 +59,31 @@ def write_tokens(folder: Path, names: list[str] | None = None, **settings: objec
     told = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>",
             "eos_token": "</s>", "word_delimiter_token": "|", "do_lower_case": False}  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps({**told, **settings}))
+
+
+def over_whisper(tiny_checkpoint: Path, folder: Path, units: str = "characters") -> Path:
+    """The encoder of the tiny Whisper with a random head, as a student's checkpoint."""
+    import torch
+
+    from workbench.config.sections import StudentRecipe
+    from workbench.models import open_family
+    from workbench.models.ctc.whisper_family import WhisperCtc
+
+    whisper = open_family(tiny_checkpoint)
+    recipe = StudentRecipe.model_validate({"encoder_layers": 2, "ctc": units})
+    family = WhisperCtc.over(whisper, recipe, ["press nine, or wait", "it's three"])
+    torch.manual_seed(0)
+    model = family.build_student(whisper.load(), recipe)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(30)
+    folder.mkdir(parents=True)
+    family.save(model, folder)
+    for path in family.token_and_feature_files():
+        shutil.copyfile(path, folder / path.name)
+    return folder
+
+
+def in_silence(folder: Path, seconds: float = 0.4) -> Path:
+    """Marked as a student that was trained with silence after its clips."""
+    (folder / "workbench.json").write_text(json.dumps({"schema": 1, "length": "true", "margin_seconds": seconds}))
+    return folder

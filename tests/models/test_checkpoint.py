@@ -379,3 +379,15 @@ def test_a_processors_file_without_features_is_named(saved_by_transformers):
     content = {"feature_extractor": {"feature_size": 128}}
     path.write_text(json.dumps(content))
     assert "processor_config.json: feature_size is 128; Whisper's features have 80" in refused(saved_by_transformers)
+
+
+def test_a_run_is_not_its_student(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "run" / "student")
+    for use in (
+        open_family,
+        lambda run: resolve_teacher(str(run)),
+        lambda run: export_bundle(run, tmp_path / "bundle", ["fp32"]),
+    ):
+        with pytest.raises(UserError, match=r"run: is a run; name its student: .*student$"):
+            use(tmp_path / "run")
+    assert not (tmp_path / "bundle").exists()

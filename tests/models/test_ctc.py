@@ -244,12 +244,3 @@ def test_vocabularies_of_many_languages_and_missing_files(tmp_path):
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(UserError, match=r"lacks preprocessor_config\.json"):
         open_family(folder)
-
-
-def test_a_bundle_of_one_is_not_written_yet(tmp_path):
-    from export.assembly.build import export_bundle
-
-    folder = write_checkpoint(tmp_path / "c", "wav2vec2")
-    with pytest.raises(UserError, match="models are not exported yet"):
-        export_bundle(folder, tmp_path / "bundle", ["fp32"], "c")
-    assert not (tmp_path / "bundle").exists()

@@ -114,3 +114,9 @@ def test_an_unknown_device_or_size_is_one_line():
                            "stages": {"s": {"trainable": "all", "epochs": 1, "learning_rate": 1e-4}}}, "t")  # fmt: skip
     with pytest.raises(UserError, match="vocabulary 51,866, teacher 51,865"):
         plan(recipe, "h100-80gb", 1, 1, 10.0, 0.35)
+
+
+@pytest.mark.parametrize("added", [{"intermediate_ctc": {"layer": 0}}, {"oracle_teacher": {}}])
+def test_what_needs_a_ctc_head_is_refused(added):
+    with pytest.raises(UserError, match=r"stages\.\w+\.\w+ needs a student with a CTC head"):
+        plan(a_recipe(trainable="all", **added), "h100-80gb", 1, 100, 20.0, 0.35)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import workbench.cache.teacher_targets
 import workbench.training.stage
 from tests.models.ctc_checkpoints import write_checkpoint
+from tests.training.conftest import ACTIVE, ALL, FROM_LABELS, SILENCE
 from workbench.config.weightings import known_weightings
 from workbench.core.errors import UserError
 from workbench.corpus import open_corpus
@@ -23,31 +24,6 @@ from workbench.models import open_family
 from workbench.study.arm import run_arm, score_teacher, teacher_scores
 from workbench.study.plan import load_study, trials
 from workbench.training.trainer import distill
-
-ALL = {"trainable": "all", "epochs": 2, "learning_rate": 1e-3, "batch_seconds": 6.0}
-FROM_LABELS = {**ALL, "weighting": {"name": "fixed", "alpha": 0}}
-SILENCE = {"train_min": 0.0, "train_max": 0.2, "inference": 0.0}
-# what makes a schedule begin within two epochs
-ACTIVE = {
-    "almkd": {"start_epoch": 0, "update_every": 1, "initial_alpha": 0.5},
-    "amal": {"start_epoch": 0, "update_every": 1},
-    "askd": {"phase1": 0.5},
-    "adakd": {"k0": 2, "k1": -1},
-}
-
-
-@pytest.fixture
-def ctc(recipe, tmp_path):
-    """Factory of recipes with a random wav2vec2 as teacher, and two of its layers as student."""
-
-    def make(name="run", kind="wav2vec2", stage=None, **changes):
-        folder = tmp_path / kind
-        if not folder.exists():
-            write_checkpoint(folder, kind)
-        given = {"student": {"encoder_layers": 2}, "trailing_silence": SILENCE, "targets": {"top_k": 32}, **changes}
-        return recipe(name, teacher=str(folder), stages={"all": {**ALL, **(stage or {})}}, **given)
-
-    return make
 
 
 def steps(run):
@@ -257,18 +233,6 @@ def test_an_arm_of_a_study_is_scored_beside_its_teacher(ctc, tmp_path):
 
 
 # --- a Whisper encoder with a CTC head
-
-
-@pytest.fixture
-def over_whisper(recipe):
-    """Factory of recipes whose student is the encoder of the tiny Whisper with a CTC head."""
-
-    def make(name="run", units="characters", stages=None, student=None, **changes):
-        encoder = {**ALL, "trainable": "encoder", "epochs": 1, "encoder_matching": 1.0, "decoder_losses": False}
-        stages = stages or {"encoder": encoder, "ctc": FROM_LABELS}
-        return recipe(name, student={"encoder_layers": 2, "ctc": units, **(student or {})}, stages=stages, **changes)
-
-    return make
 
 
 @pytest.mark.parametrize("units", ["characters", "bytes", "bpe"])

@@ -29,9 +29,10 @@ def tail_mass(top_logits: Tensor, log_normalizer: Tensor, temperature: float) ->
     return (1 - (top_logits.double() / temperature - log_normalizer[:, None].double()).exp().sum(-1)).clamp(min=0)
 
 
-def uses_tail_bucket(recipe: Recipe) -> bool:
-    """Whether any stage's loss uses a tail bucket."""
-    return recipe.targets.kind == "top_k" and any(_distils(stage) for stage in recipe.stages.values())
+def uses_tail_bucket(recipe: Recipe, oracle: bool = False) -> bool:
+    """Whether the loss of any stage uses a tail bucket: of those that the recipe's teachers teach, or those that an oracle teacher does."""
+    stages = [stage for stage in recipe.stages.values() if (stage.oracle_teacher is not None) == oracle]
+    return recipe.targets.kind == "top_k" and any(_distils(stage) for stage in stages)
 
 
 def _distils(stage: Stage) -> bool:
@@ -39,15 +40,15 @@ def _distils(stage: Stage) -> bool:
     return not stage.ignores_targets and not squared
 
 
-def check_tail(recipe: Recipe, dataset: LabelledDataset, processes: Processes) -> float | None:
+def check_tail(recipe: Recipe, dataset: LabelledDataset, processes: Processes, oracle: bool = False) -> float | None:
     """Mean tail mass of the teacher that has most, at the recipe's temperature; None where no loss has a tail bucket.
 
-    All processes must call it.
+    All processes must call it. `oracle` says whether the dataset has an oracle teacher's targets.
 
     Raises:
         UserError: it is above MAX_TAIL_MASS, and `targets.allow_large_tail` is false.
     """
-    if not uses_tail_bucket(recipe):
+    if not uses_tail_bucket(recipe, oracle):
         return None
     step = -(-len(dataset.keys) // MEASURED_CLIPS)
     masses: list[float] = []

@@ -19,7 +19,7 @@ def add_commands(app: typer.Typer) -> None:
 
 def export(
     student: Annotated[
-        Path, typer.Argument(help="Student or any transformers Whisper checkpoint folder.", file_okay=False)
+        Path, typer.Argument(help="Student, or any checkpoint folder of a Whisper or a CTC model.", file_okay=False)
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.", **FOLDER)],
     precision: Annotated[

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from workbench.config.base import Section
@@ -25,6 +27,32 @@ class DecoderMatchingRecipe(Section):
         if self.layers is not None and not self.layers:
             raise ValueError("layers is empty, so it would have no effect; leave layers out for the default map")
         return self
+
+
+class IntermediateCtcRecipe(Section):
+    """A loss of an earlier encoder layer of a CTC student, under the student's own head; see workbench/training/step/intermediate_ctc.py."""
+
+    layer: int = Field(ge=0, description="number of the student's encoder layer, counted from 0; one before the last")
+    weight: float = Field(
+        0.3, gt=0, lt=1, description="share of this loss; the last layer's task and distillation losses have the rest"
+    )
+    target: Literal["labels", "self"] = Field(
+        "labels",
+        description="labels: CTC on the transcripts (InterCTC); self: the distribution that the student's last layer predicts at each frame",
+    )
+
+
+class OracleTeacherRecipe(Section):
+    """A teacher of a CTC student that reads the transcript, trained before its stage; see workbench/training/oracle/teacher.py."""
+
+    epochs: int = Field(
+        20, ge=1, description="of the teacher's own training, on the student's encoder as it is before the stage"
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="of its own training")
+    width: int = Field(128, ge=4, multiple_of=4, description="width of its layers")
+    hidden_text: float = Field(
+        0.3, ge=0, lt=1, description="share of the transcript's tokens that it is not shown in training"
+    )
 
 
 class MixupRecipe(Section):

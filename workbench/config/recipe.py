@@ -11,7 +11,13 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from workbench.config.additions import DecoderMatchingRecipe, MixupRecipe, TeacherAdapterRecipe
+from workbench.config.additions import (
+    DecoderMatchingRecipe,
+    IntermediateCtcRecipe,
+    MixupRecipe,
+    OracleTeacherRecipe,
+    TeacherAdapterRecipe,
+)
 from workbench.config.base import Section
 from workbench.config.named_corpora import is_dataset
 from workbench.config.renamed import current_key, use_current_names
@@ -37,7 +43,9 @@ STAGE_SECTIONS: dict[str, type[Section]] = {
     "on_policy": OnPolicyRecipe,
     "decoder_matching": DecoderMatchingRecipe,
     "mixup": MixupRecipe,
+    "intermediate_ctc": IntermediateCtcRecipe,
     "teacher_adapter": TeacherAdapterRecipe,
+    "oracle_teacher": OracleTeacherRecipe,
 }
 
 
@@ -102,6 +110,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _taught(self) -> Recipe:
         for name, stage in self.stages.items():
+            if stage.oracle_teacher is not None and self.more_teachers:
+                raise ValueError(
+                    f"stages.{name}.oracle_teacher is its stage's only teacher, but more_teachers teach in every stage; leave one of them out"
+                )
             if stage.teacher is None:
                 continue
             if stage.teacher in self.more_teachers:
@@ -171,10 +183,11 @@ class Recipe(Section):
                 raise ValueError(
                     f"stages.{name}.teacher: a stream's windows are labelled by the recipe's teachers alone; leave it out"
                 )
-        for key in ("on_policy", "decoder_matching", "teacher_adapter"):
+        for key in ("on_policy", "decoder_matching", "teacher_adapter", "oracle_teacher"):
             if any(getattr(stage, key) for stage in self.stages.values()):
+                states = "encoder" if key == "oracle_teacher" else "teacher's"
                 raise ValueError(
-                    f"stages: {key} needs the teacher's states of the whole corpus, which a stream does not allow"
+                    f"stages: {key} needs the {states} states of the whole corpus, which a stream does not allow"
                 )
         if self.student.vocabulary != "all":
             raise ValueError("student.vocabulary: the tokens of a stream are not known in advance; use all")

@@ -6,7 +6,13 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from workbench.config.additions import DecoderMatchingRecipe, MixupRecipe, TeacherAdapterRecipe
+from workbench.config.additions import (
+    DecoderMatchingRecipe,
+    IntermediateCtcRecipe,
+    MixupRecipe,
+    OracleTeacherRecipe,
+    TeacherAdapterRecipe,
+)
 from workbench.config.base import Section
 from workbench.config.weightings import StageSchedule, looks_ahead, parse_controls, parse_settings
 
@@ -204,13 +210,20 @@ class Stage(Section):
         description="factor of the KL divergence from the student's own prediction for the clip without noise or masks",
     )
     mixup: MixupRecipe | None = None
+    intermediate_ctc: IntermediateCtcRecipe | None = None
     teacher_adapter: TeacherAdapterRecipe | None = None
+    oracle_teacher: OracleTeacherRecipe | None = None
     teacher: str | None = Field(None, description="teacher of this stage in place of the recipe's")
 
     @property
     def runs_teacher(self) -> bool:
         """Whether the teacher's decoder runs in the steps, so that its encoder states must be on disk."""
         return any(key is not None for key in (self.on_policy, self.decoder_matching, self.teacher_adapter))
+
+    @property
+    def last_layer_share(self) -> float:
+        """Factor of the task and distillation losses of the last layer, beside which an earlier layer's loss has the rest."""
+        return 1.0 if self.intermediate_ctc is None else 1 - self.intermediate_ctc.weight
 
     @property
     def ignores_targets(self) -> bool:
@@ -247,8 +260,17 @@ class Stage(Section):
         """What is added to the losses takes effect, and can be computed."""
         if self.decoder_matching is not None and not self.decoder_losses:
             raise ValueError("decoder_matching needs decoder_losses: true, since without them the decoder does not run")
-        if self.teacher_adapter is not None and self.ignores_targets:
-            raise ValueError("teacher_adapter would have no effect: the stage has no distillation loss; leave it out")
+        for key in ("teacher_adapter", "oracle_teacher"):
+            if getattr(self, key) is not None and self.ignores_targets:
+                raise ValueError(f"{key} would have no effect: the stage has no distillation loss; leave it out")
+        if self.oracle_teacher is not None and self.teacher is not None:
+            raise ValueError(
+                "oracle_teacher and teacher are both set, but a stage has one teacher; leave one of them out"
+            )
+        if self.oracle_teacher is not None and self.encoder_matching:
+            raise ValueError(
+                "oracle_teacher cannot be combined with encoder_matching, since it has no encoder states of its own; use a stage before it"
+            )
         if self.teacher_adapter is not None and self.on_policy is not None and self.on_policy.fraction >= 1:
             raise ValueError(
                 "teacher_adapter would have no effect: on_policy.fraction is 1, and on-policy micro-batches use the teacher as it is"
@@ -258,7 +280,9 @@ class Stage(Section):
                 f"teacher_adapter cannot be combined with weighting {self.weighting['name']}, which looks ahead with the cached targets; "
                 "use another weighting"
             )
-        for key in ("consistency", "mixup"):
+        if self.intermediate_ctc is not None and self.trainable == "decoder":
+            raise ValueError("intermediate_ctc needs trainable: encoder or all, since it is the encoder that it trains")
+        for key in ("consistency", "mixup", "intermediate_ctc"):
             if getattr(self, key) and not self.decoder_losses:
                 raise ValueError(f"{key} needs decoder_losses: true, since it acts on them")
         if self.mixup is not None and (self.encoder_matching or self.decoder_matching is not None):

@@ -9,7 +9,7 @@ from workbench.core.errors import UserError
 from workbench.core.files import read_object
 from workbench.models.protocol import Family
 
-__all__ = ["FAMILIES", "Family", "check_folder", "has_ctc_head", "open_family"]
+__all__ = ["FAMILIES", "Family", "check_folder", "check_not_run", "has_ctc_head", "open_family"]
 
 
 def _whisper() -> type[Family]:
@@ -58,7 +58,14 @@ def has_ctc_head(folder: Path) -> bool:
     return kind in FAMILIES and kind != "whisper"
 
 
+def check_not_run(folder: Path) -> None:
+    """Raise UserError where a folder is a run and not a checkpoint: the message names the student in it."""
+    if not (folder / "config.json").is_file() and (folder / "student" / "config.json").is_file():
+        raise UserError(f"{folder}: is a run; name its student: {folder / 'student'}")
+
+
 def _family_of(folder: Path) -> type[Family]:
+    check_not_run(folder)
     if (folder / "adapter_config.json").exists():
         raise UserError(
             f"{folder}: is an adapter (adapter_config.json), not a whole model; merge it into its base with peft's "

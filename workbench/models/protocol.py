@@ -212,6 +212,20 @@ class Family(Protocol):
         """Encoder states at any length, of the positions that `attention_mask` marks. -> [clips, positions, width]"""
         ...
 
+    def encode_with_early(
+        self,
+        model: nn.Module,
+        features: Tensor,
+        layer: int,
+        attention_mask: Tensor | None = None,
+        checkpointing: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """`encode`, and in the same pass the states after an earlier layer, under the encoder's last norm where it has one.
+
+        -> twice [clips, positions, width]
+        """
+        ...
+
     def logits(
         self,
         model: nn.Module,
@@ -277,6 +291,10 @@ class Family(Protocol):
 
     def part_of(self, parameter: str) -> Part:
         """Which part of a model a parameter of this name belongs to."""
+        ...
+
+    def encoder_depth(self, model: nn.Module) -> int:
+        """How many encoder layers a model has."""
         ...
 
     def decoder_depth(self, model: nn.Module) -> int:

@@ -19,7 +19,7 @@ from workbench.core.errors import UserError, did_you_mean, first_line, last_line
 from workbench.core.files import expand_user, read_object, write_json
 from workbench.core.hashing import cache_dir, cache_key, cached_sha256, check_hashes, hash_json, sha256
 from workbench.core.machine.children import killed_with_parent
-from workbench.models import check_folder
+from workbench.models import check_folder, check_not_run
 from workbench.models.whisper.loading.ctranslate2 import is_ctranslate2, load_whisper
 from workbench.models.whisper.loading.weights import weight_files
 
@@ -97,6 +97,7 @@ def resolve_teacher(name: str) -> Path:
     if path.is_dir():
         if is_ctranslate2(path):
             return _converted(path)
+        check_not_run(path)
         if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
             raise UserError(f"{path}: no config.json; expected a transformers or CTranslate2 checkpoint folder")
         check_folder(path)

@@ -36,6 +36,7 @@ from workbench.models.whisper.students import build_student, check_pair
 from workbench.planning.devices import open_device
 from workbench.planning.flops import step_cost, teacher_pass_flop
 from workbench.training.step.student_module import StudentModule
+from workbench.training.student import check_without_ctc
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
@@ -110,6 +111,7 @@ def plan(
         raise UserError(
             "student.ctc: the cost of students with a CTC head is not estimated; leave it out for an upper bound"
         )
+    check_without_ctc(recipe)
     for name in recipe.teachers:
         if expand_user(name).is_dir() and has_ctc_head(expand_user(name)):
             raise UserError(f"teacher {name}: has a CTC head; the cost of such models is not estimated yet")

@@ -203,16 +203,22 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, s
 
 
 def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> None:
-    """Restore the optimizer's moments, sharded as its parameters are."""
-    saved = load_tensors(checkpoint, "optimizer")
+    """Restore the moments of a fused optimizer, sharded as its parameters are."""
+    restore_moments(load_tensors(checkpoint, "optimizer"), optimizer, names, fused=True)
+
+
+def restore_moments(
+    saved: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], fused: bool
+) -> None:
+    """Restore what `optimizer_tensors` returned, sharded as the parameters are."""
     parameters = {name: parameter for parameter, name in names.items()}
     for full_name, value in saved.items():
         name, key = full_name.split("::")
         parameter = parameters[name]
-        # fused AdamW needs its step counts on the parameter's device, and whole
-        optimizer.state[parameter][key] = (
-            value.to(parameter.device) if value.dim() == 0 else sharded_like(value, parameter)
-        )
+        if value.dim():
+            optimizer.state[parameter][key] = sharded_like(value, parameter)
+        else:  # fused AdamW needs its step counts on the parameter's device, and whole; others need them on the CPU
+            optimizer.state[parameter][key] = value.to(parameter.device) if fused else value
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ _OWN = re.compile(
     r"|checkpoints/step-\d{8}/[a-z0-9]+\.(safetensors|json)"
     rf"|(stream-\d{{3}}/)?encoded/[^/]+/{_STORE}|stream-\d{{3}}/targets/(\d+|audio)/{_STORE}"
     r"|(stream-\d{3}/)?encoded/\.?[^/]+\.lock|stream-\d{3}/targets/\.?(\d+|audio)\.lock"
+    rf"|oracle/[^/]+/((states|targets)/{_STORE}|(oracle|training)\.safetensors|(report|uncertainty)\.json|\.?(states|targets)\.lock)"
     r"|distill-workbench/(.+/)?(events\.out\.tfevents\.[^/]+|hparams\.yml)"  # of TensorBoard
 )
 _STUDENTS = ("student", "best")
@@ -35,7 +36,7 @@ CHECKPOINT_FILE = re.compile(
     r"|normalizer|workbench)\.json|merges\.txt|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
 )
 # folders that are gone when the run has ended; and `stream-NNN`
-_PASSING = ("best", "checkpoints", "encoded", "weights")
+_PASSING = ("best", "checkpoints", "encoded", "oracle", "weights")
 
 
 def _own(run: Path) -> IsOwnFile:

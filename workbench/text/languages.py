@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from workbench.core.errors import UserError, did_you_mean
 
@@ -54,6 +54,23 @@ def language_code(value: str) -> str:
 def whisper_knows(code: str) -> bool:
     """Whether some Whisper model supports a language code."""
     return code in _whisper_codes()
+
+
+def did_you_mean_language(value: str, known: Iterable[str]) -> str:
+    """As `did_you_mean` for a code among `known`: a language's English name, or another form of its code, is told its code."""
+    codes = set(known)
+    try:
+        code = language_code(value)
+    except UserError:
+        code = ""
+    if not code:
+        return did_you_mean(value, codes)
+    return f"; its code is {code!r}" if code in codes else f"; the model knows {', '.join(sorted(codes))}"
+
+
+def whisper_codes() -> list[str]:
+    """Codes of all languages that some Whisper model supports."""
+    return sorted(_whisper_codes())
 
 
 @functools.cache

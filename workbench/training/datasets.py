@@ -35,6 +35,7 @@ class StageDatasets:
         tail: mean probability in the tail bucket of `whole`'s targets, if it is known.
     """
 
+    whole: LabelledDataset | None
     tail: float | None  # for a stream it is measured on the first window
 
     def __init__(
@@ -45,7 +46,7 @@ class StageDatasets:
         calibration: Sequence[Utterance] = (),
         tail: float | None = None,
     ) -> None:
-        self.context, self._teachers, self._whole, self._calibration = context, teachers, whole, calibration
+        self.context, self._teachers, self.whole, self._calibration = context, teachers, whole, calibration
         self.tail = tail
 
     def epochs(
@@ -65,9 +66,13 @@ class StageDatasets:
             timers: timers for the teacher's and the frozen encoder's passes.
             asks_teacher: whether the teacher is needed for the next window of a stream.
         """
-        if self._whole is not None:
+        if self.whole is not None:
             with timers.timing("encoder"):
-                whole = self._whole.taught_by(self.context.teachers[name].members)
+                teachers = self.context.teachers[name]
+                if teachers.oracle is None:
+                    whole = self.whole.taught_by(teachers.members)
+                else:
+                    whole = replace(self.whole, caches=[teachers.oracle])
                 dataset = self._with_encoded(whole, name, stage, self._encoded_folder(name))
             while progress.epoch < stage.epochs:
                 yield dataset

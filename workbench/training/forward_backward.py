@@ -19,6 +19,7 @@ from workbench.run.checkpoints import Timers
 from workbench.training.in_step import TeacherInSteps
 from workbench.training.step.batches import Batch
 from workbench.training.step.consistency import CONSISTENCY, consistency_losses
+from workbench.training.step.intermediate_ctc import with_intermediate
 from workbench.training.step.losses import Objective, StageProgress, StepLosses, StepSize, step_losses
 from workbench.training.step.mixup import MIXED, draw_mix
 from workbench.training.step.student_module import StudentModule
@@ -91,6 +92,7 @@ class ForwardBackward:
         if mix is not None:
             audio, attention_mask = mix.audio(audio, batch.attention_mask, encoded)
             batch = replace(batch, attention_mask=attention_mask)
+        intermediate = stage.intermediate_ctc
         self.module.early_layer = plan.layer if plan is not None and plan.kind == "intermediate" else None
         said = own = None
         with self.accelerator.autocast():
@@ -107,6 +109,9 @@ class ForwardBackward:
                 encoded,
                 *([] if mix is None else [mix.host]),
             )
+            early = None
+            if intermediate is not None and logits is not None:
+                logits, early = logits.chunk(2)
             if self_teaching and self.self_teacher is not None and logits is not None:
                 said = self.self_teacher.targets(batch, audio, states, logits, encoded)
         if own is not None and logits is not None:
@@ -124,6 +129,8 @@ class ForwardBackward:
         if clean is not None and logits is not None:
             each = consistency_losses(logits[: len(batch.labelled)], clean, batch)
             losses = losses.plus(CONSISTENCY, stage.consistency, each, size)
+        if early is not None and logits is not None and batch.is_real:
+            losses = with_intermediate(losses, early, logits, batch, objective, size)
         if layers is not None and batch.is_real and not self_teaching:
             losses = self._matched(losses, batch, layers, size)
         # DistributedDataParallel averages over the processes what should be summed

@@ -18,6 +18,7 @@ from workbench.training.forward_backward import ForwardBackward
 from workbench.training.prepared import PreparedStage
 from workbench.training.step.batches import Batch
 from workbench.training.step.consistency import CONSISTENCY
+from workbench.training.step.intermediate_ctc import INTERMEDIATE
 from workbench.training.step.losses import Objective, StageProgress, StepSize, weight_columns
 from workbench.training.step.metrics import StepMetrics
 from workbench.training.step.mixup import MIXED
@@ -62,6 +63,7 @@ class OptimizerStep:
             *objective.weighting.log_names,
             *self.forward_backward.log_names,
             *([CONSISTENCY] if self.stage.consistency else []),
+            *([INTERMEDIATE] if self.stage.intermediate_ctc is not None else []),
             *([MIXED] if self.stage.mixup is not None else []),
         )
         metrics = StepMetrics(names, context.accelerator.device)

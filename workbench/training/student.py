@@ -16,6 +16,7 @@ from workbench.models import Family, open_family
 from workbench.models.resolve import resolve_teacher
 from workbench.models.students import parameters
 from workbench.models.vocabulary import Vocabulary
+from workbench.training.step.intermediate_ctc import check_layer
 from workbench.training.teaching.decoder_matching import stage_layers
 from workbench.training.teaching.resident_teacher import check_reads_window
 from workbench.training.teaching.teacher_ensemble import TeacherEnsemble
@@ -45,17 +46,29 @@ def student_family(recipe: Recipe, teachers: TeacherEnsemble, texts: Sequence[st
 
         family = WhisperCtc.over(family, recipe.student, texts)
     family.check_recipe(recipe)
+    if family.objective != "ctc":
+        check_without_ctc(recipe)
     for name, stage in recipe.stages.items():
-        if stage.ignores_targets:
+        if stage.ignores_targets or stage.oracle_teacher is not None:
             continue
         for number in teachers.members(name):
             if not family.same_tokens(teachers.families[number]):
                 raise UserError(
                     f"stages.{name}.weighting: teacher {teachers.names[number]!r} does not predict the student's tokens, so there is no distribution "
                     "to learn from; set weighting: {name: fixed, alpha: 0}, which learns from the corpus's transcripts alone (the teacher's, "
-                    "if `workbench label` wrote them), or choose a teacher with the same CTC vocabulary"
+                    "if `workbench label` wrote them), set oracle_teacher: {}, or choose a teacher with the same CTC vocabulary"
                 )
     return family
+
+
+def check_without_ctc(recipe: Recipe) -> None:
+    """Raise UserError for what acts on students with a CTC head alone."""
+    for name, stage in recipe.stages.items():
+        for key in ("intermediate_ctc", "oracle_teacher"):
+            if getattr(stage, key) is not None:
+                raise UserError(
+                    f"stages.{name}.{key} needs a student with a CTC head; leave it out, or set student.ctc"
+                )
 
 
 def initial_student(
@@ -70,7 +83,7 @@ def initial_student(
         calibration: clips that decide which of the encoder's linear layers are factorized.
 
     Raises:
-        UserError: `student.init_from` is of another family, or the student does not match its teacher.
+        UserError: `student.init_from` is of another family, the student does not match its teacher, or it lacks a layer that a stage names.
     """
     model: nn.Module = family.build_student(_origin(recipe, teachers, family), recipe.student)
     if recipe.student.encoder_low_rank_variance is not None:
@@ -80,6 +93,8 @@ def initial_student(
             family.check_pair(model, teacher, matched)
     for name, stage in recipe.stages.items():
         number = teachers.number_of(name)
+        if stage.intermediate_ctc is not None:
+            check_layer(stage.intermediate_ctc, name, family.encoder_depth(model))
         if stage.teacher_adapter is not None:
             check_reads_window(recipe, name, "teacher_adapter", teachers.families[number])
         if stage.decoder_matching is not None:

@@ -36,6 +36,8 @@ from workbench.run.log import RunLog
 from workbench.run.preflight import alignable, check_schedules, check_sharding, check_trackers, check_transcripts
 from workbench.training.context import RunContext
 from workbench.training.datasets import StageDatasets
+from workbench.training.oracle.teacher import FOLDER as ORACLE
+from workbench.training.oracle.teacher import oracle_reports, with_oracle
 from workbench.training.stage import StageTrainer
 from workbench.training.student import corpus_vocabulary, initial_student, student_family
 from workbench.training.teaching.stage_teachers import prepared_teachers, weighed_teachers
@@ -160,7 +162,9 @@ class Trainer:
         recipe = self.recipe
         train = self.train_set if recipe.stream is None else None
         inputs = inputs_of(recipe, train, self.validation_set, self.meta_set)
-        if not restart and checkpoints.latest(self.folder / "checkpoints") is not None:
+        # an oracle teacher is made before the first checkpoint, from the same inputs
+        begun = checkpoints.latest(self.folder / "checkpoints") is not None or (self.folder / ORACLE).is_dir()
+        if not restart and begun:
             _check_inputs(self.folder, changed_run(self.folder, recipe, inputs))
         wait_for_all()  # all have compared before the main process writes
         if self.processes.is_main:
@@ -188,6 +192,10 @@ class Trainer:
             if number >= state.progress.stage:
                 if context.sharded:  # FSDP did it in the stage before, in place, and each stage wraps the student again
                     context = replace(context, model=context.whole_model())
+                    datasets.context = validation.context = context
+                if stage.oracle_teacher is not None:
+                    with state.timers.timing("teacher"):
+                        context = with_oracle(context, number, name, datasets.whole, state.progress.stage_step > 0)
                     datasets.context = validation.context = context
                 StageTrainer(context, datasets, validation, number, name, stage, state)()
                 delete_run_files(self.folder, "encoded") if self.processes.is_main else None
@@ -273,13 +281,18 @@ class Trainer:
         from workbench.core.machine.host import describe_host
 
         train, timers = self.train_set, state.timers
-        by_stage = {stage: found.by_name(self.teachers.names) for stage, found in context.teachers.items()}
+        oracles = [name for name, stage in self.recipe.stages.items() if stage.oracle_teacher is not None]
+        by_stage = {
+            stage: {"oracle_teacher": 1.0} if stage in oracles else found.by_name(self.teachers.names)
+            for stage, found in context.teachers.items()
+        }
         return {
             "schema": 1,
             "workbench": __version__,
             "teacher": {"name": self.recipe.teacher, "sha256": self.teachers.hashes[0]},
             "teachers": by_stage[list(by_stage)[-1]],
-            **({"stage_teachers": by_stage} if any(s.teacher for s in self.recipe.stages.values()) else {}),
+            **({"stage_teachers": by_stage} if oracles or any(s.teacher for s in self.recipe.stages.values()) else {}),
+            **({"oracle_teachers": oracle_reports(self.folder, oracles)} if oracles else {}),
             "student": {
                 "parameters": parameters(self.model),
                 "vocabulary": len(known) if (known := self.family.vocabulary) else self.family.vocabulary_size,

@@ -27,6 +27,18 @@ class Caps(TypedDict):
     most_tokens: int
 
 
+class Ctc(TypedDict):
+    """What the runtime needs of a model with a CTC head; `tokens.prompts` then only says which languages it writes."""
+
+    blank: int  # token of nothing
+    pieces: str  # path of the file that says what bytes each token stands for
+    lower: NotRequired[bool]  # whether texts are put in lower case
+    # for the workbench
+    units: NotRequired[str]  # what tokens are: characters, bytes or bpe
+    normalizes: NotRequired[bool]  # whether the graph brings each wave to mean 0 and variance 1
+    plain: NotRequired[bool]  # whether other tokenizers spell every token as ours does
+
+
 class Alignment(TypedDict, total=False):
     """What word timestamps are computed from."""
 
@@ -224,6 +236,7 @@ class Content(Recorded):
     packed_for: NotRequired[str | None]  # the runtime that this is the part of a bundle for
     speech_detector: NotRequired[str | None]  # its graph's path
     alignment: NotRequired[Alignment | None]
+    ctc: NotRequired[Ctc]  # in bundles of the family `ctc`
     # what the runtime does not need; the workbench refuses a bundle without the first three
     workbench: NotRequired[str]  # version that wrote it
     parameters: NotRequired[int]

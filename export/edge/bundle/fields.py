@@ -15,6 +15,7 @@ MAX_WRITTEN = 4096  # tokens of a transcript; Whisper writes 448
 MAX_NAMED = 10_000  # entries of any table
 LONGEST_PROMPT = 16
 LONGEST_NAME = 255
+CTC = "ctc"  # the family of models with a CTC head
 SHA256 = re.compile(r"[0-9a-f]{64}")
 PART = re.compile(r"[^\x00-\x1f\x7f/\\:]+")  # of a path
 
@@ -30,7 +31,11 @@ def check_fields(content: Mapping[str, object]) -> Content:
         if content.get(field) is not None or field not in OPTIONAL:
             check(field, content[field])
     found = cast("Content", content)  # its fields are what they should be
+    if (found["family"] == CTC) != ("ctc" in found):
+        raise ValueError(f"field 'ctc' is {'missing' if found['family'] == CTC else 'for the family ctc alone'}")
     prompts = found["tokens"]["prompts"]
+    if found["family"] == CTC:
+        return found
     lengths = {len(prompt) for prompt in prompts.values()}
     if len(lengths) > 1 or (len(prompts) > 1 and min(lengths) < 2):
         raise ValueError("field 'tokens.prompts' has prompts of different lengths, or without a token of the language")
@@ -182,7 +187,7 @@ def is_finite(value: str) -> float:
 
 
 _token = integer(0, MAX_TOKENS - 1)
-OPTIONAL = {"sample_rate", "packed_for", "speech_detector", "alignment", "run", "vocabulary", "int8", "host", "parity",
+OPTIONAL = {"ctc", "sample_rate", "packed_for", "speech_detector", "alignment", "run", "vocabulary", "int8", "host", "parity",
             "verification", "measurement", "search", "workbench", "checkpoint_sha256", "parameters", "licence"}  # fmt: skip
 FIELDS: dict[str, Check] = {
     "name": text,
@@ -210,6 +215,14 @@ FIELDS: dict[str, Check] = {
         most_tokens=integer(1, MAX_WRITTEN),
     ),
     "files": mapping(path, _digest),
+    "ctc": fields(
+        blank=_token,
+        pieces=path,
+        lower_=choice(True, False),
+        units_=choice("characters", "bytes", "bpe"),
+        normalizes_=choice(True, False),
+        plain_=choice(True, False),
+    ),
     "alignment": fields(heads_=array(array(integer(0, 1000), 2, 2), 0, 1000)),
     **dict.fromkeys(("run", "vocabulary", "int8", "host", "parity", "verification", "measurement", "search"), anything),
 }

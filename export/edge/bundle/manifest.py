@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .content import Content
-from .fields import MAX_BYTES, abbreviated, check_fields, in_one_line, is_finite
+from .fields import CTC, MAX_BYTES, abbreviated, check_fields, in_one_line, is_finite
 from .graph_file import unsafe_reason
 
 FORMAT = 2
@@ -44,6 +44,16 @@ class Manifest:
     def packed_for(self) -> str:
         """The runtime that this bundle was packed for; empty for a whole bundle."""
         return str(self.content.get("packed_for", ""))
+
+    @property
+    def has_ctc_head(self) -> bool:
+        """Whether the model has a CTC head instead of a decoder."""
+        return self.content["family"] == CTC
+
+    @property
+    def vocabulary(self) -> str:
+        """The file that says what text each token stands for."""
+        return self.content["ctc"]["pieces"] if self.has_ctc_head else "vocab.json"
 
     @property
     def added(self) -> dict[int, str]:

@@ -3,7 +3,7 @@
 The text is the greedy decoder's, token for token, which needs a decoder whose logits do not depend on how many tokens it reads in a pass. Where the
 processor's matrix products round differently for one token and for several, two tokens that are nearly as likely could change places: then the draft is given up
 and the clip decoded without one. A decoder whose passes differ by more than rounding, such as dynamic int8, takes no drafts
-(`passes_agree`, docs/decisions/0027-drafts.md).
+(`passes_agree`, docs/decisions/0028-drafts.md).
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class SpeechModel:
         graphs = {part: manifest.graph(part, precision) for part in ("frontend", "encoder", "step")}
         if check:
             inside = manifest.folder.resolve()
-            manifest.check(["vocab.json", *(path.relative_to(inside).as_posix() for path in graphs.values())])
+            manifest.check([manifest.vocabulary, *(path.relative_to(inside).as_posix() for path in graphs.values())])
         with trim_while_loading() if frugal else nullcontext():
             opened = open_sessions(graphs, session_options(threads, spin), providers, cuda_graphs)
         check_sessions(opened, graphs, manifest)

@@ -64,7 +64,8 @@ def open_sessions(
     # the largest first: memory that loading it took is free for the others, which keeps the peak low
     for part in sorted(graphs, key=lambda part: -graphs[part].stat().st_size):
         opened[part] = open_session(graphs[part], options, captured if cuda_graphs and part == "step" else providers)
-    if opened["step"].get_providers()[0] != first:  # onnxruntime silently drops a provider that fails to start
+    # onnxruntime silently drops a provider that fails to start
+    if any(session.get_providers()[0] != first for session in opened.values()):
         raise BundleError(f"{first} is installed but does not start; what onnxruntime has written on stderr says why")
     return opened
 

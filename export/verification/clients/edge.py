@@ -8,12 +8,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from export.bundle.ctc import PIECES
 from export.edge import Recognizer
 from export.verification.clients.protocol import Transcription
 from workbench.audio.decode import Wave
 
 EXACT = True
 GRAPHS, FILES = ("frontend", "encoder", "step"), ("vocab.json", "onnx/speech_detector.onnx")
+CTC = ("ctc",), (PIECES, "onnx/speech_detector.onnx")
 REQUIRES, INSTALL = "onnxruntime", "pip install onnxruntime"
 
 

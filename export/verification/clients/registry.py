@@ -7,10 +7,20 @@ import importlib.util
 import pkgutil
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
+from export.bundle.ctc import unread_reason
 from export.edge.bundle.manifest import Manifest
 from export.verification.clients.protocol import Client
 from workbench.core.errors import UserError, did_you_mean
+
+
+class Needs(NamedTuple):
+    """What a runtime reads from a bundle."""
+
+    graphs: tuple[str, ...]
+    files: tuple[str, ...]
+
 
 NOT_CLIENTS = {"protocol", "registry", "worker"}
 
@@ -43,9 +53,27 @@ def is_exact(name: str) -> bool:
     return bool(client_module(name).EXACT)
 
 
+def needs_of(manifest: Manifest, name: str) -> Needs | None:
+    """Which graphs and files a runtime reads from a bundle; None if it does not read such models."""
+    module = client_module(name)
+    if not manifest.has_ctc_head:
+        return Needs(module.GRAPHS, module.FILES)
+    return None if unread_reason(manifest.content, name) else Needs(*module.CTC)
+
+
+def unreadable_reason(manifest: Manifest, name: str) -> str | None:
+    """Why a runtime cannot read a bundle; None if it can."""
+    if manifest.has_ctc_head and (reason := unread_reason(manifest.content, name)):
+        return reason
+    return None if has_graphs_of(manifest, name) else f"the bundle was packed for {manifest.packed_for}"
+
+
 def has_graphs_of(manifest: Manifest, name: str) -> bool:
     """Whether a bundle has every graph that a runtime needs."""
-    return all(set(client_module(name).GRAPHS) <= set(graphs) for graphs in manifest.content["precisions"].values())
+    needs = needs_of(manifest, name)
+    return needs is not None and all(
+        set(needs.graphs) <= set(of_one) for of_one in manifest.content["precisions"].values()
+    )
 
 
 def open_client(name: str, bundle: Path, precision: str, threads: int | None) -> Client:

@@ -20,6 +20,7 @@ from workbench.audio.decode import SAMPLE_RATE, Wave
 EXACT = True
 HALF_A_HOP = 80  # samples
 GRAPHS, FILES = ("encoder", "sherpa"), ("tokens.txt",)
+CTC = ("ctc",), ("tokens.txt",)
 REQUIRES, INSTALL = "sherpa_onnx", "pip install sherpa-onnx"
 
 
@@ -34,6 +35,7 @@ class SherpaClient:
     def __init__(self, bundle: Path, precision: str, threads: int | None) -> None:
         self.manifest, self.precision, self.threads = read_manifest(bundle), precision, threads
         self.version = version("sherpa-onnx")
+        self.ctc = self.manifest.has_ctc_head
         self.recognizers: dict[str, Any] = {}
 
     def transcribe(self, wave: Wave, language: str) -> Transcription:
@@ -42,12 +44,18 @@ class SherpaClient:
             self.recognizers[language] = self._open(language)
         recognizer = self.recognizers[language]
         stream = recognizer.create_stream()
-        stream.accept_waveform(SAMPLE_RATE, in_step(wave))
+        stream.accept_waveform(SAMPLE_RATE, wave if self.ctc else in_step(wave))
         recognizer.decode_stream(stream)
         return Transcription(str(stream.result.text).strip(), None)
 
     def _open(self, language: str) -> Any:
         package = importlib.import_module("sherpa_onnx")
+        if self.ctc:
+            return package.OfflineRecognizer.from_omnilingual_asr_ctc(
+                model=str(self.manifest.graph("ctc", self.precision)),
+                tokens=str(self.manifest.path("tokens.txt")),
+                num_threads=self.threads or 1,
+            )
         return package.OfflineRecognizer.from_whisper(
             encoder=str(self.manifest.graph("encoder", self.precision)),
             decoder=str(self.manifest.graph("sherpa", self.precision)),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from export.bundle.manifest import CHECKPOINT_FILES
 from export.bundle.view import BundleView, is_found
 from export.edge.bundle.manifest import read_manifest
 from export.verification.clients.protocol import HUGGING_FACE, Transcription
@@ -16,6 +17,7 @@ from workbench.audio.decode import SAMPLE_RATE, Wave
 
 EXACT = True
 GRAPHS, FILES = HUGGING_FACE
+CTC = ("ctc",), CHECKPOINT_FILES
 FOLDER = Path(__file__).parent / "node"
 INSTALL = f"install Node 18 or later, then: npm ci --ignore-scripts --prefix {FOLDER}"
 DTYPES = {
@@ -45,7 +47,8 @@ class TransformersJsClient:
             "fp32" if self.view else DTYPES[precision],
             str(threads or 1),
         ]
-        self.node = JsonProcess("node", command)
+        self.ctc = self.manifest.has_ctc_head
+        self.node = JsonProcess("node", [*command, "ctc"] if self.ctc else command)
         self.version = str(self.node.ready["version"])
 
     def transcribe(self, wave: Wave, language: str) -> Transcription:
@@ -53,7 +56,7 @@ class TransformersJsClient:
         samples = base64.b64encode(np.asarray(wave, "<f4").tobytes()).decode()
         limit = self.manifest.token_limit(len(wave) / SAMPLE_RATE, language)
         answer = self.node.ask(samples=samples, language=language, most=limit)
-        tokens = tuple(i for i in answer["tokens"] if self.manifest.is_text(i))
+        tokens = tuple(answer["tokens"]) if self.ctc else tuple(i for i in answer["tokens"] if self.manifest.is_text(i))
         return Transcription(str(answer["text"]).strip(), tokens)
 
 

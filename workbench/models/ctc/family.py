@@ -36,6 +36,7 @@ class CtcFamily:
     ctc_tokens: CtcTokens
     trained_silence: float | None
     reads_waves: bool  # and not mels
+    normalize = False  # whether each wave is brought to mean 0 and variance 1
 
     def __init__(self, folder: Path, config: Any, ctc_tokens: CtcTokens, silence: float | None) -> None:
         self.folder, self.config, self.ctc_tokens, self.trained_silence = folder, config, ctc_tokens, silence
@@ -126,6 +127,21 @@ class CtcFamily:
         self, model: nn.Module, features: Tensor, attention_mask: Tensor | None = None, checkpointing: bool = False
     ) -> Tensor:
         """Encoder states [clips, positions, width]."""
+        raise NotImplementedError
+
+    def encode_with_early(
+        self,
+        model: nn.Module,
+        features: Tensor,
+        layer: int,
+        attention_mask: Tensor | None = None,
+        checkpointing: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Encoder states, and those after an earlier layer. -> twice [clips, positions, width]"""
+        raise NotImplementedError
+
+    def encoder_depth(self, model: nn.Module) -> int:
+        """How many layers the encoder has."""
         raise NotImplementedError
 
     def hidden(

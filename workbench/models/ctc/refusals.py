@@ -36,6 +36,10 @@ def check_recipe(recipe: Recipe, reads_waves: bool) -> None:
                 raise UserError(
                     f"stages.{name}.{key} needs a decoder, which a student with a CTC head has not; leave it out"
                 )
+        if stage.intermediate_ctc is not None and reads_waves and recipe.compile:
+            raise UserError(
+                f"stages.{name}.intermediate_ctc cannot be compiled for a student that reads waves; set compile: false, or leave it out"
+            )
         if stage.weighting.get("self_teacher") == "intermediate":
             raise UserError(
                 f"stages.{name}.weighting: self_teacher intermediate teaches an earlier decoder layer, which a student with a CTC head "

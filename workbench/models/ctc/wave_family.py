@@ -18,7 +18,9 @@ from workbench.models.ctc.family import CtcFamily, trained_silence
 from workbench.models.ctc.students import with_layers
 from workbench.models.ctc.tokens import read_tokens
 from workbench.models.ctc.waves import (
+    base_of,
     encode_features,
+    encode_features_with_early,
     frames_of,
     padded_waves,
     samples_of,
@@ -120,3 +122,18 @@ class WaveCtc(CtcFamily):
     ) -> Tensor:
         """Encoder states of the frames that `attention_mask` marks. -> [clips, frames, width]"""
         return encode_features(model, features, attention_mask, checkpointing)
+
+    def encode_with_early(
+        self,
+        model: nn.Module,
+        features: Tensor,
+        layer: int,
+        attention_mask: Tensor | None = None,
+        checkpointing: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Encoder states, and those after an earlier layer. -> twice [clips, frames, width]"""
+        return encode_features_with_early(model, features, layer, attention_mask, checkpointing)
+
+    def encoder_depth(self, model: nn.Module) -> int:
+        """How many layers the encoder has."""
+        return len(base_of(model).encoder.layers)

@@ -84,6 +84,32 @@ def encode_features(
     return states
 
 
+def encode_features_with_early(
+    model: nn.Module,
+    features: Tensor,
+    layer: int,
+    attention_mask: Tensor | None = None,
+    checkpointing: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`encode_features`, and in the same pass the states after an earlier layer, as the head would read them from there.
+
+    Models with `do_stable_layer_norm` have a norm after their last layer, which the earlier states go through too; in the others, every
+    layer ends with a norm of its own.
+    """
+    base, found = base_of(model), []
+
+    def keep(_module: nn.Module, _given: object, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = base.encoder.layers[layer].register_forward_hook(keep)
+    try:
+        states = encode_features(model, features, attention_mask, checkpointing)
+    finally:
+        handle.remove()  # a checkpointed layer runs again in the backward pass
+    early: Tensor = base.encoder.layer_norm(found[0]) if base.config.do_stable_layer_norm else found[0]
+    return states, early
+
+
 def base_of(model: nn.Module) -> Any:
     """The model without its head."""
     return getattr(model, str(model.base_model_prefix))
@@ -96,9 +122,10 @@ def _convolved(layers: Sequence[Any], features: Tensor) -> Tensor:
     for layer in reversed(list(layers)):
         shortest = (shortest - 1) * layer.conv.stride[0] + layer.conv.kernel_size[0]
     hidden = torch.nn.functional.pad(hidden, (0, max(0, shortest - hidden.shape[-1])))
+    padded = bool((lengths < hidden.shape[-1]).any())
     for layer in layers:
         norm = getattr(layer, "layer_norm", None)
-        if isinstance(norm, nn.GroupNorm) and bool((lengths < features.shape[2]).any()):
+        if isinstance(norm, nn.GroupNorm) and padded:
             hidden = layer.conv(hidden)
             frames = (lengths - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
             hidden = layer.activation(_normed(hidden, frames.clamp(min=1), norm))

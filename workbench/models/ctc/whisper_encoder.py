@@ -19,7 +19,7 @@ from workbench.core.files import read_object, write_json
 from workbench.models.ctc.checkpoint import check_tensors
 from workbench.models.ctc.students import renumbered
 from workbench.models.ctc.tokens import CtcTokens, Units
-from workbench.models.whisper.forward.passes import encode
+from workbench.models.whisper.forward.passes import encode, encode_with_early
 from workbench.models.whisper.loading.checkpoint import FEATURES, check_settings, checked_config, feature_settings
 
 if TYPE_CHECKING:
@@ -56,15 +56,25 @@ class WhisperEncoderForCTC(nn.Module):
 
         Features beyond a clip's positions are taken to be 0, as what is beyond the input's end is to a convolution.
         """
-        if attention_mask is not None:
-            features = features * attention_mask.repeat_interleave(2, 1)[:, None]
         like_whisper: Any = self  # the forward pass reads `model.encoder` and `config`
-        return encode(like_whisper, features, attention_mask, checkpointing)
+        return encode(like_whisper, _masked(features, attention_mask), attention_mask, checkpointing)
+
+    def encode_with_early(
+        self, features: Tensor, layer: int, attention_mask: Tensor | None = None, checkpointing: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """`encode`, and the states after an earlier layer under the same norm. -> twice [clips, frames / 2, width]"""
+        like_whisper: Any = self
+        return encode_with_early(like_whisper, _masked(features, attention_mask), layer, attention_mask, checkpointing)
 
     def forward(self, features: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits at each position. [clips, mels, frames] -> [clips, frames / 2, vocabulary]"""
         logits: Tensor = self.lm_head(self.encode(features, attention_mask))
         return logits
+
+
+def _masked(features: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Features that are 0 beyond a clip's positions. [clips, mels, frames]"""
+    return features if attention_mask is None else features * attention_mask.repeat_interleave(2, 1)[:, None]
 
 
 def ctc_config(config: WhisperConfig, tokens: CtcTokens) -> WhisperConfig:

@@ -155,6 +155,21 @@ class WhisperCtc(CtcFamily):
         """Encoder states of the positions that `attention_mask` marks. -> [clips, positions, width]"""
         return _as_ctc(model).encode(features, attention_mask, checkpointing)
 
+    def encode_with_early(
+        self,
+        model: nn.Module,
+        features: Tensor,
+        layer: int,
+        attention_mask: Tensor | None = None,
+        checkpointing: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Encoder states, and those after an earlier layer under the encoder's last norm. -> twice [clips, positions, width]"""
+        return _as_ctc(model).encode_with_early(features, layer, attention_mask, checkpointing)
+
+    def encoder_depth(self, model: nn.Module) -> int:
+        """How many layers the encoder has."""
+        return int(_as_ctc(model).config.encoder_layers)
+
 
 def _as_ctc(model: nn.Module) -> WhisperEncoderForCTC:
     return cast(WhisperEncoderForCTC, model)

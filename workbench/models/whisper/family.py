@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -197,7 +197,7 @@ class Whisper:
         return [p for p in self.folder.iterdir() if p.suffix in (".json", ".txt") and p.name != "source.json"]
 
     def check_recipe(self, recipe: Recipe) -> None:
-        """Raise UserError for `blank_weight`, which acts on CTC students alone."""
+        """Raise UserError for what acts on CTC students alone."""
         for name, stage in recipe.stages.items():
             if stage.divergence.blank_weight != BLANK_WEIGHT:
                 raise UserError(
@@ -282,6 +282,17 @@ class Whisper:
         """Run the encoder on any number of frames up to 3,000. [clips, mels, frames] -> [clips, frames / 2, width]"""
         return encode(as_whisper(model), features, attention_mask, checkpointing)
 
+    def encode_with_early(
+        self,
+        model: nn.Module,
+        features: Tensor,
+        layer: int,
+        attention_mask: Tensor | None = None,
+        checkpointing: bool = False,
+    ) -> NoReturn:
+        """There is no head that an encoder layer could be read by."""
+        raise UserError("intermediate_ctc needs a student with a CTC head")
+
     def logits(
         self,
         model: nn.Module,
@@ -334,6 +345,10 @@ class Whisper:
     def part_of(self, parameter: str) -> Part:
         """Which part of a model a parameter belongs to."""
         return part_of(parameter)
+
+    def encoder_depth(self, model: nn.Module) -> int:
+        """How many encoder layers a model has."""
+        return int(as_whisper(model).config.encoder_layers)
 
     def decoder_depth(self, model: nn.Module) -> int:
         """How many decoder layers a model has."""

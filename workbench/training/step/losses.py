@@ -85,7 +85,8 @@ def step_losses(
 ) -> StepLosses:
     """This micro-batch's share of the step's loss, mean_i [w_i l_i + v_i d_i + gamma * matching_i] over all its clips.
 
-    With `average_over: tokens` the first two are averaged over tokens: an utterance counts in proportion to its tokens. Shares add
+    With `average_over: tokens` the first two are averaged over tokens: an utterance counts in proportion to its tokens. With
+    `intermediate_ctc` the two have a factor, and intermediate_ctc.py adds the rest. Shares add
     up to the loss of the whole step, so a step in parts has the gradient of the whole.
 
     Args:
@@ -136,8 +137,7 @@ def step_losses(
     if batch.is_real:
         weighting.observe(weighed)
     each, task_weight, alpha = _weighed(weights, task_tokens, by_teacher, task, each_teacher, shares, batch)
-    by_tokens = stage.average_over == "tokens"
-    loss = loss + ((each * batch.label_counts).sum() / size.tokens if by_tokens else each.sum() / size.utterances)
+    loss = loss + stage.last_layer_share * share_of_step(each, batch, stage, size)
     if not batch.is_real:
         loss = loss * 0.0
     disagreements = ((logits.detach()[: len(theirs)].argmax(-1) != theirs) & (theirs >= 0)).sum()
@@ -148,6 +148,13 @@ def step_losses(
         loss, task.detach(), weighed.distillation, logged_matching(matching, stage), task_weight, alpha, disagreements,
         compared, weights.log,
     )  # fmt: skip
+
+
+def share_of_step(each: Tensor, batch: Batch, stage: Stage, size: StepSize) -> Tensor:
+    """This micro-batch's share of the mean of a loss over the step's utterances, or over its tokens as `average_over` says. each: [utterances] -> scalar"""
+    if stage.average_over == "tokens":
+        return (each * batch.label_counts).sum() / size.tokens
+    return each.sum() / size.utterances
 
 
 def nan_like(losses: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ class StudentModule(nn.Module):
         self.checkpointing = stage.activation_checkpointing
         self.layers: list[int] = []  # decoder layers whose outputs are wanted
         self.attention = False  # whether their cross-attention is
+        # number of the encoder layer whose states the head reads, too
+        self.early_encoder_layer = None if stage.intermediate_ctc is None else stage.intermediate_ctc.layer
         for name, parameter in model.named_parameters():
             part = family.part_of(name)
             parameter.requires_grad_(part != "constant" and stage.trainable in ("all", part))
@@ -46,13 +48,15 @@ class StudentModule(nn.Module):
 
         Returns:
             States [utterances, positions, width] and logits [labels, vocabulary] or None; where an early layer is taught,
-            its logits come after the others, [2 * labels, vocabulary]; so do those from the states of `host`. Outputs of the layers, or None if none are wanted.
+            its logits come after the others, [2 * labels, vocabulary]; so do those from the states of `host`, and those of an early
+            encoder layer. Outputs of the layers, or None if none are wanted.
         """
+        early = None
         if encoded:
             states = audio
         else:
             with torch.set_grad_enabled(not self.encoder_frozen and torch.is_grad_enabled()):
-                states = self.family.encode(self.model, audio, attention_mask, self.checkpointing)
+                states, early = self._encode(audio, attention_mask)
         if not self.decoding:
             return states, None, None
         if host is not None:
@@ -70,4 +74,14 @@ class StudentModule(nn.Module):
         logits = self.family.logits(
             self.model, states, tokens, labelled, attention_mask, self.checkpointing, self.early_layer
         )
+        if early is not None:
+            logits = torch.cat([logits, self.family.logits(self.model, early, tokens, labelled, attention_mask)])
         return states, logits, None
+
+    def _encode(self, features: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Encoder states, and those after the early layer if there is one. -> [utterances, positions, width]"""
+        if self.early_encoder_layer is None:
+            return self.family.encode(self.model, features, attention_mask, self.checkpointing), None
+        return self.family.encode_with_early(
+            self.model, features, self.early_encoder_layer, attention_mask, self.checkpointing
+        )

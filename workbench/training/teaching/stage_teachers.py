@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from workbench.cache.labelled_dataset import LabelledDataset
+from workbench.cache.teacher_targets import TargetCache
 from workbench.config.recipe import Recipe
 from workbench.corpus import Utterance
 from workbench.training.teaching.resident_teacher import ResidentTeacher
@@ -27,6 +28,7 @@ class StageTeachers:
     weights: tuple[float, ...]  # of each in the distillation loss, adding up to 1
     uncertainty: Mapping[str, float] | None = None  # the first one's, by utterance id, where the weighting asks for it
     resident: ResidentTeacher | None = None  # the first one, where its decoder runs in the steps
+    oracle: TargetCache | None = None  # targets of the stage's oracle teacher, in place of the members'
 
     def by_name(self, names: Sequence[str]) -> dict[str, float]:
         """Weight of each teacher by its name; `names` are the ensemble's."""
@@ -61,7 +63,9 @@ def prepared_teachers(
     residents: dict[int, ResidentTeacher] = {}
     prepared = {}
     for name, stage in recipe.stages.items():
-        number, unsure = weighed[name].members[0], needs_uncertainty(stage.weighting)
+        number = weighed[name].members[0]
+        # an oracle teacher's is measured when it is trained
+        unsure = needs_uncertainty(stage.weighting) and stage.oracle_teacher is None
         if unsure and number not in uncertainties:
             uncertainties[number] = gather(teachers.uncertainty(number, dataset))
         if stage.runs_teacher and number not in residents:

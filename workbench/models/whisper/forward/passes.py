@@ -22,6 +22,7 @@ from workbench.models.whisper.forward.layer_outputs import LayerTap
 from workbench.models.whisper.forward.layers import (
     Decoder,
     DecoderLayer,
+    Encoder,
     EncoderLayer,
     Layer,
     Layers,
@@ -60,9 +61,7 @@ def encode(
         States [clips, frames / 2, width], undefined at padding; half as many where the model pools them.
     """
     encoder, pools = encoder_of(model), pool_after(model.config)
-    hidden = F.gelu(convolve(encoder.conv1, features))
-    hidden = F.gelu(convolve(encoder.conv2, hidden)).transpose(1, 2)  # [clips, positions, width]
-    hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+    hidden = _embedded(encoder, features)
     if pools:
         hidden = _run_layers(encoder.layers[:pools], hidden, attention_mask, checkpointing)
         hidden, attention_mask = (
@@ -71,6 +70,38 @@ def encode(
         )
     states: Tensor = encoder.layer_norm(_run_layers(encoder.layers[pools:], hidden, attention_mask, checkpointing))
     return states
+
+
+def encode_with_early(
+    model: WhisperForConditionalGeneration,
+    features: Tensor,
+    layer: int,
+    attention_mask: Tensor | None = None,
+    checkpointing: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`encode` for an encoder that does not pool, and in the same pass the states after an earlier layer under the same last norm.
+
+    Args:
+        model: a Whisper.
+        features: [clips, mels, frames].
+        layer: number of the earlier layer, counted from 0.
+        attention_mask: which positions a clip has, bool [clips, frames / 2].
+        checkpointing: compute a layer's activations again in the backward pass instead of keeping them.
+
+    Returns:
+        States and earlier states, both [clips, frames / 2, width], undefined at padding.
+    """
+    encoder = encoder_of(model)
+    early = _run_layers(encoder.layers[: layer + 1], _embedded(encoder, features), attention_mask, checkpointing)
+    last = _run_layers(encoder.layers[layer + 1 :], early, attention_mask, checkpointing)
+    return encoder.layer_norm(last), encoder.layer_norm(early)
+
+
+def _embedded(encoder: Encoder, features: Tensor) -> Tensor:
+    """What the first layer reads. [clips, mels, frames] -> [clips, positions, width]"""
+    hidden = F.gelu(convolve(encoder.conv1, features))
+    hidden = F.gelu(convolve(encoder.conv2, hidden)).transpose(1, 2)
+    return hidden + encoder.embed_positions.weight[: hidden.shape[1]]
 
 
 def _run_layers(

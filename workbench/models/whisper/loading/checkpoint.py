@@ -31,6 +31,7 @@ TABLES = (
     "vocab.json",
     "added_tokens.json",
     "normalizer.json",
+    "pieces.json",
 )  # vocabularies, in which any word may be a key
 NAMES_FILE = ("tokenizer_file", "vocab_file", "merges_file", "normalizer_file", "gguf_file")
 CLASSES = {

@@ -1,0 +1,162 @@
+"""A model with a CTC head: one graph from a wave to the likeliest token, or none, at each 20 ms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from ..audio import SAMPLE_RATE, Wave
+from ..bundle import BundleError, Manifest
+from ..bundle.tokens import Detokenizer, is_unspaced
+from ..clock import Clock
+from ..words import WITHOUT_SPACES, Word
+from .memory import trim_while_loading
+from .sessions import Provider, as_value, open_sessions, run_on_device, session_options
+
+GRAPH = "ctc"
+
+
+class CtcPath(NamedTuple):
+    """What the likeliest token at each position comes to."""
+
+    tokens: list[int]  # repetitions once, blanks not at all
+    first: list[int]  # position at which each begins
+    last: list[int]  # position at which each ends
+
+
+class CtcModel:
+    """The graph of one precision, opened.
+
+    Args:
+        manifest: the bundle's.
+        precision: one that the bundle holds.
+        threads, providers, check, frugal, spin: as for `Recognizer`.
+
+    Raises:
+        BundleError: the graph or the vocabulary is damaged, or onnxruntime lacks the first provider.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        precision: str,
+        threads: int | None = None,
+        providers: Sequence[Provider] = ("CPUExecutionProvider",),
+        check: bool = True,
+        frugal: bool = False,
+        spin: bool = False,
+    ) -> None:
+        content = manifest.content["ctc"]
+        graphs = {GRAPH: manifest.graph(GRAPH, precision)}
+        if check:
+            inside = graphs[GRAPH].relative_to(manifest.folder.resolve()).as_posix()
+            manifest.check([manifest.vocabulary, inside])
+        with trim_while_loading() if frugal else nullcontext():
+            self.session = open_sessions(graphs, session_options(threads, spin), providers, False)[GRAPH]
+        self.name, self.blank, self.lower = manifest.name, int(content["blank"]), bool(content.get("lower"))
+        self.detokenize = Detokenizer(manifest.path(manifest.vocabulary))
+        self.silence_after = float(manifest.content["margin_seconds"])  # seconds, which the graph appends
+        self.window = float(manifest.content["window_seconds"])  # seconds
+        self.size = check_session(self.session, graphs[GRAPH].name, manifest)  # of the vocabulary
+        if self.blank >= self.size:
+            raise BundleError(
+                f"{manifest.folder}: bundle.json says that token {self.blank} is the blank, but there are {self.size}"
+            )
+
+    def logits(self, wave: Wave) -> npt.NDArray[np.float32]:
+        """Logits of one utterance, [samples] at 16 kHz. -> [positions, vocabulary]"""
+        given = {"input_values": as_value(np.ascontiguousarray(wave[None], np.float32))}
+        found: npt.NDArray[np.float32] = run_on_device(self.session, given, ["logits"])[0].numpy()
+        fits = found.ndim == 3 and found.shape[0] == 1 and found.shape[1] >= 1 and found.shape[2] == self.size
+        if not fits or not np.isfinite(found).all():
+            raise BundleError(
+                f"{self.name}: its graph gives logits of shape {found.shape}, or none that are finite; expected [1, positions, vocabulary]"
+            )
+        one: npt.NDArray[np.float32] = found[0]
+        return one
+
+    def transcribe(
+        self, wave: Wave, clock: Clock, language: str, words: bool = False
+    ) -> tuple[str, tuple[int, ...], tuple[Word, ...]]:
+        """The text of one utterance, its tokens, and the times of its words where they are asked for."""
+        logits = self.logits(wave)
+        clock.lap("encoder")
+        path = greedy_path(logits, self.blank)
+        text = self.text(path.tokens)
+        timed = tuple(self._words(path, len(wave), len(logits), language)) if words else ()
+        clock.lap("detokenize")
+        return text, tuple(path.tokens), timed
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text that tokens spell, with single spaces."""
+        plain = " ".join(self.detokenize(tokens).split())
+        return plain.lower() if self.lower else plain
+
+    def _words(self, path: CtcPath, samples: int, positions: int, language: str) -> list[Word]:
+        """Words with the times of their first and last tokens, which a CTC head writes close to where they are heard."""
+        heard = min(samples / SAMPLE_RATE, self.window)
+        each = min(heard + self.silence_after, self.window) / positions
+        out: list[Word] = []
+        for spelled, first, last in words_of(path, self.detokenize.bytes_of, language in WITHOUT_SPACES):
+            text = spelled.decode("utf-8", "replace")
+            start, end = min(first * each, heard), min((last + 1) * each, heard)
+            out.append(Word(text.lower() if self.lower else text, round(start, 3), round(end, 3)))
+        return out
+
+
+def words_of(path: CtcPath, bytes_of: Callable[[int], bytes], each_character: bool) -> list[tuple[bytes, int, int]]:
+    """Words, and the positions at which each begins and ends.
+
+    Args:
+        path: the tokens and their positions.
+        bytes_of: bytes of each token.
+        each_character: whether each character of a script without spaces is a word.
+    """
+    found: list[tuple[bytes, int, int]] = []
+    inside = False
+    for token, first, last in zip(*path, strict=True):
+        spelled = bytes_of(token)
+        inside = inside and not spelled[:1].isspace()
+        if inside and each_character:
+            said, after = found[-1][0].decode("utf-8", "replace"), spelled.decode("utf-8", "replace")
+            # a part of a character continues it, and letters and digits of other scripts stay together
+            apart = any(c == "\ufffd" or is_unspaced(c) for c in (said[-1:], after[:1]) if c)
+            inside = "\ufffd" in said or not apart
+        if not (body := spelled.strip()):
+            continue
+        if inside:
+            before, begin, _ = found[-1]
+            found[-1] = (before + body, begin, last)
+        else:
+            found.append((body, first, last))
+        inside = True
+    return found
+
+
+def greedy_path(logits: npt.NDArray[np.float32], blank: int) -> CtcPath:
+    """The likeliest token at each position, repetitions once and blanks left out. [positions, vocabulary]"""
+    best = logits.argmax(-1)
+    starts = np.flatnonzero(np.concatenate([[True], best[1:] != best[:-1]]))
+    ends = np.concatenate([starts[1:], [len(best)]]) - 1
+    kept = best[starts] != blank
+    return CtcPath(best[starts][kept].tolist(), starts[kept].tolist(), ends[kept].tolist())
+
+
+def check_session(session: ort.InferenceSession, file: str, manifest: Manifest) -> int:
+    """The size of the vocabulary; raises BundleError where the graph lacks an input or output, or says no size."""
+    known = {i.name for i in session.get_inputs()}, {o.name for o in session.get_outputs()}
+    if known[0] != {"input_values"} or "logits" not in known[1]:
+        raise BundleError(
+            f"{manifest.folder / file}: expected the input input_values and the output logits; export the bundle again"
+        )
+    shape = next(o.shape for o in session.get_outputs() if o.name == "logits")
+    if len(shape) != 3 or not isinstance(shape[2], int) or shape[2] < 2:
+        raise BundleError(
+            f"{manifest.folder / file}: its logits have shape {shape}; expected [batch, positions, vocabulary]"
+        )
+    return int(shape[2])
