@@ -34,13 +34,13 @@ SUPPRESSED_LOGIT = -1e4  # added to the logit of a suppressed token
 
 def step_graph(
     model: WhisperForConditionalGeneration, suppress_tokens: list[int], begin_suppress_tokens: list[int],
-    heads: Sequence[Sequence[int]] = (),
+    heads: Sequence[Sequence[int]] = (), several: bool = True,
 ) -> ModelProto:  # fmt: skip
     """The graph of a WhisperForConditionalGeneration's decoder.
 
     Inputs: input_ids int64 [batch, tokens]; offset int64 [batch], number of positions already in the cache; cache_{k,v}.{layer}
-    [batch, max_length, width]; cross_{k,v}.{layer} [batch, positions, width]; optionally project_from int64 [1], the first of the given tokens
-    after which logits are wanted, counted from the end: -1, its default, is the last one.
+    [batch, max_length, width]; cross_{k,v}.{layer} [batch, positions, width]; with `several`, optionally project_from int64 [1], the first of the
+    given tokens after which logits are wanted, counted from the end: -1, its default, is the last one.
     Outputs: logits [batch * wanted, vocabulary], clip by clip, suppressed tokens masked; next_{k,v}.{layer}, to be bound to the memory of
     cache_{k,v}.{layer}; with `heads`, alignment [batch, tokens, positions], their mean cross-attention.
 
@@ -49,13 +49,14 @@ def step_graph(
         suppress_tokens: ids never written.
         begin_suppress_tokens: ids suppressed for the first token only.
         heads: [layer, head] of the alignment heads (cross-attention).
+        several: False for logits of the last position alone, and no drafts; the graph is smaller.
     """
     decoder, config = decoder_of(model), model.config
     width = int(config.d_model)
     w = Writer()
     ids = w.input("input_ids", INT64, ["batch", "tokens"])
     offset = w.input("offset", INT64, ["batch"])
-    project_from = w.optional_input(PROJECT_FROM, np.array([-1], np.int64))
+    project_from = w.optional_input(PROJECT_FROM, np.array([-1], np.int64)) if several else ""
     caches = [
         [w.input(f"cache_{kind}.{i}", FLOAT, ["batch", "max_length", width]) for kind in "kv"]
         for i in range(len(decoder.layers))
@@ -68,18 +69,23 @@ def step_graph(
     embedding = w.constant(EMBEDDING, decoder.embed_tokens.weight.detach().numpy())
     positions = w.constant("positions", decoder.embed_positions.weight.detach().numpy())
     x = w.add("Add", w.add("Gather", embedding, ids), w.add("Gather", positions, places))
-    # of the tokens and of the query of zeros after them
-    mask = _mask(w, w.add("Concat", places, w.add("Unsqueeze", offset, w.integers(1)), axis=1), caches[0][0])
-    zeros = _zeros(w, offset, width)
+    zeros = ""
+    if several:  # the query of zeros after the tokens needs a place in the mask
+        zeros = _zeros(w, offset, width)
+        places = w.add("Concat", places, w.add("Unsqueeze", offset, w.integers(1)), axis=1)
+    mask = _mask(w, places, caches[0][0])
     looked: list[str] = []
     for i, layer in enumerate(decoder.layers):
         mine = [int(head) for number, head in heads if number == i]
         x = _layer(w, f"layers.{i}", layer, x, offset, caches[i], crosses[i], mask, zeros, i, (mine, looked))
-    wanted = w.add("Slice", x, project_from, w.integers(END), w.integers(1))  # [batch, wanted, width]
-    rows = w.add("Reshape", wanted, w.integers(-1, width))
+    if several:
+        wanted = w.add("Slice", x, project_from, w.integers(END), w.integers(1))  # [batch, wanted, width]
+        rows, starts = w.add("Reshape", wanted, w.integers(-1, width)), _starts(w, offset, wanted)
+    else:
+        rows = w.add("Gather", x, w.constant("last", np.array(-1)), axis=1)
+        starts = w.add("Equal", offset, w.constant("zero", np.array(0)))
     transposed = w.add("Transpose", embedding, to=TRANSPOSED, perm=[1, 0])
     logits = w.add("MatMul", w.norm("norm", decoder.layer_norm, rows), transposed)
-    starts = _starts(w, offset, wanted)
     w.add("Add", logits, suppression(w, starts, config.vocab_size, suppress_tokens, begin_suppress_tokens), to="logits")
     w.output("logits", FLOAT, ["rows", int(config.vocab_size)])
     if looked:
@@ -152,20 +158,21 @@ def _attention(
     mask: str = "",
     heads: tuple[list[int], list[str]] = ([], []),
 ) -> str:
-    """Attention of the queries [batch, tokens, width]; `zeros` is one more, whose output is left out."""
+    """Attention of the queries [batch, tokens, width]; `zeros`, if any, is one more, whose output is left out."""
     count = int(attention.num_heads)
-    given = [w.add("Concat", query, zeros, axis=1), *kept, *([mask] if mask else [])]
+    given = [w.add("Concat", query, zeros, axis=1) if zeros else query, *kept, *([mask] if mask else [])]
     how = {"q_num_heads": count, "kv_num_heads": count, "scale": float(attention.head_dim) ** -0.5, "is_causal": 0}
     mine, looked = heads
     if not mine:
-        return _without_last(w, w.add("Attention", *given, **how), 1)
+        seen = w.add("Attention", *given, **how)
+        return _without_last(w, seen, 1) if zeros else seen
     out = f"Attention_{len(w.nodes)}"
     # the fourth output holds the scores before the softmax: the CUDA provider supports no other mode
     w.split("Attention", *given, to=[out, "", "", f"{out}_scores"], qk_matmul_output_mode=0, **how)
     chosen = w.constant(f"{out}_heads", np.array(mine, np.int64))
-    scores = w.add("Gather", f"{out}_scores", chosen, axis=1)  # [batch, heads, tokens + 1, positions]
-    looked.append(w.add("Softmax", _without_last(w, scores, 2), axis=-1))
-    return _without_last(w, out, 1)
+    scores = w.add("Gather", f"{out}_scores", chosen, axis=1)  # [batch, heads, queries, positions]
+    looked.append(w.add("Softmax", _without_last(w, scores, 2) if zeros else scores, axis=-1))
+    return _without_last(w, out, 1) if zeros else out
 
 
 def _without_last(w: Writer, x: str, axis: int) -> str:

@@ -13,6 +13,8 @@ from export.edge.decoding.decoder import Hypothesis, greedy
 from export.edge.decoding.drafted import MOST, DraftCounts, greedy_with_draft, passes_agree
 from export.edge.decoding.drafts import EarlierText, PromptLookup
 from export.edge.decoding.sessions import open_session, session_options
+from export.graphs.step import PROJECT_FROM
+from export.quantization.int8 import DEFAULTS, quantize_dynamic
 from tests.conftest import tone
 
 RATE = 16_000
@@ -139,10 +141,22 @@ def test_a_graph_that_gives_the_last_logits_alone_takes_no_drafts(exported, tmp_
     assert old.transcribe(tone(1.0), draft=Known(plain.tokens)).tokens == plain.tokens
 
 
-def test_a_graph_whose_passes_differ_takes_no_drafts(exported):
+def test_a_graph_whose_passes_differ_takes_no_drafts(exported, tmp_path):
     """Dynamic int8 has one scale for all tokens of a pass."""
-    step = open_session(exported / "onnx" / "step_decoder_quantized.onnx", session_options(1), ["CPUExecutionProvider"])
+    quantize_dynamic(exported / "onnx" / "step_decoder.onnx", tmp_path / "int8.onnx", DEFAULTS)
+    step = open_session(tmp_path / "int8.onnx", session_options(1), ["CPUExecutionProvider"])
+    assert any(i.name == PROJECT_FROM for i in step.get_overridable_initializers())
     assert not passes_agree(step)
+
+
+def test_the_int8_decoder_is_without_what_drafts_need(exported):
+    """Its pass over one token would be slower for nothing."""
+    graphs = {name: onnx.load(exported / "onnx" / f"step_decoder{name}.onnx").graph for name in ("", "_quantized")}
+    assert {name: any(i.name == PROJECT_FROM for i in g.input) for name, g in graphs.items()} == {
+        "": True,
+        "_quantized": False,
+    }
+    assert not Recognizer(exported, "int8", threads=1, vad=False).model.takes_drafts
 
 
 def test_beams_hotwords_and_batches_are_decoded_without(recognizer):
