@@ -221,9 +221,9 @@ def _write_graphs(
     for number, (graph, scheme) in enumerate(todo, 1):
         with step("quantizing, %d of %d: %s in %s", number, len(todo), graph, scheme.label):
             if graph == STEP and scheme.name == "int8":
-                # dynamic int8 cannot check drafts (docs/decisions/0028-drafts.md) and is faster without what they need
+                # dynamic int8 takes no drafts (docs/decisions/0028-drafts.md) and is faster without what makes them exact
                 with TemporaryDirectory(dir=folder) as temporary:
-                    source = write_step(model, family, Path(temporary), heads, several=False)
+                    source = write_step(model, family, Path(temporary), heads, exact=False)
                     quantized = quantize(source, scheme, options)
                     quantized.replace(folder / quantized.name)
                 continue

@@ -109,7 +109,7 @@ class Recognizer:
             wave: the utterance.
             language: ISO 639-1 code, or `auto` to detect it.
             beams: beams of the search; 1 is greedy.
-            words: also compute word times, which takes one more pass over the transcript.
+            words: also compute the times and probabilities of words, which takes one more pass over the transcript.
             vad: False where speech is known to be there; the recogniser's detector is then skipped.
             hotwords: names and terms to expect, from `new_hotwords`.
             draft: proposes tokens, of which the decoder checks many in one pass. The text is the same, in less time if the draft is good
@@ -258,13 +258,14 @@ class Recognizer:
         clock.lap("rest")
         texts = [self.detokenize(one.tokens) for one in written]
         clock.lap("detokenize")
-        timed: list[tuple[Word, ...]] = [()] * len(waves)
+        timed: tuple[Word, ...] = ()
+        logprob: float | None = None
         if words:
-            timed = [self._words(len(waves[0]), cross_kv, prompts[0], written[0], languages[0])]
+            timed, logprob = self._words(len(waves[0]), cross_kv, prompts[0], written[0], languages[0])
             clock.lap("words")
         found = [
-            Transcript(text, code, tuple(one.tokens), clock.laps, one.finished, one.looped, said)
-            for text, code, one, said in zip(texts, languages, written, timed, strict=True)
+            Transcript(text, code, tuple(one.tokens), clock.laps, one.finished, one.looped, timed, logprob)
+            for text, code, one in zip(texts, languages, written, strict=True)
         ]
         return [
             self._continued(wave, said, beams, words, hotwords) if said.looped else said
@@ -281,10 +282,8 @@ class Recognizer:
         """
         if not said.tokens or not self.model.has_alignment_heads or self.detector is None:
             return said
-        attention = self.model.cross_attention(
-            self.model.cross_kv([wave]), self.prompts[said.language], said.tokens, len(wave)
-        )
-        rest = rest_after(wave, attention, self.detector, self.window)
+        read = self.model.reread(self.model.cross_kv([wave]), self.prompts[said.language], said.tokens, len(wave))
+        rest = rest_after(wave, read.attention, self.detector, self.window)
         if rest is None:
             return said
         later = self.transcribe(rest, said.language, beams, words, hotwords=hotwords)
@@ -292,11 +291,14 @@ class Recognizer:
 
     def _words(
         self, samples: int, cross_kv: Sequence[ort.OrtValue], prompt: list[int], written: Hypothesis, language: str
-    ) -> tuple[Word, ...]:
-        """Times of the words of one clip: the decoder is run over the transcript once more, for its alignment heads."""
-        attention = self.model.cross_attention(cross_kv, prompt, written.tokens, samples)
-        seconds = samples / SAMPLE_RATE
-        return tuple(timed_words(attention, written.tokens, self.detokenize.bytes_of, language, seconds))
+    ) -> tuple[tuple[Word, ...], float | None]:
+        """Words of one clip with times and probabilities, and the mean log-probability: the decoder reads the transcript once more."""
+        read = self.model.reread(cross_kv, prompt, written.tokens, samples)
+        seconds, bytes_of = samples / SAMPLE_RATE, self.detokenize.bytes_of
+        timed = tuple(timed_words(read.attention, written.tokens, bytes_of, language, seconds, read.likely))
+        if read.likely is None:
+            return timed, None
+        return timed, float(read.likely[: len(written.tokens) + written.finished].mean())
 
     def _checked(self, wave: Wave) -> float:
         seconds = len(wave) / SAMPLE_RATE

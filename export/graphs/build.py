@@ -54,10 +54,10 @@ def export_graphs(
 
 
 def write_step(
-    model: WhisperForConditionalGeneration, family: Whisper, folder: Path, heads: Sequence[Sequence[int]] = (), several: bool = True
+    model: WhisperForConditionalGeneration, family: Whisper, folder: Path, heads: Sequence[Sequence[int]] = (), exact: bool = True
 ) -> Path:  # fmt: skip
-    """Write our own runtime's decoder in fp32, as `export_graphs` does; `several` as for `step_graph`. -> its path"""
-    graph = step_graph(model, family.suppress_tokens, family.begin_suppress_tokens, heads, several)
+    """Write our own runtime's decoder in fp32, as `export_graphs` does; `exact` as for `step_graph`. -> its path"""
+    graph = step_graph(model, family.suppress_tokens, family.begin_suppress_tokens, heads, exact)
     onnx.save(graph, folder / STEP)
     return folder / STEP
 

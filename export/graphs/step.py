@@ -34,13 +34,13 @@ SUPPRESSED_LOGIT = -1e4  # added to the logit of a suppressed token
 
 def step_graph(
     model: WhisperForConditionalGeneration, suppress_tokens: list[int], begin_suppress_tokens: list[int],
-    heads: Sequence[Sequence[int]] = (), several: bool = True,
+    heads: Sequence[Sequence[int]] = (), exact: bool = True,
 ) -> ModelProto:  # fmt: skip
     """The graph of a WhisperForConditionalGeneration's decoder.
 
     Inputs: input_ids int64 [batch, tokens]; offset int64 [batch], number of positions already in the cache; cache_{k,v}.{layer}
-    [batch, max_length, width]; cross_{k,v}.{layer} [batch, positions, width]; with `several`, optionally project_from int64 [1], the first of the
-    given tokens after which logits are wanted, counted from the end: -1, its default, is the last one.
+    [batch, max_length, width]; cross_{k,v}.{layer} [batch, positions, width]; optionally project_from int64 [1], the first of the given tokens
+    after which logits are wanted, counted from the end: -1, its default, is the last one.
     Outputs: logits [batch * wanted, vocabulary], clip by clip, suppressed tokens masked; next_{k,v}.{layer}, to be bound to the memory of
     cache_{k,v}.{layer}; with `heads`, alignment [batch, tokens, positions], their mean cross-attention.
 
@@ -49,14 +49,15 @@ def step_graph(
         suppress_tokens: ids never written.
         begin_suppress_tokens: ids suppressed for the first token only.
         heads: [layer, head] of the alignment heads (cross-attention).
-        several: False for logits of the last position alone, and no drafts; the graph is smaller.
+        exact: whether a pass over several tokens is to give the logits of passes over one, which drafts need. Dynamic int8 has one scale for all
+            tokens of a pass and cannot; its graph is faster without.
     """
     decoder, config = decoder_of(model), model.config
     width = int(config.d_model)
     w = Writer()
     ids = w.input("input_ids", INT64, ["batch", "tokens"])
     offset = w.input("offset", INT64, ["batch"])
-    project_from = w.optional_input(PROJECT_FROM, np.array([-1], np.int64)) if several else ""
+    project_from = w.optional_input(PROJECT_FROM, np.array([-1], np.int64))
     caches = [
         [w.input(f"cache_{kind}.{i}", FLOAT, ["batch", "max_length", width]) for kind in "kv"]
         for i in range(len(decoder.layers))
@@ -70,7 +71,7 @@ def step_graph(
     positions = w.constant("positions", decoder.embed_positions.weight.detach().numpy())
     x = w.add("Add", w.add("Gather", embedding, ids), w.add("Gather", positions, places))
     zeros = ""
-    if several:  # the query of zeros after the tokens needs a place in the mask
+    if exact:  # the query of zeros after the tokens needs a place in the mask
         zeros = _zeros(w, offset, width)
         places = w.add("Concat", places, w.add("Unsqueeze", offset, w.integers(1)), axis=1)
     mask = _mask(w, places, caches[0][0])
@@ -78,12 +79,8 @@ def step_graph(
     for i, layer in enumerate(decoder.layers):
         mine = [int(head) for number, head in heads if number == i]
         x = _layer(w, f"layers.{i}", layer, x, offset, caches[i], crosses[i], mask, zeros, i, (mine, looked))
-    if several:
-        wanted = w.add("Slice", x, project_from, w.integers(END), w.integers(1))  # [batch, wanted, width]
-        rows, starts = w.add("Reshape", wanted, w.integers(-1, width)), _starts(w, offset, wanted)
-    else:
-        rows = w.add("Gather", x, w.constant("last", np.array(-1)), axis=1)
-        starts = w.add("Equal", offset, w.constant("zero", np.array(0)))
+    wanted = w.add("Slice", x, project_from, w.integers(END), w.integers(1))  # [batch, wanted, width]
+    rows, starts = w.add("Reshape", wanted, w.integers(-1, width)), _starts(w, offset, wanted)
     transposed = w.add("Transpose", embedding, to=TRANSPOSED, perm=[1, 0])
     logits = w.add("MatMul", w.norm("norm", decoder.layer_norm, rows), transposed)
     w.add("Add", logits, suppression(w, starts, config.vocab_size, suppress_tokens, begin_suppress_tokens), to="logits")

@@ -121,17 +121,27 @@ class DecoderSession:
             )
         return logits
 
-    def cross_attention(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Cross-attention of the alignment heads before each of the next tokens. [rows, tokens] -> [rows, tokens, positions]"""
+    def attend(
+        self, tokens: npt.NDArray[np.int64], count: int = 1
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Cross-attention of the alignment heads before each of the next tokens, and logits after the last ones.
+
+        Args:
+            tokens: [rows, tokens].
+            count: how many of the last tokens logits are wanted for; more than one needs a graph that `gives_several_logits`.
+
+        Returns:
+            Attention [rows, tokens, positions] and logits [rows, count, vocabulary].
+        """
         with as_bundle_errors("the bundle's step graph does not return its attention"):
             self.binding.bind_output("alignment")
-        self(tokens)
+        logits = self.several(tokens, count)
         found: npt.NDArray[np.float32] = self.binding.get_outputs()[-1].numpy()
         if found.ndim != 3 or found.shape[:2] != tokens.shape or not found.shape[2]:
             raise BundleError(
                 f"the bundle's step graph gives 'alignment' of shape {found.shape}; expected [rows, tokens, positions]"
             )
-        return found.astype(np.float32, copy=False)
+        return found.astype(np.float32, copy=False), logits
 
     def reorder(self, rows: npt.NDArray[np.intp]) -> None:
         """Let each row continue from another row's caches."""
@@ -272,6 +282,11 @@ def repeated(tokens: Sequence[int]) -> int:
         if same + unit >= max(MIN_TIMES * unit, MIN_REPEATED):
             return same
     return 0
+
+
+def gives_several_logits(step: ort.InferenceSession) -> bool:
+    """Whether a step graph can give the logits of several positions; graphs of older bundles give those of the last one alone."""
+    return any(i.name == PROJECT_FROM for i in step.get_overridable_initializers())
 
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

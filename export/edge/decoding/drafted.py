@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from .decoder import DTYPES, PROJECT_FROM, DecoderSession, Hypothesis, greedy, stopped
+from .decoder import DTYPES, DecoderSession, Hypothesis, gives_several_logits, greedy, stopped
 from .drafts import Draft
 from .hotwords import Hotwords
 from .sessions import as_value, device_of
@@ -126,9 +126,9 @@ def likeliest(logits: npt.NDArray[np.float32]) -> int | None:
 def passes_agree(step: ort.InferenceSession) -> bool:
     """Whether a step graph gives the logits of several positions, and, on this machine, the same ones as in passes over one token each.
 
-    It is tried on random states. Graphs of older bundles give the logits of the last position alone.
+    It is tried on random states.
     """
-    if not any(i.name == PROJECT_FROM for i in step.get_overridable_initializers()):
+    if not gives_several_logits(step):
         return False
     inputs = {i.name: i for i in step.get_inputs()}
     layers, cross = sum(name.startswith("cross_k.") for name in inputs), inputs["cross_k.0"]
