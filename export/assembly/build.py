@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -205,9 +206,9 @@ def _write_graphs(
     model: WhisperForConditionalGeneration, family: Whisper, origin: Origin, folder: Path, precisions: Sequence[Precision],
     options: Int8Options, calibration: Sequence[Wave], heads: list[list[int]], through: str,
 ) -> None:  # fmt: skip
-    from export.graphs.build import export_graphs, margin_frames
+    from export.graphs.build import export_graphs, margin_frames, write_step
     from export.graphs.lint import lint_graphs
-    from export.graphs.names import ENCODER, QUANTIZED
+    from export.graphs.names import ENCODER, QUANTIZED, STEP
     from export.quantization.quantize import quantize
 
     with step("exporting graphs"):
@@ -219,6 +220,13 @@ def _write_graphs(
     todo = [(graph, scheme) for graph, scheme in sorted(used, key=str) if scheme != fp32]
     for number, (graph, scheme) in enumerate(todo, 1):
         with step("quantizing, %d of %d: %s in %s", number, len(todo), graph, scheme.label):
+            if graph == STEP and scheme.name == "int8":
+                # dynamic int8 takes no drafts (docs/decisions/0028-drafts.md) and is faster without what makes them exact
+                with TemporaryDirectory(dir=folder) as temporary:
+                    source = write_step(model, family, Path(temporary), heads, exact=False)
+                    quantized = quantize(source, scheme, options)
+                    quantized.replace(folder / quantized.name)
+                continue
             quantize(folder / graph, scheme, options, features)
     for graph in QUANTIZED:
         if (graph, fp32) not in used:

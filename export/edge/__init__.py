@@ -12,6 +12,7 @@ A copy of this package is inside every bundle, and is importable from the workbe
 from . import no_telemetry  # isort: skip  # noqa: F401  before anything that imports onnxruntime
 from .audio.resample import AudioError, read_wav
 from .bundle.manifest import BundleError, Manifest, read_manifest
+from .decoding.drafts import Draft, EarlierText, PromptLookup
 from .decoding.hotwords import Hotwords, read_hotwords
 from .formats import FORMATS, format_segments
 from .recognizer import Recognizer
@@ -23,9 +24,12 @@ __all__ = [
     "FORMATS",
     "AudioError",
     "BundleError",
+    "Draft",
+    "EarlierText",
     "Hotwords",
     "Manifest",
     "PartialTranscript",
+    "PromptLookup",
     "Recognizer",
     "Segment",
     "Stream",

@@ -41,4 +41,13 @@ def join_transcripts(said: Transcript, later: Transcript, begin: float) -> Trans
         stages_ms={**said.stages_ms, **stages},
         finished=later.finished,
         words=said.words + tuple(word.later(begin) for word in later.words),
+        logprob=_mean(said, later),
     )
+
+
+def _mean(said: Transcript, later: Transcript) -> float | None:
+    """Mean log-probability of both transcripts' tokens."""
+    if said.logprob is None or later.logprob is None or not later.tokens:
+        return said.logprob
+    sizes = len(said.tokens), len(later.tokens)
+    return (said.logprob * sizes[0] + later.logprob * sizes[1]) / sum(sizes)

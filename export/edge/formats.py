@@ -35,6 +35,7 @@ def _as_dict(segment: Segment) -> dict[str, object]:
         "language": said.language,
         "finished": said.finished,
         "looped": said.looped,
+        "logprob": None if said.logprob is None else round(said.logprob, 4),
         "words": [as_dict(word) for word in said.words],
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from .bundle.manifest import BundleError, Manifest, read_manifest
 from .bundle.tokens import Detokenizer
 from .clock import Clock
 from .decoding.ctc import CtcModel
-from .decoding.decoder import Hypothesis, beam_search, greedy
+from .decoding.decoder import Hypothesis, beam_search
+from .decoding.drafted import greedy_with_draft
+from .decoding.drafts import Draft
 from .decoding.hotwords import DEFAULT_SCORE, Hotwords
 from .decoding.model import SpeechModel
 from .decoding.sessions import Provider
@@ -98,7 +101,7 @@ class Recognizer:
 
     def transcribe(
         self, wave: Wave, language: str = "en", beams: int = 1, words: bool = False, vad: bool = True,
-        hotwords: Hotwords | None = None,
+        hotwords: Hotwords | None = None, draft: Draft | None = None,
     ) -> Transcript:  # fmt: skip
         """Transcribe one utterance, [samples] at 16 kHz, of at most 30 s.
 
@@ -106,9 +109,11 @@ class Recognizer:
             wave: the utterance.
             language: ISO 639-1 code, or `auto` to detect it.
             beams: beams of the search; 1 is greedy.
-            words: also compute word times, which takes one more pass over the transcript.
+            words: also compute the times and probabilities of words, which takes one more pass over the transcript.
             vad: False where speech is known to be there; the recogniser's detector is then skipped.
             hotwords: names and terms to expect, from `new_hotwords`.
+            draft: proposes tokens, of which the decoder checks many in one pass. The text is the same, in less time if the draft is good
+                (decoding/drafts.py). Ignored with beams, with hotwords, and by bundles whose decoder takes no drafts.
 
         Returns:
             The transcript; its text is empty if the detector finds no speech.
@@ -123,7 +128,7 @@ class Recognizer:
         clock = Clock()
         if vad and not self._spoken(wave, clock):
             return Transcript("", language, (), clock.laps, True)
-        return self._transcribed([wave], [seconds], language, beams, words, clock, hotwords)[0]
+        return self._transcribed([wave], [seconds], language, beams, words, clock, hotwords, draft)[0]
 
     def transcribe_batch(
         self, waves: Sequence[Wave], language: str = "en", most: int = 16, hotwords: Hotwords | None = None
@@ -224,7 +229,7 @@ class Recognizer:
 
     def _transcribed(
         self, waves: Sequence[Wave], seconds: Sequence[float], language: str, beams: int = 1, words: bool = False,
-        clock: Clock | None = None, hotwords: Hotwords | None = None,
+        clock: Clock | None = None, hotwords: Hotwords | None = None, draft: Draft | None = None,
     ) -> list[Transcript]:  # fmt: skip
         """Transcribe clips of about one length as one batch, or one clip with beams."""
         clock = clock or Clock()
@@ -246,17 +251,21 @@ class Recognizer:
         if beams > 1:
             written = [beam_search(decoder, prompts[0], limits[0], end, beams, hotwords)]
         else:
-            written = greedy(decoder, prompts, limits, end, lambda: clock.lap("first_token"), hotwords)
+            if draft is not None and not self.model.takes_drafts:
+                draft = None
+            lap = partial(clock.lap, "first_token")
+            written = greedy_with_draft(decoder, prompts, limits, end, lap, hotwords, draft)
         clock.lap("rest")
         texts = [self.detokenize(one.tokens) for one in written]
         clock.lap("detokenize")
-        timed: list[tuple[Word, ...]] = [()] * len(waves)
+        timed: tuple[Word, ...] = ()
+        logprob: float | None = None
         if words:
-            timed = [self._words(len(waves[0]), cross_kv, prompts[0], written[0], languages[0])]
+            timed, logprob = self._words(len(waves[0]), cross_kv, prompts[0], written[0], languages[0])
             clock.lap("words")
         found = [
-            Transcript(text, code, tuple(one.tokens), clock.laps, one.finished, one.looped, said)
-            for text, code, one, said in zip(texts, languages, written, timed, strict=True)
+            Transcript(text, code, tuple(one.tokens), clock.laps, one.finished, one.looped, timed, logprob)
+            for text, code, one in zip(texts, languages, written, strict=True)
         ]
         return [
             self._continued(wave, said, beams, words, hotwords) if said.looped else said
@@ -273,10 +282,8 @@ class Recognizer:
         """
         if not said.tokens or not self.model.has_alignment_heads or self.detector is None:
             return said
-        attention = self.model.cross_attention(
-            self.model.cross_kv([wave]), self.prompts[said.language], said.tokens, len(wave)
-        )
-        rest = rest_after(wave, attention, self.detector, self.window)
+        read = self.model.reread(self.model.cross_kv([wave]), self.prompts[said.language], said.tokens, len(wave))
+        rest = rest_after(wave, read.attention, self.detector, self.window)
         if rest is None:
             return said
         later = self.transcribe(rest, said.language, beams, words, hotwords=hotwords)
@@ -284,11 +291,14 @@ class Recognizer:
 
     def _words(
         self, samples: int, cross_kv: Sequence[ort.OrtValue], prompt: list[int], written: Hypothesis, language: str
-    ) -> tuple[Word, ...]:
-        """Times of the words of one clip: the decoder is run over the transcript once more, for its alignment heads."""
-        attention = self.model.cross_attention(cross_kv, prompt, written.tokens, samples)
-        seconds = samples / SAMPLE_RATE
-        return tuple(timed_words(attention, written.tokens, self.detokenize.bytes_of, language, seconds))
+    ) -> tuple[tuple[Word, ...], float | None]:
+        """Words of one clip with times and probabilities, and the mean log-probability: the decoder reads the transcript once more."""
+        read = self.model.reread(cross_kv, prompt, written.tokens, samples)
+        seconds, bytes_of = samples / SAMPLE_RATE, self.detokenize.bytes_of
+        timed = tuple(timed_words(read.attention, written.tokens, bytes_of, language, seconds, read.likely))
+        if read.likely is None:
+            return timed, None
+        return timed, float(read.likely[: len(written.tokens) + written.finished].mean())
 
     def _checked(self, wave: Wave) -> float:
         seconds = len(wave) / SAMPLE_RATE

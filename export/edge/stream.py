@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .audio.resample import SAMPLE_RATE, AudioError, Wave
+from .decoding.drafts import EarlierText
 from .recognizer import Recognizer
 from .vad import FRAME, OFF, ON, PAD
 
@@ -30,20 +31,23 @@ class PartialTranscript:
 class Stream:
     """Utterances of a live signal, found by the bundle's speech detector.
 
-    A recogniser that is fast enough can transcribe the whole utterance again for each partial text, so nothing has to be stitched.
+    A recogniser that is fast enough can transcribe the whole utterance again for each partial text, so nothing has to be stitched. The decoder
+    checks the text so far in one pass and writes only what has changed since (decoding/drafts.py).
 
     Args:
         recognizer: an open bundle.
         language: ISO 639-1 code, or `auto` to detect each utterance's.
         every: seconds of speech between partial texts.
         pause: seconds of silence that end an utterance.
+        drafts: False to write every partial text from its beginning. The texts are the same.
     """
 
     def __init__(
-        self, recognizer: Recognizer, language: str = "en", every: float = EVERY, pause: float = PAUSE
-    ) -> None:
+        self, recognizer: Recognizer, language: str = "en", every: float = EVERY, pause: float = PAUSE, drafts: bool = True
+    ) -> None:  # fmt: skip
         self.recognizer, self.language, self.every, self.pause = recognizer, language, every, pause
-        self.detector = recognizer.new_detector()
+        self.detector, self.drafts = recognizer.new_detector(), drafts
+        self.written: tuple[int, ...] = ()  # tokens of the utterance's last partial text
         self.longest = int((recognizer.window - 1) * SAMPLE_RATE) // FRAME * FRAME
         self.kept = np.zeros(0, np.float32)  # since `begun`
         self.begun = 0  # samples before `kept`
@@ -87,9 +91,10 @@ class Stream:
 
     def _partial(self, final: bool) -> PartialTranscript:
         said = self.kept[: len(self.kept) - max(0, self.quiet - int(PAD * SAMPLE_RATE))]
-        found = self.recognizer.transcribe(
-            said, self.language, vad=False
-        )  # the stream's detector has found speech in it
+        draft = EarlierText(self.written) if self.drafts and self.written else None
+        # the stream's detector has found speech in it
+        found = self.recognizer.transcribe(said, self.language, vad=False, draft=draft)
+        self.written = () if final else found.tokens
         start = self.begun / SAMPLE_RATE
         return PartialTranscript(found.text, start, start + len(said) / SAMPLE_RATE, final, found.looped)
 

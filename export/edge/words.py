@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -30,10 +30,11 @@ class Word:
     text: str
     start: float  # seconds
     end: float  # seconds
+    probability: float | None = None  # mean of its tokens'; None from a bundle of an earlier version
 
     def later(self, seconds: float) -> Word:
         """The same word, shifted by so many seconds."""
-        return Word(self.text, round(seconds + self.start, 3), round(seconds + self.end, 3))
+        return replace(self, start=round(seconds + self.start, 3), end=round(seconds + self.end, 3))
 
 
 def timed_words(
@@ -42,8 +43,9 @@ def timed_words(
     bytes_of: Callable[[int], bytes],
     language: str,
     seconds: float,
+    likely: npt.NDArray[np.float64] | None = None,
 ) -> list[Word]:
-    """Words of a transcript and their times.
+    """Words of a transcript, their times and, where `likely` is given, their probabilities.
 
     Args:
         attention: cross-attention before each token and before the end, at the clip's own positions [tokens + 1, positions].
@@ -51,12 +53,18 @@ def timed_words(
         bytes_of: bytes of each token of text.
         language: ISO 639-1 code.
         seconds: the clip's length.
+        likely: log-probability of each token, and perhaps of the end.
     """
     if not tokens:
         return []
     begins, ends = token_times(attention, seconds)
     return [
-        Word(text, round(float(begins[first]), 3), round(float(ends[last - 1]), 3))
+        Word(
+            text,
+            round(float(begins[first]), 3),
+            round(float(ends[last - 1]), 3),
+            None if likely is None else round(float(np.exp(likely[first:last]).mean()), 4),
+        )
         for text, first, last in grouped(tokens, bytes_of, language)
     ]
 
@@ -143,6 +151,6 @@ def _is_punctuation(text: str) -> bool:
     return all(unicodedata.category(c).startswith("P") for c in text)
 
 
-def as_dict(word: Word) -> dict[str, str | float]:
+def as_dict(word: Word) -> dict[str, str | float | None]:
     """For JSON."""
-    return {"text": word.text, "start": word.start, "end": word.end}
+    return {"text": word.text, "start": word.start, "end": word.end, "probability": word.probability}

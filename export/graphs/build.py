@@ -49,8 +49,17 @@ def export_graphs(
         merged_decoder(model, suppress_tokens, first, folder / DECODER)
     else:
         onnx.save(merged_graph(model, suppress_tokens, first), folder / DECODER)
-    onnx.save(step_graph(model, suppress_tokens, first, heads), folder / STEP)
+    write_step(model, family, folder, heads)
     onnx.save(sherpa_graph(model, suppress_tokens, first), folder / SHERPA)
+
+
+def write_step(
+    model: WhisperForConditionalGeneration, family: Whisper, folder: Path, heads: Sequence[Sequence[int]] = (), exact: bool = True
+) -> Path:  # fmt: skip
+    """Write our own runtime's decoder in fp32, as `export_graphs` does; `exact` as for `step_graph`. -> its path"""
+    graph = step_graph(model, family.suppress_tokens, family.begin_suppress_tokens, heads, exact)
+    onnx.save(graph, folder / STEP)
+    return folder / STEP
 
 
 def margin_frames(length: str, margin_seconds: float) -> int | None:

@@ -71,7 +71,8 @@ def sherpa_graph(
         x = feed_forward(w, name, layer, x)
     last = w.norm("norm", decoder.layer_norm, w.add("Gather", x, w.integers(-1), axis=1))  # [batch, 1, width]
     logits = w.add("MatMul", last, w.add("Transpose", embedding, to=TRANSPOSED, perm=[1, 0]))
-    w.add("Add", logits, suppression(w, offset, config.vocab_size, suppress_tokens, begin_suppress_tokens), to="logits")
+    starts = w.add("Equal", offset, w.constant("zero", np.array(0)))
+    w.add("Add", logits, suppression(w, starts, config.vocab_size, suppress_tokens, begin_suppress_tokens), to="logits")
     w.output("logits", FLOAT, ["batch", 1, int(config.vocab_size)])
     for kind, parts in zip("kv", kept, strict=True):
         w.add("Concat", *parts, to=f"out_n_layer_self_{kind}_cache", axis=0)

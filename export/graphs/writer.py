@@ -37,6 +37,11 @@ class Writer:
         self.inputs.append(helper.make_tensor_value_info(name, kind, list(axes)))
         return name
 
+    def optional_input(self, name: str, default: npt.NDArray[np.generic]) -> str:
+        """Add an input that callers may leave out: its default is stored as a weight of its name."""
+        self.input(name, helper.np_dtype_to_tensor_dtype(default.dtype), list(default.shape))
+        return self.constant(name, default)
+
     def output(self, name: str, kind: int, axes: Axes) -> None:
         """Declare a tensor an output."""
         self.outputs.append(helper.make_tensor_value_info(name, kind, list(axes)))

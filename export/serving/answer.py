@@ -63,7 +63,7 @@ def _verbose(segments: Sequence[Segment], request: TranscriptionRequest, seconds
         body["segments"] = [_segment(i, s) for i, s in enumerate(segments)]
     if request.words:
         words = [word for s in segments for word in s.transcript.words]
-        body["words"] = [{"word": w.text, "start": w.start, "end": w.end} for w in words]
+        body["words"] = [{"word": w.text, "start": w.start, "end": w.end, "probability": w.probability} for w in words]
     return body
 
 
@@ -78,7 +78,7 @@ def _segment(number: int, segment: Segment) -> dict[str, object]:
         "text": said.text,
         "tokens": list(said.tokens),
         "temperature": 0.0,
-        "avg_logprob": None,  # the runtime does not compute the probabilities of a transcript
+        "avg_logprob": said.logprob,  # None unless word times were asked for, whose pass over the transcript computes it
         "compression_ratio": round(len(raw) / max(1, len(zlib.compress(raw))), 3),
         "no_speech_prob": None,
     }

@@ -14,6 +14,7 @@ import torch
 from export.edge.bundle.manifest import Manifest, read_manifest
 from export.graphs.build import margin_frames
 from export.graphs.padding import WINDOW_FRAMES, trim_or_pad_silence
+from export.graphs.step import PROJECT_FROM
 from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.core.errors import UserError
 from workbench.models.whisper.family import Whisper
@@ -134,6 +135,7 @@ def _differences(sessions: Mapping[str, InferenceSession], scene: _Scene) -> dic
         "encoder": relative_difference(states, scene.states),
         "merged decoder": _largest(scene, _merged(sessions["decoder"], scene)),
         "step decoder": _largest(scene, _stepped(sessions["step"], scene, keys, values)),
+        "step decoder, in one pass": _largest(scene, _in_one_pass(sessions["step"], scene, keys, values)),
         "sherpa decoder": _largest(scene, _as_sherpa(sessions["sherpa"], scene, keys, values)),
     }
     silence = np.zeros((*scene.features.shape[:2], WINDOW_FRAMES - scene.features.shape[2]), np.float32)
@@ -187,20 +189,39 @@ def _merged(decoder: InferenceSession, scene: _Scene) -> list[Floats]:
 
 
 def _stepped(decoder: InferenceSession, scene: _Scene, keys: Floats, values: Floats) -> list[Floats]:
-    clips, layers, width = len(scene.ids), len(keys), keys.shape[3]
-    dtype = np.float16 if any("float16" in i.type for i in decoder.get_inputs()) else np.float32
-    feed: dict[str, npt.NDArray[np.generic]] = {
-        f"cross_{kind}.{i}": part[i] for kind, part in (("k", keys), ("v", values)) for i in range(layers)
-    }
-    names = [f"{kind}.{i}" for i in range(layers) for kind in "kv"]
-    caches = {name: np.zeros((clips, scene.ids.shape[1], width), dtype) for name in names}
-    found = []
+    clips, (feed, caches), found = len(scene.ids), _memory(decoder, scene, keys, values), []
+    names = list(caches)
     for before, ids in _pieces(scene):
         given = {"input_ids": ids, "offset": np.full(clips, before), **{f"cache_{n}": c for n, c in caches.items()}}
         logits, *new = _run(decoder, ["logits", *(f"next_{name}" for name in names)], feed | given)
         caches = dict(zip(names, new, strict=True))
         found.append(logits)
     return found
+
+
+def _in_one_pass(decoder: InferenceSession, scene: _Scene, keys: Floats, values: Floats) -> list[Floats]:
+    """The same logits from one call, as the tokens of a draft are checked."""
+    clips, count = len(scene.ids), len(_pieces(scene))
+    feed, caches = _memory(decoder, scene, keys, values)
+    given = {"input_ids": scene.ids, "offset": np.zeros(clips, np.int64), PROJECT_FROM: np.array([-count])}
+    (logits,) = _run(
+        decoder, ["logits"], {**feed, **given, **{f"cache_{name}": cache for name, cache in caches.items()}}
+    )
+    return list(logits.reshape(clips, count, -1).swapaxes(0, 1))
+
+
+def _memory(
+    decoder: InferenceSession, scene: _Scene, keys: Floats, values: Floats
+) -> tuple[dict[str, npt.NDArray[np.generic]], dict[str, Floats]]:
+    """Inputs of the step decoder that stay the same, and its empty caches by name."""
+    clips, layers, width = len(scene.ids), len(keys), keys.shape[3]
+    dtype = np.float16 if any("float16" in i.type for i in decoder.get_inputs()) else np.float32
+    feed: dict[str, npt.NDArray[np.generic]] = {
+        f"cross_{kind}.{i}": part[i] for kind, part in (("k", keys), ("v", values)) for i in range(layers)
+    }
+    names = [f"{kind}.{i}" for i in range(layers) for kind in "kv"]
+    caches: dict[str, Floats] = {name: np.zeros((clips, scene.ids.shape[1], width), dtype) for name in names}
+    return feed, caches
 
 
 def _as_sherpa(decoder: InferenceSession, scene: _Scene, keys: Floats, values: Floats) -> list[Floats]:

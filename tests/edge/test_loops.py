@@ -8,6 +8,7 @@ import pytest
 from export.edge import Transcript, Word
 from export.edge.__main__ import main
 from export.edge.decoding.decoder import beam_search, greedy, repeated, stopped
+from export.edge.decoding.model import Reading
 from export.edge.recognizer import Recognizer
 from tests.conftest import tone
 from workbench.audio.decode import write_wav
@@ -84,12 +85,12 @@ class Fake:
     def cross_kv(self, waves):
         return waves
 
-    def cross_attention(self, _crossed, _prompt, tokens, samples):
+    def reread(self, _crossed, _prompt, tokens, samples):
         positions = samples // 320
         rows = np.zeros((len(tokens) + 1, positions), np.float32)
         for i in range(len(tokens) + 1):
             rows[i, i * positions // (2 * len(tokens)) :][:5] = 1.0
-        return rows
+        return Reading(rows, None)
 
     def forget(self):
         pass

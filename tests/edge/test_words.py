@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -117,11 +119,15 @@ def test_the_heads_with_the_least_error_are_chosen(student, monkeypatch):
     assert choose_heads(None, family, [], 0.4) == ([], None)
 
 
+@pytest.fixture(scope="module")
+def exported_with_heads(student, tmp_path_factory):
+    """A bundle with the heads that the checkpoint names."""
+    return export_bundle(student, tmp_path_factory.mktemp("words") / "bundle", ["fp32", "int8", "fp16"])
+
+
 @torch.no_grad()
-def test_the_graph_tells_what_torchs_heads_look_at(student, tmp_path):
-    bundle = export_bundle(
-        student, tmp_path / "bundle", ["fp32", "int8", "fp16"]
-    )  # of the heads that the checkpoint names
+def test_the_graph_tells_what_torchs_heads_look_at(student, exported_with_heads):
+    bundle = exported_with_heads
     recognizer = Recognizer(bundle, "fp32", vad=False)
     heads = recognizer.manifest.content["alignment"]["heads"]
     assert heads == [[0, 1], [2, 0]]
@@ -134,7 +140,7 @@ def test_the_graph_tells_what_torchs_heads_look_at(student, tmp_path):
         input_ids=torch.tensor([read]), encoder_hidden_states=states, output_attentions=True
     ).cross_attentions
     expected = torch.stack([looked[layer][0, head] for layer, head in heads]).mean(0).numpy()
-    found = DecoderSession(recognizer.model.step, recognizer.model.cross_kv([wave]), len(read)).cross_attention(
+    found, _ = DecoderSession(recognizer.model.step, recognizer.model.cross_kv([wave]), len(read)).attend(
         np.array([read])
     )
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
@@ -142,8 +148,49 @@ def test_the_graph_tells_what_torchs_heads_look_at(student, tmp_path):
         said = Recognizer(bundle, precision, vad=False).transcribe(wave, words=True)
         assert said.tokens == Recognizer(bundle, precision, vad=False).transcribe(wave).tokens
         assert "words" in said.stages_ms
+        assert all(0 <= w.probability <= 1 for w in said.words)
+        assert said.logprob <= 0
         assert all(0 <= w.start <= w.end <= 1.0 for w in said.words)
         assert all(a.start <= b.start for a, b in itertools.pairwise(said.words))
+
+
+@torch.no_grad()
+def test_probabilities_are_those_of_torch(student, exported_with_heads):
+    """Of each token, suppressed ones left out, and of the end; a word's is the mean of its tokens'."""
+    recognizer = Recognizer(exported_with_heads, "fp32", vad=False)
+    family, wave = Whisper(student), tone(1.0)
+    model, prompt = family.load(), recognizer.prompts["en"]
+    said = recognizer.transcribe(wave, words=True)
+    read = torch.tensor([[*prompt, *said.tokens]])
+    states = encode(model, family.features([wave], 1.4))
+    logits = model(encoder_outputs=(states,), decoder_input_ids=read).logits[0, len(prompt) - 1 :].double()
+    logits[:, family.suppress_tokens] -= 1e4
+    logits[0, family.begin_suppress_tokens] -= 1e4
+    likely = logits.log_softmax(-1)[range(len(said.tokens) + 1), [*said.tokens, family.eos_token_id]].numpy()
+    crossed = recognizer.model.cross_kv([wave])
+    found = recognizer.model.reread(crossed, prompt, said.tokens, len(wave))
+    np.testing.assert_allclose(found.likely, likely, atol=1e-3)
+    counted = likely if said.finished else likely[:-1]
+    assert said.logprob == pytest.approx(counted.mean(), abs=1e-3)
+    attention, ids = np.eye(4, 40, dtype=np.float32)[:, ::-1], [0, 1, 2]
+    spelled = [b" good", b" morn", b"ing"]
+    words = timed_words(attention, ids, spelled.__getitem__, "en", 1.0, np.log([0.5, 0.9, 0.3, 0.1]))
+    assert [(w.text, w.probability) for w in words] == [("good", 0.5), ("morning", 0.6)]
+    assert words[1].later(2.0).probability == 0.6
+
+
+def test_a_bundle_of_an_earlier_version_has_word_times_alone(exported_with_heads, tmp_path):
+    shutil.copytree(exported_with_heads, tmp_path / "old")
+    path = tmp_path / "old" / "onnx" / "step_decoder.onnx"
+    graph = onnx.load(path)
+    graph.graph.input.remove(next(i for i in graph.graph.input if i.name == "project_from"))
+    onnx.save(graph, path)
+    old = Recognizer(tmp_path / "old", "fp32", vad=False, check=False).transcribe(tone(1.0), words=True)
+    new = Recognizer(exported_with_heads, "fp32", vad=False).transcribe(tone(1.0), words=True)
+    assert [(w.text, w.start, w.end) for w in old.words] == [(w.text, w.start, w.end) for w in new.words]
+    assert new.words
+    assert old.logprob is None
+    assert {w.probability for w in old.words} == {None}
 
 
 def test_an_export_chooses_heads_or_has_none(student, tmp_path):

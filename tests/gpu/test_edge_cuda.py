@@ -50,7 +50,7 @@ def test_heads_that_follow_the_speech_look_there_on_cuda(student, tmp_path, wave
     bundle = export_bundle(student, tmp_path / "heads", ["fp32"])  # with the heads that the checkpoint names
     read = np.array([[*Recognizer(bundle, vad=False).prompts["en"], 5, 6, 7]])
     looked = [
-        DecoderSession(r.model.step, r.model.cross_kv(waves[:1]), read.shape[1]).cross_attention(read)
+        DecoderSession(r.model.step, r.model.cross_kv(waves[:1]), read.shape[1]).attend(read)[0]
         for r in (Recognizer(bundle, vad=False), Recognizer(bundle, providers=PROVIDERS["cuda"], vad=False))
     ]
     np.testing.assert_allclose(looked[1], looked[0], atol=1e-4)

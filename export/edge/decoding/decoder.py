@@ -20,6 +20,7 @@ from .hotwords import BeamPlaces, HotwordPath, Hotwords
 from .sessions import as_bundle_errors, as_value, device_of
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+PROJECT_FROM = "project_from"  # the step graph's input for logits of several positions; older bundles lack it
 # excludes a run from CUDA graph capture (cuda_graphs.py) in sessions that capture; others ignore it
 NOT_CAPTURED = ort.RunOptions()
 NOT_CAPTURED.add_run_config_entry("gpu_graph_id", "-1")
@@ -60,6 +61,8 @@ class DecoderSession:
         if (needed := 2 * layers * clips * beams * max_length * width * 4) > MAX_CACHE:
             raise BundleError(f"the decoder's caches would take {needed} bytes; expected at most {MAX_CACHE}")
         self.session, self.binding, self.rows = session, session.io_binding(), clips * beams
+        self.vocabulary = int(next(o.shape[1] for o in session.get_outputs() if o.name == "logits"))
+        self.wanted = 1  # positions whose logits are bound
         self.done = np.zeros(self.rows, np.int64)  # tokens in each row's caches
         self.cross_kv: list[ort.OrtValue] = []  # a binding does not keep the values bound to it alive
         self.caches: dict[str, ort.OrtValue] = {}
@@ -93,30 +96,52 @@ class DecoderSession:
 
     def __call__(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Logits after some more tokens. [rows, tokens] -> [rows, vocabulary]"""
+        return self._run(tokens, 1)
+
+    def several(self, tokens: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.float32]:
+        """Logits after each of the last of some more tokens. [rows, tokens] -> [rows, count, vocabulary]"""
+        return self._run(tokens, count).reshape(self.rows, count, -1)
+
+    def _run(self, tokens: npt.NDArray[np.int64], wanted: int) -> npt.NDArray[np.float32]:
+        """Logits after the last `wanted` tokens. [rows, tokens] -> [rows * wanted, vocabulary]"""
         given = np.ascontiguousarray(tokens, np.int64), self.done.copy()
         with as_bundle_errors("the bundle's step graph does not run"):
             self.binding.bind_cpu_input("input_ids", given[0])
             self.binding.bind_cpu_input("offset", given[1])
+            if wanted != self.wanted:
+                self.binding.bind_ortvalue_input(PROJECT_FROM, as_value(np.array([-wanted], np.int64)))
+                self.binding.bind_output("logits")  # the memory of the last pass has its shape
+                self.wanted = wanted
             self.session.run_with_iobinding(self.binding, NOT_CAPTURED)
             self.done += tokens.shape[1]
             logits: npt.NDArray[np.float32] = self.binding.get_outputs()[self.place].numpy()
-        if logits.ndim != 2 or len(logits) != self.rows or not logits.shape[1]:
+        if logits.ndim != 2 or len(logits) != self.rows * wanted or not logits.shape[1]:
             raise BundleError(
-                f"the bundle's step graph gives logits of shape {logits.shape}; expected [{self.rows}, tokens]"
+                f"the bundle's step graph gives logits of shape {logits.shape}; expected [{self.rows * wanted}, tokens]"
             )
         return logits
 
-    def cross_attention(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Cross-attention of the alignment heads before each of the next tokens. [rows, tokens] -> [rows, tokens, positions]"""
+    def attend(
+        self, tokens: npt.NDArray[np.int64], count: int = 1
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Cross-attention of the alignment heads before each of the next tokens, and logits after the last ones.
+
+        Args:
+            tokens: [rows, tokens].
+            count: how many of the last tokens logits are wanted for; more than one needs a graph that `gives_several_logits`.
+
+        Returns:
+            Attention [rows, tokens, positions] and logits [rows, count, vocabulary].
+        """
         with as_bundle_errors("the bundle's step graph does not return its attention"):
             self.binding.bind_output("alignment")
-        self(tokens)
+        logits = self.several(tokens, count)
         found: npt.NDArray[np.float32] = self.binding.get_outputs()[-1].numpy()
         if found.ndim != 3 or found.shape[:2] != tokens.shape or not found.shape[2]:
             raise BundleError(
                 f"the bundle's step graph gives 'alignment' of shape {found.shape}; expected [rows, tokens, positions]"
             )
-        return found.astype(np.float32, copy=False)
+        return found.astype(np.float32, copy=False), logits
 
     def reorder(self, rows: npt.NDArray[np.intp]) -> None:
         """Let each row continue from another row's caches."""
@@ -257,6 +282,11 @@ def repeated(tokens: Sequence[int]) -> int:
         if same + unit >= max(MIN_TIMES * unit, MIN_REPEATED):
             return same
     return 0
+
+
+def gives_several_logits(step: ort.InferenceSession) -> bool:
+    """Whether a step graph can give the logits of several positions; graphs of older bundles give those of the last one alone."""
+    return any(i.name == PROJECT_FROM for i in step.get_overridable_initializers())
 
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +15,23 @@ from ..audio import SAMPLE_RATE, Wave
 from ..bundle import BundleError, Manifest
 from ..clock import Clock
 from .cuda_graphs import CapturedShapes
-from .decoder import DTYPES, DecoderSession
+from .decoder import DTYPES, DecoderSession, gives_several_logits, log_softmax
+from .drafted import passes_agree
 from .memory import trim_while_loading
 from .sessions import Provider, as_value, check_sessions, device_of, open_sessions, run_on_device, session_options
 
 MASKED = -5e3  # logits below are masked (-1e4 is added to them)
 POSITION_SAMPLES = 320  # samples of one encoder position: 20 ms
+
+
+class Reading(NamedTuple):
+    """What one pass over a transcript tells."""
+
+    attention: npt.NDArray[
+        np.float32
+    ]  # of the alignment heads before each token and before the end [tokens + 1, positions]
+    # log-probabilities of the tokens and of the end [tokens + 1]; None from a bundle of an earlier version
+    likely: npt.NDArray[np.float64] | None
 
 
 class SpeechModel:
@@ -104,6 +117,11 @@ class SpeechModel:
         prompt = np.array([self.prompts[language]], np.int64)
         return DecoderSession(self.step, cross_kv, prompt.shape[1])(prompt)
 
+    @cached_property
+    def takes_drafts(self) -> bool:
+        """Whether its decoder can check the tokens of a draft in one pass; found out by a few passes, once."""
+        return passes_agree(self.step)
+
     def suppressed_tokens(self) -> set[int]:
         """Tokens that the decoder never writes, whatever it hears: their logits are masked in its graph."""
         shape = {i.name: i.shape for i in self.step.get_inputs()}
@@ -126,10 +144,10 @@ class SpeechModel:
         likely = logits[:, [self.prompts[code][1] for code in codes]].argmax(-1)
         return [codes[i] for i in likely]
 
-    def cross_attention(
+    def reread(
         self, cross_kv: Sequence[ort.OrtValue], prompt: Sequence[int], tokens: Sequence[int], samples: int
-    ) -> npt.NDArray[np.float32]:
-        """Where the alignment heads look before each token and before the end, of the positions that hold the clip.
+    ) -> Reading:
+        """Read a transcript again in one pass: where the alignment heads look, and how likely each token is.
 
         Args:
             cross_kv: keys and values of one clip.
@@ -138,13 +156,17 @@ class SpeechModel:
             samples: length of the clip without the silence after it.
 
         Returns:
-            [tokens + 1, positions]
+            Attention before each token and before the end, of the positions that hold the clip, and their log-probabilities.
         """
         read = np.array([[*prompt, *tokens]], np.int64)
-        whole = DecoderSession(self.step, cross_kv, read.shape[1]).cross_attention(read)[0]
-        attention: npt.NDArray[np.float32] = whole[len(prompt) - 1 :]
-        positions = max(2, round(attention.shape[1] * samples / self._padded_length(samples)))
-        return attention[:, :positions]
+        count = len(tokens) + 1 if gives_several_logits(self.step) else 1
+        attention, logits = DecoderSession(self.step, cross_kv, read.shape[1]).attend(read, count)
+        seen: npt.NDArray[np.float32] = attention[0, len(prompt) - 1 :]
+        positions = max(2, round(seen.shape[1] * samples / self._padded_length(samples)))
+        if count != len(tokens) + 1:
+            return Reading(seen[:, :positions], None)
+        chosen = np.array([*tokens, self.end_token])
+        return Reading(seen[:, :positions], log_softmax(logits[0])[np.arange(count), chosen])
 
     def _padded(self, waves: Sequence[Wave]) -> npt.NDArray[np.float32]:
         """Waves with the silence after them that the model was trained with. -> [clips, samples]"""

@@ -1,0 +1,143 @@
+"""Greedy decoding with a draft (speculative decoding): the decoder reads several proposed tokens in one pass and keeps those that it agrees with.
+
+The text is the greedy decoder's, token for token, which needs a decoder whose logits do not depend on how many tokens it reads in a pass. Where the
+processor's matrix products round differently for one token and for several, two tokens that are nearly as likely could change places: then the draft is given up
+and the clip decoded without one. A decoder whose passes differ by more than rounding, such as dynamic int8, takes no drafts
+(`passes_agree`, docs/decisions/0028-drafts.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from .decoder import DTYPES, DecoderSession, Hypothesis, gives_several_logits, greedy, stopped
+from .drafts import Draft
+from .hotwords import Hotwords
+from .sessions import as_value, device_of
+
+ROUNDING = 1e-4  # of logits, which are about 20: what passes over one token and over several may differ by
+TOLERANCE = 1e-3  # of two tokens' logits, closer than which they could change places
+MOST = 32  # proposed tokens that one pass checks, which bounds the memory for their logits, and the time that a bad draft takes
+CHECKED = 8  # tokens that are read in one pass and one by one
+POSITIONS = 50  # of the encoder's states for that
+
+
+@dataclass
+class DraftCounts:
+    """What decoding with drafts took; counts add up over clips."""
+
+    passes: int = 0  # of the decoder, over one token or several
+    tokens: int = 0  # written, with the ends of the texts
+    proposed: int = 0  # tokens that drafts proposed and the decoder read
+    accepted: int = 0  # of those, what it agreed with
+    given_up: int = 0  # clips that were decoded again without a draft
+
+
+def greedy_with_draft(
+    decoder: DecoderSession,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    end: int,
+    first: Callable[[], None] = lambda: None,
+    hotwords: Hotwords | None = None,
+    draft: Draft | None = None,
+    counts: DraftCounts | None = None,
+) -> list[Hypothesis]:
+    """Greedy decoding, in fewer passes where a draft is right; without it for several clips, and with hotwords.
+
+    Args:
+        decoder: with one row per clip.
+        prompts: the prompt of each clip, all of one length.
+        limits: most tokens of each clip.
+        end: the token that ends a transcript.
+        first: called when the first token of every clip has been computed.
+        hotwords: words whose tokens are made likelier.
+        draft: proposes the tokens of the one clip; only for a decoder whose passes agree (`passes_agree`).
+        counts: to be added to.
+    """
+    if draft is None or hotwords or len(prompts) > 1:
+        return greedy(decoder, prompts, limits, end, first, hotwords)
+    counts = counts or DraftCounts()
+    found = _drafted(decoder, prompts[0], limits[0], end, draft, first, counts)
+    if found is not None:
+        return [found]
+    counts.given_up += 1
+    decoder.done[:] = 0
+    return greedy(decoder, prompts, limits, end)
+
+
+def _drafted(
+    decoder: DecoderSession, prompt: Sequence[int], limit: int, end: int, draft: Draft, first: Callable[[], None],
+    counts: DraftCounts,
+) -> Hypothesis | None:  # fmt: skip
+    """Write a clip's text; None where two tokens are too close to tell which one greedy decoding would write."""
+    written: list[int] = []
+    unread = list(prompt)
+    while True:
+        # of the tokens up to the limit the last one need not be read
+        proposed = _usable(draft(written), min(MOST, limit - len(written) - 1), decoder.vocabulary)
+        logits = decoder.several(np.array([[*unread, *proposed]], np.int64), 1 + len(proposed))[0]
+        counts.passes += 1
+        counts.proposed += len(proposed)
+        if not written:
+            first()
+        accepted = 0
+        for row, guess in zip(logits, [*proposed, None], strict=True):
+            token = likeliest(row)
+            if token is None:
+                return None
+            counts.tokens += 1
+            if token == end:
+                return Hypothesis(written, True)
+            written.append(token)
+            if len(written) >= limit:
+                return stopped(written)
+            if token != guess:
+                break
+            accepted += 1
+        counts.accepted += accepted
+        decoder.done -= len(proposed) - accepted  # what was not agreed with is overwritten
+        unread = written[-1:]
+
+
+def _usable(proposed: Sequence[int], most: int, vocabulary: int) -> list[int]:
+    """The first tokens of a proposal, up to one that the model does not have."""
+    found: list[int] = []
+    for token in proposed[: max(0, most)]:
+        if not 0 <= token < vocabulary:
+            break
+        found.append(int(token))
+    return found
+
+
+def likeliest(logits: npt.NDArray[np.float32]) -> int | None:
+    """The likeliest token; None if another one's logit is nearly as high, or one is not a number. logits: [vocabulary]"""
+    token = int(logits.argmax())
+    best = float(logits[token])
+    rest = max(logits[:token].max(initial=-np.inf), logits[token + 1 :].max(initial=-np.inf))
+    return token if best - float(rest) >= TOLERANCE else None
+
+
+def passes_agree(step: ort.InferenceSession) -> bool:
+    """Whether a step graph gives the logits of several positions, and, on this machine, the same ones as in passes over one token each.
+
+    It is tried on random states.
+    """
+    if not gives_several_logits(step):
+        return False
+    inputs = {i.name: i for i in step.get_inputs()}
+    layers, cross = sum(name.startswith("cross_k.") for name in inputs), inputs["cross_k.0"]
+    generator = np.random.default_rng(0)
+    shape = layers, 1, POSITIONS, cross.shape[2]
+    states = [as_value(generator.normal(size=shape).astype(DTYPES[cross.type]), device_of(step)) for _ in "kv"]
+    decoder = DecoderSession(step, states, CHECKED)
+    tokens = generator.integers(0, decoder.vocabulary, (1, CHECKED))
+    one_by_one = np.stack([decoder(tokens[:, [i]])[0].copy() for i in range(CHECKED)])
+    decoder.done[:] = 0
+    together = decoder.several(tokens, CHECKED)[0]
+    return bool(np.abs(together - one_by_one).max() <= ROUNDING)
