@@ -68,9 +68,12 @@ def main() -> None:
     """Measure and print the figures."""
     options = arguments(__doc__, **OPTIONS)
     from export.edge import Recognizer
+    from workbench.core.errors import UserError
     from workbench.corpus import scored_clips
 
     recognizer = Recognizer(options.bundle, options.precision, options.threads, vad=False)
+    if recognizer.manifest.has_ctc_head:
+        raise UserError(f"{options.bundle}: has a CTC head and no decoder; name a bundle of a Whisper")
     found = scored_clips(options.corpus, options.split)
     chosen = sorted(np.random.default_rng(1).permutation(len(found))[: options.clips].tolist())
     decoding = Decoding(recognizer)

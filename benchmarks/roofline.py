@@ -32,11 +32,14 @@ def main() -> None:
     import torch
 
     from export.edge import Recognizer
+    from workbench.core.errors import UserError
     from workbench.core.files import read_json
 
     torch.set_num_threads(options.threads)
     bundle = Path(options.bundle)
     recognizer = Recognizer(bundle, options.precision, options.threads, spin=True)
+    if recognizer.manifest.has_ctc_head:
+        raise UserError(f"{options.bundle}: has a CTC head and no decoder; name a bundle of a Whisper")
     product, memory = _product(options.threads), torch.zeros(MEGABYTES * 250_000)
     generator = np.random.default_rng(0)
     clips = {s: generator.normal(0, 0.1, int(16_000 * s)).astype(np.float32) for s in SECONDS}
