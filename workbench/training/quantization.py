@@ -79,12 +79,14 @@ class Quantization:
         if weight.name in self._untrained:
             return self._untrained[weight.name]
         assert self._settings is not None  # noqa: S101  else there are no weights
-        parameter, importance = self._parameters[weight.name], None
+        parameter, importance, read = self._parameters[weight.name], None, [self._parameters[weight.name]]
         if weight.tied:
             # what is normed has a mean square of one, so the norm's gain and bias say that of each input
-            importance = self._parameters[f"{weight.norm}.weight"] ** 2 + self._parameters[f"{weight.norm}.bias"] ** 2
+            gain, bias = (self._parameters[f"{weight.norm}.{name}"] for name in ("weight", "bias"))
+            importance = gain**2 + bias**2
+            read += [gain, bias]
         found = rounded(parameter, scheme.name, weight, importance, self._settings.reduce_range)
-        if not parameter.requires_grad and not weight.tied:
+        if not any(one.requires_grad for one in read):
             self._untrained[weight.name] = found
         return found
 

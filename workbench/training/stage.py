@@ -191,11 +191,10 @@ class StageTrainer:
         """The stage's losses and weighting, restored if it was interrupted."""
         context = self.context
         weighting = self._weighting(dataset)
-        added = self.stage.runs_teacher or self.stage.consistency or self.stage.quantization is not None
-        if context.sharded and (weighting.meta_learned or added):
+        if context.sharded and (weighting.meta_learned or self.stage.runs_teacher or self.stage.consistency):
             raise UserError(
-                f"stages.{self.name}: a sharded student supports neither look-ahead nor on-policy sampling, decoder_matching, consistency, "
-                "quantization or teacher_adapter; use DDP instead of FSDP"
+                f"stages.{self.name}: a sharded student supports neither look-ahead nor on-policy sampling, decoder_matching, consistency or "
+                "teacher_adapter; use DDP instead of FSDP"
             )
         checkpoint = self._checkpoint()
         if checkpoint is not None:

@@ -142,7 +142,7 @@ class Trainer:
             log_with=list(recipe.trackers) or None,
             project_dir=self.folder,
         )
-        check_sharding(self.accelerator)
+        check_sharding(self.accelerator, recipe)
         if self.accelerator.device.type == "cpu":
             bound_kernel_cache()
             keep_freed_memory()
