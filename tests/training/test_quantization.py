@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from workbench.cache.tensor_shards import ShardStore
 from workbench.config.additions import QuantizationRecipe
 from workbench.core.errors import UserError
 from workbench.corpus import open_corpus
-from workbench.evaluation.transcribe import validate
+from workbench.evaluation.transcribe import validate, validate_encoded
 from workbench.models import open_family
 from workbench.models.whisper.family import Whisper
 from workbench.models.whisper.forward.passes import encode
@@ -107,8 +108,13 @@ def test_a_run_resumes_to_the_same_bits_and_its_files_are_a_plain_runs(recipe, m
     assert weights(whole.output).keys() == load_file(tiny_checkpoint / "model.safetensors").keys()
 
 
-def test_validation_scores_what_will_be_exported_and_keeps_what_was_trained(recipe):
-    run = recipe(stages=stage(epochs=2), student={})
+def test_validation_scores_what_will_be_exported_and_keeps_what_was_trained(recipe, monkeypatch):
+    scored = []
+    monkeypatch.setattr(
+        "workbench.training.validation.validate_encoded",
+        lambda *given: scored.append(validate_encoded(*given)) or scored[-1],
+    )
+    run = recipe(stages=stage(), student={})
     student = distill(run)
     scores = json.loads((run.output / "scores.json").read_text())
     assert scores["validation_quantization"] == {**MIXED, "reduce_range": False}
@@ -118,8 +124,8 @@ def test_validation_scores_what_will_be_exported_and_keeps_what_was_trained(reci
     with Quantization(model, family, QuantizationRecipe(**MIXED)).applied():
         rounded = validate(model, family, clips, 0.4)
         again = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert [found.hypotheses for found in scored] == [rounded.hypotheses]
     assert rounded.hypotheses != plain.hypotheses
-    assert rounded.scores() == {key: scores["validation"][key] for key in rounded.scores()}
     saved = weights(run.output)
     assert not torch.equal(saved["model.encoder.layers.0.fc1.weight"], again["model.encoder.layers.0.fc1.weight"])
 
@@ -273,5 +279,6 @@ def test_two_processes_have_the_loss_curve_of_one(recipe, tmp_path):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_a_compiled_step_computes_the_same(recipe, tmp_path):
     stages = {"s": {**DECODER, "trainable": "all", "epochs": 1, "quantization": {"encoder": "int8", "decoder": "int8"}}}
-    eager, compiled = losses_with_and_without_compile(recipe, tmp_path, stages)
+    one_layer = partial(recipe, student={"encoder_layers": 1, "decoder_layers": 1})
+    eager, compiled = losses_with_and_without_compile(one_layer, tmp_path, stages)
     assert eager == pytest.approx(compiled, rel=1e-2)  # a difference in the last bit may round an input another way
