@@ -95,6 +95,32 @@ MUTATIONS = {
         "workbench/training/step/mixup.py", "share * own + (1 - share) * hosted", "(1 - share) * own + share * hosted",
         ("tests/training/test_mixup.py",),
     ),
+    "rounded training: the plain weights' gradient": Mutation(
+        "workbench/training/optimizer_step.py", "with self.quantization.applied():", "if True:", ("tests/training/test_quantization.py",)
+    ),
+    "rounded training: the rounded weights are moved": Mutation(
+        "workbench/training/quantization.py", "            self._fill(kept)", "            pass", ("tests/training/test_quantization.py",)
+    ),
+    "rounded training: no gradient through rounded inputs": Mutation(
+        "workbench/training/quantization.py", "return found + (values - values.detach()) if values.requires_grad else found", "return found",
+        ("tests/training/test_quantization.py",),
+    ),
+    "rounded training: plain weights are validated": Mutation(
+        "workbench/training/validation.py", "with quantization.applied():", "if True:", ("tests/training/test_quantization.py",)
+    ),
+    "rounding: scales of joined matrices stay in fp32": Mutation(
+        "workbench/models/whisper/exported.py", "joined = 1 if name == \"out_proj\" else 3", "joined = 1", ("tests/models/test_quantization.py",)
+    ),
+    "rounding: halves to even": Mutation(
+        "workbench/models/quantization.py", "return whole + (values - whole >= 0.5)", "return values.round()", ("tests/models/test_quantization.py",)
+    ),
+    "rounding: inputs of a decoder have the clip's range": Mutation(
+        "workbench/models/quantization.py", "axes = (-1,) if by_row else (-2, -1)", "axes = (-2, -1)", ("tests/models/test_quantization.py",)
+    ),
+    "rounding: a norm's bias does not count": Mutation(
+        "workbench/training/quantization.py", "importance = gain**2 + bias**2", "importance = gain**2",
+        ("tests/models/test_quantization.py",),
+    ),
 }  # fmt: skip
 
 

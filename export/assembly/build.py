@@ -24,9 +24,10 @@ from export.edge.bundle.content import Content, Int8, Vocabulary
 from export.edge.bundle.manifest import FORMAT
 from export.graphs.lint import LARGEST
 from export.quantization.int8 import DEFAULTS, Int8Options
-from export.quantization.precisions import Precision, Scheme, parse_precisions
+from export.quantization.precisions import Precision, parse_precisions
 from workbench import __version__
 from workbench.audio.decode import SAMPLE_RATE, Wave
+from workbench.config.schemes import Scheme
 from workbench.core.atomic import staging_folder
 from workbench.core.disk import check_free_space
 from workbench.core.errors import UserError, did_you_mean

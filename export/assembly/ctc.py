@@ -22,12 +22,13 @@ from export.edge.bundle.fields import CTC as FAMILY
 from export.edge.bundle.manifest import FORMAT
 from export.graphs.ctc import check_architecture, ctc_graph
 from export.graphs.lint import LARGEST, lint_graphs
-from export.graphs.names import CTC, WAVE_ENCODERS
+from export.graphs.names import CTC
 from export.quantization.int8 import Int8Options
-from export.quantization.precisions import Precision, Scheme
+from export.quantization.precisions import Precision
 from export.quantization.quantize import nodes_in_fp32, quantize
 from workbench import __version__
 from workbench.config.recipe import load_recipe
+from workbench.config.schemes import WAVE_ENCODERS, Scheme
 from workbench.core.disk import check_free_space
 from workbench.core.errors import UserError
 from workbench.core.files import read_object, write_json, write_text

@@ -13,7 +13,7 @@ from pathlib import Path
 from export.edge.bundle.fields import abbreviated
 from export.edge.bundle.manifest import BundleError, Manifest, check_graph
 from export.edge.bundle.tokens import Detokenizer
-from export.graphs.names import WAVE_ENCODERS
+from workbench.config.schemes import WAVE_ENCODERS
 from workbench.core.errors import UserError
 from workbench.core.files import read_object
 from workbench.core.hashing import sha256

@@ -13,10 +13,11 @@ from onnx import ModelProto
 from torch import nn
 
 from export.graphs.encoder import convolution, encoder_nodes, log_mel_nodes, size_of
-from export.graphs.names import IN_FP32, WAVE_ENCODERS
+from export.graphs.names import IN_FP32
 from export.graphs.parts import attend, gelu, split_heads
 from export.graphs.writer import FLOAT, Writer
 from workbench.audio.decode import SAMPLE_RATE
+from workbench.config.schemes import WAVE_ENCODERS
 from workbench.core.errors import UserError
 from workbench.models.ctc.waves import EPSILON, base_of
 from workbench.models.whisper.forward.log_mel import SAMPLES_PER_POSITION

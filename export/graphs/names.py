@@ -10,5 +10,3 @@ FRONTEND, ENCODER, DECODER, STEP, SHERPA, CTC = (
 )
 QUANTIZED = (ENCODER, DECODER, STEP, SHERPA)
 IN_FP32 = "frontend."  # begins the names of nodes that stay in fp32 in every precision: features, whose sums of squares overflow fp16
-# types of models that read waves and whose graphs are written; a Whisper encoder's graph is called as the first one's
-WAVE_ENCODERS = ("wav2vec2", "hubert")

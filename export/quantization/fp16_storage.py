@@ -7,15 +7,15 @@ onnxruntime folds at load, so nothing is computed in half precision. Matrices ar
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.graphs.edit import branches
 from export.graphs.names import IN_FP32
+from workbench.models.quantization import HALF_BYTES, HALF_LARGEST
 
-MIN_BYTES = 4096  # smaller weights are not worth a Cast node
-LARGEST = 6e4  # just below the largest fp16 value
 PRODUCTS = ("MatMul", "Gemm")
 
 
@@ -29,10 +29,10 @@ def store_in_half(model: ModelProto) -> int:
     }
     casts = []
     for weight in list(model.graph.initializer):
-        if weight.data_type != TensorProto.FLOAT or weight.name in kept or weight.ByteSize() < MIN_BYTES:
-            continue
+        if weight.data_type != TensorProto.FLOAT or weight.name in kept or 4 * prod(weight.dims) < HALF_BYTES:
+            continue  # not worth a Cast node
         values = numpy_helper.to_array(weight)
-        if np.abs(values).max() > LARGEST:
+        if np.abs(values).max() > HALF_LARGEST:
             continue
         name = f"{weight.name}_half"
         model.graph.initializer.remove(weight)

@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 from onnx import helper, numpy_helper
 
 from export.graphs.edit import branches, replace, tied_transpose
 from workbench.core.machine.host import has_int8_dot_product
 from workbench.core.quiet import errors_only
+from workbench.models.quantization import tied_rows
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def quantize_dynamic(source: Path, target: Path, options: Int8Options, leave: Se
             extra_options={"EnableSubgraph": True, "MatMulConstBOnly": True},
         )
     model = onnx.load(target)
-    if quantize_tied_embedding(model, levels=63 if options.reduced else 127):
+    if quantize_tied_embedding(model, options.reduced):
         onnx.checker.check_model(model)
         onnx.save(model, target)
 
@@ -100,7 +102,7 @@ def quantize_static(
         )
 
 
-def quantize_tied_embedding(model: onnx.ModelProto, levels: int = 127) -> bool:
+def quantize_tied_embedding(model: onnx.ModelProto, reduce_range: bool = False) -> bool:
     """Replace an embedding tied to the projection by int8 rows with one scale per row, stored once.
 
     Rows are looked up and scaled; the projection multiplies the transposed rows as integers. Returns whether the model
@@ -112,14 +114,15 @@ def quantize_tied_embedding(model: onnx.ModelProto, levels: int = 127) -> bool:
         return False
     weight = next(i for i in graph.initializer if i.name == transpose.input[0])
     rows = numpy_helper.to_array(weight)  # [vocabulary, width]
-    scale = np.maximum(np.abs(rows).max(1, keepdims=True), 1e-12) / levels  # [vocabulary, 1]
+    values, scales = tied_rows(torch.tensor(rows), reduce_range)
+    scale = scales.numpy()
     name = weight.name
     graph.initializer.remove(weight)
     graph.initializer.extend(
         [
-            numpy_helper.from_array(np.round(rows / scale).astype(np.int8), f"{name}_int8"),
-            numpy_helper.from_array(scale.astype(np.float32), f"{name}_scale"),
-            numpy_helper.from_array(scale.astype(np.float32)[:, 0], f"{name}_scale_row"),
+            numpy_helper.from_array(values.numpy().astype(np.int8), f"{name}_int8"),
+            numpy_helper.from_array(scale[:, None], f"{name}_scale"),
+            numpy_helper.from_array(scale, f"{name}_scale_row"),
         ]
     )
     transpose.input[0] = f"{name}_int8"

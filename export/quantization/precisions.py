@@ -5,40 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workbench.core.errors import UserError, did_you_mean
+from workbench.config.schemes import SUFFIXES, Scheme, parse_scheme
+from workbench.core.errors import UserError
 
-# File name suffixes, following transformers.js and Optimum where they define one.
-SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized", "int8_static": "_int8", "w8": "_w8", "q4": "_q4"}
-ALSO_CALLED = {
-    "int4": "q4",
-    "4bit": "q4",
-    "q4f16": "q4",
-    "q8": "int8",
-    "8bit": "int8",
-    "half": "fp16",
-    "float16": "fp16",
-    "float32": "fp32",
-}
 ENCODER_ONLY = ("int8_static",)  # the decoder's caches would need calibrated ranges of their own
-WITH_LAYERS = ("int8", "int8_static", "w8", "q4")
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """How one graph is quantized, and which of its layers stay in fp32."""
-
-    name: str
-    kept: tuple[int, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """Its name within a precision's name."""
-        return "-".join([self.name, *map(str, self.kept)])
-
-    def file(self, graph: str) -> str:
-        """File name of a graph: encoder_model.onnx, encoder_model_quantized.onnx, encoder_model_quantized_but_0_5.onnx."""
-        but = "_".join(["_but", *map(str, self.kept)]) if self.kept else ""
-        return graph.replace(".onnx", f"{SUFFIXES[self.name]}{but}.onnx")
 
 
 @dataclass(frozen=True)
@@ -74,11 +44,7 @@ def parse_precisions(names: Sequence[str]) -> list[Precision]:
 
 
 def _scheme(part: str, text: str) -> Scheme:
-    name, *layers = part.split("-")
-    if name not in SUFFIXES:
-        where = "" if part == text else f": {name!r}"
-        called = f"; its name here is {ALSO_CALLED[name]!r}" if name in ALSO_CALLED else did_you_mean(name, SUFFIXES)
-        raise UserError(f"--precision {text!r}{where}{called}")
-    if layers and (name not in WITH_LAYERS or not all(layer.isdigit() for layer in layers)):
-        raise UserError(f"--precision {text!r}: expected numbers of layers to leave in fp32 after a quantized scheme")
-    return Scheme(name, tuple(sorted({int(layer) for layer in layers})))
+    try:
+        return parse_scheme(part)
+    except ValueError as error:
+        raise UserError(f"--precision {text!r}: {error}") from None

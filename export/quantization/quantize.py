@@ -1,4 +1,4 @@
-"""Convert an fp32 graph to another precision (names in export/quantization/precisions.py)."""
+"""Convert an fp32 graph to another precision (names in workbench/config/schemes.py)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from export.graphs.edit import nodes_of_layers, rename_in_branches
 from export.graphs.names import IN_FP32
 from export.quantization.fp16_storage import store_in_half
 from export.quantization.int8 import Int8Options, quantize_dynamic, quantize_static
-from export.quantization.precisions import Scheme
 from export.quantization.weight_only import quantize_weights
 from workbench.audio.decode import Wave
+from workbench.config.schemes import Scheme
 from workbench.core.errors import UserError
 from workbench.corpus import open_corpus
 

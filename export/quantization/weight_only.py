@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 from onnx import helper, numpy_helper
 
 from export.graphs.edit import branches, replace, tied_transpose
 from workbench.core.errors import UserError
 from workbench.core.quiet import errors_only
+from workbench.models.quantization import BLOCK, tied_blocks
 
 Floats = npt.NDArray[np.float32]
-BLOCK = 32  # weights that share a scale
-CLIPPED = np.linspace(0.6, 1.0, 17)  # clipping ratios to try with 4 bits, relative to a block's largest weight
-ROWS = 4096  # of a matrix, processed at a time
 ACCURACY = 4  # lets onnxruntime multiply in int8, which makes it fast
 
 
@@ -83,49 +82,17 @@ def _quantize_tied(model: onnx.ModelProto, bits: int) -> bool:
 
 
 def pack(rows: Floats, bits: int, importance: Floats | None = None) -> tuple[npt.NDArray[np.uint8], Floats]:
-    """Quantize to symmetric blocks in MatMulNBits's layout.
-
-    With 4 bits, each block's scale, which may be negative, is chosen from a grid to minimize the weighted squared error.
-
-    Args:
-        rows: float32 [outputs, inputs].
-        bits: 8 or 4.
-        importance: [inputs], weights of the inputs in that error: the mean square of each input.
+    """Quantize to symmetric blocks in MatMulNBits's layout; arguments as for `tied_blocks`, which chooses the scales.
 
     Returns:
         uint8 [outputs, blocks, bytes], the lower of two 4-bit values first, and float32 scales [outputs, blocks].
     """
-    middle = 1 << (bits - 1)
-    blocks = rows.reshape(len(rows), -1, BLOCK)
-    if bits == 4:
-        counts = np.ones(rows.shape[1]) if importance is None else importance
-        counts = counts.astype(np.float32).reshape(-1, BLOCK)
-        scales = np.concatenate([_scales(blocks[i : i + ROWS], counts) for i in range(0, len(blocks), ROWS)])
-    else:
-        scales = np.maximum(np.abs(blocks).max(2), 1e-12) / (middle - 1)  # [outputs, blocks]
-    whole = (_rounded(blocks, scales, middle) + middle).astype(np.uint8)
+    given = None if importance is None else torch.from_numpy(importance)
+    values, scales = tied_blocks(torch.tensor(rows), bits, given)
+    whole = (values + (1 << (bits - 1))).numpy().astype(np.uint8)
     if bits == 4:
         whole = whole[..., 0::2] | (whole[..., 1::2] << np.uint8(4))
-    return whole, scales.astype(np.float32)
-
-
-def _scales(blocks: Floats, importance: Floats) -> Floats:
-    """4-bit scales (levels -8 to 7) of least squared error. [outputs, blocks, weights], [blocks, weights] -> [outputs, blocks]"""
-    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(2)[..., None], 2)[..., 0]
-    largest = np.where(np.abs(largest) < 1e-12, np.float32(1e-12), largest)
-    best, least = largest, np.full_like(largest, np.inf)
-    for end in (-8, 7):
-        for share in CLIPPED:
-            scales = largest * np.float32(share / end)
-            off = _rounded(blocks, scales, 8) * scales[..., None] - blocks
-            difference = np.einsum("obw,obw,bw->ob", off, off, importance)
-            closer = difference < least
-            best, least = np.where(closer, scales, best), np.where(closer, difference, least)
-    return best
-
-
-def _rounded(blocks: Floats, scales: Floats, middle: int) -> Floats:
-    return np.clip(np.round(blocks / scales[..., None]), -middle, middle - 1)
+    return whole, scales.numpy()
 
 
 def _importance(model: onnx.ModelProto, projection: str) -> Floats | None:

@@ -13,10 +13,11 @@ from export.bundle.manifest import open_manifest, size_mb
 from export.measurement.latency import BenchmarkResult, System
 from export.measurement.timing import time_on
 from export.quantization.int8 import Int8Options
-from export.quantization.precisions import Precision, Scheme
+from export.quantization.precisions import Precision
 from export.quantization.quantize import quantize
 from export.search.rows import Row
 from export.search.sensitivity import Probe
+from workbench.config.schemes import Scheme
 from workbench.core.files import read_json, write_json
 from workbench.core.progress import Progress
 from workbench.corpus import Utterance

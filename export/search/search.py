@@ -19,13 +19,14 @@ from export.edge.bundle.content import Searched
 from export.measurement.latency import System
 from export.measurement.timing import time_on
 from export.quantization.int8 import Int8Options
-from export.quantization.precisions import WITH_LAYERS, Precision, Scheme, parse_precision
+from export.quantization.precisions import Precision, parse_precision
 from export.quantization.quantize import calibration_clips
 from export.search.budget import Budget, Profile, parse_budget, read_profile
 from export.search.candidates import FP32, Candidates, quantize_only, row
 from export.search.outcome import SearchResult
 from export.search.rows import TIMES, Confirmed, Figure, Row
 from export.search.table import print_search
+from workbench.config.schemes import WITH_LAYERS, Scheme
 from workbench.core.atomic import staging_folder
 from workbench.core.errors import UserError
 from workbench.core.machine.host import describe_host, has_int8_dot_product, usable_cpus

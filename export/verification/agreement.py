@@ -62,7 +62,8 @@ def explain(found: VerifiedClient) -> list[str]:
         )
     else:
         out.append(
-            '  to do: choose another --precision for `workbench export`, or let it find one: --budget "wer<=+0.5"'
+            '  to do: choose another --precision for `workbench export`, let it find one (--budget "wer<=+0.5"), or train the student on with its weights '
+            "rounded so (docs/distil.md)"
         )
     return out
 

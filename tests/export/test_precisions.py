@@ -11,12 +11,14 @@ from export.edge import Recognizer
 from export.graphs.edit import tied_transpose
 from export.graphs.names import DECODER, SHERPA, STEP
 from export.quantization.int8 import Int8Options
-from export.quantization.precisions import Precision, Scheme, parse_precision, parse_precisions
-from export.quantization.weight_only import BLOCK, _importance, pack
+from export.quantization.precisions import Precision, parse_precision, parse_precisions
+from export.quantization.weight_only import _importance, pack
 from export.verification.verify import verify_bundle
 from tests.conftest import tone
+from workbench.config.schemes import Scheme
 from workbench.core.errors import UserError
 from workbench.corpus import open_corpus
+from workbench.models.quantization import BLOCK
 
 INT8, FP32 = Scheme("int8"), Scheme("fp32")
 ALL = ["fp32", "fp16", "w8", "q4", "fp32/int8", "int8_static/int8", "int8-1/w8"]

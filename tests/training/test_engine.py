@@ -381,9 +381,14 @@ def test_nothing_of_a_run_is_left_in_the_folder_but_what_is_promised(recipe):
     ("plugins", "message"),
     [
         ({"fsdp_plugin": SimpleNamespace(fsdp_version=1)}, "fsdp_version: 2"),
+        (
+            {"fsdp_plugin": SimpleNamespace(fsdp_version=2)},
+            "stages.s.quantization: the weights of a sharded student cannot be rounded",
+        ),
         ({"deepspeed_plugin": SimpleNamespace()}, "DeepSpeed is not supported; use FSDP 2"),
     ],
 )
-def test_what_cannot_be_sharded_is_refused(plugins, message):
+def test_what_cannot_be_sharded_is_refused(recipe, plugins, message):
+    rounded = {**DECODER, "quantization": {"decoder": "q4"}}
     with pytest.raises(UserError, match=message):
-        check_sharding(SimpleNamespace(state=SimpleNamespace(**plugins)))
+        check_sharding(SimpleNamespace(state=SimpleNamespace(**plugins)), recipe(stages={"s": rounded}))

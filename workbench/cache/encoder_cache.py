@@ -14,6 +14,7 @@ from workbench.audio.decode import SAMPLE_RATE
 from workbench.cache.decoded_audio import to_wave
 from workbench.cache.labelled_dataset import LabelledDataset
 from workbench.cache.tensor_shards import Item, ShardStore, missing_by_shard
+from workbench.config.additions import QuantizationRecipe
 from workbench.config.recipe import Recipe
 from workbench.config.sections import TrailingSilenceRecipe
 from workbench.core.disk import check_free_space
@@ -128,13 +129,16 @@ def calibration_clips(
     return [] if recipe.student.encoder_low_rank_variance is None else (train or validation)[:CALIBRATION_CLIPS]
 
 
-def encoder_cache_folder(recipe: Recipe, what: str, calibration: Sequence[Utterance]) -> Path:
+def encoder_cache_folder(
+    recipe: Recipe, what: str, calibration: Sequence[Utterance], quantization: QuantizationRecipe | None = None
+) -> Path:
     """Where every run with the same initial encoder keeps its states.
 
     Args:
         recipe: the run's recipe.
         what: `trained` (random silence) or `evaluated`.
         calibration: the run's `calibration_clips`.
+        quantization: what the stage rounds, and with it the encoder.
     """
     source = resolve_teacher(recipe.student.init_from or recipe.teacher)
     margin, layers = recipe.trailing_silence, recipe.student.encoder_layers
@@ -152,6 +156,8 @@ def encoder_cache_folder(recipe: Recipe, what: str, calibration: Sequence[Uttera
     # the second has the name that its recipe key had when such states were first kept
     named = (("pool_after", student.pool_after), ("encoder_variance", student.encoder_low_rank_variance))
     key += [f"{name} {value}" for name, value in named if value]
+    if quantization is not None and quantization.encoder is not None:
+        key += [f"quantization {quantization.encoder} {quantization.reduce_range}"]
     if calibration:
         key += [margin.inference, *([u.audio_sha256(), round(u.seconds, 3)] for u in calibration)]
     return cache_folder("encoded", [*key, recipe.seed if what == "trained" else None])

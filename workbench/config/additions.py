@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from workbench.config.base import Section
+from workbench.config.schemes import Scheme, parse_scheme
 
 
 class DecoderMatchingRecipe(Section):
@@ -60,6 +61,50 @@ class MixupRecipe(Section):
 
     fraction: float = Field(0.15, gt=0, le=1, description="share of the micro-batches that are mixed")
     alpha: float = Field(0.5, gt=0, description="the weight of a clip's own audio is drawn from Beta(alpha, alpha)")
+
+
+TRAINED_WITH = ("int8", "w8", "q4")  # schemes that a student can be trained with
+
+
+class QuantizationRecipe(Section):
+    """Train with weights rounded as a bundle holds them; see workbench/training/quantization.py."""
+
+    encoder: str | None = Field(
+        None,
+        description="the encoder's scheme as in `export --precision`: int8, w8, q4, or int8-0-5 with layers 0 and 5 in fp32; with a CTC head the whole student's",
+    )
+    decoder: str | None = Field(None, description="the decoder's scheme")
+    reduce_range: bool = Field(
+        False, description="int8 with 7 bits, as `export` writes it for CPUs without an int8 dot product"
+    )
+
+    @field_validator("encoder", "decoder")
+    @classmethod
+    def _known(cls, text: str | None) -> str | None:
+        if text is None or (scheme := parse_scheme(text)).name == "fp32":
+            return None
+        if scheme.name not in TRAINED_WITH:
+            raise ValueError(f"a student is trained with {', '.join(TRAINED_WITH)} alone")
+        return scheme.label
+
+    @model_validator(mode="after")
+    def _rounds_something(self) -> QuantizationRecipe:
+        schemes = [scheme for scheme in (self.encoder_scheme, self.decoder_scheme) if scheme is not None]
+        if not schemes:
+            raise ValueError("names no scheme for encoder or decoder, so it would have no effect; leave it out")
+        if self.reduce_range and all(scheme.name != "int8" for scheme in schemes):
+            raise ValueError("reduce_range would have no effect without int8; leave it out")
+        return self
+
+    @property
+    def encoder_scheme(self) -> Scheme | None:
+        """The encoder's scheme, if it is quantized."""
+        return None if self.encoder is None else parse_scheme(self.encoder)
+
+    @property
+    def decoder_scheme(self) -> Scheme | None:
+        """The decoder's scheme, if it is quantized."""
+        return None if self.decoder is None else parse_scheme(self.decoder)
 
 
 class TeacherAdapterRecipe(Section):

@@ -16,6 +16,7 @@ from workbench.config.additions import (
     IntermediateCtcRecipe,
     MixupRecipe,
     OracleTeacherRecipe,
+    QuantizationRecipe,
     TeacherAdapterRecipe,
 )
 from workbench.config.base import Section
@@ -46,6 +47,7 @@ STAGE_SECTIONS: dict[str, type[Section]] = {
     "intermediate_ctc": IntermediateCtcRecipe,
     "teacher_adapter": TeacherAdapterRecipe,
     "oracle_teacher": OracleTeacherRecipe,
+    "quantization": QuantizationRecipe,
 }
 
 

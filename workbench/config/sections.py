@@ -11,6 +11,7 @@ from workbench.config.additions import (
     IntermediateCtcRecipe,
     MixupRecipe,
     OracleTeacherRecipe,
+    QuantizationRecipe,
     TeacherAdapterRecipe,
 )
 from workbench.config.base import Section
@@ -213,6 +214,7 @@ class Stage(Section):
     intermediate_ctc: IntermediateCtcRecipe | None = None
     teacher_adapter: TeacherAdapterRecipe | None = None
     oracle_teacher: OracleTeacherRecipe | None = None
+    quantization: QuantizationRecipe | None = None
     teacher: str | None = Field(None, description="teacher of this stage in place of the recipe's")
 
     @property
@@ -292,6 +294,14 @@ class Stage(Section):
         if self.mixup is not None and self.on_policy is not None and self.on_policy.fraction >= 1:
             raise ValueError(
                 "mixup would have no effect: on_policy.fraction is 1, and on-policy micro-batches are not mixed"
+            )
+        if self.quantization is not None and self.quantization.encoder is None and self.trainable == "encoder":
+            raise ValueError(
+                "quantization rounds the decoder alone, of which the stage trains nothing; name the encoder's scheme, or train all"
+            )
+        if self.quantization is not None and self.quantization.decoder is not None and not self.decoder_losses:
+            raise ValueError(
+                "quantization.decoder would have no effect: decoder_losses is false, so the decoder does not run; leave it out"
             )
         if self.mixup is not None and self.mixup.fraction >= 1:
             for key in ("teacher_adapter", "consistency"):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from workbench.audio.decode import Wave
 from workbench.config.sections import StudentRecipe
+from workbench.models.quantization import ExportedWeight, PrecisionPart
 from workbench.models.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -291,6 +292,10 @@ class Family(Protocol):
 
     def part_of(self, parameter: str) -> Part:
         """Which part of a model a parameter of this name belongs to."""
+        ...
+
+    def exported_weights(self, model: nn.Module, part: PrecisionPart) -> Sequence[ExportedWeight]:
+        """The weights that a bundle's graphs hold in the scheme of a part; raises UserError where such a part is not exported, or not as trained."""
         ...
 
     def encoder_depth(self, model: nn.Module) -> int:

@@ -157,6 +157,8 @@ def plan(
     ]  # fmt: skip
     if running := [name for name, stage in recipe.stages.items() if stage.runs_teacher]:
         log.info("stages %s: the operations of the teacher's decoder in the steps are not counted", ", ".join(running))
+    if rounded := [name for name, stage in recipe.stages.items() if stage.quantization is not None]:
+        log.info("stages %s: rounding the weights in every step is not counted", ", ".join(rounded))
     return CostEstimate(
         device, devices, recipe.precision, corpus_hours, clip_seconds, efficiency, sum(map(parameters, teachers.values())),
         parameters(student), teacher_flop / 1e12, clips * teacher_flop / flops / 3600, clips * a_clip / 1e9, stages,

@@ -54,11 +54,16 @@ def check_schedules(recipe: Recipe, train_set: Sequence[Utterance]) -> None:
             )
 
 
-def check_sharding(accelerator: Accelerator) -> None:
-    """Raise UserError for a way of sharding that checkpoints cannot be written under."""
+def check_sharding(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Raise UserError for a way of sharding that checkpoints cannot be written under, or whose shards cannot be rounded."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version != 2:
         raise UserError("FSDP version 1 is not supported; set `fsdp_version: 2` in the accelerate configuration")
+    rounded = [name for name, stage in recipe.stages.items() if stage.quantization is not None]
+    if plugin is not None and rounded:
+        raise UserError(
+            f"stages.{rounded[0]}.quantization: the weights of a sharded student cannot be rounded; use DDP instead of FSDP"
+        )
     if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
         raise UserError("DeepSpeed is not supported; use FSDP 2, which shards the same way (docs/scale.md)")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from workbench.run.checkpoints import Timers, TrainingProgress
 from workbench.run.folder import delete_run_files
 from workbench.run.preflight import alignable
 from workbench.training.context import RunContext
+from workbench.training.quantization import Quantization
 from workbench.training.teaching.teacher_ensemble import TeacherEnsemble
 
 log = logging.getLogger("workbench")
@@ -56,6 +58,7 @@ class StageDatasets:
         progress: TrainingProgress,
         timers: Timers,
         asks_teacher: Callable[[], bool] = lambda: True,
+        quantization: Quantization | None = None,
     ) -> Iterator[LabelledDataset]:
         """What each epoch of a stage trains on, from `progress` on; for a stream, one dataset per window.
 
@@ -65,6 +68,7 @@ class StageDatasets:
             progress: where the stage is; for a stream, its pass and window are advanced here when a pass has ended.
             timers: timers for the teacher's and the frozen encoder's passes.
             asks_teacher: whether the teacher is needed for the next window of a stream.
+            quantization: what the stage rounds, a frozen encoder included.
         """
         if self.whole is not None:
             with timers.timing("encoder"):
@@ -73,14 +77,20 @@ class StageDatasets:
                     whole = self.whole.taught_by(teachers.members)
                 else:
                     whole = replace(self.whole, caches=[teachers.oracle])
-                dataset = self._with_encoded(whole, name, stage, self._encoded_folder(name))
+                dataset = self._with_encoded(whole, name, stage, self._encoded_folder(name, stage), quantization)
             while progress.epoch < stage.epochs:
                 yield dataset
             return
-        yield from self._stream(name, stage, progress, timers, asks_teacher)
+        yield from self._stream(name, stage, progress, timers, asks_teacher, quantization)
 
     def _stream(
-        self, name: str, stage: Stage, progress: TrainingProgress, timers: Timers, asks_teacher: Callable[[], bool]
+        self,
+        name: str,
+        stage: Stage,
+        progress: TrainingProgress,
+        timers: Timers,
+        asks_teacher: Callable[[], bool],
+        quantization: Quantization | None,
     ) -> Iterator[LabelledDataset]:
         context = self.context
         recipe, processes = context.recipe, context.processes
@@ -101,16 +111,18 @@ class StageDatasets:
                     if self.tail is None and asks_teacher():
                         self.tail = check_tail(recipe, dataset, processes)
                 with timers.timing("encoder"):
-                    dataset = self._with_encoded(dataset, name, stage, folder / "encoded" / name, rank=0, world_size=1)
+                    dataset = self._with_encoded(
+                        dataset, name, stage, folder / "encoded" / name, quantization, rank=0, world_size=1
+                    )
                 yield dataset
                 delete_run_files(context.folder, folder.name)
             log.info("one pass over the stream has ended; %d of its clips could not be used", stream.skipped)
             progress.stream_pass, progress.stream_window = passed + 1, 0
 
-    def _encoded_folder(self, name: str) -> Path:
+    def _encoded_folder(self, name: str, stage: Stage) -> Path:
         """Where a frozen encoder's states are kept: if no stage has trained it, where every run finds them."""
         return (
-            encoder_cache_folder(self.context.recipe, "trained", self._calibration)
+            encoder_cache_folder(self.context.recipe, "trained", self._calibration, stage.quantization)
             if self.context.encoder_untrained(name)
             else self.context.folder / "encoded" / name
         )
@@ -121,6 +133,7 @@ class StageDatasets:
         name: str,
         stage: Stage,
         folder: Path,
+        quantization: Quantization | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> LabelledDataset:
@@ -142,7 +155,12 @@ class StageDatasets:
             store = ShardStore(folder)
             store.check(dataset.keys, rank, world_size)
             missing = sum(key not in store for key in dataset.keys)
-            with Progress("frozen encoder", missing, context.processes.is_main) as shown, accelerator.autocast():
+            rounded = nullcontext() if quantization is None else quantization.applied()
+            with (
+                Progress("frozen encoder", missing, context.processes.is_main) as shown,
+                accelerator.autocast(),
+                rounded,
+            ):
                 encode_clips(
                     model,
                     context.family,

@@ -16,6 +16,7 @@ from workbench.training.context import RunContext
 from workbench.training.epochs import EpochPlan
 from workbench.training.forward_backward import ForwardBackward
 from workbench.training.prepared import PreparedStage
+from workbench.training.quantization import Quantization
 from workbench.training.step.batches import Batch
 from workbench.training.step.consistency import CONSISTENCY
 from workbench.training.step.intermediate_ctc import INTERMEDIATE
@@ -37,6 +38,7 @@ class OptimizerStep:
         prepared: the wrapped student and its optimizer.
         forward_backward: runs micro-batches; its self-teacher, if it has one, is updated after each step.
         progress: the run's counters, which are advanced here.
+        quantization: what is rounded while micro-batches run.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class OptimizerStep:
         prepared: PreparedStage,
         forward_backward: ForwardBackward,
         progress: TrainingProgress,
+        quantization: Quantization,
     ) -> None:
+        self.quantization = quantization
         self.context, self.stage, self.name, self.epochs = context, stage, name, epochs
         self.prepared, self.forward_backward, self.progress = prepared, forward_backward, progress
 
@@ -67,7 +71,8 @@ class OptimizerStep:
             *([MIXED] if self.stage.mixup is not None else []),
         )
         metrics = StepMetrics(names, context.accelerator.device)
-        rows = self._run(micro_batches, objective, stage_progress, self_teaching, metrics)
+        with self.quantization.applied():
+            rows = self._run(micro_batches, objective, stage_progress, self_teaching, metrics)
         parameters = [p for group in prepared.torch_optimizer.param_groups for p in group["params"]]
         norm = context.accelerator.clip_grad_norm_(parameters, self.stage.max_grad_norm)
         prepared.optimizer.step()

@@ -27,6 +27,7 @@ from workbench.training.forward_backward import ForwardBackward
 from workbench.training.in_step import teacher_in_steps
 from workbench.training.optimizer_step import OptimizerStep, release_memory
 from workbench.training.prepared import AVERAGE, prepare_stage
+from workbench.training.quantization import Quantization
 from workbench.training.step.batches import Batch
 from workbench.training.step.losses import Objective, StageProgress, StepSize
 from workbench.training.step.meta_batches import StudentMetaBatches
@@ -58,6 +59,7 @@ class StageTrainer:
     stage: Stage
     state: TrainingState
     epochs: EpochPlan
+    quantization: Quantization
     clips: EncodedClips  # of the validation split
     meta_clips: EncodedClips | None  # what the weighting looks ahead on, if it does
     forward_backward: ForwardBackward
@@ -77,8 +79,14 @@ class StageTrainer:
         self.context, self.datasets, self.validation = context, datasets, validation
         self.number, self.name, self.stage, self.state = number, name, stage, state
         self.objective, self.self_teacher, self.meta_clips = None, None, None
+        stages = list(context.recipe.stages.values())
+        if number and stage.quantization != stages[number - 1].quantization and not state.progress.stage_step:
+            validation.best = (
+                None  # a score of rounded weights and one of weights as they are do not say which student is better
+            )
         self.epochs = EpochPlan(context, number, name, stage, state.progress)
         module = StudentModule(context.model, context.family, stage)  # marks what is trained
+        self.quantization = Quantization(context.model, context.family, stage.quantization)
         self.clips = validation.clips(name, module.encoder_frozen)
         self._fill(self.clips)
         self._trained = prepare_stage(context, stage, module, self._checkpoint())
@@ -95,7 +103,7 @@ class StageTrainer:
             in_steps,
         )
         self._step = OptimizerStep(
-            context, stage, name, self.epochs, self._trained, self.forward_backward, state.progress
+            context, stage, name, self.epochs, self._trained, self.forward_backward, state.progress, self.quantization
         )
 
     def _checkpoint(self) -> Path | None:
@@ -110,12 +118,15 @@ class StageTrainer:
         """Train to the stage's end."""
         with ExitStack() as shown:  # the progress bar, created once the number of steps is known
             self._train(shown)
+        self.quantization.close()
 
     def _train(self, shown: ExitStack) -> None:
         progress, stage = self.state.progress, self.stage
         last_saved = time.monotonic()
         bar: Progress | None = None
-        for dataset in self.datasets.epochs(self.name, stage, progress, self.state.timers, self._asks_teacher):
+        for dataset in self.datasets.epochs(
+            self.name, stage, progress, self.state.timers, self._asks_teacher, self.quantization
+        ):
             objective = self.objective or self.begin(dataset)
             epoch = self.plan(dataset)
             total = self.epochs.total(epoch)
@@ -172,7 +183,9 @@ class StageTrainer:
         self.context.accelerator.free_memory()
 
     def _validate(self, self_teacher: SelfTeacher | None = None) -> None:
-        self.validation(self.name, self.state.progress.step, self._trained.average, self.clips, self_teacher)
+        self.validation(
+            self.name, self.state.progress.step, self._trained.average, self.clips, self.quantization, self_teacher
+        )
 
     def begin(self, dataset: LabelledDataset) -> Objective:
         """The stage's losses and weighting, restored if it was interrupted."""
@@ -207,7 +220,8 @@ class StageTrainer:
         """Write the frozen encoder's states of some clips to disk before any process needs them."""
         if (store := clips.store) is not None:
             if self.context.processes.is_main:
-                clips.fill(self.context.model, singly)
+                with self.quantization.applied():
+                    clips.fill(self.context.model, singly)
             wait_for_all()
             store.reload()
 
@@ -246,7 +260,7 @@ class StageTrainer:
             learning_rate,
             context.processes.gather_dict,
         )
-        with self.state.timers.timing("training", "look_ahead"):
+        with self.state.timers.timing("training", "look_ahead"), self.quantization.applied():
             objective.weighting.look_ahead(meta_batches)
 
     def _statistics(self, dataset: LabelledDataset) -> tuple[float, ...]:
@@ -273,7 +287,8 @@ class StageTrainer:
         size = StepSize(float(len(batch.ids)), float(batch.label_counts.sum()))
 
         def work() -> None:
-            self.forward_backward(batch.to(device), objective, StageProgress(0.0), size)
+            with self.quantization.applied():
+                self.forward_backward(batch.to(device), objective, StageProgress(0.0), size)
 
         try:
             return peak_of(work, device)

@@ -16,6 +16,7 @@ from workbench.models import Family, open_family
 from workbench.models.resolve import resolve_teacher
 from workbench.models.students import parameters
 from workbench.models.vocabulary import Vocabulary
+from workbench.training.quantization import check_quantization
 from workbench.training.step.intermediate_ctc import check_layer
 from workbench.training.teaching.decoder_matching import stage_layers
 from workbench.training.teaching.resident_teacher import check_reads_window
@@ -83,7 +84,8 @@ def initial_student(
         calibration: clips that decide which of the encoder's linear layers are factorized.
 
     Raises:
-        UserError: `student.init_from` is of another family, the student does not match its teacher, or it lacks a layer that a stage names.
+        UserError: `student.init_from` is of another family, the student does not match its teacher, it lacks a layer that a stage names, or a
+            stage is to round what is not exported.
     """
     model: nn.Module = family.build_student(_origin(recipe, teachers, family), recipe.student)
     if recipe.student.encoder_low_rank_variance is not None:
@@ -95,6 +97,8 @@ def initial_student(
         number = teachers.number_of(name)
         if stage.intermediate_ctc is not None:
             check_layer(stage.intermediate_ctc, name, family.encoder_depth(model))
+        if stage.quantization is not None:
+            check_quantization(stage.quantization, name, family, model)
         if stage.teacher_adapter is not None:
             check_reads_window(recipe, name, "teacher_adapter", teachers.families[number])
         if stage.decoder_matching is not None:

@@ -142,7 +142,7 @@ class Trainer:
             log_with=list(recipe.trackers) or None,
             project_dir=self.folder,
         )
-        check_sharding(self.accelerator)
+        check_sharding(self.accelerator, recipe)
         if self.accelerator.device.type == "cpu":
             bound_kernel_cache()
             keep_freed_memory()
@@ -281,6 +281,7 @@ class Trainer:
         from workbench.core.machine.host import describe_host
 
         train, timers = self.train_set, state.timers
+        rounding = list(self.recipe.stages.values())[-1].quantization
         oracles = [name for name, stage in self.recipe.stages.items() if stage.oracle_teacher is not None]
         by_stage = {
             stage: {"oracle_teacher": 1.0} if stage in oracles else found.by_name(self.teachers.names)
@@ -309,6 +310,7 @@ class Trainer:
                 "tail_mass": None if datasets.tail is None else round(datasets.tail, 4),
             },
             "validation": validation.best,
+            **({"validation_quantization": rounding.model_dump(mode="json")} if rounding is not None else {}),
             "seconds": {
                 "teacher_pass": round(timers.teacher, 1),
                 "frozen_encoder": round(timers.encoder, 1),

@@ -14,6 +14,7 @@ from workbench.evaluation.transcribe import EncodedClips, validate_encoded
 from workbench.models.students import save_student
 from workbench.training.context import RunContext
 from workbench.training.ema import MovingAverage
+from workbench.training.quantization import Quantization
 from workbench.training.teaching.self_teacher import SelfTeacher
 
 
@@ -53,7 +54,8 @@ class Validation:
     def _encoded(self, utterances: Sequence[Utterance], stage: str, encoder_frozen: bool) -> EncodedClips:
         context = self.context
         untrained = context.encoder_untrained(stage)
-        folder = encoder_cache_folder(context.recipe, "evaluated", self._calibration) if untrained else None
+        settings = context.recipe.stages[stage].quantization
+        folder = encoder_cache_folder(context.recipe, "evaluated", self._calibration, settings) if untrained else None
         return EncodedClips(
             utterances, context.family, context.recipe.trailing_silence.inference, encoder_frozen, folder
         )
@@ -64,9 +66,10 @@ class Validation:
         step: int,
         average: MovingAverage | None,
         clips: EncodedClips,
+        quantization: Quantization,
         self_teacher: SelfTeacher | None = None,
     ) -> None:
-        """Score the student, and keep it if it is the best so far. All processes must call it.
+        """Score the student, rounded as its stage rounds it, and keep it, not rounded, if it is the best so far. All processes must call it.
 
         A self-teacher is scored beside it: self-teaching can collapse, and that is where it would show first.
 
@@ -75,12 +78,14 @@ class Validation:
             step: number of optimizer steps done in the run.
             average: moving average of the student's parameters, which is scored instead.
             clips: as `clips` gave them.
+            quantization: what the stage rounds.
             self_teacher: an earlier self of the student, while it learns from one.
         """
         with average.swapped_in() if average else nullcontext():
             model = self.context.whole_model(main_alone=True)
             if self.context.processes.is_main:
-                scores = validate_encoded(model, clips).scores()
+                with quantization.applied():
+                    scores = validate_encoded(model, clips).scores()
                 if self_teacher is not None and self_teacher.plan.kind != "intermediate":
                     scores["self_teacher_wer"] = validate_encoded(self_teacher.model, clips).scores()["wer"]
                 self.context.log.validation(step, stage, scores)

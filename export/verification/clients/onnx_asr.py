@@ -11,9 +11,9 @@ import numpy as np
 
 from export.bundle.view import BundleView, is_found
 from export.edge.bundle.manifest import read_manifest
-from export.quantization.precisions import SUFFIXES
 from export.verification.clients.protocol import HUGGING_FACE, Transcription
 from workbench.audio.decode import SAMPLE_RATE, Wave
+from workbench.config.schemes import SUFFIXES
 
 EXACT = True
 GRAPHS, FILES = HUGGING_FACE

@@ -17,6 +17,7 @@ from workbench.models.ctc.refusals import check_recipe
 from workbench.models.ctc.students import check_width
 from workbench.models.ctc.tokens import CtcTokens, collapse
 from workbench.models.protocol import Family, LayerOutputs, ObjectiveName, Tokens, Transcript
+from workbench.models.quantization import ExportedWeight, PrecisionPart
 from workbench.models.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -138,6 +139,16 @@ class CtcFamily:
         checkpointing: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Encoder states, and those after an earlier layer. -> twice [clips, positions, width]"""
+        raise NotImplementedError
+
+    def exported_weights(self, model: nn.Module, part: PrecisionPart) -> Sequence[ExportedWeight]:
+        """The weights of the one graph of a bundle, which count as the encoder's."""
+        if part == "decoder":
+            raise UserError("a student with a CTC head is exported as one graph; name its scheme as encoder")
+        return [*self._encoder_weights(model), ExportedWeight("lm_head.weight")]
+
+    def _encoder_weights(self, model: nn.Module) -> Sequence[ExportedWeight]:
+        """Those before the head."""
         raise NotImplementedError
 
     def encoder_depth(self, model: nn.Module) -> int:

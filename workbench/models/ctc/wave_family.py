@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.audio.decode import SAMPLE_RATE, Wave
+from workbench.config.schemes import WAVE_ENCODERS
 from workbench.config.sections import StudentRecipe
 from workbench.core.errors import UserError
 from workbench.models.ctc.checkpoint import architecture, check_ctc_checkpoint, load_tensors
@@ -28,6 +29,7 @@ from workbench.models.ctc.waves import (
     wave_features,
 )
 from workbench.models.protocol import Family, Part
+from workbench.models.quantization import ExportedWeight
 from workbench.models.students import choose_layers
 
 
@@ -133,6 +135,23 @@ class WaveCtc(CtcFamily):
     ) -> tuple[Tensor, Tensor]:
         """Encoder states, and those after an earlier layer. -> twice [clips, frames, width]"""
         return encode_features_with_early(model, features, layer, attention_mask, checkpointing)
+
+    def _encoder_weights(self, model: nn.Module) -> Sequence[ExportedWeight]:
+        """Raises UserError for a kind of model that is not exported."""
+        if self.config.model_type not in WAVE_ENCODERS:
+            raise UserError(
+                f"{self.config.model_type} models are not exported, so it is not known what would be rounded"
+            )
+        shape: Any = model
+        prefix = str(shape.base_model_prefix)
+        parts = [f"attention.{name}_proj" for name in ("q", "k", "v", "out")]
+        parts += ["feed_forward.intermediate_dense", "feed_forward.output_dense"]
+        layers = [
+            ExportedWeight(f"{prefix}.encoder.layers.{i}.{part}.weight", layer=i)
+            for i in range(self.encoder_depth(model))
+            for part in parts
+        ]
+        return [ExportedWeight(f"{prefix}.feature_projection.projection.weight"), *layers]
 
     def encoder_depth(self, model: nn.Module) -> int:
         """How many layers the encoder has."""

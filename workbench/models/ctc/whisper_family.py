@@ -19,7 +19,9 @@ from workbench.models.ctc.family import CtcFamily, trained_silence
 from workbench.models.ctc.tokens import CtcTokens, all_bytes, bpe_tokens_of, characters_of, read_tokens
 from workbench.models.ctc.whisper_encoder import WhisperEncoderForCTC
 from workbench.models.protocol import Family, Part
+from workbench.models.quantization import ExportedWeight
 from workbench.models.students import choose_layers
+from workbench.models.whisper.exported import encoder_layers
 from workbench.models.whisper.forward.log_mel import SAMPLES_PER_POSITION, LogMel, positions_of
 
 if TYPE_CHECKING:
@@ -165,6 +167,9 @@ class WhisperCtc(CtcFamily):
     ) -> tuple[Tensor, Tensor]:
         """Encoder states, and those after an earlier layer under the encoder's last norm. -> twice [clips, positions, width]"""
         return _as_ctc(model).encode_with_early(features, layer, attention_mask, checkpointing)
+
+    def _encoder_weights(self, model: nn.Module) -> Sequence[ExportedWeight]:
+        return list(encoder_layers(self.encoder_depth(model)))
 
     def encoder_depth(self, model: nn.Module) -> int:
         """How many layers the encoder has."""

@@ -17,8 +17,10 @@ from workbench.config.sections import BLANK_WEIGHT, StudentRecipe
 from workbench.core.errors import UserError
 from workbench.core.files import read_object
 from workbench.models.protocol import IGNORE_INDEX, Family, LayerOutputs, ObjectiveName, Part, Tokens, Transcript
+from workbench.models.quantization import ExportedWeight, PrecisionPart
 from workbench.models.vocabulary import Vocabulary
 from workbench.models.whisper.decoding import IncrementalDecoder, beam_scored, greedy_scored
+from workbench.models.whisper.exported import exported_weights
 from workbench.models.whisper.forward.layers import as_whisper, decoder_of
 from workbench.models.whisper.forward.log_mel import SAMPLES_PER_POSITION, LogMel, positions_of
 from workbench.models.whisper.forward.passes import (
@@ -345,6 +347,10 @@ class Whisper:
     def part_of(self, parameter: str) -> Part:
         """Which part of a model a parameter belongs to."""
         return part_of(parameter)
+
+    def exported_weights(self, model: nn.Module, part: PrecisionPart) -> Sequence[ExportedWeight]:
+        """The weights that a bundle's graphs hold in the scheme of a part."""
+        return exported_weights(model, part)
 
     def encoder_depth(self, model: nn.Module) -> int:
         """How many encoder layers a model has."""
