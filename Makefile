@@ -55,7 +55,7 @@ clean:
 # pip's resolver backtracks for long on ranges; the constraints leave it one choice each.
 $(INSTALLED): pyproject.toml constraints.txt export/verification/clients/node/package-lock.json tests/demo/node/package-lock.json
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(RUNTIME),$(SPEECH)demo,serve,notebooks,vocabulary,clients,tracking,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(RUNTIME),$(SPEECH)demo,serve,notebooks,vocabulary,clients,lm,tracking,dev]"
 	! command -v npm >/dev/null || npm ci --ignore-scripts --no-audit --no-fund --prefix export/verification/clients/node \
 	  || echo 'npm could not install transformers.js: bundles are not verified in it'
 	! command -v npm >/dev/null || npm ci --ignore-scripts --no-audit --no-fund --prefix tests/demo/node \
@@ -68,6 +68,6 @@ $(INSTALLED): pyproject.toml constraints.txt export/verification/clients/node/pa
 
 .venv-lowest/.installed: pyproject.toml constraints-lowest.txt
 	test -d .venv-lowest || $(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --disable-pip-version-check -q -c constraints-lowest.txt -e ".[cpu,demo,serve,vocabulary,clients,tracking]" \
+	.venv-lowest/bin/python -m pip install --disable-pip-version-check -q -c constraints-lowest.txt -e ".[cpu,demo,serve,vocabulary,clients,lm,tracking]" \
 	  openai pytest pytest-xdist hypothesis playwright kaldi-native-fbank
 	touch $@

@@ -13,6 +13,7 @@ from . import no_telemetry  # isort: skip  # noqa: F401  before anything that im
 from .audio.resample import AudioError, read_wav
 from .bundle.manifest import BundleError, Manifest, read_manifest
 from .decoding.hotwords import Hotwords, read_hotwords
+from .decoding.language_model import LanguageModel, LanguageModelWeights
 from .formats import FORMATS, format_segments
 from .recognizer import Recognizer
 from .stream import PartialTranscript, Stream
@@ -24,6 +25,8 @@ __all__ = [
     "AudioError",
     "BundleError",
     "Hotwords",
+    "LanguageModel",
+    "LanguageModelWeights",
     "Manifest",
     "PartialTranscript",
     "Recognizer",

@@ -17,7 +17,7 @@ from export.assembly.pack import pack
 from export.bundle.ctc import runtimes_of
 from export.bundle.manifest import open_manifest, size_mb
 from export.edge import BundleError, Recognizer
-from export.edge.decoding.ctc import CtcPath, greedy_path, words_of
+from export.edge.decoding.ctc_path import CtcPath, greedy_path, words_of
 from export.edge.decoding.sessions import as_value
 from export.graphs.ctc import ctc_graph
 from export.graphs.names import IN_FP32
