@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument(
         "--corpus", action="append", required=True, help="of which the training split is read; repeatable"
     )
+    parser.add_argument("--language", default="en", help="ISO 639-1 code of the texts to read (en)")
     parser.add_argument("--order", type=int, default=3, choices=range(1, 7), help="words of the longest n-gram (3)")
     parser.add_argument("--output", type=output_file, required=True, help="ARPA file to write")
     options = parser.parse_args()
@@ -38,7 +39,12 @@ def main() -> None:
     tokens = getattr(open_family(options.student), "ctc_tokens", None)
     if tokens is None:
         raise UserError(f"{options.student}: has no CTC head")
-    texts = [tokens.decode(tokens.encode(u.text)) for name in options.corpus for u in open_corpus(name, "train")]
+    texts = [
+        tokens.decode(tokens.encode(u.text))
+        for name in options.corpus
+        for u in open_corpus(name, "train")
+        if u.language == options.language
+    ]
     write_text(options.output, arpa(texts, options.order))
     print(f"{options.output}: {len(texts)} texts of {sum(len(text.split()) for text in texts)} words")
 

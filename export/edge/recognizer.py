@@ -20,6 +20,7 @@ from .decoding.hotword_scores import HotwordScores
 from .decoding.hotwords import DEFAULT_SCORE, Hotwords
 from .decoding.language_model import LanguageModel, LanguageModelWeights
 from .decoding.model import SpeechModel
+from .decoding.prefix_search import TextScores
 from .decoding.sessions import Provider
 from .transcript import Segment, Transcript
 from .vad import SpeechSpan, VoiceActivityDetector, anybody_speaks, find_speech
@@ -243,7 +244,7 @@ class Recognizer:
             if language == AUTO:  # which of several it was, nothing here can tell
                 spoken = next(iter(self.prompts)) if len(self.prompts) == 1 else UNDETERMINED
             # one clip after the other: what follows a clip in a batch would change what is written
-            scores = [*([HotwordScores(hotwords)] if hotwords else []), *([lm] if lm else [])]
+            scores: list[TextScores] = [*([HotwordScores(hotwords)] if hotwords else []), *([lm] if lm else [])]
             heard = [self.ctc.transcribe(wave, clock, spoken, words, beams, scores) for wave in waves]
             return [Transcript(text, spoken, ids, clock.laps, True, False, timed) for text, ids, timed in heard]
         cross_kv = self.model.cross_kv(waves, clock)

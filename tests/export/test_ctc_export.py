@@ -184,10 +184,6 @@ def test_characters_of_several_bytes_are_words_where_there_are_no_spaces():
 
 def test_what_needs_a_decoder_is_refused(bundle_of):
     recognizer = Recognizer(bundle_of("whisper"), vad=False)
-    with pytest.raises(BundleError, match="has a CTC head, which is decoded greedily; leave the beams out"):
-        recognizer.transcribe(spoken(1.0), beams=5)
-    with pytest.raises(BundleError, match="has a CTC head, which takes no hotwords"):
-        recognizer.new_hotwords(["Ruth"])
     with pytest.raises(BundleError, match="no decoder; CUDA graphs are for a decoder's steps"):
         Recognizer(bundle_of("whisper"), cuda_graphs=True)
     with pytest.raises(BundleError, match="does not support language 'xx'"):

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from .hotwords import START, Hotwords, Place
 
+MOST_AHEAD = 10.0  # gained by the beginning of a hotword; with more than REACH it would push out all other texts, also where another word comes of it
+
 
 class HotwordState(NamedTuple):
     """What hotwords are to a text so far."""
@@ -41,7 +43,7 @@ class HotwordScores:
 
     def so_far(self, state: HotwordState) -> float:
         """What is gained while the text may go on."""
-        return state.kept + self.hotwords.gained[state.place.node]
+        return state.kept + max(state.complete, min(self.hotwords.gained[state.place.node], MOST_AHEAD))
 
     def at_end(self, state: HotwordState) -> float:
         """What is gained if the text ends here."""
