@@ -61,7 +61,7 @@ def main() -> None:
             row[f"{stage}_ms"] = statistics.median(one.stages_ms.get(stage, 0.0) for one in found)
         rows.append(row)
     figures = {f"{row['name']}_{key}": row[key] for row in rows for key in ("wer", "cer", "encoder_ms", "beams_ms")}
-    finish(options.json, figures, rows, bundle=recognizer.manifest.name, precision=options.precision, corpus=options.corpus,
+    finish(options.json, figures, rows, bundle=recognizer.manifest.name, precision=options.precision, corpus=Path(options.corpus).name,
            lm=sha256(Path(options.lm)), validation=tried, references=[u.text for u in clips])  # fmt: skip
 
 

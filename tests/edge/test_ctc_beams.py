@@ -312,7 +312,7 @@ def test_a_damaged_model_is_one_clear_line(letters, arpa, content, problem):
 
 
 def test_what_cannot_be_read_or_is_out_of_range_is_said(letters, arpa, monkeypatch):
-    with pytest.raises(BundleError, match="no.arpa: cannot be read"):
+    with pytest.raises(BundleError, match=r"no\.arpa: cannot be read"):
         LanguageModel(arpa.parent / "no.arpa", letters)
     with pytest.raises(BundleError, match="cannot be read"):
         LanguageModel(arpa.parent, letters)
