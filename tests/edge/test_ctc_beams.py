@@ -15,7 +15,7 @@ from export.edge.decoding import language_model
 from export.edge.decoding.ctc_path import align, greedy_path
 from export.edge.decoding.decoder import log_softmax
 from export.edge.decoding.hotword_scores import HotwordScores
-from export.edge.decoding.prefix_search import prefix_beam_search
+from export.edge.decoding.prefix_search import _Texts, prefix_beam_search
 
 BLANK, LETTERS = 0, {" ": 1, "a": 2, "b": 3}
 EVERYTHING = {"beams": 10**6, "floor": -np.inf, "reach": np.inf}
@@ -103,8 +103,20 @@ def test_a_letter_is_written_twice_only_with_a_blank_between():
     assert prefix_beam_search(sure, 0, 5)[0] == [1, 1]
 
 
-def test_what_is_dropped_and_comes_back_is_one_text():
-    """With few beams the score is never more than the text's own, which counting a path twice would exceed."""
+def test_no_text_is_kept_twice():
+    """Nor where `xy` is dropped and comes back from `x`, while `xyx` was kept."""
+    texts, kept = _Texts([], 10, 3.0), []
+    for row in ([0.01, 0.98, 0.01], [0.01, 0.5, 0.49], [0.01, 0.98, 0.01], [0.5, 0.01, 0.49], [0.1, 0.85, 0.05]):
+        texts.step(np.log(row), 0, np.array([1, 2]))
+        kept.append([tuple(texts.written(node)) for node in texts.nodes])
+    x, y = 1, 2
+    assert [(x, y) in texts for texts in kept[1:4]] == [True, False, True]
+    assert all((x, y, x) in texts for texts in kept[2:])
+    assert all(len(set(texts)) == len(texts) for texts in kept)
+
+
+def test_no_path_is_counted_twice():
+    """With few beams the score of a text is at most that of all its paths."""
     for seed in range(15):
         likely = drawn(seed, 6)
         totals = all_texts(likely)

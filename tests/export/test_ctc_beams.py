@@ -127,8 +127,9 @@ def status_of(program, monkeypatch, capsys, *options):
 
 def test_both_command_lines_take_them(bundle, ctc, wave, arpa, tmp_path, monkeypatch, capsys):
     write_wav(tmp_path / "clip.wav", wave)
-    lm = ctc.new_language_model(arpa, LanguageModelWeights(2, -1, -3))
+    lm = ctc.new_language_model(arpa, LanguageModelWeights(0.1, 9, -3))
     expected = ctc.transcribe(wave, beams=7, lm=lm, words=True)
+    assert expected.text != ctc.transcribe(wave, beams=7).text
     options = [
         "--bundle",
         bundle,
@@ -137,9 +138,9 @@ def test_both_command_lines_take_them(bundle, ctc, wave, arpa, tmp_path, monkeyp
         "--lm",
         arpa,
         "--lm-alpha",
-        2,
+        0.1,
         "--lm-beta",
-        -1,
+        9,
         "--lm-unk-score-offset",
         -3,
     ]
@@ -204,13 +205,13 @@ def test_the_bundle_needs_kenlm_only_for_a_language_model(bundle, wave, tmp_path
 def test_the_server_takes_a_language_model(bundle, ctc, wave, arpa, tmp_path):
     pytest.importorskip("fastapi", reason="the extra serve is not installed")
     from tests.serving.conftest import serving
-    from tests.serving.test_server import ask
 
     write_wav(tmp_path / "clip.wav", wave)
-    weights = LanguageModelWeights(2, -1, -3)
+    weights = LanguageModelWeights(0.1, 9, -3)
     expected = ctc.transcribe(wave, beams=7, lm=ctc.new_language_model(arpa, weights)).text
     assert expected != ctc.transcribe(wave, beams=7).text
     with serving(bundle, language="en", vad=False, beams=7, lm=arpa, lm_weights=weights) as client:
-        assert ask(client, (tmp_path / "clip.wav").read_bytes()).text == expected
+        file = ("clip.wav", (tmp_path / "clip.wav").read_bytes())
+        assert client.audio.transcriptions.create(model=ctc.manifest.name, file=file).text == expected
     with pytest.raises(UserError, match=r"missing\.arpa: cannot be read"), serving(bundle, lm=Path("missing.arpa")):
         pass

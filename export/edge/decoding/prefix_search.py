@@ -131,11 +131,15 @@ class _Texts:
         ends = [sum(one.at_end(s) for one, s in zip(self.scores, states, strict=True)) for states in self.states]
         totals = np.logaddexp(self.in_blank, self.in_token) + ends
         row = int(totals.argmax())
-        written, node = [], self.nodes[row]
+        return self.written(self.nodes[row]), float(totals[row])
+
+    def written(self, node: int) -> list[int]:
+        """The tokens of a text."""
+        tokens = []
         while node:
-            written.append(self.tokens[node])
+            tokens.append(self.tokens[node])
             node = self.parents[node]
-        return written[::-1], float(totals[row])
+        return tokens[::-1]
 
     def _with(self, row: int, token: int) -> tuple[list[State], float]:
         """States and score of a text with a further token."""
