@@ -4,7 +4,9 @@ import gzip
 import json
 import math
 import re
+import runpy
 from itertools import groupby, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -334,3 +336,17 @@ def test_what_cannot_be_read_or_is_out_of_range_is_said(letters, arpa, monkeypat
     monkeypatch.setitem(__import__("sys").modules, "kenlm", None)
     with pytest.raises(BundleError, match=r"needs the package kenlm.*pip install kenlm, or distill-workbench\[lm\]"):
         language_model.LanguageModel(arpa, letters)
+
+
+def test_the_script_makes_a_model_whose_probabilities_add_up_to_one(tmp_path):
+    kenlm = pytest.importorskip("kenlm", reason="the extra lm is not installed")
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "ngram.py"))
+    (tmp_path / "made.arpa").write_text(script["arpa"](["a b a", "a c", "b", ""], 3))
+    model = kenlm.Model(str(tmp_path / "made.arpa"))
+    for before in ("", "a", "a b", "c", "unknown"):
+        found = [model.score(f"{before} {word}", eos=False) for word in ("a", "b", "c", "<unk>", "</s>")]
+        assert sum(10 ** (one - model.score(before, eos=False)) for one in found) == pytest.approx(1, abs=1e-5)
+    # one word followed `b a`, once: half is left for all that follows `a`
+    assert 10 ** (model.score("b a c", eos=False) - model.score("b a", eos=False)) == pytest.approx(
+        10 ** model.score("a c", bos=False, eos=False) / 10 ** model.score("a", bos=False, eos=False) / 2, abs=1e-4
+    )
