@@ -17,7 +17,7 @@ quickstart: $(INSTALLED)  ## the whole chain on real speech: distil, export, ver
 demo: quickstart  ## the side-by-side page on http://127.0.0.1:7860
 	$(WORKBENCH) demo $(RUN)/bundle
 
-test: $(INSTALLED)  ## all tests, the slow ones on the real Whisper base too
+test: .venv/.installed-lm  ## all tests, the slow ones on the real Whisper base too
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile -m "not gpu or gpu" --durations=10
 
 test-fast: $(INSTALLED)  ## tests on tiny random models only
@@ -60,6 +60,12 @@ $(INSTALLED): pyproject.toml constraints.txt export/verification/clients/node/pa
 	  || echo 'npm could not install transformers.js: bundles are not verified in it'
 	! command -v npm >/dev/null || npm ci --ignore-scripts --no-audit --no-fund --prefix tests/demo/node \
 	  || echo 'npm could not install axe-core: the page is not tested for accessibility'
+	touch $@
+
+# KenLM has no wheels. It is built, in minutes, for the tests alone; without a compiler they skip
+.venv/.installed-lm: $(INSTALLED)
+	! command -v c++ >/dev/null || $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[lm]" \
+	  || echo 'KenLM could not be built: language models are not tested'
 	touch $@
 
 .venv/.installed-docs: $(INSTALLED)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.edge import FORMATS, AudioError, BundleError, Recognizer, Segment, Transcript, format_segments
 from export.edge.decoding.hotwords import DEFAULT_SCORE, read_hotwords
+from export.edge.decoding.language_model import LanguageModelWeights
 from export.edge.recognizer import LONGEST
 from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave, check_length, decode
 from workbench.core.errors import UserError, did_you_mean
@@ -32,6 +33,8 @@ class TranscribeOptions:
     words: bool = False  # the time of each word, in JSON; bundles only
     hotwords: Path | None = None  # file of names and terms that are likely to be said; bundles only
     hotwords_score: float = DEFAULT_SCORE  # in nats a token
+    lm: Path | None = None  # n-gram language model; bundles with a CTC head only
+    lm_weights: LanguageModelWeights = field(default_factory=LanguageModelWeights)
     folder: Path | None = None  # where a file is written for each recording
     overwrite: bool = False  # whether it may replace one
 
@@ -101,20 +104,22 @@ def open_bundle(bundle: Path, options: TranscribeOptions, precision: str | None,
             raise UserError(
                 f"--language {options.language!r}{did_you_mean_language(options.language, recognizer.prompts)}"
             )
-        hotwords = None
+        hotwords = lm = None
         if options.hotwords:
             hotwords = recognizer.new_hotwords(read_hotwords(options.hotwords), options.hotwords_score)
+        if options.lm:
+            lm = recognizer.new_language_model(options.lm, options.lm_weights)
     except BundleError as error:
         raise UserError(str(error)) from None
 
-    how = (options.beams, options.words, hotwords)
+    beams, words = options.beams, options.words
 
     def transcribe(wave: Wave, name: str) -> list[Segment]:
         try:
             if len(wave) > recognizer.window * SAMPLE_RATE:
-                return list(recognizer.segments(wave, options.language, LONGEST, *how))
+                return list(recognizer.segments(wave, options.language, LONGEST, beams, words, hotwords, lm))
             check_length(wave, name)
-            said = recognizer.transcribe(wave, options.language, *how[:2], hotwords=hotwords)
+            said = recognizer.transcribe(wave, options.language, beams, words, hotwords=hotwords, lm=lm)
         except BundleError as error:
             raise UserError(str(error)) from None
         return [Segment(0.0, len(wave) / SAMPLE_RATE, said)]

@@ -14,6 +14,7 @@ from .audio.resample import AudioError, read_wav
 from .bundle.manifest import BundleError, Manifest, read_manifest
 from .decoding.drafts import Draft, EarlierText, PromptLookup
 from .decoding.hotwords import Hotwords, read_hotwords
+from .decoding.language_model import LanguageModel, LanguageModelWeights
 from .formats import FORMATS, format_segments
 from .recognizer import Recognizer
 from .stream import PartialTranscript, Stream
@@ -27,6 +28,8 @@ __all__ = [
     "Draft",
     "EarlierText",
     "Hotwords",
+    "LanguageModel",
+    "LanguageModelWeights",
     "Manifest",
     "PartialTranscript",
     "PromptLookup",

@@ -8,8 +8,19 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
-from . import FORMATS, AudioError, BundleError, Hotwords, Recognizer, Segment, format_segments, read_hotwords, read_wav
+from . import (
+    FORMATS,
+    AudioError,
+    BundleError,
+    LanguageModelWeights,
+    Recognizer,
+    Segment,
+    format_segments,
+    read_hotwords,
+    read_wav,
+)
 from .audio.resample import SAMPLE_RATE
 from .decoding.hotwords import DEFAULT_SCORE, MAX_SCORE
 from .recognizer import LONGEST
@@ -70,6 +81,20 @@ def arguments() -> argparse.ArgumentParser:
         default=DEFAULT_SCORE,
         help=f"how much likelier they are made, in nats a token; {DEFAULT_SCORE:g} by default",
     )
+    parser.add_argument(
+        "--lm",
+        type=_path,
+        metavar="FILE",
+        help="of a model with a CTC head: n-gram model of words, ARPA or KenLM's binary; needs the package kenlm",
+    )
+    for name, about in (
+        ("alpha", "how much its probabilities count"),
+        ("beta", "what is added for each word"),
+        ("unk_score_offset", "what is added to the log10 probability of a word that it does not know"),
+    ):
+        default = getattr(LanguageModelWeights, name)
+        option = f"--lm-{name.replace('_', '-')}"
+        parser.add_argument(option, type=float, default=default, help=f"with --lm: {about}; {default:g} by default")
     parser.add_argument("--words", action="store_true", help="also the time of each word, in JSON")
     parser.add_argument("--format", choices=FORMATS, default="text", help="subtitles and JSON have times")
     detector = parser.add_mutually_exclusive_group()
@@ -142,7 +167,12 @@ def _run(args: argparse.Namespace) -> int:
             cuda_graphs=args.cuda_graphs,
             vad=False if args.no_vad else None,
         )
-        hotwords = args.hotwords and recognizer.new_hotwords(read_hotwords(args.hotwords), args.hotwords_score)
+        how: dict[str, Any] = {}  # what the texts are scored by
+        if args.hotwords:
+            how["hotwords"] = recognizer.new_hotwords(read_hotwords(args.hotwords), args.hotwords_score)
+        if args.lm:
+            weights = LanguageModelWeights(args.lm_alpha, args.lm_beta, args.lm_unk_score_offset)
+            how["lm"] = recognizer.new_language_model(args.lm, weights)
     except BundleError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -152,7 +182,7 @@ def _run(args: argparse.Namespace) -> int:
     failed = 0
     for name in args.files:
         try:
-            segments = _segments(recognizer, name, args, hotwords)
+            segments = _segments(recognizer, name, args, how)
         except (AudioError, BundleError) as error:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201
             failed += 1
@@ -171,14 +201,14 @@ def _run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _segments(recognizer: Recognizer, name: str, args: argparse.Namespace, hotwords: Hotwords | None) -> list[Segment]:
+def _segments(recognizer: Recognizer, name: str, args: argparse.Namespace, how: dict[str, Any]) -> list[Segment]:
     """The segments of a file; a short one is a single segment unless cutting was asked for."""
     wave = read_wav(name)
     seconds = len(wave) / SAMPLE_RATE
     longest = LONGEST if args.longest is None else args.longest
     if args.vad or seconds > recognizer.window or (args.longest is not None and seconds > longest):
-        return list(recognizer.segments(wave, args.language, longest, args.beams, args.words, hotwords))
-    said = recognizer.transcribe(wave, args.language, args.beams, args.words, hotwords=hotwords)
+        return list(recognizer.segments(wave, args.language, longest, args.beams, args.words, **how))
+    said = recognizer.transcribe(wave, args.language, args.beams, args.words, **how)
     return [Segment(0.0, seconds, said)]
 
 

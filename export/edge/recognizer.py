@@ -19,12 +19,15 @@ from .decoding.ctc import CtcModel
 from .decoding.decoder import Hypothesis, beam_search
 from .decoding.drafted import greedy_with_draft
 from .decoding.drafts import Draft
+from .decoding.hotword_scores import HotwordScores
 from .decoding.hotwords import DEFAULT_SCORE, Hotwords
+from .decoding.language_model import LanguageModel, LanguageModelWeights
 from .decoding.model import SpeechModel
+from .decoding.prefix_search import TextScores
 from .decoding.sessions import Provider
 from .transcript import Segment, Transcript
 from .vad import SpeechSpan, VoiceActivityDetector, anybody_speaks, find_speech
-from .words import Word, timed_words
+from .words import WITHOUT_SPACES, Word, timed_words
 
 AUTO = "auto"  # as a language: detect it
 UNDETERMINED = "und"  # ISO 639-2: a language that is not known
@@ -101,17 +104,18 @@ class Recognizer:
 
     def transcribe(
         self, wave: Wave, language: str = "en", beams: int = 1, words: bool = False, vad: bool = True,
-        hotwords: Hotwords | None = None, draft: Draft | None = None,
+        hotwords: Hotwords | None = None, lm: LanguageModel | None = None, draft: Draft | None = None,
     ) -> Transcript:  # fmt: skip
         """Transcribe one utterance, [samples] at 16 kHz, of at most 30 s.
 
         Args:
             wave: the utterance.
             language: ISO 639-1 code, or `auto` to detect it.
-            beams: beams of the search; 1 is greedy.
+            beams: beams of the search; 1 is greedy. With a CTC head, hotwords and a language model need beams, and 1 means 50.
             words: also compute the times and probabilities of words, which takes one more pass over the transcript.
             vad: False where speech is known to be there; the recogniser's detector is then skipped.
             hotwords: names and terms to expect, from `new_hotwords`.
+            lm: a language model, from `new_language_model`.
             draft: proposes tokens, of which the decoder checks many in one pass. The text is the same, in less time if the draft is good
                 (decoding/drafts.py). Ignored with beams, with hotwords, and by bundles whose decoder takes no drafts.
 
@@ -120,15 +124,14 @@ class Recognizer:
 
         Raises:
             AudioError: the wave is empty, too long, or holds values that are not finite.
-            BundleError: the model does not support the language, has no alignment heads for word times, or has a CTC head, which takes
-                neither beams nor hotwords.
+            BundleError: the model does not support the language, has no alignment heads for word times, or takes no language model.
         """
         seconds = self._checked(wave)
-        self._allowed(language, words, beams, hotwords)
+        self._allowed(language, words, beams, lm)
         clock = Clock()
         if vad and not self._spoken(wave, clock):
             return Transcript("", language, (), clock.laps, True)
-        return self._transcribed([wave], [seconds], language, beams, words, clock, hotwords, draft)[0]
+        return self._transcribed([wave], [seconds], language, beams, words, clock, hotwords, lm, draft)[0]
 
     def transcribe_batch(
         self, waves: Sequence[Wave], language: str = "en", most: int = 16, hotwords: Hotwords | None = None
@@ -148,7 +151,7 @@ class Recognizer:
         """
         found: dict[int, Transcript] = {}
         seconds = [self._checked(wave) for wave in waves]
-        self._allowed(language, hotwords=hotwords)
+        self._allowed(language)
         clock = Clock()
         unspoken = [i for i, wave in enumerate(waves) if not self._spoken(wave, clock)]
         found |= {i: Transcript("", language, (), clock.laps, True) for i in unspoken}
@@ -164,7 +167,7 @@ class Recognizer:
 
     def segments(
         self, wave: Wave, language: str = "en", longest: float = LONGEST, beams: int = 1, words: bool = False,
-        hotwords: Hotwords | None = None,
+        hotwords: Hotwords | None = None, lm: LanguageModel | None = None,
     ) -> Iterator[Segment]:  # fmt: skip
         """Transcribe a recording of any length, one stretch of speech after another; silence is skipped.
 
@@ -175,14 +178,15 @@ class Recognizer:
             beams: as for `transcribe`.
             words: as for `transcribe`; their times are the recording's.
             hotwords: as for `transcribe`.
+            lm: as for `transcribe`.
 
         Raises:
             AudioError: the recording is empty or holds values that are not finite, or `longest` is out of range.
             BundleError: the model does not support the language, or the bundle has no speech detector.
         """
-        self._allowed(language, words, beams, hotwords)
+        self._allowed(language, words, beams, lm)
         for span in self.speech_spans(wave, longest):
-            yield self.transcribe_span(wave, span, language, beams, words, hotwords)
+            yield self.transcribe_span(wave, span, language, beams, words, hotwords, lm)
 
     def speech_spans(self, wave: Wave, longest: float = LONGEST) -> list[SpeechSpan]:
         """The stretches of speech that `segments` transcribes; raises as it does."""
@@ -195,11 +199,11 @@ class Recognizer:
 
     def transcribe_span(
         self, wave: Wave, span: SpeechSpan, language: str = "en", beams: int = 1, words: bool = False,
-        hotwords: Hotwords | None = None,
+        hotwords: Hotwords | None = None, lm: LanguageModel | None = None,
     ) -> Segment:  # fmt: skip
         """Transcribe one stretch of speech of a recording; word times are the recording's. Arguments and errors as for `segments`."""
         begin = span.start / SAMPLE_RATE
-        said = self.transcribe(wave[span.start : span.end], language, beams, words, False, hotwords)
+        said = self.transcribe(wave[span.start : span.end], language, beams, words, False, hotwords, lm)
         later = tuple(word.later(begin) for word in said.words)
         return Segment(begin, span.end / SAMPLE_RATE, replace(said, words=later))
 
@@ -209,10 +213,17 @@ class Recognizer:
 
     def new_hotwords(self, words: Sequence[str], score: float = DEFAULT_SCORE) -> Hotwords:
         """Names and terms to expect, as `transcribe` takes them; raises BundleError as `Hotwords` does."""
-        self._without_hotwords()
+        if self.ctc is not None:
+            return Hotwords(self.ctc.spelled(words), self.detokenize, score)
         if self._suppressed is None:
             self._suppressed = self.model.suppressed_tokens()
         return Hotwords(words, self.detokenize, score, self._suppressed)
+
+    def new_language_model(self, path: str | Path, weights: LanguageModelWeights | None = None) -> LanguageModel:
+        """An n-gram language model, as `transcribe` takes it; raises BundleError as `LanguageModel` does, and for a model without a CTC head."""
+        if self.ctc is None:
+            raise BundleError(f"{self.manifest.name}: has a decoder, which takes no language model; leave it out")
+        return LanguageModel(path, self.detokenize, self.ctc.lower, weights)
 
     def _batches(self, seconds: Sequence[float], most: int) -> Iterator[list[int]]:
         """Indices of clips that are batched together, the shortest first."""
@@ -229,7 +240,7 @@ class Recognizer:
 
     def _transcribed(
         self, waves: Sequence[Wave], seconds: Sequence[float], language: str, beams: int = 1, words: bool = False,
-        clock: Clock | None = None, hotwords: Hotwords | None = None, draft: Draft | None = None,
+        clock: Clock | None = None, hotwords: Hotwords | None = None, lm: LanguageModel | None = None, draft: Draft | None = None,
     ) -> list[Transcript]:  # fmt: skip
         """Transcribe clips of about one length as one batch, or one clip with beams."""
         clock = clock or Clock()
@@ -238,8 +249,12 @@ class Recognizer:
             if language == AUTO:  # which of several it was, nothing here can tell
                 spoken = next(iter(self.prompts)) if len(self.prompts) == 1 else UNDETERMINED
             # one clip after the other: what follows a clip in a batch would change what is written
-            heard = [self.ctc.transcribe(wave, clock, spoken, words) for wave in waves]
-            return [Transcript(text, spoken, ids, clock.laps, True, False, timed) for text, ids, timed in heard]
+            scores: list[TextScores] = [*([HotwordScores(hotwords)] if hotwords else []), *([lm] if lm else [])]
+            heard = [self.ctc.transcribe(wave, clock, spoken, words, beams, scores) for wave in waves]
+            return [
+                Transcript(text, spoken, ids, clock.laps, True, False, timed, logprob)
+                for text, ids, timed, logprob in heard
+            ]
         cross_kv = self.model.cross_kv(waves, clock)
         languages = [language] * len(waves)
         if language == AUTO:
@@ -312,18 +327,18 @@ class Recognizer:
             raise AudioError("the wave holds values that are not finite")
         return seconds
 
-    def _allowed(self, language: str, words: bool = False, beams: int = 1, hotwords: Hotwords | None = None) -> None:
+    def _allowed(self, language: str, words: bool = False, beams: int = 1, lm: LanguageModel | None = None) -> None:
         self._known(language)
+        if beams < 1:
+            raise BundleError(f"beams is {beams}; expected at least 1, which is greedy")
         if words and not self.times_words:
             raise BundleError(f"{self.manifest.name}: has no alignment heads for word times")
-        if self.ctc is not None and beams > 1:
-            raise BundleError(f"{self.manifest.name}: has a CTC head, which is decoded greedily; leave the beams out")
-        if hotwords is not None:
-            self._without_hotwords()
-
-    def _without_hotwords(self) -> None:
-        if self.ctc is not None:
-            raise BundleError(f"{self.manifest.name}: has a CTC head, which takes no hotwords; leave them out")
+        if lm is not None and self.ctc is None:
+            raise BundleError(f"{self.manifest.name}: has a decoder, which takes no language model; leave it out")
+        if lm is not None and language in WITHOUT_SPACES:
+            raise BundleError(
+                f"a language model scores words between spaces, which language {language!r} does not write; leave it out"
+            )
 
     def _spoken(self, wave: Wave, clock: Clock) -> bool:
         """Whether the detector finds speech; True where there is no detector."""

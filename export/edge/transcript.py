@@ -21,7 +21,7 @@ class Transcript:
         False  # whether it repeated itself up to the limit; one repetition is kept, and what is said after it
     )
     words: tuple[Word, ...] = ()  # with their times, where they were asked for
-    # mean log-probability of its tokens and, if it is finished, of its end; None where words were not asked for
+    # mean log-probability of its tokens and, if a decoder finished it, of its end; None where words were not asked for
     logprob: float | None = None
 
     @property

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from export.edge import AudioError, BundleError, Hotwords, Recognizer, Segment, read_hotwords
+from export.edge import AudioError, BundleError, Hotwords, LanguageModel, Recognizer, Segment, read_hotwords
 from export.edge.audio import SAMPLE_RATE, Wave
 from export.edge.recognizer import LONGEST
 from export.edge.vad import SpeechSpan
@@ -43,12 +43,12 @@ def build(recognizers: Sequence[Recognizer], options: ServerOptions) -> FastAPI:
         options: what the server is started with.
 
     Raises:
-        UserError: the file of hotwords cannot be used.
+        UserError: the file of hotwords or the language model cannot be used.
     """
     one = recognizers[0]
     names = (one.manifest.name, *options.aliases)
     created = int((one.manifest.folder / "bundle.json").stat().st_mtime)
-    default_hotwords = _default_hotwords(one, options)
+    default_hotwords, lm = _default_hotwords(one, options), _language_model(one, options)
     pool = Pool(recognizers, options.max_queue, options.max_seconds)
     metrics = Metrics(pool)
     # no interactive pages: they load scripts from the network
@@ -85,7 +85,7 @@ def build(recognizers: Sequence[Recognizer], options: ServerOptions) -> FastAPI:
         async def answered() -> Response:
             wave = await pool.decode(place, read_recording, file.file, file.filename or "", options.max_seconds)
             seconds = len(wave) / SAMPLE_RATE
-            found = transcribe(pool, place, wave, asked, options.beams)
+            found = transcribe(pool, place, wave, asked, options.beams, lm)
             if asked.stream:
                 events = _events(found, seconds, metrics)
                 return StreamingResponse(events, media_type="text/event-stream", headers=STREAM_HEADERS)
@@ -130,8 +130,16 @@ def _default_hotwords(recognizer: Recognizer, options: ServerOptions) -> Hotword
         raise UserError(str(error)) from None
 
 
+def _language_model(recognizer: Recognizer, options: ServerOptions) -> LanguageModel | None:
+    """The server's, which its workers share."""
+    try:
+        return recognizer.new_language_model(options.lm, options.lm_weights) if options.lm else None
+    except BundleError as error:
+        raise UserError(str(error)) from None
+
+
 async def transcribe(
-    pool: Pool, place: Place, wave: Wave, asked: TranscriptionRequest, beams: int
+    pool: Pool, place: Place, wave: Wave, asked: TranscriptionRequest, beams: int, lm: LanguageModel | None = None
 ) -> AsyncIterator[Segment]:
     """Segments of a recording as they are transcribed: one if it fits the model's window, else one for each stretch of speech.
 
@@ -143,11 +151,11 @@ async def transcribe(
     seconds, how = len(wave) / SAMPLE_RATE, (asked.language, beams, asked.words)
     hotwords = asked.hotwords
     if seconds <= (pool.window if longest == LONGEST else longest):
-        yield Segment(0.0, seconds, await pool.turn(place, Recognizer.transcribe, wave, *how, hotwords=hotwords))
+        yield Segment(0.0, seconds, await pool.turn(place, Recognizer.transcribe, wave, *how, hotwords=hotwords, lm=lm))
         return
     spans: list[SpeechSpan] = await pool.turn(place, Recognizer.speech_spans, wave, longest)
     for span in spans:
-        yield await pool.turn(place, Recognizer.transcribe_span, wave, span, *how, hotwords)
+        yield await pool.turn(place, Recognizer.transcribe_span, wave, span, *how, hotwords, lm)
 
 
 async def _unless_gone(request: Request, work: Coroutine[None, None, T]) -> T | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.edge.decoding.hotwords import DEFAULT_SCORE
+from export.edge.decoding.language_model import LanguageModelWeights
 from export.edge.recognizer import AUTO
 
 
@@ -23,6 +24,8 @@ class ServerOptions:
     beams: int = 1
     hotwords: Path | None = None  # file of those of requests that name none
     hotwords_score: float = DEFAULT_SCORE  # of all requests, in nats a token
+    lm: Path | None = None  # n-gram language model, for a bundle with a CTC head
+    lm_weights: LanguageModelWeights = field(default_factory=LanguageModelWeights)
     vad: bool | None = None  # False turns the speech detector off for clips of up to 30 s
     aliases: tuple[str, ...] = ()  # further names of the model
     ignore_prompt: bool = False  # otherwise a request with a prompt is refused

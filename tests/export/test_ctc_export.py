@@ -17,7 +17,7 @@ from export.assembly.pack import pack
 from export.bundle.ctc import runtimes_of
 from export.bundle.manifest import open_manifest, size_mb
 from export.edge import BundleError, Recognizer
-from export.edge.decoding.ctc import CtcPath, greedy_path, words_of
+from export.edge.decoding.ctc_path import CtcPath, greedy_path, words_of
 from export.edge.decoding.sessions import as_value
 from export.graphs.ctc import ctc_graph
 from export.graphs.names import IN_FP32
@@ -168,6 +168,22 @@ def test_word_times_are_where_their_letters_are(bundle_of, monkeypatch):
     ]
 
 
+def test_a_words_probability_is_the_mean_of_its_letters_where_they_are_likeliest(bundle_of, monkeypatch):
+    recognizer = Recognizer(bundle_of("wav2vec2"), vad=False)
+    wave = spoken(1.0)
+    letters = {name: i for i, name in enumerate(NAMES)}
+    likely = np.full((len(recognizer.ctc.logits(wave)), len(NAMES)), 1e-9)
+    likely[:, letters["<pad>"]] = 1.0
+    for at, letter, probability in ((5, "H", 0.6), (6, "H", 0.8), (8, "I", 0.7), (10, "|", 0.9), (20, "O", 0.55)):
+        likely[at] = (1 - probability) / (len(NAMES) - 1)
+        likely[at, letters[letter]] = probability
+    monkeypatch.setattr(recognizer.ctc, "logits", lambda _: np.log(likely).astype(np.float32) + 3)
+    said = recognizer.transcribe(wave, words=True)
+    assert [(w.text, w.probability) for w in said.words] == [("HI", pytest.approx(0.75)), ("O", pytest.approx(0.55))]
+    assert said.logprob == pytest.approx(np.log([0.8, 0.7, 0.9, 0.55]).mean(), abs=1e-5)
+    assert recognizer.transcribe(wave).logprob is None
+
+
 def test_characters_of_several_bytes_are_words_where_there_are_no_spaces():
     spelled = {1: b" ", 2: "你".encode()[:1], 3: "你".encode()[1:], 4: "好".encode(), 5: b"a"}
     path = CtcPath([5, 2, 3, 4, 1, 5], [0, 1, 3, 5, 7, 8], [0, 2, 4, 6, 7, 9])
@@ -184,10 +200,6 @@ def test_characters_of_several_bytes_are_words_where_there_are_no_spaces():
 
 def test_what_needs_a_decoder_is_refused(bundle_of):
     recognizer = Recognizer(bundle_of("whisper"), vad=False)
-    with pytest.raises(BundleError, match="has a CTC head, which is decoded greedily; leave the beams out"):
-        recognizer.transcribe(spoken(1.0), beams=5)
-    with pytest.raises(BundleError, match="has a CTC head, which takes no hotwords"):
-        recognizer.new_hotwords(["Ruth"])
     with pytest.raises(BundleError, match="no decoder; CUDA graphs are for a decoder's steps"):
         Recognizer(bundle_of("whisper"), cuda_graphs=True)
     with pytest.raises(BundleError, match="does not support language 'xx'"):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from workbench.cli.groups import group_options
 from workbench.core.errors import UserError
+
+if TYPE_CHECKING:
+    from export.edge.decoding.language_model import LanguageModelWeights
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
 CAN_RESUME = "interrupted; what was saved is kept: run the same command again to resume"
@@ -86,11 +89,44 @@ HotwordsScore = Annotated[
     float | None,
     typer.Option(help="How much likelier hotwords are made, in nats a token; 2 by default.", min=0.1, max=20),
 ]
+LanguageModelFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Of a bundle with a CTC head: n-gram model of words, in ARPA format or KenLM's; needs distill-workbench[lm].",
+        dir_okay=False,
+    ),
+]
+LmAlpha = Annotated[
+    float | None, typer.Option(help="How much the probabilities of --lm count; 0.5 by default.", min=0, max=10)
+]
+LmBeta = Annotated[
+    float | None, typer.Option(help="Added for each word, with --lm; 1.5 by default.", min=-100, max=100)
+]
+LmUnknown = Annotated[
+    float | None,
+    typer.Option(
+        help="Added to the log10 probability of a word that --lm does not know; -10 by default.", min=-100, max=0
+    ),
+]
 Split = Annotated[str, typer.Option(help="train, validation or test.")]
 JsonFile = Annotated[
     Path | None,
     typer.Option("--json", help="Also write the results as JSON; `-`: to standard output, instead of tables.", **FILE),
 ]
+
+
+def language_model_weights(
+    lm: Path | None, alpha: float | None, beta: float | None, unk_score_offset: float | None
+) -> LanguageModelWeights:
+    """What the options say; raises UserError if they are given without a language model."""
+    from export.edge.decoding.language_model import LanguageModelWeights
+
+    options = {"alpha": alpha, "beta": beta, "unk_score_offset": unk_score_offset}
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and lm is None:
+        option = next(iter(given)).replace("_", "-")
+        raise UserError(f"--lm-{option}: there is no language model; name its file with --lm")
+    return LanguageModelWeights(**given)
 
 
 def write_results(json_file: Path | None, content: object) -> bool:

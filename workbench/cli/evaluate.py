@@ -14,9 +14,14 @@ from workbench.cli.command import (
     Hotwords,
     HotwordsScore,
     JsonFile,
+    LanguageModelFile,
+    LmAlpha,
+    LmBeta,
+    LmUnknown,
     Split,
     Threads,
     check_address,
+    language_model_weights,
     write_results,
 )
 from workbench.core.errors import UserError, did_you_mean
@@ -48,9 +53,13 @@ def transcribe(
     ] = None,
     precision: Annotated[str | None, typer.Option(help="With --bundle: one of its own; its first by default.")] = None,
     words: Annotated[bool, typer.Option("--words", help="With --bundle: the time of each word, in JSON.")] = False,
-    beams: Annotated[int, typer.Option(help="1 is greedy, and the fastest.", min=1, max=20)] = 1,
+    beams: Annotated[int, typer.Option(help="1 is greedy, and the fastest.", min=1, max=1024)] = 1,
     hotwords: Hotwords = None,
     hotwords_score: HotwordsScore = None,
+    lm: LanguageModelFile = None,
+    lm_alpha: LmAlpha = None,
+    lm_beta: LmBeta = None,
+    lm_unk_score_offset: LmUnknown = None,
     threads: Annotated[int | None, typer.Option(help="With --bundle; all cores by default.", min=1, max=1024)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace transcripts in --output.")] = False,
 ) -> None:
@@ -64,12 +73,15 @@ def transcribe(
         raise UserError("--hotwords: needs a bundle; export the model and name the bundle with --bundle")
     if hotwords_score is not None and hotwords is None:
         raise UserError("--hotwords-score: there are no hotwords; name their file with --hotwords")
+    if bundle is None and lm:
+        raise UserError("--lm: needs a bundle with a CTC head; name it with --bundle")
+    weights = language_model_weights(lm, lm_alpha, lm_beta, lm_unk_score_offset)
     if bundle and model:
         raise UserError("--bundle and --model: give one of the two")
     if overwrite and output is None:
         raise UserError("--overwrite replaces transcripts in a folder; name it with -o")
     options = TranscribeOptions(
-        language, output_format, beams, words, hotwords, hotwords_score or DEFAULT_SCORE, output, overwrite
+        language, output_format, beams, words, hotwords, hotwords_score or DEFAULT_SCORE, lm, weights, output, overwrite
     )
     for text in transcribe_files(files, bundle or model or "whisper-base", options, precision, threads):
         typer.echo(text)

@@ -9,7 +9,16 @@ from typing import Any
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "transcribe": {
         "The model": ("bundle", "model", "precision", "threads"),
-        "Decoding": ("language", "beams", "hotwords", "hotwords_score"),
+        "Decoding": (
+            "language",
+            "beams",
+            "hotwords",
+            "hotwords_score",
+            "lm",
+            "lm_alpha",
+            "lm_beta",
+            "lm_unk_score_offset",
+        ),
         "Output": ("output_format", "output", "words", "overwrite"),
     },
     "measure": {
@@ -28,6 +37,10 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "beams",
             "hotwords",
             "hotwords_score",
+            "lm",
+            "lm_alpha",
+            "lm_beta",
+            "lm_unk_score_offset",
             "vad",
             "alias",
             "ignore_prompt",

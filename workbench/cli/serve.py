@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.command import Hotwords, HotwordsScore, check_address
+from workbench.cli.command import (
+    Hotwords,
+    HotwordsScore,
+    LanguageModelFile,
+    LmAlpha,
+    LmBeta,
+    LmUnknown,
+    check_address,
+    language_model_weights,
+)
 from workbench.core.errors import UserError
 
 KEY_VARIABLE = "WORKBENCH_API_KEY"
@@ -38,6 +47,10 @@ def serve(
     beams: Annotated[int, typer.Option(help="Beams of the search; 1 is greedy, and the fastest.", min=1, max=1024)] = 1,
     hotwords: Hotwords = None,
     hotwords_score: HotwordsScore = None,
+    lm: LanguageModelFile = None,
+    lm_alpha: LmAlpha = None,
+    lm_beta: LmBeta = None,
+    lm_unk_score_offset: LmUnknown = None,
     vad: Annotated[
         bool,
         typer.Option("--vad/--no-vad", help="Give no text for clips in which the speech detector finds no speech."),
@@ -75,8 +88,9 @@ def serve(
         from export.serving.server import serve as run
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; pip install 'distill-workbench[cpu,serve]'") from None
+    weights = language_model_weights(lm, lm_alpha, lm_beta, lm_unk_score_offset)
     options = ServerOptions(
         precision, workers, threads, max_queue, max_seconds, max_megabytes, language, beams, hotwords,
-        hotwords_score or DEFAULT_SCORE, None if vad else False, tuple(alias or ()), ignore_prompt, key,
+        hotwords_score or DEFAULT_SCORE, lm, weights, None if vad else False, tuple(alias or ()), ignore_prompt, key,
     )  # fmt: skip
     run(bundle, options, host, port)

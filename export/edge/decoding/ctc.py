@@ -1,10 +1,9 @@
-"""A model with a CTC head: one graph from a wave to the likeliest token, or none, at each 20 ms."""
+"""A model with a CTC head: one graph from a wave to what the token is, or none, at each 20 ms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,21 +11,17 @@ import onnxruntime as ort
 
 from ..audio import SAMPLE_RATE, Wave
 from ..bundle import BundleError, Manifest
-from ..bundle.tokens import Detokenizer, is_unspaced
+from ..bundle.tokens import Detokenizer
 from ..clock import Clock
 from ..words import WITHOUT_SPACES, Word
+from .ctc_path import CtcPath, align, greedy_path, path_likelihood, words_of
+from .decoder import log_softmax
 from .memory import trim_while_loading
+from .prefix_search import TextScores, prefix_beam_search
 from .sessions import Provider, as_value, open_sessions, run_on_device, session_options
 
 GRAPH = "ctc"
-
-
-class CtcPath(NamedTuple):
-    """What the likeliest token at each position comes to."""
-
-    tokens: list[int]  # repetitions once, blanks not at all
-    first: list[int]  # position at which each begins
-    last: list[int]  # position at which each ends
+DEFAULT_BEAMS = 50  # with a language model or hotwords
 
 
 class CtcModel:
@@ -81,70 +76,59 @@ class CtcModel:
         return one
 
     def transcribe(
-        self, wave: Wave, clock: Clock, language: str, words: bool = False
-    ) -> tuple[str, tuple[int, ...], tuple[Word, ...]]:
-        """The text of one utterance, its tokens, and the times of its words where they are asked for."""
+        self, wave: Wave, clock: Clock, language: str, words: bool = False, beams: int = 1, scores: Sequence[TextScores] = ()
+    ) -> tuple[str, tuple[int, ...], tuple[Word, ...], float | None]:  # fmt: skip
+        """The text of one utterance, its tokens, and where words are asked for they and the tokens' mean log-probability.
+
+        With `scores` of the text, which greedy decoding cannot take into account, one beam means DEFAULT_BEAMS.
+        """
         logits = self.logits(wave)
         clock.lap("encoder")
-        path = greedy_path(logits, self.blank)
+        if beams == 1 and not scores:
+            path = greedy_path(logits, self.blank)
+        else:
+            likely = log_softmax(logits)
+            found, _ = prefix_beam_search(likely, self.blank, beams if beams > 1 else DEFAULT_BEAMS, scores)
+            path = align(likely, found, self.blank) if words else CtcPath(found, [], [])
+            clock.lap("beams")
         text = self.text(path.tokens)
-        timed = tuple(self._words(path, len(wave), len(logits), language)) if words else ()
+        timed: tuple[Word, ...] = ()
+        logprob = None
+        if words:
+            likely_of = path_likelihood(log_softmax(logits), path)
+            timed = tuple(self._words(path, np.exp(likely_of), len(wave), len(logits), language))
+            logprob = float(likely_of.mean()) if len(likely_of) else None
         clock.lap("detokenize")
-        return text, tuple(path.tokens), timed
+        return text, tuple(path.tokens), timed, logprob
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text that tokens spell, with single spaces."""
         plain = " ".join(self.detokenize(tokens).split())
         return plain.lower() if self.lower else plain
 
-    def _words(self, path: CtcPath, samples: int, positions: int, language: str) -> list[Word]:
-        """Words with the times of their first and last tokens, which a CTC head writes close to where they are heard."""
+    def spelled(self, words: Sequence[str]) -> list[str]:
+        """Words in the case of the vocabulary's letters, if all of them have the same."""
+        letters = {
+            c for piece in self.detokenize.ids for c in piece.decode("utf-8", "replace") if c.lower() != c.upper()
+        }
+        if all(c == c.upper() for c in letters):
+            return [word.upper() for word in words]
+        return [word.lower() for word in words] if all(c == c.lower() for c in letters) else list(words)
+
+    def _words(
+        self, path: CtcPath, probability: npt.NDArray[np.float64], samples: int, positions: int, language: str
+    ) -> list[Word]:
+        """Words with the times of their first and last tokens, which a CTC head writes close to where they are heard, and the mean of their tokens' probabilities."""
         heard = min(samples / SAMPLE_RATE, self.window)
         each = min(heard + self.silence_after, self.window) / positions
         out: list[Word] = []
         for spelled, first, last in words_of(path, self.detokenize.bytes_of, language in WITHOUT_SPACES):
             text = spelled.decode("utf-8", "replace")
             start, end = min(first * each, heard), min((last + 1) * each, heard)
-            out.append(Word(text.lower() if self.lower else text, round(start, 3), round(end, 3)))
+            own = [p for at, p in zip(path.first, probability, strict=True) if first <= at <= last]
+            sure = round(float(np.mean(own)), 4)
+            out.append(Word(text.lower() if self.lower else text, round(start, 3), round(end, 3), sure))
         return out
-
-
-def words_of(path: CtcPath, bytes_of: Callable[[int], bytes], each_character: bool) -> list[tuple[bytes, int, int]]:
-    """Words, and the positions at which each begins and ends.
-
-    Args:
-        path: the tokens and their positions.
-        bytes_of: bytes of each token.
-        each_character: whether each character of a script without spaces is a word.
-    """
-    found: list[tuple[bytes, int, int]] = []
-    inside = False
-    for token, first, last in zip(*path, strict=True):
-        spelled = bytes_of(token)
-        inside = inside and not spelled[:1].isspace()
-        if inside and each_character:
-            said, after = found[-1][0].decode("utf-8", "replace"), spelled.decode("utf-8", "replace")
-            # a part of a character continues it, and letters and digits of other scripts stay together
-            apart = any(c == "\ufffd" or is_unspaced(c) for c in (said[-1:], after[:1]) if c)
-            inside = "\ufffd" in said or not apart
-        if not (body := spelled.strip()):
-            continue
-        if inside:
-            before, begin, _ = found[-1]
-            found[-1] = (before + body, begin, last)
-        else:
-            found.append((body, first, last))
-        inside = True
-    return found
-
-
-def greedy_path(logits: npt.NDArray[np.float32], blank: int) -> CtcPath:
-    """The likeliest token at each position, repetitions once and blanks left out. [positions, vocabulary]"""
-    best = logits.argmax(-1)
-    starts = np.flatnonzero(np.concatenate([[True], best[1:] != best[:-1]]))
-    ends = np.concatenate([starts[1:], [len(best)]]) - 1
-    kept = best[starts] != blank
-    return CtcPath(best[starts][kept].tolist(), starts[kept].tolist(), ends[kept].tolist())
 
 
 def check_session(session: ort.InferenceSession, file: str, manifest: Manifest) -> int:
