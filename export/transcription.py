@@ -21,6 +21,7 @@ from workbench.text.languages import did_you_mean_language
 log = logging.getLogger("workbench")
 SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "json": ".json"}
 Transcribe = Callable[[Wave, str], list[Segment]]  # of a wave and the name of its file
+DECODER_BEAMS = 20  # most beams of a decoder, each of which holds the states of its own
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ def open_bundle(bundle: Path, options: TranscribeOptions, precision: str | None,
             raise UserError(
                 f"--language {options.language!r}{did_you_mean_language(options.language, recognizer.prompts)}"
             )
+        if recognizer.ctc is None:
+            _check_beams(options.beams)
         hotwords = lm = None
         if options.hotwords:
             hotwords = recognizer.new_hotwords(read_hotwords(options.hotwords), options.hotwords_score)
@@ -131,6 +134,7 @@ def open_model(model: str, options: TranscribeOptions) -> Transcribe:
     """A checkpoint in torch that transcribes waves; raises UserError if it cannot be used, or does not know the language."""
     from workbench.labelling.transcription import TorchRecognizer
 
+    _check_beams(options.beams)
     recognizer = TorchRecognizer(model)
     if options.language != "auto":
         try:
@@ -145,6 +149,11 @@ def open_model(model: str, options: TranscribeOptions) -> Transcribe:
         return [Segment(s.start, s.end, Transcript(s.text, s.language, (), {}, True)) for s in spans]
 
     return transcribe
+
+
+def _check_beams(beams: int) -> None:
+    if beams > DECODER_BEAMS:
+        raise UserError(f"--beams {beams}: expected at most {DECODER_BEAMS} for a model with a decoder")
 
 
 def _target(path: Path, options: TranscribeOptions) -> Path:

@@ -94,7 +94,7 @@ def arguments() -> argparse.ArgumentParser:
     ):
         default = getattr(LanguageModelWeights, name)
         option = f"--lm-{name.replace('_', '-')}"
-        parser.add_argument(option, type=float, default=default, help=f"with --lm: {about}; {default:g} by default")
+        parser.add_argument(option, type=float, help=f"with --lm: {about}; {default:g} by default")
     parser.add_argument("--words", action="store_true", help="also the time of each word, in JSON")
     parser.add_argument("--format", choices=FORMATS, default="text", help="subtitles and JSON have times")
     detector = parser.add_mutually_exclusive_group()
@@ -156,6 +156,12 @@ def _score(value: str) -> float:
 
 def _run(args: argparse.Namespace) -> int:
     """Transcribe the files; returns the exit status."""
+    named = {name: getattr(args, f"lm_{name}") for name in ("alpha", "beta", "unk_score_offset")}
+    weights = {name: value for name, value in named.items() if value is not None}
+    if weights and not args.lm:
+        option = f"--lm-{next(iter(weights)).replace('_', '-')}"
+        print(f"error: {option}: there is no language model; name its file with --lm", file=sys.stderr)  # noqa: T201
+        return 2
     try:
         recognizer = Recognizer(
             args.bundle,
@@ -171,8 +177,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.hotwords:
             how["hotwords"] = recognizer.new_hotwords(read_hotwords(args.hotwords), args.hotwords_score)
         if args.lm:
-            weights = LanguageModelWeights(args.lm_alpha, args.lm_beta, args.lm_unk_score_offset)
-            how["lm"] = recognizer.new_language_model(args.lm, weights)
+            how["lm"] = recognizer.new_language_model(args.lm, LanguageModelWeights(**weights))
     except BundleError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2

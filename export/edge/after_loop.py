@@ -46,8 +46,8 @@ def join_transcripts(said: Transcript, later: Transcript, begin: float) -> Trans
 
 
 def _mean(said: Transcript, later: Transcript) -> float | None:
-    """Mean log-probability of both transcripts' tokens."""
-    if said.logprob is None or later.logprob is None or not later.tokens:
+    """Mean log-probability of both transcripts' tokens, and of the end if the later one is finished: the first ends in a loop."""
+    if said.logprob is None or later.logprob is None:
         return said.logprob
-    sizes = len(said.tokens), len(later.tokens)
+    sizes = len(said.tokens), len(later.tokens) + later.finished
     return (said.logprob * sizes[0] + later.logprob * sizes[1]) / sum(sizes)

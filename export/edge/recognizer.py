@@ -297,7 +297,9 @@ class Recognizer:
         """
         if not said.tokens or not self.model.has_alignment_heads or self.detector is None:
             return said
-        read = self.model.reread(self.model.cross_kv([wave]), self.prompts[said.language], said.tokens, len(wave))
+        read = self.model.reread(
+            self.model.cross_kv([wave]), self.prompts[said.language], said.tokens, len(wave), False
+        )
         rest = rest_after(wave, read.attention, self.detector, self.window)
         if rest is None:
             return said
@@ -335,6 +337,8 @@ class Recognizer:
             raise BundleError(f"{self.manifest.name}: has no alignment heads for word times")
         if lm is not None and self.ctc is None:
             raise BundleError(f"{self.manifest.name}: has a decoder, which takes no language model; leave it out")
+        if language == AUTO and len(self.prompts) == 1:
+            language = next(iter(self.prompts))
         if lm is not None and language in WITHOUT_SPACES:
             raise BundleError(
                 f"a language model scores words between spaces, which language {language!r} does not write; leave it out"

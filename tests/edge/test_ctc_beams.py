@@ -182,6 +182,14 @@ def test_the_alignment_is_the_likeliest_path_of_the_text(seed):
     assert align(likely, best.tokens, BLANK) == best
 
 
+def test_a_long_text_is_aligned():
+    """Of more tokens than the smallest integers count."""
+    path = [token for i in range(200) for token in (1 + i % 2, BLANK)]
+    likely = np.log(np.eye(4)[path] * 0.9 + 0.025)
+    found = align(likely, [1 + i % 2 for i in range(200)], BLANK)
+    assert found.first == found.last == list(range(0, 400, 2))
+
+
 def gain_by_hand(text, hotword, score):
     return sum(
         score * (len(word) + bool(at)) for at, word in words_and_places(text) if word == hotword
@@ -292,6 +300,9 @@ def test_a_bundle_that_writes_lower_case_by_itself_is_scored_in_lower_case(tmp_p
     assert lm.at_end(state) == pytest.approx(by_hand("ab", LanguageModelWeights()), abs=1e-5)
     with pytest.raises(BundleError, match="not one in ten of its words can be written with the bundle's tokens"):
         LanguageModel(arpa, capitals)
+    arpa.write_text(re.sub(r"\b(ab|baa|b)\b", lambda word: word[0].upper(), ARPA))
+    with pytest.raises(BundleError, match="not one in ten"):  # whose words are looked up in lower case
+        LanguageModel(arpa, capitals, True)
 
 
 def test_compressed_models_are_read_alike(letters, arpa):

@@ -208,6 +208,11 @@ def test_a_loop_at_the_limit_is_cut_as_without_a_draft():
         assert greedy_with_draft(Scripted(text), [[0]], [16], END, draft=draft) == [plain]
 
 
+def test_a_text_is_no_draft():
+    with pytest.raises(TypeError, match="tokens of an earlier transcript"):
+        EarlierText("some text")
+
+
 def test_counts():
     text, counts = [1, 2, 3, 4, 5, 6], DraftCounts()
     decoder = Scripted(text)

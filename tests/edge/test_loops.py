@@ -1,6 +1,7 @@
 """A phrase that is really said again and again is kept; a decoder that never stops is cut at the cap, and goes on after the loop."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,7 +86,10 @@ class Fake:
     def cross_kv(self, waves):
         return waves
 
-    def reread(self, _crossed, _prompt, tokens, samples):
+    logprob = None
+
+    def reread(self, _crossed, _prompt, tokens, samples, likely):
+        assert not likely
         positions = samples // 320
         rows = np.zeros((len(tokens) + 1, positions), np.float32)
         for i in range(len(tokens) + 1):
@@ -100,7 +104,8 @@ class Fake:
 
     def transcribe(self, wave, *_, **__):
         self.given.append(len(wave))
-        return Transcript("and more.", "en", (7, 8), {"rest": 1.0}, True, words=(Word("and", 0.5, 0.75),))
+        words = (Word("and", 0.5, 0.75),)
+        return Transcript("and more.", "en", (7, 8), {"rest": 1.0}, True, words=words, logprob=self.logprob)
 
 
 def test_what_is_said_after_the_loop_is_transcribed():
@@ -117,6 +122,11 @@ def test_what_is_said_after_the_loop_is_transcribed():
         True,
     )
     assert found.stages_ms == {"rest": 3.0, "encoder": 1.0}
+    assert found.logprob is None
+    likely = replace(said, logprob=-0.5)  # of four tokens, and then of two and the end
+    fake.logprob = -0.1
+    found = Recognizer._continued(fake, np.ones(8 * RATE, np.float32), likely, 1, False)
+    assert found.logprob == pytest.approx((4 * -0.5 + 3 * -0.1) / 7)
     assert found.words[1].start == pytest.approx(8 - fake.given[0] / RATE + 0.5, abs=1e-3)
     silent, without_heads, without_detector = Fake(0.0), Fake(1.0), Fake(1.0)
     without_heads.has_alignment_heads, without_detector.detector = False, None

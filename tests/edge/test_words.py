@@ -155,7 +155,7 @@ def test_the_graph_tells_what_torchs_heads_look_at(student, exported_with_heads)
 
 
 @torch.no_grad()
-def test_probabilities_are_those_of_torch(student, exported_with_heads):
+def test_probabilities_are_those_of_torch(student, exported_with_heads, monkeypatch):
     """Of each token, suppressed ones left out, and of the end; a word's is the mean of its tokens'."""
     recognizer = Recognizer(exported_with_heads, "fp32", vad=False)
     family, wave = Whisper(student), tone(1.0)
@@ -170,6 +170,12 @@ def test_probabilities_are_those_of_torch(student, exported_with_heads):
     crossed = recognizer.model.cross_kv([wave])
     found = recognizer.model.reread(crossed, prompt, said.tokens, len(wave))
     np.testing.assert_allclose(found.likely, likely, atol=1e-3)
+    monkeypatch.setattr("export.edge.decoding.model.REREAD", 3)
+    parts = recognizer.model.reread(crossed, prompt, said.tokens, len(wave))
+    assert len(said.tokens) > 6
+    np.testing.assert_allclose(parts.likely, likely, atol=1e-3)
+    np.testing.assert_allclose(parts.attention, found.attention, atol=1e-5)
+    assert recognizer.model.reread(crossed, prompt, said.tokens, len(wave), False).likely is None
     counted = likely if said.finished else likely[:-1]
     assert said.logprob == pytest.approx(counted.mean(), abs=1e-3)
     attention, ids = np.eye(4, 40, dtype=np.float32)[:, ::-1], [0, 1, 2]

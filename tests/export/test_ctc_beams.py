@@ -111,7 +111,10 @@ def test_what_cannot_be_done_is_said(ctc, exported, wave, arpa, monkeypatch):
     for recognizer in (ctc, whisper):
         with pytest.raises(BundleError, match="beams is 0; expected at least 1"):
             recognizer.transcribe(wave, beams=0)
-    monkeypatch.setitem(ctc.prompts, "zh", [0])
+    monkeypatch.setattr(ctc, "prompts", {"zh": [0]})
+    with pytest.raises(BundleError, match="which language 'zh' does not write"):
+        ctc.transcribe(wave, "auto", lm=lm)  # it can only be that one
+    monkeypatch.setattr(ctc, "prompts", {"en": [0], "zh": [0]})
     with pytest.raises(BundleError, match="words between spaces, which language 'zh' does not write"):
         ctc.transcribe(wave, "zh", lm=lm)
 
@@ -178,6 +181,7 @@ def test_options_of_a_language_model_need_one_and_a_bundle(bundle, exported, arp
     for options, said in (
         (["--bundle", bundle, "--lm-beta", 1], "--lm-beta: there is no language model; name its file with --lm"),
         (["--lm", arpa], "--lm: needs a bundle with a CTC head"),
+        (["--bundle", exported, "--beams", 21], "--beams 21: expected at most 20 for a model with a decoder"),
         (["--bundle", exported, "--lm", arpa], "has a decoder, which takes no language model"),
     ):
         status, out, err = status_of(workbench, monkeypatch, capsys, "transcribe", tmp_path / "clip.wav", *options)
@@ -190,6 +194,8 @@ def test_options_of_a_language_model_need_one_and_a_bundle(bundle, exported, arp
         edge, monkeypatch, capsys, "--bundle", bundle, "--lm", arpa, "--lm-alpha", "nan", tmp_path / "clip.wav"
     )
     assert (status, err) == (2, "error: alpha of the language model is nan; expected 0 to 10\n")
+    status, _, err = status_of(edge, monkeypatch, capsys, "--bundle", bundle, "--lm-beta", 2, tmp_path / "clip.wav")
+    assert (status, err) == (2, "error: --lm-beta: there is no language model; name its file with --lm\n")
 
 
 def test_the_bundle_needs_kenlm_only_for_a_language_model(bundle, wave, tmp_path):

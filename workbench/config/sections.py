@@ -297,7 +297,7 @@ class Stage(Section):
             )
         if self.quantization is not None and self.quantization.encoder is None and self.trainable == "encoder":
             raise ValueError(
-                "quantization rounds the decoder alone, of which the stage trains nothing; name the encoder's scheme, or train all"
+                "quantization rounds the decoder alone, which stays as it is in a stage with trainable: encoder; name the encoder's scheme, or set trainable: all"
             )
         if self.quantization is not None and self.quantization.decoder is not None and not self.decoder_losses:
             raise ValueError(

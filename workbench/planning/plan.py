@@ -122,6 +122,8 @@ def plan(
     initial = recipe.student.init_from
     student = meta_student(teacher if initial is None else meta_model(initial), recipe.student)
     check_pair(student.config, teacher.config, recipe.matched_keys(recipe.teacher))
+    for name, stage in recipe.stages.items():
+        check_kept_layers(stage, name, student.config.encoder_layers, student.config.decoder_layers)
     if recipe.student.vocabulary == "corpus":
         log.info(
             "student.vocabulary: estimated with all tokens; which ones stay is known only after the teacher's pass"
@@ -192,6 +194,21 @@ def meta_student(source: WhisperForConditionalGeneration, recipe: StudentRecipe)
     """The student's shapes."""
     with torch.device("meta"):
         return build_student(source, recipe)
+
+
+def check_kept_layers(stage: Stage, name: str, encoder_layers: int, decoder_layers: int) -> None:
+    """Raise UserError where a stage's `quantization` leaves a layer in fp32 that the student does not have."""
+    settings = stage.quantization
+    if settings is None:
+        return
+    for part, scheme, count in (
+        ("encoder", settings.encoder_scheme, encoder_layers),
+        ("decoder", settings.decoder_scheme, decoder_layers),
+    ):
+        if scheme is not None and (missing := [layer for layer in scheme.kept if layer >= count]):
+            raise UserError(
+                f"stages.{name}.quantization: {part} is {scheme.label!r}, but there is no layer {missing[0]}; they are numbered from 0"
+            )
 
 
 def _in_memory(recipe: Recipe, stage: str, teachers: Mapping[str, nn.Module]) -> int:

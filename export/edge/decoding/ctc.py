@@ -84,20 +84,21 @@ class CtcModel:
         """
         logits = self.logits(wave)
         clock.lap("encoder")
-        if beams == 1 and not scores:
+        searched = beams > 1 or bool(scores)
+        likely = log_softmax(logits) if searched or words else None
+        if likely is None or not searched:
             path = greedy_path(logits, self.blank)
         else:
-            likely = log_softmax(logits)
             found, _ = prefix_beam_search(likely, self.blank, beams if beams > 1 else DEFAULT_BEAMS, scores)
             path = align(likely, found, self.blank) if words else CtcPath(found, [], [])
             clock.lap("beams")
         text = self.text(path.tokens)
         timed: tuple[Word, ...] = ()
         logprob = None
-        if words:
-            likely_of = path_likelihood(log_softmax(logits), path)
-            timed = tuple(self._words(path, np.exp(likely_of), len(wave), len(logits), language))
-            logprob = float(likely_of.mean()) if len(likely_of) else None
+        if words and likely is not None:
+            log_probs = path_likelihood(likely, path)
+            timed = tuple(self._words(path, np.exp(log_probs), len(wave), len(logits), language))
+            logprob = float(log_probs.mean()) if len(log_probs) else None
         clock.lap("detokenize")
         return text, tuple(path.tokens), timed, logprob
 

@@ -55,7 +55,7 @@ def align(likely: npt.NDArray[np.float64], tokens: Sequence[int], blank: int) ->
     path = np.empty(len(likely), np.intp)
     for i in range(len(likely) - 1, -1, -1):
         path[i] = state
-        state -= steps[i, state]
+        state -= int(steps[i, state])  # an int8 of numpy would overflow
     inside = [np.flatnonzero(path == 2 * i + 1) for i in range(len(tokens))]
     return CtcPath(list(tokens), [int(at[0]) for at in inside], [int(at[-1]) for at in inside])
 

@@ -23,7 +23,11 @@ from .sessions import as_value, device_of
 ROUNDING = 1e-4  # of logits, which are about 20: what passes over one token and over several may differ by
 TOLERANCE = 1e-3  # of two tokens' logits, closer than which they could change places
 MOST = 32  # proposed tokens that one pass checks, which bounds the memory for their logits, and the time that a bad draft takes
-CHECKED = 8  # tokens that are read in one pass and one by one
+CHECKED = (
+    2,
+    8,
+    MOST + 1,
+)  # tokens that are read in one pass and one by one: products may be computed otherwise for other numbers of rows
 POSITIONS = 50  # of the encoder's states for that
 
 
@@ -135,9 +139,13 @@ def passes_agree(step: ort.InferenceSession) -> bool:
     generator = np.random.default_rng(0)
     shape = layers, 1, POSITIONS, cross.shape[2]
     states = [as_value(generator.normal(size=shape).astype(DTYPES[cross.type]), device_of(step)) for _ in "kv"]
-    decoder = DecoderSession(step, states, CHECKED)
-    tokens = generator.integers(0, decoder.vocabulary, (1, CHECKED))
-    one_by_one = np.stack([decoder(tokens[:, [i]])[0].copy() for i in range(CHECKED)])
-    decoder.done[:] = 0
-    together = decoder.several(tokens, CHECKED)[0]
-    return bool(np.abs(together - one_by_one).max() <= ROUNDING)
+    decoder = DecoderSession(step, states, max(CHECKED))
+    tokens = generator.integers(0, decoder.vocabulary, (1, max(CHECKED)))
+    one_by_one: list[npt.NDArray[np.float32]] = []
+    for size in CHECKED:  # a decoder that fails does so in the first ones
+        one_by_one += [decoder(tokens[:, [i]])[0].copy() for i in range(len(one_by_one), size)]
+        decoder.done[:] = 0
+        together = decoder.several(tokens[:, :size], size)[0]
+        if np.abs(together - np.stack(one_by_one)).max() > ROUNDING:
+            return False
+    return True

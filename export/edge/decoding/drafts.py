@@ -31,9 +31,16 @@ class EarlierText:
 
     Args:
         tokens: of the earlier transcript.
+
+    Raises:
+        TypeError: it is given the text instead of its tokens.
     """
 
     def __init__(self, tokens: Sequence[int]) -> None:
+        if isinstance(tokens, str):
+            raise TypeError(
+                "expected the tokens of an earlier transcript, such as `transcript.tokens`, and not its text"
+            )
         self.tokens = list(tokens)
         self.place = self.read = (
             0  # the next token of the earlier transcript; how many of the text's have been looked at

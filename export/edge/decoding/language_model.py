@@ -184,6 +184,8 @@ def _opened(kenlm: Any, path: Path) -> Any:
 def _written_with(detokenize: Detokenizer, word: bytes, lower: bool) -> bool:
     """Whether a vocabulary has the characters of a word, or their bytes."""
     text = word.decode("utf-8", "replace")
+    if lower and text != text.lower():  # the bundle's texts are looked up in lower case
+        return False
     return all(
         c.encode() in detokenize.ids or all(bytes([byte]) in detokenize.ids for byte in c.encode())
         for c in (text.upper() if lower else text)

@@ -15,12 +15,13 @@ from ..audio import SAMPLE_RATE, Wave
 from ..bundle import BundleError, Manifest
 from ..clock import Clock
 from .cuda_graphs import CapturedShapes
-from .decoder import DTYPES, DecoderSession, gives_several_logits, log_softmax
+from .decoder import DTYPES, DecoderSession, gives_several_logits, log_likelihood
 from .drafted import passes_agree
 from .memory import trim_while_loading
 from .sessions import Provider, as_value, check_sessions, device_of, open_sessions, run_on_device, session_options
 
 MASKED = -5e3  # logits below are masked (-1e4 is added to them)
+REREAD = 64  # tokens of a transcript that are read again in one pass
 POSITION_SAMPLES = 320  # samples of one encoder position: 20 ms
 
 
@@ -30,7 +31,7 @@ class Reading(NamedTuple):
     attention: npt.NDArray[
         np.float32
     ]  # of the alignment heads before each token and before the end [tokens + 1, positions]
-    # log-probabilities of the tokens and of the end [tokens + 1]; None from a bundle of an earlier version
+    # log-probabilities of the tokens and of the end [tokens + 1]; None where not asked for, or from a bundle of an earlier version
     likely: npt.NDArray[np.float64] | None
 
 
@@ -145,28 +146,36 @@ class SpeechModel:
         return [codes[i] for i in likely]
 
     def reread(
-        self, cross_kv: Sequence[ort.OrtValue], prompt: Sequence[int], tokens: Sequence[int], samples: int
-    ) -> Reading:
-        """Read a transcript again in one pass: where the alignment heads look, and how likely each token is.
+        self, cross_kv: Sequence[ort.OrtValue], prompt: Sequence[int], tokens: Sequence[int], samples: int, likely: bool = True
+    ) -> Reading:  # fmt: skip
+        """Read a transcript again: where the alignment heads look, and how likely each token is.
 
         Args:
             cross_kv: keys and values of one clip.
             prompt: the decoder's prompt.
             tokens: the transcript.
             samples: length of the clip without the silence after it.
+            likely: False where the attention alone is wanted.
 
         Returns:
             Attention before each token and before the end, of the positions that hold the clip, and their log-probabilities.
         """
         read = np.array([[*prompt, *tokens]], np.int64)
-        count = len(tokens) + 1 if gives_several_logits(self.step) else 1
-        attention, logits = DecoderSession(self.step, cross_kv, read.shape[1]).attend(read, count)
-        seen: npt.NDArray[np.float32] = attention[0, len(prompt) - 1 :]
-        positions = max(2, round(seen.shape[1] * samples / self._padded_length(samples)))
-        if count != len(tokens) + 1:
-            return Reading(seen[:, :positions], None)
+        decoder, before = DecoderSession(self.step, cross_kv, read.shape[1]), len(prompt) - 1
+        likely = likely and gives_several_logits(self.step)
         chosen = np.array([*tokens, self.end_token])
-        return Reading(seen[:, :positions], log_softmax(logits[0])[np.arange(count), chosen])
+        seen: list[npt.NDArray[np.float32]] = []
+        found: list[npt.NDArray[np.float64]] = []
+        for begin in range(0, len(chosen), REREAD):  # logits of a long text in one pass would take a gigabyte
+            count = min(REREAD, len(chosen) - begin)
+            part = read[:, (before + begin if begin else 0) : before + begin + count]
+            attention, logits = decoder.attend(part, count if likely else 1)
+            seen.append(attention[0, -count:])
+            if likely:
+                found.append(log_likelihood(logits[0], chosen[begin : begin + count]))
+        whole = np.concatenate(seen)
+        positions = max(2, round(whole.shape[1] * samples / self._padded_length(samples)))
+        return Reading(whole[:, :positions], np.concatenate(found) if likely else None)
 
     def _padded(self, waves: Sequence[Wave]) -> npt.NDArray[np.float32]:
         """Waves with the silence after them that the model was trained with. -> [clips, samples]"""
