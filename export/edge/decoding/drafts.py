@@ -37,7 +37,8 @@ class EarlierText:
     """
 
     def __init__(self, tokens: Sequence[int]) -> None:
-        if isinstance(tokens, str):
+        given: object = tokens
+        if isinstance(given, str):  # a sequence, too
             raise TypeError(
                 "expected the tokens of an earlier transcript, such as `transcript.tokens`, and not its text"
             )
