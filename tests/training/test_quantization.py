@@ -246,7 +246,7 @@ def test_what_cannot_be_rounded_is_refused(recipe, ctc, tmp_path):
         ({"quantization": {"encoder": "fp32"}}, "would have no effect; leave it out"),
         ({"quantization": {"decoder": "q4", "reduce_range": True}}, "reduce_range would have no effect without int8"),
         ({"quantization": {"enocder": "int8"}}, "did you mean 'encoder'"),
-        ({"quantization": {"decoder": "q4"}, "trainable": "encoder"}, "of which the stage trains nothing"),
+        ({"quantization": {"decoder": "q4"}, "trainable": "encoder"}, "the decoder alone, which stays as it is"),
         (
             {"decoder_losses": False, "weighting": {"name": "fixed"}},
             "quantization.decoder would have no effect: decoder_losses is false",

@@ -63,8 +63,9 @@ class DecoderSession:
         self.session, self.binding, self.rows = session, session.io_binding(), clips * beams
         self.vocabulary = int(next(o.shape[1] for o in session.get_outputs() if o.name == "logits"))
         self.wanted = 1  # positions whose logits are bound
+        self.project_from: ort.OrtValue | None = None  # a binding does not keep the values bound to it alive
         self.done = np.zeros(self.rows, np.int64)  # tokens in each row's caches
-        self.cross_kv: list[ort.OrtValue] = []  # a binding does not keep the values bound to it alive
+        self.cross_kv: list[ort.OrtValue] = []  # kept alive, too
         self.caches: dict[str, ort.OrtValue] = {}
         device = device_of(session)
         for kind, value in zip("kv", cross_kv, strict=True):
@@ -109,7 +110,8 @@ class DecoderSession:
             self.binding.bind_cpu_input("input_ids", given[0])
             self.binding.bind_cpu_input("offset", given[1])
             if wanted != self.wanted:
-                self.binding.bind_ortvalue_input(PROJECT_FROM, as_value(np.array([-wanted], np.int64)))
+                self.project_from = as_value(np.array([-wanted], np.int64))
+                self.binding.bind_ortvalue_input(PROJECT_FROM, self.project_from)
                 self.binding.bind_output("logits")  # the memory of the last pass has its shape
                 self.wanted = wanted
             self.session.run_with_iobinding(self.binding, NOT_CAPTURED)
