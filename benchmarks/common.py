@@ -58,7 +58,15 @@ def finish(path: Path | None, figures: dict[str, float], runs: list[dict[str, An
     for name, value in figures.items():
         print(f"{name}: {value:.4g}")
     if path is not None:
-        command = " ".join(["python", *(str(Path(a).name) if a.startswith("/") else a for a in sys.argv)])
+        command = " ".join(
+            [
+                "python",
+                *(
+                    ",".join(Path(part).name if part.startswith("/") else part for part in a.split(","))
+                    for a in sys.argv
+                ),
+            ]
+        )
         write_json(path, {"figures": figures, "host": describe_host(), "command": command, **more, "runs": runs})
 
 

@@ -55,8 +55,11 @@ def main() -> None:
         {"id": u.id, "seconds": u.seconds, "reference": u.text, **{name: found[i] for name, found in runs.items()}}
         for i, u in enumerate(utterances)
     ]
-    more = {"systems": systems, "versions": compared, "corpus": f"{options.corpus} {options.split}"}
-    finish(options.json, _figures(systems, next(iter(ours))), clips, **more)
+    more = {"systems": systems, "versions": compared, "corpus": f"{Path(options.corpus).name} {options.split}"}
+    figures = {
+        name: value for name, value in _figures(systems, next(iter(ours))).items() if value == value
+    }  # of those that took part
+    finish(options.json, figures, clips, **more)
 
 
 def _measure(
