@@ -29,7 +29,6 @@ OPTIONS = {
     "older": ("", "a step graph without drafts, whose passes over one token are timed in turns with this bundle's"),
 }
 SIZES = (1, 2, 4, 8, 16, 32)  # tokens of a pass
-EVERY = 0.5  # seconds between partial texts, as in export/edge/stream.py
 Tokens = Sequence[int]
 
 
@@ -55,12 +54,17 @@ class Decoding:
 
     def run(self, cross_kv: Any, limit: int, draft: Any, counts: Any = None) -> tuple[list[int], float]:
         """Tokens, and ms."""
+        from export.edge.decoding.decoder import greedy
         from export.edge.decoding.drafted import greedy_with_draft
 
         started = time.perf_counter()
         prompt = self.model.prompts["en"]
         decoder = self.model.decoder(cross_kv, len(prompt) + limit)
-        (found,) = greedy_with_draft(decoder, [prompt], [limit], self.model.end_token, draft=draft, counts=counts)
+        end = self.model.end_token
+        if draft is None:
+            (found,) = greedy(decoder, [prompt], [limit], end)
+        else:
+            found = greedy_with_draft(decoder, prompt, limit, end, draft, counts=counts)
         return found.tokens, 1000 * (time.perf_counter() - started)
 
 
@@ -143,6 +147,7 @@ def stream(decoding: Decoding, wave: Any, repeats: int) -> dict[str, Any]:
     """The decoder on each beginning of a clip, as a stream has it. The encoder's time, features included, is the same with and without."""
     from export.edge.decoding.drafted import DraftCounts
     from export.edge.decoding.drafts import EarlierText
+    from export.edge.stream import EVERY
 
     ends = [*range(int(EVERY * 16_000), len(wave), int(EVERY * 16_000)), len(wave)]
     started = time.perf_counter()

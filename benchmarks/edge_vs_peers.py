@@ -56,9 +56,8 @@ def main() -> None:
         for i, u in enumerate(utterances)
     ]
     more = {"systems": systems, "versions": compared, "corpus": f"{Path(options.corpus).name} {options.split}"}
-    figures = {
-        name: value for name, value in _figures(systems, next(iter(ours))).items() if value == value
-    }  # of those that took part
+    measured = _figures(systems, next(iter(ours)))
+    figures = {name: value for name, value in measured.items() if not np.isnan(value)}  # of systems that took part
     finish(options.json, figures, clips, **more)
 
 

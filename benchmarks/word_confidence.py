@@ -32,15 +32,10 @@ def plain(word: str) -> str:
 
 def right_words(words: list[str], reference: list[str]) -> list[bool]:
     """Which words the cheapest alignment with the reference matches."""
-    import jiwer
+    from workbench.evaluation.alignment import edits
 
-    if not reference or not words:
-        return [False] * len(words)
-    found = [False] * len(words)
-    for piece in jiwer.process_words(" ".join(reference), " ".join(words)).alignments[0]:
-        if piece.type == "equal":
-            found[piece.hyp_start_idx : piece.hyp_end_idx] = [True] * (piece.hyp_end_idx - piece.hyp_start_idx)
-    return found
+    right = {edit.said for edit in edits(reference, words) if edit.kind is None}
+    return [i in right for i in range(len(words))]
 
 
 def roc_area(sure: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 
 from workbench.core.errors import UserError, install_one_line_excepthook, output_file
 from workbench.core.files import write_json
-from workbench.evaluation.comparison import difference_over_seeds
+from workbench.evaluation.comparison import difference_over_seeds, mean_over_folds
 from workbench.study.plan import Study, Trial, load_study, trials
 from workbench.study.report import print_table, read_kept, shown_cer
 from workbench.study.results import StudyTable, compare, languages_of
@@ -75,10 +75,50 @@ def results(study: Study, file: Path, kept: Sequence[Path]) -> tuple[dict[str, A
         "primary_runs_missing": [trial.name for trial in chosen if trial not in found and is_primary(study, trial)],
         "hypothesis_4": correlations(languages),
         "arms": [published_row(study, row) for row in table["arms"]],
+        "over_folds": over_folds(study, table["arms"]),
         "teacher": table["teacher"],
         "by_language": languages,
     }
     return published, table
+
+
+def over_folds(study: Study, arms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each arm's mean over the corpora of a study with one seed, and its differences to the baseline and to the best constant weight.
+
+    Only arms and corpora that have all runs count. The best constant weight is the one with the lowest mean here.
+    """
+    if len(study.seeds) > 1 or len(study.corpora) == 1:
+        return []
+    cer = {
+        (row["name"], row["corpus"]): row["cer_capped"][0]
+        for row in arms
+        if row["group"] == "all" and row["corpus"] in study.corpora
+    }
+    named = [arm for arm in study.arms if any(arm == name for name, _ in cer)]
+    folds = [corpus for corpus in study.corpora if all((arm, corpus) in cer for arm in named)]
+    found = {arm: [cer[arm, fold] for fold in folds] for arm in named} if folds else {}
+    constant = [arm for arm in found if is_constant(study.arms[arm])]
+    best = min(constant, key=lambda arm: float(np.mean(found[arm])), default=study.baseline)
+    rows = []
+    for arm, values in found.items():
+        row: dict[str, Any] = {
+            "arm": arm,
+            "folds": folds,
+            "cer_capped": values,
+            "mean": round(float(np.mean(values)), 3),
+        }
+        for name, other in (("baseline", study.baseline), ("best_constant", best)):
+            if other in found and other != arm:
+                points, interval = mean_over_folds(np.subtract(values, found[other]).tolist())
+                row[f"vs_{name}"] = {"arm": other, "delta_cer": points, "interval": interval}
+        rows.append(row)
+    return rows
+
+
+def is_constant(changes: Mapping[str, object]) -> bool:
+    """Whether an arm is a constant weight and nothing else."""
+    (weighting, *others) = changes.values()
+    return not others and isinstance(weighting, Mapping) and weighting.get("name") == "fixed"
 
 
 def is_primary(study: Study, trial: Trial) -> bool:

@@ -198,3 +198,15 @@ def copies(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBENCH_DATASETS", str(tmp_path / "copies"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     return lambda name, files, configs=None: write_copy(tmp_path / "copies" / name, files, configs)
+
+
+def of_an_earlier_version(bundle: Path, folder: Path) -> Path:
+    """A copy of a bundle whose decoder gives the logits of the last position alone, as it once did."""
+    import onnx
+
+    shutil.copytree(bundle, folder)
+    path = folder / "onnx" / "step_decoder.onnx"
+    model = onnx.load(path)
+    model.graph.input.remove(next(i for i in model.graph.input if i.name == "project_from"))
+    onnx.save(model, path)
+    return folder

@@ -23,10 +23,16 @@ from . import (
 )
 from .audio.resample import SAMPLE_RATE
 from .decoding.hotwords import DEFAULT_SCORE, MAX_SCORE
+from .decoding.language_model import weights_of_options
 from .recognizer import LONGEST
 
 MOST = 1024  # threads, or beams
 SHORTEST, WINDOW = 2.0, 30.0  # seconds of a stretch
+LM_OPTIONS = {  # weights of a language model, and what they do
+    "alpha": "how much its probabilities count",
+    "beta": "what is added for each word",
+    "unk_score_offset": "what is added to the log10 probability of a word that it does not know",
+}
 PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -87,11 +93,7 @@ def arguments() -> argparse.ArgumentParser:
         metavar="FILE",
         help="of a model with a CTC head: n-gram model of words, ARPA or KenLM's binary; needs the package kenlm",
     )
-    for name, about in (
-        ("alpha", "how much its probabilities count"),
-        ("beta", "what is added for each word"),
-        ("unk_score_offset", "what is added to the log10 probability of a word that it does not know"),
-    ):
+    for name, about in LM_OPTIONS.items():
         default = getattr(LanguageModelWeights, name)
         option = f"--lm-{name.replace('_', '-')}"
         parser.add_argument(option, type=float, help=f"with --lm: {about}; {default:g} by default")
@@ -156,13 +158,8 @@ def _score(value: str) -> float:
 
 def _run(args: argparse.Namespace) -> int:
     """Transcribe the files; returns the exit status."""
-    named = {name: getattr(args, f"lm_{name}") for name in ("alpha", "beta", "unk_score_offset")}
-    weights = {name: value for name, value in named.items() if value is not None}
-    if weights and not args.lm:
-        option = f"--lm-{next(iter(weights)).replace('_', '-')}"
-        print(f"error: {option}: there is no language model; name its file with --lm", file=sys.stderr)  # noqa: T201
-        return 2
     try:
+        weights = weights_of_options({name: getattr(args, f"lm_{name}") for name in LM_OPTIONS}, args.lm)
         recognizer = Recognizer(
             args.bundle,
             args.precision,
@@ -177,7 +174,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.hotwords:
             how["hotwords"] = recognizer.new_hotwords(read_hotwords(args.hotwords), args.hotwords_score)
         if args.lm:
-            how["lm"] = recognizer.new_language_model(args.lm, LanguageModelWeights(**weights))
+            how["lm"] = recognizer.new_language_model(args.lm, weights)
     except BundleError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2

@@ -16,7 +16,7 @@ from .bundle.manifest import BundleError, Manifest, read_manifest
 from .bundle.tokens import Detokenizer
 from .clock import Clock
 from .decoding.ctc import CtcModel
-from .decoding.decoder import Hypothesis, beam_search
+from .decoding.decoder import Hypothesis, beam_search, greedy
 from .decoding.drafted import greedy_with_draft
 from .decoding.drafts import Draft
 from .decoding.hotword_scores import HotwordScores
@@ -221,9 +221,7 @@ class Recognizer:
 
     def new_language_model(self, path: str | Path, weights: LanguageModelWeights | None = None) -> LanguageModel:
         """An n-gram language model, as `transcribe` takes it; raises BundleError as `LanguageModel` does, and for a model without a CTC head."""
-        if self.ctc is None:
-            raise BundleError(f"{self.manifest.name}: has a decoder, which takes no language model; leave it out")
-        return LanguageModel(path, self.detokenize, self.ctc.lower, weights)
+        return LanguageModel(path, self.detokenize, self._takes_language_model().lower, weights)
 
     def _batches(self, seconds: Sequence[float], most: int) -> Iterator[list[int]]:
         """Indices of clips that are batched together, the shortest first."""
@@ -250,10 +248,10 @@ class Recognizer:
                 spoken = next(iter(self.prompts)) if len(self.prompts) == 1 else UNDETERMINED
             # one clip after the other: what follows a clip in a batch would change what is written
             scores: list[TextScores] = [*([HotwordScores(hotwords)] if hotwords else []), *([lm] if lm else [])]
-            heard = [self.ctc.transcribe(wave, clock, spoken, words, beams, scores) for wave in waves]
+            transcribed = [self.ctc.transcribe(wave, clock, spoken, words, beams, scores) for wave in waves]
             return [
                 Transcript(text, spoken, ids, clock.laps, True, False, timed, logprob)
-                for text, ids, timed, logprob in heard
+                for text, ids, timed, logprob in transcribed
             ]
         cross_kv = self.model.cross_kv(waves, clock)
         languages = [language] * len(waves)
@@ -265,11 +263,11 @@ class Recognizer:
         decoder, end = self.model.decoder(cross_kv, len(prompts[0]) + max(limits), beams), self.model.end_token
         if beams > 1:
             written = [beam_search(decoder, prompts[0], limits[0], end, beams, hotwords)]
-        else:
-            if draft is not None and not self.model.takes_drafts:
-                draft = None
+        elif draft is not None and hotwords is None and self.model.takes_drafts:  # of one clip
             lap = partial(clock.lap, "first_token")
-            written = greedy_with_draft(decoder, prompts, limits, end, lap, hotwords, draft)
+            written = [greedy_with_draft(decoder, prompts[0], limits[0], end, draft, lap)]
+        else:
+            written = greedy(decoder, prompts, limits, end, partial(clock.lap, "first_token"), hotwords)
         clock.lap("rest")
         texts = [self.detokenize(one.tokens) for one in written]
         clock.lap("detokenize")
@@ -335,14 +333,21 @@ class Recognizer:
             raise BundleError(f"beams is {beams}; expected at least 1, which is greedy")
         if words and not self.times_words:
             raise BundleError(f"{self.manifest.name}: has no alignment heads for word times")
-        if lm is not None and self.ctc is None:
-            raise BundleError(f"{self.manifest.name}: has a decoder, which takes no language model; leave it out")
+        if lm is None:
+            return
+        self._takes_language_model()
         if language == AUTO and len(self.prompts) == 1:
             language = next(iter(self.prompts))
-        if lm is not None and language in WITHOUT_SPACES:
+        if language in WITHOUT_SPACES:
             raise BundleError(
                 f"a language model scores words between spaces, which language {language!r} does not write; leave it out"
             )
+
+    def _takes_language_model(self) -> CtcModel:
+        """The model with a CTC head; raises BundleError for one with a decoder."""
+        if self.ctc is None:
+            raise BundleError(f"{self.manifest.name}: has a decoder, which takes no language model; leave it out")
+        return self.ctc
 
     def _spoken(self, wave: Wave, clock: Clock) -> bool:
         """Whether the detector finds speech; True where there is no detector."""

@@ -1,7 +1,6 @@
 """Drafted decoding: whatever a draft proposes, the text is the greedy decoder's; a good one takes fewer passes."""
 
 import itertools
-import shutil
 
 import numpy as np
 import onnx
@@ -14,7 +13,7 @@ from export.edge.decoding.drafts import EarlierText, PromptLookup
 from export.edge.decoding.sessions import open_session, session_options
 from export.graphs.step import PROJECT_FROM
 from export.quantization.int8 import DEFAULTS, quantize_dynamic
-from tests.conftest import tone
+from tests.conftest import of_an_earlier_version, tone
 from workbench.core.machine.host import describe_host
 
 RATE = 16_000
@@ -89,7 +88,7 @@ def test_every_draft_gives_the_text_of_greedy_decoding(recognizer):
             vocabulary = model.decoder(cross_kv, sizes).vocabulary
             for name, draft in drafts_for(plain.tokens, end, vocabulary).items():
                 decoder, counts = model.decoder(cross_kv, sizes), DraftCounts()
-                (found,) = greedy_with_draft(decoder, [prompt], [limit], end, draft=draft, counts=counts)
+                found = greedy_with_draft(decoder, prompt, limit, end, draft, counts=counts)
                 assert found == plain, name
                 if name == "right" and not plain.looped and not counts.given_up:  # a loop's text lacks its repetitions
                     assert counts.passes == -(-counts.tokens // (MOST + 1))
@@ -130,12 +129,7 @@ def test_rows_of_a_batch_have_their_own_positions(recognizer):
 
 def test_a_graph_that_gives_the_last_logits_alone_takes_no_drafts(exported, tmp_path):
     """Such are those of older bundles."""
-    shutil.copytree(exported, tmp_path / "old")
-    path = tmp_path / "old" / "onnx" / "step_decoder.onnx"
-    graph = onnx.load(path)
-    graph.graph.input.remove(next(i for i in graph.graph.input if i.name == "project_from"))
-    onnx.save(graph, path)
-    old = Recognizer(tmp_path / "old", "fp32", threads=1, vad=False, check=False)
+    old = Recognizer(of_an_earlier_version(exported, tmp_path / "old"), "fp32", threads=1, vad=False, check=False)
     assert not old.model.takes_drafts
     plain = Recognizer(exported, "fp32", threads=1, vad=False).transcribe(tone(1.0))
     assert old.transcribe(tone(1.0), draft=Known(plain.tokens)).tokens == plain.tokens
@@ -192,10 +186,10 @@ class Scripted:
 
 def test_tokens_that_are_nearly_equal_are_decided_without_a_draft():
     text, counts = [1, 2, 3, 4], DraftCounts()
-    (found,) = greedy_with_draft(Scripted(text, 2), [[0]], [9], END, draft=Known(text), counts=counts)
+    found = greedy_with_draft(Scripted(text, 2), [0], 9, END, Known(text), counts=counts)
     assert found == Hypothesis([1, 2, 11, 4], True)
     assert counts.given_up == 1
-    (found,) = greedy_with_draft(Scripted(text), [[0]], [9], END, draft=Known(text), counts=counts)
+    found = greedy_with_draft(Scripted(text), [0], 9, END, Known(text), counts=counts)
     assert found == Hypothesis(text, True)
     assert counts.given_up == 1
 
@@ -205,7 +199,7 @@ def test_a_loop_at_the_limit_is_cut_as_without_a_draft():
     (plain,) = greedy(Scripted(text), [[0]], [16], END)
     assert plain == Hypothesis([1, 2], False, True)
     for draft in (Known(text), PromptLookup(2), Known([1, 2])):
-        assert greedy_with_draft(Scripted(text), [[0]], [16], END, draft=draft) == [plain]
+        assert greedy_with_draft(Scripted(text), [0], 16, END, draft) == plain
 
 
 def test_a_text_is_no_draft():
@@ -216,7 +210,7 @@ def test_a_text_is_no_draft():
 def test_counts():
     text, counts = [1, 2, 3, 4, 5, 6], DraftCounts()
     decoder = Scripted(text)
-    greedy_with_draft(decoder, [[0]], [9], END, draft=EarlierText([1, 2, 8, 4, 5]), counts=counts)
+    greedy_with_draft(decoder, [0], 9, END, EarlierText([1, 2, 8, 4, 5]), counts=counts)
     # 1 2, then 3 itself; 4 5, then 6; then the end
     assert (counts.passes, counts.tokens, counts.proposed, counts.accepted) == (3, 7, 7, 4)
     assert decoder.passes == 3

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from workbench.config.recipe import load_recipe, parse_recipe
-from workbench.config.sections import Stage, StudentRecipe
+from workbench.config.sections import StudentRecipe
 from workbench.config.shipped import FOLDER
 from workbench.core.errors import UserError
 from workbench.models.students import parameters
 from workbench.planning.devices import DEVICES
 from workbench.planning.flops import saved_bytes
-from workbench.planning.plan import check_kept_layers, meta_model, meta_student, plan
+from workbench.planning.plan import meta_model, meta_student, plan
 
 GPU_RECIPES = sorted((FOLDER / "gpu").glob("*.yaml"))
 
@@ -82,10 +82,14 @@ def test_a_corpus_vocabulary_is_said_to_be_estimated_with_all_tokens(caplog):
 
 
 def test_a_layer_that_is_to_stay_in_fp32_must_be_there():
-    stage = Stage(trainable="all", epochs=1, learning_rate=1e-5, quantization={"encoder": "int8-5", "decoder": "q4-6"})
-    check_kept_layers(stage, "s", 6, 7)
+    def planned(decoder):
+        recipe = a_recipe(quantization={"encoder": "int8-5", "decoder": decoder})
+        student = StudentRecipe(decoder_layers=6)
+        return plan(recipe.model_copy(update={"student": student}), "l4-24gb", 1, 1, 10.0, 0.35)
+
+    planned("q4-5")
     with pytest.raises(UserError, match=r"stages.s.quantization: decoder is 'q4-6', but there is no layer 6"):
-        check_kept_layers(stage, "s", 6, 6)
+        planned("q4-6")
 
 
 def test_what_is_kept_for_the_backward_pass_is_counted_once():

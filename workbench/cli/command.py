@@ -119,14 +119,13 @@ def language_model_weights(
     lm: Path | None, alpha: float | None, beta: float | None, unk_score_offset: float | None
 ) -> LanguageModelWeights:
     """What the options say; raises UserError if they are given without a language model."""
-    from export.edge.decoding.language_model import LanguageModelWeights
+    from export.edge.bundle.manifest import BundleError
+    from export.edge.decoding.language_model import weights_of_options
 
-    options = {"alpha": alpha, "beta": beta, "unk_score_offset": unk_score_offset}
-    given = {name: value for name, value in options.items() if value is not None}
-    if given and lm is None:
-        option = next(iter(given)).replace("_", "-")
-        raise UserError(f"--lm-{option}: there is no language model; name its file with --lm")
-    return LanguageModelWeights(**given)
+    try:
+        return weights_of_options({"alpha": alpha, "beta": beta, "unk_score_offset": unk_score_offset}, lm)
+    except BundleError as error:
+        raise UserError(str(error)) from None
 
 
 def write_results(json_file: Path | None, content: object) -> bool:

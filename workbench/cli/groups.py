@@ -5,20 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+DECODING = ("language", "beams", "hotwords", "hotwords_score", "lm", "lm_alpha", "lm_beta", "lm_unk_score_offset")
 # command -> title of a group -> its parameters
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "transcribe": {
         "The model": ("bundle", "model", "precision", "threads"),
-        "Decoding": (
-            "language",
-            "beams",
-            "hotwords",
-            "hotwords_score",
-            "lm",
-            "lm_alpha",
-            "lm_beta",
-            "lm_unk_score_offset",
-        ),
+        "Decoding": DECODING,
         "Output": ("output_format", "output", "words", "overwrite"),
     },
     "measure": {
@@ -33,14 +25,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Server": ("host", "port", "workers", "threads"),
         "Limits": ("max_queue", "max_seconds", "max_megabytes"),
         "Requests": (
-            "language",
-            "beams",
-            "hotwords",
-            "hotwords_score",
-            "lm",
-            "lm_alpha",
-            "lm_beta",
-            "lm_unk_score_offset",
+            *DECODING,
             "vad",
             "alias",
             "ignore_prompt",

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from workbench.evaluation.scoring import FEWEST_CLIPS, Languages, clip_errors, each_language, resampled_rates
 
 CONFIDENCE = 0.95
+FEWEST_FOLDS = 3  # below which there is no interval over them
 EQUIVALENCE_CONFIDENCE = 0.9
 
 
@@ -134,6 +135,19 @@ def difference_over_seeds(
     (half, half_90), p = _student(mean, variances)
     ci, ci_90 = ([round(mean - h, 3), round(mean + h, 3)] for h in (half, half_90))
     return {**found, "ci": ci, "ci_90": ci_90, "p": p}
+
+
+def mean_over_folds(points: Sequence[float]) -> tuple[float, list[float] | None]:
+    """Mean of the folds' differences and its 95 % interval: Student's t over the folds, which differ in speakers and training alike.
+
+    None in place of the interval with fewer than three folds.
+    """
+    values = np.asarray(points, np.float64)
+    mean, folds = float(values.mean()), len(values)
+    if folds < FEWEST_FOLDS:
+        return round(mean, 3), None
+    (half, _), _ = _student(mean, [(float(values.var(ddof=1)) / folds, folds - 1)])
+    return round(mean, 3), [round(mean - half, 3), round(mean + half, 3)]
 
 
 def _student(mean: float, variances: Sequence[tuple[float, int]]) -> tuple[tuple[float, float], float]:

@@ -27,6 +27,7 @@ from workbench.core.tables import print_rows
 from workbench.models import has_ctc_head
 from workbench.models.resolve import resolve_teacher
 from workbench.models.students import parameters
+from workbench.models.whisper.exported import exported_weights
 from workbench.models.whisper.family import WINDOW_SECONDS, part_of
 from workbench.models.whisper.forward.log_mel import positions_of
 from workbench.models.whisper.forward.passes import decoder_logits, encode
@@ -35,6 +36,7 @@ from workbench.models.whisper.low_rank import with_low_rank_layers
 from workbench.models.whisper.students import build_student, check_pair
 from workbench.planning.devices import open_device
 from workbench.planning.flops import step_cost, teacher_pass_flop
+from workbench.training.quantization import check_quantization
 from workbench.training.step.student_module import StudentModule
 from workbench.training.student import check_without_ctc
 
@@ -122,8 +124,10 @@ def plan(
     initial = recipe.student.init_from
     student = meta_student(teacher if initial is None else meta_model(initial), recipe.student)
     check_pair(student.config, teacher.config, recipe.matched_keys(recipe.teacher))
+    family: Any = SimpleNamespace(exported_weights=exported_weights)  # what the check needs of it
     for name, stage in recipe.stages.items():
-        check_kept_layers(stage, name, student.config.encoder_layers, student.config.decoder_layers)
+        if stage.quantization is not None:
+            check_quantization(stage.quantization, name, family, student)
     if recipe.student.vocabulary == "corpus":
         log.info(
             "student.vocabulary: estimated with all tokens; which ones stay is known only after the teacher's pass"
@@ -194,21 +198,6 @@ def meta_student(source: WhisperForConditionalGeneration, recipe: StudentRecipe)
     """The student's shapes."""
     with torch.device("meta"):
         return build_student(source, recipe)
-
-
-def check_kept_layers(stage: Stage, name: str, encoder_layers: int, decoder_layers: int) -> None:
-    """Raise UserError where a stage's `quantization` leaves a layer in fp32 that the student does not have."""
-    settings = stage.quantization
-    if settings is None:
-        return
-    for part, scheme, count in (
-        ("encoder", settings.encoder_scheme, encoder_layers),
-        ("decoder", settings.decoder_scheme, decoder_layers),
-    ):
-        if scheme is not None and (missing := [layer for layer in scheme.kept if layer >= count]):
-            raise UserError(
-                f"stages.{name}.quantization: {part} is {scheme.label!r}, but there is no layer {missing[0]}; they are numbered from 0"
-            )
 
 
 def _in_memory(recipe: Recipe, stage: str, teachers: Mapping[str, nn.Module]) -> int:

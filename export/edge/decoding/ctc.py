@@ -117,7 +117,7 @@ class CtcModel:
         return [word.lower() for word in words] if all(c == c.lower() for c in letters) else list(words)
 
     def _words(
-        self, path: CtcPath, probability: npt.NDArray[np.float64], samples: int, positions: int, language: str
+        self, path: CtcPath, probabilities: npt.NDArray[np.float64], samples: int, positions: int, language: str
     ) -> list[Word]:
         """Words with the times of their first and last tokens, which a CTC head writes close to where they are heard, and the mean of their tokens' probabilities."""
         heard = min(samples / SAMPLE_RATE, self.window)
@@ -126,9 +126,9 @@ class CtcModel:
         for spelled, first, last in words_of(path, self.detokenize.bytes_of, language in WITHOUT_SPACES):
             text = spelled.decode("utf-8", "replace")
             start, end = min(first * each, heard), min((last + 1) * each, heard)
-            own = [p for at, p in zip(path.first, probability, strict=True) if first <= at <= last]
-            sure = round(float(np.mean(own)), 4)
-            out.append(Word(text.lower() if self.lower else text, round(start, 3), round(end, 3), sure))
+            of_tokens = [p for at, p in zip(path.first, probabilities, strict=True) if first <= at <= last]
+            probability = round(float(np.mean(of_tokens)), 4)
+            out.append(Word(text.lower() if self.lower else text, round(start, 3), round(end, 3), probability))
         return out
 
 

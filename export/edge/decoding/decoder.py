@@ -293,11 +293,7 @@ def gives_several_logits(step: ort.InferenceSession) -> bool:
 
 def log_likelihood(logits: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Log-probability of one token a row, row by row: all of them in fp64 would take much memory. [rows, vocabulary], [rows] -> [rows]"""
-    found = np.empty(len(tokens))
-    for i, (row, token) in enumerate(zip(logits, tokens, strict=True)):
-        shifted = row.astype(np.float64) - row.max()
-        found[i] = shifted[token] - np.log(np.exp(shifted).sum())
-    return found
+    return np.array([log_softmax(row)[token] for row, token in zip(logits, tokens, strict=True)])
 
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -17,7 +17,6 @@ import onnxruntime as ort
 
 from .decoder import DTYPES, DecoderSession, Hypothesis, gives_several_logits, greedy, stopped
 from .drafts import Draft
-from .hotwords import Hotwords
 from .sessions import as_value, device_of
 
 ROUNDING = 1e-4  # of logits, which are about 20: what passes over one token and over several may differ by
@@ -43,36 +42,27 @@ class DraftCounts:
 
 
 def greedy_with_draft(
-    decoder: DecoderSession,
-    prompts: Sequence[Sequence[int]],
-    limits: Sequence[int],
-    end: int,
-    first: Callable[[], None] = lambda: None,
-    hotwords: Hotwords | None = None,
-    draft: Draft | None = None,
+    decoder: DecoderSession, prompt: Sequence[int], limit: int, end: int, draft: Draft, first: Callable[[], None] = lambda: None,
     counts: DraftCounts | None = None,
-) -> list[Hypothesis]:
-    """Greedy decoding, in fewer passes where a draft is right; without it for several clips, and with hotwords.
+) -> Hypothesis:  # fmt: skip
+    """What `greedy` writes of one clip, in fewer passes where a draft is right.
 
     Args:
-        decoder: with one row per clip.
-        prompts: the prompt of each clip, all of one length.
-        limits: most tokens of each clip.
-        end: the token that ends a transcript.
-        first: called when the first token of every clip has been computed.
-        hotwords: words whose tokens are made likelier.
-        draft: proposes the tokens of the one clip; only for a decoder whose passes agree (`passes_agree`).
+        decoder: with one row, whose passes agree (`passes_agree`).
+        prompt: the clip's prompt.
+        limit: most tokens.
+        end: as for `greedy`.
+        draft: proposes the clip's tokens.
+        first: as for `greedy`.
         counts: to be added to.
     """
-    if draft is None or hotwords or len(prompts) > 1:
-        return greedy(decoder, prompts, limits, end, first, hotwords)
     counts = counts or DraftCounts()
-    found = _drafted(decoder, prompts[0], limits[0], end, draft, first, counts)
-    if found is not None:
-        return [found]
-    counts.given_up += 1
-    decoder.done[:] = 0
-    return greedy(decoder, prompts, limits, end)
+    found = _drafted(decoder, prompt, limit, end, draft, first, counts)
+    if found is None:
+        counts.given_up += 1
+        decoder.done[:] = 0
+        (found,) = greedy(decoder, [prompt], [limit], end)
+    return found
 
 
 def _drafted(

@@ -7,7 +7,7 @@ import math
 import re
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,18 @@ class LanguageModelWeights:
         for name, low, high in (("alpha", 0, 10), ("beta", -100, 100), ("unk_score_offset", -100, 0)):
             if not low <= (value := getattr(self, name)) <= high:  # nan is not, either
                 raise BundleError(f"{name} of the language model is {value:g}; expected {low} to {high}")
+
+
+def weights_of_options(options: Mapping[str, float | None], file: Path | None) -> LanguageModelWeights:
+    """What `--lm-alpha` and the other options say, by the weights' names, defaults for those that are None.
+
+    Raises BundleError if any is given without a language model's file, or out of range.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and file is None:
+        option = next(iter(given)).replace("_", "-")
+        raise BundleError(f"--lm-{option}: there is no language model; name its file with --lm")
+    return LanguageModelWeights(**given)
 
 
 class WordState(NamedTuple):
