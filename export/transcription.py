@@ -21,7 +21,7 @@ from workbench.text.languages import did_you_mean_language
 log = logging.getLogger("workbench")
 SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "json": ".json"}
 Transcribe = Callable[[Wave, str], list[Segment]]  # of a wave and the name of its file
-DECODER_BEAMS = 20  # most beams of a decoder, each of which holds the states of its own
+DECODER_BEAMS = 20  # most beams of a decoder, each of which has caches of its own
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A model with a CTC head: one graph from a wave to what the token is, or none, at each 20 ms."""
+"""A model with a CTC head: one graph from a wave to the logits of each 20 ms, and the text that they spell."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ POSITION_SAMPLES = 320  # samples of one encoder position: 20 ms
 
 
 class Reading(NamedTuple):
-    """What one pass over a transcript tells."""
+    """What reading a transcript again tells of it."""
 
     attention: npt.NDArray[
         np.float32

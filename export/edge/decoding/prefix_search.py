@@ -74,7 +74,9 @@ class _Texts:
         self.in_blank, self.in_token = np.zeros(1), np.full(1, -np.inf)  # log-probability of the paths that end in one
         self.states = [[one.start() for one in scores]]
         self.added = np.array([self._so_far(self.states[0])])  # by the scores
-        self.longer: list[dict[int, tuple[list[State], float]]] = [{}]  # states and scores with each further token
+        self.longer: list[dict[int, tuple[list[State], float]]] = [
+            {}
+        ]  # of each text by a further token: the states and the score with it, computed once
         self._look_up()
 
     def _look_up(self) -> None:
@@ -82,8 +84,8 @@ class _Texts:
         self.last = np.array([self.tokens[node] for node in self.nodes])
         rows = {node: row for row, node in enumerate(self.nodes)}
         parents = np.array([rows.get(self.parents[node], -1) for node in self.nodes])
-        self.below = np.flatnonzero(parents >= 0)
-        self.above = parents[self.below]
+        self.below = np.flatnonzero(parents >= 0)  # rows of texts whose parent is kept, too
+        self.above = parents[self.below]  # and the rows of those parents
 
     def step(self, likely: Floats, blank: int, tokens: npt.NDArray[np.intp]) -> None:
         """Go on to the next position, with its log-probabilities [vocabulary] and the tokens to try, in rising order."""
