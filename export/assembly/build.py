@@ -24,7 +24,7 @@ from export.edge.bundle.content import Content, Int8, Vocabulary
 from export.edge.bundle.manifest import FORMAT
 from export.graphs.lint import LARGEST
 from export.quantization.int8 import DEFAULTS, Int8Options
-from export.quantization.precisions import Precision, parse_precisions
+from export.quantization.precisions import Precision, check_decoder_scheme, parse_precisions
 from workbench import __version__
 from workbench.audio.decode import SAMPLE_RATE, Wave
 from workbench.config.schemes import Scheme
@@ -103,7 +103,11 @@ def export_bundle(
             raise UserError(
                 f"{checkpoint}: has a CTC head and no decoder; leave out --vocabulary and --decoder-exporter"
             )
-        return export_ctc_bundle(checkpoint, output, parsed, name, overwrite, options, _described(options, parsed))
+        return export_ctc_bundle(
+            checkpoint, output, parsed, name, overwrite, options, _described(options, parsed), calibration
+        )
+    for precision in parsed:
+        check_decoder_scheme(precision)
     check_files(checkpoint)
     origin = find_origin(checkpoint, name)
     source = fingerprint(checkpoint)

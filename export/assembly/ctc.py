@@ -25,10 +25,11 @@ from export.graphs.lint import LARGEST, lint_graphs
 from export.graphs.names import CTC
 from export.quantization.int8 import Int8Options
 from export.quantization.precisions import Precision
-from export.quantization.quantize import nodes_in_fp32, quantize
+from export.quantization.quantize import quantize
 from workbench import __version__
+from workbench.audio.decode import Wave
 from workbench.config.recipe import load_recipe
-from workbench.config.schemes import WAVE_ENCODERS, Scheme
+from workbench.config.schemes import CALLED_TYPES, Scheme
 from workbench.core.disk import check_free_space
 from workbench.core.errors import UserError
 from workbench.core.files import read_object, write_json, write_text
@@ -49,9 +50,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("workbench")
 BLANKS = ("<blk>", "<eps>", "<blank>")  # names that sherpa-onnx takes for the blank
-SCHEMES = ("fp32", "fp16", "int8", "w8", "q4")
-# a Whisper's encoder has no class of its own in transformers: its graph is called as wav2vec2's is
-CALLED_AS: dict[str, Any] = {"model_type": WAVE_ENCODERS[0], "architectures": ["Wav2Vec2ForCTC"]}
+# a Whisper's encoder has no class of its own in transformers, and transformers.js does not read WavLM: their graphs are called as wav2vec2's is
+CALLED_AS: dict[str, Any] = {"model_type": CALLED_TYPES[0], "architectures": ["Wav2Vec2ForCTC"]}
 
 
 def export_ctc_bundle(
@@ -62,6 +62,7 @@ def export_ctc_bundle(
     overwrite: bool,
     options: Int8Options,
     int8: Int8 | None,
+    calibration: Sequence[Wave] = (),
 ) -> Path:
     """Export a checkpoint with a CTC head as a bundle, and check its logits against torch's.
 
@@ -73,9 +74,10 @@ def export_ctc_bundle(
         overwrite: replace a bundle with other content.
         options: options of the quantizers.
         int8: the same as the manifest describes them.
+        calibration: clips [samples] on which static int8 measures its inputs' ranges.
 
     Raises:
-        UserError: the checkpoint is of a kind that cannot be exported, a precision is for models with a decoder, another process writes the
+        UserError: the checkpoint is of a kind that cannot be exported, a precision has two parts, another process writes the
             bundle, the disk is full, or the graph's output differs from torch's.
     """
     from export.verification.ctc import check_logits
@@ -106,7 +108,7 @@ def export_ctc_bundle(
         graphs.mkdir()
         content = _manifest(origin, family, model, precisions, source) | {"int8": int8, "through": "workbench"}
         runtimes = runtimes_of(content)
-        _write_graphs(model, family, graphs, precisions, options, runtimes)
+        _write_graphs(model, family, graphs, precisions, options, runtimes, calibration)
         _write_client_files(family, folder, runtimes)
         content |= {"speech_detector": copy_detector(graphs)}
         write_json(folder / "bundle.json", content)  # what the check reads
@@ -119,20 +121,17 @@ def export_ctc_bundle(
 
 
 def check_precisions(precisions: Sequence[Precision]) -> None:
-    """Raise UserError for a precision of two parts, or a scheme that needs calibration: there is one graph."""
+    """Raise UserError for a precision of two parts: there is one graph."""
     for precision in precisions:
         if precision.encoder != precision.decoder:
             raise UserError(
                 f"--precision {precision.name!r}: a model with a CTC head is one graph; expected one scheme, such as {precision.encoder.label}"
             )
-        if precision.encoder.name not in SCHEMES:
-            raise UserError(
-                f"--precision {precision.name!r}: not there for models with a CTC head; expected {', '.join(SCHEMES)}"
-            )
 
 
 def _write_graphs(
-    model: nn.Module, family: CtcFamily, folder: Path, precisions: Sequence[Precision], options: Int8Options, runtimes: set[str]
+    model: nn.Module, family: CtcFamily, folder: Path, precisions: Sequence[Precision], options: Int8Options, runtimes: set[str],
+    calibration: Sequence[Wave],
 ) -> None:  # fmt: skip
     with step("exporting the graph"):
         graph = ctc_graph(model, family)
@@ -145,7 +144,8 @@ def _write_graphs(
     for precision in precisions:
         if precision.encoder != fp32:
             with step("quantizing: %s", precision.name):
-                quantize(folder / CTC, precision.encoder, options, leave=nodes_in_fp32(graph))
+                clips = [wave[None] for wave in calibration] if precision.encoder.name == "int8_static" else []
+                quantize(folder / CTC, precision.encoder, options, clips)
     if not any(precision.encoder == fp32 for precision in precisions):
         (folder / CTC).unlink()
     with step("checking the graphs"):
@@ -172,7 +172,8 @@ def _write_client_files(family: CtcFamily, folder: Path, runtimes: set[str]) -> 
 def _config(family: CtcFamily) -> dict[str, Any]:
     """What Hugging Face's runtimes read of a model before they call its graph."""
     if family.reads_waves:
-        return read_object(family.folder / "config.json", "a checkpoint's configuration")
+        values = read_object(family.folder / "config.json", "a checkpoint's configuration")
+        return values if values["model_type"] in CALLED_TYPES else values | CALLED_AS
     config = family.config
     sizes = {
         "hidden_size": config.d_model, "num_hidden_layers": config.encoder_layers, "num_attention_heads": config.encoder_attention_heads,

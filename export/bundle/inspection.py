@@ -13,7 +13,7 @@ from pathlib import Path
 from export.edge.bundle.fields import abbreviated
 from export.edge.bundle.manifest import BundleError, Manifest, check_graph
 from export.edge.bundle.tokens import Detokenizer
-from workbench.config.schemes import WAVE_ENCODERS
+from workbench.config.schemes import CALLED_TYPES
 from workbench.core.errors import UserError
 from workbench.core.files import read_object
 from workbench.core.hashing import sha256
@@ -49,7 +49,7 @@ def inspect(manifest: Manifest) -> None:
             Detokenizer(path)
     check_settings(manifest.folder, CTC_CLASSES if manifest.has_ctc_head else CLASSES)
     config = manifest.folder / "config.json"
-    expected = WAVE_ENCODERS if manifest.has_ctc_head else ("whisper",)
+    expected = CALLED_TYPES if manifest.has_ctc_head else ("whisper",)
     if config.is_file() and (kind := read_object(config, "a bundle's configuration").get("model_type")) not in expected:
         raise UserError(f"{config}: model_type is {abbreviated(kind)}; expected {' or '.join(map(repr, expected))}")
 

@@ -134,8 +134,9 @@ class Recognizer:
         return self._transcribed([wave], [seconds], language, beams, words, clock, hotwords, lm, draft)[0]
 
     def transcribe_batch(
-        self, waves: Sequence[Wave], language: str = "en", most: int = 16, hotwords: Hotwords | None = None
-    ) -> list[Transcript]:
+        self, waves: Sequence[Wave], language: str = "en", most: int = 16, hotwords: Hotwords | None = None,
+        beams: int = 1, lm: LanguageModel | None = None,
+    ) -> list[Transcript]:  # fmt: skip
         """Transcribe utterances, each of at most 30 s, in batches; transcripts are returned in the order given.
 
         Clips of about the same length are batched together, because a batch is as long as its longest clip. That pays on a GPU, hardly on a CPU.
@@ -145,13 +146,16 @@ class Recognizer:
             language: ISO 639-1 code, or `auto` to detect each one's.
             most: clips in a batch.
             hotwords: as for `transcribe`.
+            beams: as for `transcribe`. A decoder with beams takes one clip at a time.
+            lm: as for `transcribe`.
 
         Raises:
             AudioError, BundleError: as `transcribe`.
         """
         found: dict[int, Transcript] = {}
         seconds = [self._checked(wave) for wave in waves]
-        self._allowed(language)
+        self._allowed(language, beams=beams, lm=lm)
+        most = 1 if beams > 1 else most
         clock = Clock()
         unspoken = [i for i, wave in enumerate(waves) if not self._spoken(wave, clock)]
         found |= {i: Transcript("", language, (), clock.laps, True) for i in unspoken}
@@ -160,7 +164,7 @@ class Recognizer:
             if not batch:
                 continue
             said = self._transcribed(
-                [waves[i] for i in batch], [seconds[i] for i in batch], language, hotwords=hotwords
+                [waves[i] for i in batch], [seconds[i] for i in batch], language, beams, hotwords=hotwords, lm=lm
             )
             found |= zip(batch, said, strict=True)
         return [found[i] for i in range(len(waves))]

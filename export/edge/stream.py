@@ -9,6 +9,8 @@ import numpy as np
 
 from .audio.resample import SAMPLE_RATE, AudioError, Wave
 from .decoding.drafts import EarlierText
+from .decoding.hotwords import Hotwords
+from .decoding.language_model import LanguageModel
 from .recognizer import Recognizer
 from .vad import FRAME, OFF, ON, PAD
 
@@ -40,11 +42,16 @@ class Stream:
         every: seconds of speech between partial texts.
         pause: seconds of silence that end an utterance.
         drafts: False to write every partial text from its beginning. The texts are the same.
+        beams: as for `Recognizer.transcribe`. Drafts are for greedy decoding without hotwords.
+        hotwords: as for `Recognizer.transcribe`.
+        lm: as for `Recognizer.transcribe`.
     """
 
     def __init__(
-        self, recognizer: Recognizer, language: str = "en", every: float = EVERY, pause: float = PAUSE, drafts: bool = True
+        self, recognizer: Recognizer, language: str = "en", every: float = EVERY, pause: float = PAUSE, drafts: bool = True,
+        beams: int = 1, hotwords: Hotwords | None = None, lm: LanguageModel | None = None,
     ) -> None:  # fmt: skip
+        self.beams, self.hotwords, self.lm = beams, hotwords, lm
         self.recognizer, self.language, self.every, self.pause = recognizer, language, every, pause
         self.detector, self.drafts = recognizer.new_detector(), drafts
         self.written: tuple[int, ...] = ()  # tokens of the utterance's last partial text
@@ -93,7 +100,9 @@ class Stream:
         said = self.kept[: len(self.kept) - max(0, self.quiet - int(PAD * SAMPLE_RATE))]
         draft = EarlierText(self.written) if self.drafts and self.written else None
         # the stream's detector has found speech in it
-        found = self.recognizer.transcribe(said, self.language, vad=False, draft=draft)
+        found = self.recognizer.transcribe(
+            said, self.language, self.beams, vad=False, hotwords=self.hotwords, lm=self.lm, draft=draft
+        )
         self.written = () if final else found.tokens
         start = self.begun / SAMPLE_RATE
         return PartialTranscript(found.text, start, start + len(said) / SAMPLE_RATE, final, found.looped)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from onnx import ModelProto
 from torch import nn
 
@@ -63,7 +64,7 @@ def check_architecture(family: CtcFamily) -> None:
     config = family.config
     if config.model_type not in WAVE_ENCODERS:
         raise UserError(
-            f"{family.folder}: {config.model_type} models are not exported yet; wav2vec2 and HuBERT ones are"
+            f"{family.folder}: {config.model_type} models are not exported; wav2vec2, HuBERT and WavLM ones are"
         )
     if getattr(config, "conv_pos_batch_norm", False):
         raise UserError(f"{family.folder}: conv_pos_batch_norm is not exported yet")
@@ -83,7 +84,7 @@ def _padded(w: Writer, waves: str, silence: int, longest: int, multiple: int) ->
 
 
 def _wave_encoder(w: Writer, model: Any, family: Any, waves: str, silence: int, longest: int) -> str:
-    """wav2vec2's and HuBERT's encoder. [clips, samples] -> [clips, positions, width]"""
+    """wav2vec2's, HuBERT's and WavLM's encoder. [clips, samples] -> [clips, positions, width]"""
     config, base = model.config, base_of(model)
     w.begin = IN_FP32  # a wave of 30 s has too many samples for sums in fp16
     waves = w.add("Slice", waves, w.integers(0), w.integers(longest), w.integers(1))
@@ -111,8 +112,11 @@ def _wave_encoder(w: Writer, model: Any, family: Any, waves: str, silence: int, 
     stable = bool(config.do_stable_layer_norm)
     if not stable:
         x = w.norm("norm", base.encoder.layer_norm, x)
+    distances = ""
+    if config.model_type == "wavlm":
+        distances = _distance_bias(w, base.encoder.layers[0].attention, x, family.positions(longest))
     for i, layer in enumerate(base.encoder.layers):
-        x = _layer(w, f"layers.{i}", layer, x, stable)
+        x = _layer(w, f"layers.{i}", layer, x, stable, distances)
     return w.norm("norm", base.encoder.layer_norm, x) if stable else x
 
 
@@ -151,16 +155,58 @@ def _positions(w: Writer, embedding: Any, x: str) -> str:
     return w.add("Transpose", gelu(w, out), perm=[0, 2, 1])
 
 
-def _layer(w: Writer, name: str, layer: Any, x: str, stable: bool) -> str:
-    """A layer; `stable` ones have their norms before their halves, others after. [clips, positions, width] -> the same"""
+def _distance_bias(w: Writer, attention: Any, x: str, longest: int) -> str:
+    """WavLM's bias of the scores by the distance between two positions. x: [clips, positions, width] -> [heads, positions, positions]
+
+    `longest`: most positions of a clip. The distances are sorted into buckets here, so the graph has one row for each distance.
+    """
+    distances = torch.arange(1 - longest, longest)  # key - query
+    buckets = attention._relative_positions_bucket(distances)
+    table = attention.rel_attn_embed.weight[buckets].detach().numpy()  # [distances, heads]
+    count = w.add("Squeeze", size_of(w, x, 1), w.integers(0))
+    each = w.add("Range", w.constant("zero", np.array(0)), count, w.constant("one", np.array(1)))
+    apart = w.add("Sub", each, w.add("Unsqueeze", each, w.integers(1)))  # [queries, keys]
+    rows = w.add("Add", apart, w.integers(longest - 1))
+    return w.add("Transpose", w.add("Gather", w.constant("distances", table), rows, axis=0), perm=[2, 0, 1])
+
+
+def _gated(w: Writer, name: str, attention: Any, x: str, distances: str) -> str:
+    """WavLM's bias by distance, times a gate that each head computes from its part of the input.
+
+    `x`: [clips, positions, width], `distances`: [heads, positions, positions] -> [clips, heads, positions, positions].
+    """
+    projection = attention.gru_rel_pos_linear
+    # its eight outputs are added up in fours, and a sum of outputs is the output of the summed weights
+    weight = projection.weight.view(2, 4, -1).sum(1)
+    bias = projection.bias.view(2, 4).sum(1)
+    begin, w.begin = w.begin, IN_FP32  # two columns: nothing to gain by rounding them
+    gates = w.add("Sigmoid", w.affine(f"{name}.gate", weight, bias, split_heads(w, attention, x)))
+    first, second = w.split("Split", gates, to=[w.name_of("Split"), f"{w.name_of('Split')}_b"], axis=-1, num_outputs=2)
+    constant = w.constant(f"{name}.gate.scale", attention.gru_rel_pos_const.detach().numpy())
+    inner = w.add("Sub", w.add("Mul", second, constant), w.constant("gate_one", np.float32(1)))
+    gate = w.add("Add", w.add("Mul", first, inner), w.constant("gate_two", np.float32(2)))
+    w.begin = begin
+    return w.add("Mul", gate, distances)
+
+
+def _layer(w: Writer, name: str, layer: Any, x: str, stable: bool, distances: str) -> str:
+    """A layer; `stable` ones have their norms before their halves, others after. [clips, positions, width] -> the same
+
+    `distances`: WavLM's bias by distance, [heads, positions, positions]; empty for the others.
+    """
     attention = layer.attention
     given = w.norm(f"{name}.self_norm", layer.layer_norm, x) if stable else x
     query, key, value = (w.linear(f"{name}.self_{part}", getattr(attention, f"{part}_proj"), given) for part in "qkv")
-    mixed = attend(w, attention, query, split_heads(w, attention, key, turned=True), split_heads(w, attention, value))
+    keys, values = split_heads(w, attention, key, turned=True), split_heads(w, attention, value)
+    bias = _gated(w, name, attention, given, distances) if distances else ""
+    mixed = attend(w, attention, query, keys, values, bias)
     x = w.add("Add", x, w.linear(f"{name}.self_out", attention.out_proj, mixed))
     if not stable:
         x = w.norm(f"{name}.self_norm", layer.layer_norm, x)
     given = w.norm(f"{name}.norm", layer.final_layer_norm, x) if stable else x
     hidden = gelu(w, w.linear(f"{name}.fc1", layer.feed_forward.intermediate_dense, given))
     x = w.add("Add", x, w.linear(f"{name}.fc2", layer.feed_forward.output_dense, hidden))
+    if (adapter := getattr(layer, "adapter_layer", None)) is not None:  # of one language, in MMS
+        inner = w.linear(f"{name}.adapter_1", adapter.linear_1, w.norm(f"{name}.adapter_norm", adapter.norm, x))
+        x = w.add("Add", x, w.linear(f"{name}.adapter_2", adapter.linear_2, w.add("Relu", inner)))
     return x if stable else w.norm(f"{name}.norm", layer.final_layer_norm, x)

@@ -25,7 +25,7 @@ def attend(w: Writer, attention: Attention, query: str, key: str, value: str, ma
         query: [batch, tokens, width].
         key: [batch, heads, head width, positions].
         value: [batch, heads, positions, head width].
-        mask: added to the scores, [tokens, positions].
+        mask: added to the scores, of a shape that broadcasts to [batch, heads, tokens, positions].
 
     Returns:
         [batch, tokens, width].

@@ -26,6 +26,7 @@ SIZES = fields(
 CTC_SIZES = fields(
     hidden_size=integer(1, LARGEST), intermediate_size=integer(1, LARGEST), num_hidden_layers=integer(1, 1024), vocab_size=integer(2, 1 << 20),
     num_mel_bins_=integer(1, LARGEST), num_conv_pos_embeddings_=integer(1, LARGEST), num_conv_pos_embedding_groups_=integer(1, LARGEST),
+    max_bucket_distance_=integer(1, LARGEST),
 )  # fmt: skip
 _LAYERS = array(integer(1, LARGEST), 1, 16)
 CONVOLUTIONS = fields(conv_dim=_LAYERS, conv_kernel=_LAYERS, conv_stride=_LAYERS)
@@ -60,6 +61,8 @@ class CtcSizes(TypedDict):
     conv_stride: NotRequired[list[int]]
     num_conv_pos_embeddings: NotRequired[int]
     num_conv_pos_embedding_groups: NotRequired[int]
+    max_bucket_distance: NotRequired[int]  # of WavLM
+    adapter_attn_dim: NotRequired[int | None]  # of MMS: width of each layer's adapter
 
 
 def sizes_of(manifest: Manifest) -> Sizes | CtcSizes:
@@ -75,7 +78,7 @@ def read_sizes(bundle: Path) -> Sizes:
 def read_ctc_sizes(bundle: Path) -> CtcSizes:
     """The dimensions of a model with a CTC head; raises UserError."""
     path = bundle / "config.json"
-    found = cast("CtcSizes", _checked(path, CTC_SIZES, {}))
+    found = cast("CtcSizes", _checked(path, CTC_SIZES, {"adapter_attn_dim": integer(1, LARGEST)}))
     if "num_mel_bins" not in found:
         _checked(path, CONVOLUTIONS, {})
         if len({len(found["conv_dim"]), len(found["conv_kernel"]), len(found["conv_stride"])}) > 1:
@@ -118,6 +121,9 @@ def ctc_flops(config: CtcSizes, samples: int) -> int:
         kernel, groups = config.get("num_conv_pos_embeddings", 128), config.get("num_conv_pos_embedding_groups", 16)
         convolutions += 2 * positions * (channels * width + width * width * kernel // groups)
     layer = 2 * positions * (4 * width**2 + 2 * width * ffn) + 4 * positions**2 * width
+    layer += 4 * positions * width * (config.get("adapter_attn_dim") or 0)
+    if "max_bucket_distance" in config:
+        layer += 4 * positions * width  # the two gates of each head
     return convolutions + config["num_hidden_layers"] * layer + 2 * positions * width * config["vocab_size"]
 
 

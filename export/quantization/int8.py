@@ -72,20 +72,22 @@ def quantize_static(
     source: Path,
     target: Path,
     options: Int8Options,
-    features: Sequence[npt.NDArray[np.float32]],
+    inputs: Sequence[npt.NDArray[np.float32]],
     leave: Sequence[str] = (),
 ) -> None:
-    """Quantize an encoder's matrix products to static int8 (QDQ), activation ranges calibrated on features [1, mels, frames]."""
+    """Quantize an encoder's matrix products to static int8 (QDQ), activation ranges calibrated on some values of the graph's one input."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as quantize
 
+    name = onnx.load(source, load_external_data=False).graph.input[0].name
+
     class Clips(CalibrationDataReader):
         def __init__(self) -> None:
-            self.left = iter(features)
+            self.left = iter(inputs)
 
         def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:  # type: ignore[override]  # None ends the calibration
             clip = next(self.left, None)
-            return None if clip is None else {"input_features": clip}
+            return None if clip is None else {name: clip}
 
     with errors_only():  # it logs every step, and advice that does not apply here, on the root logger
         quantize(

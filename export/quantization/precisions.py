@@ -31,9 +31,18 @@ def parse_precision(text: str) -> Precision:
     if len(parts) > 2:
         raise UserError(f"--precision {text!r}: expected one scheme, or two as encoder/decoder")
     schemes = [_scheme(part, text) for part in parts]
-    if schemes[-1].name in ENCODER_ONLY:
-        raise UserError(f"--precision {text!r}: {schemes[-1].name} is for the encoder; try {schemes[0].label}/int8")
-    return Precision(schemes[0], schemes[-1])
+    found = Precision(schemes[0], schemes[-1])
+    if len(schemes) > 1:
+        check_decoder_scheme(found)
+    return found
+
+
+def check_decoder_scheme(precision: Precision) -> None:
+    """Raise UserError for a scheme that decoders cannot have."""
+    if precision.decoder.name in ENCODER_ONLY:
+        raise UserError(
+            f"--precision {precision.name!r}: {precision.decoder.name} is for the encoder; try {precision.encoder.label}/int8"
+        )
 
 
 def parse_precisions(names: Sequence[str]) -> list[Precision]:

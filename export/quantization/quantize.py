@@ -35,7 +35,6 @@ def quantize(
     scheme: Scheme,
     options: Int8Options,
     calibration: Sequence[npt.NDArray[np.float32]] = (),
-    leave: Sequence[str] = (),
 ) -> Path:
     """Write a quantized graph beside the fp32 one.
 
@@ -43,8 +42,7 @@ def quantize(
         source: the fp32 graph.
         scheme: the target scheme, other than fp32.
         options: options of the quantizers.
-        calibration: features [1, mels, frames] of calibration clips, for static int8.
-        leave: names of nodes that stay in fp32, besides the layers that the scheme keeps.
+        calibration: the graph's input for each calibration clip, features [1, mels, frames] or waves [1, samples], for static int8.
 
     Returns:
         The new graph's path.
@@ -53,9 +51,9 @@ def quantize(
         UserError: the graph lacks a layer to leave out, or static int8 has no calibration clips.
     """
     target = source.parent / scheme.file(source.name)
-    left = list(leave)
+    model = onnx.load(source, load_external_data=False)
+    left = nodes_in_fp32(model)
     if scheme.kept:
-        model = onnx.load(source, load_external_data=False)
         for layer in scheme.kept:
             if not (nodes := nodes_of_layers(model, [layer])):
                 raise UserError(

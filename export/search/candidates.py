@@ -33,13 +33,15 @@ class Candidates:
 
     def __init__(self, bundle: Path, options: Int8Options, calibration: Sequence[npt.NDArray[np.float32]]) -> None:
         self.bundle, self.options, self.calibration = bundle, options, calibration
-        self.content = open_manifest(bundle).content
+        manifest = open_manifest(bundle)
+        self.content, self.has_ctc_head = manifest.content, manifest.has_ctc_head
 
     def add(self, precision: Precision) -> System:
         """Create a precision's graphs unless they exist; returns it as a system to be timed."""
         parts = dict(self.content["precisions"]["fp32"])
-        parts["encoder"] = self._graph(parts["encoder"], precision.encoder)
-        parts["step"] = self._graph(parts["step"], precision.decoder)
+        for part, scheme in (("ctc", precision.encoder), ("encoder", precision.encoder), ("step", precision.decoder)):
+            if part in parts:
+                parts[part] = self._graph(parts[part], scheme)
         self.content["precisions"][precision.name] = parts
         write_json(self.bundle / "bundle.json", self.content)
         return System(precision.name, "student", self.bundle, precision.name)
@@ -56,10 +58,11 @@ class Candidates:
 
     def layer_errors(self, part: str, scheme: Scheme, clips: Sequence[Utterance]) -> list[float]:
         """Error of the part's output with only one layer in the scheme, for each layer: mean over clips, relative to fp32."""
-        count = int(read_json(self.bundle / "config.json", "a bundle's configuration")[f"{part}_layers"])
+        key = "num_hidden_layers" if part == "ctc" else f"{part}_layers"
+        count = int(read_json(self.bundle / "config.json", "a bundle's configuration")[key])
         if count < 2:
             return []
-        log.info("sensitivity of the %s's %d layers in %s", part, count, scheme.name)
+        log.info("sensitivity of %d layers (%s) in %s", count, part, scheme.name)
         probe = Probe(self.bundle, part, clips[:SENSITIVITY_CLIPS])
         errors = []
         with Progress(f"layers of the {part} in {scheme.name}", count) as progress:
@@ -81,7 +84,9 @@ class Candidates:
 
 
 def quantize_only(part: str, scheme: Scheme) -> Precision:
-    """A precision with one part in a scheme and the other in fp32."""
+    """A precision with one part in a scheme and the other, if there is one, in fp32."""
+    if part == "ctc":
+        return Precision(scheme, scheme)
     return Precision(scheme, FP32) if part == "encoder" else Precision(FP32, scheme)
 
 

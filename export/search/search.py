@@ -1,6 +1,6 @@
 """Find a student's fastest precision on this machine within a budget of WER, size, memory and latency.
 
-First, encoder and decoder are each measured alone in every scheme, with the other in fp32. If a useful scheme exceeds the WER limit, its
+First, encoder and decoder are each measured alone in every scheme, with the other in fp32; a model with a CTC head is one part. If a useful scheme exceeds the WER limit, its
 most sensitive layers stay in fp32. Then the surviving combinations are measured, interleaved, on the validation clips. The choice is
 confirmed once on the test clips.
 """
@@ -74,10 +74,10 @@ def search(
         What was measured; `chosen` is None if nothing meets the budget.
     """
     budget = profile.limited(budget)
-    parts = {
-        "encoder": [parse_precision(f"{name}/fp32").encoder for name in profile.encoder],
-        "decoder": [parse_precision(f"fp32/{name}").decoder for name in profile.decoder],
-    }
+    encoder = [parse_precision(f"{name}/fp32").encoder for name in profile.encoder]
+    parts = {"encoder": encoder, "decoder": [parse_precision(f"fp32/{name}").decoder for name in profile.decoder]}
+    if candidates.has_ctc_head:
+        parts = {"ctc": encoder}
     rows = candidates.measure(
         [quantize_only(part, s) for part, schemes in parts.items() for s in schemes], validation, threads
     )
@@ -100,8 +100,11 @@ def search(
     right = {"fp32"} | {name for name, found in rows.items() if not wer.violations(found, own)}
     best = {part: _unbeaten(rows, part, schemes, right) for part, schemes in forms.items()}
     # the uniform precisions are always measured, even over the WER limit
-    plain = [Precision(s, s) for s in parts["encoder"] if s in parts["decoder"]]
-    products = [FP32_BOTH, *plain, *(Precision(e, d) for e in best["encoder"] for d in best["decoder"])]
+    if candidates.has_ctc_head:
+        products = [FP32_BOTH, *(Precision(s, s) for s in dict.fromkeys([*encoder, *best["ctc"]]))]
+    else:
+        plain = [Precision(s, s) for s in encoder if s in parts["decoder"]]
+        products = [FP32_BOTH, *plain, *(Precision(e, d) for e in best["encoder"] for d in best["decoder"])]
     log.info("measuring %d precisions on %d clips", len(set(products)), len(validation))
     final = candidates.measure(products, validation, threads)
     rows |= final  # interleaved measurements supersede earlier ones
@@ -112,7 +115,9 @@ def search(
         found["pareto"] = found["compared"] and not any(_dominates(other, found) for other in final.values())
     chosen = _choose(list(final.values()))
     confirmed = _confirmed(candidates, chosen, test, threads, before) if test and chosen else None
-    return SearchResult(chosen, list(rows.values()), layers, _notes(rows, own if before else None), confirmed)
+    return SearchResult(
+        chosen, list(rows.values()), layers, _notes(rows, list(parts), own if before else None), confirmed
+    )
 
 
 def _worth_mending(rows: dict[str, Row], parts: dict[str, list[Scheme]], right: set[str]) -> list[tuple[str, Scheme]]:
@@ -148,16 +153,16 @@ def _choose(rows: Sequence[Row]) -> Precision | None:
     return parse_precision(min(nearly, key=lambda r: float(r["size_mb"]))["name"]) if nearly else None
 
 
-def _notes(rows: dict[str, Row], whole_wer: float | None) -> list[str]:
+def _notes(rows: dict[str, Row], parts: Sequence[str], whole_wer: float | None) -> list[str]:
     """Notes: int8's speed relative to fp32 on this machine, and the WER cost of vocabulary pruning."""
     slow = ", so it is slower"
     if not has_int8_dot_product():
         slow += ": this CPU has no int8 dot product (VNNI, or Arm's), so int8 only saves memory"
     notes = []
-    for part in ("encoder", "decoder"):
+    for part in parts:
         if found := rows.get(quantize_only(part, Scheme("int8")).name):
             ratio = found[TIMES[part]] / rows["fp32"][TIMES[part]]
-            faster = f"on this machine the {part} takes {ratio:.2f} times as long in int8 as in fp32"
+            faster = f"on this machine the {'model' if part == 'ctc' else part} takes {ratio:.2f} times as long in int8 as in fp32"
             notes.append(faster if ratio < 1 else faster + slow)
     if whole_wer is not None:
         cost = rows["fp32"]["wer"] - whole_wer
@@ -208,10 +213,6 @@ def export_for(
     Raises:
         UserError: budget, device or checkpoint cannot be used, the folder holds something else, or nothing meets the budget.
     """
-    if has_ctc_head(checkpoint):
-        raise UserError(
-            f"{checkpoint}: has a CTC head; the search is for models with a decoder, name --precision instead of --budget"
-        )
     through = how.get("through", "workbench")
     check_exporter(through)
     check_output(output, [checkpoint])
@@ -241,7 +242,8 @@ def export_for(
         # the search ignores word timestamps: alignment heads are chosen once, for the final bundle
         plain: Other = {**how, "overwrite": False, "aligned": (), "through": "workbench"}
         first = export_bundle(checkpoint, temporary / "fp32", ["fp32"], **plain)
-        candidates = Candidates(first, options, calibration_features(checkpoint, waves))
+        inputs = [wave[None] for wave in waves] if has_ctc_head(checkpoint) else calibration_features(checkpoint, waves)
+        candidates = Candidates(first, options, inputs)
         # the budget covers the cost of vocabulary pruning
         whole = (
             export_bundle(checkpoint, temporary / "whole", ["fp32"], how.get("name", ""))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Probe:
-    """A part's fp32 outputs on some clips, to compare others with: the encoder's keys, or the decoder's first logits."""
+    """A part's fp32 outputs on some clips, to compare others with: the encoder's keys, the decoder's first logits, a CTC head's logits."""
 
     def __init__(self, bundle: Path, part: str, clips: Sequence[Utterance]) -> None:
         from export.edge import Recognizer
@@ -40,6 +40,8 @@ class Probe:
         return float(np.mean(differences))
 
     def _output(self, recognizer: Recognizer, wave: Wave, language: str) -> npt.NDArray[np.float32]:
+        if recognizer.ctc is not None:
+            return recognizer.ctc.logits(wave)
         cross_kv = recognizer.model.cross_kv([wave])
         if self.part == "encoder":
             states: npt.NDArray[np.float32] = cross_kv[0].numpy()

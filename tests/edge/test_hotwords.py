@@ -9,11 +9,12 @@ import sys
 import numpy as np
 import pytest
 
-from export.edge import BundleError, Recognizer, read_hotwords
+from export.edge import BundleError, Recognizer, Stream, read_hotwords
 from export.edge.bundle.tokens import Detokenizer
 from export.edge.decoding import hotwords as hotwords_module
 from export.edge.decoding.decoder import beam_search, greedy
 from export.edge.decoding.hotwords import START, HotwordPath, Hotwords, parse_hotwords
+from export.edge.vad import FRAME
 from tests.conftest import ROOT, tone
 
 END = 0
@@ -355,6 +356,16 @@ def test_hotwords_change_what_a_bundle_writes(exported):
     assert batch[0].text == batch[1].text
     assert "zebra" in batch[0].text.lower()
     json.dumps(batch[0].tokens)
+    beams = recognizer.transcribe(tone(1.0), beams=3)
+    assert recognizer.transcribe_batch([tone(1.0), tone(0.7)], beams=3)[0].text == beams.text
+
+
+def test_a_stream_listens_for_hotwords(exported, monkeypatch):
+    recognizer = Recognizer(exported, "fp32", 1)
+    stream = Stream(recognizer, every=100.0, hotwords=recognizer.new_hotwords(["zebra"], 20))
+    monkeypatch.setattr(stream, "detector", lambda block: np.ones(len(block) // FRAME))
+    told = [*stream.feed(tone(1.0)), *stream.finish()]
+    assert [(heard.final, "zebra" in heard.text.lower()) for heard in told] == [(True, True)]
 
 
 def test_a_path_remembers_no_more_than_its_text():

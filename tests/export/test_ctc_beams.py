@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from export.assembly.build import export_bundle
-from export.edge import BundleError, LanguageModelWeights, Recognizer
+from export.edge import BundleError, LanguageModelWeights, Recognizer, Stream
 from export.edge.__main__ import main as edge
 from export.edge.decoding.ctc import DEFAULT_BEAMS
 from export.edge.decoding.ctc_path import align
 from export.edge.decoding.decoder import log_softmax
 from export.edge.decoding.prefix_search import prefix_beam_search
+from export.edge.vad import FRAME
 from tests.conftest import tone
 from tests.models.ctc_checkpoints import in_silence, over_whisper
 from workbench.audio.decode import write_wav
@@ -99,6 +100,10 @@ def test_a_language_model_decides_between_texts(ctc, wave, arpa, monkeypatch):
     assert ctc.transcribe(wave, lm=lm, words=True).words[0].text == "nine"
     (segment,) = [ctc.transcribe_span(wave, type("Span", (), {"start": 0, "end": 16_000}), lm=lm)]
     assert segment.transcript.text == "nine"
+    assert ctc.transcribe_batch([wave], lm=lm)[0].text == "nine"
+    stream = Stream(ctc, every=100.0, lm=lm)
+    monkeypatch.setattr(stream, "detector", lambda block: np.ones(len(block) // FRAME))
+    assert [heard.text for heard in [*stream.feed(wave), *stream.finish()]] == ["nine"]
     free = ctc.new_language_model(arpa, LanguageModelWeights(0.0, 0.0))
     assert ctc.transcribe(wave, beams=20, lm=free).text == "nipe"
 

@@ -24,11 +24,14 @@ from export.graphs.names import IN_FP32
 from export.measurement.flops import ctc_flops, read_ctc_sizes
 from export.measurement.measure import measure
 from export.quantization.int8 import DEFAULTS
-from export.search.search import export_for
+from export.search.budget import Budget, Profile, parse_budget
+from export.search.candidates import Candidates
+from export.search.search import export_for, search
 from export.verification.clients import unavailable_reason
 from export.verification.ctc import torch_logits
 from export.verification.verify import verify_bundle
 from tests.conftest import tone
+from tests.models.ctc_checkpoints import KINDS as CHECKPOINTS
 from tests.models.ctc_checkpoints import NAMES, in_silence, over_whisper, write_checkpoint, write_tokens
 from workbench.audio.decode import write_wav
 from workbench.core.errors import UserError
@@ -36,7 +39,7 @@ from workbench.corpus import open_corpus
 from workbench.models import open_family
 from workbench.models.ctc.tokens import collapse
 
-KINDS = ("wav2vec2", "wav2vec2-layer", "hubert", "whisper")
+KINDS = (*CHECKPOINTS, "whisper")
 SPECIAL = [NAMES.index(name) for name in ("<s>", "</s>", "<unk>")]
 
 
@@ -287,7 +290,7 @@ def test_two_tokens_for_one_text_are_refused(tmp_path):
 
 
 def test_a_precision_that_gives_no_numbers_is_refused(made, tmp_path, monkeypatch):
-    def broken(source, scheme, options, **_):
+    def broken(source, scheme, *_):
         model = onnx.load(source)
         weight = next(w for w in model.graph.initializer if w.name == "head.bias")
         weight.CopyFrom(onnx.numpy_helper.from_array(np.full(weight.dims, np.nan, np.float32), weight.name))
@@ -333,13 +336,47 @@ def test_options_for_a_decoder_are_refused(made, tmp_path, monkeypatch, how, mes
 
 
 def test_encoders_that_are_not_written_are_refused(tmp_path):
-    with pytest.raises(UserError, match="wavlm models are not exported yet; wav2vec2 and HuBERT ones are"):
-        export_bundle(write_checkpoint(tmp_path / "a", "wavlm"), tmp_path / "bundle", ["fp32"])
     with pytest.raises(UserError, match="hidden_act is 'relu'; only 'gelu' is exported yet"):
         export_bundle(write_checkpoint(tmp_path / "b", "wav2vec2", hidden_act="relu"), tmp_path / "bundle", ["fp32"])
-    with pytest.raises(UserError, match="the search is for models with a decoder, name --precision instead of"):
-        export_for(tmp_path / "a", tmp_path / "bundle", "", None, "prompts-en", DEFAULTS, None)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_static_int8_has_ranges_from_clips(made, tmp_path):
+    clips = [spoken(1.0, seed) for seed in range(3)]
+    bundle = export_bundle(made("wavlm"), tmp_path / "bundle", ["int8_static", "int8"], calibration=clips)
+    graph = onnx.load(bundle / "onnx" / "model_int8.onnx").graph
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in graph.node}
+    assert not {"DynamicQuantizeLinear"} & {node.op_type for node in graph.node}
+    kept = [node.op_type for node in graph.node if node.name.startswith(IN_FP32)]
+    assert kept.count("MatMul") == 3  # the gates, one in each layer
+    parity = json.loads((bundle / "bundle.json").read_text())["parity"]
+    assert parity["int8"]["logits"] < parity["int8_static"]["logits"] < 0.02  # ranges from other clips
+    with pytest.raises(UserError, match="int8_static needs calibration clips"):
+        export_bundle(made("wavlm"), tmp_path / "other", ["int8_static"])
+
+
+def test_the_search_measures_one_part(made, tmp_path):
+    clips = open_corpus("prompts-en", "validation", 2)
+    bundle = export_bundle(made("wav2vec2-layer"), tmp_path / "fp32", ["fp32"])
+    candidates = Candidates(bundle, DEFAULTS, [spoken(1.0)[None]])
+    profile = Profile(encoder=["fp32", "int8", "int8_static", "q4"])
+    found = search(candidates, parse_budget("wer<=+1000"), profile, clips, clips[:1], 1)
+    names = {row["name"] for row in found.rows}
+    assert names == {"fp32", "int8", "int8_static", "q4"}
+    assert found.name in names
+    assert found.test["systems"][-1]["name"] == found.name
+    assert found.notes[0].startswith("on this machine the model takes")
+    found = search(candidates, Budget(wer=0.0), Profile(encoder=["fp32", "q4"]), clips, [], 1)
+    assert len(found.layers["ctc q4"]) == 3
+    assert any(row["name"].startswith("q4-") for row in found.rows)  # forms with a layer left were tried
+
+
+@pytest.mark.slow
+def test_export_within_a_budget(made, tmp_path):
+    device = tmp_path / "device.json"
+    device.write_text('{"name": "a phone", "threads": 1, "encoder": ["fp32", "int8"]}')
+    bundle, found = export_for(made("hubert"), tmp_path / "b", "wer<=+1000", device, "prompts-en", DEFAULTS, None)
+    assert open_manifest(bundle, check=True).precisions[-1] == found.name
 
 
 def test_a_graph_that_differs_from_torch_is_not_written(made, tmp_path, monkeypatch):
@@ -400,7 +437,7 @@ def test_an_export_that_is_there_is_left(made, bundle_of):
     assert (bundle_of("hubert") / "bundle.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("kind", ["wav2vec2", "whisper"])
+@pytest.mark.parametrize("kind", ["wav2vec2", "wavlm", "mms", "whisper"])
 def test_operations_are_those_of_the_graph(bundle_of, kind):
     """Against a count over the products that the graph computes, the features' apart."""
     import onnxruntime
@@ -447,7 +484,7 @@ def test_it_is_measured_like_others(bundle_of, exported, speech, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["wav2vec2", "whisper"])
+@pytest.mark.parametrize("kind", ["wav2vec2", "wavlm", "whisper"])
 @pytest.mark.parametrize("client", ["edge", "optimum", "sherpa_onnx", "transformers_js"])
 def test_third_party_runtimes_write_what_torch_writes(made, bundle_of, tmp_path, client, kind):
     if remedy := unavailable_reason(client):

@@ -35,7 +35,7 @@ def test_a_precision_is_a_scheme_or_two():
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("int9", "did you mean 'int8'"), ("int4", "its name here is 'q4'"), ("int8_static", "try int8_static/int8"), ("a/b/c", "expected one scheme"),
+    [("int9", "did you mean 'int8'"), ("int4", "its name here is 'q4'"), ("fp32/int8_static", "try fp32/int8"), ("a/b/c", "expected one scheme"),
      ("fp32-3", "numbers of layers"), ("int8-x", "numbers of layers"), ("fp32/nit8", "'nit8'")],
 )  # fmt: skip
 def test_what_is_no_precision_is_told(name, said):

@@ -13,12 +13,8 @@ TINY = {
     "conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, "pad_token_id": 0,
     "initializer_range": 0.2,
 }  # fmt: skip
-KINDS = (
-    "wav2vec2",
-    "wav2vec2-layer",
-    "hubert",
-    "wavlm",
-)  # the second as the large models are: layer norms, padding masked
+# -layer: as the large models are, with layer norms and masked padding; mms: with an adapter of one language besides
+KINDS = ("wav2vec2", "wav2vec2-layer", "hubert", "wavlm", "wavlm-layer", "mms")
 
 
 def write_checkpoint(folder: Path, kind: str, seed: int = 0, **changes: object) -> Path:
@@ -26,7 +22,7 @@ def write_checkpoint(folder: Path, kind: str, seed: int = 0, **changes: object) 
     import torch
     import transformers
 
-    name = kind.split("-")[0]
+    name = kind.split("-")[0].replace("mms", "wav2vec2")
     config_class, model_class = {
         "wav2vec2": (transformers.Wav2Vec2Config, transformers.Wav2Vec2ForCTC),
         "hubert": (transformers.HubertConfig, transformers.HubertForCTC),
@@ -34,16 +30,26 @@ def write_checkpoint(folder: Path, kind: str, seed: int = 0, **changes: object) 
     }[name]
     large = (
         {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
-        if kind.endswith("layer")
+        if kind.endswith("layer") or kind == "mms"
         else {}
     )
+    if kind == "mms":
+        large["adapter_attn_dim"] = 8
     torch.manual_seed(seed)
     model = model_class(config_class(**{**TINY, **large, **changes})).eval()
     with torch.no_grad():
         for parameter in model.lm_head.parameters():
             parameter.mul_(3)  # sure enough for the letters to differ
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("gru_rel_pos_const"):  # one of each head, all 1 at first
+                parameter.normal_(1)
     model.save_pretrained(folder)
-    write_tokens(folder)
+    if kind == "mms":
+        write_tokens(folder, target_lang="eng")
+        other = {"<pad>": 0, "<s>": 1, "ä": 2}
+        (folder / "vocab.json").write_text(json.dumps({"deu": other, "eng": {name: i for i, name in enumerate(NAMES)}}))
+    else:
+        write_tokens(folder)
     settings = {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "sampling_rate": 16000, "padding_value": 0.0,
         "do_normalize": True, "return_attention_mask": bool(large),

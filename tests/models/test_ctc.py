@@ -211,7 +211,7 @@ def test_whispers_own_byte_pairs():
     ("file", "changes", "message"),
     [
         ("config.json", {"pad_token_id": 3}, r"vocab\.json has '<pad>' as 0, config\.json's pad_token_id, the blank, is 3"),
-        ("config.json", {"adapter_attn_dim": 16}, "has adapters of single languages, as MMS does"),
+        ("config.json", {"adapter_attn_dim": 16}, "only wav2vec2 models with do_stable_layer_norm, such as MMS"),
         ("config.json", {"add_adapter": True}, "add_adapter is true"),
         ("config.json", {"architectures": ["Wav2Vec2ForPreTraining"]}, r"expected \['Wav2Vec2ForCTC'\]: it has no CTC head"),
         ("config.json", {"hidden_size": 10**9}, "hidden_size is 1000000000; expected a whole number from 1 to 8,192"),
@@ -233,10 +233,31 @@ def test_checkpoints_that_cannot_be_used_say_why(tmp_path, file, changes, messag
     assert "\n" not in str(caught.value)
 
 
+def test_a_checkpoint_of_many_languages_is_read_in_the_one_it_was_saved_for(tmp_path):
+    """As MMS is saved: transformers' tokenizer spells the same text."""
+    from transformers import Wav2Vec2CTCTokenizer
+
+    folder = write_checkpoint(tmp_path / "c", "mms")
+    family = open_family(folder)
+    ids = family.ctc_tokens.encode("Press nine")
+    tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(folder)
+    assert tokenizer.decode(ids, group_tokens=False) == "PRESS NINE"
+    assert ids == tokenizer("PRESS NINE").input_ids
+    student = family.build_student(family.load(), StudentRecipe(encoder_layers=[2]))
+    expected = family.load().wav2vec2.encoder.layers[2].adapter_layer.linear_1.weight
+    torch.testing.assert_close(student.wav2vec2.encoder.layers[0].adapter_layer.linear_1.weight, expected)
+
+
 def test_vocabularies_of_many_languages_and_missing_files(tmp_path):
     folder = write_checkpoint(tmp_path / "c", "hubert")
     (folder / "vocab.json").write_text(json.dumps({"eng": {"<pad>": 0, "a": 1}, "deu": {"<pad>": 0}}))
-    with pytest.raises(UserError, match="vocabularies of several languages"):
+    with pytest.raises(
+        UserError, match=r"vocabularies of 2 languages, and tokenizer_config\.json's target_lang is None"
+    ):
+        open_family(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"target_lang": "fra"}))
+    with pytest.raises(UserError, match="target_lang is 'fra'; save the checkpoint for one language"):
         open_family(folder)
     (folder / "vocab.json").unlink()
     with pytest.raises(UserError, match=r"lacks vocab\.json"):

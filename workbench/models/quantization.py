@@ -35,6 +35,9 @@ class ExportedWeight:
     # a module whose outputs this product reads, where they may be read without calling the weight's own module
     norm: str | None = None
     by_row: bool = False  # whether the product is called for one position after another, and not for a whole clip
+    inside: bool = (
+        False  # whether torch computes the product inside a larger function, where its inputs cannot be rounded
+    )
 
 
 def rounded(

@@ -128,6 +128,10 @@ def exported_in(model: nn.Module, family: Family, settings: QuantizationRecipe) 
         weights = family.exported_weights(model, part)
         if missing := sorted(set(scheme.kept) - {weight.layer for weight in weights}):
             raise UserError(f"{part} is {scheme.label!r}, but there is no layer {missing[0]}; they are numbered from 0")
+        if scheme.name == "int8" and any(weight.inside for weight in weights):
+            raise UserError(
+                f"{part} is {scheme.label!r}, but the inputs of this model's attention cannot be rounded in training; expected w8 or q4"
+            )
         width = next((shapes[weight.name].shape[1] for weight in weights if weight.tied), BLOCK)
         if scheme.name in BITS and width % BLOCK:
             raise UserError(

@@ -30,7 +30,7 @@ LISTS = ("conv_dim", "conv_stride", "conv_kernel")
 # Largest values, several times those of the largest published model (XLS-R 2B: width 1920, 48 layers)
 MOST = {"hidden_size": 8_192, "num_hidden_layers": 128, "num_attention_heads": 128, "intermediate_size": 65_536,
         "vocab_size": 100_000, "num_feat_extract_layers": 16, "num_conv_pos_embeddings": 1_024,
-        "num_conv_pos_embedding_groups": 1_024, "num_buckets": 10_000, "max_bucket_distance": 100_000}  # fmt: skip
+        "num_conv_pos_embedding_groups": 1_024, "adapter_attn_dim": 8_192, "num_buckets": 10_000, "max_bucket_distance": 100_000}  # fmt: skip
 MAX_OTHERS, MAX_CHANNELS = 100_000, 8_192
 # parts of a model's name in older files, whose weight norm had other names
 RENAMED = {".weight_g": ".parametrizations.weight.original0", ".weight_v": ".parametrizations.weight.original1"}
@@ -56,7 +56,7 @@ def check_ctc_checkpoint(folder: Path) -> tuple[Any, bool]:
         `return_attention_mask` makes no difference here: what is padding is masked in every model, so that a clip in a batch is read as by itself.
 
     Raises:
-        UserError: a file is missing or names code, a value does not fit, the model has adapters or no CTC head, or weights and
+        UserError: a file is missing or names code, a value does not fit, the model has no CTC head, or weights and
             configuration do not match.
     """
     check_settings(folder, CLASSES)
@@ -86,9 +86,9 @@ def checked_config(content: dict[str, Any], path: Path) -> Any:
         raise UserError(
             f"{path}: architectures is {str(named)[:60]}; expected ['{model_class.__name__}']: it has no CTC head"
         )
-    if content.get("adapter_attn_dim") is not None:
+    if content.get("adapter_attn_dim") is not None and not (kind == "wav2vec2" and content.get("do_stable_layer_norm")):
         raise UserError(
-            f"{path}: has adapters of single languages, as MMS does, which are not supported; use a checkpoint without them"
+            f"{path}: adapter_attn_dim is set, but only wav2vec2 models with do_stable_layer_norm, such as MMS, have these adapters"
         )
     if content.get("add_adapter"):
         raise UserError(
@@ -129,6 +129,11 @@ def _check_value(path: Path, key: str, value: object, default: object) -> None:
         fits, expected = value in ("group", "layer"), "group or layer"
     elif key in ("hidden_act", "feat_extract_activation"):
         fits, expected = value in ACTIVATIONS, " or ".join(ACTIVATIONS)
+    elif key == "adapter_attn_dim":
+        fits, expected = (
+            value is None or (whole and 1 <= int(str(value)) <= MOST[key]),
+            f"a whole number from 1 to {MOST[key]:,}",
+        )
     elif key.endswith("token_id"):
         fits, expected = value is None or whole, "a token"
     elif isinstance(default, bool):

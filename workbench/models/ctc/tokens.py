@@ -120,7 +120,8 @@ def read_tokens(folder: Path, blank: int, size: int, units: Units = "characters"
     if not path.is_file():
         raise UserError(f"{folder}: lacks {VOCABULARY}, the characters that it writes; copy the original checkpoint's")
     settings = _settings(folder)
-    table = {**_ids(path, size), **_ids(folder / "added_tokens.json", size)}
+    language = settings.get("target_lang")
+    table = {**_ids(path, size, language), **_ids(folder / "added_tokens.json", size, language)}
     names = [""] * size
     for name, i in table.items():
         names[i] = name
@@ -216,13 +217,18 @@ def _piece(name: str, units: Units) -> bytes:
     return bytes(values[sign] for sign in name) if all(sign in values for sign in name) else b""
 
 
-def _ids(path: Path, size: int) -> dict[str, int]:
-    """A file of names and ids; none if there is no such file."""
+def _ids(path: Path, size: int, language: object) -> dict[str, int]:
+    """A file of names and ids, or of several languages' (MMS), of which one is taken; none if there is no such file."""
     if not path.is_file():
         return {}
     content = read_object(path, "a vocabulary")
     if content and all(isinstance(value, dict) for value in content.values()):
-        raise UserError(f"{path}: holds vocabularies of several languages, as MMS's adapters have; not supported")
+        if not isinstance(language, str) or language not in content:
+            raise UserError(
+                f"{path}: holds vocabularies of {len(content)} languages, and tokenizer_config.json's target_lang is {repr(language)[:60]}; "
+                "save the checkpoint for one language, as docs/ctc.md shows"
+            )
+        content = content[language]
     for name, i in content.items():
         if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < MAX_TOKENS:
             raise UserError(f"{path}: token {name[:60]!r} has the id {repr(i)[:60]}; expected 0 to {MAX_TOKENS - 1:,}")
@@ -234,7 +240,7 @@ def _ids(path: Path, size: int) -> dict[str, int]:
 
 
 def _settings(folder: Path) -> Mapping[str, object]:
-    """Names of the special tokens, and whether the text is put in lower case."""
+    """Names of the special tokens, whether the text is put in lower case, and the language of a vocabulary that holds several."""
     found: dict[str, object] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from workbench.audio.decode import SAMPLE_RATE, Wave
-from workbench.config.schemes import WAVE_ENCODERS
 from workbench.config.sections import StudentRecipe
 from workbench.core.errors import UserError
 from workbench.models.ctc.checkpoint import architecture, check_ctc_checkpoint, load_tensors
@@ -137,17 +136,17 @@ class WaveCtc(CtcFamily):
         return encode_features_with_early(model, features, layer, attention_mask, checkpointing)
 
     def _encoder_weights(self, model: nn.Module) -> Sequence[ExportedWeight]:
-        """Raises UserError for a kind of model that is not exported."""
-        if self.config.model_type not in WAVE_ENCODERS:
-            raise UserError(
-                f"{self.config.model_type} models are not exported, so it is not known what would be rounded"
-            )
         shape: Any = model
         prefix = str(shape.base_model_prefix)
         parts = [f"attention.{name}_proj" for name in ("q", "k", "v", "out")]
         parts += ["feed_forward.intermediate_dense", "feed_forward.output_dense"]
+        if getattr(self.config, "adapter_attn_dim", None) is not None:
+            parts += ["adapter_layer.linear_1", "adapter_layer.linear_2"]
+        fused = self.config.model_type == "wavlm"  # its attention is one call of multi_head_attention_forward
         layers = [
-            ExportedWeight(f"{prefix}.encoder.layers.{i}.{part}.weight", layer=i)
+            ExportedWeight(
+                f"{prefix}.encoder.layers.{i}.{part}.weight", layer=i, inside=fused and part.startswith("attention.")
+            )
             for i in range(self.encoder_depth(model))
             for part in parts
         ]
