@@ -42,34 +42,38 @@ def main() -> None:
         for group, speech, confirms, clips in _groups(options)
         for clip in clips
     ]
-    figures: dict[str, Any] = {}
+    figures: dict[str, float] = {}
     for half, confirms in (("choosing", False), ("confirming", True)):
         for kind, speech in (("sounds", False), ("speech", True)):
             of_kind = [r for r in rows if r["speech"] is speech and r["confirms"] is confirms]
-            figures[f"{half}, {kind}"] = _dropped(of_kind, guard is not None)
+            figures |= {
+                f"{half}, {kind}, {name}": value for name, value in _dropped(of_kind, guard is not None).items()
+            }
     finish(
         options.json, figures, rows, bundle=decoder.manifest.name, guard=guard.manifest.name if guard else None, precision=options.precision,
     )  # fmt: skip
 
 
-def _dropped(rows: list[dict[str, Any]], with_guard: bool) -> dict[str, Any]:
+def _dropped(rows: list[dict[str, Any]], with_guard: bool) -> dict[str, float]:
     """Counts of clips, and how many each rule drops of those that the detector lets through; of speech, with the errors of what is dropped."""
     past = [r for r in rows if r["text"] and r["detector"]]
-    out: dict[str, Any] = {"clips": len(rows), "with_text": sum(bool(r["text"]) for r in rows), "past_detector": len(past)}
+    out: dict[str, Any] = {
+        "clips": len(rows),
+        "with text": sum(bool(r["text"]) for r in rows),
+        "past_detector": len(past),
+    }
     rules = {f"logprob < {limit:g}": [r for r in past if r["logprob"] < limit] for limit in LOGPROBS}
     if with_guard:
         rules["ctc silent"] = [r for r in past if not r["ctc"]]
-        rules |= {f"ctc under {share:g}": [r for r in past if len(r["ctc"]) < share * len(r["text"])] for share in SHARES}
+        rules |= {
+            f"ctc under {share:g}": [r for r in past if len(r["ctc"]) < share * len(r["text"])] for share in SHARES
+        }
     for name, dropped in rules.items():
-        out[name] = {"dropped": len(dropped)}
-        if any(r["words"] for r in rows):
-            out[name] |= {"wer_of_dropped": _rate(dropped), "wer_of_kept": _rate([r for r in past if r not in dropped])}
+        out[f"{name}, dropped"] = len(dropped)
+        words = sum(r["words"] for r in dropped)
+        if words:
+            out[f"{name}, their WER"] = round(100 * sum(r["errors"] for r in dropped) / words, 1)
     return out
-
-
-def _rate(rows: list[dict[str, Any]]) -> float | None:
-    words = sum(r["words"] for r in rows)
-    return round(100 * sum(r["errors"] for r in rows) / words, 1) if words else None
 
 
 def _groups(options: Any) -> Iterator[tuple[str, bool, bool, list[tuple[Any, str, str]]]]:
@@ -93,7 +97,8 @@ def _groups(options: Any) -> Iterator[tuple[str, bool, bool, list[tuple[Any, str
 
 def _clip(decoder: Any, guard: Any, wave: Any, language: str, reference: str) -> dict[str, Any]:
     from export.edge.vad import anybody_speaks
-    from workbench.evaluation.scoring import edits, normalize
+    from workbench.evaluation.alignment import edits
+    from workbench.evaluation.scoring import normalize
 
     wave = wave[: 30 * 16_000]
     written = decoder.transcribe(wave, language, words=True, vad=False)
@@ -105,7 +110,7 @@ def _clip(decoder: Any, guard: Any, wave: Any, language: str, reference: str) ->
         "looped": written.looped,
         "logprob": round(written.logprob, 4),
         "words": len(expected),
-        "errors": sum(change != "equal" for change, *_ in edits(expected, said)) if expected else 0,
+        "errors": sum(edit.kind is not None for edit in edits(expected, said)) if expected else 0,
         "ctc": guard.transcribe(wave, vad=False).text if guard else "",
     }
 

@@ -36,6 +36,7 @@ class TranscribeOptions:
     hotwords_score: float = DEFAULT_SCORE  # in nats a token
     lm: Path | None = None  # n-gram language model; bundles with a CTC head only
     lm_weights: LanguageModelWeights = field(default_factory=LanguageModelWeights)
+    min_logprob: float | None = None  # mean log-probability below which a text is left out; bundles only
     folder: Path | None = None  # where a file is written for each recording
     overwrite: bool = False  # whether it may replace one
 
@@ -112,17 +113,21 @@ def open_bundle(bundle: Path, options: TranscribeOptions, precision: str | None,
             hotwords = recognizer.new_hotwords(read_hotwords(options.hotwords), options.hotwords_score)
         if options.lm:
             lm = recognizer.new_language_model(options.lm, options.lm_weights)
+        if options.min_logprob is not None:
+            recognizer.check_min_logprob(options.min_logprob)
     except BundleError as error:
         raise UserError(str(error)) from None
 
-    beams, words = options.beams, options.words
+    beams, words, least = options.beams, options.words, options.min_logprob
 
     def transcribe(wave: Wave, name: str) -> list[Segment]:
         try:
             if len(wave) > recognizer.window * SAMPLE_RATE:
-                return list(recognizer.segments(wave, options.language, LONGEST, beams, words, hotwords, lm))
+                return list(recognizer.segments(wave, options.language, LONGEST, beams, words, hotwords, lm, least))
             check_length(wave, name)
-            said = recognizer.transcribe(wave, options.language, beams, words, hotwords=hotwords, lm=lm)
+            said = recognizer.transcribe(
+                wave, options.language, beams, words, hotwords=hotwords, lm=lm, min_logprob=least
+            )
         except BundleError as error:
             raise UserError(str(error)) from None
         return [Segment(0.0, len(wave) / SAMPLE_RATE, said)]

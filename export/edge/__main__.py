@@ -97,6 +97,12 @@ def arguments() -> argparse.ArgumentParser:
         default = getattr(LanguageModelWeights, name)
         option = f"--lm-{name.replace('_', '-')}"
         parser.add_argument(option, type=float, help=f"with --lm: {about}; {default:g} by default")
+    parser.add_argument(
+        "--min-logprob",
+        type=float,
+        metavar="LOGPROB",
+        help="leave a text out whose tokens have a lower mean log-probability; for example -1.5",
+    )
     parser.add_argument("--words", action="store_true", help="also the time of each word, in JSON")
     parser.add_argument("--format", choices=FORMATS, default="text", help="subtitles and JSON have times")
     detector = parser.add_mutually_exclusive_group()
@@ -175,6 +181,9 @@ def _run(args: argparse.Namespace) -> int:
             how["hotwords"] = recognizer.new_hotwords(read_hotwords(args.hotwords), args.hotwords_score)
         if args.lm:
             how["lm"] = recognizer.new_language_model(args.lm, weights)
+        if args.min_logprob is not None:
+            recognizer.check_min_logprob(args.min_logprob)
+            how["min_logprob"] = args.min_logprob
     except BundleError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2

@@ -41,7 +41,7 @@ def join_transcripts(said: Transcript, later: Transcript, begin: float) -> Trans
         stages_ms={**said.stages_ms, **stages},
         finished=later.finished,
         words=said.words + tuple(word.later(begin) for word in later.words),
-        logprob=_mean(said, later),
+        logprob=_mean(said, later) if later.text else said.logprob,
     )
 
 

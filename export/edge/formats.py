@@ -21,7 +21,7 @@ def format_segments(segments: Iterable[Segment], name: str, kind: str) -> str:
     mark = "," if kind == "srt" else "."
     cues = [
         f"{i}\n{_time(row.start, mark)} --> {_time(row.end, mark)}\n{row.transcript.text}\n"
-        for i, row in enumerate(rows, 1)
+        for i, row in enumerate((row for row in rows if row.transcript.text), 1)
     ]
     return "\n".join(["WEBVTT\n", *cues] if kind == "vtt" else cues)
 

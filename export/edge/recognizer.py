@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from .bundle.manifest import BundleError, Manifest, read_manifest
 from .bundle.tokens import Detokenizer
 from .clock import Clock
 from .decoding.ctc import CtcModel
-from .decoding.decoder import Hypothesis, beam_search, greedy
+from .decoding.decoder import Hypothesis, beam_search, gives_several_logits, greedy
 from .decoding.drafted import greedy_with_draft
 from .decoding.drafts import Draft
 from .decoding.hotword_scores import HotwordScores
@@ -97,6 +98,11 @@ class Recognizer:
             raise BundleError(f"{self.manifest.name}: has a CTC head and no decoder")
         return self._whisper
 
+    @cached_property
+    def gives_probabilities(self) -> bool:
+        """Whether transcripts can have probabilities; bundles of earlier versions give none."""
+        return self.ctc is not None or (self.model.has_alignment_heads and gives_several_logits(self.model.step))
+
     @property
     def times_words(self) -> bool:
         """Whether word times can be asked for."""
@@ -104,7 +110,7 @@ class Recognizer:
 
     def transcribe(
         self, wave: Wave, language: str = "en", beams: int = 1, words: bool = False, vad: bool = True,
-        hotwords: Hotwords | None = None, lm: LanguageModel | None = None, draft: Draft | None = None,
+        hotwords: Hotwords | None = None, lm: LanguageModel | None = None, draft: Draft | None = None, min_logprob: float | None = None,
     ) -> Transcript:  # fmt: skip
         """Transcribe one utterance, [samples] at 16 kHz, of at most 30 s.
 
@@ -118,20 +124,23 @@ class Recognizer:
             lm: a language model, from `new_language_model`.
             draft: proposes tokens, of which the decoder checks many in one pass. The text is the same, in less time if the draft is good
                 (decoding/drafts.py). Ignored with beams, with hotwords, and by bundles whose decoder takes no drafts.
+            min_logprob: lowest mean log-probability of the tokens; a text below it is taken for a hallucination and left out. It takes one more
+                pass over the transcript, as `words` does.
 
         Returns:
-            The transcript; its text is empty if the detector finds no speech.
+            The transcript; its text is empty if the detector finds no speech, or if it is less likely than `min_logprob`. Then it has a `logprob`.
 
         Raises:
             AudioError: the wave is empty, too long, or holds values that are not finite.
-            BundleError: the model does not support the language, has no alignment heads for word times, or takes no language model.
+            BundleError: the model does not support the language, has no alignment heads for word times, gives no probabilities, or takes no
+                language model.
         """
         seconds = self._checked(wave)
-        self._allowed(language, words, beams, lm)
+        self._allowed(language, words, beams, lm, min_logprob)
         clock = Clock()
         if vad and not self._spoken(wave, clock):
             return Transcript("", language, (), clock.laps, True)
-        return self._transcribed([wave], [seconds], language, beams, words, clock, hotwords, lm, draft)[0]
+        return self._transcribed([wave], [seconds], language, beams, words, clock, hotwords, lm, draft, min_logprob)[0]
 
     def transcribe_batch(
         self, waves: Sequence[Wave], language: str = "en", most: int = 16, hotwords: Hotwords | None = None,
@@ -171,7 +180,7 @@ class Recognizer:
 
     def segments(
         self, wave: Wave, language: str = "en", longest: float = LONGEST, beams: int = 1, words: bool = False,
-        hotwords: Hotwords | None = None, lm: LanguageModel | None = None,
+        hotwords: Hotwords | None = None, lm: LanguageModel | None = None, min_logprob: float | None = None,
     ) -> Iterator[Segment]:  # fmt: skip
         """Transcribe a recording of any length, one stretch of speech after another; silence is skipped.
 
@@ -183,14 +192,15 @@ class Recognizer:
             words: as for `transcribe`; their times are the recording's.
             hotwords: as for `transcribe`.
             lm: as for `transcribe`.
+            min_logprob: as for `transcribe`.
 
         Raises:
             AudioError: the recording is empty or holds values that are not finite, or `longest` is out of range.
             BundleError: the model does not support the language, or the bundle has no speech detector.
         """
-        self._allowed(language, words, beams, lm)
+        self._allowed(language, words, beams, lm, min_logprob)
         for span in self.speech_spans(wave, longest):
-            yield self.transcribe_span(wave, span, language, beams, words, hotwords, lm)
+            yield self.transcribe_span(wave, span, language, beams, words, hotwords, lm, min_logprob)
 
     def speech_spans(self, wave: Wave, longest: float = LONGEST) -> list[SpeechSpan]:
         """The stretches of speech that `segments` transcribes; raises as it does."""
@@ -203,11 +213,13 @@ class Recognizer:
 
     def transcribe_span(
         self, wave: Wave, span: SpeechSpan, language: str = "en", beams: int = 1, words: bool = False,
-        hotwords: Hotwords | None = None, lm: LanguageModel | None = None,
+        hotwords: Hotwords | None = None, lm: LanguageModel | None = None, min_logprob: float | None = None,
     ) -> Segment:  # fmt: skip
         """Transcribe one stretch of speech of a recording; word times are the recording's. Arguments and errors as for `segments`."""
         begin = span.start / SAMPLE_RATE
-        said = self.transcribe(wave[span.start : span.end], language, beams, words, False, hotwords, lm)
+        said = self.transcribe(
+            wave[span.start : span.end], language, beams, words, False, hotwords, lm, min_logprob=min_logprob
+        )
         later = tuple(word.later(begin) for word in said.words)
         return Segment(begin, span.end / SAMPLE_RATE, replace(said, words=later))
 
@@ -243,6 +255,7 @@ class Recognizer:
     def _transcribed(
         self, waves: Sequence[Wave], seconds: Sequence[float], language: str, beams: int = 1, words: bool = False,
         clock: Clock | None = None, hotwords: Hotwords | None = None, lm: LanguageModel | None = None, draft: Draft | None = None,
+        min_logprob: float | None = None,
     ) -> list[Transcript]:  # fmt: skip
         """Transcribe clips of about one length as one batch, or one clip with beams."""
         clock = clock or Clock()
@@ -252,11 +265,13 @@ class Recognizer:
                 spoken = next(iter(self.prompts)) if len(self.prompts) == 1 else UNDETERMINED
             # one clip after the other: what follows a clip in a batch would change what is written
             scores: list[TextScores] = [*([HotwordScores(hotwords)] if hotwords else []), *([lm] if lm else [])]
-            transcribed = [self.ctc.transcribe(wave, clock, spoken, words, beams, scores) for wave in waves]
-            return [
-                Transcript(text, spoken, ids, clock.laps, True, False, timed, logprob)
+            read = words or min_logprob is not None
+            transcribed = [self.ctc.transcribe(wave, clock, spoken, read, beams, scores) for wave in waves]
+            heard = [
+                Transcript(text, spoken, ids, clock.laps, True, False, timed if words else (), logprob)
                 for text, ids, timed, logprob in transcribed
             ]
+            return [_likely(said, min_logprob) for said in heard]
         cross_kv = self.model.cross_kv(waves, clock)
         languages = [language] * len(waves)
         if language == AUTO:
@@ -277,21 +292,24 @@ class Recognizer:
         clock.lap("detokenize")
         timed: tuple[Word, ...] = ()
         logprob: float | None = None
-        if words:
+        if words or min_logprob is not None:
             timed, logprob = self._words(len(waves[0]), cross_kv, prompts[0], written[0], languages[0])
             clock.lap("words")
         found = [
-            Transcript(text, code, tuple(one.tokens), clock.laps, one.finished, one.looped, timed, logprob)
+            Transcript(
+                text, code, tuple(one.tokens), clock.laps, one.finished, one.looped, timed if words else (), logprob
+            )
             for text, code, one in zip(texts, languages, written, strict=True)
         ]
+        found = [_likely(said, min_logprob) for said in found]
         return [
-            self._continued(wave, said, beams, words, hotwords) if said.looped else said
+            self._continued(wave, said, beams, words, hotwords, min_logprob) if said.looped else said
             for wave, said in zip(waves, found, strict=True)
         ]
 
     def _continued(
-        self, wave: Wave, said: Transcript, beams: int, words: bool, hotwords: Hotwords | None = None
-    ) -> Transcript:
+        self, wave: Wave, said: Transcript, beams: int, words: bool, hotwords: Hotwords | None = None, min_logprob: float | None = None
+    ) -> Transcript:  # fmt: skip
         """Extend a transcript that ends in a loop by the speech after the repetition that is kept.
 
         This needs the alignment heads, which tell where that repetition ends, and the speech detector, which tells whether there is
@@ -305,7 +323,7 @@ class Recognizer:
         rest = rest_after(wave, read.attention, self.detector, self.window)
         if rest is None:
             return said
-        later = self.transcribe(rest, said.language, beams, words, hotwords=hotwords)
+        later = self.transcribe(rest, said.language, beams, words, hotwords=hotwords, min_logprob=min_logprob)
         return join_transcripts(said, later, (len(wave) - len(rest)) / SAMPLE_RATE)
 
     def _words(
@@ -331,12 +349,16 @@ class Recognizer:
             raise AudioError("the wave holds values that are not finite")
         return seconds
 
-    def _allowed(self, language: str, words: bool = False, beams: int = 1, lm: LanguageModel | None = None) -> None:
+    def _allowed(
+        self, language: str, words: bool = False, beams: int = 1, lm: LanguageModel | None = None, min_logprob: float | None = None
+    ) -> None:  # fmt: skip
         self._known(language)
         if beams < 1:
             raise BundleError(f"beams is {beams}; expected at least 1, which is greedy")
         if words and not self.times_words:
             raise BundleError(f"{self.manifest.name}: has no alignment heads for word times")
+        if min_logprob is not None:
+            self.check_min_logprob(min_logprob)
         if lm is None:
             return
         self._takes_language_model()
@@ -345,6 +367,15 @@ class Recognizer:
         if language in WITHOUT_SPACES:
             raise BundleError(
                 f"a language model scores words between spaces, which language {language!r} does not write; leave it out"
+            )
+
+    def check_min_logprob(self, least: float) -> None:
+        """Raise BundleError for a value that `min_logprob` cannot have, and for a bundle without probabilities."""
+        if not -math.inf < least <= 0:
+            raise BundleError(f"min_logprob is {least}; expected a number up to 0, such as -1.5")
+        if not self.gives_probabilities:
+            raise BundleError(
+                f"{self.manifest.name}: gives no probabilities, which min_logprob needs; export it again, from a checkpoint with alignment heads"
             )
 
     def _takes_language_model(self) -> CtcModel:
@@ -366,3 +397,10 @@ class Recognizer:
             raise BundleError(
                 f"{self.manifest.name}: does not support language {language!r}; choose from {', '.join(self.prompts)}, or {AUTO}"
             )
+
+
+def _likely(said: Transcript, least: float | None) -> Transcript:
+    """The transcript; without its text if its tokens are less likely than that."""
+    if least is None or said.logprob is None or said.logprob >= least:
+        return said
+    return replace(said, text="", tokens=(), words=(), finished=True, looped=False)

@@ -45,13 +45,14 @@ class Stream:
         beams: as for `Recognizer.transcribe`. Drafts are for greedy decoding without hotwords.
         hotwords: as for `Recognizer.transcribe`.
         lm: as for `Recognizer.transcribe`.
+        min_logprob: as for `Recognizer.transcribe`.
     """
 
     def __init__(
         self, recognizer: Recognizer, language: str = "en", every: float = EVERY, pause: float = PAUSE, drafts: bool = True,
-        beams: int = 1, hotwords: Hotwords | None = None, lm: LanguageModel | None = None,
+        beams: int = 1, hotwords: Hotwords | None = None, lm: LanguageModel | None = None, min_logprob: float | None = None,
     ) -> None:  # fmt: skip
-        self.beams, self.hotwords, self.lm = beams, hotwords, lm
+        self.beams, self.hotwords, self.lm, self.min_logprob = beams, hotwords, lm, min_logprob
         self.recognizer, self.language, self.every, self.pause = recognizer, language, every, pause
         self.detector, self.drafts = recognizer.new_detector(), drafts
         self.written: tuple[int, ...] = ()  # tokens of the utterance's last partial text
@@ -101,8 +102,8 @@ class Stream:
         draft = EarlierText(self.written) if self.drafts and self.written else None
         # the stream's detector has found speech in it
         found = self.recognizer.transcribe(
-            said, self.language, self.beams, vad=False, hotwords=self.hotwords, lm=self.lm, draft=draft
-        )
+            said, self.language, self.beams, vad=False, hotwords=self.hotwords, lm=self.lm, draft=draft, min_logprob=self.min_logprob,
+        )  # fmt: skip
         self.written = () if final else found.tokens
         start = self.begun / SAMPLE_RATE
         return PartialTranscript(found.text, start, start + len(said) / SAMPLE_RATE, final, found.looped)

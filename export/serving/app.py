@@ -43,12 +43,17 @@ def build(recognizers: Sequence[Recognizer], options: ServerOptions) -> FastAPI:
         options: what the server is started with.
 
     Raises:
-        UserError: the file of hotwords or the language model cannot be used.
+        UserError: the file of hotwords, the language model or `min_logprob` cannot be used.
     """
     one = recognizers[0]
     names = (one.manifest.name, *options.aliases)
     created = int((one.manifest.folder / "bundle.json").stat().st_mtime)
     default_hotwords, lm = _default_hotwords(one, options), _language_model(one, options)
+    if options.min_logprob is not None:
+        try:
+            one.check_min_logprob(options.min_logprob)
+        except BundleError as error:
+            raise UserError(str(error)) from None
     pool = Pool(recognizers, options.max_queue, options.max_seconds)
     metrics = Metrics(pool)
     # no interactive pages: they load scripts from the network
@@ -85,7 +90,7 @@ def build(recognizers: Sequence[Recognizer], options: ServerOptions) -> FastAPI:
         async def answered() -> Response:
             wave = await pool.decode(place, read_recording, file.file, file.filename or "", options.max_seconds)
             seconds = len(wave) / SAMPLE_RATE
-            found = transcribe(pool, place, wave, asked, options.beams, lm)
+            found = transcribe(pool, place, wave, asked, options, lm)
             if asked.stream:
                 events = _events(found, seconds, metrics)
                 return StreamingResponse(events, media_type="text/event-stream", headers=STREAM_HEADERS)
@@ -139,7 +144,12 @@ def _language_model(recognizer: Recognizer, options: ServerOptions) -> LanguageM
 
 
 async def transcribe(
-    pool: Pool, place: Place, wave: Wave, asked: TranscriptionRequest, beams: int, lm: LanguageModel | None = None
+    pool: Pool,
+    place: Place,
+    wave: Wave,
+    asked: TranscriptionRequest,
+    options: ServerOptions,
+    lm: LanguageModel | None = None,
 ) -> AsyncIterator[Segment]:
     """Segments of a recording as they are transcribed: one if it fits the model's window, else one for each stretch of speech.
 
@@ -148,14 +158,15 @@ async def transcribe(
         BundleError: the bundle has no speech detector, which a long recording needs.
     """
     longest = SUBTITLE_SECONDS if asked.format in ("srt", "vtt") else LONGEST
-    seconds, how = len(wave) / SAMPLE_RATE, (asked.language, beams, asked.words)
-    hotwords = asked.hotwords
+    seconds, how = len(wave) / SAMPLE_RATE, (asked.language, options.beams, asked.words)
+    hotwords, least = asked.hotwords, options.min_logprob
     if seconds <= (pool.window if longest == LONGEST else longest):
-        yield Segment(0.0, seconds, await pool.turn(place, Recognizer.transcribe, wave, *how, hotwords=hotwords, lm=lm))
+        said = await pool.turn(place, Recognizer.transcribe, wave, *how, hotwords=hotwords, lm=lm, min_logprob=least)
+        yield Segment(0.0, seconds, said)
         return
     spans: list[SpeechSpan] = await pool.turn(place, Recognizer.speech_spans, wave, longest)
     for span in spans:
-        yield await pool.turn(place, Recognizer.transcribe_span, wave, span, *how, hotwords, lm)
+        yield await pool.turn(place, Recognizer.transcribe_span, wave, span, *how, hotwords, lm, least)
 
 
 async def _unless_gone(request: Request, work: Coroutine[None, None, T]) -> T | None:

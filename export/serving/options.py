@@ -26,6 +26,7 @@ class ServerOptions:
     hotwords_score: float = DEFAULT_SCORE  # of all requests, in nats a token
     lm: Path | None = None  # n-gram language model, for a bundle with a CTC head
     lm_weights: LanguageModelWeights = field(default_factory=LanguageModelWeights)
+    min_logprob: float | None = None  # mean log-probability below which a text is left out
     vad: bool | None = None  # False turns the speech detector off for clips of up to 30 s
     aliases: tuple[str, ...] = ()  # further names of the model
     ignore_prompt: bool = False  # otherwise a request with a prompt is refused

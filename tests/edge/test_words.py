@@ -9,8 +9,10 @@ import torch
 
 from export.assembly.alignment import Recording, _first_rows, choose_heads, recordings
 from export.assembly.build import export_bundle
-from export.edge import BundleError, Recognizer
+from export.edge import BundleError, Recognizer, Stream, Transcript, format_segments
+from export.edge.after_loop import join_transcripts
 from export.edge.decoding.decoder import DecoderSession
+from export.edge.vad import FRAME, SpeechSpan
 from export.edge.words import dtw_path, grouped, timed_words, token_times
 from tests.conftest import of_an_earlier_version, tone
 from workbench.corpus import open_corpus
@@ -181,6 +183,45 @@ def test_probabilities_are_those_of_torch(student, exported_with_heads, monkeypa
     words = timed_words(attention, ids, spelled.__getitem__, "en", 1.0, np.log([0.5, 0.9, 0.3, 0.1]))
     assert [(w.text, w.probability) for w in words] == [("good", 0.5), ("morning", 0.6)]
     assert words[1].later(2.0).probability == 0.6
+
+
+def test_a_text_that_is_less_likely_than_wanted_is_left_out(exported_with_heads, monkeypatch):
+    recognizer = Recognizer(exported_with_heads, "fp32", vad=False)
+    wave = tone(1.0)
+    said = recognizer.transcribe(wave, words=True)
+    for beams in (1, 3):
+        plain = recognizer.transcribe(wave, beams=beams, words=True)
+        kept = recognizer.transcribe(wave, beams=beams, min_logprob=plain.logprob - 1e-6)
+        assert (kept.text, kept.tokens, kept.logprob, kept.words) == (plain.text, plain.tokens, plain.logprob, ())
+        out = recognizer.transcribe(wave, beams=beams, words=True, min_logprob=plain.logprob + 1e-6)
+        assert (out.text, out.tokens, out.words, out.logprob) == ("", (), (), plain.logprob)
+        assert (out.finished, out.looped) == (True, False)
+    assert recognizer.transcribe(wave).logprob is None
+    limit = said.logprob + 1e-6
+    monkeypatch.setattr(recognizer, "speech_spans", lambda *_: [SpeechSpan(0, len(wave))])
+    (segment,) = recognizer.segments(wave, min_logprob=limit)
+    assert segment.transcript.text == ""
+    assert format_segments([segment], "a", "srt") == ""
+    stream = Stream(recognizer, every=100.0, min_logprob=-1e-9)
+    monkeypatch.setattr(stream, "detector", lambda block: np.ones(len(block) // FRAME))
+    assert [heard.text for heard in [*stream.feed(wave), *stream.finish()]] == [""]
+
+
+def test_what_follows_a_loop_is_left_out_by_itself():
+    said = Transcript("so so", "en", (1, 2), {}, False, True, (), -0.5)
+    nothing = Transcript("", "en", (), {}, True, False, (), -2.5)
+    joined = join_transcripts(said, nothing, 1.0)
+    assert (joined.text, joined.logprob, joined.finished) == ("so so", -0.5, True)
+
+
+def test_limits_that_cannot_be_used_are_said(exported_with_heads, tmp_path):
+    recognizer = Recognizer(exported_with_heads, "fp32", vad=False)
+    for wrong in (0.5, float("nan"), float("-inf")):
+        with pytest.raises(BundleError, match=r"expected a number up to 0, such as -1\.5"):
+            recognizer.transcribe(tone(1.0), min_logprob=wrong)
+    old = Recognizer(of_an_earlier_version(exported_with_heads, tmp_path / "old"), "fp32", vad=False, check=False)
+    with pytest.raises(BundleError, match="gives no probabilities, which min_logprob needs; export it again"):
+        old.transcribe(tone(1.0), min_logprob=-1.5)
 
 
 def test_a_bundle_of_an_earlier_version_has_word_times_alone(exported_with_heads, tmp_path):

@@ -114,15 +114,18 @@ def test_wrong_options_are_said_before_a_model_is_loaded(options, said, tmp_path
         list(transcribe_files([tmp_path / "a.wav", tmp_path / "b.wav"], "no-such-model", options))
 
 
-def test_hotwords_are_a_bundles(exported, clips, tmp_path, capsys, monkeypatch):
+def test_hotwords_and_a_limit_are_a_bundles(exported, clips, tmp_path, capsys, monkeypatch):
     (path,) = files_of(clips[:1], tmp_path)
     words = tmp_path / "words.txt"
     words.write_text("zebra\n")
     options = TranscribeOptions("en", hotwords=words, hotwords_score=20)
     (found,) = transcribe_files([path], exported, options, "fp32", 1)
     assert "zebra" in found.lower()
+    options = TranscribeOptions("en", min_logprob=-1e-9)
+    assert list(transcribe_files([path], exported, options, "fp32", 1)) == [f"{path}\t"]
     for wrong, said in [
         (["--hotwords", str(words)], "--hotwords: needs a bundle"),
+        (["--min-logprob", "-1.5"], "--min-logprob: needs a bundle"),
         (["--bundle", str(exported), "--hotwords-score", "3"], "--hotwords-score: there are no hotwords"),
         (["--bundle", str(exported), "--hotwords", str(tmp_path / "none.txt")], "none.txt: cannot be read"),
     ]:

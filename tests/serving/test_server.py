@@ -455,6 +455,16 @@ def test_hotwords_of_a_request_come_before_those_of_the_server(exported, clips, 
             assert wrong in answer.json()["error"]["message"]
 
 
+def test_unlikely_texts_are_left_out(exported, clips):
+    with serving(exported, language="en", min_logprob=-1e-9) as client:
+        assert ask(client, clips[0].content).text == ""
+    with (
+        pytest.raises(UserError, match="min_logprob is 1; expected a number up to 0"),
+        serving(exported, min_logprob=1),
+    ):
+        pass
+
+
 def test_a_wrong_file_of_hotwords_is_said_before_anything_is_served(exported, tmp_path):
     with (
         pytest.raises(UserError, match=r"none\.txt: cannot be read"),

@@ -108,6 +108,14 @@ LmUnknown = Annotated[
         help="Added to the log10 probability of a word that --lm does not know; -10 by default.", min=-100, max=0
     ),
 ]
+MinLogprob = Annotated[
+    float | None,
+    typer.Option(
+        help="Leave a text out whose tokens have a lower mean log-probability, as hallucinations do; for example -1.5.",
+        min=-100,
+        max=0,
+    ),
+]
 Split = Annotated[str, typer.Option(help="train, validation or test.")]
 JsonFile = Annotated[
     Path | None,

@@ -18,6 +18,7 @@ from workbench.cli.command import (
     LmAlpha,
     LmBeta,
     LmUnknown,
+    MinLogprob,
     Split,
     Threads,
     check_address,
@@ -60,6 +61,7 @@ def transcribe(
     lm_alpha: LmAlpha = None,
     lm_beta: LmBeta = None,
     lm_unk_score_offset: LmUnknown = None,
+    min_logprob: MinLogprob = None,
     threads: Annotated[int | None, typer.Option(help="With --bundle; all cores by default.", min=1, max=1024)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace transcripts in --output.")] = False,
 ) -> None:
@@ -75,13 +77,25 @@ def transcribe(
         raise UserError("--hotwords-score: there are no hotwords; name their file with --hotwords")
     if bundle is None and lm:
         raise UserError("--lm: needs a bundle with a CTC head; name it with --bundle")
+    if bundle is None and min_logprob is not None:
+        raise UserError("--min-logprob: needs a bundle; export the model and name the bundle with --bundle")
     weights = language_model_weights(lm, lm_alpha, lm_beta, lm_unk_score_offset)
     if bundle and model:
         raise UserError("--bundle and --model: give one of the two")
     if overwrite and output is None:
         raise UserError("--overwrite replaces transcripts in a folder; name it with -o")
     options = TranscribeOptions(
-        language, output_format, beams, words, hotwords, hotwords_score or DEFAULT_SCORE, lm, weights, output, overwrite
+        language,
+        output_format,
+        beams,
+        words,
+        hotwords,
+        hotwords_score or DEFAULT_SCORE,
+        lm,
+        weights,
+        min_logprob,
+        output,
+        overwrite,
     )
     for text in transcribe_files(files, bundle or model or "whisper-base", options, precision, threads):
         typer.echo(text)

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-DECODING = ("language", "beams", "hotwords", "hotwords_score", "lm", "lm_alpha", "lm_beta", "lm_unk_score_offset")
+DECODING = (
+    "language",
+    "beams",
+    "hotwords",
+    "hotwords_score",
+    "lm",
+    "lm_alpha",
+    "lm_beta",
+    "lm_unk_score_offset",
+    "min_logprob",
+)
 # command -> title of a group -> its parameters
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "transcribe": {

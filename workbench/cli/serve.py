@@ -14,6 +14,7 @@ from workbench.cli.command import (
     LmAlpha,
     LmBeta,
     LmUnknown,
+    MinLogprob,
     check_address,
     language_model_weights,
 )
@@ -51,6 +52,7 @@ def serve(
     lm_alpha: LmAlpha = None,
     lm_beta: LmBeta = None,
     lm_unk_score_offset: LmUnknown = None,
+    min_logprob: MinLogprob = None,
     vad: Annotated[
         bool,
         typer.Option("--vad/--no-vad", help="Give no text for clips in which the speech detector finds no speech."),
@@ -91,6 +93,6 @@ def serve(
     weights = language_model_weights(lm, lm_alpha, lm_beta, lm_unk_score_offset)
     options = ServerOptions(
         precision, workers, threads, max_queue, max_seconds, max_megabytes, language, beams, hotwords,
-        hotwords_score or DEFAULT_SCORE, lm, weights, None if vad else False, tuple(alias or ()), ignore_prompt, key,
+        hotwords_score or DEFAULT_SCORE, lm, weights, min_logprob, None if vad else False, tuple(alias or ()), ignore_prompt, key,
     )  # fmt: skip
     run(bundle, options, host, port)
