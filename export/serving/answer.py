@@ -78,7 +78,7 @@ def _segment(number: int, segment: Segment) -> dict[str, object]:
         "text": said.text,
         "tokens": list(said.tokens),
         "temperature": 0.0,
-        "avg_logprob": said.logprob,  # None unless word times were asked for, whose pass over the transcript computes it
+        "avg_logprob": said.logprob,  # None unless word times or a limit are asked for, whose pass over the transcript computes it
         "compression_ratio": round(len(raw) / max(1, len(zlib.compress(raw))), 3),
         "no_speech_prob": None,
     }
