@@ -11,7 +11,7 @@ from pathlib import Path
 from export.edge import FORMATS, AudioError, BundleError, Recognizer, Segment, Transcript, format_segments
 from export.edge.decoding.hotwords import DEFAULT_SCORE, read_hotwords
 from export.edge.decoding.language_model import LanguageModelWeights
-from export.edge.recognizer import LONGEST
+from export.edge.recognizer import DECODER_BEAMS, LONGEST
 from workbench.audio.decode import LONGEST_SECONDS, SAMPLE_RATE, Wave, check_length, decode
 from workbench.core.errors import UserError, did_you_mean
 from workbench.core.files import write_text
@@ -21,7 +21,6 @@ from workbench.text.languages import did_you_mean_language
 log = logging.getLogger("workbench")
 SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "json": ".json"}
 Transcribe = Callable[[Wave, str], list[Segment]]  # of a wave and the name of its file
-DECODER_BEAMS = 20  # most beams of a decoder, each of which has caches of its own
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,7 @@ def open_bundle(bundle: Path, options: TranscribeOptions, precision: str | None,
             raise UserError(
                 f"--language {options.language!r}{did_you_mean_language(options.language, recognizer.prompts)}"
             )
-        if recognizer.ctc is None:
-            _check_beams(options.beams)
+        recognizer.check_beams(options.beams)
         hotwords = lm = None
         if options.hotwords:
             hotwords = recognizer.new_hotwords(read_hotwords(options.hotwords), options.hotwords_score)
@@ -139,7 +137,8 @@ def open_model(model: str, options: TranscribeOptions) -> Transcribe:
     """A checkpoint in torch that transcribes waves; raises UserError if it cannot be used, or does not know the language."""
     from workbench.labelling.transcription import TorchRecognizer
 
-    _check_beams(options.beams)
+    if options.beams > DECODER_BEAMS:
+        raise UserError(f"--beams {options.beams}: expected at most {DECODER_BEAMS} for a model with a decoder")
     recognizer = TorchRecognizer(model)
     if options.language != "auto":
         try:
@@ -154,11 +153,6 @@ def open_model(model: str, options: TranscribeOptions) -> Transcribe:
         return [Segment(s.start, s.end, Transcript(s.text, s.language, (), {}, True)) for s in spans]
 
     return transcribe
-
-
-def _check_beams(beams: int) -> None:
-    if beams > DECODER_BEAMS:
-        raise UserError(f"--beams {beams}: expected at most {DECODER_BEAMS} for a model with a decoder")
 
 
 def _target(path: Path, options: TranscribeOptions) -> Path:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.core.errors import UserError
 
 if TYPE_CHECKING:
-    from export.edge import Recognizer
+    from export.edge import LanguageModelWeights, Recognizer
     from export.edge.bundle.content import Verification
     from export.measurement.content import Report
     from workbench.audio.decode import Wave
@@ -101,6 +101,9 @@ class MeasureOptions:
     remeasure: bool = False  # even if report.json is up to date
     robustness: bool = True  # also count what is written for silence, noise and music
     preset: str = ""  # a leaderboard's protocol in place of corpora: open-asr-leaderboard
+    beams: int = 1  # of every bundle; the teacher decodes greedily
+    lm: Path | None = None  # n-gram language model, for bundles with a CTC head
+    lm_weights: LanguageModelWeights | None = None  # as for `Recognizer.new_language_model`
 
 
 def distill(
@@ -221,6 +224,8 @@ def measure(
         UserError: a bundle is damaged, or a corpus or the teacher cannot be obtained.
     """
     from export.bundle.manifest import open_manifest
+    from export.edge import LanguageModelWeights
+    from export.measurement.decoding import Decoding
     from export.measurement.measure import measure as run
     from workbench.core.locks import output_lock
 
@@ -238,6 +243,7 @@ def measure(
         report = run(
             paths, teacher, folder, list(corpora) or [corpus_of_run(paths[0])], chosen.split, chosen.clips,
             chosen.threads, chosen.repeats, chosen.remeasure, chosen.robustness, chosen.preset,
+            Decoding(chosen.beams, chosen.lm, chosen.lm_weights or LanguageModelWeights()),
         )  # fmt: skip
     return Measurement(folder, report)
 

@@ -176,6 +176,7 @@ def _run(args: argparse.Namespace) -> int:
             cuda_graphs=args.cuda_graphs,
             vad=False if args.no_vad else None,
         )
+        recognizer.check_beams(args.beams)
         how: dict[str, Any] = {}  # what the texts are scored by
         if args.hotwords:
             how["hotwords"] = recognizer.new_hotwords(read_hotwords(args.hotwords), args.hotwords_score)

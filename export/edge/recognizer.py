@@ -33,6 +33,7 @@ from .words import WITHOUT_SPACES, Word, timed_words
 AUTO = "auto"  # as a language: detect it
 UNDETERMINED = "und"  # ISO 639-2: a language that is not known
 LONGEST = 28.0  # seconds of a stretch of a recording
+DECODER_BEAMS = 20  # most beams of a decoder, each of which has caches of its own
 SPREAD_SECONDS = 0.4  # by how much clips of one batch may differ in length: shorter ones get up to that much more silence than they would alone
 
 
@@ -353,8 +354,7 @@ class Recognizer:
         self, language: str, words: bool = False, beams: int = 1, lm: LanguageModel | None = None, min_logprob: float | None = None
     ) -> None:  # fmt: skip
         self._known(language)
-        if beams < 1:
-            raise BundleError(f"beams is {beams}; expected at least 1, which is greedy")
+        self.check_beams(beams)
         if words and not self.times_words:
             raise BundleError(f"{self.manifest.name}: has no alignment heads for word times")
         if min_logprob is not None:
@@ -368,6 +368,13 @@ class Recognizer:
             raise BundleError(
                 f"a language model scores words between spaces, which language {language!r} does not write; leave it out"
             )
+
+    def check_beams(self, beams: int) -> None:
+        """Raise BundleError for a number of beams that this model cannot have."""
+        if beams < 1:
+            raise BundleError(f"beams is {beams}; expected at least 1, which is greedy")
+        if self.ctc is None and beams > DECODER_BEAMS:
+            raise BundleError(f"beams is {beams}; expected at most {DECODER_BEAMS} for a model with a decoder")
 
     def check_min_logprob(self, least: float) -> None:
         """Raise BundleError for a value that `min_logprob` cannot have, and for a bundle without probabilities."""

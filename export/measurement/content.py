@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NotRequired, TypedDict, get_args
 
 from export.edge.bundle.content import Corpus, Host, Measured
+from export.measurement.decoding import DecodingDescription
 
 SCHEMA = 3  # of report.json
 Loss = Literal["loss", "task", "distillation", "matching"]
@@ -158,6 +159,7 @@ class Report(Section):
     command: NotRequired[str]  # that measured it; earlier versions did not record it
     threads: int
     repeats: int
+    decoding: NotRequired[DecodingDescription]  # unless it was greedy
     other_corpora: list[Section]
     robustness: NotRequired[Robustness]
     training: NotRequired[dict[str, Curves]]  # by name of the student

@@ -15,6 +15,7 @@ from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import TypedDict, cast
 
+from export.measurement.decoding import GREEDY, Decoding
 from workbench.core.errors import UserError
 from workbench.core.machine.children import end_with_parent
 from workbench.core.machine.memory import peak_resident_mb
@@ -36,6 +37,7 @@ class System:
     kind: str  # teacher or student
     bundle: Path
     precision: str
+    decoding: Decoding = GREEDY
 
 
 @dataclass
@@ -143,9 +145,7 @@ class _Worker:
     def __init__(self, context: SpawnContext, system: System, threads: int, vad: bool | None) -> None:
         self.system = system
         self.pipe, child = context.Pipe()
-        self.process = context.Process(
-            target=_serve, args=(child, str(system.bundle), system.precision, threads, vad), daemon=True
-        )
+        self.process = context.Process(target=_serve, args=(child, system, threads, vad), daemon=True)
         self.process.start()
         child.close()
 
@@ -183,7 +183,7 @@ class _Worker:
             self.process.kill()
 
 
-def _serve(pipe: Connection, bundle: str, precision: str, threads: int, vad: bool | None) -> None:
+def _serve(pipe: Connection, system: System, threads: int, vad: bool | None) -> None:
     """Load a bundle and answer requests, in a process that never imports torch."""
     from export.edge import AudioError, BundleError, Recognizer, read_wav
 
@@ -191,7 +191,8 @@ def _serve(pipe: Connection, bundle: str, precision: str, threads: int, vad: boo
     try:
         started = time.perf_counter()
         # the parent has checked it
-        recognizer = Recognizer(bundle, precision, threads, check=False, frugal=True, vad=vad)
+        recognizer = Recognizer(system.bundle, system.precision, threads, check=False, frugal=True, vad=vad)
+        beams, lm = system.decoding.beams, system.decoding.opened(recognizer)
         pipe.send({"load_ms": 1000 * (time.perf_counter() - started)})
         while True:
             request = pipe.recv()
@@ -201,8 +202,9 @@ def _serve(pipe: Connection, bundle: str, precision: str, threads: int, vad: boo
             started = time.perf_counter()
             wave = read_wav(request[0])
             decode_ms = 1000 * (time.perf_counter() - started)
-            out = recognizer.transcribe(wave, request[1])
+            out = recognizer.transcribe(wave, request[1], beams, lm=lm)
             stages = {"decode": decode_ms, **{stage: out.stages_ms.get(stage, 0.0) for stage in STAGES[1:]}}
+            stages["rest"] += out.stages_ms.get("beams", 0.0)  # the search of a model with a CTC head
             said = {"text": out.text, "finished": out.finished, "looped": out.looped, "tokens": len(out.tokens)}
             pipe.send({**said, "stages_ms": stages})
     except EOFError:

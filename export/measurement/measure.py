@@ -16,6 +16,7 @@ from export.bundle.manifest import open_manifest, record
 from export.edge.bundle.content import Corpus, Measurement
 from export.measurement.content import SCHEMA, Report, Section
 from export.measurement.curves import curves_of_run
+from export.measurement.decoding import GREEDY, Decoding
 from export.measurement.flops import sizes_of
 from export.measurement.latency import BenchmarkResult, System
 from export.measurement.leaderboard import preset_corpora, scored_by_leaderboard
@@ -63,6 +64,7 @@ def measure(
     again: bool = False,
     robustness: bool = True,
     preset: str = "",
+    decoding: Decoding = GREEDY,
 ) -> Report:
     """Measure every precision of some bundles, and their teacher in fp32 at 30 s in the same ONNX runtime.
 
@@ -78,12 +80,13 @@ def measure(
         again: measure again even if report.json already holds this measurement.
         robustness: also run every system on sounds without speech (`export/measurement/robustness.py`).
         preset: a leaderboard whose test sets are measured in place of `corpora`, and by whose protocol they are scored, too.
+        decoding: beams and language model. What differs from greedy decoding is not recorded in the bundles.
 
     Returns:
         The report's content (docs/measuring.md describes it).
 
     Raises:
-        UserError: a bundle is damaged, a corpus or the teacher cannot be obtained, or a corpus is named twice.
+        UserError: a bundle is damaged, a corpus or the teacher cannot be obtained, a corpus is named twice, or the language model cannot be used.
     """
     from export.measurement.page import Source, write_page
 
@@ -101,7 +104,8 @@ def measure(
     threads = threads or usable_cpus()
     parts = [_clips(corpus, split, limit) for corpus in corpora]
     utterances = [u for part in parts for u in part.utterances]
-    systems = _systems(bundles, teacher)
+    systems = _systems(bundles, teacher, decoding)
+    decoding.check([open_manifest(bundle) for bundle in bundles])
     key = _key(systems, parts, threads, repeats, robustness)
     if report_path.is_file() and not again:
         known = cast("Report", read_json(report_path, "a report"))
@@ -118,7 +122,8 @@ def measure(
         "schema": SCHEMA,
         "key": key,
         "command": _command(bundles, teacher, [] if preset else corpora, split, limit, threads, repeats, robustness)
-        + (f" --preset {preset}" if preset else ""),
+        + (f" --preset {preset}" if preset else "")
+        + decoding.command(),
         "host": describe_host(),
         "threads": threads,
         "repeats": repeats,
@@ -127,6 +132,8 @@ def measure(
         "clips": sections[0]["clips"],
         "other_corpora": sections[1:],
     }
+    if not decoding.is_greedy:
+        report["decoding"] = decoding.described()
     if robustness:
         with step("testing robustness on silence, noise, music and very short clips"):
             first = [found.part(slice(len(parts[0].utterances))) for found in timed]
@@ -137,7 +144,7 @@ def measure(
         report["leaderboard"] = scored_by_leaderboard(report, limit)
     write_json(report_path, report)
     show(report)
-    for bundle in bundles:
+    for bundle in bundles if decoding.is_greedy else ():
         measurement: Measurement = {
             "corpus": _named(report),
             "host": report["host"],
@@ -191,7 +198,7 @@ def _clips(corpus: str, split: str, limit: int | None) -> Clips:
     return Clips(corpus, split, scored, sum(not u.scored for u in found))
 
 
-def _systems(bundles: Sequence[Path], teacher: str) -> list[System]:
+def _systems(bundles: Sequence[Path], teacher: str, decoding: Decoding) -> list[System]:
     """The teacher and every precision of the bundles, with checksums verified."""
     systems = [System(f"{short_name(teacher)} (teacher)", "teacher", teacher_bundle(teacher), "fp32")]
     for bundle in bundles:
@@ -201,7 +208,7 @@ def _systems(bundles: Sequence[Path], teacher: str) -> list[System]:
                 f"{bundle}: was packed for {manifest.packed_for}, but measuring needs our own runtime's graphs; measure the full bundle"
             )
         sizes_of(manifest)  # before hours of work, whether they are there
-        systems += [System(f"{manifest.name} {p}", "student", bundle, p) for p in manifest.precisions]
+        systems += [System(f"{manifest.name} {p}", "student", bundle, p, decoding) for p in manifest.precisions]
     if len({s.name for s in systems}) < len(systems):
         raise UserError("two of the bundles have the same name and precision; export them with different --name")
     return systems
@@ -217,7 +224,9 @@ def _key(systems: Sequence[System], parts: Sequence[Clips], threads: int, repeat
         for part in parts
     ]
     normalizers = [normalizers_of(part.languages) for part in parts]
-    return hash_json([SCHEMA, graphs, clips, normalizers, threads, repeats, robustness, describe_host()["cpu"]])
+    found = [SCHEMA, graphs, clips, normalizers, threads, repeats, robustness, describe_host()["cpu"]]
+    decoding = systems[-1].decoding
+    return hash_json(found if decoding.is_greedy else [*found, decoding.described()])
 
 
 def _sections(

@@ -43,17 +43,18 @@ def build(recognizers: Sequence[Recognizer], options: ServerOptions) -> FastAPI:
         options: what the server is started with.
 
     Raises:
-        UserError: the file of hotwords, the language model or `min_logprob` cannot be used.
+        UserError: `beams`, the file of hotwords, the language model or `min_logprob` cannot be used.
     """
     one = recognizers[0]
     names = (one.manifest.name, *options.aliases)
     created = int((one.manifest.folder / "bundle.json").stat().st_mtime)
     default_hotwords, lm = _default_hotwords(one, options), _language_model(one, options)
-    if options.min_logprob is not None:
-        try:
+    try:
+        one.check_beams(options.beams)
+        if options.min_logprob is not None:
             one.check_min_logprob(options.min_logprob)
-        except BundleError as error:
-            raise UserError(str(error)) from None
+    except BundleError as error:
+        raise UserError(str(error)) from None
     pool = Pool(recognizers, options.max_queue, options.max_seconds)
     metrics = Metrics(pool)
     # no interactive pages: they load scripts from the network

@@ -1,26 +1,32 @@
 """Beams, hotwords and language models of bundles with a CTC head: in the runtime, on both command lines and in the server."""
 
 import json
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from export.assembly.build import export_bundle
-from export.edge import BundleError, LanguageModelWeights, Recognizer, Stream
+from export.bundle.manifest import open_manifest
+from export.edge import BundleError, LanguageModelWeights, Recognizer, Stream, read_wav
 from export.edge.__main__ import main as edge
 from export.edge.decoding.ctc import DEFAULT_BEAMS
 from export.edge.decoding.ctc_path import align
 from export.edge.decoding.decoder import log_softmax
 from export.edge.decoding.prefix_search import prefix_beam_search
 from export.edge.vad import FRAME
+from export.measurement.decoding import Decoding
+from export.measurement.measure import measure
 from tests.conftest import tone
 from tests.models.ctc_checkpoints import in_silence, over_whisper
 from workbench.audio.decode import write_wav
 from workbench.cli.app import main as workbench
 from workbench.core.errors import UserError
+from workbench.corpus import open_corpus
 
 ARPA = "\\data\\\nngram 1=5\nngram 2=1\n\n\\1-grams:\n-1\t</s>\n-99\t<s>\t-0.3\n-2\t<unk>\n-0.5\tnine\t-0.1\n-1\tpress\n\n\\2-grams:\n-0.1\t<s> nine\n\n\\end\\\n"
 
@@ -186,7 +192,7 @@ def test_options_of_a_language_model_need_one_and_a_bundle(bundle, exported, arp
     for options, said in (
         (["--bundle", bundle, "--lm-beta", 1], "--lm-beta: there is no language model; name its file with --lm"),
         (["--lm", arpa], "--lm: needs a bundle with a CTC head"),
-        (["--bundle", exported, "--beams", 21], "--beams 21: expected at most 20 for a model with a decoder"),
+        (["--bundle", exported, "--beams", 21], "beams is 21; expected at most 20 for a model with a decoder"),
         (["--bundle", exported, "--lm", arpa], "has a decoder, which takes no language model"),
     ):
         status, out, err = status_of(workbench, monkeypatch, capsys, "transcribe", tmp_path / "clip.wav", *options)
@@ -226,3 +232,32 @@ def test_the_server_takes_a_language_model(bundle, ctc, wave, arpa, tmp_path):
         assert client.audio.transcriptions.create(model=ctc.manifest.name, file=file).text == expected
     with pytest.raises(UserError, match=r"missing\.arpa: cannot be read"), serving(bundle, lm=Path("missing.arpa")):
         pass
+
+
+def test_a_measurement_with_beams_and_a_language_model(bundle, exported, speech, ctc, arpa, tmp_path):
+    corpus, copied, out = str(speech(2)), shutil.copytree(bundle, tmp_path / "bundle"), tmp_path / "out"
+    measure_it = partial(measure, [copied], str(exported), out, [corpus], threads=1, robustness=False)
+    plain = measure_it()
+    weights = LanguageModelWeights(0.1, 9, -3)
+    found = measure_it(decoding=Decoding(7, arpa, weights))
+    lm = ctc.new_language_model(arpa, weights)
+    for clip, row in zip(open_corpus(corpus, "test"), found["clips"], strict=True):
+        texts = list(row["hypotheses"].values())
+        write_wav(tmp_path / "clip.wav", clip.wave())
+        assert texts[1] == ctc.transcribe(read_wav(tmp_path / "clip.wav"), beams=7, lm=lm).text
+    assert found["clips"] != plain["clips"]
+    assert all(row["hypotheses"] and list(row["stages_ms"].values())[1]["rest"] > 0 for row in found["clips"])
+    assert found["decoding"]["lm"] == "words.arpa"
+    assert found["command"].endswith("--lm-alpha 0.1 --lm-beta 9 --lm-unk-score-offset -3")
+    recorded = open_manifest(copied).content["measurement"]["systems"][0]
+    assert recorded["wer"] == plain["systems"][1]["wer"]  # what the bundle does by default
+    assert measure_it(decoding=Decoding(7, arpa, weights)) == found  # not measured anew
+    assert "decoding" not in measure_it()
+    for bundles, decoding, said in (
+        ([exported], Decoding(1, arpa), "--lm: none of the bundles has a CTC head"),
+        ([copied, exported], Decoding(21), "--beams 21: expected at most 20 for a model with a decoder"),
+        ([copied], Decoding(1, tmp_path / "none.arpa"), "cannot be read"),
+    ):
+        with pytest.raises(UserError, match=said):
+            measure(bundles, str(exported), tmp_path / "other", [corpus], threads=1, decoding=decoding)
+    assert not (tmp_path / "other").exists()

@@ -142,13 +142,21 @@ def measure(
             help="open-asr-leaderboard: the test sets and the scoring of that leaderboard as of 2025, in place of --corpus."
         ),
     ] = "",
+    beams: Annotated[
+        int, typer.Option(help="Of every bundle; 1 is greedy, the default, as the teacher always is.", min=1, max=1024)
+    ] = 1,
+    lm: LanguageModelFile = None,
+    lm_alpha: LmAlpha = None,
+    lm_beta: LmBeta = None,
+    lm_unk_score_offset: LmUnknown = None,
     json_file: JsonFile = None,
 ) -> None:
     """Measure WER, latency, memory and size of bundles against their teacher, interleaved on the same clips."""
     from export.measurement.tables import print_table
     from workbench import api
 
-    options = api.MeasureOptions(split, clips, threads, repeats, again, robustness, preset)
+    weights = language_model_weights(lm, lm_alpha, lm_beta, lm_unk_score_offset)
+    options = api.MeasureOptions(split, clips, threads, repeats, again, robustness, preset, beams, lm, weights)
     measured = api.measure(bundles, against, output, corpora=corpus or [], options=options)
     if write_results(json_file, measured.report):
         return

@@ -26,6 +26,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "measure": {
         "What is measured": ("against", "corpus", "split", "clips", "preset", "robustness"),
         "How it is measured": ("threads", "repeats", "again"),
+        "Decoding": ("beams", "lm", "lm_alpha", "lm_beta", "lm_unk_score_offset"),
     },
     "demo": {
         "Server": ("host", "port", "threads"),
