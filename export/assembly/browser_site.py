@@ -49,10 +49,6 @@ def pack_site(bundle: Path, output: Path, precision: str = "", overwrite: bool =
         raise UserError(f"{output}: exists; choose another -o, or add --overwrite")
     check_replaceable(output, SITE, [bundle])
     part = open_part(bundle, "transformers_js", precision, runtime=False)
-    if part.manifest.has_ctc_head:
-        raise UserError(
-            f"{bundle}: its model has a CTC head, and the page is for models with a decoder; pack it for transformers_js instead"
-        )
     library = {name: _package_file(path) for name, path in LIBRARY.items()}
     page = {path.name: path for path in sorted(PAGE.iterdir()) if path.is_file()}
     model = {f"models/model/{name}": path for name, path in part.files.items()}
@@ -71,11 +67,20 @@ def pack_site(bundle: Path, output: Path, precision: str = "", overwrite: bool =
 def _settings(part: Part) -> dict[str, Any]:
     """What the page must know of the model."""
     content = part.content
+    if part.manifest.has_ctc_head:  # it takes no language
+        return {
+            "name": content["name"],
+            "precision": part.precision,
+            "ctc": True,
+            "languages": [],
+            "decoding": content["decoding"],
+        }
     generation = read_json(part.files["generation_config.json"], "a checkpoint's generation settings")
     multilingual = bool(isinstance(generation, dict) and generation.get("is_multilingual"))
     return {
         "name": content["name"],
         "precision": part.precision,
+        "ctc": False,
         "languages": sorted(content["tokens"]["prompts"]) if multilingual else [],
         "decoding": content["decoding"],  # limits the tokens of a transcript by the length of the clip
     }

@@ -8,6 +8,7 @@ import os
 import re
 import threading
 import wave
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,13 @@ from typer.testing import CliRunner
 
 from export.assembly import browser_site
 from export.assembly.browser_site import LIBRARY, pack_site
+from export.assembly.build import export_bundle
 from export.assembly.teacher import teacher_bundle
+from export.edge import Recognizer, read_wav
 from export.verification.clients import transformers_js
 from tests.browser import CHROMIUM, open_page
 from tests.conftest import tone
+from tests.models.ctc_checkpoints import in_silence, over_whisper
 from workbench.audio.decode import write_wav
 from workbench.cli.app import app
 from workbench.core.errors import UserError
@@ -192,6 +196,31 @@ def test_a_browser_writes_what_node_writes_and_asks_no_other_host(tmp_path):
             assert page.workers[0].evaluate(other) == page.evaluate(other) == "refused"
             if pictures := os.environ.get("PICTURES"):
                 take_pictures(page, Path(pictures))
+
+
+@needs_library
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
+@pytest.mark.slow
+def test_a_browser_writes_what_a_ctc_bundle_writes(tiny_checkpoint, tmp_path):
+    bundle = export_bundle(
+        in_silence(over_whisper(tiny_checkpoint, tmp_path / "student")), tmp_path / "bundle", ["fp32", "int8"]
+    )
+    site = pack_site(bundle, tmp_path / "site", "int8")
+    record = json.loads((site / "site.json").read_text())
+    assert (record["ctc"], record["languages"]) == (True, [])
+    (clip,) = [u for u in open_corpus("prompts-en", "test") if 2 < u.seconds < 5][:1]
+    write_wav(tmp_path / "clip.wav", clip.wave())
+    expected = Recognizer(bundle, "int8", vad=False).transcribe(read_wav(tmp_path / "clip.wav")).text
+    with serve(site) as (url, asked), open_page(url) as (page, outside):
+        page.wait_for_selector("#form:visible")
+        assert not page.is_visible("#language-field")
+        found = transcribe(page, tmp_path / "clip.wav")
+        # of a random model, whose letters are hardly likelier than others
+        assert SequenceMatcher(None, found, expected, autojunk=False).ratio() > 0.9
+        assert len(expected) > 20
+        assert outside == []
+        onnx = [line.split()[1] for line in asked if ".onnx" in line or ".wasm" in line]
+        assert len(onnx) == len(set(onnx)) == 2  # each once
 
 
 def take_pictures(page, folder):

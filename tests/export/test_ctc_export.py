@@ -11,7 +11,6 @@ import onnx
 import pytest
 import torch
 
-from export.assembly.browser_site import pack_site
 from export.assembly.build import export_bundle
 from export.assembly.pack import pack
 from export.bundle.ctc import runtimes_of
@@ -425,8 +424,6 @@ def test_a_part_for_a_device_transcribes_without_the_workbench(bundle_of, tmp_pa
         [sys.executable, "-B", "-m", "edge", "--no-vad", "../a.wav"], cwd=folder, capture_output=True, check=True, encoding="utf-8",
     )  # fmt: skip
     assert done.stdout == f"../a.wav\t{text}\n"
-    with pytest.raises(UserError, match="the page is for models with a decoder; pack it for transformers_js"):
-        pack_site(bundle_of("whisper"), tmp_path / "site")
     with pytest.raises(UserError, match="onnx_asr does not read it: it has no reader of models with a CTC head"):
         pack(bundle_of("whisper"), tmp_path / "other", "onnx_asr")
 

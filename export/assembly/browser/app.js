@@ -133,7 +133,7 @@ async function transcribe() {
     part = [i + 1, parts.length];
     if (loaded) showPart();
     const found = answer("text");
-    worker.postMessage({ wave: samples, language, most: tokenLimit(samples.length / RATE, language), device: $("device").value });
+    worker.postMessage({ wave: samples, language, most: tokenLimit(samples.length / RATE, language), device: $("device").value, ctc: site.ctc });
     const { text, seconds: more } = await found;
     texts.push(text);
     seconds += more;

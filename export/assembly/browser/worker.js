@@ -1,5 +1,5 @@
 // Loads the model and transcribes pieces of up to 30 s, beside the page, which so never freezes.
-import { AutoProcessor, AutoTokenizer, WhisperForConditionalGeneration, env } from "./library/transformers.min.js";
+import { AutoProcessor, AutoTokenizer, WhisperForConditionalGeneration, env, pipeline } from "./library/transformers.min.js";
 
 const here = (path) => new URL(path, import.meta.url).href;
 env.allowRemoteModels = false;
@@ -26,19 +26,24 @@ function counted(response) {
 }
 
 let loading;
-async function load(device) {
+async function load(device, ctc) {
   const runtime = await env.fetch("library/ort-wasm-simd-threaded.asyncify.wasm");
   env.backends.onnx.wasm.wasmBinary = await runtime.arrayBuffer();
   // packed graphs have the names of fp32, whatever their precision
+  if (ctc) return { recognise: await pipeline("automatic-speech-recognition", "model", { dtype: "fp32", device }) };
   const model = await WhisperForConditionalGeneration.from_pretrained("model", { dtype: "fp32", device });
   return { model, processor: await AutoProcessor.from_pretrained("model"), tokenizer: await AutoTokenizer.from_pretrained("model") };
 }
 
-async function transcribe({ wave, language, most, device }) {
-  loading ??= load(device);
-  const { model, processor, tokenizer } = await loading;
+async function transcribe({ wave, language, most, device, ctc }) {
+  loading ??= load(device, ctc);
+  const { recognise, model, processor, tokenizer } = await loading;
   postMessage({ kind: "loaded" });
   const started = performance.now();
+  if (recognise) {
+    const { text } = await recognise(wave);
+    return { text, seconds: (performance.now() - started) / 1000 };
+  }
   const asked = language ? { language, task: "transcribe" } : {};
   const ids = await model.generate({ ...(await processor(wave)), ...asked, max_new_tokens: most });
   const text = tokenizer.decode(ids.tolist()[0].map(Number), { skip_special_tokens: true }).trim();
