@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.assembly.client_files import write_client_files
-from export.assembly.current import ExportOptions, is_current
+from export.assembly.current import ExportOptions, exporter_fingerprint, is_current
 from export.assembly.detector import copy_detector
 from export.assembly.origin import Origin, find_origin
 from export.bundle.manifest import BUNDLE, write_manifest
@@ -262,6 +262,7 @@ def _manifest(
     return {
         "format": FORMAT,
         "workbench": __version__,
+        "exporter": exporter_fingerprint(),
         "name": origin.name,
         "family": family.name,
         "licence": "that of the teacher's weights; see MODEL_CARD.md",

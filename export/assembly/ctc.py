@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from export.assembly.current import ExportOptions, is_current
+from export.assembly.current import ExportOptions, exporter_fingerprint, is_current
 from export.assembly.detector import copy_detector
 from export.assembly.origin import Origin, find_origin
 from export.bundle.card import write_card
@@ -232,6 +232,7 @@ def _manifest(
     return {
         "format": FORMAT,
         "workbench": __version__,
+        "exporter": exporter_fingerprint(),
         "name": origin.name,
         "family": FAMILY,
         "licence": "that of the teacher's weights; see MODEL_CARD.md",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 from pathlib import Path
 from typing import TypedDict
 
@@ -11,9 +12,11 @@ from export.edge.bundle.content import Int8
 from export.edge.bundle.manifest import BundleError, Manifest, read_manifest
 from workbench import __version__
 from workbench.core.errors import UserError
-from workbench.core.hashing import sha256
+from workbench.core.hashing import hash_json, sha256
+from workbench.models import quantization as rounding
 
 log = logging.getLogger("workbench")
+EXPORT = Path(__file__).resolve().parent.parent
 
 
 class ExportOptions(TypedDict):
@@ -43,7 +46,7 @@ def is_current(output: Path, source: str, wanted: ExportOptions, overwrite: bool
         # a bundle without the field is older, and is made again: its edge/ differs
         same = same and content.get("through", "workbench") == wanted["through"]
         same = same and not manifest.packed_for
-        if same and content.get("workbench") == __version__ and has_this_runtime(manifest):
+        if same and content.get("exporter") == exporter_fingerprint() and has_this_runtime(manifest):
             manifest.check()
             return True
     except BundleError:
@@ -58,6 +61,14 @@ def is_current(output: Path, source: str, wanted: ExportOptions, overwrite: bool
             f"{output}: holds a bundle of another checkpoint, another vocabulary, other precisions, another exporter or other options; choose another -o, or add --overwrite"
         )
     return False
+
+
+@cache
+def exporter_fingerprint() -> str:
+    """SHA-256 of the code that writes graphs and bundles: what another version wrote may differ."""
+    folders = [EXPORT / name for name in ("assembly", "bundle", "graphs", "quantization")]
+    files = [*(path for folder in folders for path in folder.rglob("*.py")), Path(rounding.__file__)]
+    return hash_json([__version__, sorted([path.name, sha256(path)] for path in files)])
 
 
 def has_this_runtime(manifest: Manifest) -> bool:

@@ -12,6 +12,7 @@ import pytest
 
 import export.assembly.build
 from export.assembly.build import export_bundle
+from export.assembly.current import exporter_fingerprint
 from export.bundle.manifest import open_manifest, size_mb, write_manifest
 from export.edge import AudioError, BundleError, Recognizer, read_wav
 from export.edge.audio.resample import resample
@@ -192,6 +193,27 @@ def test_a_bundle_with_another_runtime_inside_is_exported_anew(bundle, student):
     write_manifest(bundle, open_manifest(bundle).content)  # with its checksum, as that version did
     export_bundle(student, bundle, ["fp32", "int8"], "tiny")
     assert runtime.read_text() == now
+
+
+def test_a_bundle_that_another_exporter_wrote_is_exported_anew(bundle, student, caplog, monkeypatch):
+    before = (bundle / "bundle.json").stat().st_mtime_ns
+    monkeypatch.setattr("export.assembly.current.exporter_fingerprint", lambda: "another")
+    with caplog.at_level("INFO", "workbench"):
+        export_bundle(student, bundle, ["fp32", "int8"], "tiny")
+    assert "was exported by another version of the workbench" in caplog.text
+    assert (bundle / "bundle.json").stat().st_mtime_ns > before
+
+
+def test_the_exporters_fingerprint_is_of_its_code(tmp_path, monkeypatch):
+    copied = shutil.copytree(
+        ROOT / "export", tmp_path / "export", ignore=shutil.ignore_patterns("node_modules", "__pycache__")
+    )
+    now = exporter_fingerprint()
+    assert now == exporter_fingerprint()
+    monkeypatch.setattr("export.assembly.current.EXPORT", copied)
+    assert exporter_fingerprint.__wrapped__() == now
+    (copied / "graphs" / "step.py").write_text("# another\n")
+    assert exporter_fingerprint.__wrapped__() != now
 
 
 def test_another_export_does_not_replace_a_bundle_unasked(bundle, student):

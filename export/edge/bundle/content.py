@@ -239,6 +239,7 @@ class Content(Recorded):
     ctc: NotRequired[Ctc]  # in bundles of the family `ctc`
     # what the runtime does not need; the workbench refuses a bundle without the first three
     workbench: NotRequired[str]  # version that wrote it
+    exporter: NotRequired[str]  # hash of the code that wrote it
     parameters: NotRequired[int]
     checkpoint_sha256: NotRequired[str]
     licence: NotRequired[str | None]
