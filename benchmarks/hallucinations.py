@@ -17,7 +17,7 @@ from typing import Any
 
 from common import arguments, finish
 
-LOGPROBS = (-2.0, -1.5, -1.25, -1.0, -0.8)
+LOGPROBS = (-2.0, -1.5, -1.25, -1.0, -0.8, -0.3, -0.2)
 SHARES = (0.3, 0.5)
 OPTIONS = {
     "bundle": ("", "folder of a bundle with a decoder"),
@@ -108,7 +108,7 @@ def _clip(decoder: Any, guard: Any, wave: Any, language: str, reference: str) ->
         "detector": bool(anybody_speaks(wave, decoder.detector)),
         "text": written.text,
         "looped": written.looped,
-        "logprob": round(written.logprob, 4),
+        "logprob": round(written.logprob, 4) if written.text else None,
         "words": len(expected),
         "errors": sum(edit.kind is not None for edit in edits(expected, said)) if expected else 0,
         "ctc": guard.transcribe(wave, vad=False).text if guard else "",

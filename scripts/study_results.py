@@ -83,34 +83,34 @@ def results(study: Study, file: Path, kept: Sequence[Path]) -> tuple[dict[str, A
 
 
 def over_folds(study: Study, arms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each arm's mean over the corpora of a study with one seed, and its differences to the baseline and to the best constant weight.
+    """Each arm's mean over the corpora of a study with one seed, and its differences to other arms, paired by corpus.
 
-    Only arms and corpora that have all runs count. The best constant weight is the one with the lowest mean here.
+    The others are the baseline, the best constant weight and those that the study compares it with. An arm's corpora are those that it has run on. The best constant weight is the one with the lowest mean, of those that have run on most.
     """
     if len(study.seeds) > 1 or len(study.corpora) == 1:
         return []
-    cer = {
-        (row["name"], row["corpus"]): row["cer_capped"][0]
-        for row in arms
-        if row["group"] == "all" and row["corpus"] in study.corpora
-    }
-    named = [arm for arm in study.arms if any(arm == name for name, _ in cer)]
-    folds = [corpus for corpus in study.corpora if all((arm, corpus) in cer for arm in named)]
-    found = {arm: [cer[arm, fold] for fold in folds] for arm in named} if folds else {}
+    found: dict[str, dict[str, float]] = {arm: {} for arm in study.arms}
+    for row in arms:
+        if row["group"] == "all" and row["corpus"] in study.corpora:
+            found[row["name"]][row["corpus"]] = row["cer_capped"][0]
+    found = {arm: values for arm, values in found.items() if values}
     constant = [arm for arm in found if is_constant(study.arms[arm])]
-    best = min(constant, key=lambda arm: float(np.mean(found[arm])), default=study.baseline)
+    best = min(constant, key=lambda arm: (-len(found[arm]), float(np.mean(list(found[arm].values())))), default="")
     rows = []
     for arm, values in found.items():
-        row: dict[str, Any] = {
-            "arm": arm,
-            "folds": folds,
-            "cer_capped": values,
-            "mean": round(float(np.mean(values)), 3),
+        folds = [corpus for corpus in study.corpora if corpus in values]
+        cer = [values[fold] for fold in folds]
+        row: dict[str, Any] = {"arm": arm, "folds": folds, "cer_capped": cer, "mean": round(float(np.mean(cer)), 3)}
+        others = {
+            "baseline": study.baseline,
+            "best_constant": best,
+            **{name: name for name in study.comparisons.get(arm, [])},
         }
-        for name, other in (("baseline", study.baseline), ("best_constant", best)):
-            if other in found and other != arm:
-                points, interval = mean_over_folds(np.subtract(values, found[other]).tolist())
-                row[f"vs_{name}"] = {"arm": other, "delta_cer": points, "interval": interval}
+        for name, other in others.items():
+            shared = [fold for fold in folds if fold in found.get(other, {})]
+            if shared and other != arm:
+                points, interval = mean_over_folds([values[fold] - found[other][fold] for fold in shared])
+                row[f"vs_{name}"] = {"arm": other, "folds": len(shared), "delta_cer": points, "interval": interval}
         rows.append(row)
     return rows
 

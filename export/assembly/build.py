@@ -99,10 +99,7 @@ def export_bundle(
     if has_ctc_head(checkpoint):
         from export.assembly.ctc import export_ctc_bundle
 
-        if vocabulary or through != "workbench":
-            raise UserError(
-                f"{checkpoint}: has a CTC head and no decoder; leave out --vocabulary and --decoder-exporter"
-            )
+        check_has_no_decoder_options(checkpoint, vocabulary, through)
         return export_ctc_bundle(
             checkpoint, output, parsed, name, overwrite, options, _described(options, parsed), calibration
         )
@@ -153,6 +150,12 @@ def export_bundle(
         with step("computing checksums"):
             write_manifest(folder, content)
     return output
+
+
+def check_has_no_decoder_options(checkpoint: Path, vocabulary: str, through: str) -> None:
+    """Raise UserError for options that a model with a CTC head does not take."""
+    if vocabulary or through != "workbench":
+        raise UserError(f"{checkpoint}: has a CTC head and no decoder; leave out --vocabulary and --decoder-exporter")
 
 
 def check_exporter(through: str) -> None:

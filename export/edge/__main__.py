@@ -99,7 +99,7 @@ def arguments() -> argparse.ArgumentParser:
         parser.add_argument(option, type=float, help=f"with --lm: {about}; {default:g} by default")
     parser.add_argument(
         "--min-logprob",
-        type=float,
+        type=_logprob,
         metavar="LOGPROB",
         help="leave a text out whose tokens have a lower mean log-probability; for example -1.5",
     )
@@ -160,6 +160,16 @@ def _score(value: str) -> float:
     if not 0 < score <= MAX_SCORE:
         raise argparse.ArgumentTypeError(f"{value!r}: expected a number above 0, at most {MAX_SCORE:g}")
     return score
+
+
+def _logprob(value: str) -> float:
+    try:
+        logprob = float(value)
+    except ValueError:
+        logprob = math.nan
+    if not -math.inf < logprob <= 0:
+        raise argparse.ArgumentTypeError(f"{value!r}: expected a number up to 0, such as -1.5")
+    return logprob
 
 
 def _run(args: argparse.Namespace) -> int:

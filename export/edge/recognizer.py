@@ -125,8 +125,8 @@ class Recognizer:
             lm: a language model, from `new_language_model`.
             draft: proposes tokens, of which the decoder checks many in one pass. The text is the same, in less time if the draft is good
                 (decoding/drafts.py). Ignored with beams, with hotwords, and by bundles whose decoder takes no drafts.
-            min_logprob: lowest mean log-probability of the tokens; a text below it is taken for a hallucination and left out. It takes one more
-                pass over the transcript, as `words` does.
+            min_logprob: lowest mean log-probability of the tokens; a text below it is taken for a hallucination and left out. A decoder takes
+                one more pass over the transcript for it, as for `words`. The speech after a loop is a text of its own.
 
         Returns:
             The transcript; its text is empty if the detector finds no speech, or if it is less likely than `min_logprob`. Then it has a `logprob`.
@@ -137,7 +137,7 @@ class Recognizer:
                 language model.
         """
         seconds = self._checked(wave)
-        self._allowed(language, words, beams, lm, min_logprob)
+        self.check_options(language, words, beams, lm, min_logprob)
         clock = Clock()
         if vad and not self._spoken(wave, clock):
             return Transcript("", language, (), clock.laps, True)
@@ -164,7 +164,7 @@ class Recognizer:
         """
         found: dict[int, Transcript] = {}
         seconds = [self._checked(wave) for wave in waves]
-        self._allowed(language, beams=beams, lm=lm)
+        self.check_options(language, beams=beams, lm=lm)
         most = 1 if beams > 1 else most
         clock = Clock()
         unspoken = [i for i, wave in enumerate(waves) if not self._spoken(wave, clock)]
@@ -199,7 +199,7 @@ class Recognizer:
             AudioError: the recording is empty or holds values that are not finite, or `longest` is out of range.
             BundleError: the model does not support the language, or the bundle has no speech detector.
         """
-        self._allowed(language, words, beams, lm, min_logprob)
+        self.check_options(language, words, beams, lm, min_logprob)
         for span in self.speech_spans(wave, longest):
             yield self.transcribe_span(wave, span, language, beams, words, hotwords, lm, min_logprob)
 
@@ -302,9 +302,10 @@ class Recognizer:
             )
             for text, code, one in zip(texts, languages, written, strict=True)
         ]
-        found = [_likely(said, min_logprob) for said in found]
         return [
-            self._continued(wave, said, beams, words, hotwords, min_logprob) if said.looped else said
+            self._continued(wave, said, beams, words, hotwords, min_logprob)
+            if said.looped
+            else _likely(said, min_logprob)
             for wave, said in zip(waves, found, strict=True)
         ]
 
@@ -316,16 +317,17 @@ class Recognizer:
         This needs the alignment heads, which tell where that repetition ends, and the speech detector, which tells whether there is
         speech after it. Without them the transcript is returned unchanged.
         """
+        kept = _likely(said, min_logprob)
         if not said.tokens or not self.model.has_alignment_heads or self.detector is None:
-            return said
+            return kept
         read = self.model.reread(
             self.model.cross_kv([wave]), self.prompts[said.language], said.tokens, len(wave), False
         )
         rest = rest_after(wave, read.attention, self.detector, self.window)
         if rest is None:
-            return said
+            return kept
         later = self.transcribe(rest, said.language, beams, words, hotwords=hotwords, min_logprob=min_logprob)
-        return join_transcripts(said, later, (len(wave) - len(rest)) / SAMPLE_RATE)
+        return join_transcripts(kept, later, (len(wave) - len(rest)) / SAMPLE_RATE)
 
     def _words(
         self, samples: int, cross_kv: Sequence[ort.OrtValue], prompt: list[int], written: Hypothesis, language: str
@@ -350,9 +352,10 @@ class Recognizer:
             raise AudioError("the wave holds values that are not finite")
         return seconds
 
-    def _allowed(
+    def check_options(
         self, language: str, words: bool = False, beams: int = 1, lm: LanguageModel | None = None, min_logprob: float | None = None
     ) -> None:  # fmt: skip
+        """Raise BundleError for options of `transcribe` that this bundle does not take."""
         self._known(language)
         self.check_beams(beams)
         if words and not self.times_words:
@@ -410,4 +413,4 @@ def _likely(said: Transcript, least: float | None) -> Transcript:
     """The transcript; without its text if its tokens are less likely than that."""
     if least is None or said.logprob is None or said.logprob >= least:
         return said
-    return replace(said, text="", tokens=(), words=(), finished=True, looped=False)
+    return replace(said, text="", tokens=(), words=())

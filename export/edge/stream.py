@@ -45,13 +45,17 @@ class Stream:
         beams: as for `Recognizer.transcribe`. Drafts are for greedy decoding without hotwords.
         hotwords: as for `Recognizer.transcribe`.
         lm: as for `Recognizer.transcribe`.
-        min_logprob: as for `Recognizer.transcribe`.
+        min_logprob: as for `Recognizer.transcribe`, of final texts.
+
+    Raises:
+        BundleError: the bundle has no speech detector, or does not take an option.
     """
 
     def __init__(
         self, recognizer: Recognizer, language: str = "en", every: float = EVERY, pause: float = PAUSE, drafts: bool = True,
         beams: int = 1, hotwords: Hotwords | None = None, lm: LanguageModel | None = None, min_logprob: float | None = None,
     ) -> None:  # fmt: skip
+        recognizer.check_options(language, beams=beams, lm=lm, min_logprob=min_logprob)
         self.beams, self.hotwords, self.lm, self.min_logprob = beams, hotwords, lm, min_logprob
         self.recognizer, self.language, self.every, self.pause = recognizer, language, every, pause
         self.detector, self.drafts = recognizer.new_detector(), drafts
@@ -102,7 +106,7 @@ class Stream:
         draft = EarlierText(self.written) if self.drafts and self.written else None
         # the stream's detector has found speech in it
         found = self.recognizer.transcribe(
-            said, self.language, self.beams, vad=False, hotwords=self.hotwords, lm=self.lm, draft=draft, min_logprob=self.min_logprob,
+            said, self.language, self.beams, vad=False, hotwords=self.hotwords, lm=self.lm, draft=draft, min_logprob=self.min_logprob if final else None,
         )  # fmt: skip
         self.written = () if final else found.tokens
         start = self.begun / SAMPLE_RATE

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypedDict, Unpack, cast
 
-from export.assembly.build import calibration_features, check_exporter, export_bundle
+from export.assembly.build import calibration_features, check_exporter, check_has_no_decoder_options, export_bundle
 from export.bundle.manifest import BUNDLE, open_manifest, record
 from export.edge.bundle.content import Searched
 from export.measurement.latency import System
@@ -79,7 +79,7 @@ def search(
     if candidates.has_ctc_head:
         parts = {"ctc": encoder}
     rows = candidates.measure(
-        [quantize_only(part, s) for part, schemes in parts.items() for s in schemes], validation, threads
+        [FP32_BOTH, *(quantize_only(part, s) for part, schemes in parts.items() for s in schemes)], validation, threads
     )
     before = System("fp32, all tokens", "student", whole, "fp32") if whole else None
     own = rows["fp32"]["wer"]
@@ -213,10 +213,16 @@ def export_for(
     Raises:
         UserError: budget, device or checkpoint cannot be used, the folder holds something else, or nothing meets the budget.
     """
-    through = how.get("through", "workbench")
+    through, one_part = how.get("through", "workbench"), has_ctc_head(checkpoint)
+    if one_part:
+        check_has_no_decoder_options(checkpoint, how.get("vocabulary", ""), through)
     check_exporter(through)
     check_output(output, [checkpoint])
     profile = read_profile(device) if device else Profile()
+    if one_part and "decoder" in profile.model_fields_set:
+        log.info(
+            "%s has a CTC head and no decoder; the schemes of the device profile's `encoder` are tried", checkpoint
+        )
     budget = budget or DEFAULT_BUDGET
     limits = parse_budget(budget)
     if options.reduce_range is None and profile.int8_dot_product is not None:
@@ -242,7 +248,7 @@ def export_for(
         # the search ignores word timestamps: alignment heads are chosen once, for the final bundle
         plain: Other = {**how, "overwrite": False, "aligned": (), "through": "workbench"}
         first = export_bundle(checkpoint, temporary / "fp32", ["fp32"], **plain)
-        inputs = [wave[None] for wave in waves] if has_ctc_head(checkpoint) else calibration_features(checkpoint, waves)
+        inputs = [wave[None] for wave in waves] if one_part else calibration_features(checkpoint, waves)
         candidates = Candidates(first, options, inputs)
         # the budget covers the cost of vocabulary pruning
         whole = (

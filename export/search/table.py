@@ -7,7 +7,9 @@ import typer
 from export.search.outcome import SearchResult
 from export.search.rows import Figure
 
-SHOWN: tuple[Figure, ...] = ("wer", "p50_ms", "encoder_ms", "decoder_ms", "size_mb", "peak_rss_mb")
+HEADS: dict[Figure, str] = {
+    "wer": "WER %", "p50_ms": "p50 ms", "encoder_ms": "encoder ms", "decoder_ms": "decoder ms", "size_mb": "MB", "peak_rss_mb": "peak RSS MB",
+}  # fmt: skip
 
 
 def print_search(found: SearchResult) -> None:
@@ -15,15 +17,16 @@ def print_search(found: SearchResult) -> None:
     from export.measurement.tables import interval
     from workbench.core.tables import print_rows
 
+    # a model with a CTC head has no decoder, whose time is 0
+    shown = [k for k in HEADS if k != "decoder_ms" or any(row[k] for row in found.rows)]
     rows = []
     for row in sorted(found.rows, key=lambda r: (r["name"] != found.name, r["p50_ms"])):
         mark = (
             "chosen" if row["name"] == found.name else ", ".join(row["breaks"]) or ("Pareto" if row["pareto"] else "")
         )
-        numbers = (f"{row[k]:g}" for k in SHOWN)
+        numbers = (f"{row[k]:g}" for k in shown)
         rows.append((row["name"], *numbers, mark))
-    heads = ("precision", "WER %", "p50 ms", "encoder ms", "decoder ms", "MB", "peak RSS MB", "")
-    print_rows(heads, rows, "on validation")
+    print_rows(("precision", *(HEADS[k] for k in shown), ""), rows, "on validation")
     for note in found.notes:
         typer.echo(note)
     if found.test:

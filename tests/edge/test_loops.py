@@ -10,7 +10,7 @@ from export.edge import Transcript, Word
 from export.edge.__main__ import main
 from export.edge.decoding.decoder import beam_search, greedy, repeated, stopped
 from export.edge.decoding.model import Reading
-from export.edge.recognizer import Recognizer
+from export.edge.recognizer import Recognizer, _likely
 from tests.conftest import tone
 from workbench.audio.decode import write_wav
 
@@ -132,6 +132,24 @@ def test_what_is_said_after_the_loop_is_transcribed():
     without_heads.has_alignment_heads, without_detector.detector = False, None
     for unable in (silent, without_heads, without_detector):
         assert Recognizer._continued(unable, np.ones(8 * RATE, np.float32), said, 1, False) is said
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"), [(-3.0, -0.1, "and more."), (-0.5, -3.0, "Once."), (-3.0, -3.0, "")]
+)
+def test_a_loop_and_what_follows_are_left_out_each_by_itself(before, after, text):
+    fake = Fake(1.0)
+    fake.logprob = after
+    transcribe = fake.transcribe
+    fake.transcribe = lambda *given, **how: _likely(transcribe(*given), how["min_logprob"])
+    said = Transcript("Once.", "en", (1, 2, 3, 4), {}, False, True, (), before)
+    found = Recognizer._continued(fake, np.ones(8 * RATE, np.float32), said, 1, False, None, -1.5)
+    assert (found.text, found.looped) == (text, True)
+    assert len(fake.given) == 1  # what follows is read, whatever came before
+    fake.detector = None
+    found = Recognizer._continued(fake, np.ones(8 * RATE, np.float32), said, 1, False, None, -1.5)
+    assert found.text == ("" if before < -1.5 else "Once.")
+    assert found.looped
 
 
 def test_the_command_says_that_it_met_a_loop(exported, tmp_path, monkeypatch, capsys):

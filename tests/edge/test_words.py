@@ -195,16 +195,24 @@ def test_a_text_that_is_less_likely_than_wanted_is_left_out(exported_with_heads,
         assert (kept.text, kept.tokens, kept.logprob, kept.words) == (plain.text, plain.tokens, plain.logprob, ())
         out = recognizer.transcribe(wave, beams=beams, words=True, min_logprob=plain.logprob + 1e-6)
         assert (out.text, out.tokens, out.words, out.logprob) == ("", (), (), plain.logprob)
-        assert (out.finished, out.looped) == (True, False)
+        assert (out.finished, out.looped) == (plain.finished, plain.looped)
     assert recognizer.transcribe(wave).logprob is None
     limit = said.logprob + 1e-6
     monkeypatch.setattr(recognizer, "speech_spans", lambda *_: [SpeechSpan(0, len(wave))])
     (segment,) = recognizer.segments(wave, min_logprob=limit)
     assert segment.transcript.text == ""
     assert format_segments([segment], "a", "srt") == ""
-    stream = Stream(recognizer, every=100.0, min_logprob=-1e-9)
+    stream = Stream(recognizer, every=0.9, min_logprob=-1e-9)
     monkeypatch.setattr(stream, "detector", lambda block: np.ones(len(block) // FRAME))
-    assert [heard.text for heard in [*stream.feed(wave), *stream.finish()]] == [""]
+    told = [*stream.feed(wave), *stream.finish()]
+    assert [(heard.final, bool(heard.text)) for heard in told] == [(False, True), (True, False)]
+    for wrong, message in (
+        ({"min_logprob": 1.0}, "up to 0"),
+        ({"beams": 0}, "at least 1"),
+        ({"language": "xx"}, "'xx'"),
+    ):
+        with pytest.raises(BundleError, match=message):
+            Stream(recognizer, **wrong)  # before anybody has said a word
 
 
 def test_what_follows_a_loop_is_left_out_by_itself():

@@ -98,6 +98,15 @@ def test_hotwords_are_brought_into_the_case_of_the_vocabulary_and_need_beams(ctc
         ctc.new_hotwords(["quiz"])
 
 
+def test_unlikely_texts_are_left_out(ctc, wave):
+    for beams in (1, 5):
+        plain = ctc.transcribe(wave, beams=beams, words=True)
+        kept = ctc.transcribe(wave, beams=beams, min_logprob=plain.logprob - 1e-6)
+        assert (kept.text, kept.logprob, kept.words) == (plain.text, plain.logprob, ())
+        out = ctc.transcribe(wave, beams=beams, words=True, min_logprob=plain.logprob + 1e-6)
+        assert (out.text, out.tokens, out.words, out.logprob) == ("", (), (), plain.logprob)
+
+
 def test_a_language_model_decides_between_texts(ctc, wave, arpa, monkeypatch):
     lm = ctc.new_language_model(arpa, LanguageModelWeights(1.0, 0.0))
     monkeypatch.setattr(ctc.ctc, "logits", lambda _: nipe(ctc))

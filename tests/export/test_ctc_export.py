@@ -370,6 +370,21 @@ def test_the_search_measures_one_part(made, tmp_path):
     assert any(row["name"].startswith("q4-") for row in found.rows)  # forms with a layer left were tried
 
 
+def test_what_a_search_cannot_do_is_said_first(made, tmp_path, caplog):
+    how = (made("hubert"), tmp_path / "b", "wer<=+1000")
+    for wrong in ({"through": "optimum"}, {"vocabulary": "en"}):
+        with pytest.raises(UserError, match="has a CTC head and no decoder; leave out --vocabulary"):
+            export_for(*how, None, "prompts-en", DEFAULTS, None, **wrong)
+    assert not caplog.text
+
+
+def test_a_profile_without_fp32_is_compared_with_it(made, tmp_path):
+    clips = open_corpus("prompts-en", "validation", 2)
+    candidates = Candidates(export_bundle(made("hubert"), tmp_path / "fp32", ["fp32"]), DEFAULTS, [])
+    found = search(candidates, parse_budget("wer<=+1000"), Profile(encoder=["q4"]), clips, [], 1)
+    assert {row["name"] for row in found.rows} == {"fp32", "q4"}
+
+
 @pytest.mark.slow
 def test_export_within_a_budget(made, tmp_path):
     device = tmp_path / "device.json"

@@ -39,7 +39,7 @@ def test_differences_over_folds_are_paired_by_fold(script):
         "alpha_0": [10.0, 12.0, 14.0],
         "alpha_0.5": [9.0, 12.0, 12.0],
         "askd": [9.0, 10.0, 15.0],
-        "jsd": [1.0, 1.0, 1.0],
+        "jsd": [1.0, 2.0],
     }
     rows = [
         {"name": arm, "corpus": corpus, "group": "all", "cer_capped": [value]}
@@ -50,13 +50,18 @@ def test_differences_over_folds_are_paired_by_fold(script):
         {"name": "askd", "corpus": study.corpora[3], "group": "all", "cer_capped": [99.0]}
     ]  # which the others lack
     found = {row["arm"]: row for row in script.over_folds(study, rows)}
-    assert found["askd"]["folds"] == study.corpora[:3]
+    assert found["askd"]["folds"] == study.corpora[:4]
+    assert found["askd"]["mean"] == 33.25
     # of -1, -2 and 1: the mean -2/3, the standard deviation 1.5275, t of two degrees of freedom 4.3027
     half = 4.3027 * 1.5275 / 3**0.5
     assert found["askd"]["vs_baseline"]["arm"] == "alpha_0"
+    assert found["askd"]["vs_baseline"]["folds"] == 3  # those that both have
     assert found["askd"]["vs_baseline"]["delta_cer"] == pytest.approx(-2 / 3, abs=1e-3)
     assert found["askd"]["vs_baseline"]["interval"] == pytest.approx([-2 / 3 - half, -2 / 3 + half], abs=2e-3)
     assert found["askd"]["vs_best_constant"]["arm"] == "alpha_0.5"  # and not jsd, which has another divergence
+    assert "vs_alpha_0.5" not in found["askd"]
+    jsd = {"arm": "alpha_0.5", "folds": 2, "delta_cer": -9.0}
+    assert found["jsd"]["vs_alpha_0.5"] == jsd | {"interval": None}  # of two folds
     assert script.over_folds(load_study(FOLDER / "studies" / "d" / "study.yaml"), rows) == []
     assert mean_over_folds([1.0, 2.0]) == (1.5, None)
 

@@ -25,7 +25,7 @@ def export(
     precision: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: fp32, fp16, int8, w8, q4, or encoder/decoder; the first is the clients' default."
+            help="Comma-separated: fp32, fp16, int8, int8_static, w8, q4, or encoder/decoder; the first is the clients' default."
         ),
     ] = "fp32,int8",
     name: Annotated[str, typer.Option(help="What the bundle is called; the run's or folder's name by default.")] = "",

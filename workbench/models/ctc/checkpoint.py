@@ -64,7 +64,7 @@ def check_ctc_checkpoint(folder: Path) -> tuple[Any, bool]:
     config = checked_config(read_object(path, "a checkpoint's configuration"), path)
     if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         raise UserError(
-            f"{folder}: lacks preprocessor_config.json, which says how it reads waves; copy the original checkpoint's"
+            f"{folder}: lacks preprocessor_config.json (or processor_config.json), which says how it reads waves; copy the original checkpoint's"
         )
     source, settings = feature_settings(folder)
     for key, expected in (("sampling_rate", 16_000), ("feature_size", 1)):
