@@ -85,9 +85,9 @@ def set_field(content, path, value):
 
 
 def fields(content, way=()):
-    """Paths of every field of a manifest, a few of each long list."""
+    """Paths of every field of a manifest, but a few of each long list or object in it."""
     entries = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    for name, value in list(entries)[:12]:
+    for name, value in list(entries)[: 12 if way else None]:
         yield (*way, name)
         yield from fields(value, (*way, name))
 

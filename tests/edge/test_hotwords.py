@@ -342,7 +342,7 @@ def test_the_runtime_alone_takes_hotwords(exported, tmp_path):
     wrong = edge("--hotwords", "none.txt")
     assert (wrong.returncode, wrong.stderr) == (2, "error: none.txt: cannot be read (No such file or directory)\n")
     assert edge("--min-logprob", "-0.000001").stdout.strip().endswith(".wav")
-    assert "min_logprob is 2.0; expected a number up to 0" in edge("--min-logprob", "2").stderr
+    assert "'2': expected a number up to 0, such as -1.5" in edge("--min-logprob", "2").stderr
     assert "expected a number above 0, at most 20" in edge("--hotwords", "words.txt", "--hotwords-score", "0").stderr
 
 

@@ -140,6 +140,7 @@ def test_every_mutated_manifest_is_read_or_refused(exported):
             said.append((path, value, error))
             continue
         write_card(exported.parent, changed)  # what is accepted can be told
+    assert {path[0] for path, _, _ in said} >= {"exporter", "precisions", "tokens", "decoding", "files", "verification"}
     assert len(said) > 300
     assert not [(path, value) for path, value, error in said if not one_line(error)]
 

@@ -188,12 +188,13 @@ def is_finite(value: str) -> float:
 
 _token = integer(0, MAX_TOKENS - 1)
 OPTIONAL = {"ctc", "sample_rate", "packed_for", "speech_detector", "alignment", "run", "vocabulary", "int8", "host", "parity",
-            "verification", "measurement", "search", "workbench", "checkpoint_sha256", "parameters", "licence"}  # fmt: skip
+            "verification", "measurement", "search", "workbench", "exporter", "checkpoint_sha256", "parameters", "licence"}  # fmt: skip
 FIELDS: dict[str, Check] = {
     "name": text,
     "family": text,
     "workbench": text,
     "licence": text,
+    "exporter": _digest,
     "checkpoint_sha256": _digest,
     "parameters": integer(0, 10**12),
     "length": choice("true", "padded"),
