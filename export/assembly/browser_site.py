@@ -67,21 +67,16 @@ def pack_site(bundle: Path, output: Path, precision: str = "", overwrite: bool =
 def _settings(part: Part) -> dict[str, Any]:
     """What the page must know of the model."""
     content = part.content
-    if part.manifest.has_ctc_head:  # it takes no language
-        return {
-            "name": content["name"],
-            "precision": part.precision,
-            "ctc": True,
-            "languages": [],
-            "decoding": content["decoding"],
-        }
-    generation = read_json(part.files["generation_config.json"], "a checkpoint's generation settings")
-    multilingual = bool(isinstance(generation, dict) and generation.get("is_multilingual"))
+    languages: list[str] = []  # to choose from
+    if not part.manifest.has_ctc_head:
+        generation = read_json(part.files["generation_config.json"], "a checkpoint's generation settings")
+        if isinstance(generation, dict) and generation.get("is_multilingual"):
+            languages = sorted(content["tokens"]["prompts"])
     return {
         "name": content["name"],
         "precision": part.precision,
-        "ctc": False,
-        "languages": sorted(content["tokens"]["prompts"]) if multilingual else [],
+        "ctc": part.manifest.has_ctc_head,
+        "languages": languages,
         "decoding": content["decoding"],  # limits the tokens of a transcript by the length of the clip
     }
 

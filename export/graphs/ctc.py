@@ -18,7 +18,6 @@ from export.graphs.names import IN_FP32
 from export.graphs.parts import attend, gelu, split_heads
 from export.graphs.writer import FLOAT, Writer
 from workbench.audio.decode import SAMPLE_RATE
-from workbench.config.schemes import WAVE_ENCODERS
 from workbench.core.errors import UserError
 from workbench.models.ctc.waves import EPSILON, base_of
 from workbench.models.whisper.forward.log_mel import SAMPLES_PER_POSITION
@@ -62,10 +61,6 @@ def check_architecture(family: CtcFamily) -> None:
     if not family.reads_waves:
         return
     config = family.config
-    if config.model_type not in WAVE_ENCODERS:
-        raise UserError(
-            f"{family.folder}: {config.model_type} models are not exported; wav2vec2, HuBERT and WavLM ones are"
-        )
     if getattr(config, "conv_pos_batch_norm", False):
         raise UserError(f"{family.folder}: conv_pos_batch_norm is not exported yet")
     for key in ("feat_extract_activation", "hidden_act"):

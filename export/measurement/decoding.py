@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
 from export.edge import BundleError, LanguageModel, LanguageModelWeights, Recognizer
 from export.edge.bundle.manifest import Manifest
+from export.edge.bundle.tokens import Detokenizer
 from export.edge.recognizer import DECODER_BEAMS
 from workbench.core.errors import UserError
 from workbench.core.hashing import sha256
@@ -53,30 +54,28 @@ class Decoding:
                 "--lm: none of the bundles has a CTC head, and models with a decoder take no language model"
             )
         try:
-            for manifest in taking:
-                self.opened(Recognizer(manifest.folder, check=False, vad=False))
+            for manifest in taking:  # its tokens are enough: no graph is loaded
+                lower = bool(manifest.content["ctc"].get("lower"))
+                LanguageModel(self.lm, Detokenizer(manifest.path(manifest.vocabulary)), lower, self.lm_weights)
         except BundleError as error:
             raise UserError(str(error)) from None
 
     def described(self) -> DecodingDescription:
         """What a report says of it, without the file's folder."""
-        weights = self.lm_weights
         return {
             "beams": self.beams,
             "lm": self.lm.name if self.lm else None,
             "lm_sha256": sha256(self.lm) if self.lm else None,
-            "lm_weights": {"alpha": weights.alpha, "beta": weights.beta, "unk_score_offset": weights.unk_score_offset}
-            if self.lm
-            else None,
+            "lm_weights": asdict(self.lm_weights) if self.lm else None,
         }
 
     def command(self) -> str:
         """Options of `workbench measure` that give it, with a space before; nothing for greedy decoding."""
         words = ["--beams", str(self.beams)] if self.beams > 1 else []
         if self.lm:
-            weights = self.lm_weights
-            words += ["--lm", str(self.lm), "--lm-alpha", str(weights.alpha), "--lm-beta", str(weights.beta)]
-            words += ["--lm-unk-score-offset", str(weights.unk_score_offset)]
+            words += ["--lm", str(self.lm)]
+            for name, value in asdict(self.lm_weights).items():
+                words += [f"--lm-{name.replace('_', '-')}", str(value)]
         return "".join(f" {shlex.quote(word)}" for word in words)
 
 

@@ -25,28 +25,32 @@ function counted(response) {
   return new Response(response.body.pipeThrough(count), response);
 }
 
-let loading;
+// A function of a wave, the language that was chosen and the most tokens, which gives the text.
 async function load(device, ctc) {
   const runtime = await env.fetch("library/ort-wasm-simd-threaded.asyncify.wasm");
   env.backends.onnx.wasm.wasmBinary = await runtime.arrayBuffer();
   // packed graphs have the names of fp32, whatever their precision
-  if (ctc) return { recognise: await pipeline("automatic-speech-recognition", "model", { dtype: "fp32", device }) };
+  if (ctc) {
+    const recognise = await pipeline("automatic-speech-recognition", "model", { dtype: "fp32", device });
+    return async (wave) => (await recognise(wave)).text;
+  }
   const model = await WhisperForConditionalGeneration.from_pretrained("model", { dtype: "fp32", device });
-  return { model, processor: await AutoProcessor.from_pretrained("model"), tokenizer: await AutoTokenizer.from_pretrained("model") };
+  const processor = await AutoProcessor.from_pretrained("model");
+  const tokenizer = await AutoTokenizer.from_pretrained("model");
+  return async (wave, language, most) => {
+    const asked = language ? { language, task: "transcribe" } : {};
+    const ids = await model.generate({ ...(await processor(wave)), ...asked, max_new_tokens: most });
+    return tokenizer.decode(ids.tolist()[0].map(Number), { skip_special_tokens: true }).trim();
+  };
 }
 
+let loading;
 async function transcribe({ wave, language, most, device, ctc }) {
   loading ??= load(device, ctc);
-  const { recognise, model, processor, tokenizer } = await loading;
+  const recognise = await loading;
   postMessage({ kind: "loaded" });
   const started = performance.now();
-  if (recognise) {
-    const { text } = await recognise(wave);
-    return { text, seconds: (performance.now() - started) / 1000 };
-  }
-  const asked = language ? { language, task: "transcribe" } : {};
-  const ids = await model.generate({ ...(await processor(wave)), ...asked, max_new_tokens: most });
-  const text = tokenizer.decode(ids.tolist()[0].map(Number), { skip_special_tokens: true }).trim();
+  const text = await recognise(wave, language, most);
   return { text, seconds: (performance.now() - started) / 1000 };
 }
 
