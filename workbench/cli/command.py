@@ -111,7 +111,7 @@ LmUnknown = Annotated[
 MinLogprob = Annotated[
     float | None,
     typer.Option(
-        help="Leave a text out whose tokens have a lower mean log-probability, as hallucinations do; for example -1.5.",
+        help="Leave a text out whose tokens have a lower mean log-probability, as hallucinations often have; for example -1.5.",
         min=-100,
         max=0,
     ),
