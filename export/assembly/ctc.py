@@ -20,7 +20,7 @@ from export.bundle.manifest import BUNDLE, write_manifest
 from export.edge.bundle.content import Content, Int8
 from export.edge.bundle.fields import CTC as FAMILY
 from export.edge.bundle.manifest import FORMAT
-from export.graphs.ctc import check_architecture, ctc_graph
+from export.graphs.ctc import PARAKEET, check_architecture, ctc_graph
 from export.graphs.lint import LARGEST, lint_graphs
 from export.graphs.names import CTC
 from export.quantization.int8 import Int8Options
@@ -50,7 +50,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("workbench")
 BLANKS = ("<blk>", "<eps>", "<blank>")  # names that sherpa-onnx takes for the blank
-# a Whisper's encoder has no class of its own in transformers, and transformers.js does not read WavLM: their graphs are called as wav2vec2's is
+# a Whisper's encoder has no class of its own in transformers, transformers.js does not read WavLM, and a Parakeet's graph reads waves:
+# their graphs are called as wav2vec2's is
 CALLED_AS: dict[str, Any] = {"model_type": CALLED_TYPES[0], "architectures": ["Wav2Vec2ForCTC"]}
 
 
@@ -175,6 +176,11 @@ def _config(family: CtcFamily) -> dict[str, Any]:
         values = read_object(family.folder / "config.json", "a checkpoint's configuration")
         return values if values["model_type"] in CALLED_TYPES else values | CALLED_AS
     config = family.config
+    if config.model_type == PARAKEET:
+        kept = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_mel_bins", "conv_kernel_size",
+                "subsampling_factor", "subsampling_conv_channels")  # fmt: skip
+        inside = {key: getattr(config.encoder_config, key) for key in kept}
+        return {**CALLED_AS, **inside, "vocab_size": family.vocabulary_size, "pad_token_id": family.ctc_tokens.blank}
     sizes = {
         "hidden_size": config.d_model, "num_hidden_layers": config.encoder_layers, "num_attention_heads": config.encoder_attention_heads,
         "intermediate_size": config.encoder_ffn_dim, "num_mel_bins": config.num_mel_bins, "vocab_size": family.vocabulary_size,
@@ -252,7 +258,11 @@ def _manifest(
             "normalizes": family.normalize,
             "plain": _is_plain(family.ctc_tokens),
         },
-        "decoding": {"tokens_at_least": 1, "tokens_per_second": 50.0, "most_tokens": positions},
+        "decoding": {
+            "tokens_at_least": 1,
+            "tokens_per_second": 16_000 / family.samples_per_position,
+            "most_tokens": positions,
+        },
         "run": origin.run,
         "host": describe_host(),
         "files": {},

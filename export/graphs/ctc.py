@@ -6,13 +6,14 @@ repetitions and blanks. The input and the output have the names that Hugging Fac
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from onnx import ModelProto
 from torch import nn
 
+from export.graphs.conformer import conformer_nodes
 from export.graphs.encoder import convolution, encoder_nodes, log_mel_nodes, size_of
 from export.graphs.names import IN_FP32
 from export.graphs.parts import attend, gelu, split_heads
@@ -24,8 +25,10 @@ from workbench.models.whisper.forward.log_mel import SAMPLES_PER_POSITION
 
 if TYPE_CHECKING:
     from workbench.models.ctc.family import CtcFamily
+    from workbench.models.ctc.parakeet_family import ParakeetCtc
 
 OPSET = 18
+PARAKEET = "parakeet_ctc"
 
 
 def ctc_graph(model: nn.Module, family: CtcFamily) -> ModelProto:
@@ -44,6 +47,8 @@ def ctc_graph(model: nn.Module, family: CtcFamily) -> ModelProto:
     whole: Any = model
     if family.reads_waves:
         x = _wave_encoder(w, whole, family, waves, silence, longest)
+    elif whole.config.model_type == PARAKEET:
+        x = conformer_nodes(w, whole, cast("ParakeetCtc", family), waves, silence, longest)
     else:
         w.begin = IN_FP32
         features = log_mel_nodes(
@@ -58,9 +63,13 @@ def ctc_graph(model: nn.Module, family: CtcFamily) -> ModelProto:
 
 def check_architecture(family: CtcFamily) -> None:
     """Raise UserError for an encoder that `ctc_graph` cannot write."""
+    config = family.config
+    if config.model_type == PARAKEET:
+        if (name := config.encoder_config.hidden_act) != "silu":
+            raise UserError(f"{family.folder}: hidden_act is {name!r}; only 'silu' is exported yet")
+        return
     if not family.reads_waves:
         return
-    config = family.config
     if getattr(config, "conv_pos_batch_norm", False):
         raise UserError(f"{family.folder}: conv_pos_batch_norm is not exported yet")
     for key in ("feat_extract_activation", "hidden_act"):

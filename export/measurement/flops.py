@@ -26,7 +26,8 @@ SIZES = fields(
 CTC_SIZES = fields(
     hidden_size=integer(1, LARGEST), intermediate_size=integer(1, LARGEST), num_hidden_layers=integer(1, 1024), vocab_size=integer(2, 1 << 20),
     num_mel_bins_=integer(1, LARGEST), num_conv_pos_embeddings_=integer(1, LARGEST), num_conv_pos_embedding_groups_=integer(1, LARGEST),
-    max_bucket_distance_=integer(1, LARGEST),
+    max_bucket_distance_=integer(1, LARGEST), subsampling_factor_=integer(2, 64), subsampling_conv_channels_=integer(1, LARGEST),
+    conv_kernel_size_=integer(1, LARGEST),
 )  # fmt: skip
 _LAYERS = array(integer(1, LARGEST), 1, 16)
 CONVOLUTIONS = fields(conv_dim=_LAYERS, conv_kernel=_LAYERS, conv_stride=_LAYERS)
@@ -49,7 +50,7 @@ class Sizes(TypedDict):
 
 
 class CtcSizes(TypedDict):
-    """The same of a bundle whose model has a CTC head: a Whisper's encoder has mels, the others convolutions over the wave."""
+    """The same of a bundle whose model has a CTC head: Whisper's encoder and Parakeet have mels, the others convolutions over the wave."""
 
     hidden_size: int
     intermediate_size: int
@@ -63,6 +64,9 @@ class CtcSizes(TypedDict):
     num_conv_pos_embedding_groups: NotRequired[int]
     max_bucket_distance: NotRequired[int]  # of WavLM
     adapter_attn_dim: NotRequired[int | None]  # of MMS: width of each layer's adapter
+    subsampling_factor: NotRequired[int]  # of Parakeet: frames (10 ms) of a position
+    subsampling_conv_channels: NotRequired[int]
+    conv_kernel_size: NotRequired[int]
 
 
 def sizes_of(manifest: Manifest) -> Sizes | CtcSizes:
@@ -108,6 +112,8 @@ def ctc_flops(config: CtcSizes, samples: int) -> int:
         samples: of the wave, the silence after it included.
     """
     width, ffn = config["hidden_size"], config["intermediate_size"]
+    if "subsampling_factor" in config:
+        return _parakeet_flops(config, samples)
     if "num_mel_bins" in config:  # a Whisper's encoder
         positions = -(-samples // SAMPLES_PER_POSITION)
         convolutions = 2 * 3 * width * (2 * positions * config["num_mel_bins"] + positions * width)
@@ -125,6 +131,20 @@ def ctc_flops(config: CtcSizes, samples: int) -> int:
     if "max_bucket_distance" in config:
         layer += 4 * positions * width  # the two gates of each head
     return convolutions + config["num_hidden_layers"] * layer + 2 * positions * width * config["vocab_size"]
+
+
+def _parakeet_flops(config: CtcSizes, samples: int) -> int:
+    """The same of a Parakeet: its convolutions over time and bands, conformer layers, head."""
+    width, ffn, channels = config["hidden_size"], config["intermediate_size"], config["subsampling_conv_channels"]
+    frames, bands, convolutions, before = max(samples // 160, 1), config["num_mel_bins"], 0, 0
+    for _ in range(config["subsampling_factor"].bit_length() - 1):
+        frames, bands = -(-frames // 2), bands // 2
+        convolutions += 2 * frames * bands * channels * (9 + before)  # of each band by itself, and across channels
+        before = channels
+    projected = 2 * frames * channels * bands * width
+    layer = 2 * frames * (4 * width * ffn + 7 * width**2 + width * config["conv_kernel_size"]) + 8 * frames**2 * width
+    head = 2 * frames * width * config["vocab_size"]
+    return convolutions + projected + config["num_hidden_layers"] * layer + head
 
 
 def encoder_flops(config: Sizes, positions: int) -> int:

@@ -86,8 +86,10 @@ def test_noise_has_the_ratio_that_is_asked_for():
 
 def test_masks_blank_bands_and_stretches_and_nothing_else():
     settings = AugmentRecipe(frequency_masks=1, frequency_mask_bins=10, time_masks=1, time_mask_frames=20)
-    features = torch.randn(2, 80, 300, generator=torch.Generator().manual_seed(0))
-    masked = spec_augment(features, settings, np.random.default_rng(3))
+    features = torch.randn(2, 81, 300, generator=torch.Generator().manual_seed(0))
+    masked = spec_augment(features, settings, np.random.default_rng(3), 80)
+    assert torch.equal(masked[:, 80], features[:, 80])  # no mel band, but where a clip has frames
+    features, masked = features[:, :80], masked[:, :80]
     for clean, heard in zip(features, masked, strict=True):
         changed = clean != heard
         band, stretch = changed.all(1), changed.all(0)

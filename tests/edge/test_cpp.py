@@ -20,7 +20,7 @@ from export.edge import Recognizer, read_wav
 from tests.conftest import ROOT
 from tests.edge.test_wav import chunk, form, riff, stored
 from tests.malformed import REFUSED, copied
-from tests.models.ctc_checkpoints import in_silence, over_whisper
+from tests.models.ctc_checkpoints import in_silence, over_whisper, write_checkpoint
 from workbench.audio.decode import write_wav
 from workbench.corpus import open_corpus
 
@@ -69,9 +69,12 @@ def test_it_writes_what_the_python_runtime_writes(program, exported, precision, 
     assert done.stdout == "".join(f"{path}\t{text}\n" for path, text in zip(clips, texts, strict=True))
 
 
-@pytest.mark.parametrize("units", ["characters", "bytes"])
+@pytest.mark.parametrize("units", ["characters", "bytes", "sentencepiece"])
 def test_it_reads_a_model_with_a_ctc_head(program, tiny_checkpoint, tmp_path, units):
-    student = in_silence(over_whisper(tiny_checkpoint, tmp_path / "student", units))
+    if units == "sentencepiece":
+        student = in_silence(write_checkpoint(tmp_path / "student", "parakeet"))
+    else:
+        student = in_silence(over_whisper(tiny_checkpoint, tmp_path / "student", units))
     bundle = export_bundle(student, tmp_path / "bundle", ["fp32", "int8"])
     clips = [tmp_path / f"{i}.wav" for i in range(3)]
     for path, one in zip(clips, open_corpus("prompts-en", "validation"), strict=False):

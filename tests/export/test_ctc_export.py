@@ -31,7 +31,7 @@ from export.verification.ctc import torch_logits
 from export.verification.verify import verify_bundle
 from tests.conftest import tone
 from tests.models.ctc_checkpoints import KINDS as CHECKPOINTS
-from tests.models.ctc_checkpoints import NAMES, in_silence, over_whisper, write_checkpoint, write_tokens
+from tests.models.ctc_checkpoints import NAMES, PIECES, in_silence, over_whisper, write_checkpoint, write_tokens
 from workbench.audio.decode import write_wav
 from workbench.core.errors import UserError
 from workbench.corpus import open_corpus
@@ -54,10 +54,11 @@ def made(tiny_checkpoint, tmp_path_factory):
                 known[kind] = in_silence(over_whisper(tiny_checkpoint, folder))
             else:
                 write_checkpoint(folder, kind)
-                model = open_family(folder).load()
+                family = open_family(folder)
+                model = family.load()
                 with torch.no_grad():
-                    model.lm_head.bias[SPECIAL] = -1000
-                model.save_pretrained(folder)
+                    model.lm_head.bias[[0] if kind == "parakeet" else SPECIAL] = -1000
+                family.save(model, folder)
                 known[kind] = in_silence(folder)
         return known[kind]
 
@@ -184,6 +185,28 @@ def test_a_words_probability_is_the_mean_of_its_letters_where_they_are_likeliest
     assert [(w.text, w.probability) for w in said.words] == [("HI", pytest.approx(0.75)), ("O", pytest.approx(0.55))]
     assert said.logprob == pytest.approx(np.log([0.8, 0.7, 0.9, 0.55]).mean(), abs=1e-5)
     assert recognizer.transcribe(wave).logprob is None
+
+
+def test_pieces_of_words_have_times_and_beams(bundle_of, monkeypatch, tmp_path):
+    recognizer = Recognizer(bundle_of("parakeet"), vad=False)
+    wave = spoken(1.0)
+    ids = {name: i for i, name in enumerate(PIECES)}
+    likely = np.full((len(recognizer.ctc.logits(wave)), len(PIECES)), -20.0, np.float32)
+    assert len(likely) == 18  # of 80 ms, with 0.4 s of silence
+    likely[:, ids["<pad>"]] = 0.0
+    for at, piece in ((2, "▁t"), (3, "he"), (6, "▁"), (7, "c"), (8, "a"), (10, "t")):
+        likely[at, ids[piece]] = 4.0
+    likely[8, ids["u"]] = 3.0
+    monkeypatch.setattr(recognizer.ctc, "logits", lambda _: likely)
+    said = recognizer.transcribe(wave, words=True)
+    each = 1.4 / 18
+    assert said.text == "the cat"
+    assert [(w.text, w.start, w.end) for w in said.words] == [
+        ("the", pytest.approx(2 * each, abs=1e-3), pytest.approx(4 * each, abs=1e-3)),
+        ("cat", pytest.approx(7 * each, abs=1e-3), pytest.approx(11 * each, abs=1e-3)),
+    ]
+    assert recognizer.transcribe(wave, beams=4).text == "the cat"
+    assert recognizer.transcribe(wave, hotwords=recognizer.new_hotwords(["CUT"], 3.0)).text == "the cut"
 
 
 def test_characters_of_several_bytes_are_words_where_there_are_no_spaces():
@@ -449,7 +472,7 @@ def test_an_export_that_is_there_is_left(made, bundle_of):
     assert (bundle_of("hubert") / "bundle.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("kind", ["wav2vec2", "wavlm", "mms", "whisper"])
+@pytest.mark.parametrize("kind", ["wav2vec2", "wavlm", "mms", "whisper", "parakeet"])
 def test_operations_are_those_of_the_graph(bundle_of, kind):
     """Against a count over the products that the graph computes, the features' apart."""
     import onnxruntime

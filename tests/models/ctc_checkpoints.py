@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ'"
 NAMES = ["<pad>", "<s>", "</s>", "<unk>", "|", *LETTERS]
@@ -14,7 +15,9 @@ TINY = {
     "initializer_range": 0.2,
 }  # fmt: skip
 # -layer: as the large models are, with layer norms and masked padding; mms: with an adapter of one language besides
-KINDS = ("wav2vec2", "wav2vec2-layer", "hubert", "wavlm", "wavlm-layer", "mms")
+WAVES = ("wav2vec2", "wav2vec2-layer", "hubert", "wavlm", "wavlm-layer", "mms")
+KINDS = (*WAVES, "parakeet")
+PIECES = ["<unk>", "▁", *LETTERS.lower(), "▁t", "he", "<pad>"]  # as many as NAMES
 
 
 def write_checkpoint(folder: Path, kind: str, seed: int = 0, **changes: object) -> Path:
@@ -22,6 +25,8 @@ def write_checkpoint(folder: Path, kind: str, seed: int = 0, **changes: object) 
     import torch
     import transformers
 
+    if kind == "parakeet":
+        return write_parakeet(folder, seed, **changes)
     name = kind.split("-")[0].replace("mms", "wav2vec2")
     config_class, model_class = {
         "wav2vec2": (transformers.Wav2Vec2Config, transformers.Wav2Vec2ForCTC),
@@ -56,6 +61,69 @@ def write_checkpoint(folder: Path, kind: str, seed: int = 0, **changes: object) 
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def write_parakeet(folder: Path, seed: int = 0, **changes: object) -> Path:
+    """Write a random Parakeet; `changes` are the encoder's."""
+    import torch
+    from transformers import ParakeetCTCConfig, ParakeetEncoderConfig, ParakeetForCTC
+
+    sizes = {
+        "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48, "subsampling_conv_channels": 8,
+        "initializer_range": 0.2,
+    }  # fmt: skip
+    blank = len(PIECES) - 1
+    encoder = ParakeetEncoderConfig(**{**sizes, **changes})
+    torch.manual_seed(seed)
+    model = ParakeetForCTC(ParakeetCTCConfig(vocab_size=len(PIECES), pad_token_id=blank, encoder_config=encoder)).eval()
+    with torch.no_grad():
+        for parameter in model.ctc_head.parameters():
+            parameter.mul_(3)
+        for name, value in model.state_dict().items():  # as if trained: batch norms have seen something
+            if name.endswith("conv.norm.running_mean"):
+                value.normal_(0, 0.3)
+            elif name.endswith("conv.norm.running_var"):
+                value.uniform_(0.5, 2)
+            elif name.endswith(("conv.norm.weight", "conv.norm.bias")):
+                value.add_(torch.randn(value.shape) * 0.3)
+    model.save_pretrained(folder)
+    settings = {
+        "feature_extractor_type": "ParakeetFeatureExtractor", "feature_size": encoder.num_mel_bins, "sampling_rate": 16000, "hop_length": 160,
+        "n_fft": 512, "win_length": 400, "preemphasis": 0.97, "padding_value": 0.0, "return_attention_mask": True,
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    write_sentencepiece(folder, PIECES)
+    return folder
+
+
+def extractor_of(folder: Path) -> Any:
+    """transformers' own features of a checkpoint; skips the test where its version lacks what it needs."""
+    import pytest
+    from transformers import AutoFeatureExtractor
+
+    try:
+        return AutoFeatureExtractor.from_pretrained(folder)
+    except ImportError:
+        pytest.skip("this version of transformers needs librosa for Parakeet's features")
+
+
+def write_sentencepiece(folder: Path, pieces: list[str]) -> None:
+    """Write a tokenizer as transformers converts Parakeet's; the last piece is the padding."""
+    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import ParakeetTokenizer
+
+    merges = [("▁", "t"), ("h", "e")]
+    inner = Tokenizer(BPE({name: i for i, name in enumerate(pieces[:-1])}, merges, unk_token="<unk>", fuse_unk=True))  # noqa: S106
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    inner.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer = ParakeetTokenizer(tokenizer_object=inner, clean_up_tokenization_spaces=False)
+    tokenizer.add_tokens([AddedToken(pieces[-1], normalized=False, special=True)])
+    tokenizer.add_special_tokens({
+        "pad_token": AddedToken(pieces[-1], normalized=False, special=True),
+        "unk_token": AddedToken("<unk>", normalized=False, special=True),
+    })  # fmt: skip
+    tokenizer.save_pretrained(folder)
 
 
 def write_tokens(folder: Path, names: list[str] | None = None, **settings: object) -> None:

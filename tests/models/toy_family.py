@@ -148,6 +148,10 @@ class Toy:
             row[: len(wave)] = torch.from_numpy(wave[: padded.shape[1]])
         return self.spectrum(padded.to(device))
 
+    @property
+    def mels(self):
+        return STEP
+
     def spectrum(self, padded, samples=None):
         return padded.unflatten(1, (-1, STEP)).transpose(1, 2)
 

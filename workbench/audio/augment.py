@@ -42,13 +42,14 @@ def _coloured(samples: int, exponent: float, draw: np.random.Generator) -> np.nd
     return (noise / max(float(np.sqrt(np.mean(noise**2))), 1e-9)).astype(np.float32)
 
 
-def spec_augment(features: Tensor, settings: AugmentRecipe, draw: np.random.Generator) -> Tensor:
+def spec_augment(features: Tensor, settings: AugmentRecipe, draw: np.random.Generator, mels: int) -> Tensor:
     """SpecAugment (arXiv 1904.08779) without time warping: blank bands and stretches of each clip's features.
 
     Args:
-        features: [clips, mels, frames].
+        features: [clips, rows, frames].
         settings: how many masks of which largest width.
         draw: source of randomness.
+        mels: rows that are mel bands, the first ones; others stay as they are.
 
     Returns:
         Features of the same shape; masked places have the clip's mean.
@@ -56,8 +57,9 @@ def spec_augment(features: Tensor, settings: AugmentRecipe, draw: np.random.Gene
     if not settings.frequency_masks and not settings.time_masks:
         return features
     out = features.clone()
-    _, mels, frames = features.shape
-    for clip, mean in zip(out, features.mean((1, 2)), strict=True):
+    frames = features.shape[2]
+    bands = out[:, :mels]
+    for clip, mean in zip(bands, features[:, :mels].mean((1, 2)), strict=True):
         for _ in range(settings.frequency_masks):
             width = int(draw.integers(0, settings.frequency_mask_bins + 1))
             start = int(draw.integers(0, max(1, mels - width)))

@@ -30,6 +30,12 @@ def _whisper_ctc() -> type[Family]:
     return WhisperCtc
 
 
+def _parakeet() -> type[Family]:
+    from workbench.models.ctc.parakeet_family import ParakeetCtc
+
+    return ParakeetCtc
+
+
 # by a checkpoint's `model_type`
 FAMILIES: dict[str, Callable[[], type[Family]]] = {
     "whisper": _whisper,
@@ -37,6 +43,7 @@ FAMILIES: dict[str, Callable[[], type[Family]]] = {
     "hubert": _waves,
     "wavlm": _waves,
     "whisper_ctc": _whisper_ctc,
+    "parakeet_ctc": _parakeet,
 }
 
 

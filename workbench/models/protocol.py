@@ -183,8 +183,16 @@ class Family(Protocol):
         """Input length in seconds for some waves: the longest and the silence after it, up to the checkpoint's window."""
         ...
 
+    @property
+    def mels(self) -> int:
+        """Mel bands that the features begin with; 0 for a model that reads waves."""
+        ...
+
     def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:
-        """Pad waves with silence to `seconds` and compute features. -> [clips, mels, frames]; of waves [clips, 2, samples]"""
+        """Pad waves with silence to `seconds` and compute features.
+
+        -> [clips, mels, frames]; of a Parakeet with a row that marks each clip's frames; of waves [clips, 2, samples]
+        """
         ...
 
     def spectrum(self, padded: Tensor, samples: Tensor) -> Tensor:

@@ -293,7 +293,7 @@ def _on_disk() -> list[Path]:
     converted = [p.parent for p in _converted_root().glob("ctranslate2-*/source.json")]
     snapshots = {
         path.parent
-        for kind in ("whisper", "wav2vec2", "hubert", "wavlm", "mms", "xls-r")
+        for kind in ("whisper", "wav2vec2", "hubert", "wavlm", "mms", "xls-r", "parakeet")
         for path in Path(HF_HUB_CACHE).glob(f"models--*{kind}*/snapshots/*/config.json")
     }
     return sorted(converted) + sorted(snapshots)

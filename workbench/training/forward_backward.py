@@ -67,7 +67,8 @@ class ForwardBackward:
         if batch.student_states.numel():
             return batch.student_states.float(), True
         features = self.family.spectrum(batch.waves, batch.samples)
-        return spec_augment(features, self.augment, np.random.default_rng([*batch.seed, 2])), False
+        draw = np.random.default_rng([*batch.seed, 2])
+        return spec_augment(features, self.augment, draw, self.family.mels), False
 
     def __call__(
         self, batch: Batch, objective: Objective, progress: StageProgress, size: StepSize, self_teaching: bool = False

@@ -85,7 +85,8 @@ class Quantization:
             gain, bias = (self._parameters[f"{weight.norm}.{name}"] for name in ("weight", "bias"))
             importance = gain**2 + bias**2
             read += [gain, bias]
-        found = rounded(parameter, scheme.name, weight, importance, self._settings.reduce_range)
+        matrix = parameter.flatten(1)  # a convolution over one position has a third axis
+        found = rounded(matrix, scheme.name, weight, importance, self._settings.reduce_range).view_as(parameter)
         if not any(one.requires_grad for one in read):
             self._untrained[weight.name] = found
         return found

@@ -34,7 +34,7 @@ class Ctc(TypedDict):
     pieces: str  # path of the file that says what bytes each token stands for
     lower: NotRequired[bool]  # whether texts are put in lower case
     # for the workbench
-    units: NotRequired[str]  # what tokens are: characters, bytes or bpe
+    units: NotRequired[str]  # what tokens are: characters, bytes, bpe or sentencepiece
     normalizes: NotRequired[bool]  # whether the graph brings each wave to mean 0 and variance 1
     plain: NotRequired[bool]  # whether other tokenizers spell every token as ours does
 

@@ -220,7 +220,7 @@ FIELDS: dict[str, Check] = {
         blank=_token,
         pieces=path,
         lower_=choice(True, False),
-        units_=choice("characters", "bytes", "bpe"),
+        units_=choice("characters", "bytes", "bpe", "sentencepiece"),
         normalizes_=choice(True, False),
         plain_=choice(True, False),
     ),

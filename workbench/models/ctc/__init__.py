@@ -1,1 +1,1 @@
-"""Recognisers with a CTC head: wav2vec2, HuBERT and WavLM, and Whisper encoders with a head of their own."""
+"""Recognisers with a CTC head: wav2vec2, HuBERT, WavLM and Parakeet, and Whisper encoders with a head of their own."""

@@ -30,7 +30,8 @@ LISTS = ("conv_dim", "conv_stride", "conv_kernel")
 # Largest values, several times those of the largest published model (XLS-R 2B: width 1920, 48 layers)
 MOST = {"hidden_size": 8_192, "num_hidden_layers": 128, "num_attention_heads": 128, "intermediate_size": 65_536,
         "vocab_size": 100_000, "num_feat_extract_layers": 16, "num_conv_pos_embeddings": 1_024,
-        "num_conv_pos_embedding_groups": 1_024, "adapter_attn_dim": 8_192, "num_buckets": 10_000, "max_bucket_distance": 100_000}  # fmt: skip
+        "num_conv_pos_embedding_groups": 1_024, "adapter_attn_dim": 8_192, "num_buckets": 10_000, "max_bucket_distance": 100_000,
+        "num_mel_bins": 512, "conv_kernel_size": 1_023, "subsampling_factor": 64, "subsampling_conv_channels": 8_192}  # fmt: skip
 MAX_OTHERS, MAX_CHANNELS = 100_000, 8_192
 # parts of a model's name in older files, whose weight norm had other names
 RENAMED = {".weight_g": ".parametrizations.weight.original0", ".weight_v": ".parametrizations.weight.original1"}
@@ -100,7 +101,7 @@ def checked_config(content: dict[str, Any], path: Path) -> Any:
     }  # fmt: skip
     values = {key: content[key] for key in defaults if key in content}
     for key, value in values.items():
-        _check_value(path, key, value, defaults[key])
+        check_value(path, key, value, defaults[key])
     # dropout in training would blur the teacher's targets, and its draws could not be resumed: students are trained without it
     values = {key: float(value) if isinstance(defaults[key], float) else value for key, value in values.items()}
     try:
@@ -119,7 +120,8 @@ def checked_config(content: dict[str, Any], path: Path) -> Any:
     return config
 
 
-def _check_value(path: Path, key: str, value: object, default: object) -> None:
+def check_value(path: Path, key: str, value: object, default: object) -> None:
+    """Raise UserError for a value of config.json that is of another type than its default, or out of bounds."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     fits, expected = True, ""
     if key in LISTS:

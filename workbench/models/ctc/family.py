@@ -37,6 +37,7 @@ class CtcFamily:
     ctc_tokens: CtcTokens
     trained_silence: float | None
     reads_waves: bool  # and not mels
+    samples_per_position: int
     normalize = False  # whether each wave is brought to mean 0 and variance 1
 
     def __init__(self, folder: Path, config: Any, ctc_tokens: CtcTokens, silence: float | None) -> None:
@@ -60,8 +61,10 @@ class CtcFamily:
             UserError: the vocabulary lacks most letters of a text, as one in another script has.
         """
         for text in texts:
-            lacking = self.ctc_tokens.lacking(text)
-            if 2 * len(lacking) > sum(map(str.isalnum, text)):
+            lacking = [
+                char for char in self.ctc_tokens.lacking(text) if char.isalpha()
+            ]  # many vocabularies lack digits
+            if 2 * len(lacking) > sum(map(str.isalpha, text)):
                 raise UserError(
                     f"transcript {text[:40]!r} has letters that the model's vocabulary lacks, such as {lacking[0]!r}; "
                     "choose a model of its language, or exclude its clips"
@@ -96,6 +99,11 @@ class CtcFamily:
 
     def positions(self, samples: int) -> int:
         """Number of encoder positions of a wave of this length."""
+        raise NotImplementedError
+
+    @property
+    def mels(self) -> int:
+        """Mel bands that the features begin with."""
         raise NotImplementedError
 
     def input_seconds(self, waves: Sequence[Wave]) -> float:

@@ -42,6 +42,7 @@ def renumbered(state: dict[str, torch.Tensor], root: str, kept: Sequence[int]) -
 def width_of(model: nn.Module) -> int:
     """Width of the encoder's states, of a CTC model or of a Whisper."""
     config: Any = model.config
+    config = getattr(config, "encoder_config", config)  # of a Parakeet
     return int(config.d_model if hasattr(config, "d_model") else config.hidden_size)
 
 

@@ -2,7 +2,7 @@
 
 A checkpoint's `vocab.json` names its tokens, as transformers' Wav2Vec2CTCTokenizer writes it: characters, with a token between words. A
 Whisper encoder with a CTC head has characters in the same form, or the 256 bytes as `<0x41>`, or some of Whisper's byte-pair tokens as they
-stand in its tokenizer.json; `units` in its config.json says which.
+stand in its tokenizer.json; `units` in its config.json says which. A Parakeet has the sentencepiece tokens of its tokenizer.json.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from workbench.models.protocol import IGNORE_INDEX, Tokens
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Units = Literal["characters", "bytes", "bpe"]
+Units = Literal["characters", "bytes", "bpe", "sentencepiece"]
 Case = Literal["keep", "lower", "upper"]
-VOCABULARY = "vocab.json"
+VOCABULARY, TOKENIZER = "vocab.json", "tokenizer.json"
 BLANK, DELIMITER = "<pad>", "|"  # as in wav2vec2's vocabularies
 MAX_TOKENS = 100_000
 FOLDED = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
 BREAKS = re.compile(r"[\s/‐-―−-]+")  # what separates words: white space, dashes and strokes
+SPACE = "\u2581"  # a space in the name of a sentencepiece token
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -45,7 +46,8 @@ class CtcTokens:
     units: Units = "characters"
     case: Case = "keep"  # of the letters, which texts are brought into
     lower: bool = False  # whether what is written is put in lower case
-    split: Callable[[str], Sequence[str]] = field(default=list, compare=False)  # for bpe: names of the tokens of a text
+    # of bpe and sentencepiece: names of the tokens of a text
+    split: Callable[[str], Sequence[str]] = field(default=list, compare=False)
 
     @cached_property
     def _by_piece(self) -> dict[bytes, int]:
@@ -55,29 +57,55 @@ class CtcTokens:
     def _by_name(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.names) if self.pieces[i]}
 
+    @cached_property
+    def _letters(self) -> set[str]:
+        """Characters that some token holds."""
+        return {char for piece in self.pieces for char in piece.decode("utf-8", "replace")}
+
+    @cached_property
+    def _has_bytes(self) -> bool:
+        """Whether every byte is a token, so that any text can be spelled."""
+        return all(bytes([byte]) in self._by_piece for byte in range(256))
+
     def encode(self, text: str) -> list[int]:
-        """Ids of a transcript. Of characters, those that the vocabulary lacks are left out: see `lacking`."""
+        """Ids of a transcript. Characters that the vocabulary lacks are left out: see `lacking`."""
         ids, known = self._by_piece, self._by_name
         if self.units == "characters":
             return [ids[char.encode()] for char in self.readable(text) if char.encode() in ids]
         if self.units == "bytes":
             return [ids[bytes([byte])] for byte in unicodedata.normalize("NFC", text).strip().encode()]
+        if self.units == "sentencepiece":
+            return [known[name] for name in self.split(self.readable(text)) if name in known]
         out: list[int] = []
         for name in self.split(text):  # a token that was not kept is spelled in bytes, all of which are
             out += [known[name]] if name in known else [known[char] for char in name]
         return out
 
     def readable(self, text: str) -> str:
-        """A text as characters are read from it: in the vocabulary's case, words separated by one space, apostrophes alike."""
-        plain = BREAKS.sub(" ", unicodedata.normalize("NFC", text).translate(FOLDED)).strip()
-        return plain.upper() if self.case == "upper" else plain.lower() if self.case == "lower" else plain
+        """A text as tokens are read from it: in the vocabulary's case, words separated by one space, apostrophes alike.
+
+        Of sentencepiece, which may have punctuation, marks that a token holds stay as they are, and other marks are left out.
+        """
+        plain = unicodedata.normalize("NFC", text)
+        if self.units == "sentencepiece":
+            plain = "".join(map(self._as_known, plain))
+        plain = plain.upper() if self.case == "upper" else plain.lower() if self.case == "lower" else plain
+        if self.units == "sentencepiece":
+            return " ".join(plain.split())
+        return BREAKS.sub(" ", plain.translate(FOLDED)).strip()
+
+    def _as_known(self, char: str) -> str:
+        if char in self._letters or char.isalnum() or self._has_bytes:
+            return char
+        folded = char.translate(FOLDED)
+        return folded if folded in self._letters else " " if BREAKS.fullmatch(char) else ""
 
     def lacking(self, text: str) -> list[str]:
         """Letters and digits of a text that the vocabulary lacks."""
-        if self.units != "characters":
+        if self.units in ("bytes", "bpe") or self._has_bytes:
             return []
-        known = self._by_piece
-        return [c for c in self.readable(text) if c.encode() not in known and unicodedata.category(c)[0] in "LN"]
+        known = self._letters if self.units == "sentencepiece" else {char.decode() for char in self._by_piece}
+        return [c for c in self.readable(text) if c not in known and unicodedata.category(c)[0] in "LN"]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids whose repetitions and blanks are left out already; bytes that are no UTF-8 become U+FFFD."""
@@ -141,14 +169,58 @@ def read_tokens(folder: Path, blank: int, size: int, units: Units = "characters"
             pieces[i] = b""
     if not any(pieces):
         raise UserError(f"{path}: has no token but special ones")
-    cased = {c for p in pieces for c in p.decode("utf-8", "replace") if c.lower() != c.upper()}
-    case: Case = "keep"
-    if units == "characters" and cased:
-        case = (
-            "upper" if all(c == c.upper() for c in cased) else "lower" if all(c == c.lower() for c in cased) else case
-        )
+    case = _case_of(pieces) if units == "characters" else "keep"
     split = _bpe_splitter(folder) if units == "bpe" else list
     return CtcTokens(names, pieces, blank, units, case, settings.get("do_lower_case") is True, split)
+
+
+def read_sentencepiece(folder: Path, blank: int, size: int) -> CtcTokens:
+    """The vocabulary in a checkpoint's tokenizer.json, whose tokens spell a space as U+2581.
+
+    Args:
+        folder: holds tokenizer.json.
+        blank: the model's `pad_token_id`.
+        size: the model's `vocab_size`.
+
+    Raises:
+        UserError: it cannot be read, has ids that the model does not have, or names another token as padding than the model's blank.
+    """
+    path = folder / TOKENIZER
+    if not path.is_file():
+        raise UserError(f"{folder}: lacks {TOKENIZER}, the tokens that it writes; copy the original checkpoint's")
+    splitter = _splitter(path, "")
+    content = read_object(path, "a tokenizer")
+    added = content.get("added_tokens")
+    special = {
+        _content(token)
+        for token in (added if isinstance(added, list) else [])
+        if isinstance(token, dict) and token.get("special")
+    }
+    names = [""] * size
+    for name, i in splitter.tokenizer.get_vocab(with_added_tokens=True).items():
+        if not 0 <= i < size:
+            raise UserError(
+                f"{path}: token {name[:60]!r} has the id {i}, the model only {size:,} tokens; they are of different checkpoints, copy both from one"
+            )
+        names[i] = name
+    pad = _content(_settings(folder).get("pad_token", names[blank]))
+    if pad in names and pad != names[blank]:
+        raise UserError(
+            f"{folder}: tokenizer_config.json's pad_token, {pad!r}, is {names.index(pad)}, config.json's pad_token_id, the blank, is {blank}; "
+            "they are of different checkpoints, copy both from one"
+        )
+    pieces = [b"" if i == blank or name in special else _piece(name, "sentencepiece") for i, name in enumerate(names)]
+    if not any(pieces):
+        raise UserError(f"{path}: has no token but special ones")
+    return CtcTokens(names, pieces, blank, "sentencepiece", _case_of(pieces), split=splitter)
+
+
+def _case_of(pieces: Iterable[bytes]) -> Case:
+    """The case of all letters that tokens hold, if they have the same."""
+    cased = {c for piece in pieces for c in piece.decode("utf-8", "replace") if c.lower() != c.upper()}
+    if not cased:
+        return "keep"
+    return "upper" if all(c == c.upper() for c in cased) else "lower" if all(c == c.lower() for c in cased) else "keep"
 
 
 def characters_of(texts: Iterable[str]) -> CtcTokens:
@@ -184,24 +256,28 @@ def byte_signs() -> dict[int, str]:
 
 
 @dataclass(frozen=True)
-class BpeSplitter:
-    """Cuts a text into the names of its tokens, with the space that Whisper writes before the first word."""
+class Splitter:
+    """Cuts a text into the names of its tokens."""
 
     tokenizer: Tokenizer
+    before: str  # the first word: Whisper writes a space there, and other tokenizers add what they need
 
     def __call__(self, text: str) -> Sequence[str]:
         """Names of the tokens."""
-        names: list[str] = self.tokenizer.encode(" " + text.strip(), add_special_tokens=False).tokens
+        names: list[str] = self.tokenizer.encode(self.before + text.strip(), add_special_tokens=False).tokens
         return names
 
 
-def _bpe_splitter(folder: Path) -> BpeSplitter:
+def _bpe_splitter(folder: Path) -> Splitter:
     """The splitter of a Whisper's tokenizer.json."""
+    return _splitter(folder / TOKENIZER, " ")
+
+
+def _splitter(path: Path, before: str) -> Splitter:
     from tokenizers import Tokenizer
 
-    path = folder / "tokenizer.json"
     try:
-        return BpeSplitter(Tokenizer.from_file(str(path)))
+        return Splitter(Tokenizer.from_file(str(path)), before)
     except Exception as error:  # noqa: BLE001  # the tokenizers library raises nothing narrower
         raise UserError(f"{path}: cannot be loaded ({first_line(error)}); copy the original checkpoint's") from None
 
@@ -210,9 +286,11 @@ def _piece(name: str, units: Units) -> bytes:
     """The bytes that a token of this name stands for."""
     if units == "characters":
         return name.encode()
-    if units == "bytes":
+    if units in ("bytes", "sentencepiece"):
         found = BYTE.fullmatch(name)
-        return bytes([int(found[1], 16)]) if found else b""
+        if found:
+            return bytes([int(found[1], 16)])
+        return b"" if units == "bytes" or re.fullmatch(r"<.+>", name) else name.replace(SPACE, " ").encode()
     values = {sign: byte for byte, sign in byte_signs().items()}
     return bytes(values[sign] for sign in name) if all(sign in values for sign in name) else b""
 

@@ -108,6 +108,11 @@ class WaveCtc(CtcFamily):
         """Most samples of a wave with this number of frames."""
         return samples_of(self.config, positions)
 
+    @property
+    def mels(self) -> int:
+        """None: it reads waves."""
+        return 0
+
     def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:
         """Waves padded with silence to `seconds`, and where they are. -> [clips, 2, samples]"""
         padded, samples = padded_waves(waves, round(min(seconds, self.window_seconds) * SAMPLE_RATE))

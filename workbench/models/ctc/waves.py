@@ -79,7 +79,7 @@ def encode_features(
     hidden = projected[0] if isinstance(projected, tuple) else projected  # HuBERT's returns the one alone
     if attention_mask is not None and bool(attention_mask.all()):
         attention_mask = None
-    with _checkpointed(base.encoder.layers, checkpointing and torch.is_grad_enabled()):
+    with checkpointed(base.encoder.layers, checkpointing and torch.is_grad_enabled()):
         states: Tensor = base.encoder(hidden, attention_mask=attention_mask)[0]
     return states
 
@@ -145,8 +145,8 @@ def _normed(hidden: Tensor, frames: Tensor, norm: nn.GroupNorm) -> Tensor:
 
 
 @contextmanager
-def _checkpointed(layers: Any, on: bool) -> Iterator[None]:
-    """Have transformers' layers compute their activations again in the backward pass, which they do in training mode alone."""
+def checkpointed(layers: Any, on: bool) -> Iterator[None]:
+    """Temporarily have transformers' layers compute their activations again in the backward pass, which they do in training mode alone."""
     if not on:
         yield
         return

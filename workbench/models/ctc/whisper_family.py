@@ -126,6 +126,11 @@ class WhisperCtc(CtcFamily):
         """Most samples of a wave with this number of positions."""
         return positions * SAMPLES_PER_POSITION
 
+    @property
+    def mels(self) -> int:
+        """Mel bands of the features."""
+        return int(self.config.num_mel_bins)
+
     @torch.no_grad()
     def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:
         """Log-mel features of waves padded with silence to `seconds`. -> [clips, mels, frames]

@@ -231,6 +231,11 @@ class Whisper:
         """Temporarily give a narrowed model its whole vocabulary."""
         return nullcontext() if self.vocabulary is None else widened(as_whisper(model), self.vocabulary, whole)
 
+    @property
+    def mels(self) -> int:
+        """Mel bands of the features."""
+        return int(self.config.num_mel_bins)
+
     def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:
         """Pad waves with silence to `seconds` and compute log-mel features on `device`. -> [clips, mels, frames]"""
         samples = min(round(seconds * SAMPLE_RATE), round(WINDOW_SECONDS * SAMPLE_RATE))

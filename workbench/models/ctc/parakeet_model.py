@@ -1,0 +1,171 @@
+"""Parakeet with a CTC head: the model, and its checkpoint folder, which is that of transformers' ParakeetForCTC.
+
+In the model the head is a linear layer, as in every CTC model here; in the folder it is a convolution over one frame.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workbench.core.errors import UserError, last_line
+from workbench.core.files import read_object
+from workbench.models.ctc.checkpoint import check_tensors, check_value, load_tensors
+from workbench.models.ctc.parakeet_features import HOP_LENGTH, N_FFT, WINDOW
+from workbench.models.ctc.students import renumbered
+from workbench.models.ctc.waves import checkpointed
+from workbench.models.whisper.loading.checkpoint import check_settings, feature_settings
+
+MODEL_TYPE = "parakeet_ctc"
+ARCHITECTURE = "ParakeetForCTC"
+CLASSES = {
+    "tokenizer_class": ("ParakeetTokenizer", "ParakeetTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"),
+    "processor_class": ("ParakeetProcessor",),
+    "feature_extractor_type": ("ParakeetFeatureExtractor",),
+    "feature_extractor_class": ("ParakeetFeatureExtractor",),
+}
+SETTINGS = {"sampling_rate": 16_000, "hop_length": HOP_LENGTH, "win_length": WINDOW, "n_fft": N_FFT}
+MOST_FACTOR = 64  # of frames to a position
+KERNEL, STRIDE = 3, 2  # of the convolutions over the features
+HEAD = "ctc_head."  # in transformers
+
+
+class ParakeetEncoderForCTC(nn.Module):
+    """transformers' ParakeetEncoder and a linear head over its states, in eval mode: its batch norms keep their statistics."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        from transformers import ParakeetEncoder
+
+        self.config = config
+        self.encoder = ParakeetEncoder(config.encoder_config)
+        self.lm_head = nn.Linear(config.encoder_config.hidden_size, config.vocab_size)
+
+    def encode(self, features: Tensor, checkpointing: bool = False) -> Tensor:
+        """States of features as `ParakeetLogMel` gives them. [clips, mels + 1, frames] -> [clips, positions, width]"""
+        mels, marks = features[:, :-1].transpose(1, 2), features[:, -1] > 0
+        with checkpointed(self.encoder.layers, checkpointing and torch.is_grad_enabled()):
+            states: Tensor = self.encoder(input_features=mels, attention_mask=marks).last_hidden_state
+        return states
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits at each position. [clips, mels + 1, frames] -> [clips, positions, vocabulary]"""
+        logits: Tensor = self.lm_head(self.encode(features))
+        return logits
+
+
+def student_of(model: ParakeetEncoderForCTC, kept: list[int]) -> ParakeetEncoderForCTC:
+    """A model with some of another's layers, and all before and after them."""
+    config = copy.deepcopy(model.config)
+    config.encoder_config.num_hidden_layers = len(kept)
+    with torch.device(next(model.parameters()).device):
+        student = ParakeetEncoderForCTC(config)
+    student.load_state_dict(renumbered(model.state_dict(), "encoder.layers.", kept))
+    return student.float().eval()
+
+
+def check_folder(folder: Path) -> tuple[Any, float]:
+    """Check a checkpoint folder, all but its vocabulary and the values of its weights; raises UserError.
+
+    Returns:
+        Its configuration, and the features' pre-emphasis.
+    """
+    check_settings(folder, CLASSES)
+    path = folder / "config.json"
+    config = _checked_config(read_object(path, "a checkpoint's configuration"), path)
+    source, settings = feature_settings(folder)
+    for key, expected in {**SETTINGS, "feature_size": config.encoder_config.num_mel_bins}.items():
+        if settings.get(key, expected) != expected:
+            raise UserError(f"{source}: {key} is {str(settings[key])[:60]}; expected {expected}")
+    preemphasis = settings.get("preemphasis", 0.97)
+    preemphasis = 0.0 if preemphasis is None else preemphasis
+    if isinstance(preemphasis, bool) or not isinstance(preemphasis, (int, float)) or not 0 <= preemphasis <= 1:
+        raise UserError(f"{source}: preemphasis is {str(preemphasis)[:60]}; expected a number from 0 to 1")
+    check_tensors(folder, lambda: _stock(config))
+    return config, float(preemphasis)
+
+
+def load(folder: Path, config: Any) -> ParakeetEncoderForCTC:
+    """Load a checked folder's weights in fp32 on the CPU."""
+    stock = _stock(config)
+    load_tensors(folder, stock)
+    state = {name: value for name, value in stock.state_dict().items() if not name.startswith(HEAD)}
+    model = ParakeetEncoderForCTC(copy.deepcopy(config))
+    model.load_state_dict(
+        state | {"lm_head.weight": stock.ctc_head.weight[..., 0], "lm_head.bias": stock.ctc_head.bias}
+    )
+    return model.eval()
+
+
+def save(model: ParakeetEncoderForCTC, folder: Path) -> None:
+    """Write a model as transformers does."""
+    stock = _stock(model.config)
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("lm_head.")}
+    head = {f"{HEAD}weight": model.lm_head.weight[..., None], f"{HEAD}bias": model.lm_head.bias}
+    stock.load_state_dict(state | head)
+    stock.save_pretrained(folder)
+
+
+def _stock(config: Any) -> Any:
+    from transformers import ParakeetForCTC
+
+    return ParakeetForCTC(copy.deepcopy(config)).eval()
+
+
+def _checked_config(content: dict[str, Any], path: Path) -> Any:
+    """A configuration all of whose values have the right type and are within bounds; other keys are left out. Raises UserError."""
+    from transformers import ParakeetCTCConfig, ParakeetEncoderConfig
+
+    if (named := content.get("architectures") or []) != [ARCHITECTURE]:
+        raise UserError(f"{path}: architectures is {str(named)[:60]}; expected ['{ARCHITECTURE}']: it has no CTC head")
+    inner = content.get("encoder_config")
+    if not isinstance(inner, dict):
+        raise UserError(f"{path}: encoder_config is {repr(inner)[:60]}; expected the encoder's settings")
+    values = _values(ParakeetEncoderConfig, inner, path)
+    for key, expected in (("subsampling_conv_kernel_size", KERNEL), ("subsampling_conv_stride", STRIDE)):
+        if values.get(key, expected) != expected:
+            raise UserError(f"{path}: encoder_config.{key} is {values[key]}; expected {expected}")
+    outer = {key: content[key] for key in ("vocab_size", "pad_token_id") if key in content}
+    for key, value in outer.items():
+        check_value(path, key, value, 1)
+    try:
+        encoder = ParakeetEncoderConfig(**values)
+        config = ParakeetCTCConfig(**outer, encoder_config=encoder)
+    except Exception as error:  # noqa: BLE001  # it checks its settings with errors of several kinds
+        raise UserError(f"{path}: transformers rejects it: {last_line(str(error))}") from None
+    config.architectures = [ARCHITECTURE]
+    factor, bands = encoder.subsampling_factor, encoder.num_mel_bins
+    if factor not in (2**i for i in range(1, 7)) or bands % factor:
+        raise UserError(
+            f"{path}: encoder_config.subsampling_factor is {factor}; expected a power of two from 2 to {MOST_FACTOR} that divides num_mel_bins, {bands}"
+        )
+    if encoder.hidden_size % encoder.num_attention_heads or encoder.hidden_size % 2:
+        raise UserError(
+            f"{path}: encoder_config.hidden_size is {encoder.hidden_size}; expected an even multiple of the attention heads"
+        )
+    if not encoder.conv_kernel_size % 2:
+        raise UserError(
+            f"{path}: encoder_config.conv_kernel_size is {encoder.conv_kernel_size}; expected an odd number"
+        )
+    if not isinstance(config.pad_token_id, int) or not 0 <= config.pad_token_id < config.vocab_size:
+        raise UserError(
+            f"{path}: pad_token_id, the blank, is {config.pad_token_id}; expected a token below {config.vocab_size:,}"
+        )
+    return config
+
+
+def _values(config_class: type[Any], content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The checked values of the encoder's settings."""
+    defaults = {
+        name: p.default for name, p in inspect.signature(config_class.__init__).parameters.items()
+        if name in config_class.__annotations__
+    }  # fmt: skip
+    values = {key: content[key] for key in defaults if key in content}
+    for key, value in values.items():
+        check_value(path, key, value, defaults[key])
+    return {key: float(value) if isinstance(defaults[key], float) else value for key, value in values.items()}
