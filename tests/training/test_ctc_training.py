@@ -62,9 +62,10 @@ def test_every_weighting_trains(ctc, name):
         assert len({round(row["alpha"], 5) for row in rows}) > 2  # of the utterance, or of its frames
 
 
-@pytest.mark.parametrize("kind", ["wav2vec2-layer", "hubert", "wavlm"])
+@pytest.mark.parametrize("kind", ["wav2vec2-layer", "hubert", "wavlm", "parakeet"])
 def test_the_other_kinds_train_and_are_scored_as_they_were_saved(ctc, kind):
-    run = ctc(kind=kind, stage={"weighting": {"name": "adakd"}})
+    masks = {"augment": {"frequency_masks": 1, "time_masks": 1}} if kind == "parakeet" else {}
+    run = ctc(kind=kind, stage={"weighting": {"name": "adakd"}}, **masks)
     student = distill(run)
     teacher, found = open_family(tmp := student.parents[1] / kind).load().state_dict(), open_family(student)
     model = found.load()
@@ -72,7 +73,8 @@ def test_the_other_kinds_train_and_are_scored_as_they_were_saved(ctc, kind):
     same = {n for n, v in model.state_dict().items() if n in teacher and torch.equal(v, teacher[n])}
     assert {n for n in same if "encoder.layers" not in n} >= {n for n, part in parts.items() if part == "constant"}
     assert "lm_head.weight" not in same
-    assert (tmp / "vocab.json").read_text() == (student / "vocab.json").read_text()
+    vocabulary = "tokenizer.json" if kind == "parakeet" else "vocab.json"
+    assert (tmp / vocabulary).read_text() == (student / vocabulary).read_text()
     scored = validate(model, found, open_corpus(run.corpus, "validation"), 0.0).scores()
     assert scored["wer"] == pytest.approx(json.loads((run.output / "scores.json").read_text())["validation"]["wer"])
 
@@ -181,6 +183,31 @@ def test_clips_that_cannot_be_aligned_are_left_out_and_named(ctc, caplog):
     assert first["id"] not in trained
     assert len(trained) == 5
     assert distill(run) == run.output / "student"  # the corpus is the same as before
+
+
+def test_texts_of_digits_alone_are_left_out_where_the_vocabulary_has_none(ctc, caplog):
+    run = ctc()
+    manifest = Path(run.corpus)
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    first, second = [row for row in rows if row["split"] == "train"][:2]
+    first["text"], second["text"] = "42", "H.323"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with caplog.at_level(logging.WARNING, logger="workbench"):
+        distill(run)
+    assert f"1 of 6 clips have no letter that the vocabulary has and are left out: {first['id']}" in caplog.text
+    assert "the vocabulary lacks 5 letters and digits of the transcripts" in caplog.text
+    trained = {row.get("utterance", row.get("id")) for row in pq.read_table(run.output / "weights.parquet").to_pylist()}
+    assert first["id"] not in trained
+    assert second["id"] in trained
+
+
+def test_a_corpus_of_nothing_but_digits_is_refused(ctc):
+    run = ctc()
+    manifest = Path(run.corpus)
+    rows = [json.loads(line) | {"text": "42"} for line in manifest.read_text().splitlines()]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="no clip is left to train on"):
+        distill(run)
 
 
 def test_a_teacher_with_a_ctc_head_labels(ctc, tmp_path):

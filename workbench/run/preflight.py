@@ -71,7 +71,7 @@ def check_sharding(accelerator: Accelerator, recipe: Recipe) -> None:
 def alignable(
     utterances: Sequence[Utterance], family: Family, silence: float, *, stream: bool = False
 ) -> list[Utterance]:
-    """The clips whose transcript a CTC head has frames for; those without are left out, counted and named. All of them for other heads.
+    """The clips whose transcript a CTC head has labels and frames for; the others are left out, counted and named. All of them for other heads.
 
     Args:
         utterances: clips to train on.
@@ -92,6 +92,7 @@ def alignable(
         )  # fmt: skip
     if stream:
         utterances = _writable(utterances, family)
+    utterances = _with_labels(utterances, family)
     needed = [int(frames_needed(_labels(u, family))) for u in utterances]
     frames = [family.positions(round((u.seconds + silence) * SAMPLE_RATE)) for u in utterances]
     kept = [u for u, count, there in zip(utterances, needed, frames, strict=True) if count <= there]
@@ -103,9 +104,24 @@ def alignable(
         )  # fmt: skip
     if not kept and not stream:
         raise UserError(
-            "no clip has as many frames as its transcript has tokens; check that texts and recordings belong together"
+            "no clip is left to train on: transcripts have no letter that the vocabulary has, or more tokens than their clips have frames; "
+            "check that texts and recordings belong together"
         )
     return kept
+
+
+def _with_labels(utterances: Sequence[Utterance], family: Family) -> list[Utterance]:
+    """The clips of whose text something is left as a label, if there was something; the others are counted in a warning.
+
+    A text of digits alone would teach a vocabulary without digits that nothing was said.
+    """
+    empty = {u.id for u in utterances if not _labels(u, family).ge(0).any() and any(map(str.isalnum, u.text))}
+    if empty:
+        log.warning(
+            "%d of %d clips have no letter that the vocabulary has and are left out: %s%s",
+            len(empty), len(utterances), ", ".join(sorted(empty)[:NAMED]), " ..." if len(empty) > NAMED else "",
+        )  # fmt: skip
+    return [u for u in utterances if u.id not in empty]
 
 
 def _writable(utterances: Sequence[Utterance], family: Family) -> list[Utterance]:
