@@ -26,6 +26,7 @@ from .decoding.language_model import LanguageModel, LanguageModelWeights
 from .decoding.model import SpeechModel
 from .decoding.prefix_search import TextScores
 from .decoding.sessions import Provider
+from .options import Options
 from .transcript import Segment, Transcript
 from .vad import SpeechSpan, VoiceActivityDetector, anybody_speaks, find_speech
 from .words import WITHOUT_SPACES, Word, timed_words
@@ -141,7 +142,8 @@ class Recognizer:
         clock = Clock()
         if vad and not self._spoken(wave, clock):
             return Transcript("", language, (), clock.laps, True)
-        return self._transcribed([wave], [seconds], language, beams, words, clock, hotwords, lm, draft, min_logprob)[0]
+        options = Options(language, beams, words, hotwords, lm, draft, min_logprob)
+        return self._transcribed([wave], [seconds], options, clock)[0]
 
     def transcribe_batch(
         self, waves: Sequence[Wave], language: str = "en", most: int = 16, hotwords: Hotwords | None = None,
@@ -165,7 +167,7 @@ class Recognizer:
         found: dict[int, Transcript] = {}
         seconds = [self._checked(wave) for wave in waves]
         self.check_options(language, beams=beams, lm=lm)
-        most = 1 if beams > 1 else most
+        most, options = 1 if beams > 1 else most, Options(language, beams, hotwords=hotwords, lm=lm)
         clock = Clock()
         unspoken = [i for i, wave in enumerate(waves) if not self._spoken(wave, clock)]
         found |= {i: Transcript("", language, (), clock.laps, True) for i in unspoken}
@@ -173,9 +175,7 @@ class Recognizer:
             batch = [i for i in batch if i not in found]
             if not batch:
                 continue
-            said = self._transcribed(
-                [waves[i] for i in batch], [seconds[i] for i in batch], language, beams, hotwords=hotwords, lm=lm
-            )
+            said = self._transcribed([waves[i] for i in batch], [seconds[i] for i in batch], options, Clock())
             found |= zip(batch, said, strict=True)
         return [found[i] for i in range(len(waves))]
 
@@ -254,70 +254,62 @@ class Recognizer:
             yield batch
 
     def _transcribed(
-        self, waves: Sequence[Wave], seconds: Sequence[float], language: str, beams: int = 1, words: bool = False,
-        clock: Clock | None = None, hotwords: Hotwords | None = None, lm: LanguageModel | None = None, draft: Draft | None = None,
-        min_logprob: float | None = None,
-    ) -> list[Transcript]:  # fmt: skip
+        self, waves: Sequence[Wave], seconds: Sequence[float], options: Options, clock: Clock
+    ) -> list[Transcript]:
         """Transcribe clips of about one length as one batch, or one clip with beams."""
-        clock = clock or Clock()
         if self.ctc is not None:
-            spoken = language
-            if language == AUTO:  # which of several it was, nothing here can tell
-                spoken = next(iter(self.prompts)) if len(self.prompts) == 1 else UNDETERMINED
-            # one clip after the other: what follows a clip in a batch would change what is written
-            scores: list[TextScores] = [*([HotwordScores(hotwords)] if hotwords else []), *([lm] if lm else [])]
-            read = words or min_logprob is not None
-            transcribed = [self.ctc.transcribe(wave, clock, spoken, read, beams, scores) for wave in waves]
-            heard = [
-                Transcript(text, spoken, ids, clock.laps, True, False, timed if words else (), logprob)
-                for text, ids, timed, logprob in transcribed
-            ]
-            return [_likely(said, min_logprob) for said in heard]
+            return [self._by_ctc(self.ctc, wave, options, clock) for wave in waves]
         cross_kv = self.model.cross_kv(waves, clock)
-        languages = [language] * len(waves)
-        if language == AUTO:
+        languages = [options.language] * len(waves)
+        if options.language == AUTO:
             languages = self.model.detect_languages(cross_kv)
             clock.lap("language")
         prompts = [self.prompts[code] for code in languages]
         limits = [self.manifest.token_limit(s, code) for s, code in zip(seconds, languages, strict=True)]
-        decoder, end = self.model.decoder(cross_kv, len(prompts[0]) + max(limits), beams), self.model.end_token
-        if beams > 1:
-            written = [beam_search(decoder, prompts[0], limits[0], end, beams, hotwords)]
-        elif draft is not None and hotwords is None and self.model.takes_drafts:  # of one clip
-            lap = partial(clock.lap, "first_token")
-            written = [greedy_with_draft(decoder, prompts[0], limits[0], end, draft, lap)]
+        decoder = self.model.decoder(cross_kv, len(prompts[0]) + max(limits), options.beams)
+        end, hotwords, lap = self.model.end_token, options.hotwords, partial(clock.lap, "first_token")
+        if options.beams > 1:
+            written = [beam_search(decoder, prompts[0], limits[0], end, options.beams, hotwords)]
+        elif options.draft is not None and hotwords is None and self.model.takes_drafts:  # of one clip
+            written = [greedy_with_draft(decoder, prompts[0], limits[0], end, options.draft, lap)]
         else:
-            written = greedy(decoder, prompts, limits, end, partial(clock.lap, "first_token"), hotwords)
+            written = greedy(decoder, prompts, limits, end, lap, hotwords)
         clock.lap("rest")
         texts = [self.detokenize(one.tokens) for one in written]
         clock.lap("detokenize")
         timed: tuple[Word, ...] = ()
         logprob: float | None = None
-        if words or min_logprob is not None:
+        if options.read_again:  # of one clip
             timed, logprob = self._words(len(waves[0]), cross_kv, prompts[0], written[0], languages[0])
+            timed = timed if options.words else ()
             clock.lap("words")
         found = [
-            Transcript(
-                text, code, tuple(one.tokens), clock.laps, one.finished, one.looped, timed if words else (), logprob
-            )
+            Transcript(text, code, tuple(one.tokens), clock.laps, one.finished, one.looped, timed, logprob)
             for text, code, one in zip(texts, languages, written, strict=True)
         ]
         return [
-            self._continued(wave, said, beams, words, hotwords, min_logprob)
-            if said.looped
-            else _likely(said, min_logprob)
+            self._continued(wave, said, options) if said.looped else _likely(said, options.min_logprob)
             for wave, said in zip(waves, found, strict=True)
         ]
 
-    def _continued(
-        self, wave: Wave, said: Transcript, beams: int, words: bool, hotwords: Hotwords | None = None, min_logprob: float | None = None
-    ) -> Transcript:  # fmt: skip
+    def _by_ctc(self, model: CtcModel, wave: Wave, options: Options, clock: Clock) -> Transcript:
+        """Transcribe one clip with a CTC head, alone: what follows a clip in a batch would change what is written."""
+        spoken = options.language
+        if spoken == AUTO:  # which of several it was, nothing here can tell
+            spoken = next(iter(self.prompts)) if len(self.prompts) == 1 else UNDETERMINED
+        scores: list[TextScores] = [HotwordScores(options.hotwords)] if options.hotwords else []
+        scores += [options.lm] if options.lm else []
+        text, ids, timed, logprob = model.transcribe(wave, clock, spoken, options.read_again, options.beams, scores)
+        words = timed if options.words else ()
+        return _likely(Transcript(text, spoken, ids, clock.laps, True, False, words, logprob), options.min_logprob)
+
+    def _continued(self, wave: Wave, said: Transcript, options: Options) -> Transcript:
         """Extend a transcript that ends in a loop by the speech after the repetition that is kept.
 
         This needs the alignment heads, which tell where that repetition ends, and the speech detector, which tells whether there is
         speech after it. Without them the transcript is returned unchanged.
         """
-        kept = _likely(said, min_logprob)
+        kept = _likely(said, options.min_logprob)
         if not said.tokens or not self.model.has_alignment_heads or self.detector is None:
             return kept
         read = self.model.reread(
@@ -326,7 +318,14 @@ class Recognizer:
         rest = rest_after(wave, read.attention, self.detector, self.window)
         if rest is None:
             return kept
-        later = self.transcribe(rest, said.language, beams, words, hotwords=hotwords, min_logprob=min_logprob)
+        later = self.transcribe(
+            rest,
+            said.language,
+            options.beams,
+            options.words,
+            hotwords=options.hotwords,
+            min_logprob=options.min_logprob,
+        )
         return join_transcripts(kept, later, (len(wave) - len(rest)) / SAMPLE_RATE)
 
     def _words(

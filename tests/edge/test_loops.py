@@ -10,6 +10,7 @@ from export.edge import Transcript, Word
 from export.edge.__main__ import main
 from export.edge.decoding.decoder import beam_search, greedy, repeated, stopped
 from export.edge.decoding.model import Reading
+from export.edge.options import Options
 from export.edge.recognizer import Recognizer, _likely
 from tests.conftest import tone
 from workbench.audio.decode import write_wav
@@ -113,7 +114,7 @@ def test_what_is_said_after_the_loop_is_transcribed():
         "Once.", "en", (1, 2, 3, 4), {"rest": 2.0, "encoder": 1.0}, False, True, (Word("Once", 0.0, 1.0),)
     )
     fake = Fake(1.0)
-    found = Recognizer._continued(fake, np.ones(8 * RATE, np.float32), said, 1, False)
+    found = Recognizer._continued(fake, np.ones(8 * RATE, np.float32), said, Options("en"))
     assert fake.given[0] / RATE == pytest.approx(4.0, abs=0.5)
     assert (found.text, found.tokens, found.finished, found.looped) == (
         "Once. and more.",
@@ -125,13 +126,13 @@ def test_what_is_said_after_the_loop_is_transcribed():
     assert found.logprob is None
     likely = replace(said, logprob=-0.5)  # of four tokens, and then of two and the end
     fake.logprob = -0.1
-    found = Recognizer._continued(fake, np.ones(8 * RATE, np.float32), likely, 1, False)
+    found = Recognizer._continued(fake, np.ones(8 * RATE, np.float32), likely, Options("en"))
     assert found.logprob == pytest.approx((4 * -0.5 + 3 * -0.1) / 7)
     assert found.words[1].start == pytest.approx(8 - fake.given[0] / RATE + 0.5, abs=1e-3)
     silent, without_heads, without_detector = Fake(0.0), Fake(1.0), Fake(1.0)
     without_heads.has_alignment_heads, without_detector.detector = False, None
     for unable in (silent, without_heads, without_detector):
-        assert Recognizer._continued(unable, np.ones(8 * RATE, np.float32), said, 1, False) is said
+        assert Recognizer._continued(unable, np.ones(8 * RATE, np.float32), said, Options("en")) is said
 
 
 @pytest.mark.parametrize(
@@ -143,11 +144,11 @@ def test_a_loop_and_what_follows_are_left_out_each_by_itself(before, after, text
     transcribe = fake.transcribe
     fake.transcribe = lambda *given, **how: _likely(transcribe(*given), how["min_logprob"])
     said = Transcript("Once.", "en", (1, 2, 3, 4), {}, False, True, (), before)
-    found = Recognizer._continued(fake, np.ones(8 * RATE, np.float32), said, 1, False, None, -1.5)
+    found = Recognizer._continued(fake, np.ones(8 * RATE, np.float32), said, Options("en", min_logprob=-1.5))
     assert (found.text, found.looped) == (text, True)
     assert len(fake.given) == 1  # what follows is read, whatever came before
     fake.detector = None
-    found = Recognizer._continued(fake, np.ones(8 * RATE, np.float32), said, 1, False, None, -1.5)
+    found = Recognizer._continued(fake, np.ones(8 * RATE, np.float32), said, Options("en", min_logprob=-1.5))
     assert found.text == ("" if before < -1.5 else "Once.")
     assert found.looped
 
