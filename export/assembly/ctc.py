@@ -283,7 +283,7 @@ def check_spellings(tokens: CtcTokens) -> None:
     for i, piece in enumerate(tokens.pieces):
         if piece and piece in seen:
             both = f"{tokens.names[seen[piece]]!r} and {tokens.names[i]!r}"
-            raise UserError(f"{VOCABULARY}: {both} stand for the same text; such a vocabulary is not exported")
+            raise UserError(f"the vocabulary: {both} stand for the same text; such a one is not exported")
         seen[piece] = i
 
 

@@ -65,7 +65,7 @@ def check_architecture(family: CtcFamily) -> None:
     """Raise UserError for an encoder that `ctc_graph` cannot write."""
     config = family.config
     if config.model_type == PARAKEET:
-        if (name := config.encoder_config.hidden_act) != "silu":
+        if (name := config.encoder_config.hidden_act) not in ("silu", "swish"):  # the same
             raise UserError(f"{family.folder}: hidden_act is {name!r}; only 'silu' is exported yet")
         return
     if not family.reads_waves:

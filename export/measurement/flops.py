@@ -30,6 +30,9 @@ CTC_SIZES = fields(
     conv_kernel_size_=integer(1, LARGEST),
 )  # fmt: skip
 _LAYERS = array(integer(1, LARGEST), 1, 16)
+SHORTENING = fields(
+    num_mel_bins=integer(2, LARGEST), subsampling_factor=integer(2, 64), subsampling_conv_channels=integer(1, LARGEST), conv_kernel_size=integer(1, LARGEST)
+)  # fmt: skip
 CONVOLUTIONS = fields(conv_dim=_LAYERS, conv_kernel=_LAYERS, conv_stride=_LAYERS)
 OPTIONAL_SIZES = {"pool_after": number(0, 1024), "encoder_ranks": mapping(text, integer(1, LARGEST))}
 
@@ -83,7 +86,9 @@ def read_ctc_sizes(bundle: Path) -> CtcSizes:
     """The dimensions of a model with a CTC head; raises UserError."""
     path = bundle / "config.json"
     found = cast("CtcSizes", _checked(path, CTC_SIZES, {"adapter_attn_dim": integer(1, LARGEST)}))
-    if "num_mel_bins" not in found:
+    if "subsampling_factor" in found:
+        _checked(path, SHORTENING, {})
+    elif "num_mel_bins" not in found:
         _checked(path, CONVOLUTIONS, {})
         if len({len(found["conv_dim"]), len(found["conv_kernel"]), len(found["conv_stride"])}) > 1:
             raise UserError(f"{path}: conv_dim, conv_kernel and conv_stride differ in length; export the bundle again")

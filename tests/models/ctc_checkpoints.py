@@ -63,8 +63,8 @@ def write_checkpoint(folder: Path, kind: str, seed: int = 0, **changes: object) 
     return folder
 
 
-def write_parakeet(folder: Path, seed: int = 0, **changes: object) -> Path:
-    """Write a random Parakeet; `changes` are the encoder's."""
+def write_parakeet(folder: Path, seed: int = 0, vocab_size: int = len(PIECES), **changes: object) -> Path:
+    """Write a random Parakeet; `changes` are the encoder's. The last token is the blank."""
     import torch
     from transformers import ParakeetCTCConfig, ParakeetEncoderConfig, ParakeetForCTC
 
@@ -72,10 +72,11 @@ def write_parakeet(folder: Path, seed: int = 0, **changes: object) -> Path:
         "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48, "subsampling_conv_channels": 8,
         "initializer_range": 0.2,
     }  # fmt: skip
-    blank = len(PIECES) - 1
     encoder = ParakeetEncoderConfig(**{**sizes, **changes})
     torch.manual_seed(seed)
-    model = ParakeetForCTC(ParakeetCTCConfig(vocab_size=len(PIECES), pad_token_id=blank, encoder_config=encoder)).eval()
+    model = ParakeetForCTC(
+        ParakeetCTCConfig(vocab_size=vocab_size, pad_token_id=vocab_size - 1, encoder_config=encoder)
+    ).eval()
     with torch.no_grad():
         for parameter in model.ctc_head.parameters():
             parameter.mul_(3)

@@ -49,13 +49,13 @@ def test_a_clip_gives_what_transformers_gives_it_by_itself(checkpoint):
 
     family = open_family(checkpoint)
     model, stock = family.load(), AutoModelForCTC.from_pretrained(checkpoint).eval()
-    extract = extractor_of(checkpoint)
     for wave in waves():
-        given = extract(wave, sampling_rate=16_000, return_tensors="pt")
-        if "input_features" in given:  # of Parakeet, whose mask leaves out a last frame
-            expected = stock(**given).logits[0, : family.positions(len(wave))]
-        else:
-            expected = stock(given["input_values"]).logits[0]
+        if family.reads_waves:
+            extract = extractor_of(checkpoint)
+            expected = stock(extract(wave, sampling_rate=16_000, return_tensors="pt")["input_values"]).logits[0]
+        else:  # a test of their own compares the features
+            mels = family.features([wave], len(wave) / 16_000)[:, :-1].transpose(1, 2)
+            expected = stock(mels, torch.ones(mels.shape[:2], dtype=torch.bool)).logits[0]
         (found,) = logits_of(family, model, [wave], len(wave) / 16_000)
         assert found.shape == expected.shape
         torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
@@ -172,9 +172,12 @@ def test_sentencepiece_tokens(tmp_path):
     assert [PIECES[i] for i in ids] == ["▁t", "he", "▁", *"cat's", "▁", *"hat", "▁t", "he", "n"]
     assert ids == stock("the cat's hat then").input_ids
     assert tokens.decode(ids) == "the cat's hat then"
+    assert [tokens.encode(text) for text in ("42", "42 17", "—", "")] == [[]] * 4
+    assert tokens.decode(tokens.encode("42 rooms, 7 now 9")) == "rooms now"
+    assert tokens.encode("rooms now") == tokens.encode("42 rooms, 7 now 9")
     assert stock.decode(ids, group_tokens=False) == tokens.decode(ids)
     assert tokens.lacking("Room 42, Zoë") == ["4", "2", "ë"]
-    assert [PIECES[i] for i in tokens.encode("Zoë 4")] == ["▁", *"zo", "▁"]
+    assert [PIECES[i] for i in tokens.encode("Zoë 4")] == ["▁", *"zo"]
     with pytest.raises(UserError, match="has letters that the model's vocabulary lacks, such as 'п'"):
         family.tokens(["Привет"], ["ru"])
 
@@ -200,6 +203,8 @@ def test_upper_case_characters_and_words(tmp_path):
     ids = tokens.encode("  Don’t—stop, U.S.  ")
     assert [NAMES[i] for i in ids] == list("DON'T|STOP|US")
     assert tokens.decode(ids) == "DON'T STOP US"
+    assert tokens.encode("42 rooms, 7 now 9") == tokens.encode("rooms now")
+    assert tokens.encode("42 17") == []
     assert tokens.lacking("Room 42, Zoë") == ["4", "2", "Ë"]
     labels = family.tokens(["hi", "a"], ["en", "de"]).labels
     assert labels.tolist() == [[NAMES.index("H"), NAMES.index("I")], [NAMES.index("A"), -100]]
@@ -287,12 +292,16 @@ def test_checkpoints_that_cannot_be_used_say_why(tmp_path, file, changes, messag
         ("config.json", {"architectures": ["ParakeetForTDT"]}, r"expected \['ParakeetForCTC'\]: it has no CTC head"),
         ("config.json", {"vocab_size": 30}, "pad_token_id, the blank, is 31; expected a token below 30"),
         ("config.json", {"encoder_config": 3}, "encoder_config is 3; expected the encoder's settings"),
-        ("config.json", {"encoder_config.hidden_size": 33}, "hidden_size is 33; expected an even multiple of the attention heads"),
-        ("config.json", {"encoder_config.subsampling_factor": 6}, "subsampling_factor is 6; expected a power of two"),
+        ("config.json", {"encoder_config.hidden_size": 33}, "encoder_config.hidden_size is 33; expected an even number that num_attention_heads, 2, divides"),
+        ("config.json", {"encoder_config.subsampling_factor": 6}, "subsampling_factor is 6; expected a power of two from 2 to 64"),
         ("config.json", {"encoder_config.subsampling_conv_stride": 1}, "subsampling_conv_stride is 1; expected 2"),
         ("config.json", {"encoder_config.conv_kernel_size": 8}, "conv_kernel_size is 8; expected an odd number"),
         ("config.json", {"encoder_config.num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; expected a whole number from 1 to 128"),
         ("config.json", {"encoder_config.intermediate_size": 64}, r"weights and config\.json do not match"),
+        ("config.json", {"encoder_config.num_mel_bins": 81}, "encoder_config.num_mel_bins is 81; expected a multiple of subsampling_factor, 8"),
+        ("config.json", {"encoder_config.hidden_size": "a"}, "encoder_config.hidden_size is 'a'; expected a whole number"),
+        ("tokenizer.json", {"model.dropout": 0.9}, "model.dropout is 0.9; it would cut a text otherwise each time"),
+        ("tokenizer.json", {"model.unk_token": "zzz"}, "tokenizer.json: cannot be loaded"),
         ("preprocessor_config.json", {"n_fft": 400}, "n_fft is 400; expected 512"),
         ("preprocessor_config.json", {"preemphasis": "much"}, "preemphasis is much; expected a number from 0 to 1"),
         ("tokenizer_config.json", {"tokenizer_class": "WhisperTokenizer"}, "expected ParakeetTokenizer"),
@@ -311,10 +320,33 @@ def test_parakeets_that_cannot_be_used_say_why(tmp_path, file, changes, message)
     assert "\n" not in str(caught.value)
 
 
+def test_a_tokenizer_that_cuts_or_fills_texts_does_neither_here(tmp_path):
+    folder = write_checkpoint(tmp_path / "c", "parakeet")
+    expected = open_family(folder).ctc_tokens.encode("the cat")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    content["padding"] = {"strategy": {"Fixed": 12}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 3, "pad_type_id": 0, "pad_token": "a"}  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert open_family(folder).ctc_tokens.encode("the cat") == expected
+
+
+def test_a_lower_case_vocabulary_with_bytes_is_lower_case(tmp_path):
+    folder = write_checkpoint(tmp_path / "c", "parakeet", vocab_size=32 + 256)
+    write_sentencepiece(folder, [*PIECES[:-1], *(f"<0x{byte:02X}>" for byte in range(256)), "<pad>"])
+    tokens = open_family(folder).ctc_tokens
+    assert tokens.case == "lower"
+    assert tokens.pieces[tokens.names.index("<0x61>")] == b""  # "a" has a token
+    assert tokens.lacking("42 ß") == []
+    assert tokens.decode(tokens.encode("The cat")) == "the cat"
+
+
 def test_a_parakeet_without_its_tokenizer(tmp_path):
     folder = write_checkpoint(tmp_path / "c", "parakeet")
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"lacks tokenizer\.json, the tokens that it writes"):
+        open_family(folder)
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match=r"lacks preprocessor_config\.json"):
         open_family(folder)
 
 

@@ -152,7 +152,7 @@ class Toy:
     def mels(self):
         return STEP
 
-    def spectrum(self, padded, samples=None):
+    def spectrum(self, padded, samples=None, heard=None):
         return padded.unflatten(1, (-1, STEP)).transpose(1, 2)
 
     def tokens(self, texts, languages):

@@ -25,7 +25,7 @@ from workbench.models.resolve import fingerprint, resolve_teacher
 
 ENCODED_FORMAT = 1  # raise when what the store holds changes
 CALIBRATION_CLIPS = 64  # on which the encoder's linear layers are factorized
-BUCKET = 5  # lengths are rounded up to a multiple of this many encoder positions (0.1 s), so that clips share them
+BUCKET_SECONDS = 0.1  # lengths are rounded up to about a multiple of it, so that clips share them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +82,10 @@ def encode_clips(
         # A state depends on all the silence its clip was read with, so only clips of one length are read together: the
         # result is then the same for any number of processes.
         groups: dict[int, list[str]] = {}
+        bucket = max(1, round(BUCKET_SECONDS * SAMPLE_RATE / family.samples_per_position))
         for key, wave in waves.items():
             positions = family.positions(len(wave) + round(trailing_silence_of(key, margin, [seed]) * SAMPLE_RATE))
-            groups.setdefault(min(-(-positions // BUCKET) * BUCKET, longest), []).append(key)
+            groups.setdefault(min(-(-positions // bucket) * bucket, longest), []).append(key)
         items: list[tuple[Item, dict[str, Tensor]]] = []
         for positions, group in sorted(groups.items()):
             seconds = family.samples(positions) / SAMPLE_RATE

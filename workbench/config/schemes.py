@@ -18,7 +18,7 @@ ALSO_CALLED = {
     "float16": "fp16",
     "float32": "fp32",
 }
-# types of CTC models that other runtimes know; the graphs of WavLM and of Whisper's encoder are called as the first one's
+# types of CTC models that other runtimes know; the graphs of WavLM, Parakeet and Whisper's encoder are called as the first one's
 CALLED_TYPES = ("wav2vec2", "hubert")
 WITH_LAYERS = ("int8", "int8_static", "w8", "q4")
 

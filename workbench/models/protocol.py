@@ -195,12 +195,13 @@ class Family(Protocol):
         """
         ...
 
-    def spectrum(self, padded: Tensor, samples: Tensor) -> Tensor:
+    def spectrum(self, padded: Tensor, samples: Tensor, heard: Tensor) -> Tensor:
         """Features of waves padded to one length.
 
         Args:
             padded: [clips, samples].
             samples: length of each clip without the silence after it, int64 [clips].
+            heard: the same with the silence that belongs to it; what follows is padding.
 
         Returns:
             As `features`.

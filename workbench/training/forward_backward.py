@@ -66,7 +66,7 @@ class ForwardBackward:
         """The student's input for a batch, and whether it is states of a frozen encoder."""
         if batch.student_states.numel():
             return batch.student_states.float(), True
-        features = self.family.spectrum(batch.waves, batch.samples)
+        features = self.family.spectrum(batch.waves, batch.samples, batch.heard)
         draw = np.random.default_rng([*batch.seed, 2])
         return spec_augment(features, self.augment, draw, self.family.mels), False
 
@@ -172,7 +172,7 @@ class ForwardBackward:
     @torch.no_grad()
     def _clean_logits(self, batch: Batch) -> Tensor:
         """The student's logits for the clips without noise or masks. -> [labels, vocabulary]"""
-        features = self.family.spectrum(batch.clean_waves, batch.samples)
+        features = self.family.spectrum(batch.clean_waves, batch.samples, batch.heard)
         _, logits, _ = self.wrapped(features, batch.attention_mask, batch.inputs, batch.labels, batch.labelled, False)
         assert logits is not None  # noqa: S101  a stage with this loss decodes
         return logits[: len(batch.labelled)]

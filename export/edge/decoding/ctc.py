@@ -1,4 +1,4 @@
-"""A model with a CTC head: one graph from a wave to the logits of each 20 ms, and the text that they spell."""
+"""A model with a CTC head: one graph from a wave to logits every 20 ms (Parakeet: 80 ms), and the text that they spell."""
 
 from __future__ import annotations
 

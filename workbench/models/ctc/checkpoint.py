@@ -63,10 +63,7 @@ def check_ctc_checkpoint(folder: Path) -> tuple[Any, bool]:
     check_settings(folder, CLASSES)
     path = folder / "config.json"
     config = checked_config(read_object(path, "a checkpoint's configuration"), path)
-    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
-        raise UserError(
-            f"{folder}: lacks preprocessor_config.json (or processor_config.json), which says how it reads waves; copy the original checkpoint's"
-        )
+    check_has_features(folder)
     source, settings = feature_settings(folder)
     for key, expected in (("sampling_rate", 16_000), ("feature_size", 1)):
         if settings.get(key, expected) != expected:
@@ -76,6 +73,14 @@ def check_ctc_checkpoint(folder: Path) -> tuple[Any, bool]:
         raise UserError(f"{source}: do_normalize is {str(normalize)[:60]}; expected true or false")
     check_tensors(folder, lambda: architecture(config.model_type)[1](config))
     return config, normalize
+
+
+def check_has_features(folder: Path) -> None:
+    """Raise UserError if no file says how a checkpoint reads waves."""
+    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        raise UserError(
+            f"{folder}: lacks preprocessor_config.json (or processor_config.json), which says how it reads waves; copy the original checkpoint's"
+        )
 
 
 def checked_config(content: dict[str, Any], path: Path) -> Any:

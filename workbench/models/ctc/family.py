@@ -1,4 +1,4 @@
-"""Recognisers that predict a token or blank at every encoder position: what wav2vec2's kind and Whisper encoders with a CTC head share."""
+"""Recognisers that predict a token or blank at every encoder position: what wav2vec2's kind, Parakeet and Whisper encoders with a CTC head share."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class CtcFamily:
     ctc_tokens: CtcTokens
     trained_silence: float | None
     reads_waves: bool  # and not mels
+    early_by_hook = False  # whether `encode_with_early` hooks into a layer, which is not compiled
     samples_per_position: int
     normalize = False  # whether each wave is brought to mean 0 and variance 1
 
@@ -266,7 +267,7 @@ class CtcFamily:
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Raise UserError for what needs a decoder, or is not supported with a CTC head."""
-        check_recipe(recipe, self.reads_waves)
+        check_recipe(recipe, self.reads_waves, self.early_by_hook)
 
     def check_pair(self, student: nn.Module, teacher: nn.Module, matched: Sequence[str]) -> None:
         """Raise UserError if states of both are to be compared and differ in width."""

@@ -32,6 +32,7 @@ class ParakeetCtc(CtcFamily):
     """A ParakeetForCTC checkpoint."""
 
     reads_waves = False
+    early_by_hook = True
 
     def __init__(self, folder: Path) -> None:
         """Open a checkpoint's vocabulary and settings; raises UserError for one that cannot be used."""
@@ -84,7 +85,9 @@ class ParakeetCtc(CtcFamily):
             )
         read = [(f.mels, f.factor, f.frontend.preemphasis) for f in (self, origin)]
         if read[0] != read[1]:
-            raise UserError(f"{where} reads other features than the teacher; expected the same")
+            raise UserError(
+                f"{where} reads other features: mel bands, frames of a position and pre-emphasis are {read[1]}, the teacher's {read[0]}; expected the same"
+            )
 
     def part_of(self, parameter: str) -> Part:
         """The head is the `decoder`, all else the encoder."""
@@ -100,14 +103,16 @@ class ParakeetCtc(CtcFamily):
 
     def features(self, waves: Sequence[Wave], seconds: float, device: torch.device | str = "cpu") -> Tensor:
         """Features of waves padded with silence to `seconds`, and where each clip has frames. -> [clips, mels + 1, frames]"""
-        padded, samples = padded_waves(waves, round(min(seconds, self.window_seconds) * SAMPLE_RATE))
-        return self.spectrum(padded.to(device), samples.to(device))
+        whole = round(min(seconds, self.window_seconds) * SAMPLE_RATE)
+        padded, samples = padded_waves(waves, whole)
+        heard = samples + (whole - samples.max())  # each with as much silence as the longest
+        return self.spectrum(padded.to(device), samples.to(device), heard.to(device))
 
     @torch.no_grad()
-    def spectrum(self, padded: Tensor, samples: Tensor) -> Tensor:
+    def spectrum(self, padded: Tensor, samples: Tensor, heard: Tensor) -> Tensor:
         """Features in fp32, and where each clip has frames. -> [clips, mels + 1, frames]"""
         with torch.autocast(padded.device.type, enabled=False):
-            features: Tensor = self.frontend.to(padded.device)(padded, samples)
+            features: Tensor = self.frontend.to(padded.device)(padded, samples, heard)
         return features
 
     def encode(

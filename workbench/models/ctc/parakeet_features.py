@@ -49,20 +49,20 @@ class ParakeetLogMel(nn.Module):
         self.register_buffer("basis", basis.float()[:, None], persistent=False)  # [2 * bins, 1, samples]
         self.register_buffer("filters", torch.from_numpy(filters.T).float(), persistent=False)  # [mels, bins]
 
-    def forward(self, padded: Tensor, samples: Tensor) -> Tensor:
+    def forward(self, padded: Tensor, samples: Tensor, heard: Tensor) -> Tensor:
         """Compute features.
 
         Args:
-            padded: waves with silence after them [clips, samples]; that after the longest belongs to every clip.
+            padded: waves with silence after them [clips, samples].
             samples: length of each clip without the silence after it, int64 [clips].
+            heard: the same with the silence that belongs to it.
 
         Returns:
             [clips, mels + 1, frames]: features, 0 in the padding of shorter clips, and a last row that is 1 where a clip has frames.
         """
         padded = F.pad(padded.float(), (0, max(0, SHORTEST - padded.shape[1])))
         whole = padded.shape[1]
-        heard = (samples + (whole - samples.max())).clamp(min=SHORTEST, max=whole)
-        padded = padded * (torch.arange(whole, device=padded.device) < heard[:, None])
+        heard = heard.clamp(min=SHORTEST, max=whole)
         before = F.pad(padded[:, :-1], (1, 0))
         waves = (padded - self.preemphasis * before) * (torch.arange(whole, device=padded.device) < heard[:, None])
         count = whole // HOP_LENGTH

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from workbench.core.errors import UserError, last_line
 from workbench.core.files import read_object
-from workbench.models.ctc.checkpoint import check_tensors, check_value, load_tensors
+from workbench.models.ctc.checkpoint import check_has_features, check_tensors, check_value, load_tensors
 from workbench.models.ctc.parakeet_features import HOP_LENGTH, N_FFT, WINDOW
 from workbench.models.ctc.students import renumbered
 from workbench.models.ctc.waves import checkpointed
@@ -48,7 +48,8 @@ class ParakeetEncoderForCTC(nn.Module):
 
     def encode(self, features: Tensor, checkpointing: bool = False) -> Tensor:
         """States of features as `ParakeetLogMel` gives them. [clips, mels + 1, frames] -> [clips, positions, width]"""
-        mels, marks = features[:, :-1].transpose(1, 2), features[:, -1] > 0
+        # what SpecAugment has written after a clip's end would be read by the first convolution
+        mels, marks = (features[:, :-1] * features[:, -1:]).transpose(1, 2), features[:, -1] > 0
         with checkpointed(self.encoder.layers, checkpointing and torch.is_grad_enabled()):
             states: Tensor = self.encoder(input_features=mels, attention_mask=marks).last_hidden_state
         return states
@@ -78,6 +79,7 @@ def check_folder(folder: Path) -> tuple[Any, float]:
     check_settings(folder, CLASSES)
     path = folder / "config.json"
     config = _checked_config(read_object(path, "a checkpoint's configuration"), path)
+    check_has_features(folder)
     source, settings = feature_settings(folder)
     for key, expected in {**SETTINGS, "feature_size": config.encoder_config.num_mel_bins}.items():
         if settings.get(key, expected) != expected:
@@ -140,13 +142,17 @@ def _checked_config(content: dict[str, Any], path: Path) -> Any:
         raise UserError(f"{path}: transformers rejects it: {last_line(str(error))}") from None
     config.architectures = [ARCHITECTURE]
     factor, bands = encoder.subsampling_factor, encoder.num_mel_bins
-    if factor not in (2**i for i in range(1, 7)) or bands % factor:
+    if factor not in (2**i for i in range(1, 7)):
         raise UserError(
-            f"{path}: encoder_config.subsampling_factor is {factor}; expected a power of two from 2 to {MOST_FACTOR} that divides num_mel_bins, {bands}"
+            f"{path}: encoder_config.subsampling_factor is {factor}; expected a power of two from 2 to {MOST_FACTOR}"
         )
-    if encoder.hidden_size % encoder.num_attention_heads or encoder.hidden_size % 2:
+    if bands % factor:
         raise UserError(
-            f"{path}: encoder_config.hidden_size is {encoder.hidden_size}; expected an even multiple of the attention heads"
+            f"{path}: encoder_config.num_mel_bins is {bands}; expected a multiple of subsampling_factor, {factor}"
+        )
+    if (width := encoder.hidden_size) % (heads := encoder.num_attention_heads) or width % 2:
+        raise UserError(
+            f"{path}: encoder_config.hidden_size is {width}; expected an even number that num_attention_heads, {heads}, divides"
         )
     if not encoder.conv_kernel_size % 2:
         raise UserError(
@@ -167,5 +173,8 @@ def _values(config_class: type[Any], content: dict[str, Any], path: Path) -> dic
     }  # fmt: skip
     values = {key: content[key] for key in defaults if key in content}
     for key, value in values.items():
-        check_value(path, key, value, defaults[key])
+        try:
+            check_value(path, key, value, defaults[key])
+        except UserError as error:
+            raise UserError(str(error).replace(f"{path}: {key} ", f"{path}: encoder_config.{key} ", 1)) from None
     return {key: float(value) if isinstance(defaults[key], float) else value for key, value in values.items()}

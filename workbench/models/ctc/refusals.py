@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 NEED_A_DECODER = ("on_policy", "decoder_matching", "teacher_adapter", "mixup")  # keys of a stage
 
 
-def check_recipe(recipe: Recipe, reads_waves: bool) -> None:
+def check_recipe(recipe: Recipe, reads_waves: bool, early_by_hook: bool) -> None:
     """Raise UserError for the first setting that such a student cannot be trained with.
 
     Args:
         recipe: the run's recipe.
         reads_waves: whether the student reads waves, not mels.
+        early_by_hook: whether the states of an earlier layer are taken by a hook.
     """
     student = recipe.student
     for key in ("decoder_layers", "vocabulary"):
@@ -36,9 +37,9 @@ def check_recipe(recipe: Recipe, reads_waves: bool) -> None:
                 raise UserError(
                     f"stages.{name}.{key} needs a decoder, which a student with a CTC head has not; leave it out"
                 )
-        if stage.intermediate_ctc is not None and reads_waves and recipe.compile:
+        if stage.intermediate_ctc is not None and early_by_hook and recipe.compile:
             raise UserError(
-                f"stages.{name}.intermediate_ctc cannot be compiled for a student that reads waves; set compile: false, or leave it out"
+                f"stages.{name}.intermediate_ctc cannot be compiled for this student, which is not a Whisper's encoder; set compile: false, or leave it out"
             )
         if stage.weighting.get("self_teacher") == "intermediate":
             raise UserError(

@@ -31,7 +31,7 @@ VOCABULARY, TOKENIZER = "vocab.json", "tokenizer.json"
 BLANK, DELIMITER = "<pad>", "|"  # as in wav2vec2's vocabularies
 MAX_TOKENS = 100_000
 FOLDED = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
-BREAKS = re.compile(r"[\s/‐-―−-]+")  # what separates words: white space, dashes and strokes
+BREAKS = re.compile(r"[\s/‐-―−-]")  # what separates words: white space, dashes and strokes
 SPACE = "\u2581"  # a space in the name of a sentencepiece token
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -59,13 +59,14 @@ class CtcTokens:
 
     @cached_property
     def _letters(self) -> set[str]:
-        """Characters that some token holds."""
-        return {char for piece in self.pieces for char in piece.decode("utf-8", "replace")}
+        """Characters that can be written: those that are a token, or of sentencepiece stand in one."""
+        whole = [piece.decode("utf-8", "replace") for piece in self.pieces]
+        return {char for piece in whole for char in piece} if self.units == "sentencepiece" else set(whole)
 
     @cached_property
     def _has_bytes(self) -> bool:
         """Whether every byte is a token, so that any text can be spelled."""
-        return all(bytes([byte]) in self._by_piece for byte in range(256))
+        return {f"<0x{byte:02X}>" for byte in range(256)} <= set(self.names)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a transcript. Characters that the vocabulary lacks are left out: see `lacking`."""
@@ -75,37 +76,34 @@ class CtcTokens:
         if self.units == "bytes":
             return [ids[bytes([byte])] for byte in unicodedata.normalize("NFC", text).strip().encode()]
         if self.units == "sentencepiece":
-            return [known[name] for name in self.split(self.readable(text)) if name in known]
+            plain = self.readable(text)  # of nothing, a tokenizer may make a space
+            return [known[name] for name in self.split(plain) if name in known] if plain else []
         out: list[int] = []
         for name in self.split(text):  # a token that was not kept is spelled in bytes, all of which are
             out += [known[name]] if name in known else [known[char] for char in name]
         return out
 
     def readable(self, text: str) -> str:
-        """A text as tokens are read from it: in the vocabulary's case, words separated by one space, apostrophes alike.
-
-        Of sentencepiece, which may have punctuation, marks that a token holds stay as they are, and other marks are left out.
-        """
-        plain = unicodedata.normalize("NFC", text)
-        if self.units == "sentencepiece":
-            plain = "".join(map(self._as_known, plain))
-        plain = plain.upper() if self.case == "upper" else plain.lower() if self.case == "lower" else plain
-        if self.units == "sentencepiece":
-            return " ".join(plain.split())
-        return BREAKS.sub(" ", plain.translate(FOLDED)).strip()
-
-    def _as_known(self, char: str) -> str:
-        if char in self._letters or char.isalnum() or self._has_bytes:
-            return char
-        folded = char.translate(FOLDED)
-        return folded if folded in self._letters else " " if BREAKS.fullmatch(char) else ""
+        """What tokens are read from: the characters of a text that the vocabulary has, in its case, words separated by one space."""
+        plain = self._cased(text)
+        return " ".join((plain if self._has_bytes else "".join(map(self._known, plain))).split())
 
     def lacking(self, text: str) -> list[str]:
         """Letters and digits of a text that the vocabulary lacks."""
         if self.units in ("bytes", "bpe") or self._has_bytes:
             return []
-        known = self._letters if self.units == "sentencepiece" else {char.decode() for char in self._by_piece}
-        return [c for c in self.readable(text) if c not in known and unicodedata.category(c)[0] in "LN"]
+        return [c for c in self._cased(text) if unicodedata.category(c)[0] in "LN" and not self._known(c)]
+
+    def _cased(self, text: str) -> str:
+        plain = unicodedata.normalize("NFC", text)
+        return plain.upper() if self.case == "upper" else plain.lower() if self.case == "lower" else plain
+
+    def _known(self, char: str) -> str:
+        """The character, or what stands for it in this vocabulary: another apostrophe, a space for a dash; else nothing."""
+        if char in self._letters:
+            return char
+        folded = char.translate(FOLDED)
+        return folded if folded in self._letters else " " if BREAKS.fullmatch(char) else ""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids whose repetitions and blanks are left out already; bytes that are no UTF-8 become U+FFFD."""
@@ -210,9 +208,13 @@ def read_sentencepiece(folder: Path, blank: int, size: int) -> CtcTokens:
             "they are of different checkpoints, copy both from one"
         )
     pieces = [b"" if i == blank or name in special else _piece(name, "sentencepiece") for i, name in enumerate(names)]
+    bytes_alone = [bool(BYTE.fullmatch(name)) for name in names]
+    plain = {piece for piece, is_byte in zip(pieces, bytes_alone, strict=True) if not is_byte}
+    # a byte that is a character with a token of its own is never written
+    pieces = [b"" if is_byte and piece in plain else piece for piece, is_byte in zip(pieces, bytes_alone, strict=True)]
     if not any(pieces):
         raise UserError(f"{path}: has no token but special ones")
-    return CtcTokens(names, pieces, blank, "sentencepiece", _case_of(pieces), split=splitter)
+    return CtcTokens(names, pieces, blank, "sentencepiece", _case_of(plain), split=splitter)
 
 
 def _case_of(pieces: Iterable[bytes]) -> Case:
@@ -225,8 +227,7 @@ def _case_of(pieces: Iterable[bytes]) -> Case:
 
 def characters_of(texts: Iterable[str]) -> CtcTokens:
     """A vocabulary of the characters of some texts: lower-case letters, digits, marks and apostrophes; the rest is left out."""
-    plain = CtcTokens([], [], 0, case="lower")
-    used = {char for text in texts for char in plain.readable(text)}
+    used = {char for text in texts for char in unicodedata.normalize("NFC", text).translate(FOLDED).lower()}
     kept = sorted(c for c in used if unicodedata.category(c)[0] in "LNM" or c == "'")
     if not kept:
         raise UserError("student.ctc: the corpus's texts hold no letter or digit; check them, or use bytes")
@@ -276,8 +277,17 @@ def _bpe_splitter(folder: Path) -> Splitter:
 def _splitter(path: Path, before: str) -> Splitter:
     from tokenizers import Tokenizer
 
+    model = read_object(path, "a tokenizer").get("model")
+    if isinstance(model, dict) and model.get("dropout"):
+        raise UserError(
+            f"{path}: model.dropout is {str(model['dropout'])[:60]}; it would cut a text otherwise each time, delete the key"
+        )
     try:
-        return Splitter(Tokenizer.from_file(str(path)), before)
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode("a\ufffe")  # which no vocabulary has: a token for what is unknown that is none fails here
+        return Splitter(tokenizer, before)
     except Exception as error:  # noqa: BLE001  # the tokenizers library raises nothing narrower
         raise UserError(f"{path}: cannot be loaded ({first_line(error)}); copy the original checkpoint's") from None
 

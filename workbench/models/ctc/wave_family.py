@@ -36,6 +36,7 @@ class WaveCtc(CtcFamily):
     """A Wav2Vec2ForCTC, HubertForCTC or WavLMForCTC checkpoint."""
 
     reads_waves = True
+    early_by_hook = True
 
     def __init__(self, folder: Path) -> None:
         """Open a checkpoint's vocabulary and settings; raises UserError for one that cannot be used."""
@@ -119,7 +120,7 @@ class WaveCtc(CtcFamily):
         return self.spectrum(padded.to(device), samples.to(device))
 
     @torch.no_grad()
-    def spectrum(self, padded: Tensor, samples: Tensor) -> Tensor:
+    def spectrum(self, padded: Tensor, samples: Tensor, heard: Tensor | None = None) -> Tensor:
         """The waves, normalised if the checkpoint wants it, and where they are. -> [clips, 2, samples]"""
         return wave_features(padded, samples, self.normalize)
 

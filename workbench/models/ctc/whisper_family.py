@@ -150,7 +150,7 @@ class WhisperCtc(CtcFamily):
         return out
 
     @torch.no_grad()
-    def spectrum(self, padded: Tensor, samples: Tensor | None = None) -> Tensor:
+    def spectrum(self, padded: Tensor, samples: Tensor | None = None, heard: Tensor | None = None) -> Tensor:
         """Log-mel features in fp32. [clips, samples] -> [clips, mels, frames]"""
         with torch.autocast(padded.device.type, enabled=False):
             features: Tensor = self.frontend.to(padded.device)(padded)

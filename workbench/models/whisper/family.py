@@ -255,7 +255,7 @@ class Whisper:
         return min(max(map(len, waves)) / SAMPLE_RATE + self.silence, self.window_seconds)
 
     @torch.no_grad()
-    def spectrum(self, padded: Tensor, samples: Tensor | None = None) -> Tensor:
+    def spectrum(self, padded: Tensor, samples: Tensor | None = None, heard: Tensor | None = None) -> Tensor:
         """Log-mel features of waves padded to one length, in fp32. [clips, samples] -> [clips, mels, frames]"""
         with torch.autocast(padded.device.type, enabled=False):  # a power spectrum does not fit into 8 bits of mantissa
             features: Tensor = self.frontend.to(padded.device)(padded)

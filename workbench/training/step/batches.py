@@ -25,7 +25,7 @@ from workbench.models.protocol import IGNORE_INDEX, Family, Tokens
 from workbench.training.step.frames import aligned_and_taught, at_frames
 
 LABEL_BUCKET = 8  # labels are padded to a multiple of it, so that few shapes occur
-POSITION_BUCKET = 25  # encoder positions (0.5 s) that a compiled step's audio is padded to a multiple of
+BUCKET_SECONDS = 0.5  # that a compiled step's audio is padded to about a multiple of, in whole encoder positions
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,9 @@ class Batch:
     clean_waves: Tensor = field(default_factory=lambda: torch.empty(0))
     temperature: float = 1.0  # temperature at which sampled targets were drawn, and at which the others are used
     samples: Tensor = field(default_factory=lambda: torch.empty(0))  # int64 [utterances]: of each clip in `waves`
+    heard: Tensor = field(
+        default_factory=lambda: torch.empty(0)
+    )  # int64 [utterances]: the same with the silence after it
     # int64 [labels], of frames: what the first teacher aligns to each, -1 if nothing; empty where labels are predicted
     aligned: Tensor = field(default_factory=lambda: torch.empty(0))
     # bool [teachers, labels], of frames: which of them a teacher has targets for; empty: all
@@ -151,9 +154,10 @@ class MicroBatches(Dataset[Batch]):
         states = [t.states.float() for t in targets if t.states is not None]
         if self.plan.pooled:
             states = [self.family.pooled(row[None])[0] for row in states]
-        waves, clean, encoded, samples = torch.empty(0), torch.empty(0), torch.empty(0), torch.empty(0)
+        waves = clean = encoded = samples = heard = torch.empty(0)
         if encoded_by is None:
-            waves, clean, samples, lengths = self._waves(clips, seed)
+            waves, clean, samples, heard = self._waves(clips, seed)
+            lengths = [self.family.positions(count) for count in heard.tolist()]
         else:
             found = [encoded_by.read(dataset.keys[i], ["states"])[0] for i in clips]
             encoded, lengths = torch.nn.utils.rnn.pad_sequence(found, batch_first=True), [len(s) for s in found]
@@ -186,6 +190,7 @@ class MicroBatches(Dataset[Batch]):
             temperature=self.recipe.targets.temperature,
             clean_waves=clean,
             samples=samples,
+            heard=heard,
             aligned=aligned,
             taught=taught,
         )
@@ -201,22 +206,22 @@ class MicroBatches(Dataset[Batch]):
     def _narrow(self, ids: Tensor) -> Tensor:
         return ids if self.family.vocabulary is None else self.family.vocabulary.map_ids(ids)
 
-    def _waves(self, clips: Sequence[int], seed: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-        """Padded waves [utterances, samples], the same without noise if wanted, each clip's samples, and its encoder positions with its silence."""
-        window = self._window()
-        positions, heard = [], [self.dataset.samples(i) for i in clips]
-        for i, samples_of in zip(clips, heard, strict=True):
+    def _waves(self, clips: Sequence[int], seed: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Padded waves [utterances, samples], the same without noise if wanted, each clip's samples, and the same with its own silence."""
+        window, heard = self.family.samples(self._window()), []
+        found = [self.dataset.samples(i) for i in clips]
+        for i, samples_of in zip(clips, found, strict=True):
             silence = round(
                 SAMPLE_RATE * trailing_silence_of(self.dataset.keys[i], self.recipe.trailing_silence, self.plan.seed)
             )
-            positions.append(min(self.family.positions(len(samples_of) + silence), window))
-        samples = self.family.samples(min(self._padded(max(positions)), window))
+            heard.append(min(len(samples_of) + silence, window))
+        samples = self.family.samples(self._padded(max(self.family.positions(count) for count in heard)))
         waves = torch.zeros(len(clips), samples)
-        lengths = torch.tensor([min(len(own), samples) for own in heard])
-        for row, own, length in zip(waves, heard, lengths.tolist(), strict=True):
+        lengths = torch.tensor([min(len(own), samples) for own in found])
+        for row, own, length in zip(waves, found, lengths.tolist(), strict=True):
             row[:length] = to_wave(own[:length])
         noisy = add_noise(waves, lengths, self.recipe.augment, np.random.default_rng([*seed, 1]))
-        return noisy, waves if self.plan.clean else torch.empty(0), lengths, positions
+        return noisy, waves if self.plan.clean else torch.empty(0), lengths, torch.tensor(heard)
 
     def _window(self) -> int:
         """Encoder positions of the longest clip."""
@@ -225,7 +230,8 @@ class MicroBatches(Dataset[Batch]):
     def _padded(self, positions: int) -> int:
         """Positions that a micro-batch is padded to: few different ones for a compiled step."""
         if self.recipe.compile and self.dataset.encoded is None:
-            return min(-(-positions // POSITION_BUCKET) * POSITION_BUCKET, self._window())
+            bucket = max(1, round(BUCKET_SECONDS * SAMPLE_RATE / self.family.samples_per_position))
+            return min(-(-positions // bucket) * bucket, self._window())
         return positions
 
 
