@@ -45,7 +45,7 @@ def first_batch(run):
 
 
 def logits_of(family, model, batch):
-    states = family.encode(model, family.spectrum(batch.waves, batch.samples), batch.attention_mask)
+    states = family.encode(model, family.spectrum(batch.waves, batch.samples, batch.heard), batch.attention_mask)
     return family.logits(model, states, batch.tokens, batch.labelled, batch.attention_mask)
 
 
@@ -166,7 +166,7 @@ def test_what_cannot_be_is_said_before_training(ctc, over_whisper, recipe):
         (lambda: distill(ctc(stage=inter, student={"encoder_layers": 1})), "it has a single encoder layer"),
         (lambda: distill(over_whisper(stages={"c": {**FROM_LABELS, "intermediate_ctc": {"layer": 7}}})), "layer is 7; expected 0 to 0"),
         (lambda: distill(recipe(stages={"d": {**DECODER, **inter, "trainable": "all"}})), "intermediate_ctc needs a student with a CTC head"),
-        (lambda: distill(ctc(stage=inter, compile=True)), "cannot be compiled for a student that reads waves"),
+        (lambda: distill(ctc(stage=inter, compile=True)), "cannot be compiled for this student"),
         (lambda: ctc(stage={**inter, "trainable": "decoder"}), "intermediate_ctc needs trainable: encoder or all"),
         (lambda: ctc(stage={**inter, "decoder_losses": False, "encoder_matching": 1.0}), "intermediate_ctc needs decoder_losses: true"),
         (lambda: ctc(stage={"intermediate_ctc": {"layer": -1}}), "intermediate_ctc.layer is -1"),
