@@ -1,7 +1,9 @@
 """A bundle against faster-whisper, onnx-asr, Optimum, whisper.cpp and Moonshine: latency, WER, size and memory on the same clips, in turns.
 
-Every clip goes to each system in turn, each in a process of its own with the same threads; the time is from samples to text.
-Ratios are of median latencies, against the quicker of a peer's greedy and beam runs.
+Every clip goes to each system in turn, in an order drawn anew for each clip, each in a process of its own with the same threads; the time is
+from samples to text. A turn begins with the clip before, whose time is kept as `cold_ms`: a system that has waited for all the others is slower than
+one that has just run, and some lose more by it. `cpu_ms` is what the process computed in its time. Ratios are of median latencies, against the
+quicker of a peer's greedy and beam runs.
 """
 
 from __future__ import annotations
@@ -46,10 +48,12 @@ def main() -> None:
     ours = {f"ours, {precision}": precision for precision in options.precision.split(",")}
     utterances = scored_clips(options.corpus, options.split, options.clips)
     systems, runs = _measure(options, ours, peers, utterances)
-    print("| system | WER % (95 %) | p50 ms | p95 ms | RTFx | MB | peak RSS MB |\n|---|---|---|---|---|---|---|")
+    print(
+        "| system | WER % (95 %) | p50 ms | p95 ms | cold p50 ms | RTFx | MB | peak RSS MB |\n|---|---|---|---|---|---|---|---|"
+    )
     for s in systems:
         bounds = interval(s["wer_ci"])
-        times = f"{s['p50_ms']:.0f} | {s['p95_ms']:.0f} | {s['rtfx']:.1f}"
+        times = f"{s['p50_ms']:.0f} | {s['p95_ms']:.0f} | {s['cold_p50_ms']:.0f} | {s['rtfx']:.1f}"
         print(f"| {s['name']} | {s['wer']:.2f} ({bounds}) | {times} | {s['size_mb']:.0f} | {s['peak_rss_mb']:.0f} |")
     clips = [
         {"id": u.id, "seconds": u.seconds, "reference": u.text, **{name: found[i] for name, found in runs.items()}}
@@ -108,6 +112,8 @@ def _measure(
         systems.append({
             "name": name, **{k: said[k] for k in ("wer", "wer_ci", "cer")},
             "p50_ms": round(float(np.median(times)), 2), "p95_ms": round(float(np.percentile(times, 95)), 2),
+            "cold_p50_ms": round(float(np.median([r["cold_ms"] for r in runs[name]])), 2),
+            "cpu_p50_ms": round(float(np.median([r["cpu_ms"] for r in runs[name]])), 2),
             "rtfx": round(1000 * seconds / sum(times), 2), "load_ms": round(workers[name].ready["load_ms"], 1),
             "size_mb": round(bundle_mb(open_manifest(folder), precision) if name in edges else size_mb(folder), 1),
             "peak_rss_mb": round(rss[name], 1),
@@ -124,16 +130,26 @@ def _take_turns(workers: dict[str, Worker], wavs: list[Path], repeats: int) -> d
         for worker in workers.values():
             worker.ask(wav=str(wav))
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
-    for wav in wavs:
-        passes = [{name: _asked(worker, wav) for name, worker in workers.items()} for _ in range(repeats)]
+    draw, names = np.random.default_rng(0), list(workers)
+    for before, wav in zip([wavs[-1], *wavs[:-1]], wavs, strict=True):
+        passes = []
+        for _ in range(repeats):
+            turns = [names[i] for i in draw.permutation(len(names))]
+            passes.append({name: _asked(workers[name], before, wav) for name in turns})
         for name, kept in runs.items():
             kept.append(sorted((p[name] for p in passes), key=lambda r: float(r["ms"]))[repeats // 2])
+    for kept in runs.values():  # each came with the cold time of the clip before
+        cold = [run["cold_ms"] for run in kept]
+        for run, ms in zip(kept, [*cold[1:], cold[0]], strict=True):
+            run["cold_ms"] = ms
     return runs
 
 
-def _asked(worker: Worker, wav: Path) -> dict[str, Any]:
+def _asked(worker: Worker, before: Path, wav: Path) -> dict[str, Any]:
+    """A turn: the clip before, then the clip; its answer, with the time of the clip before as `cold_ms`."""
     time.sleep(PAUSE)
-    return worker.ask(wav=str(wav))
+    cold = worker.ask(wav=str(before))["ms"]
+    return worker.ask(wav=str(wav)) | {"cold_ms": cold}
 
 
 def _figures(systems: list[dict[str, Any]], ours: str) -> dict[str, float]:
@@ -177,9 +193,10 @@ def _work(options: Any) -> None:
         if not wav:
             return {"peak_rss_mb": peak_resident_mb()}
         wave = read_wav(wav)
-        begun = time.perf_counter()
+        begun, computed = time.perf_counter(), time.process_time()
         text = transcribe(wave)
-        return {"ms": round(1000 * (time.perf_counter() - begun), 3), "text": text.strip()}
+        ms, cpu_ms = 1000 * (time.perf_counter() - begun), 1000 * (time.process_time() - computed)
+        return {"ms": round(ms, 3), "cpu_ms": round(cpu_ms, 3), "text": text.strip()}
 
     serve(answer, ready)
 
