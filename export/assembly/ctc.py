@@ -20,7 +20,7 @@ from export.bundle.manifest import BUNDLE, write_manifest
 from export.edge.bundle.content import Content, Int8
 from export.edge.bundle.fields import CTC as FAMILY
 from export.edge.bundle.manifest import FORMAT
-from export.graphs.ctc import PARAKEET, check_architecture, ctc_graph
+from export.graphs.ctc import check_architecture, ctc_graph
 from export.graphs.lint import LARGEST, lint_graphs
 from export.graphs.names import CTC
 from export.quantization.int8 import Int8Options
@@ -40,6 +40,7 @@ from workbench.core.progress import step
 from workbench.corpus import open_corpus
 from workbench.models import open_family
 from workbench.models.ctc.family import CtcFamily
+from workbench.models.ctc.parakeet_model import MODEL_TYPE as PARAKEET
 from workbench.models.ctc.tokens import DELIMITER, VOCABULARY, CtcTokens, byte_signs
 from workbench.models.resolve import fingerprint
 from workbench.models.students import parameters

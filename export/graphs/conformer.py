@@ -164,9 +164,8 @@ def _convolved(w: Writer, name: str, part: Any, x: str) -> str:
     first, last, depthwise, norm = part.pointwise_conv1, part.pointwise_conv2, part.depthwise_conv, part.norm
     both = w.affine(f"{name}.first", first.weight[..., 0], first.bias, x)
     signal, gate = w.split("Split", both, to=[w.name_of("Split"), f"{w.name_of('Split')}_b"], axis=-1, num_outputs=2)
-    gated = w.add(
-        "Transpose", w.add("Mul", signal, w.add("Sigmoid", gate)), perm=[0, 2, 1]
-    )  # [clips, width, positions]
+    # [clips, width, positions]
+    gated = w.add("Transpose", w.add("Mul", signal, w.add("Sigmoid", gate)), perm=[0, 2, 1])
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     bias = norm.bias - norm.running_mean * scale
     if depthwise.bias is not None:

@@ -20,6 +20,7 @@ from export.graphs.parts import attend, gelu, split_heads
 from export.graphs.writer import FLOAT, Writer
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.core.errors import UserError
+from workbench.models.ctc.parakeet_model import MODEL_TYPE as PARAKEET
 from workbench.models.ctc.waves import EPSILON, base_of
 from workbench.models.whisper.forward.log_mel import SAMPLES_PER_POSITION
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from workbench.models.ctc.parakeet_family import ParakeetCtc
 
 OPSET = 18
-PARAKEET = "parakeet_ctc"
 
 
 def ctc_graph(model: nn.Module, family: CtcFamily) -> ModelProto:

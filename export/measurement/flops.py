@@ -9,6 +9,7 @@ from typing import NotRequired, TypedDict, cast
 from export.edge.bundle.fields import Check, array, fields, integer, mapping, number, text
 from export.edge.bundle.manifest import BundleError, Manifest, read_json
 from workbench.core.errors import UserError
+from workbench.models.ctc.parakeet_features import frames_of
 from workbench.models.whisper.forward.log_mel import SAMPLES_PER_POSITION
 from workbench.models.whisper.low_rank import ranks_of
 
@@ -26,8 +27,7 @@ SIZES = fields(
 CTC_SIZES = fields(
     hidden_size=integer(1, LARGEST), intermediate_size=integer(1, LARGEST), num_hidden_layers=integer(1, 1024), vocab_size=integer(2, 1 << 20),
     num_mel_bins_=integer(1, LARGEST), num_conv_pos_embeddings_=integer(1, LARGEST), num_conv_pos_embedding_groups_=integer(1, LARGEST),
-    max_bucket_distance_=integer(1, LARGEST), subsampling_factor_=integer(2, 64), subsampling_conv_channels_=integer(1, LARGEST),
-    conv_kernel_size_=integer(1, LARGEST),
+    max_bucket_distance_=integer(1, LARGEST),
 )  # fmt: skip
 _LAYERS = array(integer(1, LARGEST), 1, 16)
 SHORTENING = fields(
@@ -141,7 +141,7 @@ def ctc_flops(config: CtcSizes, samples: int) -> int:
 def _parakeet_flops(config: CtcSizes, samples: int) -> int:
     """The same of a Parakeet: its convolutions over time and bands, conformer layers, head."""
     width, ffn, channels = config["hidden_size"], config["intermediate_size"], config["subsampling_conv_channels"]
-    frames, bands, convolutions, before = max(samples // 160, 1), config["num_mel_bins"], 0, 0
+    frames, bands, convolutions, before = frames_of(samples), config["num_mel_bins"], 0, 0
     for _ in range(config["subsampling_factor"].bit_length() - 1):
         frames, bands = -(-frames // 2), bands // 2
         convolutions += 2 * frames * bands * channels * (9 + before)  # of each band by itself, and across channels

@@ -92,36 +92,32 @@ def alignable(
         )  # fmt: skip
     if stream:
         utterances = _writable(utterances, family)
-    utterances = _with_labels(utterances, family)
-    needed = [int(frames_needed(_labels(u, family))) for u in utterances]
-    frames = [family.positions(round((u.seconds + silence) * SAMPLE_RATE)) for u in utterances]
-    kept = [u for u, count, there in zip(utterances, needed, frames, strict=True) if count <= there]
-    if len(kept) < len(utterances):
-        out = [u.id for u, count, there in zip(utterances, needed, frames, strict=True) if count > there]
-        log.warning(
-            "%d of %d clips have more tokens than frames, so CTC cannot align them; they are left out: %s%s",
-            len(out), len(utterances), ", ".join(out[:NAMED]), " ..." if len(out) > NAMED else "",
-        )  # fmt: skip
+    needed = [(u, int(frames_needed(_labels(u, family)))) for u in utterances]
+    # a text of digits alone would teach a vocabulary without digits that nothing was said
+    written = [(u, count) for u, count in needed if count or not any(map(str.isalnum, u.text))]
+    _warn_left_out("have no letter that the vocabulary has and are left out", needed, written)
+    kept = [(u, count) for u, count in written if count <= family.positions(round((u.seconds + silence) * SAMPLE_RATE))]
+    _warn_left_out("have more tokens than frames, so CTC cannot align them; they are left out", written, kept)
     if not kept and not stream:
         raise UserError(
             "no clip is left to train on: transcripts have no letter that the vocabulary has, or more tokens than their clips have frames; "
             "check that texts and recordings belong together"
         )
-    return kept
+    return [u for u, _ in kept]
 
 
-def _with_labels(utterances: Sequence[Utterance], family: Family) -> list[Utterance]:
-    """The clips of whose text something is left as a label, if there was something; the others are counted in a warning.
-
-    A text of digits alone would teach a vocabulary without digits that nothing was said.
-    """
-    empty = {u.id for u in utterances if not _labels(u, family).ge(0).any() and any(map(str.isalnum, u.text))}
-    if empty:
+def _warn_left_out(why: str, of: Sequence[tuple[Utterance, int]], kept: Sequence[tuple[Utterance, int]]) -> None:
+    """Count and name the clips that are not kept."""
+    there = {u.id for u, _ in kept}
+    if out := [u.id for u, _ in of if u.id not in there]:
         log.warning(
-            "%d of %d clips have no letter that the vocabulary has and are left out: %s%s",
-            len(empty), len(utterances), ", ".join(sorted(empty)[:NAMED]), " ..." if len(empty) > NAMED else "",
-        )  # fmt: skip
-    return [u for u in utterances if u.id not in empty]
+            "%d of %d clips %s: %s%s",
+            len(out),
+            len(of),
+            why,
+            ", ".join(out[:NAMED]),
+            " ..." if len(out) > NAMED else "",
+        )
 
 
 def _writable(utterances: Sequence[Utterance], family: Family) -> list[Utterance]:

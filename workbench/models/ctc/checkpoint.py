@@ -87,11 +87,7 @@ def checked_config(content: dict[str, Any], path: Path) -> Any:
     """A configuration all of whose values have the right type and are within bounds; other keys are left out. Raises UserError."""
     kind = content["model_type"]
     config_class, model_class = architecture(kind)
-    named = content.get("architectures") or []
-    if named != [model_class.__name__]:
-        raise UserError(
-            f"{path}: architectures is {str(named)[:60]}; expected ['{model_class.__name__}']: it has no CTC head"
-        )
+    check_has_head(content, model_class.__name__, path)
     if content.get("adapter_attn_dim") is not None and not (kind == "wav2vec2" and content.get("do_stable_layer_norm")):
         raise UserError(
             f"{path}: adapter_attn_dim is set, but only wav2vec2 models with do_stable_layer_norm, such as MMS, have these adapters"
@@ -100,15 +96,7 @@ def checked_config(content: dict[str, Any], path: Path) -> Any:
         raise UserError(
             f"{path}: add_adapter is true: it shortens the frames after the encoder, which is not supported"
         )
-    defaults = {
-        name: p.default for name, p in inspect.signature(config_class.__init__).parameters.items()
-        if name in config_class.__annotations__
-    }  # fmt: skip
-    values = {key: content[key] for key in defaults if key in content}
-    for key, value in values.items():
-        check_value(path, key, value, defaults[key])
-    # dropout in training would blur the teacher's targets, and its draws could not be resumed: students are trained without it
-    values = {key: float(value) if isinstance(defaults[key], float) else value for key, value in values.items()}
+    values = checked_values(config_class, content, path)
     try:
         config = config_class(**(values | {"attn_implementation": "eager" if kind == "wavlm" else "sdpa"}))
     except Exception as error:  # noqa: BLE001  # it checks its settings with errors of several kinds
@@ -118,14 +106,38 @@ def checked_config(content: dict[str, Any], path: Path) -> Any:
         raise UserError(
             f"{path}: hidden_size is {config.hidden_size}; expected a multiple of the attention heads and of num_conv_pos_embedding_groups"
         )
+    check_blank(config, path)
+    return config
+
+
+def check_has_head(content: dict[str, Any], architecture: str, path: Path) -> None:
+    """Raise UserError for a configuration of another model than that with a CTC head."""
+    if (named := content.get("architectures") or []) != [architecture]:
+        raise UserError(f"{path}: architectures is {str(named)[:60]}; expected ['{architecture}']: it has no CTC head")
+
+
+def checked_values(config_class: type[Any], content: dict[str, Any], path: Path, within: str = "") -> dict[str, Any]:
+    """The settings that a configuration takes, checked; `within`: what stands before their keys in messages. Raises UserError."""
+    defaults = {
+        name: p.default for name, p in inspect.signature(config_class.__init__).parameters.items()
+        if name in config_class.__annotations__
+    }  # fmt: skip
+    values = {key: content[key] for key in defaults if key in content}
+    for key, value in values.items():
+        check_value(path, key, value, defaults[key], within)
+    # JSON writes 0 for 0.0, and transformers wants a float where one is the default
+    return {key: float(value) if isinstance(defaults[key], float) else value for key, value in values.items()}
+
+
+def check_blank(config: Any, path: Path) -> None:
+    """Raise UserError if the blank is no token of the model."""
     if not isinstance(config.pad_token_id, int) or not 0 <= config.pad_token_id < config.vocab_size:
         raise UserError(
             f"{path}: pad_token_id, the blank, is {config.pad_token_id}; expected a token below {config.vocab_size:,}"
         )
-    return config
 
 
-def check_value(path: Path, key: str, value: object, default: object) -> None:
+def check_value(path: Path, key: str, value: object, default: object, within: str = "") -> None:
     """Raise UserError for a value of config.json that is of another type than its default, or out of bounds."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     fits, expected = True, ""
@@ -152,7 +164,7 @@ def check_value(path: Path, key: str, value: object, default: object) -> None:
         most, least = MOST.get(key, MAX_OTHERS), 1 if key in MOST else 0
         fits, expected = whole and least <= int(str(value)) <= most, f"a whole number from {least} to {most:,}"
     if not fits:
-        raise UserError(f"{path}: {key} is {repr(value)[:60]}; expected {expected}")
+        raise UserError(f"{path}: {within}{key} is {repr(value)[:60]}; expected {expected}")
 
 
 def check_tensors(folder: Path, build: Callable[[], nn.Module]) -> None:

@@ -62,9 +62,8 @@ class CtcFamily:
             UserError: the vocabulary lacks most letters of a text, as one in another script has.
         """
         for text in texts:
-            lacking = [
-                char for char in self.ctc_tokens.lacking(text) if char.isalpha()
-            ]  # many vocabularies lack digits
+            # many vocabularies lack digits
+            lacking = [char for char in self.ctc_tokens.lacking(text) if char.isalpha()]
             if 2 * len(lacking) > sum(map(str.isalpha, text)):
                 raise UserError(
                     f"transcript {text[:40]!r} has letters that the model's vocabulary lacks, such as {lacking[0]!r}; "

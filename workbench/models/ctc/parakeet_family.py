@@ -17,8 +17,9 @@ from workbench.models.ctc import parakeet_model
 from workbench.models.ctc.family import CtcFamily, trained_silence
 from workbench.models.ctc.parakeet_features import HOP_LENGTH, ParakeetLogMel, frames_of
 from workbench.models.ctc.parakeet_model import ParakeetEncoderForCTC
+from workbench.models.ctc.students import with_layers
 from workbench.models.ctc.tokens import read_sentencepiece
-from workbench.models.ctc.waves import padded_waves
+from workbench.models.ctc.waves import output_of, padded_waves
 from workbench.models.protocol import Family, Part
 from workbench.models.quantization import ExportedWeight
 from workbench.models.students import choose_layers
@@ -73,7 +74,8 @@ class ParakeetCtc(CtcFamily):
     def build_student(self, model: nn.Module, recipe: StudentRecipe) -> nn.Module:
         """Copy some of the encoder's layers, and all before and after them."""
         kept = choose_layers(recipe.encoder_layers, self.encoder_depth(model), "encoder_layers")
-        return parakeet_model.student_of(_as_parakeet(model), kept)
+        student: nn.Module = with_layers(model, kept, "encoder.layers.")
+        return student
 
     def check_origin(self, origin: Family, where: str) -> None:
         """Raise UserError unless it is a Parakeet that writes the same tokens and reads the same features."""
@@ -130,17 +132,9 @@ class ParakeetCtc(CtcFamily):
         checkpointing: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Encoder states, and those after an earlier layer, which ends with a norm of its own. -> twice [clips, positions, width]"""
-        found: list[Tensor] = []
-        handle = (
-            _as_parakeet(model)
-            .encoder.layers[layer]
-            .register_forward_hook(lambda _module, _given, output: found.append(output))
-        )
-        try:
+        with output_of(_as_parakeet(model).encoder.layers[layer]) as early:
             states = self.encode(model, features, attention_mask, checkpointing)
-        finally:
-            handle.remove()  # a checkpointed layer runs again in the backward pass
-        return states, found[0]
+        return states, early[0]
 
     def _encoder_weights(self, model: nn.Module) -> Sequence[ExportedWeight]:
         layers = [

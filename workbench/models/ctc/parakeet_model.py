@@ -6,7 +6,6 @@ In the model the head is a linear layer, as in every CTC model here; in the fold
 from __future__ import annotations
 
 import copy
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,16 @@ from torch import Tensor, nn
 
 from workbench.core.errors import UserError, last_line
 from workbench.core.files import read_object
-from workbench.models.ctc.checkpoint import check_has_features, check_tensors, check_value, load_tensors
+from workbench.models.ctc.checkpoint import (
+    check_blank,
+    check_has_features,
+    check_has_head,
+    check_tensors,
+    check_value,
+    checked_values,
+    load_tensors,
+)
 from workbench.models.ctc.parakeet_features import HOP_LENGTH, N_FFT, WINDOW
-from workbench.models.ctc.students import renumbered
 from workbench.models.ctc.waves import checkpointed
 from workbench.models.whisper.loading.checkpoint import check_settings, feature_settings
 
@@ -60,16 +66,6 @@ class ParakeetEncoderForCTC(nn.Module):
         return logits
 
 
-def student_of(model: ParakeetEncoderForCTC, kept: list[int]) -> ParakeetEncoderForCTC:
-    """A model with some of another's layers, and all before and after them."""
-    config = copy.deepcopy(model.config)
-    config.encoder_config.num_hidden_layers = len(kept)
-    with torch.device(next(model.parameters()).device):
-        student = ParakeetEncoderForCTC(config)
-    student.load_state_dict(renumbered(model.state_dict(), "encoder.layers.", kept))
-    return student.float().eval()
-
-
 def check_folder(folder: Path) -> tuple[Any, float]:
     """Check a checkpoint folder, all but its vocabulary and the values of its weights; raises UserError.
 
@@ -96,20 +92,21 @@ def load(folder: Path, config: Any) -> ParakeetEncoderForCTC:
     """Load a checked folder's weights in fp32 on the CPU."""
     stock = _stock(config)
     load_tensors(folder, stock)
-    state = {name: value for name, value in stock.state_dict().items() if not name.startswith(HEAD)}
-    model = ParakeetEncoderForCTC(copy.deepcopy(config))
-    model.load_state_dict(
-        state | {"lm_head.weight": stock.ctc_head.weight[..., 0], "lm_head.bias": stock.ctc_head.bias}
-    )
+    with torch.device("meta"):  # its tensors are those of the other
+        model = ParakeetEncoderForCTC(copy.deepcopy(config))
+    model.encoder = stock.encoder
+    head = {"weight": stock.ctc_head.weight[..., 0].detach(), "bias": stock.ctc_head.bias.detach()}
+    model.lm_head.load_state_dict(head, assign=True)
     return model.eval()
 
 
 def save(model: ParakeetEncoderForCTC, folder: Path) -> None:
     """Write a model as transformers does."""
-    stock = _stock(model.config)
+    with torch.device("meta"):  # as above
+        stock = _stock(model.config)
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("lm_head.")}
     head = {f"{HEAD}weight": model.lm_head.weight[..., None], f"{HEAD}bias": model.lm_head.bias}
-    stock.load_state_dict(state | head)
+    stock.load_state_dict(state | head, assign=True)
     stock.save_pretrained(folder)
 
 
@@ -123,12 +120,11 @@ def _checked_config(content: dict[str, Any], path: Path) -> Any:
     """A configuration all of whose values have the right type and are within bounds; other keys are left out. Raises UserError."""
     from transformers import ParakeetCTCConfig, ParakeetEncoderConfig
 
-    if (named := content.get("architectures") or []) != [ARCHITECTURE]:
-        raise UserError(f"{path}: architectures is {str(named)[:60]}; expected ['{ARCHITECTURE}']: it has no CTC head")
+    check_has_head(content, ARCHITECTURE, path)
     inner = content.get("encoder_config")
     if not isinstance(inner, dict):
         raise UserError(f"{path}: encoder_config is {repr(inner)[:60]}; expected the encoder's settings")
-    values = _values(ParakeetEncoderConfig, inner, path)
+    values = checked_values(ParakeetEncoderConfig, inner, path, "encoder_config.")
     for key, expected in (("subsampling_conv_kernel_size", KERNEL), ("subsampling_conv_stride", STRIDE)):
         if values.get(key, expected) != expected:
             raise UserError(f"{path}: encoder_config.{key} is {values[key]}; expected {expected}")
@@ -158,23 +154,5 @@ def _checked_config(content: dict[str, Any], path: Path) -> Any:
         raise UserError(
             f"{path}: encoder_config.conv_kernel_size is {encoder.conv_kernel_size}; expected an odd number"
         )
-    if not isinstance(config.pad_token_id, int) or not 0 <= config.pad_token_id < config.vocab_size:
-        raise UserError(
-            f"{path}: pad_token_id, the blank, is {config.pad_token_id}; expected a token below {config.vocab_size:,}"
-        )
+    check_blank(config, path)
     return config
-
-
-def _values(config_class: type[Any], content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The checked values of the encoder's settings."""
-    defaults = {
-        name: p.default for name, p in inspect.signature(config_class.__init__).parameters.items()
-        if name in config_class.__annotations__
-    }  # fmt: skip
-    values = {key: content[key] for key in defaults if key in content}
-    for key, value in values.items():
-        try:
-            check_value(path, key, value, defaults[key])
-        except UserError as error:
-            raise UserError(str(error).replace(f"{path}: {key} ", f"{path}: encoder_config.{key} ", 1)) from None
-    return {key: float(value) if isinstance(defaults[key], float) else value for key, value in values.items()}

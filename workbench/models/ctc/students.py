@@ -14,16 +14,15 @@ from workbench.core.errors import UserError
 POSITION_BIAS = "attention.rel_attn_embed.weight"  # of WavLM's first layer, which all layers share
 
 
-def with_layers(model: Any, kept: Sequence[int]) -> Any:
-    """A Wav2Vec2ForCTC, HubertForCTC or WavLMForCTC with some of a model's layers, in eval mode.
+def with_layers(model: Any, kept: Sequence[int], root: str) -> Any:
+    """A model with some of another's layers, whose tensors' names begin with `root`, and all before and after them; in eval mode.
 
     Students are trained in this mode, too: dropout would blur the teacher's targets, and its draws could not be resumed.
     """
     config = copy.deepcopy(model.config)
-    config.num_hidden_layers = len(kept)
+    encoder_config(config).num_hidden_layers = len(kept)
     with torch.device(next(model.parameters()).device):
         student = type(model)(config)
-    root = f"{model.base_model_prefix}.encoder.layers."
     student.load_state_dict(renumbered(model.state_dict(), root, kept))
     return student.float().eval()
 
@@ -39,10 +38,14 @@ def renumbered(state: dict[str, torch.Tensor], root: str, kept: Sequence[int]) -
     return out
 
 
+def encoder_config(config: Any) -> Any:
+    """The part of a configuration that says how large the encoder is; a Parakeet's is inside, others' are the whole."""
+    return getattr(config, "encoder_config", config)
+
+
 def width_of(model: nn.Module) -> int:
     """Width of the encoder's states, of a CTC model or of a Whisper."""
-    config: Any = model.config
-    config = getattr(config, "encoder_config", config)  # of a Parakeet
+    config = encoder_config(model.config)
     return int(config.d_model if hasattr(config, "d_model") else config.hidden_size)
 
 

@@ -76,7 +76,7 @@ class WaveCtc(CtcFamily):
         """Copy some of the encoder's layers, and all before and after them."""
         whole: Any = model
         kept = choose_layers(recipe.encoder_layers, whole.config.num_hidden_layers, "encoder_layers")
-        student: nn.Module = with_layers(whole, kept)
+        student: nn.Module = with_layers(whole, kept, f"{whole.base_model_prefix}.encoder.layers.")
         return student
 
     def check_origin(self, origin: Family, where: str) -> None:

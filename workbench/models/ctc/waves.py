@@ -96,18 +96,26 @@ def encode_features_with_early(
     Models with `do_stable_layer_norm` have a norm after their last layer, which the earlier states go through too; in the others, every
     layer ends with a norm of its own.
     """
-    base, found = base_of(model), []
+    base = base_of(model)
+    with output_of(base.encoder.layers[layer]) as found:
+        states = encode_features(model, features, attention_mask, checkpointing)
+    early: Tensor = base.encoder.layer_norm(found[0]) if base.config.do_stable_layer_norm else found[0]
+    return states, early
+
+
+@contextmanager
+def output_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """The states that a layer gives inside, once it has run."""
+    found: list[Tensor] = []
 
     def keep(_module: nn.Module, _given: object, output: Any) -> None:
         found.append(output[0] if isinstance(output, tuple) else output)
 
-    handle = base.encoder.layers[layer].register_forward_hook(keep)
+    handle = layer.register_forward_hook(keep)
     try:
-        states = encode_features(model, features, attention_mask, checkpointing)
+        yield found
     finally:
         handle.remove()  # a checkpointed layer runs again in the backward pass
-    early: Tensor = base.encoder.layer_norm(found[0]) if base.config.do_stable_layer_norm else found[0]
-    return states, early
 
 
 def base_of(model: nn.Module) -> Any:

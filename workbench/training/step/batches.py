@@ -60,9 +60,8 @@ class Batch:
     clean_waves: Tensor = field(default_factory=lambda: torch.empty(0))
     temperature: float = 1.0  # temperature at which sampled targets were drawn, and at which the others are used
     samples: Tensor = field(default_factory=lambda: torch.empty(0))  # int64 [utterances]: of each clip in `waves`
-    heard: Tensor = field(
-        default_factory=lambda: torch.empty(0)
-    )  # int64 [utterances]: the same with the silence after it
+    # int64 [utterances]: the same with the silence after it
+    heard: Tensor = field(default_factory=lambda: torch.empty(0))
     # int64 [labels], of frames: what the first teacher aligns to each, -1 if nothing; empty where labels are predicted
     aligned: Tensor = field(default_factory=lambda: torch.empty(0))
     # bool [teachers, labels], of frames: which of them a teacher has targets for; empty: all
@@ -215,7 +214,7 @@ class MicroBatches(Dataset[Batch]):
                 SAMPLE_RATE * trailing_silence_of(self.dataset.keys[i], self.recipe.trailing_silence, self.plan.seed)
             )
             heard.append(min(len(samples_of) + silence, window))
-        samples = self.family.samples(self._padded(max(self.family.positions(count) for count in heard)))
+        samples = self.family.samples(self._padded(self.family.positions(max(heard))))
         waves = torch.zeros(len(clips), samples)
         lengths = torch.tensor([min(len(own), samples) for own in found])
         for row, own, length in zip(waves, found, lengths.tolist(), strict=True):
