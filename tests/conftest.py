@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +104,31 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+def slow_but(fast: Iterable[Any], values: Iterable[Any]) -> list[Any]:
+    """Values of a parametrized test, of which some run with the fast tests and all others with the slow ones."""
+    chosen = list(fast)
+    return [value if value in chosen else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@functools.cache
+def built_in_speech(split: str) -> list[Any]:
+    """A split of the built-in speech, read once."""
+    from workbench.corpus import open_corpus
+
+    return open_corpus("prompts-en", split)
+
+
 @pytest.fixture
 def speech(tmp_path: Path) -> Callable[..., Path]:
     """Factory of a manifest with a few clips of the built-in speech per split."""
 
     def make(clips: int = 6, longest: float = 2.5) -> Path:
-        from workbench.corpus import SPLITS, open_corpus
+        from workbench.corpus import SPLITS
 
         manifest = tmp_path / "speech.jsonl"
         rows = []
         for split in SPLITS:
-            short = [u for u in open_corpus("prompts-en", split) if 1.0 < u.seconds < longest][:clips]
+            short = [u for u in built_in_speech(split) if 1.0 < u.seconds < longest][:clips]
             rows += [
                 {"id": u.id, "audio": str(u.audio), "text": u.text, "duration": u.seconds, "split": split}
                 for u in short
@@ -191,7 +206,13 @@ def until(met, seconds=60):
 
 
 @pytest.fixture
-def copies(tmp_path, monkeypatch):
+def quick_streams(monkeypatch):
+    """Without the five seconds that datasets waits at the end of a stream of several parts, for threads that a test does not have."""
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+
+
+@pytest.fixture
+def copies(tmp_path, monkeypatch, quick_streams):
     """Writes datasets of the hub, as OWNER/NAME, into the folder of copies that the environment names."""
     from tests.hub_copies import write_copy
 

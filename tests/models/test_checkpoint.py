@@ -22,7 +22,7 @@ from workbench.models.whisper.family import Whisper
 from workbench.models.whisper.loading.checkpoint import check_checkpoint, check_settings
 from workbench.models.whisper.loading.tokens import label_ids
 from workbench.models.whisper.students import build_student
-from workbench.planning.plan import meta_model
+from workbench.planning.models import meta_model
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 290403936\n"
 

@@ -1,18 +1,21 @@
-"""Plans reckoned on the meta device: against figures that can be worked out, and against this machine's memory."""
+"""Plans against figures that can be worked out, and against this machine's memory."""
 
 import json
 
 import pytest
 import torch
 
+from tests.models.ctc_checkpoints import KINDS, TINY, write_checkpoint
 from workbench.config.recipe import load_recipe, parse_recipe
 from workbench.config.sections import StudentRecipe
 from workbench.config.shipped import FOLDER
 from workbench.core.errors import UserError
+from workbench.models import open_family
 from workbench.models.students import parameters
 from workbench.planning.devices import DEVICES
 from workbench.planning.flops import saved_bytes
-from workbench.planning.plan import meta_model, meta_student, plan
+from workbench.planning.models import meta_model, meta_student
+from workbench.planning.plan import plan
 
 GPU_RECIPES = sorted((FOLDER / "gpu").glob("*.yaml"))
 
@@ -131,3 +134,91 @@ def test_an_unknown_device_or_size_is_one_line():
 def test_what_needs_a_ctc_head_is_refused(added):
     with pytest.raises(UserError, match=r"stages\.\w+\.\w+ needs a student with a CTC head"):
         plan(a_recipe(trainable="all", **added), "h100-80gb", 1, 100, 20.0, 0.35)
+
+
+def ctc_plan(folder, kind, layers, stages=None, **changes):
+    if not folder.exists():
+        write_checkpoint(folder, kind)
+    stages = stages or {"s": {"trainable": "all", "epochs": 2, "learning_rate": 1e-4, "batch_seconds": 32}}
+    content = {
+        "output": "x",
+        "teacher": str(folder),
+        "student": {"encoder_layers": layers},
+        "stages": stages,
+        **changes,
+    }
+    return plan(parse_recipe(content, "test"), "l4-24gb", 1, 10, 10.0, 0.35)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_with_a_ctc_head_are_estimated(tmp_path, kind):
+    folder = tmp_path / kind
+    found = ctc_plan(folder, kind, 2)
+    family = open_family(folder)
+    model = family.load()
+    assert found.teacher_parameters == parameters(model)
+    (stage,) = found.stages
+    own = sum(p.numel() for p in family.build_student(model, StudentRecipe(encoder_layers=2)).parameters())
+    assert found.student_parameters == own
+    assert 0 < stage.trained_parameters <= own
+    assert stage.tflop_a_clip > found.teacher_tflop_a_clip > 0
+    assert stage.largest_batch_clips > 8
+    whole = ctc_plan(folder, kind, 3)
+    assert whole.stages[0].activation_gb_a_clip > stage.activation_gb_a_clip
+    assert json.dumps(whole.as_json())
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2", "hubert"])
+def test_a_layer_of_a_ctc_model_costs_what_its_products_do(tmp_path, kind):
+    three, two = (ctc_plan(tmp_path / kind, kind, n).stages[0].tflop_a_clip * 1e12 for n in (3, 2))
+    positions = open_family(tmp_path / kind).positions(round(10.9 * 16000))
+    width, inner = TINY["hidden_size"], TINY["intermediate_size"]
+    products = 6 * (4 * width * width + 2 * width * inner) * positions
+    attention = (
+        14 * positions * positions * width
+    )  # two products forward, five backward, whose first makes the scores again
+    assert three - two == pytest.approx(products + attention, rel=1e-6)
+
+
+@pytest.mark.parametrize("units", ["characters", "bytes", "bpe"])
+def test_a_whispers_encoder_with_a_ctc_head_costs_the_encoder_and_the_head(caplog, units):
+    caplog.set_level("INFO", "workbench")
+    encoder = {
+        "trainable": "encoder",
+        "epochs": 1,
+        "learning_rate": 1e-4,
+        "encoder_matching": 1.0,
+        "decoder_losses": False,
+    }
+    stages = {"encoder": encoder, "all": {"trainable": "all", "epochs": 1, "learning_rate": 1e-4}}
+    content = {"output": "x", "teacher": "openai/whisper-small", "stages": stages}
+    with_head, with_decoder = (
+        plan(parse_recipe({**content, "student": student}, "test"), "l4-24gb", 1, 10, 20.0, 0.35)
+        for student in ({"ctc": units}, {})
+    )
+    alone, all_of_it = (stage.tflop_a_clip * 1e12 for stage in with_head.stages)
+    assert alone == pytest.approx(with_decoder.stages[0].tflop_a_clip * 1e12)
+    assert all_of_it - alone == pytest.approx(6 * 768 * 257 * round(20.9 * 50), rel=1e-6)
+    assert with_head.student_parameters < with_decoder.student_parameters / 2
+    assert ("estimated with 256 tokens" in caplog.text) == (units != "bytes")
+
+
+def test_what_such_a_student_cannot_be_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"student.ctc is bytes, but teacher .* is no Whisper"):
+        ctc_plan(tmp_path / "a", "wav2vec2", 2, student={"ctc": "bytes"})
+    stage = {"trainable": "all", "epochs": 1, "learning_rate": 1e-4}
+    with pytest.raises(UserError, match="needs a decoder, which a student with a CTC head has not"):
+        ctc_plan(tmp_path / "a", "wav2vec2", 2, {"s": {**stage, "on_policy": {"fraction": 0.5}}})
+    with pytest.raises(UserError, match="intermediate_ctc"):
+        ctc_plan(tmp_path / "a", "wav2vec2", 2, {"s": {**stage, "intermediate_ctc": {"layer": 7}}})
+
+
+def test_an_early_layer_and_an_oracle_are_planned(tmp_path, caplog):
+    caplog.set_level("INFO", "workbench")
+    stage = {"trainable": "all", "epochs": 1, "learning_rate": 1e-4, "oracle_teacher": {}}
+    plain, early = (
+        ctc_plan(tmp_path / "a", "wav2vec2", 3, {"s": {**stage, **added}})
+        for added in ({}, {"intermediate_ctc": {"layer": 0}})
+    )
+    assert early.stages[0].tflop_a_clip > plain.stages[0].tflop_a_clip  # the head runs twice
+    assert "the training of the oracle teacher is not counted" in caplog.text

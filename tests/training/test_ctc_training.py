@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import workbench.cache.teacher_targets
 import workbench.training.stage
+from tests.conftest import slow_but
 from tests.models.ctc_checkpoints import write_checkpoint
 from tests.training.conftest import ACTIVE, ALL, FROM_LABELS, SILENCE
 from workbench.config.weightings import known_weightings
@@ -44,7 +45,7 @@ def dying(monkeypatch, at):
     return lambda: monkeypatch.setattr(workbench.training.stage.StageTrainer, "step", step)
 
 
-@pytest.mark.parametrize("name", known_weightings())
+@pytest.mark.parametrize("name", slow_but(["adakd", "almkd", "askd"], known_weightings()))
 def test_every_weighting_trains(ctc, name):
     run = ctc(stage={"weighting": {"name": name, **ACTIVE.get(name, {})}})
     student = distill(run)

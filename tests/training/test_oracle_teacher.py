@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import workbench.training.oracle.fit as oracle_training
 import workbench.training.oracle.teacher as oracle_teacher
+from tests.conftest import slow_but
 from tests.training.conftest import ACTIVE, ALL
 from tests.training.test_targets_and_training import killed_at, same, weights
 from workbench.config.additions import OracleTeacherRecipe
@@ -325,7 +326,7 @@ def killed_in(monkeypatch, module, name, at):
     return lambda: monkeypatch.setattr(module, name, original)
 
 
-@pytest.mark.parametrize("where", ["second epoch", "before its targets", "in the stage"])
+@pytest.mark.parametrize("where", slow_but(["second epoch"], ["second epoch", "before its targets", "in the stage"]))
 def test_a_killed_run_resumes_to_the_same_bits(taught, monkeypatch, where):
     given = {"stage": {"weighting": {"name": "mc_dropout"}, "oracle_teacher": {**ORACLE, "epochs": 3}}, "checkpoint_minutes": 1e-9}  # fmt: skip
     whole, killed = (taught(name, **given) for name in ("whole", "killed"))

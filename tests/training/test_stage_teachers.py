@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import DECODER, ENCODER, with_more_tokens
+from tests.conftest import DECODER, ENCODER, slow_but, with_more_tokens
 from tests.training.test_targets_and_training import killed_at, same, weights
 from workbench.core.errors import UserError
 from workbench.training.trainer import distill
@@ -104,7 +104,7 @@ def test_weightings_and_matched_states_are_the_stages_teachers(recipe, weaker):
     assert any(abs(alphas["own"][name] - alphas["other"][name]) > 1e-3 for name in alphas["own"])
 
 
-@pytest.mark.parametrize("vocabulary", ["all", "corpus"])
+@pytest.mark.parametrize("vocabulary", slow_but(["all"], ["all", "corpus"]))
 def test_a_killed_run_resumes_to_the_same_bits(recipe, weaker, monkeypatch, vocabulary):
     given = {
         "stages": {"a": {**KD, "teacher": weaker, "decoder_matching": {}}, "b": {**KD, "on_policy": {"fraction": 0.5}}},

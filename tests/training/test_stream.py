@@ -10,12 +10,14 @@ from datasets import Audio, Features, Value
 
 import workbench.cache.teacher_targets
 import workbench.training.stage
-from tests.conftest import DECODER, ENCODER
+from tests.conftest import DECODER, ENCODER, slow_but
 from tests.training.test_targets_and_training import killed_at, same, weights
 from workbench.core.errors import UserError
 from workbench.corpus import open_corpus
 from workbench.corpus.hub import Stream
 from workbench.training.trainer import distill
+
+pytestmark = pytest.mark.usefixtures("quick_streams")
 
 
 @pytest.fixture
@@ -108,7 +110,7 @@ def test_the_teacher_does_not_run_for_a_student_that_teaches_itself(recipe, data
     assert 0 < with_teacher < sum(asked)
 
 
-@pytest.mark.parametrize("kill", [2, 5, 8])
+@pytest.mark.parametrize("kill", slow_but([5], [2, 5, 8]))
 def test_a_killed_stream_resumes_to_the_same_bits(recipe, dataset, monkeypatch, kill):
     whole = streamed(recipe, dataset, "whole")
     distill(whole)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from tests.conftest import DECODER
+from tests.conftest import DECODER, slow_but
 from tests.training.test_targets_and_training import killed_at, same, weights
 from workbench.config.additions import TeacherAdapterRecipe
 from workbench.core.errors import UserError
@@ -115,7 +115,7 @@ def test_the_first_step_has_the_full_targets_and_later_ones_others(recipe):
     assert "adapted_teacher" not in expected[0]
 
 
-@pytest.mark.parametrize("vocabulary", ["all", "corpus"])
+@pytest.mark.parametrize("vocabulary", slow_but(["all"], ["all", "corpus"]))
 def test_a_killed_run_resumes_to_the_same_bits(recipe, monkeypatch, vocabulary):
     given = {"stages": stage(on_policy={"fraction": 0.3}, mixup={"fraction": 0.5}, epochs=3, micro_batches=2),
              "student": {"decoder_layers": [0, 2], "vocabulary": vocabulary}, "checkpoint_minutes": 1e-9}  # fmt: skip

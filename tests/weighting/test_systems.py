@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration
 
-from tests.conftest import DECODER
+from tests.conftest import DECODER, slow_but
 from tests.training.test_targets_and_training import killed_at, same, weights
 from workbench.cache.checksums import read_checked_rows
 from workbench.cache.uncertainty import mutual_information
@@ -46,7 +46,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", known_weightings())
+@pytest.mark.parametrize("name", slow_but(["adakd", "almkd", "askd"], known_weightings()))
 def test_every_system_trains_and_resumes_to_the_same_bits(recipe, monkeypatch, name):
     given = {"stages": stage(weighting={"name": name, **OPTIONS.get(name, {})})}
     whole = recipe("whole", **given)
@@ -190,7 +190,7 @@ def test_shares_of_teachers():
 
 
 @pytest.mark.parametrize("method", ["gkd", "speculative"])
-@pytest.mark.parametrize("vocabulary", ["all", "corpus"])
+@pytest.mark.parametrize("vocabulary", slow_but(["corpus"], ["all", "corpus"]))
 def test_on_policy_trains_on_its_own_words_and_resumes(recipe, monkeypatch, few_tokens, method, vocabulary):
     given = {
         "student": {"decoder_layers": [0, 2], "vocabulary": vocabulary},

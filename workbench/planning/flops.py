@@ -1,10 +1,9 @@
-"""Operations and memory of a step and of the teacher's pass, counted while they run on torch's meta device."""
+"""Operations and memory of a step and of the teacher's pass, counted while they run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,21 +14,17 @@ from workbench.core.autograd import Context
 from workbench.losses.token_losses import token_losses
 from workbench.models.protocol import IGNORE_INDEX, Tokens
 from workbench.models.whisper.family import WINDOW_SECONDS
-from workbench.models.whisper.forward.layers import as_whisper
 from workbench.models.whisper.forward.passes import decoder_logits, encode
+from workbench.planning.models import TOKENS_A_SECOND, PlannedModel
 from workbench.training.step.student_module import StudentModule
 
-if TYPE_CHECKING:
-    from transformers import WhisperForConditionalGeneration
-
-TOKENS_A_SECOND = 3.5  # of English speech, a little above what audiobooks have
 AUTOCAST_OVERHEAD = 1.3  # norms, softmax and residuals stay fp32 under bf16 autocast: our estimate
 
 
 class _Attention(torch.autograd.Function):
     """Attention as a fused kernel costs it: the scores are not kept but computed again in the backward pass.
 
-    On the meta device torch takes the plain form, which keeps them.
+    On the meta device and on the CPU torch takes other forms, which keep other things.
     """
 
     @staticmethod
@@ -48,41 +43,38 @@ class _Attention(torch.autograd.Function):
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:
-    def attention(query: Tensor, key: Tensor, value: Tensor, **_: object) -> Tensor:
+    def attention(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
         out: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
         return out
 
     functional, original = torch.nn.functional, torch.nn.functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    functional.scaled_dot_product_attention = attention
     try:
         yield
     finally:
         functional.scaled_dot_product_attention = original
 
 
-def step_cost(student: StudentModule, stage: Stage, recipe: Recipe, seconds: float, clips: int) -> tuple[int, int]:
+def step_cost(
+    planned: PlannedModel, student: StudentModule, stage: Stage, recipe: Recipe, seconds: float, clips: int
+) -> tuple[int, int]:
     """Bytes kept for the backward pass, and operations of forward and backward, for that many clips."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = as_whisper(student.model).config
-    tokens = max(1, round(TOKENS_A_SECOND * seconds))
     frozen = student.encoder_frozen and stage.cache_encoder_states and not stage.encoder_matching
     frozen = frozen and not recipe.augment.changes_hearing  # as in distill.datasets
-    with torch.device("meta"):
-        inputs = torch.zeros(clips, tokens + 4, dtype=torch.int64)
-        labelled = torch.zeros(clips * tokens, dtype=torch.int64)
-        positions = round(seconds * 50)
-        attention_mask = torch.ones(clips, positions, dtype=torch.bool)
-        audio = torch.zeros(
-            (clips, positions, config.d_model) if frozen else (clips, config.num_mel_bins, 2 * positions)
-        )
-        top = torch.zeros(len(labelled), recipe.targets.top_k)
+    given = planned.inputs(clips, seconds, frozen)
     counter = FlopCounterMode(display=False)
     with _fused_attention(), counter, saved_bytes(student.model) as saved:
-        states, logits, _ = student(audio, attention_mask, inputs, inputs, labelled, frozen)
+        states, logits, _ = student(
+            given.audio, given.attention_mask, given.inputs, given.labels, given.labelled, frozen
+        )
         loss = stage.encoder_matching * states.square().mean()
         if logits is not None:
-            task, divergence = token_losses(logits, labelled, top.long(), top, top[:, 0], recipe.targets.temperature)
+            # a CTC head's losses keep as much as these: two values for each token of each prediction
+            labels = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+            top = torch.zeros(len(logits), min(recipe.targets.top_k, logits.shape[1]), device=logits.device)
+            task, divergence = token_losses(logits, labels, top.long(), top, top[:, 0], recipe.targets.temperature)
             loss = loss + task.sum() + divergence.sum()
         loss.backward()
     student.zero_grad(set_to_none=True)
@@ -113,17 +105,24 @@ def saved_bytes(model: torch.nn.Module) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def teacher_pass_flop(teacher: WhisperForConditionalGeneration, clip_seconds: float) -> int:
-    """Operations of the teacher's pass over one clip, at 30 s."""
+def teacher_pass_flop(teacher: PlannedModel, clip_seconds: float) -> int:
+    """Operations of the teacher's pass over one clip: a Whisper's at 30 s, at the clip's length with a CTC head."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    if teacher.ctc:
+        given = teacher.inputs(1, clip_seconds)
+        counter = FlopCounterMode(display=False)
+        with _fused_attention(), counter:
+            states = teacher.family.encode(teacher.model, given.audio, given.attention_mask)
+            teacher.family.logits(teacher.model, states, Tokens(given.inputs, given.labels), given.labelled)
+        return int(counter.get_total_flops())
     tokens = max(1, round(TOKENS_A_SECOND * clip_seconds))
     with torch.device("meta"):
-        features = torch.zeros(1, teacher.config.num_mel_bins, round(WINDOW_SECONDS * 100))
+        features = torch.zeros(1, teacher.model.config.num_mel_bins, round(WINDOW_SECONDS * 100))
         inputs = torch.zeros(1, tokens + 4, dtype=torch.int64)
         labels = torch.full((1, tokens + 4), IGNORE_INDEX)
         labelled = torch.zeros(tokens, dtype=torch.int64)
     counter = FlopCounterMode(display=False)
     with counter:
-        decoder_logits(teacher, encode(teacher, features), Tokens(inputs, labels), labelled)
+        decoder_logits(teacher.model, encode(teacher.model, features), Tokens(inputs, labels), labelled)
     return int(counter.get_total_flops())

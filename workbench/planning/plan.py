@@ -1,58 +1,36 @@
-"""What a recipe will cost on an accelerator, found on torch's meta device: shapes without data, so any machine can do it.
+"""What a recipe will cost on an accelerator, found on any machine.
 
-Operations are counted while teacher and student run on meta tensors, and what autograd keeps for the backward pass is
-added up as it is saved. The share of a device's peak that is reached cannot be counted, so it is an option.
+Operations are counted while teacher and student run, and what autograd keeps for the backward pass is added up as it is saved: for a Whisper
+on torch's meta device, which has shapes without data. The share of a device's peak that is reached cannot be counted, so it is an option.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
 
-import torch
 import typer
-from torch import nn
 
 from workbench.cache.decoded_audio import audio_bytes
 from workbench.cache.teacher_targets import TargetSettings, estimated_bytes
 from workbench.config.named_corpora import is_dataset
 from workbench.config.recipe import Recipe
-from workbench.config.sections import Stage, StudentRecipe
+from workbench.config.sections import Stage
 from workbench.core.errors import UserError
-from workbench.core.files import expand_user
 from workbench.core.tables import print_rows
-from workbench.models import has_ctc_head
-from workbench.models.resolve import resolve_teacher
 from workbench.models.students import parameters
-from workbench.models.whisper.exported import exported_weights
-from workbench.models.whisper.family import WINDOW_SECONDS, part_of
-from workbench.models.whisper.forward.log_mel import positions_of
-from workbench.models.whisper.forward.passes import decoder_logits, encode
-from workbench.models.whisper.loading.checkpoint import check_checkpoint
-from workbench.models.whisper.low_rank import with_low_rank_layers
-from workbench.models.whisper.students import build_student, check_pair
+from workbench.models.whisper.family import WINDOW_SECONDS
+from workbench.models.whisper.students import check_pair
 from workbench.planning.devices import open_device
 from workbench.planning.flops import step_cost, teacher_pass_flop
+from workbench.planning.models import PlannedModel, planned_student, planned_teacher
 from workbench.training.quantization import check_quantization
+from workbench.training.step.intermediate_ctc import check_layer
 from workbench.training.step.student_module import StudentModule
-from workbench.training.student import check_without_ctc
-
-if TYPE_CHECKING:
-    from transformers import WhisperForConditionalGeneration
+from workbench.training.student import check_under_teacher, check_without_ctc
 
 log = logging.getLogger("workbench")
-# Whisper's published sizes, for planning where no hub is reachable: width, encoder layers, decoder layers, heads.
-SIZES = {
-    "tiny": (384, 4, 4, 6),
-    "base": (512, 6, 6, 8),
-    "small": (768, 12, 12, 12),
-    "medium": (1024, 24, 24, 16),
-    "large-v3": (1280, 32, 32, 20),
-    "large-v3-turbo": (1280, 32, 4, 20),
-}
 USABLE_MEMORY = 0.9  # the rest is the allocator's, the driver's and the kernels' workspace
 
 
@@ -109,25 +87,13 @@ def plan(
     Raises:
         UserError: an unknown device or model, or a student that does not fit its teacher.
     """
-    if recipe.student.ctc is not None:
-        raise UserError(
-            "student.ctc: the cost of students with a CTC head is not estimated; leave it out for an upper bound"
-        )
-    check_without_ctc(recipe)
-    for name in recipe.teachers:
-        if expand_user(name).is_dir() and has_ctc_head(expand_user(name)):
-            raise UserError(f"teacher {name}: has a CTC head; the cost of such models is not estimated yet")
     hardware = open_device(device)
     flops = hardware.tflops[recipe.precision] * 1e12 * efficiency * devices
-    teachers = {name: meta_model(name) for name in recipe.teachers}
+    teachers = {name: planned_teacher(name) for name in recipe.teachers}
     teacher = teachers[recipe.teacher]
-    initial = recipe.student.init_from
-    student = meta_student(teacher if initial is None else meta_model(initial), recipe.student)
-    check_pair(student.config, teacher.config, recipe.matched_keys(recipe.teacher))
-    family: Any = SimpleNamespace(exported_weights=exported_weights)  # what the check needs of it
-    for name, stage in recipe.stages.items():
-        if stage.quantization is not None:
-            check_quantization(stage.quantization, name, family, student)
+    check_under_teacher(recipe, teacher.family)
+    student = planned_student(teacher, recipe.student)
+    _check(recipe, student, teacher)
     if recipe.student.vocabulary == "corpus":
         log.info(
             "student.vocabulary: estimated with all tokens; which ones stay is known only after the teacher's pass"
@@ -152,7 +118,7 @@ def plan(
 
     clip = Utterance("", b"", "", clip_seconds)
     a_clip = audio_bytes([clip.seconds]) + sum(
-        estimated_bytes([clip], settings, one.config.d_model, one.config.vocab_size, positions_of)
+        estimated_bytes([clip], replace(settings, frames=one.ctc), one.width, one.vocabulary, one.positions)
         for one in teachers.values()
     )
     stages = [
@@ -165,63 +131,51 @@ def plan(
         log.info("stages %s: the operations of the teacher's decoder in the steps are not counted", ", ".join(running))
     if rounded := [name for name, stage in recipe.stages.items() if stage.quantization is not None]:
         log.info("stages %s: rounding the weights in every step is not counted", ", ".join(rounded))
+    if oracles := [name for name, stage in recipe.stages.items() if stage.oracle_teacher is not None]:
+        log.info("stages %s: the training of the oracle teacher is not counted", ", ".join(oracles))
     return CostEstimate(
-        device, devices, recipe.precision, corpus_hours, clip_seconds, efficiency, sum(map(parameters, teachers.values())),
-        parameters(student), teacher_flop / 1e12, clips * teacher_flop / flops / 3600, clips * a_clip / 1e9, stages,
+        device, devices, recipe.precision, corpus_hours, clip_seconds, efficiency, sum(parameters(t.model) for t in teachers.values()),
+        parameters(student.model), teacher_flop / 1e12, clips * teacher_flop / flops / 3600, clips * a_clip / 1e9, stages,
     )  # fmt: skip
 
 
-def meta_model(name: str) -> WhisperForConditionalGeneration:
-    """A Whisper model without weights, from a checkpoint here or from the published sizes.
-
-    Raises:
-        UserError: neither a checkpoint here nor a published size.
-    """
-    from transformers import WhisperConfig, WhisperForConditionalGeneration
-
-    size = name.removeprefix("openai/").removeprefix("whisper-").removesuffix(".en")
-    if expand_user(name).is_dir() or size not in SIZES:
-        config = check_checkpoint(resolve_teacher(name))
+def _check(recipe: Recipe, student: PlannedModel, teacher: PlannedModel) -> None:
+    """Raise UserError for a student that cannot be trained as the recipe says."""
+    matched = recipe.matched_keys(recipe.teacher)
+    if student.ctc:
+        student.family.check_recipe(recipe)
+        student.family.check_pair(student.model, teacher.model, matched)
     else:
-        width, encoder, decoder, heads = SIZES[size]
-        large = size.startswith("large-v3")
-        config = WhisperConfig(
-            d_model=width, encoder_layers=encoder, decoder_layers=decoder, encoder_attention_heads=heads,
-            decoder_attention_heads=heads, encoder_ffn_dim=4 * width, decoder_ffn_dim=4 * width,
-            num_mel_bins=128 if large else 80, vocab_size=51866 if large else 51865,
-        )  # fmt: skip
-    with torch.device("meta"):
-        return with_low_rank_layers(WhisperForConditionalGeneration(config).eval(), config)
+        check_without_ctc(recipe)
+        check_pair(student.model.config, teacher.model.config, matched)
+    for name, stage in recipe.stages.items():
+        if stage.intermediate_ctc is not None:
+            check_layer(stage.intermediate_ctc, name, student.family.encoder_depth(student.model))
+        if stage.quantization is not None:
+            check_quantization(stage.quantization, name, student.family, student.model)
 
 
-def meta_student(source: WhisperForConditionalGeneration, recipe: StudentRecipe) -> WhisperForConditionalGeneration:
-    """The student's shapes."""
-    with torch.device("meta"):
-        return build_student(source, recipe)
-
-
-def _in_memory(recipe: Recipe, stage: str, teachers: Mapping[str, nn.Module]) -> int:
+def _in_memory(recipe: Recipe, stage: str, teachers: Mapping[str, PlannedModel]) -> int:
     """Parameters of the teachers that stay in memory in a stage: those of a stream, and one whose decoder runs in the steps."""
     names = {recipe.teacher, *recipe.more_teachers} if recipe.stream else set()
     if recipe.stages[stage].runs_teacher:
         names.add(recipe.teacher_of(stage))
-    return sum(parameters(teachers[name]) for name in names)
+    return sum(parameters(teachers[name].model) for name in names)
 
 
 def _stage_plan(
-    name: str, stage: Stage, model: nn.Module, recipe: Recipe, clips: float, clip_seconds: float, memory_gb: float,
+    name: str, stage: Stage, planned: PlannedModel, recipe: Recipe, clips: float, clip_seconds: float, memory_gb: float,
     devices: int, flops: float, teachers_in_memory: int,
 ) -> StageCost:  # fmt: skip
-    # what a step needs of the family
-    shapes: Any = SimpleNamespace(encode=encode, logits=decoder_logits, part_of=part_of)
-    student = StudentModule(model, shapes, stage)
+    model = planned.model
+    student = StudentModule(model, planned.family, stage)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # weights in fp32, for each trained one a gradient and AdamW's two moments; under autocast a bf16 copy of the weights
     copies = parameters(model) + teachers_in_memory
     fixed = 4 * copies + 12 * trained + (2 * copies if recipe.precision == "bf16" else 0)
     seconds = min(clip_seconds + recipe.trailing_silence.train_max, WINDOW_SECONDS)
-    one, flop = step_cost(student, stage, recipe, seconds, 1)
-    two, _ = step_cost(student, stage, recipe, seconds, 2)
+    one, flop = step_cost(planned, student, stage, recipe, seconds, 1)
+    two, _ = step_cost(planned, student, stage, recipe, seconds, 2)
     a_clip = max(two - one, 1)
     room = USABLE_MEMORY * memory_gb * 1e9 - fixed
     largest = max(0, int(room // a_clip))

@@ -37,12 +37,8 @@ def student_family(recipe: Recipe, teachers: TeacherEnsemble, texts: Sequence[st
         UserError: the recipe has a setting that such a student cannot be trained with, or a stage whose losses need another teacher.
     """
     family = teachers.families[0]
+    check_under_teacher(recipe, family)
     if recipe.student.ctc is not None:
-        if family.name != "whisper":
-            raise UserError(
-                f"student.ctc is {recipe.student.ctc}, but teacher {recipe.teacher!r} is no Whisper, whose encoder the student would have; "
-                "leave it out: the student has the teacher's head"
-            )
         from workbench.models.ctc.whisper_family import WhisperCtc
 
         family = WhisperCtc.over(family, recipe.student, texts)
@@ -60,6 +56,15 @@ def student_family(recipe: Recipe, teachers: TeacherEnsemble, texts: Sequence[st
                     "if `workbench label` wrote them), set oracle_teacher: {}, or choose a teacher with the same CTC vocabulary"
                 )
     return family
+
+
+def check_under_teacher(recipe: Recipe, teacher: Family) -> None:
+    """Raise UserError for `student.ctc` under a teacher that is no Whisper."""
+    if recipe.student.ctc is not None and teacher.name != "whisper":
+        raise UserError(
+            f"student.ctc is {recipe.student.ctc}, but teacher {recipe.teacher!r} is no Whisper, whose encoder the student would have; "
+            "leave it out: the student has the teacher's head"
+        )
 
 
 def check_without_ctc(recipe: Recipe) -> None:
