@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import json
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -66,12 +68,7 @@ def check_weights(folder: Path, config: WhisperConfig) -> None:
             layer for, of another shape, or not of a floating type. The output projection that is tied to the embedding need
             not be there.
     """
-    from transformers import WhisperForConditionalGeneration
-
-    with torch.device("meta"):
-        expected = {
-            name: list(value.shape) for name, value in WhisperForConditionalGeneration(config).state_dict().items()
-        }
+    expected = _shapes(config.to_json_string(use_diff=False))
     found: dict[str, list[int]] = {}
     for name, (shape, kind) in _tensors(folder).items():
         found[name] = shape
@@ -90,6 +87,16 @@ def check_weights(folder: Path, config: WhisperConfig) -> None:
         raise UserError(
             f"{folder}: weights and config.json do not match ({said}); download or save the checkpoint again"
         )
+
+
+@functools.lru_cache(maxsize=8)  # a command checks the same checkpoints several times
+def _shapes(config: str) -> dict[str, list[int]]:
+    """Names and shapes of the tensors of a model with a configuration, given as JSON."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    with torch.device("meta"):
+        model = WhisperForConditionalGeneration(WhisperConfig.from_dict(json.loads(config)))
+    return {name: list(value.shape) for name, value in model.state_dict().items()}
 
 
 def load_whisper_weights(
