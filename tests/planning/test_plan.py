@@ -2,18 +2,22 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.models.ctc_checkpoints import KINDS, TINY, write_checkpoint
+from workbench.cache.decoded_audio import audio_bytes
 from workbench.config.recipe import load_recipe, parse_recipe
 from workbench.config.sections import StudentRecipe
 from workbench.config.shipped import FOLDER
 from workbench.core.errors import UserError
+from workbench.losses.soft_targets import bytes_per_label
 from workbench.models import open_family
 from workbench.models.students import parameters
 from workbench.planning.devices import DEVICES
-from workbench.planning.flops import saved_bytes
+from workbench.planning.flops import _counter, saved_bytes
 from workbench.planning.models import meta_model, meta_student
 from workbench.planning.plan import plan
 
@@ -180,9 +184,10 @@ def test_a_layer_of_a_ctc_model_costs_what_its_products_do(tmp_path, kind):
     assert three - two == pytest.approx(products + attention, rel=1e-6)
 
 
-@pytest.mark.parametrize("units", ["characters", "bytes", "bpe"])
-def test_a_whispers_encoder_with_a_ctc_head_costs_the_encoder_and_the_head(caplog, units):
-    caplog.set_level("INFO", "workbench")
+CONSTANT = {"name": "fixed", "alpha": 0.0}  # a Whisper predicts other tokens than a CTC head
+
+
+def over_whisper(student, weighting=CONSTANT, teacher="openai/whisper-tiny"):
     encoder = {
         "trainable": "encoder",
         "epochs": 1,
@@ -190,17 +195,70 @@ def test_a_whispers_encoder_with_a_ctc_head_costs_the_encoder_and_the_head(caplo
         "encoder_matching": 1.0,
         "decoder_losses": False,
     }
-    stages = {"encoder": encoder, "all": {"trainable": "all", "epochs": 1, "learning_rate": 1e-4}}
-    content = {"output": "x", "teacher": "openai/whisper-small", "stages": stages}
-    with_head, with_decoder = (
-        plan(parse_recipe({**content, "student": student}, "test"), "l4-24gb", 1, 10, 20.0, 0.35)
-        for student in ({"ctc": units}, {})
-    )
+    stages = {
+        "encoder": encoder,
+        "all": {"trainable": "all", "epochs": 1, "learning_rate": 1e-4, "weighting": weighting},
+    }
+    content = {"output": "x", "teacher": teacher, "stages": stages, "student": student}
+    return plan(parse_recipe(content, "test"), "l4-24gb", 1, 10, 20.0, 0.35)
+
+
+def test_a_whispers_encoder_with_a_ctc_head_costs_the_encoder_and_the_head(caplog):
+    caplog.set_level("INFO", "workbench")
+    with_head, with_decoder = (over_whisper(student) for student in ({"ctc": "characters"}, {}))
     alone, all_of_it = (stage.tflop_a_clip * 1e12 for stage in with_head.stages)
     assert alone == pytest.approx(with_decoder.stages[0].tflop_a_clip * 1e12)
-    assert all_of_it - alone == pytest.approx(6 * 768 * 257 * round(20.9 * 50), rel=1e-6)
+    assert all_of_it - alone == pytest.approx(6 * 384 * 257 * round(20.9 * 50), rel=1e-6)
     assert with_head.student_parameters < with_decoder.student_parameters / 2
-    assert ("estimated with 256 tokens" in caplog.text) == (units != "bytes")
+    assert "student.ctc: estimated with 256 tokens" in caplog.text
+    with pytest.raises(UserError, match="does not predict the student's tokens"):
+        over_whisper({"ctc": "bytes"}, {"name": "adakd"})
+
+
+def test_a_ctc_teachers_pass_and_targets_are_those_of_its_frames(tmp_path):
+    found = ctc_plan(tmp_path / "a", "wav2vec2", 2)
+    family = open_family(tmp_path / "a")
+    model, samples = family.load(), 160_000
+    features = family.features([np.zeros(samples, np.float32)], 10.0)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        family.logits(model, family.encode(model, features), None)
+    attention = (
+        3 * 4 * family.positions(samples) ** 2 * TINY["hidden_size"]
+    )  # which torch's counter leaves out on the CPU
+    assert found.teacher_tflop_a_clip * 1e12 == pytest.approx(counter.get_total_flops() + attention, rel=1e-6)
+    # 0.2 s: the shortest silence after a clip in training, by default
+    clips, tokens = 3600, len(family.ctc_tokens.pieces)
+    on_disk = family.positions(samples + 3200) * bytes_per_label("top_k", 32, 0, tokens) + audio_bytes([10.0])
+    assert found.targets_gb == pytest.approx(clips * on_disk / 1e9)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_the_gradients_of_a_convolution_cost_what_it_does(groups):
+    layer = torch.nn.Conv1d(8, 8, 5, groups=groups, device="meta")
+    forward, both = _counter(), _counter()
+    with forward:
+        out = layer(torch.zeros(2, 8, 30, device="meta", requires_grad=True))
+    assert forward.get_total_flops() == 2 * 2 * 26 * 8 * (8 // groups) * 5
+    with both:
+        out.sum().backward()
+    assert both.get_total_flops() == 2 * forward.get_total_flops()
+
+
+def test_what_a_run_would_refuse_is_refused(tmp_path):
+    for kind in ("wav2vec2", "parakeet"):
+        write_checkpoint(tmp_path / kind, kind)
+    other = str(tmp_path / "parakeet")
+    with pytest.raises(UserError, match=r"init_from .* does not read waves"):
+        ctc_plan(tmp_path / "wav2vec2", "wav2vec2", 2, student={"init_from": other})
+    with pytest.raises(UserError, match=r"more_teachers: .* must share a tokenizer"):
+        ctc_plan(tmp_path / "wav2vec2", "wav2vec2", 2, more_teachers=[other])
+    with pytest.raises(UserError, match=r"init_from .* is a ctc model, the student a whisper one"):
+        over_whisper({"init_from": other})
+    with pytest.raises(UserError, match=r"init_from .* is neither a Whisper nor a Whisper encoder"):
+        over_whisper({"init_from": other, "ctc": "bytes"})
+    with pytest.raises(UserError, match="reads 128 mel bins, the teacher 80"):
+        over_whisper({"init_from": "openai/whisper-large-v3", "ctc": "bytes"})
 
 
 def test_what_such_a_student_cannot_be_is_refused(tmp_path):

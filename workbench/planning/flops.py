@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from workbench.config.recipe import Recipe
 from workbench.config.sections import Stage
@@ -24,7 +25,8 @@ AUTOCAST_OVERHEAD = 1.3  # norms, softmax and residuals stay fp32 under bf16 aut
 class _Attention(torch.autograd.Function):
     """Attention as a fused kernel costs it: the scores are not kept but computed again in the backward pass.
 
-    On the meta device and on the CPU torch takes other forms, which keep other things.
+    On the meta device and on the CPU torch takes other forms, which keep other things. The gradient of a mask is left out: a Parakeet's
+    relative positions come as one, and cost a few percent of its layers' operations.
     """
 
     @staticmethod
@@ -55,16 +57,30 @@ def _fused_attention() -> Iterator[None]:
         functional.scaled_dot_product_attention = original
 
 
+def _counter() -> FlopCounterMode:
+    """A counter for which the two gradients of a convolution cost as much as the convolution each, whatever its groups.
+
+    torch's own takes the weights' gradient of a convolution in groups for that of a whole one.
+    """
+
+    def backward(
+        gradient: list[int], given: list[int], weight: list[int], _bias: object, _stride: object, _padding: object, _dilation: object,
+        transposed: bool, _output_padding: object, _groups: object, wanted: list[bool], **_: object,
+    ) -> int:  # fmt: skip
+        once = conv_flop_count(given, weight, gradient, transposed=transposed)
+        return once * sum(wanted[:2])
+
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: backward})
+
+
 def step_cost(
     planned: PlannedModel, student: StudentModule, stage: Stage, recipe: Recipe, seconds: float, clips: int
 ) -> tuple[int, int]:
     """Bytes kept for the backward pass, and operations of forward and backward, for that many clips."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     frozen = student.encoder_frozen and stage.cache_encoder_states and not stage.encoder_matching
     frozen = frozen and not recipe.augment.changes_hearing  # as in distill.datasets
     given = planned.inputs(clips, seconds, frozen)
-    counter = FlopCounterMode(display=False)
+    counter = _counter()
     with _fused_attention(), counter, saved_bytes(student.model) as saved:
         states, logits, _ = student(
             given.audio, given.attention_mask, given.inputs, given.labels, given.labelled, frozen
@@ -106,12 +122,10 @@ def saved_bytes(model: torch.nn.Module) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def teacher_pass_flop(teacher: PlannedModel, clip_seconds: float) -> int:
-    """Operations of the teacher's pass over one clip: a Whisper's at 30 s, at the clip's length with a CTC head."""
-    from torch.utils.flop_counter import FlopCounterMode
-
+    """Operations of the teacher's pass over one clip: a Whisper's at 30 s, with a CTC head at the clip's length and the silence that it was trained with."""
     if teacher.ctc:
-        given = teacher.inputs(1, clip_seconds)
-        counter = FlopCounterMode(display=False)
+        given = teacher.inputs(1, min(clip_seconds + teacher.family.silence, WINDOW_SECONDS))
+        counter = _counter()
         with _fused_attention(), counter:
             states = teacher.family.encode(teacher.model, given.audio, given.attention_mask)
             teacher.family.logits(teacher.model, states, Tokens(given.inputs, given.labels), given.labelled)
@@ -122,7 +136,7 @@ def teacher_pass_flop(teacher: PlannedModel, clip_seconds: float) -> int:
         inputs = torch.zeros(1, tokens + 4, dtype=torch.int64)
         labels = torch.full((1, tokens + 4), IGNORE_INDEX)
         labelled = torch.zeros(tokens, dtype=torch.int64)
-    counter = FlopCounterMode(display=False)
+    counter = _counter()
     with counter:
         decoder_logits(teacher.model, encode(teacher.model, features), Tokens(inputs, labels), labelled)
     return int(counter.get_total_flops())

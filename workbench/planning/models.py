@@ -9,11 +9,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from workbench.audio.decode import SAMPLE_RATE
 from workbench.config.sections import StudentRecipe
@@ -21,7 +20,7 @@ from workbench.core.files import expand_user
 from workbench.models import has_ctc_head, open_family
 from workbench.models.resolve import resolve_teacher
 from workbench.models.whisper.exported import exported_weights
-from workbench.models.whisper.family import part_of
+from workbench.models.whisper.family import Whisper, part_of
 from workbench.models.whisper.forward.log_mel import positions_of
 from workbench.models.whisper.forward.passes import decoder_logits, encode
 from workbench.models.whisper.loading.checkpoint import check_checkpoint
@@ -29,7 +28,7 @@ from workbench.models.whisper.low_rank import with_low_rank_layers
 from workbench.models.whisper.students import build_student
 
 if TYPE_CHECKING:
-    from transformers import WhisperForConditionalGeneration
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 log = logging.getLogger("workbench")
 # Whisper's published sizes, for planning where no hub is reachable: width, encoder layers, decoder layers, heads.
@@ -108,52 +107,83 @@ def _tokens(clips: int, inputs: int, labels: int, predictions: int, device: torc
     )
 
 
+class WhisperShapes:
+    """What is needed of the family of a Whisper without a folder, on the meta device."""
+
+    name, objective = "whisper", "cross_entropy"
+    encode = staticmethod(encode)
+    logits = staticmethod(decoder_logits)
+    part_of = staticmethod(part_of)
+    exported_weights = staticmethod(exported_weights)
+
+    def __init__(self, config: WhisperConfig) -> None:
+        self.config, self.vocabulary_size, self.folder = config, int(config.vocab_size), Path()
+
+    check_origin, same_tokens = Whisper.check_origin, Whisper.same_tokens
+
+
 def planned_teacher(name: str) -> PlannedModel:
     """A teacher: a checkpoint here or on the hub, or one of Whisper's published sizes without its weights.
 
     Raises:
         UserError: none of these.
     """
-    if expand_user(name).is_dir() or _size(name) not in SIZES:
-        folder = resolve_teacher(name)
-        if has_ctc_head(folder):
-            return _with_ctc_head(folder)
-    return _whisper(meta_model(name))
+    folder = _folder_of(name)
+    if folder is not None and has_ctc_head(folder):
+        family: Any = open_family(folder)
+        return PlannedModel(family.load(), family, family.width, family.vocabulary_size, family.positions)
+    return _whisper(meta_model(name, folder))
 
 
 def planned_student(teacher: PlannedModel, recipe: StudentRecipe) -> PlannedModel:
-    """The student of a recipe; raises UserError for layers that its origin does not have."""
+    """The student of a recipe.
+
+    Raises:
+        UserError: its origin is of another kind than it, or lacks a layer.
+    """
     origin = teacher if recipe.init_from is None else planned_teacher(recipe.init_from)
-    if origin.ctc:
-        model = origin.family.build_student(origin.model, recipe)
-        return PlannedModel(model, origin.family, origin.width, origin.vocabulary, origin.positions)
-    if recipe.ctc is None:
+    where = f"student.init_from {recipe.init_from!r}"
+    family = teacher.family
+    if recipe.ctc is not None:
+        family = _over_whisper(teacher.family, recipe)
+        like = getattr(origin.family, "ctc_tokens", None)
+        if like is not None and like.units == recipe.ctc and family.config.num_mel_bins == origin.family.mels:
+            family = origin.family  # its tokens are known
+    family.check_origin(origin.family, where)
+    if family.objective == "cross_entropy":
         return _whisper(meta_student(origin.model, recipe))
+    with origin.device:
+        model = family.build_student(origin.model, recipe)
+    return PlannedModel(model, family, family.width, family.vocabulary_size, family.positions)
+
+
+def _over_whisper(whisper: Any, recipe: StudentRecipe) -> Any:
+    """The family of students with a new CTC head, whose tokens are taken to be bytes."""
     from workbench.models.ctc.whisper_family import WhisperCtc
 
     if recipe.ctc != "bytes":
-        log.info("student.ctc: estimated with 256 tokens; which %s it has is known only from the corpus", recipe.ctc)
-    like_whisper: Any = SimpleNamespace(config=origin.model.config, folder=Path())
-    family = WhisperCtc.over(like_whisper, recipe.model_copy(update={"ctc": "bytes"}), [])
-    with torch.device("meta"):
-        student = family.build_student(origin.model, recipe)
-    return PlannedModel(student, family, family.width, family.vocabulary_size, family.positions)
+        log.info("student.ctc: estimated with 256 tokens; how many the corpus needs is not known here")
+    return WhisperCtc.over(whisper, recipe.model_copy(update={"ctc": "bytes"}), [])
 
 
-def meta_model(name: str) -> WhisperForConditionalGeneration:
-    """A Whisper model without weights, from a checkpoint here or from the published sizes.
+def meta_model(name: str, folder: Path | None = None) -> WhisperForConditionalGeneration:
+    """A Whisper model without weights, from a checkpoint or from the published sizes.
+
+    Args:
+        name: of a teacher.
+        folder: its checkpoint, if that has been looked up.
 
     Raises:
         UserError: neither a checkpoint here nor a published size.
     """
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-    size = _size(name)
-    if expand_user(name).is_dir() or size not in SIZES:
-        config = check_checkpoint(resolve_teacher(name))
+    folder = folder or _folder_of(name)
+    if folder is not None:
+        config = check_checkpoint(folder)
     else:
-        width, encoder, decoder, heads = SIZES[size]
-        large = size.startswith("large-v3")
+        width, encoder, decoder, heads = SIZES[_size(name)]
+        large = _size(name).startswith("large-v3")
         config = WhisperConfig(
             d_model=width, encoder_layers=encoder, decoder_layers=decoder, encoder_attention_heads=heads,
             decoder_attention_heads=heads, encoder_ffn_dim=4 * width, decoder_ffn_dim=4 * width,
@@ -173,14 +203,11 @@ def _size(name: str) -> str:
     return name.removeprefix("openai/").removeprefix("whisper-").removesuffix(".en")
 
 
+def _folder_of(name: str) -> Path | None:
+    """A checkpoint's folder; None for a published size that is no folder here."""
+    return resolve_teacher(name) if expand_user(name).is_dir() or _size(name) not in SIZES else None
+
+
 def _whisper(model: WhisperForConditionalGeneration) -> PlannedModel:
-    family = SimpleNamespace(
-        name="whisper", objective="cross_entropy", encode=encode, logits=decoder_logits, part_of=part_of, exported_weights=exported_weights
-    )  # fmt: skip
-    return PlannedModel(model, family, model.config.d_model, model.config.vocab_size, positions_of)
-
-
-def _with_ctc_head(folder: Path) -> PlannedModel:
-    family: Any = open_family(folder)
-    model: nn.Module = family.load()
-    return PlannedModel(model, family, family.width, family.vocabulary_size, family.positions)
+    config = model.config
+    return PlannedModel(model, WhisperShapes(config), config.d_model, config.vocab_size, positions_of)

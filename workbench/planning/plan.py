@@ -28,7 +28,8 @@ from workbench.planning.models import PlannedModel, planned_student, planned_tea
 from workbench.training.quantization import check_quantization
 from workbench.training.step.intermediate_ctc import check_layer
 from workbench.training.step.student_module import StudentModule
-from workbench.training.student import check_under_teacher, check_without_ctc
+from workbench.training.student import check_predicts_tokens, check_under_teacher, check_without_ctc
+from workbench.training.teaching.teacher_ensemble import check_share_tokens
 
 log = logging.getLogger("workbench")
 USABLE_MEMORY = 0.9  # the rest is the allocator's, the driver's and the kernels' workspace
@@ -91,9 +92,12 @@ def plan(
     flops = hardware.tflops[recipe.precision] * 1e12 * efficiency * devices
     teachers = {name: planned_teacher(name) for name in recipe.teachers}
     teacher = teachers[recipe.teacher]
+    families = {name: one.family for name, one in teachers.items()}
+    check_share_tokens(recipe, families)
     check_under_teacher(recipe, teacher.family)
     student = planned_student(teacher, recipe.student)
     _check(recipe, student, teacher)
+    check_predicts_tokens(recipe, student.family, families)
     if recipe.student.vocabulary == "corpus":
         log.info(
             "student.vocabulary: estimated with all tokens; which ones stay is known only after the teacher's pass"
@@ -218,7 +222,7 @@ def print_plan(found: CostEstimate) -> None:
     heads = ("stage", "trained", "TFLOP a clip", "fixed GB", "GB a clip", "largest batch", "micro-batches", "hours")
     rows = [
         (
-            s.name, f"{s.trained_parameters / 1e6:,.0f} M", f"{s.tflop_a_clip:.3f}", f"{s.fixed_gb:.1f}",
+            s.name, f"{s.trained_parameters / 1e6:,.1f} M", f"{s.tflop_a_clip:.4f}", f"{s.fixed_gb:.1f}",
             f"{s.activation_gb_a_clip:.3f}", f"{s.largest_batch_clips:,} clips = {s.largest_batch_seconds:,.0f} s",
             str(s.micro_batches) if s.micro_batches else "does not fit", f"{s.hours:,.2f}",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -45,17 +45,22 @@ def student_family(recipe: Recipe, teachers: TeacherEnsemble, texts: Sequence[st
     family.check_recipe(recipe)
     if family.objective != "ctc":
         check_without_ctc(recipe)
+    check_predicts_tokens(recipe, family, dict(zip(teachers.names, teachers.families, strict=True)))
+    return family
+
+
+def check_predicts_tokens(recipe: Recipe, student: Family, teachers: Mapping[str, Family]) -> None:
+    """Raise UserError for a stage that distils from a teacher which predicts other tokens than the student; `teachers` are all, by name."""
     for name, stage in recipe.stages.items():
         if stage.ignores_targets or stage.oracle_teacher is not None:
             continue
-        for number in teachers.members(name):
-            if not family.same_tokens(teachers.families[number]):
+        for teacher in (recipe.teacher_of(name), *recipe.more_teachers):
+            if not student.same_tokens(teachers[teacher]):
                 raise UserError(
-                    f"stages.{name}.weighting: teacher {teachers.names[number]!r} does not predict the student's tokens, so there is no distribution "
+                    f"stages.{name}.weighting: teacher {teacher!r} does not predict the student's tokens, so there is no distribution "
                     "to learn from; set weighting: {name: fixed, alpha: 0}, which learns from the corpus's transcripts alone (the teacher's, "
                     "if `workbench label` wrote them), set oracle_teacher: {}, or choose a teacher with the same CTC vocabulary"
                 )
-    return family
 
 
 def check_under_teacher(recipe: Recipe, teacher: Family) -> None:

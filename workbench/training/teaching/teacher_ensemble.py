@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,18 @@ from workbench.training.teaching.resident_teacher import ResidentTeacher
 log = logging.getLogger("workbench")
 
 
+def check_share_tokens(recipe: Recipe, teachers: Mapping[str, Family]) -> None:
+    """Raise UserError if a teacher has another vocabulary than the recipe's first one; `teachers` are all, by name."""
+    first = teachers[recipe.teacher]
+    for name, family in teachers.items():
+        if not first.same_tokens(family):
+            stages = (f"stages.{stage}.teacher" for stage in recipe.stages if recipe.teacher_of(stage) == name)
+            raise UserError(
+                f"{next(stages, 'more_teachers')}: {name!r} has a vocabulary of {family.vocabulary_size:,} tokens, "
+                f"{recipe.teacher!r} one of {first.vocabulary_size:,}; teachers of one student must share a tokenizer"
+            )
+
+
 class TeacherEnsemble:
     """All teachers of a run, with the same tokenizer; `members` says which of them teach a stage."""
 
@@ -43,14 +56,7 @@ class TeacherEnsemble:
         self.families: list[Family] = [open_family(folder) for folder in folders]
         self.models: list[nn.Module] = [family.load() for family in self.families]
         self._rates: dict[int, float] = {}  # validation WER in percent, by number
-        first = self.families[0]
-        for name, family in zip(self.names[1:], self.families[1:], strict=True):
-            if not first.same_tokens(family):
-                stages = (f"stages.{stage}.teacher" for stage in recipe.stages if recipe.teacher_of(stage) == name)
-                raise UserError(
-                    f"{next(stages, 'more_teachers')}: {name!r} has a vocabulary of {family.vocabulary_size:,} tokens, "
-                    f"{recipe.teacher!r} one of {first.vocabulary_size:,}; teachers of one student must share a tokenizer"
-                )
+        check_share_tokens(recipe, dict(zip(self.names, self.families, strict=True)))
 
     def number_of(self, stage: str) -> int:
         """Number of a stage's own teacher, whose loss weightings use."""
