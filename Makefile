@@ -17,6 +17,7 @@ quickstart: $(INSTALLED)  ## the whole chain on real speech: distil, export, ver
 demo: quickstart  ## the side-by-side page on http://127.0.0.1:7860
 	$(WORKBENCH) demo $(RUN)/bundle
 
+# Files in their order: otherwise those of few tests, which take longest, come last.
 test: .venv/.installed-lm  ## all tests, the slow ones too: the real Whisper base, browsers, more variants
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder -m "not gpu or gpu" --durations=10
 

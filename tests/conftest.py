@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +104,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def slow_but(fast: Iterable[Any], values: Iterable[Any]) -> list[Any]:
+def slow_but(fast: Sequence[Any], values: Iterable[Any]) -> list[Any]:
     """Values of a parametrized test, of which some run with the fast tests and all others with the slow ones."""
-    chosen = list(fast)
-    return [value if value in chosen else pytest.param(value, marks=pytest.mark.slow) for value in values]
+    return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 @functools.cache

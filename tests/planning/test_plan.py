@@ -17,7 +17,7 @@ from workbench.losses.soft_targets import bytes_per_label
 from workbench.models import open_family
 from workbench.models.students import parameters
 from workbench.planning.devices import DEVICES
-from workbench.planning.flops import _counter, saved_bytes
+from workbench.planning.flops import flop_counter, saved_bytes
 from workbench.planning.models import meta_model, meta_student
 from workbench.planning.plan import plan
 
@@ -178,9 +178,8 @@ def test_a_layer_of_a_ctc_model_costs_what_its_products_do(tmp_path, kind):
     positions = open_family(tmp_path / kind).positions(round(10.9 * 16000))
     width, inner = TINY["hidden_size"], TINY["intermediate_size"]
     products = 6 * (4 * width * width + 2 * width * inner) * positions
-    attention = (
-        14 * positions * positions * width
-    )  # two products forward, five backward, whose first makes the scores again
+    # two products forward, five backward, whose first makes the scores again
+    attention = 14 * positions * positions * width
     assert three - two == pytest.approx(products + attention, rel=1e-6)
 
 
@@ -223,9 +222,8 @@ def test_a_ctc_teachers_pass_and_targets_are_those_of_its_frames(tmp_path):
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         family.logits(model, family.encode(model, features), None)
-    attention = (
-        3 * 4 * family.positions(samples) ** 2 * TINY["hidden_size"]
-    )  # which torch's counter leaves out on the CPU
+    # of three layers, which torch's counter leaves out on the CPU
+    attention = 3 * 4 * family.positions(samples) ** 2 * TINY["hidden_size"]
     assert found.teacher_tflop_a_clip * 1e12 == pytest.approx(counter.get_total_flops() + attention, rel=1e-6)
     # 0.2 s: the shortest silence after a clip in training, by default
     clips, tokens = 3600, len(family.ctc_tokens.pieces)
@@ -236,7 +234,7 @@ def test_a_ctc_teachers_pass_and_targets_are_those_of_its_frames(tmp_path):
 @pytest.mark.parametrize("groups", [1, 4])
 def test_the_gradients_of_a_convolution_cost_what_it_does(groups):
     layer = torch.nn.Conv1d(8, 8, 5, groups=groups, device="meta")
-    forward, both = _counter(), _counter()
+    forward, both = flop_counter(), flop_counter()
     with forward:
         out = layer(torch.zeros(2, 8, 30, device="meta", requires_grad=True))
     assert forward.get_total_flops() == 2 * 2 * 26 * 8 * (8 // groups) * 5

@@ -57,7 +57,7 @@ def _fused_attention() -> Iterator[None]:
         functional.scaled_dot_product_attention = original
 
 
-def _counter() -> FlopCounterMode:
+def flop_counter() -> FlopCounterMode:
     """A counter for which the two gradients of a convolution cost as much as the convolution each, whatever its groups.
 
     torch's own takes the weights' gradient of a convolution in groups for that of a whole one.
@@ -80,7 +80,7 @@ def step_cost(
     frozen = student.encoder_frozen and stage.cache_encoder_states and not stage.encoder_matching
     frozen = frozen and not recipe.augment.changes_hearing  # as in distill.datasets
     given = planned.inputs(clips, seconds, frozen)
-    counter = _counter()
+    counter = flop_counter()
     with _fused_attention(), counter, saved_bytes(student.model) as saved:
         states, logits, _ = student(
             given.audio, given.attention_mask, given.inputs, given.labels, given.labelled, frozen
@@ -125,7 +125,7 @@ def teacher_pass_flop(teacher: PlannedModel, clip_seconds: float) -> int:
     """Operations of the teacher's pass over one clip: a Whisper's at 30 s, with a CTC head at the clip's length and the silence that it was trained with."""
     if teacher.ctc:
         given = teacher.inputs(1, min(clip_seconds + teacher.family.silence, WINDOW_SECONDS))
-        counter = _counter()
+        counter = flop_counter()
         with _fused_attention(), counter:
             states = teacher.family.encode(teacher.model, given.audio, given.attention_mask)
             teacher.family.logits(teacher.model, states, Tokens(given.inputs, given.labels), given.labelled)
@@ -136,7 +136,7 @@ def teacher_pass_flop(teacher: PlannedModel, clip_seconds: float) -> int:
         inputs = torch.zeros(1, tokens + 4, dtype=torch.int64)
         labels = torch.full((1, tokens + 4), IGNORE_INDEX)
         labelled = torch.zeros(tokens, dtype=torch.int64)
-    counter = _counter()
+    counter = flop_counter()
     with counter:
         decoder_logits(teacher.model, encode(teacher.model, features), Tokens(inputs, labels), labelled)
     return int(counter.get_total_flops())

@@ -6,7 +6,6 @@ What the other models with a CTC head compute depends on where a batch has paddi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,6 @@ from workbench.models import has_ctc_head, open_family
 from workbench.models.resolve import resolve_teacher
 from workbench.models.whisper.exported import exported_weights
 from workbench.models.whisper.family import Whisper, part_of
-from workbench.models.whisper.forward.log_mel import positions_of
 from workbench.models.whisper.forward.passes import decoder_logits, encode
 from workbench.models.whisper.loading.checkpoint import check_checkpoint
 from workbench.models.whisper.low_rank import with_low_rank_layers
@@ -48,10 +46,7 @@ class PlannedModel:
     """A model whose cost is counted."""
 
     model: Any
-    family: Any  # its Family; of a Whisper, what is needed of one
-    width: int  # of the encoder's states
-    vocabulary: int  # tokens that it predicts
-    positions: Callable[[int], int]  # encoder positions of a wave of some samples
+    family: Any  # its Family, or a WhisperShapes
 
     @property
     def ctc(self) -> bool:
@@ -82,7 +77,7 @@ class PlannedModel:
             audio = self.family.features([np.zeros(samples, np.float32)] * clips, seconds)
             mask = self.family.attention_mask([samples] * clips, seconds)
         if encoded:
-            audio = torch.zeros(clips, mask.shape[1], self.width, device=self.device)
+            audio = torch.zeros(clips, mask.shape[1], self.family.width, device=self.device)
         if self.ctc:  # a prediction at each position, and no decoder
             return StepInputs(audio, mask, *_tokens(clips, 0, tokens, mask.numel(), self.device))
         return StepInputs(audio, mask, *_tokens(clips, tokens + 4, tokens + 4, clips * tokens, self.device))
@@ -117,9 +112,11 @@ class WhisperShapes:
     exported_weights = staticmethod(exported_weights)
 
     def __init__(self, config: WhisperConfig) -> None:
-        self.config, self.vocabulary_size, self.folder = config, int(config.vocab_size), Path()
+        self.config, self.folder = config, Path()
+        self.width, self.vocabulary_size = int(config.d_model), int(config.vocab_size)
 
-    check_origin, same_tokens = Whisper.check_origin, Whisper.same_tokens
+    positions, same_tokens = Whisper.positions, Whisper.same_tokens
+    check_origin, check_pair, check_recipe = Whisper.check_origin, Whisper.check_pair, Whisper.check_recipe
 
 
 def planned_teacher(name: str) -> PlannedModel:
@@ -131,7 +128,7 @@ def planned_teacher(name: str) -> PlannedModel:
     folder = _folder_of(name)
     if folder is not None and has_ctc_head(folder):
         family: Any = open_family(folder)
-        return PlannedModel(family.load(), family, family.width, family.vocabulary_size, family.positions)
+        return PlannedModel(family.load(), family)
     return _whisper(meta_model(name, folder))
 
 
@@ -153,8 +150,7 @@ def planned_student(teacher: PlannedModel, recipe: StudentRecipe) -> PlannedMode
     if family.objective == "cross_entropy":
         return _whisper(meta_student(origin.model, recipe))
     with origin.device:
-        model = family.build_student(origin.model, recipe)
-    return PlannedModel(model, family, family.width, family.vocabulary_size, family.positions)
+        return PlannedModel(family.build_student(origin.model, recipe), family)
 
 
 def _over_whisper(whisper: Any, recipe: StudentRecipe) -> Any:
@@ -209,5 +205,4 @@ def _folder_of(name: str) -> Path | None:
 
 
 def _whisper(model: WhisperForConditionalGeneration) -> PlannedModel:
-    config = model.config
-    return PlannedModel(model, WhisperShapes(config), config.d_model, config.vocab_size, positions_of)
+    return PlannedModel(model, WhisperShapes(model.config))

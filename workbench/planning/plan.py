@@ -21,7 +21,6 @@ from workbench.core.errors import UserError
 from workbench.core.tables import print_rows
 from workbench.models.students import parameters
 from workbench.models.whisper.family import WINDOW_SECONDS
-from workbench.models.whisper.students import check_pair
 from workbench.planning.devices import open_device
 from workbench.planning.flops import step_cost, teacher_pass_flop
 from workbench.planning.models import PlannedModel, planned_student, planned_teacher
@@ -122,7 +121,13 @@ def plan(
 
     clip = Utterance("", b"", "", clip_seconds)
     a_clip = audio_bytes([clip.seconds]) + sum(
-        estimated_bytes([clip], replace(settings, frames=one.ctc), one.width, one.vocabulary, one.positions)
+        estimated_bytes(
+            [clip],
+            replace(settings, frames=one.ctc),
+            one.family.width,
+            one.family.vocabulary_size,
+            one.family.positions,
+        )
         for one in teachers.values()
     )
     stages = [
@@ -145,13 +150,10 @@ def plan(
 
 def _check(recipe: Recipe, student: PlannedModel, teacher: PlannedModel) -> None:
     """Raise UserError for a student that cannot be trained as the recipe says."""
-    matched = recipe.matched_keys(recipe.teacher)
-    if student.ctc:
-        student.family.check_recipe(recipe)
-        student.family.check_pair(student.model, teacher.model, matched)
-    else:
+    student.family.check_recipe(recipe)
+    if not student.ctc:
         check_without_ctc(recipe)
-        check_pair(student.model.config, teacher.model.config, matched)
+    student.family.check_pair(student.model, teacher.model, recipe.matched_keys(recipe.teacher))
     for name, stage in recipe.stages.items():
         if stage.intermediate_ctc is not None:
             check_layer(stage.intermediate_ctc, name, student.family.encoder_depth(student.model))
